@@ -1,0 +1,120 @@
+"""What we raise on purpose, drawn as a tree; each branch carries its exit code.
+
+    PassDeployError
+    ├── UsageError 2        the command line or the recipe
+    │   ├── RecipeError     a key, a value, a file that a recipe names
+    │   ├── ModelError      a model that cannot be built as asked
+    │   ├── PlanError       a plan that does not fit its network
+    │   └── RunError        no such run, or a run that cannot go on
+    ├── MissingError 3      something of this machine: a package, a driver, a GPU
+    │   └── MissingExtra
+    ├── GateError 4         a promise that was checked and not kept
+    │   ├── EquivalenceError, ParityError, AccuracyError, BudgetError
+    └── DataError 5         bad data, or a file that is not what it says
+        ├── WeightsError
+        └── CorruptArtifact
+
+A message is a small lesson of at most three lines: what was asked, what was found, what to do.
+The library raises; only the command line prints and exits. A path that a recipe names and that
+does not exist is usage (2); a file that exists and holds the wrong thing is data (5).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+
+class PassDeployError(Exception):
+    """Anything we raise on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PassDeployError):
+    """The command line or the recipe asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A key, a value or a file in a recipe."""
+
+
+class ModelError(UsageError):
+    """A model that is unknown or cannot be built as asked."""
+
+
+class PlanError(UsageError):
+    """A plan that does not fit the network it is applied to."""
+
+
+class RunError(UsageError):
+    """No such run, or a run that cannot go on."""
+
+
+class MissingError(PassDeployError):
+    """Something of the environment is missing: a package, a driver, a device."""
+
+    exit_code = 3
+
+
+class MissingExtra(MissingError):
+    """An optional package is not installed."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package {module!r}, which is not installed here.\n"
+            f"Install it with: pip install 'passdeploy[{extra}]'"
+        )
+        self.module, self.extra = module, extra
+
+
+class GateError(PassDeployError):
+    """A promise that was checked and not kept."""
+
+    exit_code = 4
+
+
+class EquivalenceError(GateError):
+    """The slim network does not compute what the masked one does."""
+
+
+class ParityError(GateError):
+    """An exported artifact does not compute what the PyTorch model does."""
+
+
+class AccuracyError(GateError):
+    """The slim network lost more accuracy than the recipe allows."""
+
+
+class BudgetError(GateError):
+    """The budget cannot be met."""
+
+
+class DataError(PassDeployError):
+    """Bad data, or a file that is not what it says."""
+
+    exit_code = 5
+
+
+class WeightsError(DataError):
+    """A weights file that does not fit its network."""
+
+
+class CorruptArtifact(DataError):
+    """A file of a run that is damaged or was changed after it was written."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional package, or say which extra provides it.
+
+    >>> require("json", extra="none").__name__
+    'json'
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise  # installed but broken inside: let its own traceback speak
+        raise MissingExtra(module, extra) from error
