@@ -1,3 +1,45 @@
-"""passdeploy: from a trained vision model to a small, fast, checked engine."""
+"""passdeploy: from a trained vision model to a small, fast, checked engine.
+
+The public names; each is imported when it is first used, so that `passdeploy --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from passdeploy.channels.groups import ChannelGroup as ChannelGroup
+    from passdeploy.channels.groups import find_groups as find_groups
+    from passdeploy.counts import Counts as Counts
+    from passdeploy.counts import count as count
+    from passdeploy.plan import Plan as Plan
+    from passdeploy.plan import choose_channels as choose_channels
+    from passdeploy.slim import masked as masked
+    from passdeploy.slim import slim as slim
+    from passdeploy.slim import verify as verify
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "ChannelGroup": "passdeploy.channels.groups",
+    "find_groups": "passdeploy.channels.groups",
+    "Counts": "passdeploy.counts",
+    "count": "passdeploy.counts",
+    "Plan": "passdeploy.plan",
+    "choose_channels": "passdeploy.plan",
+    "masked": "passdeploy.slim",
+    "slim": "passdeploy.slim",
+    "verify": "passdeploy.slim",
+}
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,264 @@
+"""Follow every channel of a network through one real forward pass.
+
+The network runs as it is, on an example input, under a `TorchDispatchMode` that sees every
+tensor operation. Beside each tensor we keep the labels along each of its dimensions; a rule
+per operation (rules.py) says how labels pass through it. Nothing is inferred from autograd or from
+module types, so reshapes, chunks, shuffles and functional calls are followed like anything else.
+
+An operation without a rule protects the channels that touch it, with its name, its module and the
+line of the model's code as the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from passdeploy.channels.labels import NONE, LabelBook, Reason
+
+DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
+
+
+@dataclass(frozen=True)
+class StateDim:
+    """One dimension of one parameter or buffer, and its labels."""
+
+    tensor: str  # its first name in the state dict
+    dim: int
+    labels: Tensor  # shape (size,)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one operation, and the dimensions they grow with."""
+
+    module: str
+    macs: int
+    dims: tuple[Tensor, ...]  # the labels along each dimension that the count is proportional to
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tensor operation as it happened: arguments by their schema's names."""
+
+    op: torch._ops.OpOverload
+    arguments: Mapping[str, Any]
+    result: Any
+
+    @classmethod
+    def bind(cls, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
+        """Name the arguments, with the schema's defaults filled in."""
+        schema = op._schema.arguments
+        arguments = {slot.name: slot.default_value for slot in schema if slot.has_default_value()}
+        arguments.update({slot.name: value for slot, value in zip(schema, args, strict=False)})
+        arguments.update(kwargs)
+        return cls(op, arguments, result)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def name(self) -> str:
+        """The operation without its overload: `aten.convolution`."""
+        return str(self.op.overloadpacket)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the arguments, lists included."""
+        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Tensor)]
+
+    @property
+    def results(self) -> list[Tensor]:
+        """Every tensor among the results."""
+        return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
+
+
+Rule = Callable[["Walk", Call], None]
+
+
+@dataclass
+class Trace:
+    """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
+
+    book: LabelBook
+    state: tuple[StateDim, ...]
+    parameters: dict[str, int]  # name -> number of elements
+    produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
+    read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
+    work: list[Work] = field(default_factory=list)
+
+
+class Walk(TorchDispatchMode):
+    """The mode under which the model runs; rules read and write labels through it."""
+
+    def __init__(self, model: nn.Module, find_rule: Callable[[torch._ops.OpOverload], Rule | None]) -> None:
+        super().__init__()
+        self.book = LabelBook()
+        self._find_rule = find_rule
+        self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._modules: list[str] = []
+        sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
+        self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
+
+    def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            # A dimension of size one has nothing to remove.
+            labels = {dim: self.book.fresh(size) for dim, size in enumerate(tensor.shape) if size > 1}
+            self._labels[tensor] = labels
+            for dim, vector in labels.items():
+                yield StateDim(name, dim, vector)
+
+    # What rules use
+
+    def labels(self, tensor: Tensor | None) -> DimLabels:
+        """The labels of a tensor by dimension; dimensions without removable channels are absent."""
+        return {} if tensor is None else self._labels.get(tensor, {})
+
+    def set_labels(self, tensor: Tensor, labels: DimLabels) -> None:
+        """Give `tensor` its labels; dimensions of size one carry none."""
+        for dim, vector in labels.items():
+            if tensor.size(dim) != len(vector):
+                raise AssertionError(f"{len(vector)} labels along dimension {dim} of {tuple(tensor.shape)}")
+        alone = [dim for dim in labels if tensor.size(dim) == 1]
+        for dim in alone:
+            self.protect(labels[dim], "picked out alone")
+        self._labels[tensor] = {dim: vector for dim, vector in labels.items() if dim not in alone}
+
+    def join(self, first: Tensor, second: Tensor, why: str) -> None:
+        """Join two label vectors; what meets NONE is protected for the reason `why`."""
+        self.book.join(first, second, self.reason(why))
+
+    def protect(self, labels: Tensor, why: str) -> None:
+        """These channels must stay."""
+        self.book.protect(labels, self.reason(why))
+
+    def protect_all(self, tensors: Sequence[Tensor], why: str) -> None:
+        """Every channel of these tensors must stay."""
+        for tensor in tensors:
+            for vector in self.labels(tensor).values():
+                self.protect(vector, why)
+
+    def produces(self, labels: Tensor) -> None:
+        """These labels are the output channels of the layer that is running."""
+        self.trace.produced.append(labels)
+
+    def reads(self, labels: Tensor) -> None:
+        """These labels are the weight slices with which the running layer reads its input."""
+        self.trace.read.append(labels)
+
+    def count(self, macs: int, *dims: Tensor | None) -> None:
+        """Book `macs` multiply-adds that are proportional to each of the labelled `dims`."""
+        module = self._modules[-1] if self._modules else ""
+        self.trace.work.append(Work(module, macs, tuple(dim for dim in dims if dim is not None)))
+
+    def reason(self, why: str) -> Reason:
+        """`why`, with the operation, the module and the line of code that is running."""
+        op = self._running.name if self._running else ""
+        return Reason(why, op, self._modules[-1] if self._modules else "", _source_line())
+
+    def _give_up(self, call: Call, why: str) -> None:
+        self.protect_all(call.tensors, why)
+        for result in call.results:
+            self._labels[result] = {}
+
+    # What torch uses
+
+    _running: Call | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        call = Call.bind(func, args, kwargs or {}, result)
+        self._running = call
+        rule = self._find_rule(func)
+        if rule is None:
+            self._give_up(call, "no rule follows channels through this operation")
+        else:
+            try:
+                rule(self, call)
+            except Exception as error:  # a case the rule did not foresee costs these channels, not the model
+                self._give_up(call, f"could not be followed: {error}")
+        self._running = None
+        return result
+
+    @contextmanager
+    def naming_modules(self, model: nn.Module) -> Iterator[None]:
+        """Know, while the model runs, which of its modules is running."""
+
+        def enter(name: str) -> Callable[..., None]:
+            return lambda *_: self._modules.append(name)
+
+        def leave(*_: Any) -> None:
+            self._modules.pop()
+
+        hooks = []
+        for name, module in model.named_modules():
+            hooks.append(module.register_forward_pre_hook(enter(name)))
+            hooks.append(module.register_forward_hook(leave, always_call=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def follow(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Trace:
+    """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
+
+    Args:
+        model: any network; its weights are read, never written.
+        example_inputs: one tensor, or a sequence of positional arguments. Every size that the
+            network decides on should be as in use; the batch may be 1.
+    """
+    from passdeploy.channels.rules import find_rule
+
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    walk = Walk(model, find_rule)
+    with torch.no_grad(), evaluating(model), walk.naming_modules(model), walk:
+        outputs = model(*inputs)
+    walk._running = None
+    for output in tree_leaves(outputs):
+        if isinstance(output, Tensor):
+            for vector in walk.labels(output).values():
+                walk.book.protect(vector, Reason("the model's output"))
+    return walk.trace
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and back into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _source_line() -> str:
+    """File and line of the innermost running frame of the model's own code, or else of a torch module."""
+    frame, torch_module = sys._getframe(1), ""
+    while frame is not None and frame.f_code is not follow.__code__:
+        file = Path(frame.f_code.co_filename)
+        if "torch" in file.parts:
+            if not torch_module and file.parent.name == "modules" and file.name != "module.py":
+                torch_module = f"{file.name}:{frame.f_lineno}"
+        elif file.parent != Path(__file__).parent:
+            return f"{file.name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return torch_module
+
+
+__all__ = ["NONE", "Call", "DimLabels", "StateDim", "Trace", "Walk", "Work", "evaluating", "follow"]

@@ -1,0 +1,211 @@
+"""Channel groups: the units in which a network can be cut.
+
+A removable channel is a set of slices of parameters that only make sense together: a filter, its
+normalisation, the slices of everything that reads it, and the same place in every layer that
+is added to it. Channels with slices in the same dimensions of the same tensors form a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.costs import CostModel, Factor
+from passdeploy.channels.follow import StateDim, Trace, follow
+from passdeploy.channels.labels import NONE
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Where the channels of a group sit along one dimension of one tensor."""
+
+    tensor: str  # name in the state dict
+    dim: int
+    index: Tensor  # (width, count): the places of each channel, ascending
+    is_output: bool  # the layer puts these channels out
+    is_input: bool  # the layer reads these channels; one that does neither scales or shifts them
+
+    @property
+    def layer(self) -> str:
+        """The module that holds the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Channels that live in the same tensors, each of which can be removed on its own."""
+
+    name: str  # the first layer that makes them
+    width: int  # how many independently removable channels
+    slots: tuple[Slot, ...]  # the first one is that layer's output
+    reason: str = ""  # why they must stay; empty if they may be cut
+
+    @property
+    def is_prunable(self) -> bool:
+        """Whether channels may be removed; a single one is all there is, and stays."""
+        return not self.reason and self.width > 1
+
+    @property
+    def span(self) -> int:
+        """How many output channels of its first layer one channel of the group stands for."""
+        return self.slots[0].index.size(1)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The modules that hold slices of this group, in order, each once."""
+        return tuple(dict.fromkeys(slot.layer for slot in self.slots))
+
+    def __repr__(self) -> str:
+        fate = "prunable" if self.is_prunable else f"protected: {self.reason or 'a single channel'}"
+        return f"ChannelGroup({self.name!r}, width={self.width}, {fate})"
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMap:
+    """What one walk through a network found: its groups, and what its widths cost."""
+
+    groups: tuple[ChannelGroup, ...]
+    costs: CostModel
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The groups that may be cut."""
+        return tuple(group for group in self.groups if group.is_prunable)
+
+
+def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
+    """The channel groups of `model`, prunable and protected, in the order of the forward pass.
+
+    Args:
+        model: any network; it is run once in evaluation mode and left as it was.
+        example_inputs: one tensor or several, sized as in use; a batch of one is enough.
+    """
+    return map_channels(model, example_inputs).groups
+
+
+def map_channels(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, exclude: Sequence[str] = ()
+) -> ChannelMap:
+    """The groups of `model` and its cost model, from one walk.
+
+    Args:
+        model: any network; it is run once in evaluation mode and left as it was.
+        example_inputs: one tensor or several, sized as in use.
+        exclude: patterns (as in `fnmatch`) of layers whose channels must stay.
+    """
+    trace = follow(model, example_inputs)
+    groups = _assemble(trace, exclude)
+    return ChannelMap(tuple(group for group, _ in groups), _price(trace, groups))
+
+
+def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, np.ndarray]]:
+    """Groups with the roots of their channels, in the order in which layers first put them out."""
+    starts = np.array([int(state.labels[0]) for state in trace.state])
+    made, read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
+    reasons = trace.book.protected_roots()
+
+    # One row per label of the state: which dimension, which place along it, which channel.
+    sizes = [len(state.labels) for state in trace.state]
+    dims = np.repeat(np.arange(len(sizes)), sizes)
+    places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
+    roots = trace.book.find(torch.cat([state.labels for state in trace.state])).numpy() if sizes else places
+    is_channel = np.isin(roots, roots[np.isin(dims, list(made))])
+    dims, places, roots = dims[is_channel], places[is_channel], roots[is_channel]
+
+    # Channels with the same number of places in the same dimensions are of one kind.
+    by_root = np.lexsort((places, dims, roots))
+    dims, places, roots = dims[by_root], places[by_root], roots[by_root]
+    bounds = np.flatnonzero(np.diff(roots)) + 1
+    kinds: dict[tuple[bytes, str], list[int]] = {}
+    spans = list(zip([0, *bounds], [*bounds, len(roots)], strict=True)) if len(roots) else []
+    for number, (low, high) in enumerate(spans):
+        reason = reasons.get(int(roots[low]))
+        kinds.setdefault((dims[low:high].tobytes(), str(reason) if reason else ""), []).append(number)
+
+    found: list[tuple[int, ChannelGroup, np.ndarray]] = []
+    taken: dict[str, int] = {}
+    for (_, reason), members in kinds.items():
+        low, high = spans[members[0]]
+        order = {int(dim): made.get(int(dim), len(trace.produced)) for dim in np.unique(dims[low:high])}
+        lead = min(order, key=lambda dim: (order[dim], dim))
+        table = np.stack([places[slice(*spans[member])] for member in members])  # (width, places of one channel)
+        table = table[np.argsort(table[:, np.flatnonzero(dims[low:high] == lead)[0]])]
+        slots = tuple(
+            Slot(
+                trace.state[dim].tensor,
+                trace.state[dim].dim,
+                torch.from_numpy(table[:, dims[low:high] == dim].copy()),
+                is_output=dim in made,
+                is_input=dim in read,
+            )
+            for dim in sorted(order, key=lambda dim: (order[dim], dim))
+        )
+        group_roots = np.array([roots[spans[member][0]] for member in members])
+        group = ChannelGroup(slots[0].layer, len(members), slots, reason)
+        found.append((order[lead], group, group_roots))
+    named: list[tuple[ChannelGroup, np.ndarray]] = []
+    for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
+        taken[group.name] = taken.get(group.name, 0) + 1
+        name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
+        reason = group.reason or _excluded(group, exclude)
+        named.append((ChannelGroup(name, group.width, group.slots, reason), group_roots))
+    return named
+
+
+def _excluded(group: ChannelGroup, patterns: Sequence[str]) -> str:
+    from fnmatch import fnmatchcase
+
+    for pattern in patterns:
+        for layer in group.layers:
+            if fnmatchcase(layer, pattern):
+                return f"excluded by {pattern!r} ({layer})"
+    return ""
+
+
+def _dims_of(used: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
+    """Number of a state dimension -> the first use whose labels belong to it."""
+    first: dict[int, int] = {}
+    for order, labels in enumerate(used):
+        own = labels[labels != NONE].unique().numpy()
+        for dim in np.unique(np.searchsorted(starts, own, side="right") - 1):
+            first.setdefault(int(dim), order)
+    return first
+
+
+def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> CostModel:
+    """The cost model of a walk: multiply-adds and parameters as functions of the groups' widths."""
+    width_of = {group.name: group.width for group, _ in groups}
+    group_of: dict[int, str] = {
+        int(root): group.name for group, roots in groups if group.is_prunable for root in roots
+    }
+
+    def factor(labels: Tensor) -> Factor:
+        counts: dict[str, int] = {}
+        for root in trace.book.find(labels).tolist():
+            if (name := group_of.get(root)) is not None:
+                counts[name] = counts.get(name, 0) + 1
+        spans = {name: count // width_of[name] for name, count in counts.items()}
+        return Factor(len(labels) - sum(counts.values()), tuple(spans.items()))
+
+    known: dict[bytes, Factor] = {}
+
+    def cached(labels: Tensor) -> Factor:
+        key = labels.numpy().tobytes()
+        if key not in known:
+            known[key] = factor(labels)
+        return known[key]
+
+    macs = [(work.macs, [cached(dim) for dim in work.dims]) for work in trace.work]
+    params: list[tuple[int, list[Factor]]] = []
+    by_tensor: dict[str, list[StateDim]] = {}
+    for state in trace.state:
+        by_tensor.setdefault(state.tensor, []).append(state)
+    for name, numel in trace.parameters.items():
+        params.append((numel, [cached(state.labels) for state in by_tensor.get(name, [])]))
+    channels = [(group.width * group.span, [Factor(0, ((group.name, group.span),))])
+                if group.is_prunable else (group.width * group.span, []) for group, _ in groups]  # fmt: skip
+    return CostModel.build(width_of, macs=macs, params=params, channels=channels)

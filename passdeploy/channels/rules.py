@@ -1,0 +1,419 @@
+"""One rule per tensor operation: how the labels of its inputs become the labels of its results.
+
+A rule may rely on three facts. Labels sit along dimensions, never on single elements. Whatever
+two tensors do element by element joins their labels. A contraction (convolution, linear layer, matrix
+product) ends the labels it sums over and starts those of its weight's output dimension.
+
+An operation that is missing here is not an error: follow.py protects what touches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from passdeploy.channels.follow import Call, DimLabels, Rule, Walk
+from passdeploy.channels.labels import NONE
+
+aten = torch.ops.aten
+_RULES: dict[Any, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operations of `torch.ops.aten`, by name; names this torch lacks are passed over."""
+
+    def register(function: Rule) -> Rule:
+        for op in ops:
+            if hasattr(aten, op):
+                _RULES[getattr(aten, op)] = function
+        return function
+
+    return register
+
+
+def find_rule(op: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operation; torch itself marks the element-wise ones."""
+    if (found := _RULES.get(op.overloadpacket)) is not None:
+        return found
+    return elementwise if torch.Tag.pointwise in op.tags else None
+
+
+# Element by element
+
+
+@rule("copy_", "hardswish", "hardswish_", "mish_", "gelu_", "log_sigmoid_forward", "_prelu_kernel", "native_dropout")
+@rule("masked_fill_", "rrelu_with_noise", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "feature_dropout")
+def elementwise(walk: Walk, call: Call) -> None:
+    """Whatever shares a position shares its fate."""
+    operands = [(tensor.shape, walk.labels(tensor)) for tensor in call.tensors]
+    for result in call.results:
+        walk.set_labels(result, joined(walk, operands, result.ndim))
+
+
+def joined(walk: Walk, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim: int) -> DimLabels:
+    """Join the labels of operands (shape, labels) that broadcast against each other into `ndim` dimensions."""
+    meeting: dict[int, list[Tensor | None]] = {}
+    for shape, labels in operands:
+        for dim, size in enumerate(shape):
+            if size > 1:  # a dimension of size one broadcasts: it meets nobody
+                meeting.setdefault(ndim - len(shape) + dim, []).append(labels.get(dim))
+    result: DimLabels = {}
+    for dim, vectors in meeting.items():
+        labelled = [vector for vector in vectors if vector is not None]
+        if not labelled:
+            continue
+        for vector in labelled[1:]:
+            walk.join(labelled[0], vector, "meets channels that must stay")
+        if len(labelled) < len(vectors):
+            walk.protect(labelled[0], "meets a tensor whose size cannot change")
+        result[dim] = labelled[0]
+    return result
+
+
+@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
+@rule("clone", "detach", "alias", "_to_copy", "lift_fresh")
+def same_shape(walk: Walk, call: Call) -> None:
+    """A tensor made in the image of another has its channels."""
+    walk.set_labels(call.results[0], dict(walk.labels(call.tensors[0])))
+
+
+@rule("glu")
+def gated(walk: Walk, call: Call) -> None:
+    """One half gates the other: both lose the same places."""
+    source = call["self"]
+    dim, labels = call["dim"] % source.ndim, dict(walk.labels(source))
+    if (vector := labels.get(dim)) is not None:
+        labels[dim] = walk.book.join_rows(vector.view(2, -1).T, walk.reason("gated by channels that must stay"))
+    walk.set_labels(call.result, labels)
+
+
+# Data movement
+
+
+@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_")
+@rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
+@rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
+@rule("native_channel_shuffle", "view_copy", "constant_pad_nd", "tile", "repeat_interleave")
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
+def movement(walk: Walk, call: Call) -> None:
+    """Do to a tensor's labels what was done to the tensor."""
+    source, labels = call.tensors[0], walk.labels(call.tensors[0])
+    if call.op.overloadpacket is aten.split:
+        _keep_halves_equal(walk, call)
+    found: list[DimLabels] = [{} for _ in call.results]
+    for dim, vector in labels.items():
+        moved = _moved(call, _spread(vector, dim, source.shape))
+        for target, values in zip(found, moved, strict=True):
+            boxed = walk.book.squeeze_to_box(values, walk.reason("cannot be removed from a box-shaped tensor"))
+            for new_dim, new in boxed.items():
+                if new_dim in target:  # two dimensions became one: only the more numerous stay removable
+                    few, many = sorted((target[new_dim], new), key=lambda v: len(v.unique()))
+                    walk.protect(few, "two kinds of channels share one dimension")
+                    new = many
+                target[new_dim] = new
+    for result, dims in zip(call.results, found, strict=True):
+        walk.set_labels(result, dims)
+
+
+def _keep_halves_equal(walk: Walk, call: Call) -> None:
+    """`chunk` and `split` into equal parts will do so again on the slim network: the parts lose the same places."""
+    dim = call["dim"] % call.tensors[0].ndim
+    vector, size = walk.labels(call.tensors[0]).get(dim), call["split_size"]
+    if vector is not None and len(vector) > size:
+        if len(vector) % size:
+            walk.protect(vector, "split into parts of unequal size")
+        else:
+            walk.book.join_rows(vector.view(-1, size).T, walk.reason("at the place of channels that must stay"))
+
+
+def _spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+    """Labels along one dimension as a field over the whole tensor, without using its memory."""
+    ones = [1] * len(shape)
+    ones[dim] = -1
+    return vector.view(ones).expand(*shape)
+
+
+def _moved(call: Call, field: Tensor) -> list[Tensor]:
+    """The operation, run on labels in place of values."""
+    arguments = dict(call.arguments)
+    first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
+    arguments[first] = field
+    if call.op.overloadpacket is aten.constant_pad_nd:
+        arguments["value"] = NONE
+    if call.op.overloadpacket in (aten.view, aten._unsafe_view, aten._reshape_alias):
+        return [field.reshape(call.results[0].shape)]  # a spread field has no strides to view
+    result = call.op(**arguments)
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@rule("cat", "concat")
+def concatenate(walk: Walk, call: Call) -> None:
+    """Along the joint the labels follow one another; across it they are joined."""
+    parts = [part for part in call["tensors"] if part.ndim == call.result.ndim]  # torch skips empty 1-d ones
+    joint = call["dim"] % call.result.ndim
+    across: list[tuple[Sequence[int], DimLabels]] = []
+    along: list[Tensor] = []
+    for part in parts:
+        labels = dict(walk.labels(part))
+        along.append(labels.pop(joint, torch.full((part.size(joint),), NONE)))
+        across.append(([1 if dim == joint else size for dim, size in enumerate(part.shape)], labels))
+    result = joined(walk, across, call.result.ndim)
+    if (vector := torch.cat(along)).any():
+        result[joint] = vector
+    walk.set_labels(call.result, result)
+
+
+@rule("stack")
+def stack(walk: Walk, call: Call) -> None:
+    """Stacked tensors share every dimension but the new one."""
+    joint = call["dim"] % call.result.ndim
+    operands = [(tensor.shape, walk.labels(tensor)) for tensor in call["tensors"]]
+    labels = joined(walk, operands, call.result.ndim - 1)
+    walk.set_labels(call.result, {dim + (dim >= joint): vector for dim, vector in labels.items()})
+
+
+@rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
+def picking(walk: Walk, call: Call) -> None:
+    """Rows picked by an index keep the channels of the dimensions that no index runs along."""
+    if call.op.overloadpacket is aten.embedding:
+        table, index = call["weight"], call["indices"]
+        labels = walk.labels(table)
+        walk.protect(labels.get(0, torch.empty(0, dtype=torch.int64)), "rows of a table are picked by an index")
+        walk.set_labels(call.result, {index.ndim: labels[1]} if 1 in labels else {})
+        if 1 in labels:
+            walk.produces(labels[1])
+        return
+    source, labels = call.tensors[0], walk.labels(call.tensors[0])
+    if call.op.overloadpacket is aten.index_select:
+        picked = {call["dim"] % source.ndim}
+        kept = {dim: vector for dim, vector in labels.items() if dim not in picked}
+    elif call.op.overloadpacket in (aten.index, aten._unsafe_index) and len(call.tensors) > 1:
+        indices = list(call["indices"]) + [None] * (source.ndim - len(call["indices"]))
+        used = [dim for dim, index in enumerate(indices) if index is not None]
+        plain = all(indices[dim].dtype != torch.bool for dim in used) and used == list(range(used[0], used[-1] + 1))
+        if not plain:  # boolean or scattered indices move dimensions about
+            walk.protect_all(call.tensors, "picked by an index")
+            return
+        picked, shift = set(used), max(indices[dim].ndim for dim in used) - len(used)
+        kept = {dim + shift * (dim > used[-1]): vector for dim, vector in labels.items() if dim not in picked}
+    else:
+        walk.protect_all(call.tensors, "picked by an index")
+        return
+    for dim in picked & labels.keys():
+        walk.protect(labels[dim], "picked by an index")
+    walk.set_labels(call.result, kept)
+
+
+# Reductions
+
+
+@rule("mean", "sum", "amax", "amin", "prod", "std", "var", "var_mean", "std_mean", "max", "min", "argmax", "argmin")
+@rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
+@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
+def reduction(walk: Walk, call: Call) -> None:
+    """A statistic over channels changes with their number, so they stay; other dimensions pass."""
+    source = call.tensors[0]
+    labels = walk.labels(source)
+    if len(call.tensors) > 1:  # max(a, b) and min(a, b)
+        return elementwise(walk, call)
+    dims = call.arguments.get("dim")
+    over = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
+    for dim in over & labels.keys():
+        walk.protect(labels[dim], "a statistic over these channels depends on their number")
+    for result in call.results:
+        if result.ndim == source.ndim:
+            kept = {d: v for d, v in labels.items() if result.size(d) == len(v)}
+        else:
+            kept = {d - sum(o < d for o in over): v for d, v in labels.items() if d not in over}
+        walk.set_labels(result, kept)
+    return None
+
+
+# Windows over space: the channels in front of them pass
+
+_SPATIAL_DIMS = {
+    "max_pool1d": 1, "avg_pool1d": 1, "adaptive_avg_pool1d": 1, "adaptive_max_pool1d": 1, "max_pool1d_with_indices": 1,
+    "max_pool2d_with_indices": 2, "avg_pool2d": 2, "_adaptive_avg_pool2d": 2, "adaptive_max_pool2d": 2, "max_pool2d": 2,
+    "fractional_max_pool2d": 2, "reflection_pad2d": 2, "replication_pad2d": 2, "reflection_pad1d": 1, "replication_pad1d": 1,
+    "upsample_nearest1d": 1, "upsample_nearest2d": 2, "upsample_nearest3d": 3, "upsample_bilinear2d": 2, "upsample_linear1d": 1,
+    "upsample_bicubic2d": 2, "upsample_trilinear3d": 3, "_upsample_nearest_exact2d": 2, "_upsample_bilinear2d_aa": 2,
+    "_upsample_bicubic2d_aa": 2, "_upsample_nearest_exact1d": 1, "_upsample_nearest_exact3d": 3, "adaptive_avg_pool2d": 2,
+    "max_pool3d_with_indices": 3, "avg_pool3d": 3, "_adaptive_avg_pool3d": 3, "adaptive_max_pool3d": 3, "mkldnn_max_pool2d": 2,
+    "grid_sampler_2d": 2, "reflection_pad3d": 3, "replication_pad3d": 3,
+}  # fmt: skip
+
+
+@rule(*_SPATIAL_DIMS)
+def window(walk: Walk, call: Call) -> None:
+    """Pooling, resizing and mirrored padding move along space; channels in front of it pass."""
+    source = call.tensors[0]
+    space = source.ndim - _SPATIAL_DIMS[call.name.removeprefix("aten.")]
+    for dim, vector in walk.labels(source).items():
+        if dim >= space:
+            walk.protect(vector, "a window slides along these channels")
+    for result in call.results:
+        walk.set_labels(result, {d: v for d, v in walk.labels(source).items() if d < space})
+
+
+# Contractions
+
+
+def cuts_whole_groups(groups: int, inputs_per_group: int) -> bool:
+    """Whether a grouped convolution loses whole groups (depthwise always) or the same places in every group.
+
+    The finer of the two choices leaves the hypernetwork more to decide.
+    """
+    return groups > 1 and groups >= inputs_per_group
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
+def convolution(walk: Walk, call: Call) -> None:
+    """Input labels name the weight's input slices, the weight's output slices name the result's channels."""
+    x, weight, bias, groups = call["input"], call["weight"], call.arguments.get("bias"), int(call["groups"])
+    transposed = bool(call.arguments.get("transposed", False))
+    channel = 1 if x.ndim == weight.ndim else 0
+    labels, slices = walk.labels(x), walk.labels(weight)
+    inputs, outputs = x.size(channel), call.result.size(channel)
+    into, out_of = (slices.get(0), slices.get(1)) if transposed else (slices.get(1), slices.get(0))
+    for dim, vector in labels.items():
+        if dim > channel:
+            walk.protect(vector, "a window slides along these channels")
+    for dim, vector in slices.items():
+        if dim > 1:
+            walk.protect(vector, "a place in a kernel")
+
+    coming = labels.get(channel)
+    made: Tensor | None
+    if groups == 1:
+        end(walk, coming, into)
+        made, scales = out_of, (out_of, into)
+    elif cuts_whole_groups(groups, inputs // groups):
+        made, scales = _whole_groups(walk, coming, slices.get(0), groups, inputs, outputs, transposed)
+        if (within := slices.get(1)) is not None:
+            walk.protect(within, "whole groups are removed, their inside stays")
+    else:
+        made, scales = _same_places(walk, coming, into, out_of, groups, transposed)
+    if made is not None:
+        walk.produces(made)
+        if bias is not None:
+            walk.join(made, walk.labels(bias).get(0, torch.full((outputs,), NONE)), "meets a fixed bias")
+    per_weight = (x if transposed else call.result).numel() // (inputs if transposed else outputs)
+    walk.count(per_weight * weight.numel(), *scales)
+    kept = {dim: vector for dim, vector in labels.items() if dim < channel}
+    walk.set_labels(call.result, kept | ({channel: made} if made is not None else {}))
+
+
+def end(walk: Walk, coming: Tensor | None, into: Tensor | None) -> None:
+    """Channels arrive at the weight slices that read them; a side that is missing makes the other stay."""
+    if into is not None:
+        walk.reads(into)
+    meet(walk, coming, into)
+
+
+def meet(walk: Walk, channels: Tensor | None, table: Tensor | None) -> None:
+    """Channels meet the slices of a parameter that belong to them; a side that is missing makes the other stay."""
+    if channels is not None and table is not None:
+        walk.join(channels, table, "meets channels that must stay")
+    elif channels is not None:
+        walk.protect(channels, "meets a weight that cannot be cut")
+    elif table is not None:
+        walk.protect(table, "belongs to an input that cannot be cut")
+
+
+def _whole_groups(
+    walk: Walk, coming: Tensor | None, rows: Tensor | None, groups: int, inputs: int, outputs: int, transposed: bool
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """A group goes with all it reads and all it makes. Returns the result's labels and what its cost grows with."""
+    if rows is None:
+        end(walk, coming, None)
+        return None, ()
+    reason = walk.reason("in one group with channels that must stay")
+    unit = walk.book.join_rows(rows.view(groups, -1), reason)
+    if coming is None:
+        walk.protect(unit, "reads an input that cannot be cut")
+    else:
+        read = walk.book.join_rows(coming.view(groups, inputs // groups), reason)
+        walk.join(unit, read, "in one group with channels that must stay")
+    made = unit.repeat_interleave(outputs // groups) if transposed else rows
+    return made, (rows,)
+
+
+def _same_places(
+    walk: Walk, coming: Tensor | None, into: Tensor | None, out_of: Tensor | None, groups: int, transposed: bool
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """Every group loses the same places. Returns the result's labels and what its cost grows with."""
+    reason = walk.reason("at the place of channels that must stay in another group")
+    # The weight spells out all groups along its dimension 0 and one group along dimension 1.
+    spelled, single = (coming, out_of) if transposed else (out_of, into)
+    if transposed:
+        end(walk, coming, into)
+        if into is not None:
+            walk.book.join_rows(into.view(groups, -1).T, reason)
+        return (None if single is None else single.repeat(groups)), (into, out_of)
+    if coming is not None:
+        read = walk.book.join_rows(coming.view(groups, -1).T, reason)
+        end(walk, read, into)
+    else:
+        end(walk, None, into)
+    if spelled is not None:
+        walk.book.join_rows(spelled.view(groups, -1).T, reason)
+    return spelled, (out_of, into)
+
+
+@rule("mm", "addmm", "bmm", "baddbmm")
+def product(walk: Walk, call: Call) -> None:
+    """A matrix product ends what it sums over; rows and columns pass, a batch of matrices is joined."""
+    *added, left, right = call.tensors
+    row, column = left.ndim - 2, left.ndim - 1
+    ours, theirs = walk.labels(left), walk.labels(right)
+    end(walk, ours.get(column), theirs.get(row))
+    result: DimLabels = {}
+    if row in ours:
+        result[row] = ours[row]
+    if column in theirs:
+        result[column] = theirs[column]
+        walk.produces(theirs[column])
+    if left.ndim == 3 and (0 in ours or 0 in theirs):
+        meet(walk, ours.get(0), theirs.get(0))
+        result[0] = ours.get(0, theirs.get(0))
+    walk.count(call.result.numel() * left.size(column), *result.values(), ours.get(column, theirs.get(row)))
+    operands = [(call.result.shape, result), *((tensor.shape, walk.labels(tensor)) for tensor in added)]
+    walk.set_labels(call.result, joined(walk, operands, call.result.ndim))
+
+
+# Normalisation
+
+
+@rule("native_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "miopen_batch_norm")
+@rule("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update", "_batch_norm_impl_index")
+def batch_norm(walk: Walk, call: Call) -> None:
+    """Each channel has its own statistics, scale and shift."""
+    x = call["input"]
+    labels = dict(walk.labels(x))
+    tables = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    vectors = [walk.labels(table).get(0) for table in tables if table is not None]
+    channels = labels.get(1)
+    for vector in vectors:
+        meet(walk, channels, vector)
+    walk.set_labels(call.results[0], labels)
+
+
+@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm")
+def channel_norm(walk: Walk, call: Call) -> None:
+    """Statistics over channels: the network that is left would compute other ones, so the channels stay."""
+    x = call["input"]
+    labels = dict(walk.labels(x))
+    if call.op.overloadpacket is aten.native_group_norm:
+        over, table_dim = {1}, 1
+    else:
+        over = set(range(x.ndim - len(call["normalized_shape"]), x.ndim))
+        table_dim = min(over)
+    for dim in over & labels.keys():
+        walk.protect(labels[dim], "a statistic over these channels depends on their number")
+    for name in ("weight", "bias"):
+        for dim, vector in walk.labels(call.arguments.get(name)).items():
+            meet(walk, labels.get(table_dim + dim), vector)
+    walk.set_labels(call.results[0], labels)

@@ -1,0 +1,149 @@
+"""From a network and a plan to a smaller network, and the proof that it is the same function.
+
+`masked` leaves every shape alone and lets the removed channels contribute nothing; `slim` cuts them out.
+The two compute the same, to rounding: that is the promise of the whole project, and `verify` checks it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from passdeploy.channels.follow import evaluating
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.rules import cuts_whole_groups
+from passdeploy.errors import EquivalenceError
+from passdeploy.plan import Plan
+
+
+def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
+
+    Parameter names, training mode and `requires_grad` are as in `model`.
+
+    Raises:
+        PlanError: the plan does not fit the groups.
+    """
+    plan.check(groups)
+    state = dict(_state(model))
+    for (name, dim), removed in _removed_places(groups, plan).items():
+        stays = torch.ones(state[name].size(dim), dtype=torch.bool)
+        stays[removed] = False
+        state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
+    # Parameters that deepcopy finds in its memo are taken as they are: nothing is copied twice, shared ones stay shared.
+    smaller = copy.deepcopy(model, {id(old): _like(old, state[name]) for name, old in _state(model)})
+    for module in smaller.modules():
+        _state_true_widths_(module)
+    return smaller
+
+
+def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """A copy of `model` with the same shapes in which the dropped channels contribute nothing to any consumer.
+
+    Raises:
+        PlanError: the plan does not fit the groups.
+    """
+    plan.check(groups)
+    reference = copy.deepcopy(model)
+    parameters = dict(reference.named_parameters())
+    with torch.no_grad():
+        for (name, dim), removed in _removed_places(groups, plan).items():
+            if name in parameters:  # running statistics are divided by: they stay as they are
+                parameters[name].index_fill_(dim, removed.to(parameters[name].device), 0.0)
+    return reference
+
+
+def verify(
+    model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, inputs: Tensor | Sequence[Tensor], *, tolerance: float
+) -> float:
+    """Compare `slim` with `masked` on real inputs; returns the largest relative error.
+
+    The error of an output is its largest difference divided by its largest absolute value.
+
+    Raises:
+        EquivalenceError: it is above `tolerance`, or not a number.
+    """
+    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    reference, smaller = masked(model, groups, plan), slim(model, groups, plan)
+    with torch.no_grad(), evaluating(reference), evaluating(smaller):
+        expected, found = tree_leaves(reference(*arguments)), tree_leaves(smaller(*arguments))
+    error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor))
+    if not error <= tolerance:
+        raise EquivalenceError(
+            f"the slim network differs from the masked one by {error:.1e} (relative), allowed is {tolerance:.1e}.\n"
+            "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
+        )
+    return error
+
+
+def relative_error(expected: Tensor, found: Tensor) -> float:
+    """Largest difference over largest magnitude; infinite where shapes differ or a value is not finite."""
+    if expected.shape != found.shape:
+        return float("inf")
+    difference = (expected.double() - found.double()).abs().max()
+    error = float(difference / expected.double().abs().max().clamp_min(1e-30))
+    return error if error == error else float("inf")
+
+
+def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
+
+    Shared parameters stay shared. Used to cut a network, and to rebuild a cut one from its saved tensors.
+    """
+    new = {id(old): _like(old, state[name]) for name, old in _state(model)}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for attribute, old in table.items():
+                if old is not None:
+                    table[attribute] = new[id(old)]  # type: ignore[assignment]
+        _state_true_widths_(module)
+
+
+def _state_true_widths_(module: nn.Module) -> None:
+    """Make a module's own numbers agree with its weights."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    if isinstance(module, nn.modules.conv._ConvNd):
+        inputs, outputs = (weight.size(0), weight.size(1)) if module.transposed else (weight.size(1), weight.size(0))
+        if cuts_whole_groups(module.groups, module.in_channels // module.groups):
+            spelled_out, per_group = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+            module.groups = spelled_out // (per_group // module.groups)
+        module.in_channels = inputs if module.transposed else inputs * module.groups
+        module.out_channels = outputs * module.groups if module.transposed else outputs
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _like(old: Tensor, values: Tensor) -> Tensor:
+    """`values` as what `old` is: a parameter that learns or not, or a buffer."""
+    values = values.detach().to(old.device, old.dtype)
+    if values is old or values.data_ptr() == old.data_ptr():
+        values = values.clone()
+    return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
+def _removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Tensor]:
+    """(tensor, dimension) -> the places along it that go."""
+    places: dict[tuple[str, int], list[Tensor]] = {}
+    for group in groups:
+        removed = plan.removed(group)
+        if len(removed):
+            for slot in group.slots:
+                places.setdefault((slot.tensor, slot.dim), []).append(slot.index[removed].flatten())
+    return {key: torch.cat(parts) for key, parts in places.items()}
