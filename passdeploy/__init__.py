@@ -32,7 +32,7 @@ _HOME = {
     "slim": "passdeploy.slim",
     "verify": "passdeploy.slim",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

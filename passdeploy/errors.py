@@ -9,7 +9,7 @@
     ├── MissingError 3      something of this machine: a package, a driver, a GPU
     │   └── MissingExtra
     ├── GateError 4         a promise that was checked and not kept
-    │   ├── EquivalenceError, ParityError, AccuracyError, BudgetError
+    │   ├── EquivalenceError, ExportError, ParityError, AccuracyError, BudgetError, TrainingError
     └── DataError 5         bad data, or a file that is not what it says
         ├── WeightsError
         └── CorruptArtifact
@@ -80,6 +80,10 @@ class EquivalenceError(GateError):
     """The slim network does not compute what the masked one does."""
 
 
+class ExportError(GateError):
+    """An exporter or an engine builder cannot do what was asked with this network."""
+
+
 class ParityError(GateError):
     """An exported artifact does not compute what the PyTorch model does."""
 
@@ -90,6 +94,10 @@ class AccuracyError(GateError):
 
 class BudgetError(GateError):
     """The budget cannot be met."""
+
+
+class TrainingError(GateError):
+    """Training diverged: the loss is no longer a number."""
 
 
 class DataError(PassDeployError):

@@ -71,6 +71,7 @@ class Stage:
 
     def __init__(self, name: str, tell: Listener) -> None:
         self.name, self.tell, self.text = name, tell, ""
+        self.seconds = 0.0  # known when the stage has ended
 
     def step(self, done: int, total: int, **metrics: float) -> None:
         """Report step `done` of `total`."""
@@ -84,4 +85,5 @@ def stage(name: str, text: str, tell: Listener, *, total: int | None = None) -> 
     began = perf_counter()
     current = Stage(name, tell)
     yield current
-    tell(StageFinished(name, current.text, perf_counter() - began))
+    current.seconds = perf_counter() - began
+    tell(StageFinished(name, current.text, current.seconds))

@@ -118,16 +118,9 @@ def choose_channels(
         BudgetError: even the narrowest network that `round_to` allows costs more.
     """
     cut = [group for group in groups if group.is_prunable and group.name in scores]
+    smallest_plan(cut, costs, budget, round_to=round_to)
     ladder = _Ladder.build(scores, cut, costs, budget.kind, round_to, per_cost and allocation == "global")
     price: Callable[[np.ndarray], int] = getattr(costs, budget.kind).value
-    if price(ladder.widths(ladder.floor)) > budget.limit:
-        smallest = price(ladder.widths(ladder.floor))
-        whole = costs.of(budget.kind)
-        raise BudgetError(
-            f"asked for {budget.limit:,} {budget.kind} ({budget.limit / whole:.1%} of the dense network's), "
-            f"but the least that can be reached is {smallest:,} ({smallest / whole:.1%}).\n"
-            f"Ask for more, set prune.round_to below {round_to}, or exclude fewer layers."
-        )
     kept = ladder.uniform(price, budget.limit) if allocation == "uniform" else ladder.climb(price, budget.limit)
     return Plan(
         {
@@ -135,6 +128,26 @@ def choose_channels(
             for group, order, count in zip(cut, ladder.orders, kept, strict=True)
         }
     )
+
+
+def smallest_plan(
+    groups: Sequence[ChannelGroup], costs: CostModel, budget: Budget, *, round_to: int
+) -> Mapping[str, int]:
+    """The narrowest widths that `round_to` allows, group name -> channels.
+
+    Raises:
+        BudgetError: even they cost more than the budget.
+    """
+    widths = {group.name: floor_width(group, round_to) for group in groups if group.is_prunable}
+    smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
+    if smallest > budget.limit:
+        advice = f"Ask for more, set prune.round_to below {round_to}" if round_to > 1 else "Ask for more"
+        raise BudgetError(
+            f"asked for {budget.limit:,} {budget.kind} ({budget.limit / whole:.1%} of the dense network's), but the "
+            f"smallest that can be reached is {smallest:,} ({smallest / whole:.1%}).\n"
+            f"{advice}, or exclude fewer layers."
+        )
+    return widths
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,13 @@ class _Ladder:
 
     @classmethod
     def build(
-        cls, scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, kind: str, round_to: int, per_cost: bool
+        cls,
+        scores: Scores,
+        groups: Sequence[ChannelGroup],
+        costs: CostModel,
+        kind: str,
+        round_to: int,
+        per_cost: bool,
     ) -> _Ladder:
         full = costs.vector({})
         position = {name: number for number, name in enumerate(costs.widths)}

@@ -58,7 +58,12 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
 
 
 def verify(
-    model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, inputs: Tensor | Sequence[Tensor], *, tolerance: float
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    plan: Plan,
+    inputs: Tensor | Sequence[Tensor],
+    *,
+    tolerance: float,
 ) -> float:
     """Compare `slim` with `masked` on real inputs; returns the largest relative error.
 
@@ -111,7 +116,9 @@ def _state_true_widths_(module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvNd):
         inputs, outputs = (weight.size(0), weight.size(1)) if module.transposed else (weight.size(1), weight.size(0))
         if cuts_whole_groups(module.groups, module.in_channels // module.groups):
-            spelled_out, per_group = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+            spelled_out, per_group = (
+                (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+            )
             module.groups = spelled_out // (per_group // module.groups)
         module.in_channels = inputs if module.transposed else inputs * module.groups
         module.out_channels = outputs * module.groups if module.transposed else outputs

@@ -83,7 +83,12 @@ class CostModel:
 
     @classmethod
     def build(
-        cls, widths: Mapping[str, int], *, macs: Sequence[Term], params: Sequence[Term], channels: Sequence[Term]
+        cls,
+        widths: Mapping[str, int],
+        *,
+        macs: Sequence[Term],
+        params: Sequence[Term],
+        channels: Sequence[Term],
     ) -> CostModel:
         """From terms at full width."""
         kinds = {"macs": macs, "params": params, "channels": channels}

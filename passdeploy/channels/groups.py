@@ -123,8 +123,8 @@ def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, 
     kinds: dict[tuple[bytes, str], list[int]] = {}
     spans = list(zip([0, *bounds], [*bounds, len(roots)], strict=True)) if len(roots) else []
     for number, (low, high) in enumerate(spans):
-        reason = reasons.get(int(roots[low]))
-        kinds.setdefault((dims[low:high].tobytes(), str(reason) if reason else ""), []).append(number)
+        why = str(reasons.get(int(roots[low]), ""))
+        kinds.setdefault((dims[low:high].tobytes(), why), []).append(number)
 
     found: list[tuple[int, ChannelGroup, np.ndarray]] = []
     taken: dict[str, int] = {}
@@ -179,9 +179,7 @@ def _dims_of(used: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
 def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> CostModel:
     """The cost model of a walk: multiply-adds and parameters as functions of the groups' widths."""
     width_of = {group.name: group.width for group, _ in groups}
-    group_of: dict[int, str] = {
-        int(root): group.name for group, roots in groups if group.is_prunable for root in roots
-    }
+    group_of: dict[int, str] = {int(root): group.name for group, roots in groups if group.is_prunable for root in roots}
 
     def factor(labels: Tensor) -> Factor:
         counts: dict[str, int] = {}

@@ -104,9 +104,7 @@ class LabelBook:
                 field = field.narrow(dim, 0, 1)
         roots = self.find(field)
         varying = [
-            dim
-            for dim in range(field.ndim)
-            if field.size(dim) > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())
+            dim for dim in range(field.ndim) if field.size(dim) > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())
         ]
         for dim in set(range(field.ndim)) - set(varying):
             field, roots = field.narrow(dim, 0, 1), roots.narrow(dim, 0, 1)

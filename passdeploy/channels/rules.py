@@ -44,8 +44,26 @@ def find_rule(op: torch._ops.OpOverload) -> Rule | None:
 # Element by element
 
 
-@rule("copy_", "hardswish", "hardswish_", "mish_", "gelu_", "log_sigmoid_forward", "_prelu_kernel", "native_dropout")
-@rule("masked_fill_", "rrelu_with_noise", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "feature_dropout")
+@rule(
+    "copy_",
+    "hardswish",
+    "hardswish_",
+    "mish_",
+    "gelu_",
+    "log_sigmoid_forward",
+    "_prelu_kernel",
+    "native_dropout",
+)
+@rule(
+    "masked_fill_",
+    "rrelu_with_noise",
+    "fill_",
+    "zero_",
+    "normal_",
+    "uniform_",
+    "bernoulli_",
+    "feature_dropout",
+)
 def elementwise(walk: Walk, call: Call) -> None:
     """Whatever shares a position shares its fate."""
     operands = [(tensor.shape, walk.labels(tensor)) for tensor in call.tensors]
@@ -93,7 +111,18 @@ def gated(walk: Walk, call: Call) -> None:
 # Data movement
 
 
-@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_")
+@rule(
+    "permute",
+    "transpose",
+    "transpose_",
+    "t",
+    "t_",
+    "movedim",
+    "squeeze",
+    "squeeze_",
+    "unsqueeze",
+    "unsqueeze_",
+)
 @rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
 @rule("native_channel_shuffle", "view_copy", "constant_pad_nd", "tile", "repeat_interleave")
@@ -210,7 +239,21 @@ def picking(walk: Walk, call: Call) -> None:
 # Reductions
 
 
-@rule("mean", "sum", "amax", "amin", "prod", "std", "var", "var_mean", "std_mean", "max", "min", "argmax", "argmin")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "std",
+    "var",
+    "var_mean",
+    "std_mean",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+)
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
 def reduction(walk: Walk, call: Call) -> None:
@@ -287,6 +330,7 @@ def convolution(walk: Walk, call: Call) -> None:
 
     coming = labels.get(channel)
     made: Tensor | None
+    scales: tuple[Tensor | None, ...]
     if groups == 1:
         end(walk, coming, into)
         made, scales = out_of, (out_of, into)
@@ -324,7 +368,13 @@ def meet(walk: Walk, channels: Tensor | None, table: Tensor | None) -> None:
 
 
 def _whole_groups(
-    walk: Walk, coming: Tensor | None, rows: Tensor | None, groups: int, inputs: int, outputs: int, transposed: bool
+    walk: Walk,
+    coming: Tensor | None,
+    rows: Tensor | None,
+    groups: int,
+    inputs: int,
+    outputs: int,
+    transposed: bool,
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """A group goes with all it reads and all it makes. Returns the result's labels and what its cost grows with."""
     if rows is None:
@@ -342,7 +392,12 @@ def _whole_groups(
 
 
 def _same_places(
-    walk: Walk, coming: Tensor | None, into: Tensor | None, out_of: Tensor | None, groups: int, transposed: bool
+    walk: Walk,
+    coming: Tensor | None,
+    into: Tensor | None,
+    out_of: Tensor | None,
+    groups: int,
+    transposed: bool,
 ) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """Every group loses the same places. Returns the result's labels and what its cost grows with."""
     reason = walk.reason("at the place of channels that must stay in another group")
@@ -376,9 +431,9 @@ def product(walk: Walk, call: Call) -> None:
     if column in theirs:
         result[column] = theirs[column]
         walk.produces(theirs[column])
-    if left.ndim == 3 and (0 in ours or 0 in theirs):
+    if left.ndim == 3:
         meet(walk, ours.get(0), theirs.get(0))
-        result[0] = ours.get(0, theirs.get(0))
+        result |= {0: labels[0] for labels in (ours, theirs) if 0 in labels}
     walk.count(call.result.numel() * left.size(column), *result.values(), ours.get(column, theirs.get(row)))
     operands = [(call.result.shape, result), *((tensor.shape, walk.labels(tensor)) for tensor in added)]
     walk.set_labels(call.result, joined(walk, operands, call.result.ndim))
@@ -388,7 +443,12 @@ def product(walk: Walk, call: Call) -> None:
 
 
 @rule("native_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "miopen_batch_norm")
-@rule("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update", "_batch_norm_impl_index")
+@rule(
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "_batch_norm_impl_index",
+)
 def batch_norm(walk: Walk, call: Call) -> None:
     """Each channel has its own statistics, scale and shift."""
     x = call["input"]

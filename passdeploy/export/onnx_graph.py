@@ -1,0 +1,202 @@
+"""From a PyTorch model to one ONNX file that says what it was asked to say.
+
+The exporter is torch's own (torch.export, then onnxscript's optimiser, which folds batch norms: the
+TensorRT parser refuses the unfolded graph). What it does silently is checked here: the opset it really
+produced, the batch dimension it really kept open. Whether the numbers agree is parity.py's question.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy import __version__
+from passdeploy.errors import ExportError, UsageError
+from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.ort_session import first_line
+from passdeploy.files import atomic_path
+
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+
+OLDEST_OPSET, NEWEST_OPSET = 18, 23  # what torch's exporter writes without converting
+_LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
+
+# What the exporter notes about each node and is of no use on another machine: source lines (with the
+# paths of the machine that exported) and its intermediate graph. The module scopes stay.
+_PRIVATE_NOTES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.")
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    path: str | Path,
+    *,
+    opset: int = 20,
+    batch: Sequence[int] = (1, 8, 32),
+    metadata: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write `model` as it behaves in eval mode to one ONNX file, input "images", output "logits".
+
+    The model itself is left as it was, training flags included.
+
+    Args:
+        model: takes one tensor, returns one tensor of shape (batch, classes).
+        example_inputs: float images, shape (any, 3, height, width); only the shape past the batch counts.
+        path: where to write; weights are inside the file.
+        opset: the ONNX operator set, 18 to 23.
+        batch: (min, opt, max). The batch dimension is open, unless min equals max.
+        metadata: written to the file's metadata; values that are not text become JSON.
+
+    Raises:
+        UsageError: `batch`, `opset` or `example_inputs` make no sense.
+        ExportError: the model cannot be exported, or not as asked.
+    """
+    sizes = BatchRange.of(batch)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise UsageError(
+            f"opset {opset} cannot be written: choose {OLDEST_OPSET} to {NEWEST_OPSET}; 20 suits TensorRT."
+        )
+    example = _example_batch(model, example_inputs, sizes)
+    with evaluating(model), _quietly():
+        proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
+    _check(proto, opset, sizes, model)
+    _annotate(proto, {**(metadata or {}), "batch": sizes.as_list(), "passdeploy_version": __version__})
+
+    path = Path(path)
+    with atomic_path(path) as draft:
+        draft.write_bytes(proto.SerializeToString(deterministic=True))
+    facts = {
+        "opset": opset,
+        "batch": sizes.as_list(),
+        "input": [BATCH if not sizes.is_fixed else sizes.largest, *example.shape[1:]],
+        "nodes": len(proto.graph.node),
+    }
+    return describe(path, kind="onnx", precision="fp32", facts=facts)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every submodule is as it was."""
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+
+
+def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], sizes: BatchRange) -> Tensor:
+    """One image, repeated. Never a batch of one: tracing takes a size of 1 for a constant."""
+    images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
+    if not isinstance(example_inputs, Tensor) and len(example_inputs) != 1:
+        raise UsageError(f"the model must take one tensor of images; {len(example_inputs)} inputs were given.")
+    if images.dim() < 2 or len(images) == 0:
+        raise UsageError(f"example_inputs must be a batch of images (n, 3, height, width), not {tuple(images.shape)}.")
+    size = sizes.largest if sizes.is_fixed else 2
+    weight = next(model.parameters(), images)
+    return images[:1].detach().to(weight.device).repeat(size, *[1] * (images.dim() - 1))
+
+
+def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -> Any:
+    """Run torch's exporter; the result is an `onnx.ModelProto`."""
+    try:
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+            external_data=False,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=None if is_fixed else ({0: BATCH},),
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported to ONNX: {_root_cause(error)}\n"
+            "Look in its forward: an operator without an ONNX form, or Python that depends on the data."
+        ) from error
+    if program is None:
+        raise ExportError(f"torch's exporter returned nothing for {type(model).__name__}.")
+    proto = program.model_proto
+    if proto.ByteSize() > _LARGEST_FILE_BYTES:
+        raise ExportError(
+            f"the ONNX graph takes {proto.ByteSize() / 1e9:.1f} GB and one file holds 2.1 GB.\n"
+            "Prune the model further before exporting it."
+        )
+    return proto
+
+
+def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
+    """What was asked is what was produced."""
+    import onnx
+
+    name = type(model).__name__
+    produced = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if produced != opset:
+        raise ExportError(
+            f"asked for ONNX opset {opset}, torch's exporter produced {produced} for {name}.\n"
+            f"Ask for opset {produced}, or for another one between {OLDEST_OPSET} and {NEWEST_OPSET}."
+        )
+    if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
+        raise ExportError(
+            f"{name} has {len(proto.graph.input)} inputs and {len(proto.graph.output)} outputs.\n"
+            "Export a model that takes one tensor of images and returns one tensor of logits."
+        )
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        first = value.type.tensor_type.shape.dim[0]
+        if not sizes.is_fixed and first.dim_param != BATCH:
+            raise ExportError(
+                f"{name} fixes the batch of {value.name!r} at {first.dim_value or first.dim_param}.\n"
+                "Its forward makes the batch size a constant: use x.flatten(1) or x.shape[0] there."
+            )
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph of {name} is not valid ONNX: {first_line(error)}") from error
+
+
+def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
+    """Write `metadata` and drop what names the exporting machine; same model, same bytes."""
+    owners = [proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output]
+    for owner in [*owners, *proto.graph.value_info, *proto.graph.initializer]:
+        kept = [note for note in owner.metadata_props if not note.key.startswith(_PRIVATE_NOTES)]
+        if len(kept) < len(owner.metadata_props):
+            kept = [type(note).FromString(note.SerializeToString()) for note in kept]
+            del owner.metadata_props[:]
+            owner.metadata_props.extend(kept)
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        proto.metadata_props.add(key=key, value=text)
+
+
+def _root_cause(error: BaseException) -> str:
+    """What the innermost exception says; the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter prints, logs and warns about itself; none of it is for our user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

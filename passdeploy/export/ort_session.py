@@ -1,0 +1,60 @@
+"""One way to open an ONNX file in ONNX Runtime, for checking as for timing.
+
+ONNX Runtime takes another provider without a word when the one asked for cannot start, so the
+provider that really runs is compared with the one that was asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from passdeploy.errors import CorruptArtifact, MissingError, RunError, require
+
+_ERRORS_ONLY = 3  # severity 0 (verbose) to 4 (fatal)
+
+
+def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvider") -> Any:
+    """An `onnxruntime.InferenceSession` on `threads` threads.
+
+    Threads spin while a run lasts, which is the runtime's own default and its fastest mode, and stop
+    when it returns: two sessions in one process then do not steal each other's cores.
+
+    Raises:
+        MissingError: onnxruntime is not installed, or `provider` is not what runs.
+        RunError: there is no such file.
+        CorruptArtifact: ONNX Runtime cannot read the file.
+    """
+    if not path.is_file():
+        raise RunError(f"there is no ONNX file {path}.\nWrite it with: passdeploy export --onnx")
+    ort = require("onnxruntime", extra="cpu")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise MissingError(
+            f"ONNX Runtime {ort.__version__} has no {provider} here, only {', '.join(available)}.\n"
+            "On an NVIDIA GPU install: pip install 'passdeploy[gpu]'"
+        )
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[provider])
+    except Exception as error:  # its exceptions share no base class of their own
+        raise CorruptArtifact(
+            f"ONNX Runtime {ort.__version__} cannot open {path}.\nIt says: {first_line(error)}"
+        ) from error
+    if session.get_providers()[0] != provider:
+        raise MissingError(
+            f"asked ONNX Runtime for {provider}, it runs {session.get_providers()[0]} instead: "
+            "the provider could not start.\nIts libraries are missing or do not fit the driver."
+        )
+    return session
+
+
+def first_line(error: BaseException, *, longest: int = 300) -> str:
+    """The first line of an exception's text, cut to what fits in a message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:longest]

@@ -1,0 +1,322 @@
+"""From a model's name to a network: built, weighted, in eval mode, on the CPU.
+
+The part before the slash says whose network it is: torchvision's, timm's or ours; `package.module:factory`
+is the reader's own code and runs only where that was allowed. Weights are tensors by name (safetensors);
+nothing pickled is opened. Training and devices are other modules' business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from passdeploy.chance import global_chance
+from passdeploy.errors import MissingError, ModelError, RecipeError, WeightsError, require
+from passdeploy.networks import NETWORKS
+from passdeploy.strict_yaml import clipped
+
+PRETRAINED = "pretrained"
+_WRAPPERS = (
+    "module.",
+    "model.",
+    "_orig_mod.",
+)  # what DataParallel, trainers and torch.compile put before names
+_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+
+def build_model(
+    name: str, *, num_classes: int, weights: str | None = None, allow_code: bool = False, seed: int = 0
+) -> nn.Module:
+    """Build the network a recipe names.
+
+    Args:
+        name: torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory. A factory is called
+            with `num_classes` (and `pretrained`) where it takes them.
+        num_classes: width of the network's output.
+        weights: None (random), "pretrained" (the library's own; where those are for another number of
+            classes the final classifier is new), or the path of a .safetensors file.
+        allow_code: whether `package.module:factory` may be imported and called.
+        seed: random weights are a function of it; the global generator stays as it was.
+
+    Returns:
+        The network in eval mode, on the CPU: (batch, 3, height, width) -> logits (batch, num_classes).
+
+    Raises:
+        ModelError: unknown name, a name that cannot be built, or code that was not allowed.
+        RecipeError: the weights file does not exist.
+        WeightsError: the weights file is unreadable or does not fit the network.
+        MissingError: a package is missing, or pretrained weights cannot be downloaded.
+    """
+    is_file = weights not in (None, PRETRAINED)
+    if is_file and not Path(str(weights)).expanduser().is_file():
+        raise RecipeError(
+            f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
+        )
+    with global_chance("model", seed, device=torch.device("cpu")):
+        model = _create(name, num_classes, weights == PRETRAINED, allow_code)
+    if is_file:
+        load_weights_(model, Path(str(weights)).expanduser(), model_name=name)
+    return model.cpu().eval()
+
+
+def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the network") -> None:
+    """Fill every tensor of `model` from a .safetensors file.
+
+    Names may carry one common prefix, such as the `module.` of DataParallel.
+
+    Raises:
+        WeightsError: unreadable, not finite, or tensors are missing, unexpected or of another shape.
+    """
+    tensors = _without_wrappers(_read_tensors(path), model.state_dict())
+    if lesson := _misfit_lesson(tensors, model, path, model_name):
+        raise WeightsError(lesson)
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{path} holds NaN or infinite values in '{clipped(broken[0])}'; no network works with them."
+        )
+    model.load_state_dict(tensors, strict=False)  # all there but, perhaps, batch counters of old files
+
+
+def find_classifier(model: nn.Module, num_classes: int) -> str | None:
+    """The name of the last linear layer or plain 1x1 convolution that is `num_classes` wide, if any."""
+    found = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            width = module.out_features
+        elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1):
+            width = module.out_channels
+        else:
+            continue
+        found = name if width == num_classes else found
+    return found
+
+
+def replace_classifier_(model: nn.Module, *, old_classes: int, num_classes: int) -> None:
+    """Put a new, randomly initialised final classifier in the place of the old one.
+
+    Raises:
+        ModelError: no layer is `old_classes` wide.
+    """
+    name = find_classifier(model, old_classes)
+    if not name:
+        raise ModelError(f"found no final classifier of {old_classes} classes to replace by one of {num_classes}.")
+    old = model.get_submodule(name)
+    has_bias = old.bias is not None
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1, bias=has_bias)
+    else:
+        assert isinstance(old, nn.Linear)
+        new = nn.Linear(old.in_features, num_classes, bias=has_bias)
+    model.set_submodule(name, new)
+
+
+def _create(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> nn.Module:
+    if ":" in name:
+        return _from_code(name, num_classes, pretrained, allow_code)
+    source, slash, short = name.partition("/")
+    if slash and source in _SOURCES:
+        return _SOURCES[source](short, num_classes, pretrained)
+    import torchvision
+
+    known = [f"torchvision/{known}" for known in _torchvision_names(torchvision)]
+    known += [f"passdeploy/{known}" for known in NETWORKS]
+    raise _unknown(name, known, "Models are torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory.")
+
+
+def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    import torchvision
+
+    if name not in _torchvision_names(torchvision):
+        raise _unknown(f"torchvision/{name}", [f"torchvision/{known}" for known in _torchvision_names(torchvision)])
+    if not pretrained:
+        # Their auxiliary classifiers only help training from scratch; init_weights=None would warn.
+        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return _module(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra))
+    with _downloading(f"torchvision/{name}"):
+        model = _module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
+    if name == "inception_v3":
+        model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]
+    trained_for = len(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
+    if trained_for != num_classes:
+        replace_classifier_(model, old_classes=trained_for, num_classes=num_classes)
+    return model
+
+
+def _torchvision_names(torchvision: Any) -> list[str]:
+    """Its classifiers; detection, segmentation, video and quantised models have other outputs."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _from_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    timm = require("timm", extra="timm")
+    if not timm.is_model(name):
+        raise _unknown(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+    with _downloading(f"timm/{name}"):
+        try:
+            return _module(timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+        except RuntimeError as error:  # a weights tag that does not exist, or no weights at all
+            raise ModelError(f"timm cannot build {name!r}: {clipped(error, 200)}") from error
+
+
+def _from_networks(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    if name not in NETWORKS:
+        raise _unknown(f"passdeploy/{name}", [f"passdeploy/{known}" for known in NETWORKS])
+    if pretrained:
+        raise ModelError(
+            f"passdeploy/{name} comes without pretrained weights.\n"
+            "Set model.weights to a .safetensors file, or to null to train it first."
+        )
+    return NETWORKS[name](num_classes)
+
+
+_SOURCES: Mapping[str, Callable[[str, int, bool], nn.Module]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "passdeploy": _from_networks,
+}
+
+
+def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> nn.Module:
+    if not allow_code:
+        raise ModelError(
+            f"{clipped(name)!r} names Python code, which a recipe may not run by itself.\n"
+            "If you trust that code, say so with --allow-code."
+        )
+    module_name, _, attribute = name.partition(":")
+    with _current_directory_on_path():
+        try:
+            factory: Any = import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+            offered = {"num_classes": num_classes, **({"pretrained": True} if pretrained else {})}
+            model = factory(**{key: value for key, value in offered.items() if _takes(factory, key)})
+        except Exception as error:  # whatever the reader's code raises is news about that code
+            problem = f"{type(error).__name__}: {clipped(error, 200)}"
+            raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{clipped(name)!r} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+@contextmanager
+def _current_directory_on_path() -> Iterator[None]:
+    """As `python -m` has it; a console script does not. Last, so that nothing installed is hidden by it."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    """Say what to do where a library's download fails: no network, a proxy, a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        origin = type(error).__module__.partition(".")[0]
+        is_damaged = isinstance(error, RuntimeError) and "invalid hash" in str(error)
+        if not (is_damaged or isinstance(error, OSError) or origin in ("huggingface_hub", "httpx", "requests")):
+            raise
+        raise MissingError(
+            f"cannot download the pretrained weights of {name}: {clipped(error, 120)}\n"
+            "Go online once (they are kept), or set model.weights to a .safetensors file or to null."
+        ) from error
+
+
+def _unknown(name: str, known: Iterable[str], advice: str = "") -> ModelError:
+    """An error with the closest names; a bare `resnet18` is close to `torchvision/resnet18`."""
+    by_short = {full.partition("/")[2]: full for full in known}
+    short = name.rpartition("/")[2].lower()
+    close = [by_short[match] for match in difflib.get_close_matches(short, by_short, n=3, cutoff=0.6)]
+    guess = f"\nDid you mean {' or '.join(close)}?" if close else ""
+    return ModelError(f"unknown model {clipped(name)!r}.{guess}" + (f"\n{advice}" if advice else ""))
+
+
+def _module(model: Any) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix.lower() in _PICKLES:
+        raise WeightsError(
+            f"{path} is a pickle, which can run code when it is opened; passdeploy reads .safetensors.\n"
+            "Convert it once: safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)"
+        )
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable .safetensors file: {clipped(error, 120)}") from error
+    return tensors
+
+
+def _without_wrappers(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that all of them carry and the network's own do not."""
+    for prefix in _WRAPPERS * 2:  # twice: module.model. and model.module. both occur
+        is_common = bool(tensors) and all(name.startswith(prefix) for name in tensors)
+        if is_common and not any(name.startswith(prefix) for name in own):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _misfit_lesson(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:
+    """Why these tensors are not the network's, in at most three lines; None where they are."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    both = [name for name in own if name in tensors]
+    misshapen = [name for name in both if tensors[name].shape != own[name].shape]
+    retyped = [name for name in both if tensors[name].is_floating_point() != own[name].is_floating_point()]
+    if misshapen and not (missing or unexpected or retyped):
+        last = misshapen[-1]
+        classes, found = own[last].shape[0], tensors[last].shape[0]
+        classifier = find_classifier(model, classes)
+        if {name.rpartition(".")[0] for name in misshapen} == {classifier}:
+            return (
+                f"{path} does not fit {model_name}: only its final classifier '{classifier}' differs.\n"
+                f"It is for {found} classes and the data has {classes}: use data or weights that match."
+            )
+    troubles = [_trouble(missing, "missing"), _trouble(unexpected, "unexpected")]
+    if misshapen:
+        sizes = f"{_size(tensors[misshapen[0]])}, not {_size(own[misshapen[0]])}"
+        troubles.append(_trouble(misshapen, "of another shape", sizes))
+    troubles.append(_trouble(retyped, "of another type"))
+    if not any(troubles):
+        return None
+    return (
+        f"{path} does not fit {model_name}: {', '.join(filter(None, troubles))}.\n"
+        "Are these the weights of another network? Check model.name and model.weights."
+    )
+
+
+def _trouble(names: list[str], kind: str, detail: str = "") -> str:
+    """`3 tensors missing (first 'conv1.weight')`, or nothing."""
+    if not names:
+        return ""
+    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{count} {kind} (first '{clipped(names[0])}'{': ' if detail else ''}{detail})"
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

@@ -1,0 +1,398 @@
+"""The main job: a recipe becomes a slim, checked, fine-tuned network in a run folder.
+
+    recipe -> data, dense network -> channel groups -> scores -> plan -> slim network -> summary
+
+Everything that can be found wrong without training is found before a folder is made. A stage that an
+earlier process finished is taken over from the folder; one that it left in the middle goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count as count_from
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.chance import seed_of
+from passdeploy.channels.groups import ChannelMap, map_channels
+from passdeploy.data import ImageData, load_data
+from passdeploy.devices import find_device
+from passdeploy.errors import AccuracyError, DataError, RunError, UsageError
+from passdeploy.events import Listener, Stage, StageFinished, broadcast, silent, stage
+from passdeploy.models import build_model
+from passdeploy.plan import Budget, Plan, choose_channels, smallest_plan
+from passdeploy.recipe import Recipe, load_recipe
+from passdeploy.runs import RunFolder
+from passdeploy.slim import slim, verify
+from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
+from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.prompt import Prompted, VisualPrompt
+from passdeploy.train import evaluate, fit, logits_of, recalibrate_batch_norm_
+from passdeploy.versions import package_versions
+
+RECALIBRATION_BATCHES = 20
+EQUIVALENCE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind."""
+
+    path: Path
+    summary: dict[str, Any]  # as in summary.json
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that it names loaded and checked, before any training."""
+
+    recipe: Recipe
+    data: ImageData
+    dense: nn.Module  # on the CPU; random where the recipe trains it first
+    channels: ChannelMap
+    budget: Budget
+    round_to: int
+
+    @property
+    def image(self) -> Tensor:
+        """An example input, shape (1, 3, height, width)."""
+        return torch.zeros(1, *self.data.image_shape)
+
+
+def run(
+    recipe: Recipe | str | Path,
+    *,
+    out: Path | str = "runs",
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    resume: bool = False,
+    allow_code: bool = False,
+    tell: Listener = silent,
+) -> RunResult:
+    """Prune the network of `recipe` and leave the result in a new folder below `out`.
+
+    Args:
+        recipe: a recipe, or the name or path of one.
+        out: where run folders are.
+        overrides: `a.b=c`, as for `--set`; only with a name or path.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        resume: go on with the newest run in `out` that was made with this very recipe.
+        allow_code: let the recipe name a model factory, which runs its module's code.
+        tell: hears of every stage and step.
+
+    Raises:
+        PassDeployError: any of its kinds; nothing is left behind where no training had begun.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, overrides)
+    place = find_device(device)
+    with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
+        prepared = prepare(recipe, allow_code=allow_code)
+        progress.text = _describe(prepared)
+    folder = _find_unfinished(Path(out), recipe) if resume else RunFolder.create(Path(out), recipe.name)
+    with folder:
+        if not resume:
+            folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
+        listener = broadcast(tell, folder.metrics_listener(), folder.log_listener())
+        summary = _Job(prepared, folder, place, listener).finish()
+        path = folder.path
+    _check_accuracy(recipe, summary)
+    return RunResult(path, summary)
+
+
+def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
+    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing."""
+    _check_method(recipe)
+    data = load_data(recipe.data)
+    dense = build_model(
+        recipe.model.name,
+        num_classes=data.num_classes,
+        weights=recipe.model.weights,
+        allow_code=allow_code,
+        seed=recipe.seed,
+    )
+    image = torch.zeros(1, *data.image_shape)
+    logits = logits_of(_on_image(dense, image, recipe))
+    if logits.shape != (1, data.num_classes):
+        raise DataError(
+            f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
+            "classes.\nA classifier must give one score for each class."
+        )
+    channels = map_channels(dense, image, exclude=recipe.prune.exclude)
+    if not channels.prunable:
+        reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
+        raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
+    (kind, amount), *_ = ((k, v) for k, v in recipe.prune.target.model_dump().items() if v is not None)
+    budget = Budget.of(kind, amount, channels.costs)
+    round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
+    smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
+    return Prepared(recipe, data, dense, channels, budget, round_to)
+
+
+class _Job:
+    """One run, stage by stage; each stage either works or takes over what is in the folder."""
+
+    def __init__(self, prepared: Prepared, folder: RunFolder, device: torch.device, tell: Listener) -> None:
+        self.prepared, self.folder, self.device, self.tell = prepared, folder, device, tell
+        self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
+        self.costs = prepared.channels.costs
+        self.batch = prepared.recipe.data.batch_size
+        self.dense = prepared.dense
+
+    def finish(self) -> dict[str, Any]:
+        """Every stage in turn; returns the summary."""
+        self._stage("dense", self._dense)
+        self._stage("learn", self._learn)
+        self._stage("slim", self._slim)
+        self._stage("finetune", self._finetune)
+        summary = self._summary()
+        self.folder.write_json("summary.json", summary, kind="summary")
+        return summary
+
+    def _stage(self, name: str, work: Callable[[Stage], dict[str, Any]]) -> None:
+        if self.folder.is_done(name):
+            found = self.folder.result_of(name)
+            self.tell(StageFinished(name, found["text"], found["seconds"], is_skipped=True))
+            return
+        with stage(name, _INTRODUCTIONS[name], self.tell) as progress:
+            found = work(progress)
+        self.folder.mark_done(name, {**found, "text": progress.text, "seconds": round(progress.seconds, 3)})
+
+    # The stages
+
+    def _dense(self, progress: Stage) -> dict[str, Any]:
+        if self.recipe.model.weights is None:
+            fit(
+                self.dense, self.data, self.recipe.train, batch_size=self.batch, seed=self.recipe.seed,
+                device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"),
+            )  # fmt: skip
+        found = self._evaluate(self.dense)
+        self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
+        progress.text = f"top-1 {found:.2%}"
+        return {"top1": found}
+
+    def _learn(self, progress: Stage) -> dict[str, Any]:
+        scores, prompt = self._scores(self._trained_dense(), progress)
+        tensors = {f"scores.{name}": values for name, values in scores.items()}
+        if prompt is not None:
+            tensors["prompt.values"] = prompt.values.detach()
+        self.folder.write_tensors("scores.safetensors", tensors, kind="scores")
+        progress.text = f"{len(scores)} groups scored by {self.recipe.prune.method}"
+        return {}
+
+    def _slim(self, progress: Stage) -> dict[str, Any]:
+        saved = self.folder.read_tensors("scores.safetensors")
+        prune = self.recipe.prune
+        plan = choose_channels(
+            {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")},
+            self.channels.prunable, self.costs, self.prepared.budget, round_to=self.prepared.round_to,
+            per_cost=prune.per_cost, allocation="uniform" if prune.method == "uniform" else "global",
+        )  # fmt: skip
+        dense = self._trained_dense().cpu()
+        images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
+        error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
+        smaller = self._prompted(slim(dense, self.channels.groups, plan), saved.get("prompt.values"))
+        smaller.to(self.device)
+        recalibrate_batch_norm_(smaller, self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES)))
+        top1 = self._evaluate(smaller)
+        self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
+        self.folder.write_tensors("cut.safetensors", smaller.state_dict())
+        achieved = self.costs.of(self.prepared.budget.kind, plan.widths())
+        progress.text = (
+            f"{achieved / self.costs.of(self.prepared.budget.kind):.1%} of the {self.prepared.budget.kind}, "
+            f"equal to the masked network to {error:.1e}, top-1 {top1:.2%}"
+        )
+        return {"max_rel_error": error, "top1": top1, "achieved": achieved}
+
+    def _finetune(self, progress: Stage) -> dict[str, Any]:
+        plan = plan_from_json(self.folder.read_json("plan.json"))
+        smaller = slim(self.dense, self.channels.groups, plan)
+        saved = self.folder.read_tensors("cut.safetensors")
+        smaller = self._prompted(smaller, saved.get("prompt.values"))
+        smaller.load_state_dict(saved)
+        fit(
+            smaller, self.data, self.recipe.finetune, batch_size=self.batch, seed=seed_of("finetune", self.recipe.seed),
+            device=self.device, tell=progress, teacher=self._trained_dense(),
+            checkpoint=self.folder.checkpoint("finetune"),
+        )  # fmt: skip
+        top1 = self._evaluate(smaller)
+        self.folder.write_tensors("slim.safetensors", smaller.state_dict())
+        self.folder.remove("cut.safetensors")
+        progress.text = f"top-1 {top1:.2%}"
+        return {"top1": top1}
+
+    # What the stages share
+
+    def _trained_dense(self) -> nn.Module:
+        """The dense network as the first stage left it, on the device."""
+        self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
+        return self.dense.to(self.device)
+
+    def _scores(self, dense: nn.Module, progress: Stage) -> tuple[dict[str, Tensor], VisualPrompt | None]:
+        prune, groups = self.recipe.prune, self.channels.prunable
+        if prune.method in ("uniform", "magnitude"):
+            return magnitude_scores(dense, groups), None
+        if prune.method == "random":
+            return random_scores(groups, seed=self.recipe.seed), None
+        if prune.method == "bn_scale":
+            return bn_scale_scores(dense, groups), None
+        dense = copy.deepcopy(dense)
+        if self.recipe.train.channels_last:
+            dense = dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if prune.method == "taylor":
+            batches = islice(self._placed(self._stream("learn")), PassSettings.prior_batches)
+            return taylor_scores(dense, groups, batches, F.cross_entropy), None
+        settings = PassSettings(
+            steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
+            optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
+            prompt_kind=prune.prompt.kind, prompt_size=prune.prompt.size, hypernet_kind=prune.hypernet.kind,
+            hidden=prune.hypernet.hidden, round_to=self.prepared.round_to, per_cost=prune.per_cost,
+            seed=self.recipe.seed,
+        )  # fmt: skip
+        learned = learn_masks(
+            dense, groups, lambda: self._placed(self._stream("learn")), F.cross_entropy, costs=self.costs,
+            budget=self.prepared.budget, settings=settings, stage=progress,
+        )  # fmt: skip
+        return learned.scores, learned.prompt if prune.prompt.keep else None
+
+    def _stream(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches without end, the same ones every time for one purpose."""
+        size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
+        for epoch in count_from():
+            yield from self.data.train.batches(
+                size, epoch=epoch, seed=seed_of(purpose, self.recipe.seed),
+                augment=self.recipe.train.augment != "none", drop_last=True,
+            )  # fmt: skip
+
+    def _placed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+        for images, labels in batches:
+            yield images.to(self.device, memory_format=order), labels.to(self.device)
+
+    def _prompted(self, network: nn.Module, values: Tensor | None) -> nn.Module:
+        if values is None:
+            return network
+        spec = self.recipe.prune.prompt
+        prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
+        prompt.load_state_dict({"values": values})
+        return Prompted(prompt, network)
+
+    def _evaluate(self, model: nn.Module) -> float:
+        return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
+
+    def _plan_json(self, plan: Plan) -> dict[str, Any]:
+        prompt = self.recipe.prune.prompt
+        has_prompt = self.recipe.prune.method == "pass" and prompt.kind != "none" and prompt.keep
+        return {
+            "version": 1,
+            "model": self.recipe.model.name,
+            "classes": list(self.data.classes),
+            "image_shape": list(self.data.image_shape),
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "prompt": {"kind": prompt.kind, "size": prompt.size} if has_prompt else None,
+            "groups": {
+                group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
+                for group in self.channels.prunable
+            },
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        dense, cut, tuned = (self.folder.result_of(name) for name in ("dense", "slim", "finetune"))
+        widths = plan_from_json(self.folder.read_json("plan.json")).widths()
+        size = {kind: (self.costs.of(kind), self.costs.of(kind, widths)) for kind in ("params", "macs")}
+        requested = next(v for v in self.recipe.prune.target.model_dump().values() if v is not None)
+        whole = self.costs.of(self.prepared.budget.kind)
+        return {
+            "recipe": self.recipe.name,
+            "model": self.recipe.model.name,
+            "method": self.recipe.prune.method,
+            "seed": self.recipe.seed,
+            "dense": {"top1": dense["top1"], **{kind: before for kind, (before, _) in size.items()}},
+            "slim": {
+                "top1": tuned["top1"],
+                "top1_before_finetune": cut["top1"],
+                **{kind: after for kind, (_, after) in size.items()},
+            },
+            "budget": {
+                "kind": self.prepared.budget.kind,
+                "requested": requested,
+                "achieved": cut["achieved"] / whole if requested <= 1 else cut["achieved"],
+            },
+            "equivalence": {"max_rel_error": cut["max_rel_error"]},
+            "seconds": {name: self.folder.result_of(name)["seconds"] for name in self.folder.done_stages()},
+            "versions": package_versions(),
+        }
+
+
+_INTRODUCTIONS = {
+    "dense": "the network to prune",
+    "learn": "which channels matter",
+    "slim": "cut, and compare with the masked network",
+    "finetune": "learn to do without",
+}
+
+
+def plan_from_json(document: dict[str, Any]) -> Plan:
+    """The plan in a `plan.json`."""
+    return Plan({name: tuple(entry["kept"]) for name, entry in document["groups"].items()})
+
+
+def _check_method(recipe: Recipe) -> None:
+    if recipe.prune.method == "growing":
+        raise UsageError("prune.method growing is not in this version.\nIn it are: pass, random, uniform, "
+                         "magnitude, bn_scale, taylor.")  # fmt: skip
+    if recipe.prune.target.latency or recipe.prune.target.latency_ms:
+        raise UsageError("a latency target is not in this version.\nAsk for macs, params or channels.")
+
+
+def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
+    drop, allowed = summary["dense"]["top1"] - summary["slim"]["top1"], recipe.gates.top1_drop
+    if allowed is not None and drop > allowed + 1e-9:
+        raise AccuracyError(
+            f"the slim network lost {drop:.2%} of top-1 ({summary['dense']['top1']:.2%} to "
+            f"{summary['slim']['top1']:.2%}), the recipe allows {allowed:.2%} (gates.top1_drop).\n"
+            "The run is kept. Ask for a larger budget, or raise prune.steps or finetune.epochs."
+        )
+
+
+def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
+    try:
+        with torch.no_grad():
+            return model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = recipe.data.image_size
+        raise UsageError(
+            f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
+            "Set data.image_size to what the network was made for."
+        ) from error
+
+
+def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:
+    from passdeploy.runs import list_runs
+
+    for path in reversed(list_runs(out)):
+        if path.name.rpartition("-")[0] == recipe.name:
+            with RunFolder.open(path) as folder:
+                is_same = folder.has("recipe.resolved.yaml") and folder.read_text("recipe.resolved.yaml") == recipe.to_yaml()
+            if is_same:
+                return RunFolder.open(path, write=True)
+    raise RunError(
+        f"no run in {out} was made with this recipe, so there is nothing to resume.\n"
+        "Give the same recipe and --set options as before, or leave --resume out."
+    )
+
+
+def _describe(prepared: Prepared) -> str:
+    prunable, groups = prepared.channels.prunable, prepared.channels.groups
+    return (
+        f"{prepared.recipe.model.name}, {len(prepared.data.train):,} + {len(prepared.data.test):,} images of "
+        f"{prepared.data.num_classes} classes, {len(prunable)} of {len(groups)} channel groups can be cut"
+    )

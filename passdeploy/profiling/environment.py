@@ -1,0 +1,131 @@
+"""What a latency was measured on: the machine, its settings and the versions, read and never changed.
+
+A value that cannot be read is None, not a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from passdeploy import __version__
+from passdeploy.export.driver import probe_driver
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13-bindings",
+    "numpy",
+)
+_CPUINFO = Path("/proc/cpuinfo")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's share: "200000 100000" is two cores
+
+
+def read_environment(*, threads: int) -> dict[str, Any]:
+    """Everything about this machine that a latency depends on and that can be read without rights."""
+    cpus = usable_cpus()
+    return {
+        "cpu": cpu_model(),
+        "architecture": platform.machine(),
+        "cores": physical_cores(),
+        "logical_cpus": len(cpus),
+        "threads": threads,
+        "governor": _read(_GOVERNOR),
+        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {"passdeploy": __version__, **_versions()},
+        "gpus": _gpus(),
+        "ort_spinning": "while a run lasts",
+    }
+
+
+def usable_cpus() -> frozenset[int]:
+    """The logical CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def physical_cores() -> int:
+    """Cores this process may use: hyper-threads count once, and a container's quota is kept."""
+    cores = len(_core_ids(_read(_CPUINFO) or "", usable_cpus())) or len(usable_cpus())
+    quota = (_read(_CPU_QUOTA) or "max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def cpu_model() -> str | None:
+    """The processor's own name."""
+    for line in (_read(_CPUINFO) or "").splitlines():
+        if line.lower().startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
+    """(socket, core) of every allowed logical CPU; empty where the kernel does not tell."""
+    found = set()
+    for paragraph in cpuinfo.split("\n\n"):
+        pairs = (line.partition(":") for line in paragraph.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+        if "core id" in fields and int(fields.get("processor", -1)) in allowed:
+            found.add((fields.get("physical id", "0"), fields["core id"]))
+    return found
+
+
+def _versions() -> dict[str, str]:
+    """Of those packages that are installed."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """The NVIDIA GPUs: through NVML where nvidia-ml-py is installed, else by name alone."""
+    driver = probe_driver()
+    if driver is None or not driver.devices:
+        return []
+    cuda = f"{driver.cuda[0]}.{driver.cuda[1]}"
+    try:
+        nvml = import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # not installed, or no NVML beside the driver: the names are still worth having
+        return [{"name": name, "cuda": cuda} for name in driver.devices]
+    try:
+        return [_nvml_facts(nvml, index, cuda) for index in range(nvml.nvmlDeviceGetCount())]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _nvml_facts(nvml: Any, index: int, cuda: str) -> dict[str, Any]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    return {
+        "name": nvml.nvmlDeviceGetName(handle),
+        "cuda": cuda,
+        "driver": nvml.nvmlSystemGetDriverVersion(),
+        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+        "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    }
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

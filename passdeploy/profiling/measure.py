@@ -1,0 +1,106 @@
+"""Two networks, timed in turns in one process: A B B A A B B A ...
+
+A machine changes while it is measured: clocks ramp, other programs come and go. Measured one after the
+other, two networks see two machines; measured in turns of a few milliseconds they see the same one.
+The first calls after a turn, with the caches still full of the other network, are not timed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from statistics import median
+
+import numpy as np
+
+from passdeploy.profiling.clock import Clock
+from passdeploy.profiling.runners import Runner
+from passdeploy.profiling.statistics import Samples
+
+_WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
+_FEWEST_PAIRS = 8  # of blocks: below this an interval means little
+_UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to measure two networks against each other, warm-up apart."""
+
+    seconds: float = 4.0  # at least, for both together
+    iterations: int = 0  # at least, of each network ...
+    most_seconds: float = 60.0  # ... unless that takes longer than this
+    block_ms: float = 25.0  # one turn of one network
+    warm_up_ms: float = 200.0  # at least, of each network
+    stable_within: float = 0.03  # warm when two windows agree to this
+
+    def is_spent(self, elapsed_s: float, iterations: int) -> bool:
+        """Whether enough was measured."""
+        if elapsed_s < self.seconds:
+            return False
+        return iterations >= self.iterations or elapsed_s >= self.most_seconds
+
+
+def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) -> tuple[Samples, Samples]:
+    """Time two prepared runners in turns.
+
+    Returns:
+        Milliseconds of each call, shape (blocks, calls in a block) for each runner; block i of one was
+        measured next to block i of the other.
+    """
+    with _no_collection():
+        calls = [max(1, round(budget.block_ms / warm_up(runner.run, clock, budget))) for runner in (first, second)]
+        blocks: tuple[list[list[float]], list[list[float]]] = ([], [])
+        began = clock.now()
+        for turn in _turns():
+            for index in turn:
+                blocks[index].append(_block((first, second)[index].run, calls[index], clock))
+            pairs = len(blocks[0])
+            if pairs >= _FEWEST_PAIRS and budget.is_spent(clock.now() - began, pairs * min(calls)):
+                break
+    return np.array(blocks[0]), np.array(blocks[1])
+
+
+def warm_up(work: Callable[[], object], clock: Clock, budget: Budget) -> float:
+    """Repeat `work` until its time has settled; the time of one call, in milliseconds.
+
+    It always takes `budget.warm_up_ms`, and gives up waiting for calm after five times that.
+    """
+    began, before = clock.now(), float("inf")
+    while True:
+        window = [clock.time_ms(work)]
+        while sum(window) < _WINDOW_MS:
+            window.append(clock.time_ms(work))
+        now, elapsed_ms = median(window), (clock.now() - began) * 1e3
+        is_stable = abs(now - before) <= budget.stable_within * now
+        if elapsed_ms >= budget.warm_up_ms and (is_stable or elapsed_ms >= 5 * budget.warm_up_ms):
+            return now
+        before = now
+
+
+def _turns() -> Iterator[tuple[int, int]]:
+    """A B, B A, A B, ...: neither network is always the first of its pair."""
+    while True:
+        yield 0, 1
+        yield 1, 0
+
+
+def _block(work: Callable[[], object], calls: int, clock: Clock) -> list[float]:
+    """One turn: a lead-in that is not timed, then `calls` calls that are."""
+    for _ in range(ceil(calls / _UNTIMED_SHARE) if calls > 1 else 0):
+        work()
+    return [clock.time_ms(work) for _ in range(calls)]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's garbage collector would stop a call now and then."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

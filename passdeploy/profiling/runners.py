@@ -1,0 +1,100 @@
+"""Ways to run a network, all of one shape: prepare a batch, then run it as often as you like.
+
+A runner holds nothing but what one call needs; inputs are bound before the clock starts. Which provider
+really runs is the session's own answer, not the one that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.errors import UsageError
+from passdeploy.export.ort_session import open_session
+
+
+class Runner(Protocol):
+    """Something that can be timed."""
+
+    name: str  # "dense" or "slim"
+    artifact: str  # the file, or what else is run
+    backend: str
+    device: str
+    precision: str
+
+    def prepare(self, images: Tensor) -> None:
+        """Take the batch that every following `run` uses, shape (batch, 3, height, width)."""
+        ...
+
+    def run(self) -> None:
+        """One inference on the prepared batch."""
+        ...
+
+
+class TorchRunner:
+    """PyTorch eager, in eval and inference mode, on a copy of the module."""
+
+    backend, precision = "torch", "fp32"
+
+    def __init__(self, name: str, module: nn.Module, *, artifact: str = "", device: str = "cpu") -> None:
+        self.name, self.artifact, self.device = name, artifact or type(module).__name__, device
+        self._module = deepcopy(module).to(device).eval()
+        self._images = torch.empty(0)
+
+    def prepare(self, images: Tensor) -> None:
+        """Move the batch to the device."""
+        self._images = images.to(self.device)
+
+    def run(self) -> None:
+        """One forward pass; on a GPU it is queued, the clock waits for it."""
+        with torch.inference_mode():
+            self._module(self._images)
+
+
+class OrtRunner:
+    """ONNX Runtime on the CPU with input and output bound, so that no copy is timed."""
+
+    backend, device, precision = "ort", "cpu", "fp32"
+
+    def __init__(self, name: str, path: Path, *, threads: int) -> None:
+        self.name, self.artifact = name, path.name
+        self._session = open_session(path, threads=threads)
+        self._binding: Any = None
+
+    def prepare(self, images: Tensor) -> None:
+        """Bind the batch, and let ONNX Runtime allocate the output.
+
+        Raises:
+            UsageError: the file takes images of another shape, or has another, fixed batch.
+        """
+        wanted = self._session.get_inputs()[0]
+        sizes = zip(wanted.shape, images.shape, strict=True)
+        if any(isinstance(fixed, int) and fixed != given for fixed, given in sizes):
+            raise UsageError(
+                f"{self.artifact} takes images of shape {wanted.shape}, asked was {list(images.shape)}.\n"
+                "Export it again for this shape with: passdeploy export --onnx"
+            )
+        self._binding = self._session.io_binding()
+        self._binding.bind_cpu_input(wanted.name, images.contiguous().numpy())
+        self._binding.bind_output(self._session.get_outputs()[0].name)
+
+    def run(self) -> None:
+        """One inference."""
+        self._session.run_with_iobinding(self._binding)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """PyTorch on `threads` threads inside the block, and as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

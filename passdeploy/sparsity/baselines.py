@@ -1,0 +1,86 @@
+"""Scores without learning: what PASS is compared with, under the same groups, budget and fine-tuning.
+
+Every score is one number per channel of a group, higher is better, on a scale that is comparable across groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.chance import generator
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.sparsity.mask import MaskedWeights, run_with
+from passdeploy.sparsity.statistics import batch_statistics_only
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Tensor]:
+    """Chance, as a function of the seed and the group's name."""
+    return {g.name: torch.rand(g.width, generator=generator("random scores", seed, g.name)) for g in groups}
+
+
+def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """L1 norm of the filters of a channel (Li et al., arXiv:1608.08710), each layer's divided by its mean.
+
+    The mean over all layers that put the channel out.
+    """
+    state = dict(model.named_parameters())
+    scores = {}
+    for group in groups:
+        norms = [
+            _by_channel(state[slot.tensor].detach().abs(), slot.dim)[slot.index.to(state[slot.tensor].device)].sum(1)
+            for slot in group.slots
+            if slot.is_output and slot.tensor in state and state[slot.tensor].ndim > 1
+        ]
+        scores[group.name] = torch.stack([norm / norm.mean().clamp_min(1e-12) for norm in norms]).mean(0).cpu()
+    return scores
+
+
+def bn_scale_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """Magnitude of the batch norm's scale (network slimming, Liu et al., arXiv:1708.06519), mean over a group's norms.
+
+    A group without a batch norm gets the mean of all others, so that it is cut like the average.
+    """
+    norms = {
+        f"{name}.weight": module.weight.detach().abs()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None
+    }
+    found = {
+        group.name: torch.stack(scales).mean(0).cpu()
+        for group in groups
+        if (scales := [norms[s.tensor][s.index.to(norms[s.tensor].device)].mean(1) for s in group.slots
+                       if s.tensor in norms])
+    }  # fmt: skip
+    typical = torch.cat(list(found.values())).mean() if found else torch.tensor(1.0)
+    return {group.name: found.get(group.name, typical.expand(group.width)) for group in groups}
+
+
+def taylor_scores(model: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, loss: Loss) -> dict[str, Tensor]:
+    """Squared first-order change of the loss when a channel goes (Molchanov et al., arXiv:1906.10771, eq. 8).
+
+    The change is the derivative of the loss by a gate of 1 on the channel; squares are averaged over batches. Batch norms
+    use the statistics of the batch, as they will when the rest of the network is trained again.
+    """
+    weights = MaskedWeights(model, groups, reads_only=True)
+    device = next(model.parameters()).device
+    total = {group.name: torch.zeros(group.width, device=device) for group in groups}
+    count = 0
+    learner = batch_statistics_only(model)
+    for images, labels in batches:
+        gates = {group.name: torch.ones(group.width, device=device, requires_grad=True) for group in groups}
+        value = loss(run_with(learner, weights(gates), images), labels)
+        for name, gradient in zip(gates, torch.autograd.grad(value, list(gates.values())), strict=True):
+            total[name] += gradient.square()
+        count += 1
+    return {name: (values / max(count, 1)).cpu() for name, values in total.items()}
+
+
+def _by_channel(values: Tensor, dim: int) -> Tensor:
+    """Sum over every dimension but `dim`."""
+    return values.movedim(dim, 0).flatten(1).sum(1)

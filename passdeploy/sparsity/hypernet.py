@@ -1,0 +1,88 @@
+"""The recurrent hypernetwork: from the prompt and the weights' statistics to channel scores.
+
+Source: Huang et al., PASS (arXiv:2407.17412), section 3. The prompt encoder turns the visual prompt into the first
+hidden state; one LSTM cell then walks the layers in the order of the forward pass, so what it decided for earlier
+layers shapes what it decides for later ones. Here the unit is the channel group instead of the layer.
+
+`mlp` and `conv` are the paper's ablations: no memory between layers, and a memory of the neighbours only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class PromptEncoder(nn.Module):
+    """Three convolutions from the prompt to one vector."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, hidden, 3, stride=2, padding=1),
+        )  # fmt: skip
+
+    def forward(self, prompt: Tensor) -> Tensor:
+        """Prompt (1, channels, height, width) -> state (1, hidden)."""
+        return torch.tanh(self.layers(prompt).mean((2, 3)))
+
+
+class Hypernetwork(nn.Module):
+    """Statistics of every group's weights, and the prompt, to one logit per channel.
+
+    Args:
+        statistics: per group one number per channel, shape (width,); its input embedding, fixed.
+        prior: per group the logits to start from, shape (width,). The last maps start at zero, so that an untrained
+            hypernetwork answers with the prior.
+        hidden: width of the hidden state.
+        kind: `lstm`, `mlp` or `conv`.
+        prompt_channels: channels of the prompt; None where there is no prompt.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[Tensor],
+        prior: Sequence[Tensor],
+        *,
+        hidden: int,
+        kind: str = "lstm",
+        prompt_channels: int | None = 3,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.encoder = PromptEncoder(prompt_channels, hidden) if prompt_channels else None
+        self.embed = nn.ModuleList(nn.Linear(len(values), hidden) for values in statistics)
+        self.cell = nn.LSTMCell(hidden, hidden) if kind == "lstm" else None
+        self.mix = {"mlp": nn.Linear(hidden, hidden), "conv": nn.Conv1d(hidden, hidden, 3, padding=1)}.get(kind)
+        self.heads = nn.ModuleList(nn.Linear(hidden, len(values)) for values in prior)
+        for number, (head, logits) in enumerate(zip(self.heads, prior, strict=True)):
+            nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+            self.register_buffer(f"prior{number}", logits)
+            self.register_buffer(f"statistics{number}", statistics[number])
+
+    def forward(self, prompt: Tensor | None) -> list[Tensor]:
+        """Prompt (1, channels, height, width) -> logits of every group, each of shape (width,)."""
+        inputs = [embed(self.get_buffer(f"statistics{i}"))[None] for i, embed in enumerate(self.embed)]  # (1, hidden)
+        start = torch.zeros_like(inputs[0]) if self.encoder is None or prompt is None else self.encoder(prompt)
+        return [
+            head(state)[0] + self.get_buffer(f"prior{number}")
+            for number, (head, state) in enumerate(zip(self.heads, self._walk(start, inputs), strict=True))
+        ]
+
+    def _walk(self, start: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The hidden state at every group, each (1, hidden)."""
+        if self.cell is not None:
+            hidden, memory, states = start, torch.zeros_like(start), []
+            for step in inputs:
+                hidden, memory = self.cell(step, (hidden, memory))
+                states.append(hidden)
+            return states
+        sequence = torch.cat(list(inputs)) + start  # (groups, hidden)
+        assert self.mix is not None
+        mixed = self.mix(sequence) if self.kind == "mlp" else self.mix(sequence.T[None])[0].T
+        return list(torch.tanh(mixed).split(1))

@@ -1,0 +1,75 @@
+"""Masks on weights: W_hat = M(i-1) * W * M(i), with a gradient that reaches the scores.
+
+Source: Huang et al., PASS (arXiv:2407.17412), section 3. A mask has one entry per channel of a group and multiplies every
+slice that the group owns in every parameter, so producers, consumers and everything between are cut together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.groups import ChannelGroup, Slot
+
+
+def straight_through(mask: Tensor, score: Tensor) -> Tensor:
+    """The hard `mask` (0 or 1) forward, the gradient of `score` backward (Bengio et al., arXiv:1308.3432)."""
+    return mask + score - score.detach()
+
+
+class MaskedWeights:
+    """The frozen parameters of a network, multiplied by masks.
+
+    Args:
+        model: the network; its parameters are read at every call and never written.
+        groups: the groups that masks are given for.
+        reads_only: mask only the weight slices that read a channel. The function is the same, since nothing else sees
+            the channel, but the gradient of a mask is then that of one gate on the channel.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], *, reads_only: bool = False) -> None:
+        self.names = tuple(group.name for group in groups)
+        self._parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        device = next(iter(self._parameters.values())).device
+        total = sum(group.width for group in groups)
+        index: dict[tuple[str, int], Tensor] = {}  # which entry of all masks, laid end to end, cuts which place
+        start = 0
+        for group in groups:
+            for slot in _read_slots(group) if reads_only else group.slots:
+                if slot.tensor in self._parameters:
+                    # Place `total` holds the constant 1 for channels that no mask is given for.
+                    size = self._parameters[slot.tensor].size(slot.dim)
+                    places = index.setdefault((slot.tensor, slot.dim), torch.full((size,), total))
+                    places[slot.index] = torch.arange(start, start + group.width)[:, None].expand_as(slot.index)
+            start += group.width
+        self._index = {key: places.to(device) for key, places in index.items()}
+
+    def __call__(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name -> parameter, those that a mask touches multiplied by it; masks have shape (width,)."""
+        laid_out = torch.cat([*(masks[name] for name in self.names), next(iter(masks.values())).new_ones(1)])
+        weights = dict(self._parameters)
+        for name, scale in self._scales(laid_out).items():
+            weights[name] = weights[name] * scale
+        return weights
+
+    def _scales(self, laid_out: Tensor) -> dict[str, Tensor]:
+        scales: dict[str, Tensor] = {}
+        for (name, dim), places in self._index.items():
+            shape = [1] * self._parameters[name].ndim
+            shape[dim] = -1
+            along = laid_out[places].view(shape)
+            scales[name] = scales[name] * along if name in scales else along
+        return scales
+
+
+def run_with(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Any:
+    """The output of `model` with `weights` in place of its parameters, differentiable in both."""
+    return torch.func.functional_call(model, dict(weights), (images,))
+
+
+def _read_slots(group: ChannelGroup) -> Sequence[Slot]:
+    """The slices that read a group; where nothing does (queries and keys), those that make it."""
+    return [slot for slot in group.slots if slot.is_input] or group.slots

@@ -1,0 +1,55 @@
+"""The visual prompt: learned pixels that are added to every image.
+
+Source: Huang et al., PASS (arXiv:2407.17412), section 3; the border is that of Bahng et al., Exploring Visual
+Prompts (arXiv:2203.17274). It costs nothing at inference: an exported network contains the sum and takes plain images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class VisualPrompt(nn.Module):
+    """Adds one learned image to every image of a batch.
+
+    Args:
+        kind: `padding`, a border of `size` pixels, or `full`, every pixel.
+        image_shape: (channels, height, width) of the images.
+        size: width of the border in pixels; a border that meets in the middle is the full image.
+
+    Starts at zero, so an untrained prompt changes nothing.
+    """
+
+    frame: Tensor  # 1 where the prompt may be, shape (1, 1, height, width)
+
+    def __init__(self, kind: str, image_shape: tuple[int, int, int], size: int) -> None:
+        super().__init__()
+        self.kind, self.size = kind, size
+        self.values = nn.Parameter(torch.zeros(1, *image_shape))  # (1, channels, height, width)
+        frame = torch.ones(1, 1, *image_shape[1:])
+        if kind == "padding":
+            frame[..., size : image_shape[1] - size, size : image_shape[2] - size] = 0
+        self.register_buffer("frame", frame, persistent=False)
+
+    def pixels(self) -> Tensor:
+        """The prompt as an image, shape (1, channels, height, width), zero inside a border."""
+        return self.values * self.frame
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images` (batch, channels, height, width) with the prompt added, same shape."""
+        return images + self.pixels()
+
+
+class Prompted(nn.Module):
+    """A network that sees every image through a visual prompt."""
+
+    def __init__(self, prompt: VisualPrompt, network: nn.Module) -> None:
+        super().__init__()
+        self.prompt, self.network = prompt, network
+
+    def forward(self, images: Tensor) -> Any:
+        """What the network says of the prompted images."""
+        return self.network(self.prompt(images))

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from passdeploy.errors import UsageError
+from passdeploy.events import Event, Step
+from passdeploy.profiling import Subject, compare, profile_pair
+from passdeploy.profiling.runners import Runner
+
+from .fakes import FakeClock, FakeRunner
+
+CONTRACT = {
+    "model", "artifact", "backend", "device", "precision", "batch", "median_ms", "p90_ms", "p99_ms",
+    "ci95_rel", "images_per_s", "speedup", "speedup_ci", "notes",
+}  # fmt: skip
+DENSE, SLIM = Subject("dense"), Subject("slim")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def runs_take(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, **ms: float | Iterator[float]) -> list[FakeRunner]:
+    """Let each subject take the given milliseconds on every backend."""
+    made: list[FakeRunner] = []
+
+    def runner(subject: Subject, backend: str, threads: int) -> Runner:
+        made.append(FakeRunner(subject.name, clock, ms[subject.name]))
+        return made[-1]
+
+    monkeypatch.setattr(compare, "_runner", runner)
+    return made
+
+
+def scatter(seed: int) -> Iterator[float]:
+    generator = np.random.default_rng(seed)
+    return (float(generator.lognormal(1.0, 0.1)) for _ in repeat(None))
+
+
+def test_the_rows_keep_the_contract(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    runs_take(monkeypatch, clock, dense=6.0, slim=3.0)
+    profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=(1, 8), threads=1, clock=clock)
+    found = json.loads(json.dumps(profile.to_json()))
+    assert set(found["rows"][0]) >= CONTRACT
+    assert [(row["model"], row["batch"]) for row in found["rows"]] == 2 * [
+        ("dense", 1), ("slim", 1), ("dense", 8), ("slim", 8),
+    ]  # fmt: skip
+    dense, slim = found["rows"][2:4]
+    assert (dense["speedup"], slim["speedup"]) == (1.0, pytest.approx(2.0))
+    assert slim["speedup_ci"] == pytest.approx([2.0, 2.0])
+    assert slim["images_per_s"] == pytest.approx(8 / 3e-3)
+    assert slim["notes"] == []
+    assert found["environment"]["threads"] == 1
+
+
+def test_the_same_times_are_no_measurable_difference(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    runs_take(monkeypatch, clock, dense=scatter(1), slim=scatter(2))
+    profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, clock=clock)
+    slim = profile.rows[1]
+    assert slim.notes[0] == "no measurable difference"
+    assert not slim.is_faster
+
+
+def test_scatter_is_reported_as_unstable(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    generator = np.random.default_rng(0)
+    wild = (float(ms) for ms in generator.lognormal(3.0, 1.5, 10**6))
+    runs_take(monkeypatch, clock, dense=wild, slim=1.0)
+    rows = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, seconds=1, clock=clock
+    ).rows
+    assert "unstable" in rows[0].notes[0]
+    assert rows[1].notes == ()
+
+
+def test_both_networks_see_the_same_images_of_the_asked_batch(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[5], threads=1, clock=clock)
+    dense, slim = made
+    assert dense.images.shape == (5, 3, 4, 6)
+    assert torch.equal(dense.images, slim.images)
+
+
+def test_progress_is_told_per_comparison(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    events: list[Event] = []
+    runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=[1, 2], threads=1, clock=clock, tell=events.append)
+    assert [(event.done, event.total) for event in events if isinstance(event, Step)] == [
+        (1, 4),
+        (2, 4),
+        (3, 4),
+        (4, 4),
+    ]
+
+
+def test_pytorch_really_runs_and_its_threads_are_restored():
+    before = torch.get_num_threads()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    profile = profile_pair(
+        Subject("dense", net, weights="dense.safetensors"),
+        Subject("slim", net),
+        image_shape=(3, 8, 8),
+        backends=["torch"],
+        batches=[1],
+        threads=before,
+        seconds=0.2,
+    )
+    assert [row.artifact for row in profile.rows] == ["dense.safetensors", "Sequential"]
+    assert all(row.median_ms > 0 and row.n >= 8 for row in profile.rows)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"backends": ["onnx"]}, "unknown backend onnx: choose from torch, ort"),
+        ({"batches": [8, 0]}, "batch 0 makes no sense"),
+        ({"threads": 0}, "0 threads"),
+        ({"backends": ["ort"]}, "the dense network has no ONNX file to run in ort"),
+        ({"backends": ["torch"]}, "the dense network has no module to run in torch"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, object], words: str):
+    with pytest.raises(UsageError, match=words):
+        profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), **wrong)  # type: ignore[arg-type]
+
+
+def test_a_missing_file_names_the_command(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+    dense = Subject("dense", onnx=tmp_path / "dense.onnx")
+    with pytest.raises(UsageError, match=r"no ONNX file .*dense\.onnx"):
+        profile_pair(dense, SLIM, image_shape=(3, 4, 4), backends=["ort"])

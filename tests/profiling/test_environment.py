@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from passdeploy.export.driver import Driver
+from passdeploy.profiling import environment
+from passdeploy.profiling.environment import physical_cores, read_environment
+
+FOUR_THREADS_ON_TWO_CORES = "\n\n".join(
+    f"processor\t: {cpu}\nmodel name\t: Imaginary CPU\nphysical id\t: 0\ncore id\t: {cpu % 2}" for cpu in range(4)
+)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of files: four hyper-threads on two cores, no quota, no governor."""
+    (tmp_path / "cpuinfo").write_text(FOUR_THREADS_ON_TWO_CORES)
+    monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(environment, "_GOVERNOR", tmp_path / "scaling_governor")
+    monkeypatch.setattr(environment, "usable_cpus", lambda: frozenset(range(4)))
+    return tmp_path
+
+
+def test_hyper_threads_count_once(machine: Path):
+    assert physical_cores() == 2
+
+
+def test_only_the_cpus_of_this_process_count(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "usable_cpus", lambda: frozenset({1, 3}))
+    assert physical_cores() == 1
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", 2)])
+def test_the_quota_of_a_container_counts(machine: Path, quota: str, cores: int):
+    (machine / "cpu.max").write_text(quota)
+    assert physical_cores() == cores
+
+
+def test_without_core_ids_every_logical_cpu_counts(machine: Path):
+    (machine / "cpuinfo").write_text("processor\t: 0\n\nprocessor\t: 1\n")
+    assert physical_cores() == 4
+
+
+def test_the_snapshot_is_json_and_says_what_cannot_be_read(machine: Path):
+    found = read_environment(threads=2)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["cpu"], found["cores"], found["logical_cpus"], found["threads"]) == ("Imaginary CPU", 2, 4, 2)
+    assert found["governor"] is None
+    assert "torch" in found["versions"]
+
+
+def test_gpus_are_named_by_the_driver_where_nvml_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    def not_installed(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(environment, "import_module", not_installed)
+    monkeypatch.setattr(environment, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
+    assert environment._gpus() == [{"name": "Imaginary GPU", "cuda": "13.2"}]

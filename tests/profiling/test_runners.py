@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from passdeploy.errors import MissingError, UsageError
+from passdeploy.export import ort_session
+from passdeploy.export.ort_session import open_session
+from passdeploy.profiling.runners import OrtRunner, TorchRunner, torch_threads
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+
+
+@pytest.fixture
+def relu(tmp_path: Path) -> Path:
+    shape = ("batch", 3, 4, 4)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "logits")]
+    graph = helper.make_graph([helper.make_node("Relu", ["images"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "relu.onnx"
+    )
+    return tmp_path / "relu.onnx"
+
+
+def test_onnx_runtime_runs_the_batch_that_was_bound(relu: Path):
+    runner, images = OrtRunner("slim", relu, threads=1), torch.randn(2, 3, 4, 4)
+    runner.prepare(images)
+    runner.run()
+    (found,) = runner._binding.copy_outputs_to_cpu()
+    assert torch.equal(torch.from_numpy(found), images.relu())
+    assert (runner.backend, runner.artifact, runner.device) == ("ort", "relu.onnx", "cpu")
+
+
+def test_another_image_size_is_named_before_it_runs(relu: Path):
+    with pytest.raises(UsageError, match=r"takes images of shape .* asked was \[1, 3, 8, 8\]"):
+        OrtRunner("slim", relu, threads=1).prepare(torch.randn(1, 3, 8, 8))
+
+
+def test_a_session_has_the_threads_asked_for_and_does_not_spin_when_idle(relu: Path):
+    options = open_session(relu, threads=2).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_provider_that_is_not_there_is_an_error(relu: Path):
+    with pytest.raises(MissingError, match="has no NoSuchExecutionProvider here"):
+        open_session(relu, threads=1, provider="NoSuchExecutionProvider")
+
+
+def test_a_provider_that_was_silently_replaced_is_an_error(relu: Path, monkeypatch: pytest.MonkeyPatch):
+    class Replaced(SimpleNamespace):
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    def fake(module: str, extra: str) -> Any:
+        return SimpleNamespace(
+            __version__="1.0",
+            SessionOptions=onnxruntime.SessionOptions,
+            get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            InferenceSession=lambda *_, **__: Replaced(),
+        )
+
+    monkeypatch.setattr(ort_session, "require", fake)
+    with pytest.raises(MissingError, match="asked ONNX Runtime for CUDAExecutionProvider, it runs CPU"):
+        open_session(relu, threads=1, provider="CUDAExecutionProvider")
+
+
+def test_pytorch_runs_a_copy_in_eval_mode_without_gradients():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append((self.training, torch.is_inference_mode_enabled(), tuple(images.shape)))
+            return images
+
+    module = Spy().train()
+    runner = TorchRunner("dense", module)
+    runner.prepare(torch.zeros(2, 3, 4, 4))
+    runner.run()
+    assert seen == [(False, True, (2, 3, 4, 4))]
+    assert module.training
+
+
+def test_thread_counts_are_restored_even_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(before + 1):
+        assert_threads_then_fail(before + 1)
+    assert torch.get_num_threads() == before
+
+
+def assert_threads_then_fail(threads: int) -> None:
+    assert torch.get_num_threads() == threads
+    raise RuntimeError
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_a_gpu_is_timed_on_the_device():
+    from passdeploy.profiling.clock import CudaClock, clock_for
+
+    clock = clock_for(torch.device("cuda"))
+    matrix = torch.randn(2048, 2048, device="cuda")
+    assert isinstance(clock, CudaClock)
+    assert clock.time_ms(lambda: matrix @ matrix) > 0
