@@ -33,7 +33,7 @@ from passdeploy.runs import RunFolder
 from passdeploy.slim import slim, verify
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.sparsity.prompt import Prompted, VisualPrompt
+from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt
 from passdeploy.train import evaluate, fit, logits_of, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
@@ -129,8 +129,7 @@ def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
-    (kind, amount), *_ = ((k, v) for k, v in recipe.prune.target.model_dump().items() if v is not None)
-    budget = Budget.of(kind, amount, channels.costs)
+    budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
     round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
     return Prepared(recipe, data, dense, channels, budget, round_to)
@@ -152,6 +151,8 @@ class _Job:
         self._stage("learn", self._learn)
         self._stage("slim", self._slim)
         self._stage("finetune", self._finetune)
+        if self.folder.has("cut.safetensors"):
+            self.folder.remove("cut.safetensors")
         summary = self._summary()
         self.folder.write_json("summary.json", summary, kind="summary")
         return summary
@@ -182,7 +183,7 @@ class _Job:
         scores, prompt = self._scores(self._trained_dense(), progress)
         tensors = {f"scores.{name}": values for name, values in scores.items()}
         if prompt is not None:
-            tensors["prompt.values"] = prompt.values.detach()
+            tensors[PROMPT_KEY] = prompt.pixels().detach()
         self.folder.write_tensors("scores.safetensors", tensors, kind="scores")
         progress.text = f"{len(scores)} groups scored by {self.recipe.prune.method}"
         return {}
@@ -198,12 +199,14 @@ class _Job:
         dense = self._trained_dense().cpu()
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
-        smaller = self._prompted(slim(dense, self.channels.groups, plan), saved.get("prompt.values"))
-        smaller.to(self.device)
+        prompt = self._prompt()
+        if prompt is not None:
+            prompt.take_(saved)
+        smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
         recalibrate_batch_norm_(smaller, self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES)))
         top1 = self._evaluate(smaller)
         self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
-        self.folder.write_tensors("cut.safetensors", smaller.state_dict())
+        self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
         achieved = self.costs.of(self.prepared.budget.kind, plan.widths())
         progress.text = (
             f"{achieved / self.costs.of(self.prepared.budget.kind):.1%} of the {self.prepared.budget.kind}, "
@@ -213,18 +216,19 @@ class _Job:
 
     def _finetune(self, progress: Stage) -> dict[str, Any]:
         plan = plan_from_json(self.folder.read_json("plan.json"))
-        smaller = slim(self.dense, self.channels.groups, plan)
-        saved = self.folder.read_tensors("cut.safetensors")
-        smaller = self._prompted(smaller, saved.get("prompt.values"))
-        smaller.load_state_dict(saved)
+        saved, prompt = self.folder.read_tensors("cut.safetensors"), self._prompt()
+        if prompt is not None:
+            saved = prompt.take_(saved)
+        network = slim(self.dense, self.channels.groups, plan)
+        network.load_state_dict(saved)
+        smaller = with_prompt(network, prompt)
         fit(
             smaller, self.data, self.recipe.finetune, batch_size=self.batch, seed=seed_of("finetune", self.recipe.seed),
             device=self.device, tell=progress, teacher=self._trained_dense(),
             checkpoint=self.folder.checkpoint("finetune"),
         )  # fmt: skip
         top1 = self._evaluate(smaller)
-        self.folder.write_tensors("slim.safetensors", smaller.state_dict())
-        self.folder.remove("cut.safetensors")
+        self.folder.write_tensors("slim.safetensors", tensors_of(smaller))
         progress.text = f"top-1 {top1:.2%}"
         return {"top1": top1}
 
@@ -245,7 +249,7 @@ class _Job:
             return bn_scale_scores(dense, groups), None
         dense = copy.deepcopy(dense)
         if self.recipe.train.channels_last:
-            dense = dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            dense = dense.to(memory_format=torch.channels_last)
         if prune.method == "taylor":
             batches = islice(self._placed(self._stream("learn")), PassSettings.prior_batches)
             return taylor_scores(dense, groups, batches, F.cross_entropy), None
@@ -276,20 +280,18 @@ class _Job:
         for images, labels in batches:
             yield images.to(self.device, memory_format=order), labels.to(self.device)
 
-    def _prompted(self, network: nn.Module, values: Tensor | None) -> nn.Module:
-        if values is None:
-            return network
+    def _prompt(self) -> VisualPrompt | None:
+        """The prompt that the slim network will look through, untrained."""
         spec = self.recipe.prune.prompt
-        prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
-        prompt.load_state_dict({"values": values})
-        return Prompted(prompt, network)
+        if self.recipe.prune.method != "pass" or spec.kind == "none" or not spec.keep:
+            return None
+        return VisualPrompt(spec.kind, self.data.image_shape, spec.size)
 
     def _evaluate(self, model: nn.Module) -> float:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
 
     def _plan_json(self, plan: Plan) -> dict[str, Any]:
-        prompt = self.recipe.prune.prompt
-        has_prompt = self.recipe.prune.method == "pass" and prompt.kind != "none" and prompt.keep
+        prompt = self._prompt()
         return {
             "version": 1,
             "model": self.recipe.model.name,
@@ -297,7 +299,7 @@ class _Job:
             "image_shape": list(self.data.image_shape),
             "mean": list(self.data.mean),
             "std": list(self.data.std),
-            "prompt": {"kind": prompt.kind, "size": prompt.size} if has_prompt else None,
+            "prompt": {"kind": prompt.kind, "size": prompt.size} if prompt is not None else None,
             "groups": {
                 group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
                 for group in self.channels.prunable
@@ -308,7 +310,7 @@ class _Job:
         dense, cut, tuned = (self.folder.result_of(name) for name in ("dense", "slim", "finetune"))
         widths = plan_from_json(self.folder.read_json("plan.json")).widths()
         size = {kind: (self.costs.of(kind), self.costs.of(kind, widths)) for kind in ("params", "macs")}
-        requested = next(v for v in self.recipe.prune.target.model_dump().values() if v is not None)
+        requested = self.recipe.prune.target.value
         whole = self.costs.of(self.prepared.budget.kind)
         return {
             "recipe": self.recipe.name,
@@ -381,8 +383,8 @@ def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:
     for path in reversed(list_runs(out)):
         if path.name.rpartition("-")[0] == recipe.name:
             with RunFolder.open(path) as folder:
-                is_same = folder.has("recipe.resolved.yaml") and folder.read_text("recipe.resolved.yaml") == recipe.to_yaml()
-            if is_same:
+                resolved = folder.read_text("recipe.resolved.yaml") if folder.has("recipe.resolved.yaml") else ""
+            if resolved == recipe.to_yaml():
                 return RunFolder.open(path, write=True)
     raise RunError(
         f"no run in {out} was made with this recipe, so there is nothing to resume.\n"

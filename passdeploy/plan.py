@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd
 
 import numpy as np
@@ -182,7 +183,7 @@ class _Ladder:
             values = values.numpy() / prices[column]
             orders.append(order)
             rungs.append(widths)
-            worth.append(np.array([values[low:high].mean() for low, high in zip(widths, widths[1:])]))
+            worth.append(np.array([values[low:high].mean() for low, high in pairwise(widths)]))
         return cls(orders, rungs, worth, columns, full)
 
     @property
@@ -229,7 +230,8 @@ class _Ladder:
 
     def _heights(self, steps: np.ndarray) -> np.ndarray:
         """The rung of every group after `steps`, each one group's next rung."""
-        return np.bincount(steps, minlength=len(self.rungs))
+        heights: np.ndarray = np.bincount(steps, minlength=len(self.rungs))
+        return heights
 
     def _at(self, height: np.ndarray) -> np.ndarray:
         return np.array([widths[h] for widths, h in zip(self.rungs, height, strict=True)], np.int64)

@@ -392,10 +392,19 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
             the key and where it stands.
     """
     path, shown = _locate(str(path_or_name))
-    document = parse(_read(path, shown), shown)
+    return parse_recipe(_read(path, shown), shown, overrides, name=_run_name(path.name))
+
+
+def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
+    """The recipe in `text`; `source` is what errors call it, `name` the run's where the text gives none.
+
+    Raises:
+        RecipeError: not YAML, or a key that does not fit.
+    """
+    document = parse(text, source)
     if not isinstance(document.value, dict):
-        raise RecipeError(f"{shown} holds no recipe: at its top there must be keys such as 'model' and 'data'.")
-    document.value.setdefault("name", _run_name(path.name))
+        raise RecipeError(f"{source} holds no recipe: at its top there must be keys such as 'model' and 'data'.")
+    document.value.setdefault("name", name)
     return _check(_override(document, overrides))
 
 

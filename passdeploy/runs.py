@@ -28,18 +28,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from passdeploy import __version__
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.events import Event, Listener, StageFinished, StageStarted, Step, Warned
 from passdeploy.files import atomic_path, sha256_of, write_atomically
+from passdeploy.versions import package_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 MANIFEST, STATE, METRICS, LOG, LOCK = "manifest.json", "state.json", "metrics.jsonl", "run.log", ".lock"
 _NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
 _DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # what atomic_path leaves when its process is killed
-_LIBRARIES = ("torch", "torchvision", "safetensors")
 _DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
@@ -158,16 +155,17 @@ class RunFolder:
             versions: of further packages that made it, such as {"onnx": "1.21.0"}.
         """
         target = self / name
-        with self._writing(target), atomic_path(target) as draft:
-            yield draft
-            entry = {
-                "sha256": sha256_of(draft),
-                "size_bytes": draft.stat().st_size,
-                "kind": kind,
-                "versions": {**_versions(), **(versions or {})},
-            }
-            self._forget(name)
-        self._write_manifest({**self.manifest(), name: entry})
+        with self._writing(target):
+            with atomic_path(target) as draft:
+                yield draft
+                entry = _entry(draft, kind, versions)
+                self._forget(name)
+            self._write_manifest({**self.manifest(), name: entry})
+
+    def adopt(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> None:
+        """Record a file that another writer has put into the run, whole and under its final name."""
+        with self._writing(self / name):
+            self._write_manifest({**self.manifest(), name: _entry(self / name, kind, versions)})
 
     def write_text(self, name: str, text: str, *, kind: str = "text") -> Path:
         """Write and record a text file (UTF-8)."""
@@ -397,6 +395,16 @@ class RunCheckpoint:
         return sorted(name for name in self._run.manifest() if ours.fullmatch(name))
 
 
+def _entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {
+        "sha256": sha256_of(path),
+        "size_bytes": path.stat().st_size,
+        "kind": kind,
+        "versions": {**package_versions(), **(versions or {})},
+    }
+
+
 def list_runs(out: Path) -> tuple[Path, ...]:
     """The run folders in `out`, by name."""
     if not out.is_dir():
@@ -507,13 +515,3 @@ def _json(value: Any) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
-
-
-@cache
-def _versions() -> dict[str, str]:
-    """Versions of passdeploy and of what every artifact depends on, without importing any of it."""
-    found = {"passdeploy": __version__}
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

@@ -34,7 +34,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
         stays = torch.ones(state[name].size(dim), dtype=torch.bool)
         stays[removed] = False
         state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
-    # Parameters that deepcopy finds in its memo are taken as they are: nothing is copied twice, shared ones stay shared.
+    # What deepcopy finds in its memo it takes as it is: nothing is copied twice, shared parameters stay shared.
     smaller = copy.deepcopy(model, {id(old): _like(old, state[name]) for name, old in _state(model)})
     for module in smaller.modules():
         _state_true_widths_(module)
@@ -97,9 +97,9 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
 def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
 
-    Shared parameters stay shared. Used to cut a network, and to rebuild a cut one from its saved tensors.
+    This is how a slim network is rebuilt from its factory and its tensors. Shared parameters stay shared.
     """
-    new = {id(old): _like(old, state[name]) for name, old in _state(model)}
+    new = {id(old): _like(old, state[name]) if name in state else old for name, old in _state(model)}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for attribute, old in table.items():

@@ -102,7 +102,7 @@ class Walk(TorchDispatchMode):
     """The mode under which the model runs; rules read and write labels through it."""
 
     def __init__(self, model: nn.Module, find_rule: Callable[[torch._ops.OpOverload], Rule | None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.book = LabelBook()
         self._find_rule = find_rule
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -277,16 +277,21 @@ def reduction(walk: Walk, call: Call) -> None:
 
 # Windows over space: the channels in front of them pass
 
-_SPATIAL_DIMS = {
-    "max_pool1d": 1, "avg_pool1d": 1, "adaptive_avg_pool1d": 1, "adaptive_max_pool1d": 1, "max_pool1d_with_indices": 1,
-    "max_pool2d_with_indices": 2, "avg_pool2d": 2, "_adaptive_avg_pool2d": 2, "adaptive_max_pool2d": 2, "max_pool2d": 2,
-    "fractional_max_pool2d": 2, "reflection_pad2d": 2, "replication_pad2d": 2, "reflection_pad1d": 1, "replication_pad1d": 1,
-    "upsample_nearest1d": 1, "upsample_nearest2d": 2, "upsample_nearest3d": 3, "upsample_bilinear2d": 2, "upsample_linear1d": 1,
-    "upsample_bicubic2d": 2, "upsample_trilinear3d": 3, "_upsample_nearest_exact2d": 2, "_upsample_bilinear2d_aa": 2,
-    "_upsample_bicubic2d_aa": 2, "_upsample_nearest_exact1d": 1, "_upsample_nearest_exact3d": 3, "adaptive_avg_pool2d": 2,
-    "max_pool3d_with_indices": 3, "avg_pool3d": 3, "_adaptive_avg_pool3d": 3, "adaptive_max_pool3d": 3, "mkldnn_max_pool2d": 2,
-    "grid_sampler_2d": 2, "reflection_pad3d": 3, "replication_pad3d": 3,
-}  # fmt: skip
+_SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
+    name: dims
+    for dims, names in {
+        1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool1d_with_indices "
+        "reflection_pad1d replication_pad1d upsample_nearest1d upsample_linear1d "
+        "_upsample_nearest_exact1d ",
+        2: "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool2d "
+        "fractional_max_pool2d reflection_pad2d replication_pad2d upsample_nearest2d upsample_bilinear2d "
+        "upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+        "adaptive_avg_pool2d mkldnn_max_pool2d grid_sampler_2d ",
+        3: "upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d max_pool3d_with_indices "
+        "avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d reflection_pad3d replication_pad3d ",
+    }.items()
+    for name in names.split()
+}
 
 
 @rule(*_SPATIAL_DIMS)
@@ -433,7 +438,8 @@ def product(walk: Walk, call: Call) -> None:
         walk.produces(theirs[column])
     if left.ndim == 3:
         meet(walk, ours.get(0), theirs.get(0))
-        result |= {0: labels[0] for labels in (ours, theirs) if 0 in labels}
+        if 0 in ours or 0 in theirs:
+            result[0] = ours[0] if 0 in ours else theirs[0]
     walk.count(call.result.numel() * left.size(column), *result.values(), ours.get(column, theirs.get(row)))
     operands = [(call.result.shape, result), *((tensor.shape, walk.labels(tensor)) for tensor in added)]
     walk.set_labels(call.result, joined(walk, operands, call.result.ndim))

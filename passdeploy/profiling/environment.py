@@ -8,23 +8,12 @@ from __future__ import annotations
 import os
 import platform
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from passdeploy import __version__
 from passdeploy.export.driver import probe_driver
+from passdeploy.versions import package_versions
 
-_PACKAGES = (
-    "torch",
-    "torchvision",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt-cu13",
-    "tensorrt-rtx-cu13-bindings",
-    "numpy",
-)
 _CPUINFO = Path("/proc/cpuinfo")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's share: "200000 100000" is two cores
@@ -43,7 +32,7 @@ def read_environment(*, threads: int) -> dict[str, Any]:
         "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": {"passdeploy": __version__, **_versions()},
+        "versions": package_versions(),
         "gpus": _gpus(),
         "ort_spinning": "while a run lasts",
     }
@@ -81,17 +70,6 @@ def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
         fields = {key.strip(): value.strip() for key, _, value in pairs}
         if "core id" in fields and int(fields.get("processor", -1)) in allowed:
             found.add((fields.get("physical id", "0"), fields["core id"]))
-    return found
-
-
-def _versions() -> dict[str, str]:
-    """Of those packages that are installed."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 

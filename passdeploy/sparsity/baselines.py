@@ -64,8 +64,8 @@ def bn_scale_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[st
 def taylor_scores(model: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, loss: Loss) -> dict[str, Tensor]:
     """Squared first-order change of the loss when a channel goes (Molchanov et al., arXiv:1906.10771, eq. 8).
 
-    The change is the derivative of the loss by a gate of 1 on the channel; squares are averaged over batches. Batch norms
-    use the statistics of the batch, as they will when the rest of the network is trained again.
+    The change is the derivative of the loss by a gate of 1 on the channel; squares are averaged over batches.
+    Batch norms use the statistics of the batch, as they will when the rest of the network is trained again.
     """
     weights = MaskedWeights(model, groups, reads_only=True)
     device = next(model.parameters()).device

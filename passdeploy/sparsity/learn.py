@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from passdeploy.chance import global_chance
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.errors import GateError
+from passdeploy.errors import TrainingError
 from passdeploy.events import Stage, silent
 from passdeploy.plan import Budget, choose_channels, floor_width
 from passdeploy.sparsity.baselines import Loss, taylor_scores
@@ -73,8 +73,8 @@ def learn_masks(
     Args:
         model: the trained network, on the device to learn on; it is left as it was.
         groups: the network's groups.
-        batches: each call starts a stream of (inputs, targets), on the model's device and at least `settings.steps` long;
-            the same stream each time.
+        batches: each call starts the same stream of (inputs, targets), on the model's device and at least
+            `settings.steps` long.
         loss: of the network's output and a target.
         costs: what widths cost.
         budget: what the masked network may cost at the end.
@@ -85,7 +85,7 @@ def learn_masks(
         Scores averaged over the last quarter of the steps, which are calmer than those of the last one.
 
     Raises:
-        GateError: the loss is not a number.
+        TrainingError: the loss is not a number.
         BudgetError: the budget cannot be reached.
     """
     settings, stage = settings or PassSettings(), stage or Stage("learn", silent)
@@ -132,12 +132,13 @@ def learn_masks(
         value = loss(run_with(learner, weights(masks), prompt(images) if prompt else images), targets)
         losses.append(float(value.detach()))
         if losses[-1] != losses[-1]:
-            raise GateError(
-                f"the loss is not a number at step {step + 1} of mask learning (learning rate {schedule.get_last_lr()[0]:g}).\n"
+            raise TrainingError(
+                f"the loss is not a number at step {step + 1} of mask learning, "
+                f"with a learning rate of {schedule.get_last_lr()[0]:.3g}.\n"
                 "Lower prune.optimizer.lr, or check the data."
             )
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         schedule.step()
         if step >= settings.steps - averaged:

@@ -1,7 +1,7 @@
 """Masks on weights: W_hat = M(i-1) * W * M(i), with a gradient that reaches the scores.
 
-Source: Huang et al., PASS (arXiv:2407.17412), section 3. A mask has one entry per channel of a group and multiplies every
-slice that the group owns in every parameter, so producers, consumers and everything between are cut together.
+Source: Huang et al., PASS (arXiv:2407.17412), section 3. A mask has one entry per channel of a group and multiplies
+every slice that the group owns in every parameter, so producers, consumers and all between are cut together.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ Prompts (arXiv:2203.17274). It costs nothing at inference: an exported network c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PROMPT_KEY = "passdeploy.prompt"  # beside the network's own tensors, which keep their names
 
 
 class VisualPrompt(nn.Module):
@@ -38,6 +41,12 @@ class VisualPrompt(nn.Module):
         """The prompt as an image, shape (1, channels, height, width), zero inside a border."""
         return self.values * self.frame
 
+    def take_(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Take the prompt's pixels out of a run's tensors; returns the network's."""
+        with torch.no_grad():
+            self.values.copy_(tensors[PROMPT_KEY])
+        return {name: tensor for name, tensor in tensors.items() if name != PROMPT_KEY}
+
     def forward(self, images: Tensor) -> Tensor:
         """`images` (batch, channels, height, width) with the prompt added, same shape."""
         return images + self.pixels()
@@ -53,3 +62,15 @@ class Prompted(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """What the network says of the prompted images."""
         return self.network(self.prompt(images))
+
+
+def with_prompt(network: nn.Module, prompt: VisualPrompt | None) -> nn.Module:
+    """`network` behind `prompt`, or as it is."""
+    return network if prompt is None else Prompted(prompt, network)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """A network's state dict; the pixels of a prompt in front of it are one more entry."""
+    if isinstance(model, Prompted):
+        return {**model.network.state_dict(), PROMPT_KEY: model.prompt.pixels().detach()}
+    return model.state_dict()

@@ -33,8 +33,8 @@ def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[
 def batch_statistics_only(model: nn.Module) -> nn.Module:
     """A copy of `model` in evaluation mode whose batch norms use, and never store, the statistics of the batch.
 
-    Parameters are shared with `model`, not copied. With running statistics of the dense network, masks are judged by how
-    well they keep those instead of by what the network can do without them.
+    Parameters are shared with `model`, not copied. With the running statistics of the dense network, masks would be
+    judged by how well they keep those instead of by what the network can do without them.
     """
     shared = {id(parameter): parameter for parameter in model.parameters()}
     learner = copy.deepcopy(model, shared).eval()
