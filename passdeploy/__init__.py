@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from passdeploy.channels.groups import find_groups as find_groups
     from passdeploy.counts import Counts as Counts
     from passdeploy.counts import count as count
+    from passdeploy.deploy import load as load
+    from passdeploy.export import export_onnx as export_onnx
+    from passdeploy.pipeline import run as run
     from passdeploy.plan import Plan as Plan
     from passdeploy.plan import choose_channels as choose_channels
-    from passdeploy.slim import masked as masked
-    from passdeploy.slim import slim as slim
-    from passdeploy.slim import verify as verify
+    from passdeploy.slimming import masked as masked
+    from passdeploy.slimming import slim as slim
+    from passdeploy.slimming import verify as verify
+    from passdeploy.sparsity.learn import learn_masks as learn_masks
 
 __version__ = "0.1.0"
 
@@ -26,11 +30,15 @@ _HOME = {
     "find_groups": "passdeploy.channels.groups",
     "Counts": "passdeploy.counts",
     "count": "passdeploy.counts",
+    "export_onnx": "passdeploy.export",
+    "learn_masks": "passdeploy.sparsity.learn",
+    "load": "passdeploy.deploy",
+    "run": "passdeploy.pipeline",
     "Plan": "passdeploy.plan",
     "choose_channels": "passdeploy.plan",
-    "masked": "passdeploy.slim",
-    "slim": "passdeploy.slim",
-    "verify": "passdeploy.slim",
+    "masked": "passdeploy.slimming",
+    "slim": "passdeploy.slimming",
+    "verify": "passdeploy.slimming",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -18,7 +18,7 @@ from passdeploy.models import build_model
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs import RunFolder
-from passdeploy.slim import resize_
+from passdeploy.slimming import resize_
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
 
 LATEST = Path("runs/latest")
@@ -40,7 +40,7 @@ def load(run: Path | str = LATEST, which: str = "slim", *, allow_code: bool = Fa
         RunError: no such run, or it has no such network yet.
         CorruptArtifact: a file is not what was written.
     """
-    return _load(RunFolder.open(Path(run)), which, allow_code)
+    return load_network(RunFolder.open(Path(run)), which, allow_code)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def profile_run(
                 _export(folder, name, ("onnx",), "tensorrt", (1, 8, 32), allow_code, tell)
             subjects[name] = Subject(
                 name,
-                module=_load(folder, name, allow_code) if "torch" in backends else None,
+                module=load_network(folder, name, allow_code) if "torch" in backends else None,
                 onnx=folder.verified(onnx) if "ort" in backends else None,
                 weights=f"{name}.safetensors",
             )
@@ -120,10 +120,17 @@ def profile_run(
         return document
 
 
+def summary_of(run: Path | str = LATEST) -> dict[str, Any]:
+    """The content of a run's `summary.json`, verified."""
+    found: dict[str, Any] = RunFolder.open(Path(run)).read_json("summary.json")
+    return found
+
+
 _PREFIX = {"dense": "dense", "slim": "model"}  # network -> how its exported files are called
 
 
-def _load(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
+def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
+    """`load`, from a folder that is open."""
     facts = folder.read_json("plan.json")
     tensors = folder.read_tensors(f"{which}.safetensors")
     network = build_model(facts["model"], num_classes=len(facts["classes"]), allow_code=allow_code)
@@ -154,9 +161,16 @@ def _export(
     images, _ = next(load_data(_recipe_of(folder).data).test.batches(PARITY_IMAGES))
     metadata = {key: facts[key] for key in ("model", "classes", "image_shape", "mean", "std")}
     written = export_artifacts(
-        _load(folder, name, allow_code), images=images, folder=folder.path / "export", which=which, flavour=flavour,
-        batch=batch, metadata={**metadata, "network": name, "run": folder.path.name}, prefix=_PREFIX[name], tell=tell,
-    )  # fmt: skip
+        load_network(folder, name, allow_code),
+        images=images,
+        folder=folder.path / "export",
+        which=which,
+        flavour=flavour,
+        batch=batch,
+        metadata={**metadata, "network": name, "run": folder.path.name},
+        prefix=_PREFIX[name],
+        tell=tell,
+    )
     known = folder.read_json(EXPORTED) if folder.has(EXPORTED) else {}
     for artifact in written:
         folder.adopt(f"export/{artifact.path.name}", artifact.kind)

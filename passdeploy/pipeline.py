@@ -23,14 +23,16 @@ from torch import Tensor, nn
 from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap, map_channels
 from passdeploy.data import ImageData, load_data
+from passdeploy.deploy import load_network
 from passdeploy.devices import find_device
 from passdeploy.errors import AccuracyError, DataError, RunError, UsageError
 from passdeploy.events import Listener, Stage, StageFinished, broadcast, silent, stage
 from passdeploy.models import build_model
 from passdeploy.plan import Budget, Plan, choose_channels, smallest_plan
+from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
-from passdeploy.slim import slim, verify
+from passdeploy.slimming import slim, verify
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt
@@ -101,7 +103,7 @@ def run(
         if not resume:
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
         listener = broadcast(tell, folder.metrics_listener(), folder.log_listener())
-        summary = _Job(prepared, folder, place, listener).finish()
+        summary = _Job(prepared, folder, place, allow_code, listener).finish()
         path = folder.path
     _check_accuracy(recipe, summary)
     return RunResult(path, summary)
@@ -138,8 +140,11 @@ def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
 class _Job:
     """One run, stage by stage; each stage either works or takes over what is in the folder."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, device: torch.device, tell: Listener) -> None:
+    def __init__(
+        self, prepared: Prepared, folder: RunFolder, device: torch.device, allow_code: bool, tell: Listener
+    ) -> None:
         self.prepared, self.folder, self.device, self.tell = prepared, folder, device, tell
+        self.allow_code = allow_code
         self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
         self.costs = prepared.channels.costs
         self.batch = prepared.recipe.data.batch_size
@@ -306,6 +311,18 @@ class _Job:
             },
         }
 
+    def _latency(self) -> list[dict[str, Any]]:
+        """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
+        pair = [
+            Subject(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
+            for which in ("dense", "slim")
+        ]
+        profile = profile_pair(
+            *pair, image_shape=self.data.image_shape, backends=("torch",), batches=(8,), seconds=2.0, tell=self.tell
+        )
+        rows: list[dict[str, Any]] = profile.to_json()["rows"]
+        return rows
+
     def _summary(self) -> dict[str, Any]:
         dense, cut, tuned = (self.folder.result_of(name) for name in ("dense", "slim", "finetune"))
         widths = plan_from_json(self.folder.read_json("plan.json")).widths()
@@ -329,6 +346,7 @@ class _Job:
                 "achieved": cut["achieved"] / whole if requested <= 1 else cut["achieved"],
             },
             "equivalence": {"max_rel_error": cut["max_rel_error"]},
+            "latency": self._latency(),
             "seconds": {name: self.folder.result_of(name)["seconds"] for name in self.folder.done_stages()},
             "versions": package_versions(),
         }

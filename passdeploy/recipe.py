@@ -175,7 +175,7 @@ class TrainSpec(_Section):
         description="Random changes to training images; auto: what suits the data set. none: none.",
     )
     channels_last: bool = Field(
-        default=False,
+        default=True,
         description="Keep images and weights in channels-last memory order: often faster, same results.",
     )
     distill: DistillSpec | None = Field(

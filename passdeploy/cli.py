@@ -1,0 +1,391 @@
+"""The commands: parse, call, print.
+
+Results go to stdout (with `--json` one JSON object and nothing else), all that happens on the way to stderr. Whatever
+needs torch is imported inside a command, so that `passdeploy --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from passdeploy import __version__
+from passdeploy.errors import PassDeployError
+
+if TYPE_CHECKING:
+    from passdeploy.terminal import TerminalListener
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Turns our errors into a few lines on stderr and their exit code; a bug keeps its traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
+        """Run, and exit the process with the code of what happened."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(arguments, **{**options, "standalone_mode": False})
+        except PassDeployError as error:
+            if "--debug" in arguments:
+                traceback.print_exc()
+            _complain(str(error), type(error).__name__, error.exit_code, arguments)
+            code = error.exit_code
+        except click.ClickException as error:
+            if "--json" in arguments:
+                _complain(error.format_message(), "UsageError", error.exit_code, arguments)
+            else:
+                error.show()
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
+    click.echo(f"error: {message}", err=True)
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code}}))
+
+
+def common(command: Command) -> Command:
+    """The options that every command takes."""
+    for option in (
+        click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of expected errors too."),
+        click.option("--quiet", is_flag=True, help="Say nothing on the way."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."),
+    ):
+        command = option(command)
+    return command
+
+
+def takes_run(command: Command) -> Command:
+    """The options that say which run, and whether its model's code may be imported."""
+    for option in (
+        click.option("--allow-code", is_flag=True, help="Import the model's module, where a recipe names one."),
+        click.option(
+            "--run", "run_dir", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True,
+            help="The run folder.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def takes_recipe(command: Command) -> Command:
+    """A recipe, as an option or by itself, and what to change in it."""
+    for parameter in (
+        click.option("--allow-code", is_flag=True, help="Import the model's module, where the recipe names one."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."),
+        click.option("--recipe", "recipe_option", metavar="RECIPE", help="A file, or the name of a recipe we ship."),
+        click.argument("recipe_argument", metavar="[RECIPE]", required=False),
+    ):
+        command = parameter(command)
+    return command
+
+
+def _recipe_of(option: str | None, argument: str | None) -> str:
+    if (option is None) == (argument is None):
+        raise click.UsageError("give one recipe: --recipe FILE, or just FILE. `passdeploy recipes` lists ours.")
+    return option or argument or ""
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(f"{value!r} is not a list of positive whole numbers, such as 1,8,32")
+    return numbers
+
+
+def _listener(quiet: bool) -> TerminalListener:
+    from passdeploy.terminal import TerminalListener
+
+    return TerminalListener(quiet=quiet)
+
+
+def _finish(document: dict[str, Any], as_json: bool, *lines: str) -> None:
+    """The last words of a command: the document, or the path it wrote and what to type next."""
+    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(lines))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="passdeploy")
+def main() -> None:
+    """From a trained vision model to a small, fast, checked engine.
+
+    \b
+      passdeploy prune --recipe mobilenetv2.yaml     learn which channels matter, cut them, fine-tune
+      passdeploy export --trt                        ONNX and a TensorRT engine, each checked
+      passdeploy profile                             what that bought, in milliseconds
+
+    Exit codes: 0 done, 2 usage or recipe, 3 something of this machine is missing, 4 a promise was checked and
+    not kept, 5 bad data or a damaged file, 130 interrupted.
+    """
+
+
+@main.command()
+@takes_recipe
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run of this very recipe.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@common
+def prune(
+    recipe_argument: str | None,
+    recipe_option: str | None,
+    overrides: tuple[str, ...],
+    allow_code: bool,
+    out: Path,
+    resume: bool,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Learn which channels matter, cut them exactly, fine-tune, and write a run folder."""
+    from passdeploy.recipe import load_recipe
+
+    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), overrides)
+
+    from passdeploy.pipeline import run
+    from passdeploy.terminal import closing_table
+
+    with _listener(quiet) as listener:
+        result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
+        listener.console.print(closing_table(result.summary, result.summary["latency"]))
+    path = _shown(result.path)
+    where = "" if path == Path("runs") / result.path.name else f" --run {path}"
+    _finish(
+        {"run": str(result.path), "summary": result.summary},
+        as_json,
+        f"{path}",
+        f"next: passdeploy export --onnx{where}   (--trt for a TensorRT engine)",
+    )
+
+
+@main.command()
+@takes_run
+@click.option("--onnx", is_flag=True, help="Write ONNX; the default if nothing else is asked for.")
+@click.option("--trt", is_flag=True, help="Also build a TensorRT engine.")
+@click.option("--flavour", type=click.Choice(["tensorrt", "rtx"]), default="tensorrt", show_default=True,
+              help="tensorrt needs this machine's GPU; rtx (TensorRT for RTX) builds without one.")  # fmt: skip
+@click.option("--batch", default="1,8,32", show_default=True, callback=_numbers, metavar="MIN,OPT,MAX",
+              help="Batch sizes the artifacts are made for.")  # fmt: skip
+@click.option("--dense", is_flag=True, help="Export the dense network too.")
+@common
+def export(
+    run_dir: Path,
+    allow_code: bool,
+    onnx: bool,
+    trt: bool,
+    flavour: Any,
+    batch: tuple[int, ...],
+    dense: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write ONNX and, with --trt, an engine of the slim network, each checked against PyTorch."""
+    from passdeploy.deploy import export_run
+
+    which = {"onnx"} | ({"trt"} if trt else set())
+    with _listener(quiet) as listener:
+        exported = export_run(
+            run_dir, which=which, flavour=flavour, batch=batch, dense=dense, allow_code=allow_code, tell=listener
+        )
+    shown = [f"{_shown(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts]
+    _finish(
+        {
+            "run": str(exported.run),
+            "artifacts": [
+                {
+                    "path": str(artifact.path),
+                    "kind": artifact.kind,
+                    "precision": artifact.precision,
+                    "size_bytes": artifact.size_bytes,
+                    "sha256": artifact.sha256,
+                    "facts": dict(artifact.facts),
+                }
+                for artifact in exported.artifacts
+            ],
+        },
+        as_json,
+        *shown,
+        f"next: passdeploy profile{_run_option(run_dir)}",
+    )
+
+
+@main.command()
+@takes_run
+@click.option("--backend", default="torch,ort", show_default=True, help="What runs the networks: torch, ort.")
+@click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Images per call.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,
+              help="At least this long per backend and batch.")  # fmt: skip
+@common
+def profile(
+    run_dir: Path,
+    allow_code: bool,
+    backend: str,
+    batch: tuple[int, ...],
+    threads: int | None,
+    seconds: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure dense and slim in turns on this machine, with intervals."""
+    from passdeploy.deploy import profile_run, summary_of
+    from passdeploy.terminal import closing_table
+
+    backends = tuple(part.strip() for part in backend.split(","))
+    with _listener(quiet) as listener:
+        document = profile_run(
+            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, allow_code=allow_code,
+            tell=listener,
+        )  # fmt: skip
+        listener.console.print(closing_table(summary_of(run_dir), document["rows"]))
+    written = _shown(run_dir.resolve() / "profile.json")
+    _finish(
+        {"path": str(written), **document},
+        as_json,
+        str(written),
+        "next: passdeploy prune with another prune.target, or passdeploy export --trt on the machine it is for",
+    )
+
+
+@main.command()
+@takes_recipe
+@common
+def check(
+    recipe_argument: str | None,
+    recipe_option: str | None,
+    overrides: tuple[str, ...],
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Load all that a recipe names, follow its channels, and train nothing."""
+    from passdeploy.recipe import load_recipe
+
+    name = _recipe_of(recipe_option, recipe_argument)
+    recipe = load_recipe(name, overrides)
+
+    from passdeploy.inspection import describe, describe_run, table
+    from passdeploy.pipeline import prepare
+
+    with _listener(quiet) as listener:
+        prepared = prepare(recipe, allow_code=allow_code)
+        document = {
+            "recipe": recipe.name,
+            **describe_run(prepared),
+            **describe(prepared.channels, round_to=prepared.round_to),
+        }
+        if not as_json:
+            listener.console.print(table(document))
+    _finish(document, as_json, *document["words"], f"next: passdeploy prune --recipe {name}")
+
+
+@main.command()
+@click.argument("model")
+@click.option("--weights", help="pretrained, or a .safetensors file.")
+@click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
+@click.option("--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Pixels, both ways.")
+@click.option(
+    "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths are multiples of it."
+)
+@click.option("--allow-code", is_flag=True, help="Import the module of pkg.mod:factory.")
+@common
+def inspect(
+    model: str,
+    weights: str | None,
+    classes: int,
+    image_size: int,
+    round_to: int,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Show the channel groups of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
+    from passdeploy.inspection import describe, inspect_model, table
+
+    with _listener(quiet) as listener:
+        channels = inspect_model(
+            model, num_classes=classes, image_size=image_size, weights=weights, allow_code=allow_code
+        )
+        document = {"model": model, "image_size": image_size, **describe(channels, round_to=round_to)}
+        if not as_json:
+            listener.console.print(table(document))
+    _finish(document, as_json, *document["words"], "next: passdeploy recipes, for a recipe to start from")
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """The recipes that come with passdeploy: list, show NAME, schema."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_recipes)
+
+
+@recipes.command("list")
+@common
+def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
+    """Name them."""
+    from passdeploy.recipe import shipped_recipes
+
+    names = shipped_recipes()
+    _finish({"recipes": names}, as_json, *names, f"next: passdeploy recipes show {names[0]}")
+
+
+@recipes.command("show")
+@click.argument("name")
+@common
+def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
+    """Print one, to copy and change."""
+    from passdeploy.recipe import find_recipe
+
+    text = find_recipe(name).read_text(encoding="utf-8")
+    _finish({"name": name, "text": text}, as_json, text.rstrip("\n"))
+
+
+@recipes.command("schema")
+@common
+def show_schema(as_json: bool, quiet: bool) -> None:
+    """Print the JSON Schema of recipes: every key, its default and what it means."""
+    from passdeploy.recipe import recipe_schema
+
+    _finish(recipe_schema(), True)
+
+
+@main.command()
+@common
+def doctor(as_json: bool, quiet: bool) -> None:
+    """Say what this machine can do: devices, packages, and what is missing for which command."""
+    from passdeploy.doctor import examine
+
+    report = examine()
+    _finish(
+        report,
+        as_json,
+        *(f"{name:<28} {found}" for name, found in report["versions"].items()),
+        *(f"{name:<28} {'yes' if found['ok'] else 'no: ' + found['why']}" for name, found in report["can"].items()),
+    )
+
+
+def _shown(path: Path) -> Path:
+    """A path as a user in this folder would type it."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def _run_option(run_dir: Path) -> str:
+    return "" if run_dir == Path("runs/latest") else f" --run {run_dir}"

@@ -1,0 +1,50 @@
+"""What this machine can do, and what is missing for the rest; reads, installs nothing, changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from passdeploy.errors import PassDeployError, require
+from passdeploy.versions import package_versions
+
+
+def examine() -> dict[str, Any]:
+    """Versions, and for every command whether it would find what it needs (`can`: name -> ok, why)."""
+    return {"versions": package_versions(), "can": {name: _try(attempt) for name, attempt in _ATTEMPTS.items()}}
+
+
+def _try(attempt: Callable[[], object]) -> dict[str, Any]:
+    try:
+        attempt()
+    except PassDeployError as error:
+        return {"ok": False, "why": str(error).replace("\n", " ")}
+    return {"ok": True, "why": ""}
+
+
+def _gpu() -> None:
+    from passdeploy.devices import find_device
+
+    find_device("cuda")
+
+
+def _tensorrt() -> None:
+    from passdeploy.export import load_trt
+
+    load_trt("tensorrt")
+
+
+def _rtx() -> None:
+    from passdeploy.export import load_trt
+
+    load_trt("rtx")
+
+
+_ATTEMPTS: dict[str, Callable[[], object]] = {
+    "train on a GPU": _gpu,
+    "check and profile ONNX": lambda: require("onnxruntime", extra="cpu"),
+    "export --trt": _tensorrt,
+    "export --trt --flavour rtx": _rtx,
+    "models timm/NAME": lambda: require("timm", extra="timm"),
+    "data: digits": lambda: require("sklearn", extra="demo"),
+}

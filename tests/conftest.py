@@ -1,0 +1,46 @@
+"""What several test files need: a small folder of images and a recipe that runs in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+RECIPE = """
+version: 1
+name: tiny
+model: {{name: passdeploy/resnet20_cifar}}
+data: {{name: imagefolder, root: {root}, image_size: 16, batch_size: 16}}
+train: {{epochs: 2, optimizer: {{lr: 0.05}}}}
+prune: {{target: {{macs: 0.6}}, round_to: 1, steps: 6, prompt: {{size: 2}}, hypernet: {{hidden: 8}}}}
+finetune: {{epochs: 2}}
+gates: {{top1_drop: null}}
+"""
+
+
+def paint(root: Path, *, classes: int = 2, images: int = 24, size: int = 16) -> Path:
+    """A folder of noisy images, each class bright in a colour of its own."""
+    chance = torch.Generator().manual_seed(0)
+    for part, count in (("train", images), ("test", images // 3)):
+        for label in range(classes):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = torch.randint(0, 120, (3, size, size), generator=chance, dtype=torch.uint8)
+                image[label] += 100
+                to_pil_image(image).save(folder / f"{number:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE.format(root=image_folder))
+    return path

@@ -1,0 +1,229 @@
+"""Learning masks: the prompt, the hypernetwork, the masks on weights, and the loop that trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.channels.groups import ChannelMap, map_channels
+from passdeploy.errors import TrainingError
+from passdeploy.plan import Budget, Plan, choose_channels
+from passdeploy.slimming import masked
+from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
+from passdeploy.sparsity.hypernet import Hypernetwork
+from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
+from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
+from passdeploy.sparsity.prompt import Prompted, VisualPrompt, tensors_of
+from passdeploy.sparsity.statistics import batch_statistics_only
+from tests import nets
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+def stripes(batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images whose class is the colour channel that is bright."""
+    chance = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (batch,), generator=chance)
+    images = 0.3 * torch.randn(batch, 3, 8, 8, generator=chance)
+    images[torch.arange(batch), labels] += 1.0
+    return images, labels
+
+
+def stream() -> Iterator[tuple[Tensor, Tensor]]:
+    return (stripes(32, seed) for seed in count())
+
+
+class HalfUseless(nn.Module):
+    """Channels 0 to 5 copy the colours, channels 6 to 11 carry large noise-free constants that nothing needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 12, 1)
+        self.head = nn.Linear(12, 3)
+        with torch.no_grad():
+            self.features.weight.zero_()
+            self.features.bias.zero_()
+            self.head.weight.zero_()
+            for channel in range(6):
+                self.features.weight[channel, channel % 3] = 1.0
+                self.head.weight[channel % 3, channel] = 3.0
+            self.features.weight[6:] = 5.0  # large, so that magnitude would keep them
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+@pytest.fixture
+def useless() -> tuple[nn.Module, ChannelMap]:
+    net = HalfUseless().eval()
+    return net, map_channels(net, IMAGE)
+
+
+def learned(net: nn.Module, channels: ChannelMap, **settings: object) -> Learned:
+    return learn_masks(
+        net, channels.groups, stream, F.cross_entropy, costs=channels.costs,
+        budget=Budget.of("macs", 0.5, channels.costs),
+        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings}),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lstm", "mlp", "conv"])
+@pytest.mark.parametrize("prompt", ["padding", "full", "none"])
+def test_channels_that_matter_win_though_they_are_small(useless: tuple[nn.Module, ChannelMap], kind: str, prompt: str):
+    net, channels = useless
+    scores = learned(net, channels, hypernet_kind=kind, prompt_kind=prompt).scores["features"]
+    assert scores[:6].min() > scores[6:].max()
+    assert magnitude_scores(net, channels.prunable)["features"][:6].max() < 1  # what magnitude would have cut
+
+
+def test_learning_twice_gives_the_same_bits_and_leaves_no_trace(useless: tuple[nn.Module, ChannelMap]):
+    net, channels = useless
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first, second = learned(net, channels), learned(net, channels)
+    assert torch.equal(first.scores["features"], second.scores["features"])
+    assert first.losses == second.losses
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_learning_moves_prompt_and_hypernetwork(useless: tuple[nn.Module, ChannelMap]):
+    found = learned(*useless)
+    assert found.prompt is not None
+    assert found.prompt.pixels().abs().max() > 0
+    assert found.hypernetwork.heads[0].weight.abs().max() > 0
+    assert found.hypernetwork.encoder.layers[0].weight.grad.abs().max() > 0  # the prompt reaches the scores
+
+
+def test_learning_changes_what_taylor_would_keep():
+    """Two channels of which either alone suffices: at the full network the loss is flat in both."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nets.randomise_(nets.SqueezeExcite())
+    net.head.fc = nn.Linear(6, 3)
+    channels = map_channels(net, IMAGE)
+    found = learned(net, channels, steps=30, lr=0.05)
+    assert found.losses[-1] < found.losses[14]  # both at the final budget: what was learned fits it better
+
+
+def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(useless: tuple[nn.Module, ChannelMap]):
+    net, channels = useless
+    with torch.no_grad():
+        net.head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1 of mask learning, with a learning rate of 0.01"):
+        learned(net, channels)
+
+
+def test_masked_weights_are_the_masked_network():
+    net = nets.randomise_(nets.Residual())
+    channels = map_channels(net, IMAGE)
+    images, _ = stripes(2, 0)
+    plan = Plan({group.name: tuple(range(0, group.width, 2)) for group in channels.prunable})
+    masks = {}
+    for group in channels.prunable:
+        masks[group.name] = torch.zeros(group.width)
+        masks[group.name][list(plan.kept[group.name])] = 1.0
+    reference = masked(net, channels.groups, plan)
+    for reads_only in (False, True):
+        weights = MaskedWeights(net, channels.prunable, reads_only=reads_only)
+        torch.testing.assert_close(run_with(net, weights(masks), images), reference(images))
+
+
+def test_the_gradient_goes_straight_through_to_the_score():
+    score = torch.tensor([0.2, 0.9], requires_grad=True)
+    mask = straight_through(torch.tensor([0.0, 1.0]), score)
+    assert mask.tolist() == [0.0, 1.0]
+    (mask * torch.tensor([3.0, 5.0])).sum().backward()
+    assert score.grad.tolist() == [3.0, 5.0]
+
+
+def test_taylor_is_the_squared_slope_of_a_gate():
+    net = HalfUseless().eval()
+    channels = map_channels(net, IMAGE)
+    images, labels = stripes(8, 0)
+    gate = torch.ones(12, requires_grad=True)
+    loss = F.cross_entropy(net.head(net.features(images).mean((2, 3)) * gate), labels)
+    (slope,) = torch.autograd.grad(loss, gate)
+    scores = taylor_scores(net, channels.prunable, [(images, labels)], F.cross_entropy)
+    torch.testing.assert_close(scores["features"], slope.square())
+
+
+def test_baselines_score_every_channel_of_every_group():
+    net = nets.randomise_(nets.Depthwise())
+    channels = map_channels(net, IMAGE)
+    for scores in (
+        random_scores(channels.prunable, seed=0),
+        magnitude_scores(net, channels.prunable),
+        bn_scale_scores(net, channels.prunable),
+    ):
+        assert {name: values.shape for name, values in scores.items()} == {
+            group.name: (group.width,) for group in channels.prunable
+        }
+    assert torch.equal(
+        random_scores(channels.prunable, seed=0)["stem.0"], random_scores(channels.prunable, seed=0)["stem.0"]
+    )
+    scale = bn_scale_scores(net, channels.prunable)["block.0.0"]
+    by_hand = (net.block[0][1].weight.abs() + net.block[1][1].weight.abs()) / 2
+    torch.testing.assert_close(scale, by_hand.detach())
+
+
+def test_a_padding_prompt_touches_only_the_border():
+    prompt = VisualPrompt("padding", (3, 8, 8), 2)
+    nn.init.ones_(prompt.values)
+    changed = prompt(torch.zeros(1, 3, 8, 8))[0, 0]
+    assert changed[2:6, 2:6].abs().max() == 0
+    assert changed.sum() == 64 - 16
+    assert VisualPrompt("full", (3, 8, 8), 2)(torch.zeros(1, 3, 8, 8)).abs().max() == 0  # starts as nothing
+
+
+def test_a_prompted_network_keeps_its_tensors_names():
+    network = nets.Plain()
+    prompt = VisualPrompt("full", (3, 16, 16), 1)
+    nn.init.normal_(prompt.values)
+    tensors = tensors_of(Prompted(prompt, network))
+    assert set(tensors) == {*network.state_dict(), "passdeploy.prompt"}
+    other = VisualPrompt("full", (3, 16, 16), 1)
+    assert set(other.take_(tensors)) == set(network.state_dict())
+    assert torch.equal(other.pixels(), prompt.pixels())
+
+
+def test_a_layer_hears_of_the_layers_before_it_only_through_the_lstm():
+    statistics = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    for kind, hears in (("lstm", True), ("mlp", False)):
+        net = Hypernetwork(statistics, [torch.zeros(4)] * 3, hidden=8, kind=kind, prompt_channels=None)
+        for head in net.heads:
+            nn.init.ones_(head.weight)
+        net(None)[2].sum().backward()
+        gradient = net.embed[0].weight.grad
+        assert (gradient is not None and bool(gradient.abs().sum() > 0)) is hears
+
+
+def test_an_untrained_hypernetwork_answers_with_its_prior():
+    prior = [torch.tensor([-1.0, 2.0]), torch.tensor([0.5, 0.0, 3.0])]
+    net = Hypernetwork([torch.zeros(2), torch.zeros(3)], prior, hidden=4)
+    for found, expected in zip(net(torch.zeros(1, 3, 8, 8)), prior, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_learning_uses_and_never_stores_batch_statistics():
+    net = nets.randomise_(nets.Residual())
+    learner = batch_statistics_only(net)
+    images = 10 + torch.randn(4, 3, 8, 8)
+    before = net.stem[1].running_mean.clone()
+    shifted = learner(images)
+    assert torch.equal(net.stem[1].running_mean, before)
+    assert torch.equal(learner.stem[1].running_mean, before)
+    assert not torch.allclose(shifted, net(images))
+    assert learner.stem[0].weight is net.stem[0].weight
+
+
+def test_scores_become_a_plan_within_the_budget(useless: tuple[nn.Module, ChannelMap]):
+    net, channels = useless
+    budget = Budget.of("macs", 0.5, channels.costs)
+    plan = choose_channels(learned(net, channels).scores, channels.groups, channels.costs, budget, round_to=1)
+    assert plan.kept["features"] == (0, 1, 2, 3, 4, 5)

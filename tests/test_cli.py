@@ -1,0 +1,180 @@
+"""The commands as a user types them: exit codes, what goes to stdout, and no tracebacks for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from passdeploy.cli import main
+from tests.conftest import paint
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which one run was made with the command."""
+    folder = tmp_path_factory.mktemp("project")
+    result = CliRunner().invoke(main, ["prune", "--recipe", str(tiny_recipe), "--out", str(folder / "runs"), "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["summary"]["recipe"] == "tiny"
+    assert Path(document["run"]).name == "tiny-0001"
+    return folder
+
+
+def test_help_answers_in_under_half_a_second_and_without_torch():
+    code = (
+        "import sys; from passdeploy.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted({'torch', 'onnx', 'onnxruntime', 'torchvision', 'pydantic'} & set(sys.modules)))"
+    )
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert done.stdout.rstrip().endswith("[]")
+    assert min(seconds) < 0.5
+
+
+def test_a_run_is_exported_and_profiled_with_the_default_paths(call, runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(runs)
+    exported = call("export", "--batch", "1,2,4")
+    assert exported.exit_code == 0, exported.output
+    assert exported.stdout.splitlines()[0].startswith("runs/tiny-0001/export/model.onnx  ")
+    assert exported.stdout.splitlines()[-1] == "next: passdeploy profile"
+    profiled = call("profile", "--backend", "ort", "--batch", "2", "--seconds", "0.2", "--json")
+    assert profiled.exit_code == 0, profiled.output
+    document = json.loads(profiled.stdout)
+    assert document["path"] == "runs/tiny-0001/profile.json"
+    assert [row["model"] for row in document["rows"]] == ["dense", "slim"]
+    assert "latency ort, fp32, batch 2" in profiled.stderr
+
+
+def test_a_positional_recipe_is_as_good_as_an_option(call, tiny_recipe: Path):
+    checked = call("check", tiny_recipe, "--json")
+    assert checked.exit_code == 0, checked.output
+    document = json.loads(checked.stdout)
+    assert document["images"] == {"train": 48, "test": 16}
+    assert document["groups"][0]["name"] == "conv1"
+    both = call("check", tiny_recipe, "--recipe", tiny_recipe)
+    assert both.exit_code == 2
+
+
+def test_inspect_names_what_stays_and_why(call):
+    result = call("inspect", "torchvision/resnet18", "--image-size", "64", "--json")
+    document = json.loads(result.stdout)
+    groups = {group["name"]: group for group in document["groups"]}
+    assert groups["fc"]["reason"] == "the model's output"
+    assert groups["layer1.0.conv1"]["is_prunable"]
+    assert groups["layer1.0.conv1"]["layers"] == ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2"]
+    assert 0 < groups["layer1.0.conv1"]["macs_share"] < groups["conv1"]["macs_share"] < 1
+    assert document["smallest"]["macs"] < 0.05 * document["macs"]
+    shown = call("inspect", "torchvision/resnet18", "--image-size", "64")
+    assert "12 of 13 channel groups can be cut" in shown.stdout
+    assert "layer4.1.conv1" in shown.stderr
+
+
+def test_recipes_are_listed_shown_and_described(call):
+    assert "mobilenetv2.yaml" in call("recipes").stdout
+    assert json.loads(call("recipes", "list", "--json").stdout)["recipes"][0] == "mobilenetv2.yaml"
+    assert "torchvision/mobilenet_v2" in call("recipes", "show", "mobilenetv2").stdout
+    assert json.loads(call("recipes", "schema").stdout)["properties"]["prune"]
+
+
+def test_doctor_says_what_works_here(call):
+    document = json.loads(call("doctor", "--json").stdout)
+    assert document["versions"]["passdeploy"]
+    assert document["can"]["check and profile ONNX"] == {"ok": True, "why": ""}
+
+
+def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "version: 1\nmodel: {name: torchvision/resnet18}\ndata: {name: digits, image_size: 32}\n"
+        "prune:\n  target: {macs: 0.5}\n  stepz: 10\n"
+    )
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"\x00" * 64)
+    alone = paint(tmp_path / "alone", classes=1, images=3)
+    broken = paint(tmp_path / "broken", images=3)
+    (broken / "test" / "class1" / "000.png").write_bytes(b"\x89PNG\r\n")
+    folder = ["--set", "data.name=imagefolder", "--set"]
+    ours = ["prune", "mobilenetv2"]
+    return {
+        "no recipe": (["prune"], 2, "give one recipe"),
+        "no such recipe": (["prune", "mobilnetv2"], 2, "mobilenetv2.yaml"),
+        "unknown key": (["prune", str(recipe)], 2, r"mine\.yaml:6.*prune\.stepz(.|\n)*prune\.steps"),
+        "unreachable budget": ([*ours, "--set", "prune.target.macs=0.001"], 4, "smallest that can be reached"),
+        "unknown model": ([*ours, "--set", "model.name=torchvision/mobilenet_v9"], 2, "mobilenet_v"),
+        "code not allowed": ([*ours, "--set", "model.name=os.path:join"], 2, "--allow-code"),
+        "damaged weights": ([*ours, "--set", f"model.weights={weights}"], 5, r"weights\.safetensors"),
+        "missing weights": ([*ours, "--set", "model.weights=gone.safetensors"], 2, r"gone\.safetensors"),
+        "missing folder": ([*ours, *folder, "data.root=gone"], 2, "gone"),
+        "damaged image": ([*ours, *folder, f"data.root={broken}"], 5, r"000\.png"),
+        "one class": ([*ours, *folder, f"data.root={alone}"], 5, "only one class"),
+        "no such run": (["export", "--run", "runs/none"], 2, "there is no run at runs/none"),
+        "no run yet": (["profile"], 2, "passdeploy prune"),
+        "no GPU": ([*ours, "--device", "cuda:9"], 3, "cuda:9"),
+        "odd batch": (["profile", "--batch", "8,none"], 2, "8,none"),
+        "unknown option": (["prune", "--fast"], 2, "--fast"),
+    }
+
+
+MISTAKES = (
+    "no recipe", "no such recipe", "unknown key", "unreachable budget", "unknown model", "code not allowed",
+    "damaged weights", "missing weights", "missing folder", "damaged image", "one class", "no such run", "no run yet",
+    "no GPU", "odd batch", "unknown option",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_explained_in_three_lines_and_leaves_nothing(call, tmp_path: Path, mistake: str):
+    arguments, code, lesson = mistakes(tmp_path)[mistake]
+    result = call(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    said = result.stderr[result.stderr.lower().rfind("error:") :]
+    assert re.search(lesson, said), said
+    assert len(said.rstrip().splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()
+    as_json = call(*arguments, "--json")
+    assert as_json.exit_code == code
+    assert json.loads(as_json.stdout)["error"]["exit_code"] == code
+
+
+def test_an_interrupt_exits_with_130(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    import passdeploy.pipeline
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passdeploy.pipeline, "run", interrupted)
+    assert call("prune", tiny_recipe).exit_code == 130
+
+
+def test_a_bug_keeps_its_traceback(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    import passdeploy.pipeline
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(passdeploy.pipeline, "run", broken)
+    result = call("prune", tiny_recipe)
+    assert isinstance(result.exception, ZeroDivisionError)

@@ -1,0 +1,195 @@
+"""The main job from a recipe to a run folder, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import passdeploy
+from passdeploy import deploy, pipeline
+from passdeploy.data import load_data
+from passdeploy.errors import AccuracyError, BudgetError, CorruptArtifact, DataError, RunError, UsageError
+from passdeploy.events import StageFinished, StageStarted, Step
+from passdeploy.recipe import load_recipe
+from passdeploy.train import evaluate
+from tests.conftest import paint
+
+STAGES = ["dense", "learn", "slim", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> pipeline.RunResult:
+    return pipeline.run(tiny_recipe, out=tmp_path_factory.mktemp("runs"))
+
+
+def test_the_summary_holds_what_the_design_promises(finished: pipeline.RunResult):
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert summary == finished.summary
+    assert summary["recipe"] == "tiny"
+    assert summary["model"] == "passdeploy/resnet20_cifar"
+    assert summary["method"] == "pass"
+    assert summary["seed"] == 0
+    assert summary["dense"].keys() == {"top1", "params", "macs"}
+    assert summary["slim"].keys() == {"top1", "top1_before_finetune", "params", "macs"}
+    assert summary["budget"]["kind"] == "macs"
+    assert summary["budget"]["requested"] == 0.6
+    assert summary["budget"]["achieved"] == summary["slim"]["macs"] / summary["dense"]["macs"] <= 0.6
+    assert 0 <= summary["equivalence"]["max_rel_error"] <= 1e-5
+    assert list(summary["seconds"]) == STAGES
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [row["model"] for row in summary["latency"]] == ["dense", "slim"]
+
+
+def test_every_file_of_the_run_is_there_and_recorded(finished: pipeline.RunResult):
+    files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
+    assert files == {
+        "recipe.resolved.yaml", "dense.safetensors", "slim.safetensors", "scores.safetensors", "plan.json",
+        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints",
+    }  # fmt: skip
+    manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
+    assert {"dense.safetensors", "slim.safetensors", "plan.json", "summary.json", "recipe.resolved.yaml"} <= set(
+        manifest
+    )
+    assert (finished.path.parent / "latest").resolve() == finished.path.resolve()
+    assert load_recipe(finished.path / "recipe.resolved.yaml").prune.steps == 6
+
+
+def test_the_slim_network_loads_and_is_as_accurate_as_the_summary_says(finished: pipeline.RunResult):
+    network = passdeploy.load(finished.path)
+    assert not network.training
+    data = load_data(load_recipe(finished.path / "recipe.resolved.yaml").data)
+    assert evaluate(network, data.test, batch_size=16).top1 == finished.summary["slim"]["top1"]
+    counted = passdeploy.count(network, torch.zeros(1, 3, 16, 16))
+    assert counted.macs == finished.summary["slim"]["macs"]
+    assert counted.params == finished.summary["slim"]["params"] + 3 * 16 * 16  # and the prompt
+    dense = passdeploy.load(finished.path, "dense")
+    assert passdeploy.count(dense, torch.zeros(1, 3, 16, 16)).macs == finished.summary["dense"]["macs"]
+
+
+def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
+    finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    code = f"from passdeploy.pipeline import run; run({str(tiny_recipe)!r}, out={str(tmp_path)!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+    for name in ("plan.json", "slim.safetensors", "dense.safetensors"):
+        assert (tmp_path / "latest" / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
+    stage: str, finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    def interrupt(event: object) -> None:
+        # in the second epoch of training, in the middle of learning, at the start of the rest
+        if (isinstance(event, Step) and event.stage == stage and event.done == 5) or (
+            isinstance(event, StageStarted) and event.stage == stage == "slim"
+        ):
+            raise KeyboardInterrupt
+
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(recipe, out=tmp_path, tell=interrupt)
+    heard: list[StageFinished] = []
+    resumed = pipeline.run(
+        recipe, out=tmp_path, resume=True, tell=lambda e: heard.append(e) if isinstance(e, StageFinished) else None
+    )
+    assert resumed.path.name == "tiny-0001"
+    assert [event.stage for event in heard if event.is_skipped] == STAGES[: STAGES.index(stage)]
+    for name in ("plan.json", "slim.safetensors"):
+        assert (resumed.path / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_resuming_needs_a_run_of_this_very_recipe(finished: pipeline.RunResult, tiny_recipe: Path):
+    with pytest.raises(RunError, match="nothing to resume"):
+        pipeline.run(tiny_recipe, out=finished.path.parent, overrides=["seed=1"], resume=True)
+
+
+@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor"])
+def test_every_baseline_runs_from_the_same_recipe(
+    method: str, finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    overrides = [f"prune.method={method}", weights, "prune.target.params=0.6"]
+    result = pipeline.run(tiny_recipe, out=tmp_path, overrides=overrides)
+    assert result.summary["method"] == method
+    assert result.summary["dense"]["top1"] == finished.summary["dense"]["top1"]
+    assert result.summary["budget"]["kind"] == "params"
+    assert result.summary["slim"]["params"] <= 0.6 * result.summary["dense"]["params"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["prune.target.macs=0.0001"], BudgetError),
+        (["prune.method=growing"], UsageError),
+        (["prune.target.latency=0.5"], UsageError),
+        (["data.root=/nowhere/at/all"], UsageError),
+        (["model.name=passdeploy/resnet21_cifar"], UsageError),
+        (["model.name=torchvision/vgg11_bn", "data.image_size=8", "prune.prompt.size=1"], UsageError),
+        (["prune.exclude=['*']"], UsageError),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_made(
+    overrides: list[str], error: type[Exception], tiny_recipe: Path, tmp_path: Path
+):
+    with pytest.raises(error) as caught:
+        pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: Path):
+    alone = paint(tmp_path / "alone", classes=1)
+    with pytest.raises(DataError, match="only one class"):
+        pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={alone}"])
+    damaged = paint(tmp_path / "damaged")
+    (damaged / "train" / "class0" / "003.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"003\.png"):
+        pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={damaged}"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
+    finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = pipeline.evaluate
+    monkeypatch.setattr(  # a network that forgets whatever it was cut to
+        pipeline, "evaluate",
+        lambda model, *args, **options: real(model, *args, **options)
+        if isinstance(model, type(passdeploy.load(finished.path, "dense")))
+        else real(torch.nn.Sequential(model, torch.nn.Softmin(dim=1)), *args, **options),
+    )  # fmt: skip
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    with pytest.raises(AccuracyError, match="lost"):
+        pipeline.run(tiny_recipe, out=tmp_path, overrides=[weights, "gates.top1_drop=0.1"])
+    assert (tmp_path / "latest" / "summary.json").is_file()
+
+
+def test_export_and_profile_write_checked_files_into_the_run(finished: pipeline.RunResult):
+    exported = deploy.export_run(finished.path, batch=(1, 2, 4))
+    assert [artifact.path.name for artifact in exported.artifacts] == ["model.onnx"]
+    assert exported.artifacts[0].facts["parity"]["max_rel_error"] <= 1e-4
+    document = deploy.profile_run(finished.path, batches=(2,), seconds=0.2)
+    assert {(row["model"], row["backend"]) for row in document["rows"]} == {
+        (model, backend) for model in ("dense", "slim") for backend in ("torch", "ort")
+    }
+    manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
+    assert {"export/model.onnx", "export/dense.onnx", "export/artifacts.json", "profile.json"} <= set(manifest)
+
+
+def test_a_file_that_was_changed_is_not_used(finished: pipeline.RunResult, tmp_path: Path):
+    import shutil
+
+    copy = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock"))
+    with (copy / "slim.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x07")
+    with pytest.raises(CorruptArtifact, match=r"slim\.safetensors is not the file that was written"):
+        passdeploy.load(copy)
