@@ -192,7 +192,7 @@ class _Ladder:
 
     def widths(self, kept: np.ndarray) -> np.ndarray:
         """The cost model's vector when each group keeps `kept` channels."""
-        vector = self.full.copy()
+        vector: np.ndarray = self.full.copy()
         vector[self.columns] = kept
         return vector
 

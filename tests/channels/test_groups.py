@@ -57,7 +57,7 @@ def test_what_is_concatenated_stays_apart():
 def test_few_wide_groups_lose_places_and_many_narrow_ones_go_whole():
     groups = groups_of(nets.Grouped())
     assert groups["stem.0"].slots[0].index.tolist() == [[place, place + 6] for place in range(6)]
-    # `many` takes four groups of two from eight channels, of which `wide` loses each with its partner in the other half.
+    # `many` takes four groups of two from eight channels, which `wide` loses in pairs, one from either half.
     assert groups["wide.0"].slots[0].index.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
     places = {slot.tensor: slot.index.tolist() for slot in groups["wide.0"].slots}
     assert places["many.0.weight"] == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
