@@ -25,7 +25,7 @@ from passdeploy.profiling.statistics import Speedup, Summary, speedup, summarise
 BACKENDS = ("torch", "ort")
 NO_DIFFERENCE = "no measurable difference"
 _UNSTABLE_ABOVE = 0.03  # of ci95_rel
-_BUSY_ABOVE = 0.5  # load per core before we start
+_BUSY_ABOVE = 0.3  # cores that others use before we start
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,6 @@ def _check(
 
 
 def _warn_if_busy(environment: Mapping[str, Any], tell: Listener) -> None:
-    load, cores = environment["load_average"], environment["cores"]
-    if load and load[0] > _BUSY_ABOVE * cores:
-        tell(Warned(f"this machine is busy (load {load[0]:.1f} on {cores} cores): latencies will scatter."))
+    busy, cores = environment["busy_cores"], environment["cores"]
+    if busy is not None and busy > _BUSY_ABOVE:
+        tell(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))

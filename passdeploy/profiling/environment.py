@@ -9,12 +9,14 @@ import os
 import platform
 from importlib import import_module
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from passdeploy.export.driver import probe_driver
 from passdeploy.versions import package_versions
 
 _CPUINFO = Path("/proc/cpuinfo")
+_STAT = Path("/proc/stat")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's share: "200000 100000" is two cores
 
@@ -29,7 +31,7 @@ def read_environment(*, threads: int) -> dict[str, Any]:
         "logical_cpus": len(cpus),
         "threads": threads,
         "governor": _read(_GOVERNOR),
-        "load_average": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "busy_cores": busy_cores(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": package_versions(),
@@ -52,6 +54,28 @@ def physical_cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return cores
+
+
+def busy_cores(seconds: float = 0.3) -> float | None:
+    """How many cores are at work while this process sleeps: what others will take from a measurement.
+
+    The load average would still count what this process did a minute ago.
+    """
+    before = _busy_ticks()
+    sleep(seconds)
+    after = _busy_ticks()
+    if before is None or after is None:
+        return None
+    return (after - before) / (os.sysconf("SC_CLK_TCK") * seconds)
+
+
+def _busy_ticks() -> int | None:
+    """Clock ticks that all cores together have worked since the machine started."""
+    fields = (_read(_STAT) or "").split("\n")[0].split()
+    if len(fields) < 8 or fields[0] != "cpu":
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[1:8])
+    return user + nice + system + irq + softirq
 
 
 def cpu_model() -> str | None:

@@ -25,6 +25,17 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_only_what_others_do_counts_as_busy(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    stat = machine / "stat"
+    stat.write_text("cpu  1000 0 500 9000 0 0 0 0 0 0\n")
+    monkeypatch.setattr(environment, "_STAT", stat)
+    monkeypatch.setattr(environment.os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
+    monkeypatch.setattr(environment, "sleep", lambda _: stat.write_text("cpu  1030 0 515 9100 0 0 0 0 0 0\n"))
+    assert environment.busy_cores(seconds=0.3) == pytest.approx(1.5)
+    stat.unlink()
+    assert environment.busy_cores(seconds=0.3) is None
+
+
 def test_hyper_threads_count_once(machine: Path):
     assert physical_cores() == 2
 
