@@ -83,13 +83,17 @@ class Budget:
 def width_step(group: ChannelGroup, round_to: int) -> int:
     """The smallest number of channels of `group` whose layer width is a multiple of `round_to`.
 
-    A group that spans several output channels per channel (a flattened map, a grouped convolution) needs fewer.
+    A group that spans several output channels per channel (a flattened map, a grouped convolution) needs fewer. A layer
+    that is narrower than two steps goes by the largest power of two that still leaves it a choice.
     """
-    return round_to // gcd(round_to, group.span)
+    step = round_to // gcd(round_to, group.span)
+    if 2 * step <= group.width:
+        return step
+    return 1 << (max(1, group.width // 2).bit_length() - 1)
 
 
 def floor_width(group: ChannelGroup, round_to: int) -> int:
-    """The least that may be kept of `group`: one step, or all of it where it is smaller than that."""
+    """The least that may be kept of `group`: one step."""
     return min(group.width, width_step(group, round_to))
 
 
@@ -110,7 +114,7 @@ def choose_channels(
         groups: the network's groups; those that are not prunable stay whole.
         costs: prices widths.
         budget: what the result may cost at most.
-        round_to: layer widths become multiples of this; a group narrower than it stays whole.
+        round_to: layer widths become multiples of this; a layer narrower than twice that goes in smaller steps.
         per_cost: rank channels by score per unit of cost instead of by score alone. The cost of a channel is that
             of the dense network's, so a ranking does not depend on what else is cut.
         allocation: `global` (one threshold for all groups) or `uniform` (the same share of every group).

@@ -17,6 +17,7 @@ from passdeploy.channels.follow import evaluating
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules import cuts_whole_groups
 from passdeploy.errors import EquivalenceError
+from passdeploy.norms import with_restricted_norms_
 from passdeploy.plan import Plan
 
 
@@ -50,11 +51,16 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
     plan.check(groups)
     reference = copy.deepcopy(model)
     parameters = dict(reference.named_parameters())
+    kept: dict[str, Tensor] = {}
     with torch.no_grad():
         for (name, dim), removed in _removed_places(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
-                parameters[name].index_fill_(dim, removed.to(parameters[name].device), 0.0)
-    return reference
+                parameter = parameters[name]
+                parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
+                kept.setdefault(name, torch.ones_like(parameter, requires_grad=False)).index_fill_(
+                    dim, removed.to(parameter.device), 0.0
+                )
+    return with_restricted_norms_(reference, kept)
 
 
 def verify(
@@ -126,6 +132,13 @@ def _state_true_widths_(module: nn.Module) -> None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = len(weight)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        per_group = module.num_channels // module.num_groups
+        if cuts_whole_groups(module.num_groups, per_group):
+            module.num_groups = len(weight) // per_group
+        module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
     elif isinstance(module, nn.Embedding):

@@ -106,6 +106,7 @@ class Walk(TorchDispatchMode):
         self.book = LabelBook()
         self._find_rule = find_rule
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
         self._modules: list[str] = []
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
@@ -115,6 +116,7 @@ class Walk(TorchDispatchMode):
             # A dimension of size one has nothing to remove.
             labels = {dim: self.book.fresh(size) for dim, size in enumerate(tensor.shape) if size > 1}
             self._labels[tensor] = labels
+            self._state[tensor] = name
             for dim, vector in labels.items():
                 yield StateDim(name, dim, vector)
 
@@ -133,6 +135,10 @@ class Walk(TorchDispatchMode):
         for dim in alone:
             self.protect(labels[dim], "picked out alone")
         self._labels[tensor] = {dim: vector for dim, vector in labels.items() if dim not in alone}
+
+    def is_state(self, tensor: Tensor | None) -> bool:
+        """Whether `tensor` is a parameter or buffer itself, not computed from one."""
+        return tensor is not None and tensor in self._state
 
     def join(self, first: Tensor, second: Tensor, why: str) -> None:
         """Join two label vectors; what meets NONE is protected for the reason `why`."""

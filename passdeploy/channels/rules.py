@@ -467,19 +467,68 @@ def batch_norm(walk: Walk, call: Call) -> None:
     walk.set_labels(call.results[0], labels)
 
 
-@rule("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm")
-def channel_norm(walk: Walk, call: Call) -> None:
-    """Statistics over channels: the network that is left would compute other ones, so the channels stay."""
-    x = call["input"]
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(walk: Walk, call: Call) -> None:
+    """Statistics over channels: those that are left make their own, which `masked` knows by the scale's name."""
+    x, scale, shift = call["input"], call.arguments.get("weight"), call.arguments.get("bias")
     labels = dict(walk.labels(x))
-    if call.op.overloadpacket is aten.native_group_norm:
-        over, table_dim = {1}, 1
-    else:
-        over = set(range(x.ndim - len(call["normalized_shape"]), x.ndim))
-        table_dim = min(over)
-    for dim in over & labels.keys():
-        walk.protect(labels[dim], "a statistic over these channels depends on their number")
-    for name in ("weight", "bias"):
-        for dim, vector in walk.labels(call.arguments.get(name)).items():
-            meet(walk, labels.get(table_dim + dim), vector)
+    first = x.ndim - len(call["normalized_shape"])
+    for dim in range(first, x.ndim):
+        if dim in labels and not walk.is_state(scale):
+            walk.protect(labels[dim], "a statistic over these channels depends on their number")
+        for table in (scale, shift):
+            if table is not None:
+                meet(walk, labels.get(dim), walk.labels(table).get(dim - first))
     walk.set_labels(call.results[0], labels)
+
+
+@rule("native_group_norm")
+def group_norm(walk: Walk, call: Call) -> None:
+    """Whole groups go, or the same places in every group; statistics as in a layer norm."""
+    x, scale, groups = call["input"], call["weight"], int(call["group"])
+    labels = dict(walk.labels(x))
+    if (channels := labels.get(1)) is not None:
+        reason = walk.reason("normalised together with channels that must stay")
+        rows = channels.view(groups, -1)
+        if cuts_whole_groups(groups, rows.size(1)):
+            walk.book.join_rows(rows, reason)
+        else:
+            walk.book.join_rows(rows.T, reason)
+            if not walk.is_state(scale):
+                walk.protect(channels, "a statistic over these channels depends on their number")
+    for table in (scale, call["bias"]):
+        if table is not None:
+            meet(walk, channels, walk.labels(table).get(0))
+    walk.set_labels(call.results[0], labels)
+
+
+# Attention
+
+
+@rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
+@rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
+@rule("_scaled_dot_product_fused_attention_overrideable")
+def attention(walk: Walk, call: Call) -> None:
+    """Heads are joined over queries, keys and values; the width of a value passes, that of a query is summed over."""
+    query, key, value = call["query"], call["key"], call["value"]
+    width, place = query.ndim - 1, query.ndim - 2
+    ours, keys, values = (walk.labels(tensor) for tensor in (query, key, value))
+    mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
+    sides = [(tensor.shape[:place], {d: v for d, v in walk.labels(tensor).items() if d < place})
+             for tensor in (query, key, value)]  # fmt: skip
+    if mask is not None and mask.ndim > 2:
+        sides.append((mask.shape[:-2], {d: v for d, v in walk.labels(mask).items() if d < mask.ndim - 2}))
+    result = joined(walk, sides, place)
+    end(walk, ours.get(width), keys.get(width))
+    if call.arguments.get("scale") is None and width in ours:
+        walk.protect(ours[width], "the scale of attention depends on this width")
+    for labels in (ours, keys, values):
+        if place in labels:
+            walk.protect(labels[place], "attention runs along these channels")
+    scores = query[..., 0].numel() * key.size(place)
+    heads = list(result.values())
+    walk.count(scores * query.size(width), *heads, ours.get(width))
+    walk.count(scores * value.size(width), *heads, values.get(width))
+    if width in values:
+        result[width] = values[width]
+    walk.set_labels(call.results[0], result)

@@ -1,0 +1,4 @@
+"""Placeholder."""
+
+SMALLEST: tuple[str, ...] = ()
+EXTRA: tuple[str, ...] = ()

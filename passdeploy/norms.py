@@ -1,0 +1,115 @@
+"""Norms whose statistics are taken over the channels that exist.
+
+A layer, group or RMS norm over channels of which some are removed is, in the masked network, the norm over the others:
+that is what the slim network will compute. The norm is recognised by its scale, whatever module or function calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
+    """Layer norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    dims = tuple(range(x.ndim - kept.ndim, x.ndim))
+    count = kept.sum()
+    mean = (x * kept).sum(dims, keepdim=True) / count
+    centred = (x - mean) * kept
+    variance = centred.square().sum(dims, keepdim=True) / count
+    normal = centred * (variance + eps).rsqrt() * scale
+    return normal if shift is None else normal + shift * kept
+
+
+def rms_norm(x: Tensor, kept: Tensor, scale: Tensor, eps: float | None) -> Tensor:
+    """RMS norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    dims = tuple(range(x.ndim - kept.ndim, x.ndim))
+    present = x * kept
+    mean_square = present.square().sum(dims, keepdim=True) / kept.sum()
+    return present * (mean_square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt() * scale
+
+
+def group_norm(x: Tensor, groups: int, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
+    """Group norm of `x` (batch, channels, ...) over the channels of each group that are kept (channels,)."""
+    inside = x.reshape(x.size(0), groups, kept.numel() // groups, -1)  # (batch, groups, channels of one, places)
+    present = kept.view(1, groups, -1, 1)
+    count = (present.sum(2, keepdim=True) * inside.size(3)).clamp_min(1)
+    mean = (inside * present).sum((2, 3), keepdim=True) / count
+    centred = (inside - mean) * present
+    variance = centred.square().sum((2, 3), keepdim=True) / count
+    normal = (centred * (variance + eps).rsqrt()).reshape(x.shape)
+    along = (1, -1, *[1] * (x.ndim - 2))
+    normal = normal * scale.view(along)
+    return normal if shift is None else normal + (shift * kept).view(along)
+
+
+class RestrictedNorms(TorchFunctionMode):
+    """While active, norms whose scale is in `kept` see only the channels that are kept.
+
+    Args:
+        kept: id of a scale -> 1 for its channels that exist, 0 for the others, in the scale's shape.
+    """
+
+    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, on its way."""
+        given = dict(kwargs or {})
+        if (names := _ARGUMENTS.get(func)) is not None:
+            given = {**dict(zip(names, args, strict=False)), **given}
+            if (kept := self._kept.get(id(given.get("weight")))) is not None:
+                x, scale, eps = (
+                    given["input"],
+                    given["weight"],
+                    given.get("eps", None if "rms" in func.__name__ else 1e-5),
+                )
+                if func in (F.group_norm, torch.group_norm):
+                    return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
+                if func in (F.layer_norm, torch.layer_norm):
+                    return layer_norm(x, kept, scale, given.get("bias"), given.get("eps", 1e-5))
+                return rms_norm(x, kept, scale, given.get("eps"))
+        return func(*args, **(kwargs or {}))
+
+
+_ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+}
+
+
+def with_restricted_norms_(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
+    """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
+
+    Args:
+        model: changed in place.
+        kept: name of a parameter -> 1 for what exists, 0 for what does not, in the parameter's shape.
+    """
+    if not kept:
+        return model
+    plain = type(model)
+
+    class Masked(plain):  # type: ignore[misc, valid-type]
+        """The network with norms over the channels that exist."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            """What the network does, with restricted norms."""
+            parameters = dict(self.named_parameters())
+            with RestrictedNorms({id(parameters[name]): values for name, values in kept.items()}):
+                return super().forward(*args, **kwargs)
+
+    Masked.__name__, Masked.__qualname__, Masked.__module__ = plain.__name__, plain.__qualname__, plain.__module__
+    model.__class__ = Masked
+    return model
