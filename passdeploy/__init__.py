@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from passdeploy.channels.groups import ChannelGroup as ChannelGroup
-    from passdeploy.channels.groups import find_groups as find_groups
+    from passdeploy.channels.mapping import find_groups as find_groups
     from passdeploy.counts import Counts as Counts
     from passdeploy.counts import count as count
     from passdeploy.deploy import load as load
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ChannelGroup": "passdeploy.channels.groups",
-    "find_groups": "passdeploy.channels.groups",
+    "find_groups": "passdeploy.channels.mapping",
     "Counts": "passdeploy.counts",
     "count": "passdeploy.counts",
     "export_onnx": "passdeploy.export",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.table import Table
 
-from passdeploy.channels.groups import ChannelMap, map_channels
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import UsageError
 from passdeploy.models import build_model
 from passdeploy.plan import floor_width

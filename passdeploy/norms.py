@@ -67,11 +67,7 @@ class RestrictedNorms(TorchFunctionMode):
         if (names := _ARGUMENTS.get(func)) is not None:
             given = {**dict(zip(names, args, strict=False)), **given}
             if (kept := self._kept.get(id(given.get("weight")))) is not None:
-                x, scale, eps = (
-                    given["input"],
-                    given["weight"],
-                    given.get("eps", None if "rms" in func.__name__ else 1e-5),
-                )
+                x, scale = given["input"], given["weight"]
                 if func in (F.group_norm, torch.group_norm):
                     return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
                 if func in (F.layer_norm, torch.layer_norm):

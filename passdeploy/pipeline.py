@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.chance import seed_of
-from passdeploy.channels.groups import ChannelMap, map_channels
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
 from passdeploy.data import ImageData, load_data
 from passdeploy.deploy import load_network
 from passdeploy.devices import find_device

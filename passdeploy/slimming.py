@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,10 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
     smaller = copy.deepcopy(model, {id(old): _like(old, state[name]) for name, old in _state(model)})
     for module in smaller.modules():
         _state_true_widths_(module)
+    widths = {group.name: group.width for group in groups} | plan.widths()
+    for group in groups:
+        for number, size in group.numbers:
+            write_number_(smaller, number, size.size(widths))
     return smaller
 
 
@@ -143,6 +148,28 @@ def _state_true_widths_(module: nn.Module) -> None:
         module.num_parameters = len(weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
+
+
+NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
+
+
+def read_number(model: nn.Module, number: NumberKey) -> Any:
+    """What a number of a module says; `index` is its place where the attribute is a tuple or a list."""
+    module, attribute, index = number
+    value = getattr(model.get_submodule(module), attribute)
+    return value if index is None else value[index]
+
+
+def write_number_(model: nn.Module, number: NumberKey, value: int) -> None:
+    """Make it say `value`."""
+    name, attribute, index = number
+    module = model.get_submodule(name)
+    if index is None:
+        setattr(module, attribute, value)
+        return
+    old = getattr(module, attribute)
+    new = [*old[:index], value, *old[index + 1 :]]
+    setattr(module, attribute, tuple(new) if isinstance(old, tuple) else new)
 
 
 def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -15,12 +15,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -45,6 +47,20 @@ class Work:
     module: str
     macs: int
     dims: tuple[Tensor, ...]  # the labels along each dimension that the count is proportional to
+
+
+Labelled = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its labels
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One tensor operation of the walk: what ran, where, and the labels that went in and came out."""
+
+    op: str
+    modules: tuple[str, ...]  # those that were running, outermost first
+    source: str  # file:line of the model's own code
+    inputs: tuple[Labelled, ...]
+    results: tuple[Labelled, ...]
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,14 @@ class Call:
 Rule = Callable[["Walk", Call], None]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Labels varied along several dimensions, and one was chosen to remove channels along."""
+
+    labels: Tensor  # along the chosen dimension
+    options: int  # how many dimensions there were
+
+
 @dataclass
 class Trace:
     """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
@@ -96,15 +120,54 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
     read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
     work: list[Work] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    happenings: list[Happening] = field(default_factory=list)
+
+
+class WholeFunctions(TorchFunctionMode):
+    """Shows functions that torch would take apart as one operation: their parts hide what they are.
+
+    An RMS norm, say, becomes a mean of squares over channels, which nobody could cut.
+
+    Args:
+        tell: hears of each call, and what it returned.
+    """
+
+    def __init__(self, tell: Callable[[Call], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, on its way."""
+        if (op := _WHOLE.get(func)) is None:
+            return func(*args, **(kwargs or {}))
+        with _disable_current_modes():
+            result = func(*args, **(kwargs or {}))
+        self._tell(Call.bind(op, args, kwargs or {}, result))
+        return result
+
+
+_RMS_NORM = torch.ops.aten.rms_norm.default
+_WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
+    torch.rms_norm: _RMS_NORM,
+    torch.nn.functional.rms_norm: _RMS_NORM,
+}
 
 
 class Walk(TorchDispatchMode):
     """The mode under which the model runs; rules read and write labels through it."""
 
-    def __init__(self, model: nn.Module, find_rule: Callable[[torch._ops.OpOverload], Rule | None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        find_rule: Callable[[torch._ops.OpOverload], Rule | None],
+        choose: Mapping[int, int],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.book = LabelBook()
-        self._find_rule = find_rule
+        self._find_rule, self._choose = find_rule, choose
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
         self._modules: list[str] = []
@@ -172,6 +235,18 @@ class Walk(TorchDispatchMode):
         op = self._running.name if self._running else ""
         return Reason(why, op, self._modules[-1] if self._modules else "", _source_line())
 
+    def box(self, field: Tensor) -> DimLabels:
+        """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
+
+        Where there is a choice of dimension it is numbered, so that `follow` can be told to choose again.
+        """
+        number = len(self.trace.choices)
+        rank = self._choose.get(number, 0)
+        boxed, options = self.book.squeeze_to_box(field, self.reason("cannot be removed from a box"), rank=rank)
+        if options > 1:
+            self.trace.choices.append(Choice(next(iter(boxed.values())), options))
+        return boxed
+
     def _give_up(self, call: Call, why: str) -> None:
         self.protect_all(call.tensors, why)
         for result in call.results:
@@ -185,9 +260,14 @@ class Walk(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        call = Call.bind(func, args, kwargs or {}, result)
+        self.happen(Call.bind(func, args, kwargs or {}, result))
+        return result
+
+    def happen(self, call: Call) -> None:
+        """Pass the labels on through one operation, and note that it happened."""
         self._running = call
-        rule = self._find_rule(func)
+        inputs = self._seen(call.tensors)  # before the rule: an operation in place changes them
+        rule = self._find_rule(call.op)
         if rule is None:
             self._give_up(call, "no rule follows channels through this operation")
         else:
@@ -196,7 +276,12 @@ class Walk(TorchDispatchMode):
             except Exception as error:  # a case the rule did not foresee costs these channels, not the model
                 self._give_up(call, f"could not be followed: {error}")
         self._running = None
-        return result
+        self.trace.happenings.append(
+            Happening(call.name, tuple(self._modules), _source_line(), inputs, self._seen(call.results))
+        )
+
+    def _seen(self, tensors: Sequence[Tensor]) -> tuple[Labelled, ...]:
+        return tuple((tuple(tensor.shape), self.labels(tensor)) for tensor in tensors)
 
     @contextmanager
     def naming_modules(self, model: nn.Module) -> Iterator[None]:
@@ -219,19 +304,29 @@ class Walk(TorchDispatchMode):
                 hook.remove()
 
 
-def follow(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Trace:
+def follow(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, choose: Mapping[int, int] | None = None
+) -> Trace:
     """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
 
     Args:
         model: any network; its weights are read, never written.
         example_inputs: one tensor, or a sequence of positional arguments. Every size that the
             network decides on should be as in use; the batch may be 1.
+        choose: number of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
     """
     from passdeploy.channels.rules import find_rule
 
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    walk = Walk(model, find_rule)
-    with torch.no_grad(), evaluating(model), walk.naming_modules(model), walk:
+    walk = Walk(model, find_rule, choose or {})
+    with (
+        torch.no_grad(),
+        evaluating(model),
+        plain_attention(),
+        walk.naming_modules(model),
+        WholeFunctions(walk.happen),
+        walk,
+    ):
         outputs = model(*inputs)
     walk._running = None
     for output in tree_leaves(outputs):
@@ -239,6 +334,17 @@ def follow(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Trace
             for vector in walk.labels(output).values():
                 walk.book.protect(vector, Reason("the model's output"))
     return walk.trace
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run `nn.MultiheadAttention` operation by operation instead of as one fused kernel that hides its channels."""
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fast)
 
 
 @contextmanager
@@ -257,14 +363,23 @@ def _source_line() -> str:
     """File and line of the innermost running frame of the model's own code, or else of a torch module."""
     frame, torch_module = sys._getframe(1), ""
     while frame is not None and frame.f_code is not follow.__code__:
-        file = Path(frame.f_code.co_filename)
-        if "torch" in file.parts:
-            if not torch_module and file.parent.name == "modules" and file.name != "module.py":
-                torch_module = f"{file.name}:{frame.f_lineno}"
-        elif file.parent != Path(__file__).parent:
-            return f"{file.name}:{frame.f_lineno}"
+        owner, name = _owner_of(frame.f_code.co_filename)
+        if owner == "model":
+            return f"{name}:{frame.f_lineno}"
+        if owner == "torch module" and not torch_module:
+            torch_module = f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return torch_module
 
 
-__all__ = ["NONE", "Call", "DimLabels", "StateDim", "Trace", "Walk", "Work", "evaluating", "follow"]
+@cache
+def _owner_of(filename: str) -> tuple[str, str]:
+    """Whose code a file is (model, torch module, torch, ours), and its name."""
+    file = Path(filename)
+    if "torch" in file.parts:
+        is_module = file.parent.name == "modules" and file.name != "module.py"
+        return ("torch module" if is_module else "torch"), file.name
+    return ("ours" if file.parent == Path(__file__).parent else "model"), file.name
+
+
+__all__ = ["NONE", "Call", "DimLabels", "StateDim", "Trace", "Walk", "Work", "evaluating", "follow", "plain_attention"]

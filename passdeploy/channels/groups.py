@@ -8,14 +8,15 @@ is added to it. Channels with slices in the same dimensions of the same tensors 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from passdeploy.channels.costs import CostModel, Factor
-from passdeploy.channels.follow import StateDim, Trace, follow
+from passdeploy.channels.costs import CostModel, Factor, Term
+from passdeploy.channels.follow import Trace
 from passdeploy.channels.labels import NONE
 
 
@@ -43,6 +44,7 @@ class ChannelGroup:
     width: int  # how many independently removable channels
     slots: tuple[Slot, ...]  # the first one is that layer's output
     reason: str = ""  # why they must stay; empty if they may be cut
+    numbers: tuple[tuple[tuple[str, str, int | None], Factor], ...] = ()  # (module, attribute, place) -> what it says
 
     @property
     def is_prunable(self) -> bool:
@@ -77,29 +79,38 @@ class ChannelMap:
         return tuple(group for group in self.groups if group.is_prunable)
 
 
-def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
-    """The channel groups of `model`, prunable and protected, in the order of the forward pass.
+@dataclass(frozen=True)
+class Number:
+    """A number that a module keeps and that is the size of a dimension, found by rehearsing a cut."""
+
+    module: str
+    attribute: str
+    index: int | None  # its place, where the attribute is a tuple or a list
+    labels: Tensor  # along that dimension
+
+    @property
+    def key(self) -> tuple[str, str, int | None]:
+        """Which number it is, whatever it says."""
+        return self.module, self.attribute, self.index
+
+
+def assemble(trace: Trace, *, exclude: Sequence[str] = (), numbers: Sequence[Number] = ()) -> ChannelMap:
+    """What a walk found, as groups and costs.
 
     Args:
-        model: any network; it is run once in evaluation mode and left as it was.
-        example_inputs: one tensor or several, sized as in use; a batch of one is enough.
-    """
-    return map_channels(model, example_inputs).groups
-
-
-def map_channels(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, exclude: Sequence[str] = ()
-) -> ChannelMap:
-    """The groups of `model` and its cost model, from one walk.
-
-    Args:
-        model: any network; it is run once in evaluation mode and left as it was.
-        example_inputs: one tensor or several, sized as in use.
+        trace: of the walk.
         exclude: patterns (as in `fnmatch`) of layers whose channels must stay.
+        numbers: of modules, that must follow the widths.
     """
-    trace = follow(model, example_inputs)
     groups = _assemble(trace, exclude)
-    return ChannelMap(tuple(group for group, _ in groups), _price(trace, groups))
+    sizes = _Sizes(trace, groups)
+    follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
+    for number in numbers:
+        factor = sizes.of(number.labels)
+        if factor.spans:
+            follows.setdefault(factor.spans[0][0], []).append((number.key, factor))
+    whole = tuple(replace(group, numbers=tuple(follows.get(group.name, ()))) for group, _ in groups)
+    return ChannelMap(whole, _price(trace, groups, sizes))
 
 
 def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, np.ndarray]]:
@@ -157,8 +168,6 @@ def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, 
 
 
 def _excluded(group: ChannelGroup, patterns: Sequence[str]) -> str:
-    from fnmatch import fnmatchcase
-
     for pattern in patterns:
         for layer in group.layers:
             if fnmatchcase(layer, pattern):
@@ -176,34 +185,39 @@ def _dims_of(used: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
     return first
 
 
-def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> CostModel:
-    """The cost model of a walk: multiply-adds and parameters as functions of the groups' widths."""
-    width_of = {group.name: group.width for group, _ in groups}
-    group_of: dict[int, str] = {int(root): group.name for group, roots in groups if group.is_prunable for root in roots}
+class _Sizes:
+    """Sizes of dimensions as functions of the widths of the prunable groups."""
 
-    def factor(labels: Tensor) -> Factor:
-        counts: dict[str, int] = {}
-        for root in trace.book.find(labels).tolist():
-            if (name := group_of.get(root)) is not None:
-                counts[name] = counts.get(name, 0) + 1
-        spans = {name: count // width_of[name] for name, count in counts.items()}
-        return Factor(len(labels) - sum(counts.values()), tuple(spans.items()))
+    def __init__(self, trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> None:
+        self._book, self._known = trace.book, dict[bytes, Factor]()
+        self._width = {group.name: group.width for group, _ in groups}
+        self._group_of = {int(root): group.name for group, roots in groups if group.is_prunable for root in roots}
 
-    known: dict[bytes, Factor] = {}
-
-    def cached(labels: Tensor) -> Factor:
+    def of(self, labels: Tensor) -> Factor:
+        """The size of the dimension that has these labels."""
         key = labels.numpy().tobytes()
-        if key not in known:
-            known[key] = factor(labels)
-        return known[key]
+        if key not in self._known:
+            counts: dict[str, int] = {}
+            for root in self._book.find(labels).tolist():
+                if (name := self._group_of.get(root)) is not None:
+                    counts[name] = counts.get(name, 0) + 1
+            spans = {name: count // self._width[name] for name, count in counts.items()}
+            self._known[key] = Factor(len(labels) - sum(counts.values()), tuple(spans.items()))
+        return self._known[key]
 
-    macs = [(work.macs, [cached(dim) for dim in work.dims]) for work in trace.work]
-    params: list[tuple[int, list[Factor]]] = []
-    by_tensor: dict[str, list[StateDim]] = {}
+
+def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]], sizes: _Sizes) -> CostModel:
+    """The cost model of a walk: multiply-adds and parameters as functions of the groups' widths."""
+    along: dict[str, list[Factor]] = {}
     for state in trace.state:
-        by_tensor.setdefault(state.tensor, []).append(state)
-    for name, numel in trace.parameters.items():
-        params.append((numel, [cached(state.labels) for state in by_tensor.get(name, [])]))
-    channels = [(group.width * group.span, [Factor(0, ((group.name, group.span),))])
-                if group.is_prunable else (group.width * group.span, []) for group, _ in groups]  # fmt: skip
-    return CostModel.build(width_of, macs=macs, params=params, channels=channels)
+        along.setdefault(state.tensor, []).append(sizes.of(state.labels))
+    channels: list[Term] = []
+    for group, _ in groups:
+        factors = [Factor(0, ((group.name, group.span),))] if group.is_prunable else []
+        channels.append((group.width * group.span, factors))
+    return CostModel.build(
+        {group.name: group.width for group, _ in groups},
+        macs=[(work.macs, [sizes.of(dim) for dim in work.dims]) for work in trace.work],
+        params=[(numel, along.get(name, [])) for name, numel in trace.parameters.items()],
+        channels=channels,
+    )

@@ -38,6 +38,11 @@ class LabelBook:
         self._parent = torch.zeros(1, dtype=torch.int64)  # NONE is its own root
         self._protections: list[tuple[Tensor, Reason]] = []
 
+    @property
+    def size(self) -> int:
+        """How many labels there are, NONE included."""
+        return len(self._parent)
+
     def fresh(self, count: int) -> Tensor:
         """`count` new labels, shape (count,), ascending."""
         start = len(self._parent)
@@ -88,16 +93,17 @@ class LabelBook:
                 reasons.setdefault(root, reason)
         return reasons
 
-    def squeeze_to_box(self, field: Tensor, reason: Reason) -> dict[int, Tensor]:
+    def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.
 
         Args:
             field: one label for every element of a tensor, same shape as that tensor.
             reason: why labels that cannot be kept apart must stay.
+            rank: which of several dimensions to leave free, those first that leave the most channels.
 
         Returns:
-            At most one entry, dimension -> labels along it. Where labels vary along several
-            dimensions they are joined across all but one: the one that leaves the most channels.
+            At most one entry, dimension -> labels along it, and how many dimensions there were to choose from. Where
+            labels vary along several dimensions they are joined across all but one.
         """
         for dim in range(field.ndim):  # most dimensions are spread: drop them before looking closer
             if field.stride(dim) == 0 and field.size(dim) > 1:
@@ -111,15 +117,15 @@ class LabelBook:
         if not varying:
             # One label for the whole tensor: there is no dimension to remove it from.
             self.protect(field.reshape(-1), reason)
-            return {}
+            return {}, 0
 
         def rows(labels: Tensor, dim: int) -> Tensor:
             return labels.movedim(dim, 0).reshape(labels.size(dim), -1)
 
-        free = varying[0]
         if len(varying) > 1:
-            free = max(varying, key=lambda dim: _count_components(rows(roots, dim)))
-        return {free: self.join_rows(rows(field, free), reason)}
+            varying.sort(key=lambda dim: _count_components(rows(roots, dim)), reverse=True)
+        free = varying[min(rank, len(varying) - 1)]
+        return {free: self.join_rows(rows(field, free), reason)}, len(varying)
 
 
 def _count_components(rows: Tensor) -> int:

@@ -136,8 +136,7 @@ def movement(walk: Walk, call: Call) -> None:
     for dim, vector in labels.items():
         moved = _moved(call, _spread(vector, dim, source.shape))
         for target, values in zip(found, moved, strict=True):
-            boxed = walk.book.squeeze_to_box(values, walk.reason("cannot be removed from a box-shaped tensor"))
-            for new_dim, new in boxed.items():
+            for new_dim, new in walk.box(values).items():
                 if new_dim in target:  # two dimensions became one: only the more numerous stay removable
                     few, many = sorted((target[new_dim], new), key=lambda v: len(v.unique()))
                     walk.protect(few, "two kinds of channels share one dimension")

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.channels.groups import ChannelGroup, find_groups, map_channels
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.mapping import find_groups, map_channels
 from tests import nets
 
 IMAGES = torch.zeros(1, 3, 16, 16)

@@ -1,0 +1,65 @@
+"""From a network to its channel groups: follow, rehearse, and choose again where a choice was in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from passdeploy.channels.follow import Trace, follow
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, assemble
+from passdeploy.channels.rehearse import rehearse
+
+MOST_ROUNDS = 3
+
+
+def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
+    """The channel groups of `model`, prunable and protected, in the order of the forward pass.
+
+    Args:
+        model: any network; it is run in evaluation mode and left as it was.
+        example_inputs: one tensor or several, sized as in use; a batch of one is enough.
+    """
+    return map_channels(model, example_inputs).groups
+
+
+def map_channels(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, exclude: Sequence[str] = ()
+) -> ChannelMap:
+    """The groups of `model` and its cost model.
+
+    Args:
+        model: any network; it is run in evaluation mode and left as it was.
+        example_inputs: one tensor or several, sized as in use.
+        exclude: patterns (as in `fnmatch`) of layers whose channels must stay.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    choose: dict[int, int] = {}
+    best: ChannelMap | None = None
+    for _ in range(MOST_ROUNDS):
+        trace = follow(model, inputs, choose=choose)
+        numbers = rehearse(model, inputs, trace)
+        found = assemble(trace, exclude=exclude, numbers=numbers)
+        if best is None or _removable(found) > _removable(best):
+            best = found
+        vain = _choices_in_vain(trace, choose)
+        if not vain:
+            break
+        choose = {**choose, **vain}
+    assert best is not None
+    return best
+
+
+def _removable(found: ChannelMap) -> int:
+    return sum(group.width * group.span for group in found.prunable)
+
+
+def _choices_in_vain(trace: Trace, chosen: dict[int, int]) -> dict[int, int]:
+    """Choices whose channels must stay after all, and that have another option: number -> that option."""
+    protected = trace.book.protected_roots()
+    return {
+        number: chosen.get(number, 0) + 1
+        for number, choice in enumerate(trace.choices)
+        if chosen.get(number, 0) + 1 < choice.options
+        and any(root in protected for root in trace.book.find(choice.labels).unique().tolist())
+    }

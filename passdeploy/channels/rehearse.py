@@ -1,0 +1,282 @@
+"""Try a cut before anybody asks for one, and learn from what breaks.
+
+What no walk can see is where a number comes from: `view(b, self.heads, -1)` and `view(b, x.shape[1] // 64, -1)` look
+the same. So the network is cut at random and run. Where it stops, or makes a tensor of another size than the labels
+foretell, a number that a module keeps and that equals the old size is made to say the new one, now and whenever the
+network is cut. Where no such number helps, the channels that meet there are protected. In the end the cut network
+must compute what the masked one does; groups that spoil this are found by halving, and protected too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from passdeploy.chance import generator
+from passdeploy.channels.follow import Call, Happening, Trace, WholeFunctions, evaluating, plain_attention
+from passdeploy.channels.groups import ChannelGroup, Number, assemble
+from passdeploy.channels.labels import Reason
+from passdeploy.plan import Plan
+from passdeploy.slimming import masked, read_number, relative_error, slim
+
+MOST_REPAIRS = 100
+TOLERANCE = 1e-4  # in float32; a number that is wrong shows in the first digits
+
+
+def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> list[Number]:
+    """Cut, run and repair until the cut network runs and equals the masked one.
+
+    Channels that cannot be cut are protected in the trace's book.
+
+    Returns:
+        The numbers that must follow the widths.
+    """
+    generic = tuple(tree_map(_noise_like, list(inputs)))
+    stage = _Stage(model, generic, trace)
+    for _ in range(MOST_REPAIRS):
+        stop = stage.play()
+        if stop is None:
+            break
+        if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)):
+            stage.protect_around(stop)
+    stage.protect_culprits()
+    return stage.numbers
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a rehearsal went wrong."""
+
+    position: int  # operations that went well
+    happening: Happening  # what should have happened next
+    error: str
+
+
+class WrongSizeError(Exception):
+    """A tensor of the cut network has another size than its labels foretell."""
+
+
+class Rehearsal(TorchDispatchMode):
+    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
+
+    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._script, self._size_of = script, size_of
+        self.position = 0
+        self.blamed: int | None = None  # where the network first did something else than in the walk
+        self._is_in_step = True
+
+    @property
+    def expected(self) -> Happening:
+        """What should happen next, or should have happened where it first went another way."""
+        position = self.position if self.blamed is None else self.blamed
+        return self._script[min(position, len(self._script) - 1)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any operation, on its way."""
+        result = func(*args, **(kwargs or {}))
+        self.happen(Call.bind(func, args, kwargs or {}, result))
+        return result
+
+    def happen(self, call: Call) -> None:
+        """Compare one operation with what the walk saw in its place."""
+        if self._is_in_step and self.expected.op != call.name:
+            # A kernel may be chosen by size; from there on only what breaks by itself is seen.
+            self._is_in_step, self.blamed = False, self.position
+        if self._is_in_step:
+            for number, (result, (dense, labels)) in enumerate(zip(call.results, self.expected.results, strict=False)):
+                wanted = tuple(self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense))
+                if tuple(result.shape) != wanted and (labels or not number):  # the rest are a kernel's own notes
+                    raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {list(wanted)} should be")
+        self.position += 1
+
+
+class _Stage:
+    """A network, its trace, and the repairs made so far."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], trace: Trace) -> None:
+        self.model, self.inputs, self.trace = model, inputs, trace
+        self.numbers: list[Number] = []
+
+    def play(self) -> Stop | None:
+        """Cut at random and run; where it stopped, or None."""
+        self.groups = assemble(self.trace, numbers=self.numbers).groups
+        plan = _random_plan(self.groups)
+        if not plan.kept:
+            return None
+        self.cut = slim(self.model, self.groups, plan)
+        self.gone = self._gone(plan)
+        rehearsal = Rehearsal(self.trace.happenings, self.size_of)
+        try:
+            with torch.no_grad(), evaluating(self.cut), plain_attention(), WholeFunctions(rehearsal.happen), rehearsal:
+                self.cut(*self.inputs)
+        except Exception as error:  # anything may break in code that meets other sizes than it knows
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return Stop(rehearsal.position, rehearsal.expected, lines[0])
+        return None
+
+    def size_of(self, labels: Tensor) -> int:
+        """How many channels of a dimension the last cut left."""
+        return len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
+
+    def improves(self, repair: Sequence[Number], stop: Stop) -> bool:
+        """Whether the network gets further with `repair`, which is kept if so."""
+        before = self.numbers
+        known = {number.key for number in repair}
+        self.numbers = [*(number for number in before if number.key not in known), *repair]
+        after = self.play()
+        if after is None or after.position > stop.position:
+            return True
+        self.numbers = before
+        return False
+
+    def repairs(self, stop: Stop) -> Iterator[list[Number]]:
+        """Numbers that may be stale, nearest module first, each with its like in other modules of that class."""
+        changed = {place: dense for place, (dense, labels) in _sizes(stop.happening) if self.size_of(labels) != dense}
+        cut = self.cut
+        for depth in range(1, len(stop.happening.modules) + 1):
+            module = cut.get_submodule(stop.happening.modules[-depth])
+            for attribute, value in vars(module).items():
+                for places in _explanations(value, changed):
+                    yield list(self._alike(stop.happening, depth, attribute, places))
+
+    def _alike(
+        self, stopped: Happening, depth: int, attribute: str, places: Mapping[int | None, Place]
+    ) -> Iterator[Number]:
+        """The same numbers of every module that runs the same line of code."""
+        kind = type(self.model.get_submodule(stopped.modules[-depth]))
+        for happening in self.trace.happenings:
+            if (happening.op, happening.source) != (stopped.op, stopped.source) or len(happening.modules) < depth:
+                continue
+            module, sizes = happening.modules[-depth], dict(_sizes(happening))
+            if type(self.model.get_submodule(module)) is not kind:
+                continue
+            for index, place in places.items():
+                dense, labels = sizes.get(place, (None, None))
+                if labels is not None and _has_number(self.model, (module, attribute, index), dense):
+                    yield Number(module, attribute, index, labels)
+
+    def protect_around(self, stop: Stop) -> None:
+        """What meets at the operation that broke must stay, there and wherever the same line runs."""
+        reason = f"the code depends on their number: {stop.error[:120]}"
+        for happening in self.trace.happenings:
+            if (happening.op, happening.source) == (stop.happening.op, stop.happening.source):
+                module = happening.modules[-1] if happening.modules else ""
+                for _, labels in (*happening.inputs, *happening.results):
+                    for vector in labels.values():
+                        self.trace.book.protect(vector, Reason(reason, happening.op, module, happening.source))
+
+    def protect_culprits(self) -> None:
+        """Groups without which the cut network would equal the masked one must stay."""
+        self.groups = assemble(self.trace, numbers=self.numbers).groups
+        plan = _random_plan(self.groups)
+        suspects = list(plan.kept)
+        if not suspects or self._is_exact(plan, suspects):
+            return
+        guilty = set(self._culprits(plan, suspects))
+        for group in self.groups:
+            if group.name in guilty:
+                labels = self._labels_of(group)
+                reason = Reason("the function changes with their number, in a way that no mask can follow")
+                self.trace.book.protect(labels, reason)
+        self.protect_culprits()
+
+    def _culprits(self, plan: Plan, suspects: Sequence[str]) -> list[str]:
+        if len(suspects) == 1:
+            return list(suspects)
+        halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
+        guilty = [half for half in halves if not self._is_exact(plan, half)]
+        return [name for half in guilty for name in self._culprits(plan, half)] or list(suspects)
+
+    def _is_exact(self, plan: Plan, names: Sequence[str]) -> bool:
+        part = Plan({name: plan.kept[name] for name in names})
+        outputs = []
+        for build in (masked, slim):
+            network = build(self.model, self.groups, part)
+            try:
+                with torch.no_grad(), evaluating(network), plain_attention():
+                    outputs.append([leaf for leaf in tree_leaves(network(*self.inputs)) if isinstance(leaf, Tensor)])
+            except Exception:  # it ran with everything cut: this part alone meets a number that depends on the rest
+                return False
+        return all(relative_error(a, b) <= TOLERANCE for a, b in zip(*outputs, strict=True))
+
+    def _gone(self, plan: Plan) -> Tensor:
+        """For every label, whether it is the representative of a channel that goes."""
+        gone = torch.zeros(self.trace.book.size, dtype=torch.bool)
+        for group in self.groups:
+            if len(removed := plan.removed(group)):
+                gone[self.trace.book.find(self._labels_of(group)[removed])] = True
+        return gone
+
+    def _labels_of(self, group: ChannelGroup) -> Tensor:
+        """One label of each channel of a group."""
+        slot = group.slots[0]
+        state = next(s for s in self.trace.state if (s.tensor, s.dim) == (slot.tensor, slot.dim))
+        return state.labels[slot.index[:, 0]]
+
+
+def _random_plan(groups: Sequence[ChannelGroup]) -> Plan:
+    """Between two and three fifths of every group, in no order and of no even size."""
+    kept = {}
+    for group in groups:
+        if group.is_prunable:
+            chance = generator("rehearse", group.name)
+            share = 0.4 + 0.2 * float(torch.rand((), generator=chance))
+            width = min(max(round(share * group.width), 2), group.width - 1)
+            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[: max(width, 1)].tolist()))
+    return Plan(kept)
+
+
+Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
+
+
+def _sizes(happening: Happening) -> Iterator[tuple[Place, tuple[int, Tensor]]]:
+    """Every labelled dimension of the results and inputs: its place, and its dense size and labels."""
+    for side, tensors in enumerate((happening.results, happening.inputs)):
+        for number, (shape, labels) in enumerate(tensors):
+            for dim, vector in labels.items():
+                yield (side, number, dim), (shape[dim], vector)
+
+
+def _explanations(value: Any, changed: Mapping[Place, int]) -> Iterator[dict[int | None, Place]]:
+    """Ways in which an attribute may state sizes that changed: place in the attribute (None: all of it) -> which size.
+
+    The entries of a list are explained together: sizes of a split only make sense as a whole.
+    """
+    if type(value) is int:
+        for place, dense in changed.items():
+            if dense == value:
+                yield {None: place}
+    elif isinstance(value, tuple | list):
+        stated: dict[int | None, Place] = {}
+        for index, item in enumerate(value):
+            alike = [place for place, dense in changed.items() if type(item) is int and dense == item]
+            own = [place for place in alike if place[:2] == (0, index)]  # the size of the result of that number
+            if alike:
+                stated[index] = (own or alike)[0]
+        if stated:
+            yield stated
+
+
+def _has_number(model: nn.Module, key: tuple[str, str, int | None], value: int | None) -> bool:
+    try:
+        found = read_number(model, key)
+    except (AttributeError, IndexError, TypeError):
+        return False
+    return type(found) is int and found == value
+
+
+def _noise_like(leaf: Any) -> Any:
+    """Noise in place of an example: zeros would hide what is wrong."""
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        noise = torch.randn(leaf.shape, generator=generator("rehearse", "noise"))
+        return noise.to(leaf.device, leaf.dtype)
+    return leaf
