@@ -170,7 +170,8 @@ class Walk(TorchDispatchMode):
         self._find_rule, self._choose = find_rule, choose
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
-        self._modules: list[str] = []
+        self._modules: list[str] = []  # those that are running, outermost first
+        self._seen_modules: set[str] = set()
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
 
@@ -252,6 +253,43 @@ class Walk(TorchDispatchMode):
         for result in call.results:
             self._labels[result] = {}
 
+    # What `follow` uses
+
+    def run(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        """Walk through one forward pass; what comes out must stay."""
+        with WholeFunctions(self.happen), self:
+            outputs = model(*inputs)
+        self._running = None
+        for output in tree_leaves(outputs):
+            if isinstance(output, Tensor):
+                for vector in self.labels(output).values():
+                    self.book.protect(vector, Reason("the model's output"))
+
+    def has_unseen(self, model: nn.Module) -> bool:
+        """Whether a module with weights of its own has not run."""
+        return any(module._parameters and name not in self._seen_modules for name, module in model.named_modules())
+
+    def run_in_training(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        """Walk once more in training mode, for heads that run only then; a model that wants targets is left alone.
+
+        Joins and protections are kept. What the pass cost and how it went are not: nobody deploys it.
+        """
+        main, scratch = self.trace, Trace(self.book, self.trace.state, self.trace.parameters)
+        buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+        twice = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
+        self.trace, self._choose = scratch, {}
+        try:
+            with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
+                self.run(model, twice)
+        except Exception:
+            self._running = None
+        finally:
+            for name, tensor in model.named_buffers():
+                tensor.copy_(buffers[name])
+            self.trace = main
+            main.produced += scratch.produced
+            main.read += scratch.read
+
     # What torch uses
 
     _running: Call | None = None
@@ -288,7 +326,11 @@ class Walk(TorchDispatchMode):
         """Know, while the model runs, which of its modules is running."""
 
         def enter(name: str) -> Callable[..., None]:
-            return lambda *_: self._modules.append(name)
+            def note(*_: Any) -> None:
+                self._modules.append(name)
+                self._seen_modules.add(name)
+
+            return note
 
         def leave(*_: Any) -> None:
             self._modules.pop()
@@ -319,20 +361,11 @@ def follow(
 
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     walk = Walk(model, find_rule, choose or {})
-    with (
-        torch.no_grad(),
-        evaluating(model),
-        plain_attention(),
-        walk.naming_modules(model),
-        WholeFunctions(walk.happen),
-        walk,
-    ):
-        outputs = model(*inputs)
-    walk._running = None
-    for output in tree_leaves(outputs):
-        if isinstance(output, Tensor):
-            for vector in walk.labels(output).values():
-                walk.book.protect(vector, Reason("the model's output"))
+    with torch.no_grad(), plain_attention(), walk.naming_modules(model):
+        with evaluating(model):
+            walk.run(model, inputs)
+        if walk.has_unseen(model):
+            walk.run_in_training(model, inputs)
     return walk.trace
 
 
@@ -348,10 +381,10 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and back into the mode it was in."""
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Put every module into evaluation mode (or training mode), and back into the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.mapping import find_groups, map_channels
+from passdeploy.plan import Plan
+from passdeploy.slimming import slim
 from tests import nets
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -169,3 +171,30 @@ def test_following_changes_neither_mode_nor_statistics():
     assert all(module.training for module in net.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_head_that_runs_only_in_training_is_followed_and_cut_along():
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body = nets.conv_bn(3, 8), nets.conv_bn(8, 6)
+            self.head, self.aux = nets.Head(6), nn.Sequential(nets.conv_bn(8, 4), nets.Head(4))
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.stem(x)
+            y = self.head(self.body(x))
+            return (y, self.aux(x)) if self.training else y
+
+    net = Auxiliary().eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    groups = find_groups(net, IMAGES)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    by_name = {group.name: group for group in groups}
+    assert "aux.0.0" in by_name["stem.0"].layers
+    assert by_name["aux.0.0"].is_prunable
+    assert by_name["aux.1.fc"].reason == "the model's output"
+    plan = Plan({group.name: tuple(range(0, group.width, 2)) for group in groups if group.is_prunable})
+    smaller = slim(net, groups, plan)
+    assert smaller.aux[0][0].weight.shape[:2] == (2, 4)
+    main, aux = smaller.train()(torch.randn(2, 3, 16, 16))
+    (main.sum() + aux.sum()).backward()
