@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from passdeploy.pipeline import run as run
     from passdeploy.plan import Plan as Plan
     from passdeploy.plan import choose_channels as choose_channels
+    from passdeploy.plan import reconcile as reconcile
     from passdeploy.slimming import masked as masked
     from passdeploy.slimming import slim as slim
     from passdeploy.slimming import verify as verify
@@ -36,6 +37,7 @@ _HOME = {
     "run": "passdeploy.pipeline",
     "Plan": "passdeploy.plan",
     "choose_channels": "passdeploy.plan",
+    "reconcile": "passdeploy.plan",
     "masked": "passdeploy.slimming",
     "slim": "passdeploy.slimming",
     "verify": "passdeploy.slimming",

@@ -128,7 +128,7 @@ def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
             f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
             "classes.\nA classifier must give one score for each class."
         )
-    channels = map_channels(dense, image, exclude=recipe.prune.exclude)
+    channels = map_channels(dense, image, include=recipe.prune.include, exclude=recipe.prune.exclude)
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")

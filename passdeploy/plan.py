@@ -28,6 +28,11 @@ class Plan:
 
     kept: Mapping[str, tuple[int, ...]]  # group name -> ascending channel indices
 
+    @classmethod
+    def of_masks(cls, masks: Mapping[str, Tensor]) -> Plan:
+        """From a mask per group, bool (width,), True stays; where nothing does, the first channel."""
+        return cls({name: tuple(mask.nonzero().flatten().tolist()) or (0,) for name, mask in masks.items()})
+
     def check(self, groups: Sequence[ChannelGroup]) -> None:
         """Raise PlanError unless every entry names a prunable group and some of its channels, in order."""
         by_name = {group.name: group for group in groups}
@@ -65,6 +70,49 @@ class Plan:
     def to_json(self) -> dict[str, object]:
         """Group name -> kept channels, in plain lists."""
         return {name: list(kept) for name, kept in self.kept.items()}
+
+
+def reconcile(
+    by_layer: Mapping[str, Tensor], groups: Sequence[ChannelGroup], *, how: str = "union"
+) -> dict[str, Tensor]:
+    """What layers say of their output channels, as what each group says of its channels.
+
+    Layers that are added up share their channels, so they must agree: a mask or score per layer, as a pruner that
+    thinks in layers gives it, is pooled over every layer of a group and every channel that a group's channel spans.
+
+    Args:
+        by_layer: layer -> one value per output channel, shape (channels,); bool for masks (True stays), else scores.
+        groups: of the network; those of which no layer is named are left out, as are those that must stay.
+        how: `union` (stays if any layer wants it; the highest score), `intersection` (if all do; the lowest) or `mean`.
+
+    Returns:
+        Group -> value per channel, shape (width,), of the kind that was given; a `mean` of masks is a share.
+
+    Raises:
+        PlanError: a layer is unknown, or its values are not one per channel.
+    """
+    layers = {slot.layer: len(slot.index) for group in groups for slot in group.slots if slot.is_output}
+    if unknown := sorted(set(by_layer) - set(layers)):
+        raise PlanError(f"no layer {unknown[0]!r} puts out channels; known are {', '.join(list(layers)[:5])}, ...")
+    pooled = {}
+    for group in groups:
+        votes = []
+        for slot in group.slots:
+            if slot.is_output and slot.layer in by_layer and slot.tensor.endswith("weight"):
+                values = by_layer[slot.layer]
+                if int(slot.index.max()) >= len(values):
+                    raise PlanError(
+                        f"layer {slot.layer!r} puts out at least {int(slot.index.max()) + 1} channels, "
+                        f"but {len(values)} values are given for it."
+                    )
+                votes.append(values[slot.index])  # (width, channels that one spans)
+        if votes and group.is_prunable:
+            every = torch.cat(votes, dim=1)
+            if how == "mean":
+                pooled[group.name] = every.float().mean(1)
+            else:
+                pooled[group.name] = every.amax(1) if how == "union" else every.amin(1)
+    return pooled
 
 
 @dataclass(frozen=True)

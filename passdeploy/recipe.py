@@ -289,10 +289,15 @@ class PruneSpec(_Section):
         description="Widths become multiples of this many channels; auto: what the target hardware likes. "
         "1: any width.",
     )
+    include: tuple[str, ...] = Field(
+        default=("*",),
+        strict=False,
+        description="Layers whose output channels may be cut; * stands for any characters.",
+    )
     exclude: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="Names of channel groups that stay whole; * stands for any characters.",
+        description="Layers whose output channels stay all the same, and with them all that share these channels.",
     )
     steps: int = Field(default=300, ge=1, description="Steps of mask learning, one batch each.")
     batch_size: Annotated[int, Field(ge=1)] | None = Field(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passdeploy.channels.groups import ChannelMap, map_channels
-from passdeploy.errors import BudgetError
-from passdeploy.plan import Budget, choose_channels
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
+from passdeploy.errors import BudgetError, PlanError
+from passdeploy.plan import Budget, Plan, choose_channels, reconcile, width_step
 from tests import nets
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -70,7 +71,13 @@ def test_layer_widths_are_multiples_of_what_the_hardware_likes(round_to: int):
     plan = choose_channels(scores_of(channels), channels.groups, channels.costs, budget, round_to=round_to)
     for group in channels.prunable:
         width = len(plan.kept[group.name]) * group.span
-        assert width % round_to == 0 or len(plan.kept[group.name]) == group.width
+        assert width % (round_to if group.width * group.span >= 2 * round_to else 2) == 0
+
+
+def test_a_layer_narrower_than_two_steps_is_cut_in_smaller_ones():
+    channels = map_channels(nets.SqueezeExcite(), IMAGES)
+    squeeze = next(group for group in channels.prunable if group.name == "squeeze")
+    assert (squeeze.width, width_step(squeeze, 8), width_step(squeeze, 2)) == (4, 2, 2)
 
 
 def test_a_channel_that_spans_several_counts_as_several():
@@ -105,3 +112,20 @@ def test_the_gradient_of_a_cost_is_its_slope(residual: ChannelMap):
         fewer[position] -= 1
         slope = residual.costs.macs.value(full) - residual.costs.macs.value(fewer)
         assert residual.costs.macs.gradient(full)[position] in (0, pytest.approx(slope, rel=0.2))
+
+
+def test_masks_per_layer_are_reconciled_over_a_stream(residual: ChannelMap):
+    wants = {"stem.0": [0, 1, 2], "inner.0.1.0": [1, 2, 3], "inner.1.1.0": [2, 3, 4], "inner.0.0.0": [0, 5]}
+    masks = {layer: torch.zeros(8 if layer != "inner.0.0.0" else 6, dtype=torch.bool) for layer in wants}
+    for layer, kept in wants.items():
+        masks[layer][kept] = True
+    union = Plan.of_masks(reconcile(masks, residual.groups, how="union"))
+    assert union.kept == {"stem.0": (0, 1, 2, 3, 4), "inner.0.0.0": (0, 5)}
+    both = Plan.of_masks(reconcile(masks, residual.groups, how="intersection"))
+    assert both.kept == {"stem.0": (2,), "inner.0.0.0": (0, 5)}
+    scores = reconcile({name: mask.float() for name, mask in masks.items()}, residual.groups, how="mean")
+    torch.testing.assert_close(scores["stem.0"], torch.tensor([1, 2, 3, 2, 1, 0, 0, 0]) / 3)
+    with pytest.raises(PlanError, match="no layer 'steem'"):
+        reconcile({"steem": torch.ones(8)}, residual.groups)
+    with pytest.raises(PlanError, match="at least 8 channels, but 7 values"):
+        reconcile({"stem.0": torch.ones(7)}, residual.groups)

@@ -94,15 +94,18 @@ class Number:
         return self.module, self.attribute, self.index
 
 
-def assemble(trace: Trace, *, exclude: Sequence[str] = (), numbers: Sequence[Number] = ()) -> ChannelMap:
+def assemble(
+    trace: Trace, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), numbers: Sequence[Number] = ()
+) -> ChannelMap:
     """What a walk found, as groups and costs.
 
     Args:
         trace: of the walk.
-        exclude: patterns (as in `fnmatch`) of layers whose channels must stay.
+        include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
+        exclude: patterns of layers whose output channels stay all the same.
         numbers: of modules, that must follow the widths.
     """
-    groups = _assemble(trace, exclude)
+    groups = _assemble(trace, include, exclude)
     sizes = _Sizes(trace, groups)
     follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
     for number in numbers:
@@ -113,7 +116,7 @@ def assemble(trace: Trace, *, exclude: Sequence[str] = (), numbers: Sequence[Num
     return ChannelMap(whole, _price(trace, groups, sizes))
 
 
-def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, np.ndarray]]:
+def _assemble(trace: Trace, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[ChannelGroup, np.ndarray]]:
     """Groups with the roots of their channels, in the order in which layers first put them out."""
     starts = np.array([int(state.labels[0]) for state in trace.state])
     made, read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
@@ -162,16 +165,19 @@ def _assemble(trace: Trace, exclude: Sequence[str]) -> list[tuple[ChannelGroup, 
     for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
         taken[group.name] = taken.get(group.name, 0) + 1
         name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
-        reason = group.reason or _excluded(group, exclude)
+        reason = group.reason or _left_out(group, include, exclude)
         named.append((ChannelGroup(name, group.width, group.slots, reason), group_roots))
     return named
 
 
-def _excluded(group: ChannelGroup, patterns: Sequence[str]) -> str:
-    for pattern in patterns:
-        for layer in group.layers:
+def _left_out(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Why the recipe leaves a group whole, if it does: what one layer must keep, all that share its channels keep."""
+    for layer in dict.fromkeys(slot.layer for slot in group.slots if slot.is_output):
+        for pattern in exclude:
             if fnmatchcase(layer, pattern):
                 return f"excluded by {pattern!r} ({layer})"
+        if not any(fnmatchcase(layer, pattern) for pattern in include):
+            return f"not included ({layer})"
     return ""
 
 

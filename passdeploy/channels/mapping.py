@@ -24,14 +24,19 @@ def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
 
 
 def map_channels(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, exclude: Sequence[str] = ()
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
 ) -> ChannelMap:
     """The groups of `model` and its cost model.
 
     Args:
         model: any network; it is run in evaluation mode and left as it was.
         example_inputs: one tensor or several, sized as in use.
-        exclude: patterns (as in `fnmatch`) of layers whose channels must stay.
+        include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
+        exclude: patterns of layers whose output channels stay all the same.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     choose: dict[int, int] = {}
@@ -39,7 +44,7 @@ def map_channels(
     for _ in range(MOST_ROUNDS):
         trace = follow(model, inputs, choose=choose)
         numbers = rehearse(model, inputs, trace)
-        found = assemble(trace, exclude=exclude, numbers=numbers)
+        found = assemble(trace, include=include, exclude=exclude, numbers=numbers)
         if best is None or _removable(found) > _removable(best):
             best = found
         vain = _choices_in_vain(trace, choose)

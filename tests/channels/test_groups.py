@@ -162,6 +162,9 @@ def test_excluded_layers_stay_and_name_the_pattern():
     assert "excluded by 'inner.1.*'" in by_name["inner.1.0.0"].reason
     assert not by_name["stem.0"].is_prunable  # inner.1 writes to the same stream
     assert by_name["inner.0.0.0"].is_prunable
+    only = {group.name: group for group in map_channels(nets.Residual(), IMAGES, include=["inner.*.0.0"]).groups}
+    assert [name for name, group in only.items() if group.is_prunable] == ["inner.0.0.0", "inner.1.0.0"]
+    assert only["stem.0"].reason == "not included (stem.0)"
 
 
 def test_following_changes_neither_mode_nor_statistics():
