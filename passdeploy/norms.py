@@ -2,6 +2,7 @@
 
 A layer, group or RMS norm over channels of which some are removed is, in the masked network, the norm over the others:
 that is what the slim network will compute. The norm is recognised by its scale, whatever module or function calls it.
+The same holds for weights that are standardised on the way (a batch norm of a parameter).
 """
 
 from __future__ import annotations
@@ -48,32 +49,56 @@ def group_norm(x: Tensor, groups: int, kept: Tensor, scale: Tensor, shift: Tenso
     return normal if shift is None else normal + (shift * kept).view(along)
 
 
+def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """Weight standardisation: rows (1, outputs, weights of one) to mean 0 and variance 1 over what is kept."""
+    count = kept.sum(2, keepdim=True).clamp_min(1)
+    centred = (rows - (rows * kept).sum(2, keepdim=True) / count) * kept
+    normal = centred * (centred.square().sum(2, keepdim=True) / count + eps).rsqrt()
+    if scale is not None:
+        normal = normal * scale.view(1, -1, 1)
+    return normal if shift is None else normal + shift.view(1, -1, 1) * kept
+
+
 class RestrictedNorms(TorchFunctionMode):
-    """While active, norms whose scale is in `kept` see only the channels that are kept.
+    """While active, norms whose scale is in `kept`, and weights that are standardised, see only what is kept.
 
     Args:
-        kept: id of a scale -> 1 for its channels that exist, 0 for the others, in the scale's shape.
+        kept: parameters, each with a tensor of its shape: 1 where it exists, 0 where it does not.
     """
 
-    def __init__(self, kept: Mapping[int, Tensor]) -> None:
+    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self._kept = kept
+        self._of_scale = {id(parameter): exists for parameter, exists in kept}
+        self._of_storage = {parameter.untyped_storage().data_ptr(): exists for parameter, exists in kept}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Any function of torch, on its way."""
-        given = dict(kwargs or {})
+        restricted = None
         if (names := _ARGUMENTS.get(func)) is not None:
-            given = {**dict(zip(names, args, strict=False)), **given}
-            if (kept := self._kept.get(id(given.get("weight")))) is not None:
-                x, scale = given["input"], given["weight"]
-                if func in (F.group_norm, torch.group_norm):
-                    return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
-                if func in (F.layer_norm, torch.layer_norm):
-                    return layer_norm(x, kept, scale, given.get("bias"), given.get("eps", 1e-5))
-                return rms_norm(x, kept, scale, given.get("eps"))
-        return func(*args, **(kwargs or {}))
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            restricted = self._batch_norm(given) if func is F.batch_norm else self._norm(func, given)
+        return func(*args, **(kwargs or {})) if restricted is None else restricted
+
+    def _norm(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:
+        kept = self._of_scale.get(id(given.get("weight")))
+        if kept is None:
+            return None
+        x, scale = given["input"], given["weight"]
+        if func in (F.group_norm, torch.group_norm):
+            return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
+        if func in (F.layer_norm, torch.layer_norm):
+            return layer_norm(x, kept, scale, given.get("bias"), given.get("eps", 1e-5))
+        return rms_norm(x, kept, scale, given.get("eps"))
+
+    def _batch_norm(self, given: Mapping[str, Any]) -> Tensor | None:
+        """A batch norm of a parameter standardises it; one of an activation is none of our business."""
+        x = given["input"]
+        kept = self._of_storage.get(x.untyped_storage().data_ptr())
+        if kept is None or kept.numel() != x.numel() or x.ndim != 3 or not given.get("training"):
+            return None
+        return standardise(x, kept.reshape(x.shape), given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
 _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
@@ -83,6 +108,7 @@ _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
     torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
     F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
     torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
 
 
@@ -103,7 +129,7 @@ def with_restricted_norms_(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.M
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """What the network does, with restricted norms."""
             parameters = dict(self.named_parameters())
-            with RestrictedNorms({id(parameters[name]): values for name, values in kept.items()}):
+            with RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]):
                 return super().forward(*args, **kwargs)
 
     Masked.__name__, Masked.__qualname__, Masked.__module__ = plain.__name__, plain.__qualname__, plain.__module__

@@ -248,7 +248,8 @@ class Walk(TorchDispatchMode):
             self.trace.choices.append(Choice(next(iter(boxed.values())), options))
         return boxed
 
-    def _give_up(self, call: Call, why: str) -> None:
+    def give_up(self, call: Call, why: str) -> None:
+        """Every channel that an operation touches must stay, and nothing is known of its results."""
         self.protect_all(call.tensors, why)
         for result in call.results:
             self._labels[result] = {}
@@ -307,12 +308,12 @@ class Walk(TorchDispatchMode):
         inputs = self._seen(call.tensors)  # before the rule: an operation in place changes them
         rule = self._find_rule(call.op)
         if rule is None:
-            self._give_up(call, "no rule follows channels through this operation")
+            self.give_up(call, "no rule follows channels through this operation")
         else:
             try:
                 rule(self, call)
             except Exception as error:  # a case the rule did not foresee costs these channels, not the model
-                self._give_up(call, f"could not be followed: {error}")
+                self.give_up(call, f"could not be followed: {error}")
         self._running = None
         self.trace.happenings.append(
             Happening(call.name, tuple(self._modules), _source_line(), inputs, self._seen(call.results))

@@ -26,6 +26,7 @@ from passdeploy.plan import Plan
 from passdeploy.slimming import masked, read_number, relative_error, slim
 
 MOST_REPAIRS = 100
+MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 TOLERANCE = 1e-4  # in float32; a number that is wrong shows in the first digits
 
 
@@ -43,8 +44,8 @@ def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> list[Numb
         stop = stage.play()
         if stop is None:
             break
-        if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)):
-            stage.protect_around(stop)
+        if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)) and not stage.protect_around(stop):
+            break
     stage.protect_culprits()
     return stage.numbers
 
@@ -105,6 +106,8 @@ class _Stage:
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], trace: Trace) -> None:
         self.model, self.inputs, self.trace = model, inputs, trace
         self.numbers: list[Number] = []
+        self.trials_left = MOST_TRIALS
+        self._vain: set[tuple[int, frozenset[tuple[str, str, int | None]]]] = set()
 
     def play(self) -> Stop | None:
         """Cut at random and run; where it stopped, or None."""
@@ -128,14 +131,17 @@ class _Stage:
         return len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
 
     def improves(self, repair: Sequence[Number], stop: Stop) -> bool:
-        """Whether the network gets further with `repair`, which is kept if so."""
+        """Whether the network gets further with `repair`, which is kept if so; what was in vain is not tried again."""
+        attempt = stop.position, frozenset(number.key for number in repair)
+        if not repair or attempt in self._vain:
+            return False
         before = self.numbers
-        known = {number.key for number in repair}
-        self.numbers = [*(number for number in before if number.key not in known), *repair]
+        self.numbers = [*(number for number in before if number.key not in attempt[1]), *repair]
         after = self.play()
         if after is None or after.position > stop.position:
             return True
         self.numbers = before
+        self._vain.add(attempt)
         return False
 
     def repairs(self, stop: Stop) -> Iterator[list[Number]]:
@@ -144,9 +150,14 @@ class _Stage:
         cut = self.cut
         for depth in range(1, len(stop.happening.modules) + 1):
             module = cut.get_submodule(stop.happening.modules[-depth])
+            together: list[Number] = []
             for attribute, value in vars(module).items():
-                for places in _explanations(value, changed):
-                    yield list(self._alike(stop.happening, depth, attribute, places))
+                for number, places in enumerate(_explanations(value, changed)):
+                    repair = list(self._alike(stop.happening, depth, attribute, places))
+                    together += repair if number == 0 else []
+                    yield repair
+            if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
+                yield together
 
     def _alike(
         self, stopped: Happening, depth: int, attribute: str, places: Mapping[int | None, Place]
@@ -164,15 +175,32 @@ class _Stage:
                 if labels is not None and _has_number(self.model, (module, attribute, index), dense):
                     yield Number(module, attribute, index, labels)
 
-    def protect_around(self, stop: Stop) -> None:
-        """What meets at the operation that broke must stay, there and wherever the same line runs."""
+    def protect_around(self, stop: Stop) -> bool:
+        """What meets at the operation that broke must stay, there and wherever the same line runs.
+
+        Where that changes nothing the number came from further away: then all that the module touches, then all that
+        the module around it touches, and so on. Returns whether anything was left to protect.
+        """
+        book, stopped = self.trace.book, stop.happening
         reason = f"the code depends on their number: {stop.error[:120]}"
-        for happening in self.trace.happenings:
-            if (happening.op, happening.source) == (stop.happening.op, stop.happening.source):
-                module = happening.modules[-1] if happening.modules else ""
-                for _, labels in (*happening.inputs, *happening.results):
-                    for vector in labels.values():
-                        self.trace.book.protect(vector, Reason(reason, happening.op, module, happening.source))
+        for depth in range(len(stopped.modules) + 1):
+            before = len(book.protected_roots())
+            for happening in self.trace.happenings:
+                if self._is_like(happening, stopped, depth):
+                    module = happening.modules[-1] if happening.modules else ""
+                    for _, labels in (*happening.inputs, *happening.results):
+                        for vector in labels.values():
+                            book.protect(vector, Reason(reason, stopped.op, module, stopped.source))
+            if len(book.protected_roots()) > before:
+                return True
+        return False
+
+    def _is_like(self, happening: Happening, stopped: Happening, depth: int) -> bool:
+        """Whether it is the same line of code (depth 0), or runs in a module of the same class at that depth."""
+        if depth == 0:
+            return (happening.op, happening.source) == (stopped.op, stopped.source)
+        kind = type(self.model.get_submodule(stopped.modules[-depth]))
+        return any(type(self.model.get_submodule(name)) is kind for name in happening.modules)
 
     def protect_culprits(self) -> None:
         """Groups without which the cut network would equal the masked one must stay."""
@@ -181,6 +209,7 @@ class _Stage:
         suspects = list(plan.kept)
         if not suspects or self._is_exact(plan, suspects):
             return
+        self.trials_left = MOST_TRIALS
         guilty = set(self._culprits(plan, suspects))
         for group in self.groups:
             if group.name in guilty:
@@ -190,8 +219,9 @@ class _Stage:
         self.protect_culprits()
 
     def _culprits(self, plan: Plan, suspects: Sequence[str]) -> list[str]:
-        if len(suspects) == 1:
+        if len(suspects) == 1 or self.trials_left <= 0:
             return list(suspects)
+        self.trials_left -= 2
         halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
         guilty = [half for half in halves if not self._is_exact(plan, half)]
         return [name for half in guilty for name in self._culprits(plan, half)] or list(suspects)

@@ -98,6 +98,21 @@ def same_shape(walk: Walk, call: Call) -> None:
     walk.set_labels(call.results[0], dict(walk.labels(call.tensors[0])))
 
 
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
+def unrelated(walk: Walk, call: Call) -> None:
+    """A tensor that takes only its kind from another has none of its channels."""
+    walk.set_labels(call.results[0], {})
+
+
+@rule("as_strided_")
+def restrided(walk: Walk, call: Call) -> None:
+    """Other strides for the same shape, as pooling to one pixel does; anything else is not followed."""
+    tensor = call["self"]
+    labels = walk.labels(tensor)
+    if any(dim >= tensor.ndim or tensor.size(dim) != len(vector) for dim, vector in labels.items()):
+        walk.give_up(call, "given another shape in place")
+
+
 @rule("glu")
 def gated(walk: Walk, call: Call) -> None:
     """One half gates the other: both lose the same places."""
@@ -125,7 +140,7 @@ def gated(walk: Walk, call: Call) -> None:
 )
 @rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
-@rule("native_channel_shuffle", "view_copy", "constant_pad_nd", "tile", "repeat_interleave")
+@rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
 def movement(walk: Walk, call: Call) -> None:
     """Do to a tensor's labels what was done to the tensor."""
@@ -169,12 +184,22 @@ def _moved(call: Call, field: Tensor) -> list[Tensor]:
     arguments = dict(call.arguments)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
     arguments[first] = field
-    if call.op.overloadpacket is aten.constant_pad_nd:
-        arguments["value"] = NONE
     if call.op.overloadpacket in (aten.view, aten._unsafe_view, aten._reshape_alias):
         return [field.reshape(call.results[0].shape)]  # a spread field has no strides to view
     result = call.op(**arguments)
     return [result] if isinstance(result, Tensor) else list(result)
+
+
+@rule("constant_pad_nd")
+def pad(walk: Walk, call: Call) -> None:
+    """Along its own dimension channels get neighbours that nobody can remove; padding of space belongs to each channel."""
+    ndim, amounts = call.result.ndim, list(call["pad"])
+    labels = {}
+    for dim, vector in walk.labels(call["self"]).items():
+        before, after = [*amounts[2 * (ndim - 1 - dim) :], 0, 0][:2]
+        cropped = vector[max(-before, 0) : len(vector) - max(-after, 0)]
+        labels[dim] = torch.nn.functional.pad(cropped, (max(before, 0), max(after, 0)), value=NONE)
+    walk.set_labels(call.result, labels)
 
 
 @rule("cat", "concat")
