@@ -192,7 +192,7 @@ def _moved(call: Call, field: Tensor) -> list[Tensor]:
 
 @rule("constant_pad_nd")
 def pad(walk: Walk, call: Call) -> None:
-    """Along its own dimension channels get neighbours that nobody can remove; padding of space belongs to each channel."""
+    """Along their dimension channels get neighbours that must stay; padding of space belongs to each channel."""
     ndim, amounts = call.result.ndim, list(call["pad"])
     labels = {}
     for dim, vector in walk.labels(call["self"]).items():

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.channels.groups import ChannelMap, map_channels
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import TrainingError
 from passdeploy.plan import Budget, Plan, choose_channels
 from passdeploy.slimming import masked
@@ -100,15 +101,14 @@ def test_learning_moves_prompt_and_hypernetwork(useless: tuple[nn.Module, Channe
     assert found.hypernetwork.encoder.layers[0].weight.grad.abs().max() > 0  # the prompt reaches the scores
 
 
-def test_learning_changes_what_taylor_would_keep():
-    """Two channels of which either alone suffices: at the full network the loss is flat in both."""
+def test_at_the_final_budget_learning_goes_on_to_lower_the_loss():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = nets.randomise_(nets.SqueezeExcite())
     net.head.fc = nn.Linear(6, 3)
     channels = map_channels(net, IMAGE)
-    found = learned(net, channels, steps=30, lr=0.05)
-    assert found.losses[-1] < found.losses[14]  # both at the final budget: what was learned fits it better
+    losses = learned(net, channels, steps=60, lr=0.05).losses[30:]  # the budget has been met from here on
+    assert sum(losses[-10:]) < sum(losses[:10])
 
 
 def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(useless: tuple[nn.Module, ChannelMap]):
