@@ -176,13 +176,15 @@ class Walk(TorchDispatchMode):
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
 
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            # A dimension of size one has nothing to remove.
-            labels = {dim: self.book.fresh(size) for dim, size in enumerate(tensor.shape) if size > 1}
-            self._labels[tensor] = labels
-            self._state[tensor] = name
-            for dim, vector in labels.items():
-                yield StateDim(name, dim, vector)
+        state = [*model.named_parameters(), *model.named_buffers()]
+        # A dimension of size one has nothing to remove.
+        dims = [(name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1]
+        sizes = [size for *_, size in dims]
+        for name, tensor in state:
+            self._labels[tensor], self._state[tensor] = {}, name
+        for (name, tensor, dim, _), labels in zip(dims, self.book.fresh(sum(sizes)).split(sizes), strict=True):
+            self._labels[tensor][dim] = labels
+            yield StateDim(name, dim, labels)
 
     # What rules use
 

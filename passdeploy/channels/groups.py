@@ -73,6 +73,16 @@ class ChannelMap:
     groups: tuple[ChannelGroup, ...]
     costs: CostModel
 
+    def chosen(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> ChannelMap:
+        """The same with fewer groups that may be cut.
+
+        Args:
+            include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
+            exclude: patterns of layers whose output channels stay all the same.
+        """
+        groups = (replace(group, reason=group.reason or _left_out(group, include, exclude)) for group in self.groups)
+        return replace(self, groups=tuple(groups))
+
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
         """The groups that may be cut."""
@@ -94,18 +104,14 @@ class Number:
         return self.module, self.attribute, self.index
 
 
-def assemble(
-    trace: Trace, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), numbers: Sequence[Number] = ()
-) -> ChannelMap:
+def assemble(trace: Trace, *, numbers: Sequence[Number] = ()) -> ChannelMap:
     """What a walk found, as groups and costs.
 
     Args:
         trace: of the walk.
-        include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
-        exclude: patterns of layers whose output channels stay all the same.
         numbers: of modules, that must follow the widths.
     """
-    groups = _assemble(trace, include, exclude)
+    groups = _assemble(trace)
     sizes = _Sizes(trace, groups)
     follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
     for number in numbers:
@@ -116,7 +122,7 @@ def assemble(
     return ChannelMap(whole, _price(trace, groups, sizes))
 
 
-def _assemble(trace: Trace, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[ChannelGroup, np.ndarray]]:
+def _assemble(trace: Trace) -> list[tuple[ChannelGroup, np.ndarray]]:
     """Groups with the roots of their channels, in the order in which layers first put them out."""
     starts = np.array([int(state.labels[0]) for state in trace.state])
     made, read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
@@ -165,8 +171,7 @@ def _assemble(trace: Trace, include: Sequence[str], exclude: Sequence[str]) -> l
     for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
         taken[group.name] = taken.get(group.name, 0) + 1
         name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
-        reason = group.reason or _left_out(group, include, exclude)
-        named.append((ChannelGroup(name, group.width, group.slots, reason), group_roots))
+        named.append((replace(group, name=name), group_roots))
     return named
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from passdeploy.channels.follow import Trace, follow
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, assemble
+from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.rehearse import rehearse
 
 MOST_ROUNDS = 3
@@ -43,16 +43,16 @@ def map_channels(
     best: ChannelMap | None = None
     for _ in range(MOST_ROUNDS):
         trace = follow(model, inputs, choose=choose)
-        numbers = rehearse(model, inputs, trace)
-        found = assemble(trace, include=include, exclude=exclude, numbers=numbers)
-        if best is None or _removable(found) > _removable(best):
-            best = found
+        found = rehearse(model, inputs, trace)
+        if best is not None and _removable(found) <= _removable(best):
+            break
+        best = found
         vain = _choices_in_vain(trace, choose)
         if not vain:
             break
         choose = {**choose, **vain}
     assert best is not None
-    return best
+    return best.chosen(include=include, exclude=exclude)
 
 
 def _removable(found: ChannelMap) -> int:

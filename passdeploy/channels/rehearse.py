@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
 from passdeploy.channels.follow import Call, Happening, Trace, WholeFunctions, evaluating, plain_attention
-from passdeploy.channels.groups import ChannelGroup, Number, assemble
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, Number, assemble
 from passdeploy.channels.labels import Reason
 from passdeploy.plan import Plan
 from passdeploy.slimming import masked, read_number, relative_error, slim
@@ -30,24 +30,25 @@ MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 TOLERANCE = 1e-4  # in float32; a number that is wrong shows in the first digits
 
 
-def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> list[Number]:
+def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> ChannelMap:
     """Cut, run and repair until the cut network runs and equals the masked one.
 
     Channels that cannot be cut are protected in the trace's book.
 
     Returns:
-        The numbers that must follow the widths.
+        What the walk found, less what did not stand the test.
     """
     generic = tuple(tree_map(_noise_like, list(inputs)))
     stage = _Stage(model, generic, trace)
     for _ in range(MOST_REPAIRS):
         stop = stage.play()
-        if stop is None:
+        if stop is None and not stage.protect_culprits():
             break
-        if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)) and not stage.protect_around(stop):
-            break
-    stage.protect_culprits()
-    return stage.numbers
+        if stop is not None and not any(stage.improves(repair, stop) for repair in stage.repairs(stop)):
+            stage.protect_around(stop)
+    else:
+        stage.give_up()
+    return stage.channels
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,15 @@ class _Stage:
 
     def play(self) -> Stop | None:
         """Cut at random and run; where it stopped, or None."""
-        self.groups = assemble(self.trace, numbers=self.numbers).groups
-        plan = _random_plan(self.groups)
-        if not plan.kept:
-            return None
-        self.cut = slim(self.model, self.groups, plan)
-        self.gone = self._gone(plan)
+        self.channels = assemble(self.trace, numbers=self.numbers)
+        self.plan = _random_plan(self.channels.groups)
+        self.cut = slim(self.model, self.channels.groups, self.plan)
+        self.gone = self._gone()
         rehearsal = Rehearsal(self.trace.happenings, self.size_of)
         try:
-            with torch.no_grad(), evaluating(self.cut), plain_attention(), WholeFunctions(rehearsal.happen), rehearsal:
-                self.cut(*self.inputs)
+            watched = evaluating(self.cut), plain_attention(), WholeFunctions(rehearsal.happen), rehearsal
+            with torch.no_grad(), watched[0], watched[1], watched[2], watched[3]:
+                self.outputs = _tensors_of(self.cut(*self.inputs))
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return Stop(rehearsal.position, rehearsal.expected, lines[0])
@@ -175,11 +175,11 @@ class _Stage:
                 if labels is not None and _has_number(self.model, (module, attribute, index), dense):
                     yield Number(module, attribute, index, labels)
 
-    def protect_around(self, stop: Stop) -> bool:
+    def protect_around(self, stop: Stop) -> None:
         """What meets at the operation that broke must stay, there and wherever the same line runs.
 
         Where that changes nothing the number came from further away: then all that the module touches, then all that
-        the module around it touches, and so on. Returns whether anything was left to protect.
+        the module around it touches, and so on.
         """
         book, stopped = self.trace.book, stop.happening
         reason = f"the code depends on their number: {stop.error[:120]}"
@@ -192,8 +192,14 @@ class _Stage:
                         for vector in labels.values():
                             book.protect(vector, Reason(reason, stopped.op, module, stopped.source))
             if len(book.protected_roots()) > before:
-                return True
-        return False
+                return
+        self.give_up()
+
+    def give_up(self) -> None:
+        """Nothing of the network can be cut: no repair made it run."""
+        for state in self.trace.state:
+            self.trace.book.protect(state.labels, Reason("the network does not run once anything is cut"))
+        self.channels = assemble(self.trace)
 
     def _is_like(self, happening: Happening, stopped: Happening, depth: int) -> bool:
         """Whether it is the same line of code (depth 0), or runs in a module of the same class at that depth."""
@@ -202,47 +208,43 @@ class _Stage:
         kind = type(self.model.get_submodule(stopped.modules[-depth]))
         return any(type(self.model.get_submodule(name)) is kind for name in happening.modules)
 
-    def protect_culprits(self) -> None:
-        """Groups without which the cut network would equal the masked one must stay."""
-        self.groups = assemble(self.trace, numbers=self.numbers).groups
-        plan = _random_plan(self.groups)
-        suspects = list(plan.kept)
-        if not suspects or self._is_exact(plan, suspects):
-            return
+    def protect_culprits(self) -> bool:
+        """Groups without which the cut network would equal the masked one must stay; returns whether there are any."""
+        suspects = list(self.plan.kept)
+        if not suspects or _agree(self._outputs_of(masked, suspects), self.outputs):
+            return False
         self.trials_left = MOST_TRIALS
-        guilty = set(self._culprits(plan, suspects))
-        for group in self.groups:
+        guilty = set(self._culprits(suspects))
+        reason = Reason("the function changes with their number, in a way that no mask can follow")
+        for group in self.channels.groups:
             if group.name in guilty:
-                labels = self._labels_of(group)
-                reason = Reason("the function changes with their number, in a way that no mask can follow")
-                self.trace.book.protect(labels, reason)
-        self.protect_culprits()
+                self.trace.book.protect(self._labels_of(group), reason)
+        return True
 
-    def _culprits(self, plan: Plan, suspects: Sequence[str]) -> list[str]:
+    def _culprits(self, suspects: Sequence[str]) -> list[str]:
         if len(suspects) == 1 or self.trials_left <= 0:
             return list(suspects)
         self.trials_left -= 2
         halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
-        guilty = [half for half in halves if not self._is_exact(plan, half)]
-        return [name for half in guilty for name in self._culprits(plan, half)] or list(suspects)
+        guilty = [half for half in halves if not self._is_exact(half)]
+        return [name for half in guilty for name in self._culprits(half)] or list(suspects)
 
-    def _is_exact(self, plan: Plan, names: Sequence[str]) -> bool:
-        part = Plan({name: plan.kept[name] for name in names})
-        outputs = []
-        for build in (masked, slim):
-            network = build(self.model, self.groups, part)
-            try:
-                with torch.no_grad(), evaluating(network), plain_attention():
-                    outputs.append([leaf for leaf in tree_leaves(network(*self.inputs)) if isinstance(leaf, Tensor)])
-            except Exception:  # it ran with everything cut: this part alone meets a number that depends on the rest
-                return False
-        return all(relative_error(a, b) <= TOLERANCE for a, b in zip(*outputs, strict=True))
+    def _is_exact(self, names: Sequence[str]) -> bool:
+        try:
+            return _agree(self._outputs_of(masked, names), self._outputs_of(slim, names))
+        except Exception:  # it ran with everything cut: this part alone meets a number that depends on the rest
+            return False
 
-    def _gone(self, plan: Plan) -> Tensor:
+    def _outputs_of(self, build: Callable[..., nn.Module], names: Sequence[str]) -> list[Tensor]:
+        network = build(self.model, self.channels.groups, Plan({name: self.plan.kept[name] for name in names}))
+        with torch.no_grad(), evaluating(network), plain_attention():
+            return _tensors_of(network(*self.inputs))
+
+    def _gone(self) -> Tensor:
         """For every label, whether it is the representative of a channel that goes."""
         gone = torch.zeros(self.trace.book.size, dtype=torch.bool)
-        for group in self.groups:
-            if len(removed := plan.removed(group)):
+        for group in self.channels.groups:
+            if len(removed := self.plan.removed(group)):
                 gone[self.trace.book.find(self._labels_of(group)[removed])] = True
         return gone
 
@@ -251,6 +253,16 @@ class _Stage:
         slot = group.slots[0]
         state = next(s for s in self.trace.state if (s.tensor, s.dim) == (slot.tensor, slot.dim))
         return state.labels[slot.index[:, 0]]
+
+
+def _tensors_of(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    return len(expected) == len(found) and all(
+        relative_error(a, b) <= TOLERANCE for a, b in zip(expected, found, strict=True)
+    )
 
 
 def _random_plan(groups: Sequence[ChannelGroup]) -> Plan:
