@@ -178,7 +178,9 @@ class Walk(TorchDispatchMode):
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
         state = [*model.named_parameters(), *model.named_buffers()]
         # A dimension of size one has nothing to remove.
-        dims = [(name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1]
+        dims = [
+            (name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1
+        ]
         sizes = [size for *_, size in dims]
         for name, tensor in state:
             self._labels[tensor], self._state[tensor] = {}, name

@@ -104,25 +104,37 @@ class Number:
         return self.module, self.attribute, self.index
 
 
-def assemble(trace: Trace, *, numbers: Sequence[Number] = ()) -> ChannelMap:
-    """What a walk found, as groups and costs.
+def gather(trace: Trace, *, numbers: Sequence[Number] = ()) -> tuple[ChannelGroup, ...]:
+    """The groups that a walk found.
 
     Args:
         trace: of the walk.
         numbers: of modules, that must follow the widths.
     """
-    groups = _assemble(trace)
+    groups = _gather(trace)
+    return _with_numbers(groups, numbers, _Sizes(trace, groups))
+
+
+def assemble(trace: Trace, *, numbers: Sequence[Number] = ()) -> ChannelMap:
+    """`gather`, and what the groups' widths cost."""
+    groups = _gather(trace)
     sizes = _Sizes(trace, groups)
+    return ChannelMap(_with_numbers(groups, numbers, sizes), _price(trace, groups, sizes))
+
+
+def _with_numbers(
+    groups: Sequence[tuple[ChannelGroup, np.ndarray]], numbers: Sequence[Number], sizes: _Sizes
+) -> tuple[ChannelGroup, ...]:
+    """The groups, each with the numbers that follow its width; one that follows several is kept by the first."""
     follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
     for number in numbers:
         factor = sizes.of(number.labels)
         if factor.spans:
             follows.setdefault(factor.spans[0][0], []).append((number.key, factor))
-    whole = tuple(replace(group, numbers=tuple(follows.get(group.name, ()))) for group, _ in groups)
-    return ChannelMap(whole, _price(trace, groups, sizes))
+    return tuple(replace(group, numbers=tuple(follows.get(group.name, ()))) for group, _ in groups)
 
 
-def _assemble(trace: Trace) -> list[tuple[ChannelGroup, np.ndarray]]:
+def _gather(trace: Trace) -> list[tuple[ChannelGroup, np.ndarray]]:
     """Groups with the roots of their channels, in the order in which layers first put them out."""
     starts = np.array([int(state.labels[0]) for state in trace.state])
     made, read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
@@ -201,19 +213,19 @@ class _Sizes:
 
     def __init__(self, trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> None:
         self._book, self._known = trace.book, dict[bytes, Factor]()
-        self._width = {group.name: group.width for group, _ in groups}
-        self._group_of = {int(root): group.name for group, roots in groups if group.is_prunable for root in roots}
+        self._groups = [group for group, _ in groups]
+        self._group_of = np.full(trace.book.size, len(groups))  # root -> number of its group; past the last: of none
+        for number, (group, roots) in enumerate(groups):
+            if group.is_prunable:
+                self._group_of[roots] = number
 
     def of(self, labels: Tensor) -> Factor:
         """The size of the dimension that has these labels."""
         key = labels.numpy().tobytes()
         if key not in self._known:
-            counts: dict[str, int] = {}
-            for root in self._book.find(labels).tolist():
-                if (name := self._group_of.get(root)) is not None:
-                    counts[name] = counts.get(name, 0) + 1
-            spans = {name: count // self._width[name] for name, count in counts.items()}
-            self._known[key] = Factor(len(labels) - sum(counts.values()), tuple(spans.items()))
+            counts = np.bincount(self._group_of[self._book.find(labels).numpy()], minlength=len(self._groups) + 1)
+            spans = ((self._groups[g].name, int(counts[g]) // self._groups[g].width) for g in counts[:-1].nonzero()[0])
+            self._known[key] = Factor(int(counts[-1]), tuple(spans))
         return self._known[key]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,11 +88,12 @@ class LabelBook:
 
     def protected_roots(self) -> dict[int, Reason]:
         """Root -> the first reason why it must stay."""
-        reasons: dict[int, Reason] = {}
-        for labels, reason in self._protections:
-            for root in self.find(labels).unique().tolist():
-                reasons.setdefault(root, reason)
-        return reasons
+        if not self._protections:
+            return {}
+        which = np.repeat(np.arange(len(self._protections)), [len(labels) for labels, _ in self._protections])
+        roots = self.find(torch.cat([labels for labels, _ in self._protections])).numpy()
+        found, first = np.unique(roots, return_index=True)
+        return {int(root): self._protections[which[at]][1] for root, at in zip(found, first, strict=True)}
 
     def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
 from passdeploy.channels.follow import Call, Happening, Trace, WholeFunctions, evaluating, plain_attention
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, Number, assemble
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, Number, assemble, gather
 from passdeploy.channels.labels import Reason
 from passdeploy.plan import Plan
 from passdeploy.slimming import masked, read_number, relative_error, slim
@@ -48,7 +48,7 @@ def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> ChannelMa
             stage.protect_around(stop)
     else:
         stage.give_up()
-    return stage.channels
+    return assemble(trace, numbers=stage.numbers)
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,9 @@ class _Stage:
 
     def play(self) -> Stop | None:
         """Cut at random and run; where it stopped, or None."""
-        self.channels = assemble(self.trace, numbers=self.numbers)
-        self.plan = _random_plan(self.channels.groups)
-        self.cut = slim(self.model, self.channels.groups, self.plan)
+        self.groups = gather(self.trace, numbers=self.numbers)
+        self.plan = _random_plan(self.groups)
+        self.cut = slim(self.model, self.groups, self.plan)
         self.gone = self._gone()
         rehearsal = Rehearsal(self.trace.happenings, self.size_of)
         try:
@@ -182,15 +182,20 @@ class _Stage:
         the module around it touches, and so on.
         """
         book, stopped = self.trace.book, stop.happening
-        reason = f"the code depends on their number: {stop.error[:120]}"
+        module = stopped.modules[-1] if stopped.modules else ""
+        words = f"the code depends on their number: {stop.error[:120]}"
+        reason = Reason(words, stopped.op, module, stopped.source)
         for depth in range(len(stopped.modules) + 1):
             before = len(book.protected_roots())
-            for happening in self.trace.happenings:
-                if self._is_like(happening, stopped, depth):
-                    module = happening.modules[-1] if happening.modules else ""
-                    for _, labels in (*happening.inputs, *happening.results):
-                        for vector in labels.values():
-                            book.protect(vector, Reason(reason, stopped.op, module, stopped.source))
+            met = {
+                id(vector): vector
+                for happening in self.trace.happenings
+                if self._is_like(happening, stopped, depth)
+                for _, labels in (*happening.inputs, *happening.results)
+                for vector in labels.values()
+            }
+            if met:
+                book.protect(torch.cat(list(met.values())), reason)
             if len(book.protected_roots()) > before:
                 return
         self.give_up()
@@ -199,7 +204,6 @@ class _Stage:
         """Nothing of the network can be cut: no repair made it run."""
         for state in self.trace.state:
             self.trace.book.protect(state.labels, Reason("the network does not run once anything is cut"))
-        self.channels = assemble(self.trace)
 
     def _is_like(self, happening: Happening, stopped: Happening, depth: int) -> bool:
         """Whether it is the same line of code (depth 0), or runs in a module of the same class at that depth."""
@@ -216,7 +220,7 @@ class _Stage:
         self.trials_left = MOST_TRIALS
         guilty = set(self._culprits(suspects))
         reason = Reason("the function changes with their number, in a way that no mask can follow")
-        for group in self.channels.groups:
+        for group in self.groups:
             if group.name in guilty:
                 self.trace.book.protect(self._labels_of(group), reason)
         return True
@@ -236,14 +240,14 @@ class _Stage:
             return False
 
     def _outputs_of(self, build: Callable[..., nn.Module], names: Sequence[str]) -> list[Tensor]:
-        network = build(self.model, self.channels.groups, Plan({name: self.plan.kept[name] for name in names}))
+        network = build(self.model, self.groups, Plan({name: self.plan.kept[name] for name in names}))
         with torch.no_grad(), evaluating(network), plain_attention():
             return _tensors_of(network(*self.inputs))
 
     def _gone(self) -> Tensor:
         """For every label, whether it is the representative of a channel that goes."""
         gone = torch.zeros(self.trace.book.size, dtype=torch.bool)
-        for group in self.channels.groups:
+        for group in self.groups:
             if len(removed := self.plan.removed(group)):
                 gone[self.trace.book.find(self._labels_of(group)[removed])] = True
         return gone
