@@ -138,12 +138,14 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
     if which == "slim" and facts["prompt"]:
         prompt = VisualPrompt(facts["prompt"]["kind"], tuple(facts["image_shape"]), facts["prompt"]["size"])
         tensors = prompt.take_(tensors)
-    if tensors.keys() != network.state_dict().keys():
+    known = network.state_dict().keys()
+    if not known <= tensors.keys() <= known | dict(network.named_buffers()).keys():
         raise CorruptArtifact(
             f"{which}.safetensors of {folder.path} does not hold the tensors of {facts['model']}.\n"
             "It was made with another version of the model's library: install that one (manifest.json)."
         )
-    resize_(network, tensors)
+    numbers = [((module, attribute, place), value) for module, attribute, place, value in facts["numbers"]]
+    resize_(network, tensors, numbers if which == "slim" else ())
     return with_prompt(network, prompt).eval()
 
 

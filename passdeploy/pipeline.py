@@ -33,10 +33,10 @@ from passdeploy.plan import Budget, Plan, choose_channels, smallest_plan
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
-from passdeploy.slimming import slim, verify
+from passdeploy.slimming import hidden_state, numbers_after, slim, verify
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt
+from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
 from passdeploy.train import evaluate, fit, logits_of, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
@@ -234,7 +234,8 @@ class _Job:
             checkpoint=self.folder.checkpoint("finetune"),
         )  # fmt: skip
         top1 = self._evaluate(smaller)
-        self.folder.write_tensors("slim.safetensors", tensors_of(smaller))
+        hidden = hidden_state(without_prompt(smaller), self.channels.groups)
+        self.folder.write_tensors("slim.safetensors", {**tensors_of(smaller), **hidden})
         progress.text = f"top-1 {top1:.2%}"
         return {"top1": top1}
 
@@ -310,6 +311,7 @@ class _Job:
                 group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
                 for group in self.channels.prunable
             },
+            "numbers": [[*number, value] for number, value in numbers_after(self.channels.groups, plan)],
         }
 
     def _latency(self) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from passdeploy.errors import EquivalenceError
 from passdeploy.norms import with_restricted_norms_
 from passdeploy.plan import Plan
 
+NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
+
 
 def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
     """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
@@ -40,11 +42,22 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
     smaller = copy.deepcopy(model, {id(old): _like(old, state[name]) for name, old in _state(model)})
     for module in smaller.modules():
         _state_true_widths_(module)
-    widths = {group.name: group.width for group in groups} | plan.widths()
-    for group in groups:
-        for number, size in group.numbers:
-            write_number_(smaller, number, size.size(widths))
+    for number, value in numbers_after(groups, plan):
+        write_number_(smaller, number, value)
     return smaller
+
+
+def numbers_after(groups: Sequence[ChannelGroup], plan: Plan) -> list[tuple[NumberKey, int]]:
+    """The numbers that modules keep and that are sizes, and what they say once `plan` is carried out."""
+    widths = {group.name: group.width for group in groups} | plan.widths()
+    return [(number, size.size(widths)) for group in groups for number, size in group.numbers]
+
+
+def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """Buffers of a slim network that were cut and that its state dict leaves out; rebuilding it takes them too."""
+    known = smaller.state_dict().keys()
+    names = {slot.tensor for group in groups if group.is_prunable for slot in group.slots} - known
+    return {name: smaller.get_buffer(name) for name in sorted(names)}
 
 
 def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
@@ -105,10 +118,15 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tuple[NumberKey, int]] = ()) -> None:
     """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
 
     This is how a slim network is rebuilt from its factory and its tensors. Shared parameters stay shared.
+
+    Args:
+        model: as its factory made it.
+        state: its tensors by name; those that are missing stay.
+        numbers: as `numbers_after` gave them when the network was cut.
     """
     new = {id(old): _like(old, state[name]) if name in state else old for name, old in _state(model)}
     for module in model.modules():
@@ -117,6 +135,8 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 if old is not None:
                     table[attribute] = new[id(old)]  # type: ignore[assignment]
         _state_true_widths_(module)
+    for number, value in numbers:
+        write_number_(model, number, value)
 
 
 def _state_true_widths_(module: nn.Module) -> None:
@@ -148,9 +168,6 @@ def _state_true_widths_(module: nn.Module) -> None:
         module.num_parameters = len(weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
-
-
-NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
 
 
 def read_number(model: nn.Module, number: NumberKey) -> Any:

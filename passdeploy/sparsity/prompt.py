@@ -69,6 +69,11 @@ def with_prompt(network: nn.Module, prompt: VisualPrompt | None) -> nn.Module:
     return network if prompt is None else Prompted(prompt, network)
 
 
+def without_prompt(model: nn.Module) -> nn.Module:
+    """The network behind a prompt, or the model itself."""
+    return model.network if isinstance(model, Prompted) else model
+
+
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """A network's state dict; the pixels of a prompt in front of it are one more entry."""
     if isinstance(model, Prompted):
