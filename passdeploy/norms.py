@@ -63,7 +63,7 @@ class RestrictedNorms(TorchFunctionMode):
     """While active, norms whose scale is in `kept`, and weights that are standardised, see only what is kept.
 
     Args:
-        kept: parameters, each with a tensor of its shape: 1 where it exists, 0 where it does not.
+        kept: parameters, each with a bool tensor of its shape: True where it exists.
     """
 
     def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -86,6 +86,7 @@ class RestrictedNorms(TorchFunctionMode):
         if kept is None:
             return None
         x, scale = given["input"], given["weight"]
+        kept = kept.to(x.dtype)
         if func in (F.group_norm, torch.group_norm):
             return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
         if func in (F.layer_norm, torch.layer_norm):
@@ -98,7 +99,9 @@ class RestrictedNorms(TorchFunctionMode):
         kept = self._of_storage.get(x.untyped_storage().data_ptr())
         if kept is None or kept.numel() != x.numel() or x.ndim != 3 or not given.get("training"):
             return None
-        return standardise(x, kept.reshape(x.shape), given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+        return standardise(
+            x, kept.reshape(x.shape).to(x.dtype), given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
+        )
 
 
 _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
@@ -117,7 +120,7 @@ def with_restricted_norms_(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.M
 
     Args:
         model: changed in place.
-        kept: name of a parameter -> 1 for what exists, 0 for what does not, in the parameter's shape.
+        kept: name of a parameter -> True for what exists, bool in the parameter's shape.
     """
     if not kept:
         return model

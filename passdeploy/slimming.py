@@ -75,9 +75,8 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
-                kept.setdefault(name, torch.ones_like(parameter, requires_grad=False)).index_fill_(
-                    dim, removed.to(parameter.device), 0.0
-                )
+                exists = kept.setdefault(name, torch.ones_like(parameter, dtype=torch.bool, requires_grad=False))
+                exists.index_fill_(dim, removed.to(parameter.device), False)
     return with_restricted_norms_(reference, kept)
 
 

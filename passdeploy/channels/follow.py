@@ -102,6 +102,9 @@ class Call:
 Rule = Callable[["Walk", Call], None]
 
 
+ChoiceKey = tuple[str, str, str, int]  # module, operation, source, and how often it came by there
+
+
 @dataclass(frozen=True)
 class Choice:
     """Labels varied along several dimensions, and one was chosen to remove channels along."""
@@ -120,7 +123,7 @@ class Trace:
     produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
     read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
     work: list[Work] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
+    choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
     happenings: list[Happening] = field(default_factory=list)
 
 
@@ -163,7 +166,7 @@ class Walk(TorchDispatchMode):
         self,
         model: nn.Module,
         find_rule: Callable[[torch._ops.OpOverload], Rule | None],
-        choose: Mapping[int, int],
+        choose: Mapping[ChoiceKey, int],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.book = LabelBook()
@@ -171,7 +174,7 @@ class Walk(TorchDispatchMode):
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
         self._modules: list[str] = []  # those that are running, outermost first
-        self._seen_modules: set[str] = set()
+        self._used: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
 
@@ -243,13 +246,18 @@ class Walk(TorchDispatchMode):
     def box(self, field: Tensor) -> DimLabels:
         """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
 
-        Where there is a choice of dimension it is numbered, so that `follow` can be told to choose again.
+        Where there is a choice of dimension it is noted, so that `follow` can be told to choose again.
         """
-        number = len(self.trace.choices)
-        rank = self._choose.get(number, 0)
+        place = (
+            self._modules[-1] if self._modules else "",
+            self._running.name if self._running else "",
+            _source_line(),
+        )
+        key = (*place, sum(known[:3] == place for known in self.trace.choices))
+        rank = self._choose.get(key, 0)
         boxed, options = self.book.squeeze_to_box(field, self.reason("cannot be removed from a box"), rank=rank)
         if options > 1:
-            self.trace.choices.append(Choice(next(iter(boxed.values())), options))
+            self.trace.choices[key] = Choice(next(iter(boxed.values())), options)
         return boxed
 
     def give_up(self, call: Call, why: str) -> None:
@@ -271,8 +279,8 @@ class Walk(TorchDispatchMode):
                     self.book.protect(vector, Reason("the model's output"))
 
     def has_unseen(self, model: nn.Module) -> bool:
-        """Whether a module with weights of its own has not run."""
-        return any(module._parameters and name not in self._seen_modules for name, module in model.named_modules())
+        """Whether a parameter was not used."""
+        return any(name not in self._used for name, _ in model.named_parameters())
 
     def run_in_training(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Walk once more in training mode, for heads that run only then; a model that wants targets is left alone.
@@ -309,6 +317,7 @@ class Walk(TorchDispatchMode):
     def happen(self, call: Call) -> None:
         """Pass the labels on through one operation, and note that it happened."""
         self._running = call
+        self._used.update(self._state[tensor] for tensor in call.tensors if tensor in self._state)
         inputs = self._seen(call.tensors)  # before the rule: an operation in place changes them
         rule = self._find_rule(call.op)
         if rule is None:
@@ -331,11 +340,7 @@ class Walk(TorchDispatchMode):
         """Know, while the model runs, which of its modules is running."""
 
         def enter(name: str) -> Callable[..., None]:
-            def note(*_: Any) -> None:
-                self._modules.append(name)
-                self._seen_modules.add(name)
-
-            return note
+            return lambda *_: self._modules.append(name)
 
         def leave(*_: Any) -> None:
             self._modules.pop()
@@ -352,7 +357,7 @@ class Walk(TorchDispatchMode):
 
 
 def follow(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, choose: Mapping[int, int] | None = None
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, choose: Mapping[ChoiceKey, int] | None = None
 ) -> Trace:
     """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
 
@@ -360,7 +365,7 @@ def follow(
         model: any network; its weights are read, never written.
         example_inputs: one tensor, or a sequence of positional arguments. Every size that the
             network decides on should be as in use; the batch may be 1.
-        choose: number of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
+        choose: key of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
     """
     from passdeploy.channels.rules import find_rule
 

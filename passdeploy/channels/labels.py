@@ -107,6 +107,8 @@ class LabelBook:
             At most one entry, dimension -> labels along it, and how many dimensions there were to choose from. Where
             labels vary along several dimensions they are joined across all but one.
         """
+        if not field.numel():
+            return {}, 0
         for dim in range(field.ndim):  # most dimensions are spread: drop them before looking closer
             if field.stride(dim) == 0 and field.size(dim) > 1:
                 field = field.narrow(dim, 0, 1)
@@ -125,7 +127,8 @@ class LabelBook:
             return labels.movedim(dim, 0).reshape(labels.size(dim), -1)
 
         if len(varying) > 1:
-            varying.sort(key=lambda dim: _count_components(rows(roots, dim)), reverse=True)
+            # Of two that leave as many, the later: of a stack of three heads' queries, keys and values, the heads.
+            varying.sort(key=lambda dim: (_count_components(rows(roots, dim)), dim), reverse=True)
         free = varying[min(rank, len(varying) - 1)]
         return {free: self.join_rows(rows(field, free), reason)}, len(varying)
 

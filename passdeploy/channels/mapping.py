@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from passdeploy.channels.follow import Trace, follow
+from passdeploy.channels.follow import ChoiceKey, Trace, follow
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.rehearse import rehearse
 
@@ -39,14 +39,13 @@ def map_channels(
         exclude: patterns of layers whose output channels stay all the same.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    choose: dict[int, int] = {}
+    choose: dict[ChoiceKey, int] = {}
     best: ChannelMap | None = None
     for _ in range(MOST_ROUNDS):
         trace = follow(model, inputs, choose=choose)
         found = rehearse(model, inputs, trace)
-        if best is not None and _removable(found) <= _removable(best):
-            break
-        best = found
+        if best is None or _removable(found) > _removable(best):
+            best = found
         vain = _choices_in_vain(trace, choose)
         if not vain:
             break
@@ -59,12 +58,12 @@ def _removable(found: ChannelMap) -> int:
     return sum(group.width * group.span for group in found.prunable)
 
 
-def _choices_in_vain(trace: Trace, chosen: dict[int, int]) -> dict[int, int]:
-    """Choices whose channels must stay after all, and that have another option: number -> that option."""
+def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int]) -> dict[ChoiceKey, int]:
+    """Choices whose channels must stay after all, and that have another option: which -> that option."""
     protected = trace.book.protected_roots()
     return {
-        number: chosen.get(number, 0) + 1
-        for number, choice in enumerate(trace.choices)
-        if chosen.get(number, 0) + 1 < choice.options
+        key: chosen.get(key, 0) + 1
+        for key, choice in trace.choices.items()
+        if chosen.get(key, 0) + 1 < choice.options
         and any(root in protected for root in trace.book.find(choice.labels).unique().tolist())
     }

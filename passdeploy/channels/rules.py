@@ -38,6 +38,8 @@ def find_rule(op: torch._ops.OpOverload) -> Rule | None:
     """The rule of an operation; torch itself marks the element-wise ones."""
     if (found := _RULES.get(op.overloadpacket)) is not None:
         return found
+    if str(op.overloadpacket) in ("torchvision.roi_align", "torchvision.roi_pool"):
+        return regions
     return elementwise if torch.Tag.pointwise in op.tags else None
 
 
@@ -279,7 +281,7 @@ def picking(walk: Walk, call: Call) -> None:
     "argmin",
 )
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
+@rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
 def reduction(walk: Walk, call: Call) -> None:
     """A statistic over channels changes with their number, so they stay; other dimensions pass."""
     source = call.tensors[0]
@@ -328,6 +330,15 @@ def window(walk: Walk, call: Call) -> None:
             walk.protect(vector, "a window slides along these channels")
     for result in call.results:
         walk.set_labels(result, {d: v for d, v in walk.labels(source).items() if d < space})
+
+
+def regions(walk: Walk, call: Call) -> None:
+    """Regions of a map, each resampled: its channels pass."""
+    labels = walk.labels(call["input"])
+    for dim, vector in labels.items():
+        if dim != 1:
+            walk.protect(vector, "regions are taken along these channels")
+    walk.set_labels(call.results[0], {1: labels[1]} if 1 in labels else {})
 
 
 # Contractions
