@@ -11,9 +11,9 @@ What counts:
 * `exact`: the outputs of the slim and of the masked network differ by at most 1e-5 of the largest output, in
   float32; or, where float32 itself is too coarse for a deep network without norms, by at most 1e-9 in float64.
 * Cutting must have changed the outputs, else the comparison means nothing: a network whose outputs move by less
-  than a hundred times the tolerance is `unjudged`.
-* Detectors: random weights rank all boxes alike, and rounding decides which survive. So the outputs of the backbone
-  and of every head are compared instead, the box heads' on boxes that the masked network proposed.
+  than a hundred times the tolerance is `unjudged`. One of which nothing may be cut is `uncut`.
+* Detectors: random weights rank all boxes alike, and rounding decides which survive. So the outputs of every head are
+  compared instead, before boxes are chosen; those of the box heads on boxes that the masked network proposed.
 * The time limit holds for finding groups and slimming; checks afterwards may take five times as long.
 """
 
@@ -48,11 +48,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from zoo import ZOOS, Entry, entries
 
 from passdeploy import chance
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, map_channels
+from passdeploy.channels.groups import ChannelGroup, ChannelMap
+from passdeploy.channels.mapping import map_channels
 from passdeploy.counts import count
 from passdeploy.files import write_atomically
 from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.slimming import masked, relative_error, resize_, slim
+from passdeploy.slimming import hidden_state, masked, numbers_after, relative_error, resize_, slim
 
 SHARE = 0.5
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -86,6 +87,8 @@ def measure_ours(entry: Entry, say: Say) -> None:
     expected = _outputs(reference, inputs, entry)
     found = _outputs(smaller, inputs, entry, like=expected)
     verdict = _compare(expected, found, dense)
+    if not any(len(plan.removed(group)) for group in channels.groups):
+        verdict["status"] = "uncut"
     if verdict["status"] == "inexact":
         verdict["float32"] = verdict["rel_error"]
         reference, smaller, doubled = reference.double(), smaller.double(), _doubled(inputs)
@@ -102,7 +105,7 @@ def measure_ours(entry: Entry, say: Say) -> None:
         "counts": lambda: _check_counts(smaller, inputs, channels, plan, entry),
         "numbers": lambda: _check_numbers(smaller, grads),
         "trains": lambda: _check_training(smaller, entry),
-        "rebuilds": lambda: _check_rebuilding(smaller, inputs, entry),
+        "rebuilds": lambda: _check_rebuilding(smaller, inputs, channels, plan, entry),
     }
     for name, check in checks.items():
         say({"phase": name})
@@ -162,7 +165,7 @@ def _detector_outputs(model: Any, images: list[Tensor], like: Mapping[str, Any] 
     batch, _ = model.transform(images)
     features = model.backbone(batch.tensors)
     levels = list(features.values()) if isinstance(features, dict) else [features]
-    found: dict[str, Any] = {f"backbone.{place}": level for place, level in enumerate(levels)}
+    found: dict[str, Any] = {}
     if not hasattr(model, "rpn"):
         for place, leaf in enumerate(tree_leaves(model.head(levels))):
             found[f"head.{place}"] = leaf
@@ -191,7 +194,7 @@ def _compare(expected: Mapping[str, Any], found: Mapping[str, Any], dense: Mappi
     is_finite = all(bool(value.isfinite().all()) for value in tensors.values())
     moved = max(_movement(dense[name], value) for name, value in tensors.items())
     status = "exact" if error <= tolerance else "inexact"
-    if not is_finite or moved < 100 * TOLERANCE[torch.float32]:
+    if status == "exact" and (not is_finite or moved < 100 * TOLERANCE[torch.float32]):
         status = "unjudged"
     return {"status": status, "rel_error": error, "moved": moved}
 
@@ -205,9 +208,7 @@ def _doubled(inputs: Sequence[Any]) -> tuple[Any, ...]:
     return moved
 
 
-def _check_counts(
-    smaller: nn.Module, inputs: Sequence[Any], channels: ChannelMap, plan: Plan, entry: Entry
-) -> None:
+def _check_counts(smaller: nn.Module, inputs: Sequence[Any], channels: ChannelMap, plan: Plan, entry: Entry) -> None:
     """The slim network costs what the cost model said it would."""
     counted, widths = count(smaller, inputs), plan.widths()
     for kind in ("params", "macs"):
@@ -249,7 +250,7 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _check_training(smaller: nn.Module, entry: Entry) -> None:
-    """A deep copy of the slim network takes one step; what the dense network cannot do either is not held against it."""
+    """A deep copy of the slim network takes one step, if the dense network can take one."""
     try:
         _train_one_step(deepcopy(smaller), entry)
     except Exception:
@@ -274,12 +275,15 @@ def _train_one_step(model: nn.Module, entry: Entry) -> None:
         raise ValueError("no parameter moved")
 
 
-def _check_rebuilding(smaller: nn.Module, inputs: Sequence[Any], entry: Entry) -> None:
-    """Factory and tensors give the same network back, bit for bit."""
-    state = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+def _check_rebuilding(
+    smaller: nn.Module, inputs: Sequence[Any], channels: ChannelMap, plan: Plan, entry: Entry
+) -> None:
+    """Factory, plan and tensors give the same network back, bit for bit."""
+    tensors = {**smaller.state_dict(), **hidden_state(smaller, channels.groups)}
+    state = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = _outputs(smaller, inputs, entry)
     again = entry.build()
-    resize_(again, state)
+    resize_(again, state, numbers_after(channels.groups, plan))
     for name, value in _outputs(again, inputs, entry, like=expected).items():
         if isinstance(value, Tensor) and not torch.equal(value, expected[name]):
             raise ValueError(f"output {name} differs by {relative_error(expected[name], value):.1e}")
@@ -506,9 +510,7 @@ def summary(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str, Any])
     table.add_column("passdeploy", justify="right")
 
     def of(*zoos: str, side: str) -> list[dict[str, Any]]:
-        return [
-            result[side] for key, result in models.items() if key.split("/")[0] in zoos and side in result
-        ]
+        return [result[side] for key, result in models.items() if key.split("/")[0] in zoos and side in result]
 
     def ratio(part: int, rows: Sequence[Any]) -> str:
         return f"{part} of {len(rows)}" if rows else "–"
@@ -614,11 +616,9 @@ def _number(value: float | None, form: str) -> str:
     help="Where results are kept.",
 )
 @click.option("--fresh", is_flag=True, help="Measure again what the file has already.")
-def main(
-    zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, out: Path, fresh: bool
-) -> None:
+def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, out: Path, fresh: bool) -> None:
     """See the module's text."""
-    console = Console()
+    console = Console(width=max(Console().width, 180))
     document: dict[str, Any] = {"models": {}, "rounded": {}}
     if out.exists():
         document = json.loads(out.read_text())
@@ -643,7 +643,9 @@ def main(
         table.setdefault(job.entry.key, {})[job.side] = job.result
         write_atomically(out, json.dumps(document, indent=1) + "\n")
         said = job.result.get("error") or _number(job.result.get("rel_error"), ".1e")
-        console.print(f"{number}/{len(jobs)} {job.entry.key} {job.side} {job.result.get('status')} {said}", markup=False)
+        console.print(
+            f"{number}/{len(jobs)} {job.entry.key} {job.side} {job.result.get('status')} {said}", markup=False
+        )
     shown = {entry.key: document["models"][entry.key] for entry in chosen if entry.key in document["models"]}
     console.print(details(shown))
     console.print(summary(document["models"], document["rounded"]))

@@ -130,8 +130,9 @@ def _detector(name: str) -> nn.Module:
 
 def _timm(name: str) -> nn.Module:
     import timm
+    from timm_models import OPTIONS
 
-    model: nn.Module = timm.create_model(name, pretrained=False)
+    model: nn.Module = timm.create_model(name, pretrained=False, **OPTIONS.get(name, {}))
     return model
 
 
@@ -139,7 +140,7 @@ _BUILDERS: dict[str, Callable[[str], nn.Module]] = {
     "torchvision": _torchvision,
     "segmentation": _dense_prediction,
     "detection": _detector,
-    "video": _dense_prediction,
+    "video": _torchvision,
     "timm": _timm,
 }
 
@@ -152,9 +153,10 @@ def _torchvision_shape(name: str) -> tuple[int, ...]:
 
 def _timm_shape(name: str) -> tuple[int, ...]:
     import timm
+    from timm_models import SIZE
 
-    config = timm.models.get_pretrained_cfg(name)
-    return tuple(config.input_size) if config else (3, 224, 224)
+    channels, *size = timm.models.get_pretrained_cfg(name).input_size
+    return (channels, SIZE[name], SIZE[name]) if name in SIZE else (channels, *size)
 
 
 _SHAPES: dict[str, Callable[[str], tuple[int, ...]]] = {

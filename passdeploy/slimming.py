@@ -112,6 +112,8 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     """Largest difference over largest magnitude; infinite where shapes differ or a value is not finite."""
     if expected.shape != found.shape:
         return float("inf")
+    if not expected.numel():
+        return 0.0
     difference = (expected.double() - found.double()).abs().max()
     error = float(difference / expected.double().abs().max().clamp_min(1e-30))
     return error if error == error else float("inf")

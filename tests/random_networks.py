@@ -1,0 +1,1360 @@
+"""Networks drawn at random, as descriptions that can be read, shrunk and pasted into a bug report.
+
+A description is a list of layers that know what they put out and infer what they take in:
+
+    Network((3, 8, 8), (Conv(8), BatchNorm(), Residual((Conv(4), Act("relu"))), MeanPool(), Linear(5)))
+
+What does not fit is made to fit where networks do so too: a branch that is added to another gets a 1 x 1
+convolution to its width and is resized to its map. `build` makes the module, `examine` holds it to the promise of
+the project, `shrink` makes a failure small. Shapes are those of one image: (channels, height, width) for maps,
+(tokens, channels) for tokens, (channels,) for vectors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from random import Random
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from passdeploy import Plan, count, masked, slim
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.mapping import map_channels
+from passdeploy.slimming import numbers_after, relative_error, resize_
+
+Shape = tuple[int, ...]
+T = TypeVar("T")
+Choose = Callable[[Sequence[T]], T]  # picks one; the first is the simplest
+
+CLASSES = 5
+
+
+class Layer:
+    """One line of a description."""
+
+    def build(self, shape: Shape) -> nn.Module:
+        """The module, for inputs of this shape."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is MISSING:
+                shown.append(repr(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How hypothesis prints what failed."""
+        printer.text(describe(self) if isinstance(self, Network) else repr(self))
+
+
+Body = tuple[Layer, ...]
+layer = dataclass(frozen=True, repr=False)
+
+
+@layer
+class Network(Layer):
+    """The shape of an image, and the layers it goes through."""
+
+    image: Shape
+    layers: Body
+
+    def build(self, shape: Shape = ()) -> nn.Module:
+        return sequence(self.layers, self.image)
+
+
+def describe(network: Network) -> str:
+    """The network as Python, one layer a line."""
+    lines = "".join(f"    {one!r},\n" for one in network.layers)
+    return f"Network({network.image}, (\n{lines}))"
+
+
+def build(network: Network, seed: int) -> nn.Module:
+    """The network with random weights and statistics, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = network.build()
+        with torch.no_grad():
+            for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+                if tensor.ndim > 1:
+                    tensor.normal_(std=(2 / (tensor.numel() / len(tensor))) ** 0.5)
+                elif name.endswith(("bias", "mean")):
+                    tensor.uniform_(-0.3, 0.3)
+                elif tensor.is_floating_point():
+                    tensor.uniform_(0.5, 1.5)
+    return net.eval()
+
+
+def example_input(network: Network, seed: int, batch: int = 2) -> Tensor:
+    """Images for the network."""
+    return torch.randn(batch, *network.image, generator=torch.Generator().manual_seed(seed))
+
+
+# Putting layers together
+
+
+class Fn(nn.Module):
+    """A function of itself and its input, with what it uses: modules, parameters, numbers."""
+
+    def __init__(self, function: Callable[[Any, Any], Any], **own: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in own.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def shape_after(module: nn.Module, shape: Shape) -> Shape:
+    """What one image becomes."""
+    training = module.training
+    with torch.no_grad():
+        found = module.eval()(torch.zeros(2, *shape))
+    module.train(training)
+    return tuple(found.shape[1:]) if isinstance(found, Tensor) else ()
+
+
+def sequence(body: Body, shape: Shape) -> nn.Sequential:
+    """The layers one after the other."""
+    modules = []
+    for one in body:
+        modules.append(one.build(shape))
+        shape = shape_after(modules[-1], shape)
+    return nn.Sequential(*modules)
+
+
+def fitted(body: Body, shape: Shape, target: Shape) -> nn.Sequential:
+    """The layers, and what it takes to end in the shape `target`."""
+    modules = sequence(body, shape)
+    found = shape_after(modules, shape)
+    if len(found) == len(target) == 3:
+        if found[0] != target[0]:
+            modules.append(nn.Conv2d(found[0], target[0], 1))
+        if found[1:] != target[1:]:
+            modules.append(nn.Upsample(target[1:]))
+    elif len(found) == len(target) and found[:-1] == target[:-1]:
+        if found[-1] != target[-1]:
+            modules.append(nn.Linear(found[-1], target[-1]))
+    else:
+        raise ValueError(f"{found} cannot be made {target}")
+    return modules
+
+
+def at_channels(shape: Shape) -> int:
+    """The channel dimension of a batch."""
+    return -1 if len(shape) == 2 else 1
+
+
+def width_of(shape: Shape) -> int:
+    return shape[-1] if len(shape) == 2 else shape[0]
+
+
+def table(shape: Shape) -> nn.Parameter:
+    """One number a channel, to be used element-wise."""
+    return nn.Parameter(torch.ones(shape[0], 1, 1) if len(shape) == 3 else torch.ones(shape[-1]))
+
+
+# Convolutions and linear layers
+
+
+@layer
+class Conv(Layer):
+    out: int
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
+    bias: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        padding = self.kernel // 2 if self.kernel > self.stride else 0
+        return nn.Conv2d(
+            shape[0], self.out, self.kernel, self.stride, padding, groups=self.groups, bias=self.bias
+        )  # fmt: skip
+
+
+@layer
+class Depthwise(Layer):
+    multiplier: int = 1
+    stride: int = 1
+    bias: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.Conv2d(
+            shape[0], shape[0] * self.multiplier, 3, self.stride, 1, groups=shape[0], bias=self.bias
+        )  # fmt: skip
+
+
+@layer
+class Transposed(Layer):
+    """A convolution that doubles the map."""
+
+    out: int
+    groups: int = 1
+    bias: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.ConvTranspose2d(shape[0], self.out, 2, 2, groups=self.groups, bias=self.bias)
+
+
+@layer
+class Conv3d(Layer):
+    """A convolution over one frame."""
+
+    out: int
+
+    def build(self, shape: Shape) -> nn.Module:
+        conv = nn.Conv3d(shape[0], self.out, (1, 3, 3), padding=(0, 1, 1))
+        return Fn(lambda own, x: own.conv(x.unsqueeze(2)).squeeze(2), conv=conv)
+
+
+@layer
+class StandardConv(Layer):
+    """A convolution whose filters are standardised on the fly."""
+
+    out: int
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            spread, mean = torch.var_mean(own.conv.weight, (1, 2, 3), keepdim=True)
+            return F.conv2d(x, (own.conv.weight - mean) / (spread + 1e-4).sqrt(), own.conv.bias, padding=1)
+
+        return Fn(forward, conv=nn.Conv2d(shape[0], self.out, 3))
+
+
+@layer
+class Linear(Layer):
+    """Over the channels of vectors, of tokens, or of every pixel."""
+
+    out: int
+    bias: bool = True
+
+    def build(self, shape: Shape) -> nn.Module:
+        linear = nn.Linear(width_of(shape), self.out, self.bias)
+        if len(shape) < 3:
+            return linear
+        return Fn(lambda own, x: own.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), linear=linear)
+
+
+@layer
+class MixTokens(Layer):
+    """A linear layer, or a convolution, along the tokens."""
+
+    kernel: int = 0
+
+    def build(self, shape: Shape) -> nn.Module:
+        mix: nn.Module = nn.Linear(shape[0], shape[0])
+        if self.kernel:
+            mix = nn.Conv1d(shape[1], shape[1], self.kernel, padding=self.kernel // 2)
+        return Fn(lambda own, x: own.mix(x.transpose(1, 2)).transpose(1, 2), mix=mix)
+
+
+# Norms, activations, scales
+
+
+@layer
+class BatchNorm(Layer):
+    def build(self, shape: Shape) -> nn.Module:
+        if len(shape) == 2:
+            return Fn(
+                lambda own, x: own.norm(x.transpose(1, 2)).transpose(1, 2), norm=nn.BatchNorm1d(shape[1])
+            )  # fmt: skip
+        return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
+
+
+@layer
+class LayerNorm(Layer):
+    """Over the channels, as modules and models spell it.
+
+    On maps `module` permutes around the torch module; `whole` normalises the entire map.
+    """
+
+    spelling: str = "module"  # module, stored, from_shape, by_hand, whole
+
+    def build(self, shape: Shape) -> nn.Module:
+        channels, dim = width_of(shape), at_channels(shape)
+        if self.spelling == "whole":
+            return nn.LayerNorm(shape)
+        if self.spelling == "by_hand":
+
+            def by_hand(own: Any, x: Tensor) -> Tensor:
+                centred = x - x.mean(dim, keepdim=True)
+                x = centred * (centred.square().mean(dim, keepdim=True) + 1e-6).rsqrt()
+                return x * own.weight + own.bias
+
+            return Fn(by_hand, weight=table(shape), bias=table(shape))
+        own: dict[str, Any] = {"norm": nn.LayerNorm(channels)}
+        function: Callable[[Any, Tensor], Tensor] = lambda own, x: own.norm(x)  # noqa: E731
+        if self.spelling != "module":
+            own = {"weight": nn.Parameter(torch.ones(channels)), "bias": nn.Parameter(torch.zeros(channels))}
+            own["shape"] = (channels,)
+            function = lambda own, x: F.layer_norm(x, own.shape, own.weight, own.bias)  # noqa: E731
+            if self.spelling == "from_shape":
+                function = lambda own, x: F.layer_norm(x, x.shape[-1:], own.weight, own.bias)  # noqa: E731
+        if len(shape) < 3:
+            return Fn(function, **own)
+        return Fn(lambda own, x: function(own, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), **own)
+
+
+@layer
+class RMSNorm(Layer):
+    def build(self, shape: Shape) -> nn.Module:
+        norm = nn.RMSNorm(width_of(shape))
+        if len(shape) < 3:
+            return norm
+        return Fn(lambda own, x: own.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=norm)
+
+
+@layer
+class GroupNorm(Layer):
+    groups: int = 1
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.GroupNorm(self.groups, shape[0])
+
+
+@layer
+class InstanceNorm(Layer):
+    affine: bool = True
+    tracks: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.InstanceNorm2d(shape[0], affine=self.affine, track_running_stats=self.tracks)
+
+
+@layer
+class LocalNorm(Layer):
+    """Local response normalisation: over neighbouring channels."""
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.LocalResponseNorm(3, alpha=0.5)
+
+
+@layer
+class ResponseNorm(Layer):
+    """ConvNeXt-V2's: the energy of a channel against the mean over channels."""
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            energy = x.norm(2, (2, 3), keepdim=True)
+            return x + own.weight * (x * energy / (energy.mean(1, keepdim=True) + 1e-6)) + own.bias
+
+        return Fn(forward, weight=table(shape), bias=table(shape))
+
+
+@layer
+class UnitLength(Layer):
+    """Every pixel or token scaled to length one."""
+
+    def build(self, shape: Shape) -> nn.Module:
+        return Fn(lambda own, x: F.normalize(x, dim=own.dim), dim=at_channels(shape))
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "hardswish": nn.Hardswish, "sigmoid": nn.Sigmoid,
+    "leaky": lambda: nn.LeakyReLU(0.1), "softplus": nn.Softplus, "relu6_": lambda: nn.ReLU6(inplace=True),
+    "hardswish_": lambda: nn.Hardswish(inplace=True), "dropout": lambda: nn.Dropout(0.1), "one_prelu": nn.PReLU,
+}  # fmt: skip
+
+
+@layer
+class Act(Layer):
+    """An activation; those that end in _ write in place."""
+
+    name: str
+
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.PReLU(shape[0]) if self.name == "prelu" else ACTIVATIONS[self.name]()
+
+
+@layer
+class Scale(Layer):
+    """Times a parameter for every channel, or plus a fixed number for every channel."""
+
+    fixed: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.fixed:
+            return Fn(lambda own, x: x + own.shift, shift=nn.Buffer(table(shape).detach()))
+        return Fn(lambda own, x: x * own.gamma, gamma=table(shape))
+
+
+# Blocks
+
+
+@layer
+class Residual(Layer):
+    body: Body
+
+    def build(self, shape: Shape) -> nn.Module:
+        found = shape_after(sequence(self.body, shape), shape)
+        target = found if len(found) == 3 else shape
+        skip = nn.Identity() if target == shape else fitted((), shape, target)
+        return Fn(
+            lambda own, x: own.skip(x) + own.body(x), body=fitted(self.body, shape, target), skip=skip
+        )  # fmt: skip
+
+
+@layer
+class Branches(Layer):
+    """Several bodies on the same input, and one of cat, add, mul, max, stack to join what they give."""
+
+    bodies: tuple[Body, ...]
+    join: str = "cat"
+
+    def build(self, shape: Shape) -> nn.Module:
+        ends = [shape_after(sequence(body, shape), shape) for body in self.bodies]
+        if self.join == "cat":
+            dim = at_channels(shape)
+            ends = [(end[0], *ends[0][1:]) if dim == 1 else (*ends[0][:-1], end[-1]) for end in ends]
+            join: Callable[[list[Tensor]], Tensor] = lambda found: torch.cat(found, dim)  # noqa: E731
+        else:
+            ends = [ends[0]] * len(ends)
+            join = {
+                "add": lambda found: sum(found[1:], found[0]),
+                "mul": lambda found: found[0] * torch.sigmoid(found[1]),
+                "max": lambda found: torch.maximum(found[0], found[1]),
+                "stack": lambda found: torch.stack(found, 1).mean(1),
+            }[self.join]
+        bodies = nn.ModuleList(fitted(body, shape, end) for body, end in zip(self.bodies, ends, strict=True))
+        return Fn(lambda own, x: join([body(x) for body in own.bodies]), bodies=bodies)
+
+
+@layer
+class Dense(Layer):
+    """The input, and what the body makes of it, side by side."""
+
+    body: Body
+
+    def build(self, shape: Shape) -> nn.Module:
+        return Branches(((), self.body)).build(shape)
+
+
+@layer
+class Shared(Layer):
+    """One body used twice in a row."""
+
+    body: Body
+
+    def build(self, shape: Shape) -> nn.Module:
+        return Fn(lambda own, x: own.body(own.body(x)), body=fitted(self.body, shape, shape))
+
+
+@layer
+class Tied(Layer):
+    """Two linear maps of every pixel, token or vector that are two modules with one weight."""
+
+    out: int
+
+    def build(self, shape: Shape) -> nn.Module:
+        kind = (lambda: nn.Conv2d(shape[0], self.out, 1)) if len(shape) == 3 else None
+        one, two = ((kind or (lambda: nn.Linear(width_of(shape), self.out)))() for _ in range(2))
+        two.weight = one.weight
+        return Fn(lambda own, x: own.one(x) + F.relu(own.two(x * 0.5)), one=one, two=two)
+
+
+@layer
+class Split(Layer):
+    """Cut the channels into parts, a body on each, and join them again.
+
+    `chunk` makes equal parts; `sizes` and `slice` use numbers that the module stores; `half` takes its number from
+    the shape; `strided` takes every other channel. `chained` adds to each part what the part before it became.
+    """
+
+    bodies: tuple[Body, ...]
+    how: str = "chunk"
+    sizes: tuple[int, ...] = ()
+    chained: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        dim, own = at_channels(shape), {}
+        if self.how == "chunk":
+            parts = lambda own, x: x.chunk(len(self.bodies), dim)  # noqa: E731
+        elif self.how == "sizes":
+            own["sizes"] = list(self.sizes)
+            parts = lambda own, x: x.split(own.sizes, dim)  # noqa: E731
+        elif self.how == "slice":
+            own["first"] = self.sizes[0]
+            parts = lambda own, x: (x[:, : own.first], x[:, own.first :])  # noqa: E731
+        elif self.how == "half":
+            parts = lambda own, x: (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :])  # noqa: E731
+        else:
+            parts = lambda own, x: (x[:, ::2], x[:, 1::2])  # noqa: E731
+
+        def forward(own: Any, x: Tensor) -> Tensor:
+            done: list[Tensor] = []
+            for part, body in zip(parts(own, x), own.bodies, strict=True):
+                done.append(body(part + done[-1] if self.chained and done else part))
+            return torch.cat(done, dim)
+
+        starts = [tuple(part.shape[1:]) for part in parts(Fn(parts, **own), torch.zeros(2, *shape))]
+        bodies = nn.ModuleList()
+        for body, start in zip(self.bodies, starts, strict=True):
+            end = shape_after(sequence(body, start), start)
+            target = start if self.chained else (end[0], *start[1:]) if dim == 1 else (*start[:-1], end[-1])
+            bodies.append(fitted(body, start, target))
+        return Fn(forward, bodies=bodies, **own)
+
+
+@layer
+class TrainOnly(Layer):
+    """A branch that runs in training alone."""
+
+    body: Body
+
+    def build(self, shape: Shape) -> nn.Module:
+        body = fitted(self.body, shape, shape)
+        return Fn(lambda own, x: x + own.body(x) if own.training else x, body=body)
+
+
+# Gates
+
+
+@layer
+class SqueezeExcite(Layer):
+    reduced: int
+    by: str = "conv"  # conv, linear
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.by == "conv":
+            squeeze: nn.Module = nn.Conv2d(shape[0], self.reduced, 1)
+            excite: nn.Module = nn.Conv2d(self.reduced, shape[0], 1)
+            return Fn(
+                lambda own, x: x * own.excite(F.silu(own.squeeze(F.adaptive_avg_pool2d(x, 1)))).sigmoid(),
+                squeeze=squeeze, excite=excite,
+            )  # fmt: skip
+        return Fn(
+            lambda own, x: x * F.hardsigmoid(own.excite(own.squeeze(x.mean((2, 3))).relu()))[:, :, None, None],
+            squeeze=nn.Linear(shape[0], self.reduced), excite=nn.Linear(self.reduced, shape[0]),
+        )  # fmt: skip
+
+
+@layer
+class Glu(Layer):
+    """One half of the channels gates the other."""
+
+    spelling: str = "glu"  # glu, chunk, product
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            if self.spelling == "glu":
+                return F.glu(x, own.dim)
+            left, right = x.chunk(2, own.dim)
+            return left * right if self.spelling == "product" else F.silu(left) * right
+
+        return Fn(forward, dim=at_channels(shape))
+
+
+@layer
+class AlongChannels(Layer):
+    """Gates that look along the channels: eca (a convolution along them), pixel (their mean and maximum), softmax."""
+
+    kind: str
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.kind == "eca":
+            return Fn(
+                lambda own, x: x * own.conv(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid(),
+                conv=nn.Conv1d(1, 1, 3, padding=1, bias=False),
+            )  # fmt: skip
+        if self.kind == "pixel":
+            return Fn(
+                lambda own, x: x * own.conv(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid(),
+                conv=nn.Conv2d(2, 1, 3, padding=1, bias=False),
+            )  # fmt: skip
+        return Fn(lambda own, x: x * x.mean((2, 3), keepdim=True).softmax(1))
+
+
+@layer
+class SelectKernel(Layer):
+    """SKNet's: two convolutions, and for every channel a softmax between them."""
+
+    out: int
+    reduced: int
+    stored: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            both = torch.stack([own.small(x), own.large(x)], 1)  # (batch, 2, channels, height, width)
+            gate = own.excite(own.squeeze(both.sum(1).mean((2, 3))).relu())
+            gate = gate.view(len(x), 2, own.out if self.stored else -1).softmax(1)
+            return (both * gate[..., None, None]).sum(1)
+
+        return Fn(
+            forward, small=nn.Conv2d(shape[0], self.out, 1), large=nn.Conv2d(shape[0], self.out, 3, padding=1),
+            squeeze=nn.Linear(self.out, self.reduced), excite=nn.Linear(self.reduced, 2 * self.out), out=self.out,
+        )  # fmt: skip
+
+
+# Moving channels and pixels about
+
+
+@layer
+class Shuffle(Layer):
+    groups: int
+    spelling: str = "view"  # view, stored, module
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.spelling == "module":
+            return nn.ChannelShuffle(self.groups)
+
+        def forward(own: Any, x: Tensor) -> Tensor:
+            batch, channels, height, width = x.shape
+            inside = own.inside if self.spelling == "stored" else channels // self.groups
+            return x.view(batch, self.groups, inside, height, width).transpose(1, 2).reshape(x.shape)
+
+        return Fn(forward, inside=shape[0] // self.groups)
+
+
+@layer
+class PixelShuffle(Layer):
+    def build(self, shape: Shape) -> nn.Module:
+        return nn.PixelShuffle(2)
+
+
+@layer
+class PixelUnshuffle(Layer):
+    slices: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.slices:
+            return Fn(
+                lambda own, x: torch.cat(
+                    [x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1
+                )
+            )
+        return nn.PixelUnshuffle(2)
+
+
+@layer
+class PadChannels(Layer):
+    before: int
+    after: int
+
+    def build(self, shape: Shape) -> nn.Module:
+        return Fn(lambda own, x: F.pad(x, (0, 0, 0, 0, self.before, self.after)))
+
+
+@layer
+class Resize(Layer):
+    """Half or twice the map."""
+
+    how: str  # max, avg, blur, nearest, bilinear, slice
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.how == "blur":  # a fixed filter on every channel
+
+            def blur(own: Any, x: Tensor) -> Tensor:
+                return F.conv2d(x, own.kernel.expand(x.shape[1], 1, 2, 2), stride=2, groups=x.shape[1])
+
+            return Fn(blur, kernel=nn.Buffer(torch.full((1, 1, 2, 2), 0.25)))
+        if self.how == "slice":
+            return Fn(lambda own, x: x[:, :, ::2, ::2])
+        if self.how in ("max", "avg"):
+            return nn.MaxPool2d(3, 2, 1) if self.how == "max" else nn.AvgPool2d(2)
+        return nn.Upsample(scale_factor=2, mode=self.how)
+
+
+@layer
+class Windows(Layer):
+    """A body on the tokens of every 2 x 2 window, rolled by one pixel or not."""
+
+    body: Body
+    roll: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            if self.roll:
+                x = x.roll((-1, -1), (2, 3))
+            batch, channels, height, width = x.shape
+            x = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
+            x = own.body(x.reshape(-1, 4, channels))
+            x = x.view(batch, height // 2, width // 2, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
+            x = x.reshape(batch, -1, height, width)
+            return x.roll((1, 1), (2, 3)) if self.roll else x
+
+        return Fn(forward, body=fitted(self.body, (4, shape[0]), (4, shape[0])))
+
+
+# Tokens
+
+
+@layer
+class Tokens(Layer):
+    """Pixels become tokens."""
+
+    def build(self, shape: Shape) -> nn.Module:
+        return Fn(lambda own, x: x.flatten(2).transpose(1, 2))
+
+
+@layer
+class Map(Layer):
+    """Tokens become pixels again."""
+
+    height: int
+    stored: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            channels = own.channels if self.stored else x.shape[-1]
+            return x.transpose(1, 2).reshape(len(x), channels, self.height, -1)
+
+        return Fn(forward, channels=shape[1])
+
+
+@layer
+class ClassToken(Layer):
+    def build(self, shape: Shape) -> nn.Module:
+        token = nn.Parameter(torch.zeros(1, 1, shape[1]))
+        return Fn(lambda own, x: torch.cat([own.token.expand(len(x), -1, -1), x], 1), token=token)
+
+
+@layer
+class Position(Layer):
+    """A table that is added to the tokens."""
+
+    embedding: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        if self.embedding:
+            return Fn(
+                lambda own, x: x + own.table(torch.arange(x.shape[1])), table=nn.Embedding(*shape)
+            )  # fmt: skip
+        return Fn(lambda own, x: x + own.table, table=nn.Parameter(torch.zeros(1, *shape)))
+
+
+@layer
+class SelfAttention(Layer):
+    """torch's own module."""
+
+    heads: int = 1
+    batch_first: bool = True
+    weights: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            if not self.batch_first:
+                x = x.transpose(0, 1)
+            x = own.attention(x, x, x, need_weights=self.weights)[0]
+            return x if self.batch_first else x.transpose(0, 1)
+
+        return Fn(forward, attention=nn.MultiheadAttention(shape[1], self.heads, batch_first=self.batch_first))
+
+
+@layer
+class Attention(Layer):
+    """Attention as models spell it.
+
+    Args:
+        heads: queries have as many.
+        width: of all queries together; keys have the same, values `value_width`.
+        core: fused (scaled_dot_product_attention), matmul, einsum, cosine, or channels (channels attend, not tokens).
+        packed: one linear layer for queries, keys and values: none, chunk or unbind.
+        numbers: widths and the scale are `stored` by the module, or taken `from_shape`.
+        table: a learned bias for every head and pair of tokens.
+    """
+
+    heads: int
+    width: int
+    value_width: int = 0
+    core: str = "fused"
+    packed: str = ""
+    numbers: str = "stored"
+    table: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        return _Attention(self, *shape)
+
+
+class _Attention(nn.Module):
+    def __init__(self, kind: Attention, tokens: int, channels: int) -> None:
+        super().__init__()
+        value_width = kind.value_width or kind.width
+        self.kind, self.num_heads = kind, kind.heads
+        self.head_dim, self.value_dim = kind.width // kind.heads, value_width // kind.heads
+        self.scale = self.head_dim**-0.5
+        if kind.packed:
+            self.qkv = nn.Linear(channels, 3 * kind.width)
+        else:
+            self.q, self.k = nn.Linear(channels, kind.width), nn.Linear(channels, kind.width)
+            self.v = nn.Linear(channels, value_width)
+        self.proj = nn.Linear(value_width, channels)
+        if kind.table:
+            self.table = nn.Parameter(torch.zeros(kind.heads, tokens, tokens))
+
+    def heads_of(self, x: Tensor, width: int) -> Tensor:  # (batch, heads, tokens, width)
+        batch, tokens, channels = x.shape
+        if self.kind.numbers == "from_shape":
+            width = channels // self.num_heads
+        return x.reshape(batch, tokens, self.num_heads, width).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        stored = self.kind.numbers == "stored"
+        if self.kind.packed == "unbind":
+            qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim if stored else -1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        else:
+            parts = self.qkv(x).chunk(3, -1) if self.kind.packed else (self.q(x), self.k(x), self.v(x))
+            q, k = (self.heads_of(part, self.head_dim) for part in parts[:2])
+            v = self.heads_of(parts[2], self.value_dim)
+        x = self.core(q, k, v, self.scale if stored else q.shape[-1] ** -0.5)
+        x = x.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.value_dim if stored else -1)
+        return self.proj(x)
+
+    def core(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        table = self.table if self.kind.table else None
+        if self.kind.core == "fused":
+            given = scale if self.kind.numbers == "stored" else None
+            return F.scaled_dot_product_attention(q, k, v, table, scale=given)
+        if self.kind.core == "channels":
+            return ((q.transpose(2, 3) @ k * scale).softmax(-1) @ v.transpose(2, 3)).transpose(2, 3)
+        if self.kind.core == "einsum":
+            score = torch.einsum("bhtd,bhsd->bhts", q, k) * scale
+        elif self.kind.core == "cosine":
+            score = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(2, 3) * 3.0
+        else:
+            score = (q * scale) @ k.transpose(-2, -1)
+        score = (score if table is None else score + table).softmax(-1)
+        return torch.einsum("bhts,bhsd->bhtd", score, v) if self.kind.core == "einsum" else score @ v
+
+
+@layer
+class MapAttention(Layer):
+    """Attention between pixels, with 1 x 1 convolutions."""
+
+    heads: int
+    width: int
+    stored: bool = True
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            batch, _, height, width = x.shape
+            inside = 3 * own.head_dim if self.stored else -1
+            q, k, v = own.qkv(x).view(batch, self.heads, inside, height * width).chunk(3, 2)
+            score = (q.transpose(2, 3) @ k * own.scale).softmax(-1)  # (batch, heads, pixels, pixels)
+            return own.proj((v @ score.transpose(2, 3)).reshape(batch, -1, height, width))
+
+        head_dim = self.width // self.heads
+        return Fn(
+            forward, qkv=nn.Conv2d(shape[0], 3 * self.width, 1), proj=nn.Conv2d(self.width, shape[0], 1),
+            head_dim=head_dim, scale=head_dim**-0.5,
+        )  # fmt: skip
+
+
+# Ends
+
+
+@layer
+class MeanPool(Layer):
+    """The mean over pixels or tokens."""
+
+    module: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        if len(shape) == 2:
+            return Fn(lambda own, x: x.mean(1))
+        if self.module:
+            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return Fn(lambda own, x: x.mean((2, 3)))
+
+
+@layer
+class FirstToken(Layer):
+    def build(self, shape: Shape) -> nn.Module:
+        return Fn(lambda own, x: x[:, 0])
+
+
+@layer
+class Flatten(Layer):
+    """All of a map or of tokens as one vector; a map is first pooled to `pool` x `pool`."""
+
+    pool: int = 0
+    stored: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            if self.pool:
+                x = F.adaptive_max_pool2d(x, self.pool)
+            return x.reshape(len(x), own.size) if self.stored else x.flatten(1)
+
+        size = shape[0] * (self.pool**2 if self.pool else shape[1] * (shape[2] if len(shape) == 3 else 1))
+        return Fn(forward, size=size)
+
+
+@layer
+class Outputs(Layer):
+    """Several ends; the network's outputs are a tuple, a dict, or a dict with a list in it."""
+
+    bodies: tuple[Body, ...]
+    kind: str = "tuple"
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Any:
+            found = [body(x) for body in own.bodies]
+            if self.kind == "tuple":
+                return tuple(found)
+            return {"out": found[0], "more": found[1:] if self.kind == "nested" else found[1]}
+
+        return Fn(forward, bodies=nn.ModuleList(sequence(body, shape) for body in self.bodies))
+
+
+# Drawing descriptions
+
+MORE = (False, True, True)
+
+
+def networks() -> st.SearchStrategy[Network]:
+    """Random networks for hypothesis; they shrink to few, plain layers."""
+
+    @st.composite
+    def drawn(draw: st.DrawFn) -> Network:
+        return draw_network(lambda options: options[draw(st.sampled_from(range(len(options))))])
+
+    return drawn()
+
+
+def network_of_seed(seed: int) -> Network:
+    """The random network with this number."""
+    return draw_network(Random(seed).choice)
+
+
+def draw_network(choose: Choose[Any]) -> Network:
+    """Make a network of choices."""
+    size = choose((8, 4, 6))
+    layers: list[Layer] = []
+    shape: Shape = (3, size, size)
+
+    def add(more: Body) -> None:
+        nonlocal shape
+        shape = shape_after(sequence(more, shape), shape)
+        layers.extend(more)
+
+    with torch.random.fork_rng(devices=[]):
+        add(_conv_block(choose, shape, is_stem=True))
+        for _ in range(6):
+            if not choose(MORE):
+                break
+            add(_map_layers(choose, shape, 0))
+        if choose((False, False, True)):
+            add(_into_tokens(choose, shape))
+            for _ in range(3):
+                if not choose(MORE):
+                    break
+                add(_token_layers(choose, shape, 0))
+            if ClassToken() not in layers and choose((False, False, True)):
+                add((Map(int(shape[0] ** 0.5), stored=choose((False, True))),))
+                for _ in range(2):
+                    if choose(MORE):
+                        add(_map_layers(choose, shape, 0))
+        add(_end(choose, shape))
+    return Network((3, size, size), tuple(layers))
+
+
+def _divisors(number: int, most: int = 12) -> list[int]:
+    return [d for d in range(2, min(number, most) + 1) if number % d == 0]
+
+
+def _width(choose: Choose[Any]) -> int:
+    return choose((4, 2, 3, 5, 6, 8, 8, 10, 12))
+
+
+def _body(choose: Choose[Any], shape: Shape, depth: int, least: int = 1) -> Body:
+    """A few layers that stay maps, or tokens."""
+    kinds = {3: _map_layers, 2: _token_layers, 1: _vector_layers}
+    body: Body = ()
+    for number in range(3):
+        if number >= least and not choose(MORE):
+            break
+        more = kinds[len(shape)](choose, shape, depth + 1)
+        body, shape = body + more, shape_after(sequence(more, shape), shape)
+    return body
+
+
+def _one_of(choose: Choose[Any], offers: Sequence[tuple[int, bool, Callable[[], Body]]]) -> Body:
+    """Offers are (weight, whether it fits, how to make it)."""
+    return choose([make for weight, fits, make in offers if fits for _ in range(weight)])()
+
+
+def _act(choose: Choose[Any]) -> Act:
+    return Act(choose(("relu", "silu", "gelu", "hardswish", "prelu", "leaky", "one_prelu", "sigmoid", "softplus")))
+
+
+def _conv_block(choose: Choose[Any], shape: Shape, is_stem: bool = False) -> Body:
+    """A convolution, often with a norm and an activation."""
+    channels, size, _ = shape
+    stride = choose((1, 1, 2)) if size >= 4 else 1
+    kernel, bias = choose((3, 1, 2)) if stride == 2 else choose((3, 1)), choose((False, True))
+    conv: Layer = Conv(_width(choose), kernel, stride, bias=bias)
+    kind = "plain" if is_stem else choose(("plain", "plain", "depthwise", "grouped", "grouped"))
+    if kind == "depthwise":
+        conv = Depthwise(choose((1, 1, 2)) if channels <= 12 else 1, stride, bias)
+    elif kind == "grouped" and _divisors(channels):
+        groups = choose(_divisors(channels))
+        conv = Conv(groups * choose(range(1, max(1, 12 // groups) + 1)), kernel, stride, groups, bias)
+    block: Body = (conv,)
+    if choose((False, True, True)):
+        block += _norm(choose, shape_after(sequence(block, shape), shape))
+    if choose((False, True, True)):
+        block += (choose((_act(choose), Act("relu6_"), Act("hardswish_"))),)
+    return block
+
+
+def _norm(choose: Choose[Any], shape: Shape) -> Body:
+    channels = width_of(shape)
+    if len(shape) == 2:
+        return choose([(LayerNorm(s),) for s in ("module", "stored", "from_shape", "by_hand")] + [(RMSNorm(),)])
+    if len(shape) == 1:
+        return choose(((BatchNorm(),), (LayerNorm(),)))
+    return _one_of(
+        choose,
+        [
+            (8, True, lambda: (BatchNorm(),)),
+            (3, True, lambda: (LayerNorm(choose(("module", "stored", "from_shape", "by_hand", "whole"))),)),
+            (2, True, lambda: (GroupNorm(choose([1, *_divisors(channels)])),)),
+            (2, shape[1] > 1, lambda: (InstanceNorm(choose((True, False)), choose((False, True))),)),
+            (1, True, lambda: (choose((RMSNorm(), UnitLength(), ResponseNorm(), LocalNorm())),)),
+        ],
+    )
+
+
+def _bodies(choose: Choose[Any], shapes: Sequence[Shape], depth: int) -> tuple[Body, ...]:
+    return tuple(_body(choose, shape, depth, least=0) for shape in shapes)
+
+
+def _map_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+    channels, size, _ = shape
+    nests, even, grows = depth < 2, channels % 2 == 0, channels <= 16
+
+    def body(least: int = 1) -> Body:
+        return _body(choose, shape, depth, least)
+
+    def split() -> Body:
+        how = choose(("chunk", "sizes", "slice", "half", "strided"))
+        parts = [p for p in (2, 3, 4) if channels % p == 0] if how == "chunk" else [2]
+        if not parts or (how in ("half", "strided") and not even):
+            how = "slice"
+        sizes: tuple[int, ...] = ()
+        if how in ("sizes", "slice"):
+            first = choose(range(1, channels))
+            sizes = (first, channels - first)
+        halves = sizes or (channels // (number := choose(parts)),) * number
+        chained = len(set(halves)) == 1 and choose((False, False, True))
+        bodies = _bodies(choose, [(part, *shape[1:]) for part in halves], depth)
+        return (Split(bodies, how, sizes, chained),)
+
+    def transposed() -> Body:
+        groups = choose([1, 1, *_divisors(channels)])
+        out = _width(choose) if groups == 1 else groups * choose((1, 2) if groups <= 6 else (1,))
+        return (Transposed(out, groups, choose((False, True))),)
+
+    def smaller() -> Body:
+        return (Resize(choose(("max", "avg", "slice", "blur"))),)
+
+    def resized() -> Body:
+        return (Resize(choose(("nearest", "bilinear"))),)
+
+    def attention() -> Body:
+        heads = choose((1, 2))
+        return (Residual((MapAttention(heads, heads * choose((2, 4)), choose((True, False))),)),)
+
+    return _one_of(
+        choose,
+        [
+            (8, True, lambda: _conv_block(choose, shape)),
+            (1, True, lambda: _norm(choose, shape)),
+            (2, True, lambda: (_act(choose),)),
+            (6, nests, lambda: (Residual(body()),)),
+            (2, nests and grows, lambda: (Dense(body()),)),
+            (2, nests and grows, lambda: (Branches(_bodies(choose, [shape] * choose((2, 3)), depth)),)),
+            (1, nests, lambda: (Branches((body(), body(0)), choose(("add", "mul", "max", "stack"))),)),
+            (2, nests and channels > 1, split),
+            (2, True, lambda: (SqueezeExcite(_width(choose), choose(("conv", "linear"))),)),
+            (1, even and channels > 2, lambda: (Glu(choose(("glu", "chunk", "product"))),)),
+            (1, depth < 1, lambda: (AlongChannels(choose(("eca", "pixel", "softmax"))),)),
+            (1, True, lambda: (SelectKernel(_width(choose), _width(choose), choose((False, True))),)),
+            (
+                1,
+                bool(_divisors(channels)),
+                lambda: (Shuffle(choose(_divisors(channels)), choose(("view", "stored", "module"))),),
+            ),
+            (1, channels % 4 == 0 and channels > 4 and size <= 8, lambda: (PixelShuffle(),)),
+            (1, channels <= 4 and size % 2 == 0, lambda: (PixelUnshuffle(choose((False, True))),)),
+            (1, grows, lambda: (PadChannels(choose((0, 1, 2)), choose((1, 0, 2))),)),
+            (1, size >= 4 and size % 2 == 0, smaller),
+            (1, size <= 4, resized),
+            (1, size <= 6, transposed),
+            (1, True, lambda: (Scale(choose((False, False, True))),)),
+            (1, nests, lambda: (Shared(body()),)),
+            (1, True, lambda: (Tied(_width(choose)),)),
+            (1, True, lambda: (Linear(_width(choose)),)),
+            (1, True, lambda: (choose((Conv3d(_width(choose)), StandardConv(_width(choose)), Act("dropout"))),)),
+            (1, nests and size % 2 == 0, lambda: (Windows(_body(choose, (4, channels), 1), choose((False, True))),)),
+            (1, True, attention),
+        ],
+    )
+
+
+def _into_tokens(choose: Choose[Any], shape: Shape) -> Body:
+    layers: Body = ()
+    if shape[1] > 4:  # patches
+        layers += (Conv(choose((8, 4, 6, 12)), 2, 2, bias=True),)
+    layers += (Tokens(),)
+    if choose((False, True)):
+        layers += (ClassToken(),)
+    return layers + choose(((), (Position(),), (Position(embedding=True),)))
+
+
+def _attention(choose: Choose[Any], shape: Shape) -> Layer:
+    channels = shape[1]
+    if choose((False, False, True)):
+        return SelfAttention(choose([1, *_divisors(channels, 4)]), choose((True, False)), choose((False, True)))
+    heads = choose((1, 2, 3, 4))
+    width = heads * choose((2, 4, 1, 3))
+    packed, core = choose(("", "chunk", "unbind")), choose(("fused", "matmul", "einsum", "cosine", "channels"))
+    value_width = 0 if packed or core == "channels" else heads * choose((2, 1, 3, 4))
+    tabled = core != "channels" and choose((False, False, True))
+    return Attention(heads, width, value_width, core, packed, choose(("stored", "from_shape")), tabled)
+
+
+def _token_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+    channels = shape[1]
+    nests, even = depth < 2, channels % 2 == 0
+
+    def block() -> Body:
+        """A transformer's: attention and a small network, each beside a shortcut."""
+        first: Body = (*_norm(choose, shape), _attention(choose, shape), *choose(((), (Scale(),))))
+        second: Body = (*_norm(choose, shape), Linear(_width(choose)), _act(choose))
+        return (Residual(first), Residual((*second, Linear(channels))))
+
+    return _one_of(
+        choose,
+        [
+            (2, True, lambda: (Linear(_width(choose), choose((True, False))),)),
+            (2, True, lambda: _norm(choose, shape)),
+            (2, True, lambda: (_act(choose),)),
+            (5, nests, block),
+            (3, True, lambda: (_attention(choose, shape),)),
+            (2, nests, lambda: (Residual(_body(choose, shape, depth)),)),
+            (1, nests and channels <= 16, lambda: (Dense(_body(choose, shape, depth)),)),
+            (1, nests, lambda: (Shared(_body(choose, shape, depth)),)),
+            (1, even and nests, lambda: (Split(_bodies(choose, [(shape[0], channels // 2)] * 2, depth)),)),
+            (1, even and channels > 2, lambda: (Glu(choose(("glu", "chunk", "product"))),)),
+            (1, True, lambda: (Scale(choose((False, False, True))),)),
+            (1, True, lambda: (choose((Tied(_width(choose)), BatchNorm(), UnitLength())),)),
+            (1, True, lambda: (MixTokens(choose((0, 3))),)),
+        ],
+    )
+
+
+def _vector_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+    return _one_of(
+        choose,
+        [
+            (2, True, lambda: (Linear(_width(choose)),)),
+            (2, True, lambda: _norm(choose, shape)),
+            (2, True, lambda: (_act(choose),)),
+            (1, depth < 2, lambda: (Residual(_body(choose, shape, depth)),)),
+            (1, True, lambda: (Tied(_width(choose)),)),
+        ],
+    )
+
+
+def _end(choose: Choose[Any], shape: Shape, alone: bool = True) -> Body:
+    """What makes scores of what the network has seen."""
+    if alone and choose((False, False, False, True)):
+        kind = choose(("tuple", "dict", "nested"))
+        return (Outputs((_end(choose, shape, False), _end(choose, shape, False)), kind),)
+    if len(shape) == 3:
+        layers: Body = choose(
+            (
+                (MeanPool(),),
+                (MeanPool(True),),
+                (Flatten(),),
+                (Flatten(stored=True),),
+                (Flatten(2),),
+                (Conv(CLASSES, 1),),
+            )
+        )
+    else:
+        layers = choose(((MeanPool(),), (FirstToken(),), (Flatten(),), (Flatten(stored=True),), ()))
+    shape = shape_after(sequence(layers, shape), shape)
+    if len(shape) == 1 and choose((False, False, True)):
+        more = _vector_layers(choose, shape, 0)
+        layers, shape = layers + more, shape_after(sequence(more, shape), shape)
+    return layers + ((Linear(CLASSES),) if len(shape) < 3 else ())
+
+
+# The promise
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a network that kept the promise was like."""
+
+    channels: int  # without those that are the output
+    prunable: int
+    removed: float  # the share of its parameters that went
+    error: float
+
+    @property
+    def share(self) -> float:
+        """The share of the channels that can be cut."""
+        return self.prunable / self.channels if self.channels else 1.0
+
+
+def random_plan(groups: Sequence[ChannelGroup], seed: int) -> Plan:
+    """Random channels of every prunable group, at least one of them fewer than there are."""
+    chance = Random(seed)
+    prunable = [group for group in groups if group.is_prunable]
+    counts = [chance.randint(1, group.width - (number == 0)) for number, group in enumerate(prunable)]
+    return Plan(
+        {
+            group.name: tuple(sorted(chance.sample(range(group.width), kept)))
+            for group, kept in zip(prunable, counts, strict=True)
+        }
+    )
+
+
+def examine(network: Network, seed: int) -> Examined:
+    """Cut a random part of a network and hold the result to everything that was promised.
+
+    Raises:
+        AssertionError: what does not hold. Other exceptions are defects, too.
+    """
+    net, images = build(network, seed), example_input(network, seed)
+    channels = map_channels(net, images)
+    plan = random_plan(channels.groups, seed)
+    widths = plan.widths()
+
+    net, images = net.double(), images.double()
+    before = copy.deepcopy(net.state_dict())
+    smaller, reference = slim(net, channels.groups, plan), masked(net, channels.groups, plan)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(before[name], tensor), f"slimming changed {name} of the dense network"
+    with torch.no_grad():
+        expected, found = tree_leaves(reference(images)), tree_leaves(smaller(images))
+    assert all(bool(leaf.isfinite().all()) for leaf in expected), "the masked network is not finite"
+    error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True))
+    assert error <= 1e-9, f"slim differs from masked by {error:.1e}"
+
+    counted, dense = count(smaller, images), count(net, images)
+    priced = channels.costs.of("params", widths), channels.costs.of("macs", widths)
+    assert priced == (counted.params, counted.macs), f"priced {priced}, counted {counted}"
+    assert (channels.costs.of("params"), channels.costs.of("macs")) == (dense.params, dense.macs)
+    assert counted.params < dense.params or not widths, "the plan removed nothing"
+    assert widths_are_true(smaller) == "", widths_are_true(smaller)
+
+    rebuilt = build(network, seed + 1).double()
+    resize_(rebuilt, smaller.state_dict(), numbers_after(channels.groups, plan))
+    copied = copy.deepcopy(smaller)
+    with torch.no_grad():
+        for twin, what in ((rebuilt, "the rebuilt network"), (copied, "a deep copy")):
+            for a, b in zip(found, tree_leaves(twin(images)), strict=True):
+                assert torch.equal(a, b), f"{what} is not the slim network"
+
+    copied.train()
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
+    sum(leaf.square().mean() for leaf in tree_leaves(copied(images))).backward()
+    optimizer.step()
+
+    inside = [group for group in channels.groups if "the model's output" not in group.reason]
+    return Examined(
+        channels=sum(group.width * group.span for group in inside),
+        prunable=sum(group.width * group.span for group in inside if group.is_prunable),
+        removed=1 - counted.params / dense.params if dense.params else 0.0,
+        error=error,
+    )
+
+
+def widths_are_true(net: nn.Module) -> str:
+    """The first module whose own numbers do not agree with its weights, or nothing."""
+    for name, module in net.named_modules():
+        weight = getattr(module, "weight", None)
+        told: Any = None
+        actual: Any = None
+        if isinstance(module, nn.modules.conv._ConvNd):
+            rows, columns = weight.shape[:2]
+            told = (module.in_channels, module.out_channels)
+            actual = (
+                (rows, columns * module.groups) if module.transposed else (columns * module.groups, rows)
+            )  # fmt: skip
+        elif isinstance(module, nn.Linear):
+            told, actual = (module.out_features, module.in_features), tuple(weight.shape)
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and weight is not None:
+            told, actual = module.num_features, len(weight)
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            told, actual = tuple(module.normalized_shape), tuple(weight.shape)
+        elif isinstance(module, nn.GroupNorm):
+            told, actual = module.num_channels, len(weight)
+        elif isinstance(module, nn.MultiheadAttention):
+            told, actual = module.embed_dim, module.in_proj_weight.size(1)
+        if told != actual:
+            return f"{name} ({type(module).__name__}) says {told} and has {actual}"
+    return ""
+
+
+# Shrinking
+
+
+def shrink(network: Network, fails: Callable[[Network], bool]) -> Network:
+    """The smallest network found, layer by layer, that still fails."""
+    again = True
+    while again:
+        again = False
+        for simpler in _simpler_networks(network):
+            if _fits_together(simpler) and fails(simpler):
+                network, again = simpler, True
+                break
+    return network
+
+
+def _fits_together(network: Network) -> bool:
+    """Whether there is such a network: what came before a layer may be gone that it cannot do without."""
+    try:
+        shape_after(network.build(), network.image)
+    except Exception:  # a layer for tokens that meets a map breaks in its own way
+        return False
+    return True
+
+
+def _simpler_networks(network: Network) -> Iterator[Network]:
+    for layers in _simpler_bodies(network.layers):
+        yield Network(network.image, layers)
+
+
+def _simpler_bodies(body: Body) -> Iterator[Body]:
+    for number, one in enumerate(body):
+        before, after = body[:number], body[number + 1 :]
+        yield before + after
+        for inner in [getattr(one, "body", ()), *getattr(one, "bodies", ())]:
+            if inner:
+                yield before + inner + after
+        for simpler in _simpler_layers(one):
+            yield (*before, simpler, *after)
+
+
+def _simpler_layers(one: Layer) -> Iterator[Layer]:
+    for field in fields(one):  # type: ignore[arg-type]
+        value = getattr(one, field.name)
+        if field.name == "body":
+            for simpler in _simpler_bodies(value):
+                yield replace(one, body=simpler)  # type: ignore[type-var]
+        elif field.name == "bodies":
+            for number, inner in enumerate(value):
+                for simpler in _simpler_bodies(inner):
+                    yield replace(one, bodies=(*value[:number], simpler, *value[number + 1 :]))  # type: ignore[type-var]
+        elif field.default is not MISSING and value != field.default and field.name != "sizes":
+            yield replace(one, **{field.name: field.default})  # type: ignore[type-var]
+        elif field.name in ("out", "reduced", "width") and value > 2:
+            yield replace(one, **{field.name: value - 1 if value <= 4 else value // 2})  # type: ignore[type-var]
