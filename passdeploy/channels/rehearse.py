@@ -173,18 +173,26 @@ class _Stage:
     def _alike(
         self, stopped: Happening, depth: int, attribute: str, places: Mapping[int | None, Place]
     ) -> Iterator[Number]:
-        """The same numbers of every module that runs the same line of code."""
+        """The same numbers of every module of that class, where the same line of code runs for the same time."""
         kind = type(self.model.get_submodule(stopped.modules[-depth]))
-        for happening in self.trace.happenings:
-            if (happening.op, happening.source) != (stopped.op, stopped.source) or len(happening.modules) < depth:
+        turns = self._turns(stopped, depth)
+        turn = next(number for same in turns.values() for number, one in enumerate(same) if one is stopped)
+        for module, same in turns.items():
+            if type(self.model.get_submodule(module)) is not kind or turn >= len(same):
                 continue
-            module, sizes = happening.modules[-depth], dict(_sizes(happening))
-            if type(self.model.get_submodule(module)) is not kind:
-                continue
+            sizes = dict(_sizes(same[turn]))
             for index, place in places.items():
                 dense, labels = sizes.get(place, (None, None))
                 if labels is not None and _has_number(self.model, (module, attribute, index), dense):
                     yield Number(module, attribute, index, labels)
+
+    def _turns(self, stopped: Happening, depth: int) -> dict[str, list[Happening]]:
+        """Module at that depth -> what ran there by the same line of code, in order."""
+        turns: dict[str, list[Happening]] = {}
+        for happening in self.trace.happenings:
+            if (happening.op, happening.source) == (stopped.op, stopped.source) and len(happening.modules) >= depth:
+                turns.setdefault(happening.modules[-depth], []).append(happening)
+        return turns
 
     def protect_around(self, stop: Stop) -> None:
         """What meets at the operation that broke must stay, there and wherever the same line runs.
