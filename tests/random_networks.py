@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from passdeploy import Plan, count, masked, slim
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.mapping import map_channels
+from passdeploy.counts import Counts
 from passdeploy.slimming import numbers_after, relative_error, resize_
 
 Shape = tuple[int, ...]
@@ -1249,8 +1250,12 @@ def examine(network: Network, seed: int) -> Examined:
     assert error <= 1e-9, f"slim differs from masked by {error:.1e}"
 
     counted, dense = count(smaller, images), count(net, images)
-    priced = channels.costs.of("params", widths), channels.costs.of("macs", widths)
-    assert priced == (counted.params, counted.macs), f"priced {priced}, counted {counted}"
+    priced = Counts(channels.costs.of("params", widths), channels.costs.of("macs", widths))
+    if "einsum" in repr(network):  # where its sum has one term, torch multiplies element by element: no multiply-add
+        assert priced.params == counted.params, f"priced {priced}, counted {counted}"
+        assert priced.macs >= counted.macs, f"priced {priced}, counted {counted}"
+    else:
+        assert priced == counted, f"priced {priced}, counted {counted}"
     assert (channels.costs.of("params"), channels.costs.of("macs")) == (dense.params, dense.macs)
     assert counted.params < dense.params or not widths, "the plan removed nothing"
     assert widths_are_true(smaller) == "", widths_are_true(smaller)
@@ -1307,15 +1312,18 @@ def widths_are_true(net: nn.Module) -> str:
 # Shrinking
 
 
-def shrink(network: Network, fails: Callable[[Network], bool]) -> Network:
-    """The smallest network found, layer by layer, that still fails."""
-    again = True
-    while again:
-        again = False
+def shrink(network: Network, fails: Callable[[Network], bool], tries: int = 500) -> Network:
+    """The smallest network that still fails and that is found in so many tries."""
+    while tries > 0:
         for simpler in _simpler_networks(network):
+            tries -= 1
             if _fits_together(simpler) and fails(simpler):
-                network, again = simpler, True
+                network = simpler
                 break
+            if not tries:
+                break
+        else:
+            break  # none is simpler
     return network
 
 
@@ -1334,9 +1342,13 @@ def _simpler_networks(network: Network) -> Iterator[Network]:
 
 
 def _simpler_bodies(body: Body) -> Iterator[Body]:
+    size = len(body)
+    while size:  # many layers at once, then one by one
+        for start in range(0, len(body), size):
+            yield body[:start] + body[start + size :]
+        size //= 2
     for number, one in enumerate(body):
         before, after = body[:number], body[number + 1 :]
-        yield before + after
         for inner in [getattr(one, "body", ()), *getattr(one, "bodies", ())]:
             if inner:
                 yield before + inner + after

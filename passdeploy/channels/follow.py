@@ -159,7 +159,31 @@ _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
 }
 
 
-class Walk(TorchDispatchMode):
+class Onlooker(TorchDispatchMode):
+    """Hears of every tensor operation after it ran; a subclass says what to make of it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def happen(self, call: Call) -> None:
+        """One operation, with what came out."""
+        raise AssertionError("a subclass says what to make of an operation")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any operation, on its way."""
+        result = func(*args, **(kwargs or {}))
+        self.happen(Call.bind(func, args, kwargs or {}, result))
+        return result
+
+    def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
+        """Run `model` and return its outputs; attention and other composites show as what they are."""
+        with plain_attention(), WholeFunctions(self.happen), self:
+            return model(*inputs)
+
+
+class Walk(Onlooker):
     """The mode under which the model runs; rules read and write labels through it."""
 
     def __init__(
@@ -168,7 +192,7 @@ class Walk(TorchDispatchMode):
         find_rule: Callable[[torch._ops.OpOverload], Rule | None],
         choose: Mapping[ChoiceKey, int],
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.book = LabelBook()
         self._find_rule, self._choose = find_rule, choose
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -270,8 +294,7 @@ class Walk(TorchDispatchMode):
 
     def run(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Walk through one forward pass; what comes out must stay."""
-        with WholeFunctions(self.happen), self:
-            outputs = model(*inputs)
+        outputs = self.watch(model, inputs)
         self._running = None
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
@@ -303,16 +326,7 @@ class Walk(TorchDispatchMode):
             main.produced += scratch.produced
             main.read += scratch.read
 
-    # What torch uses
-
     _running: Call | None = None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.happen(Call.bind(func, args, kwargs or {}, result))
-        return result
 
     def happen(self, call: Call) -> None:
         """Pass the labels on through one operation, and note that it happened."""
@@ -371,7 +385,7 @@ def follow(
 
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     walk = Walk(model, find_rule, choose or {})
-    with torch.no_grad(), plain_attention(), walk.naming_modules(model):
+    with torch.no_grad(), walk.naming_modules(model):
         with evaluating(model):
             walk.run(model, inputs)
         if walk.has_unseen(model):

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
-from passdeploy.channels.follow import Call, Happening, Trace, WholeFunctions, evaluating, plain_attention
+from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Number, assemble, gather
 from passdeploy.channels.labels import Reason
 from passdeploy.plan import Plan
@@ -73,11 +72,11 @@ class WrongSizeError(Exception):
     """A tensor of the cut network has another size than its labels foretell."""
 
 
-class Rehearsal(TorchDispatchMode):
+class Rehearsal(Onlooker):
     """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
 
     def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._script, self._size_of = script, size_of
         self.position = 0
         self.blamed: int | None = None  # where the network first did something else than in the walk
@@ -88,14 +87,6 @@ class Rehearsal(TorchDispatchMode):
         """What should happen next, or should have happened where it first went another way."""
         position = self.position if self.blamed is None else self.blamed
         return self._script[min(position, len(self._script) - 1)]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Any operation, on its way."""
-        result = func(*args, **(kwargs or {}))
-        self.happen(Call.bind(func, args, kwargs or {}, result))
-        return result
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
@@ -130,9 +121,8 @@ class _Stage:
         self.gone = self._gone()
         rehearsal = Rehearsal(self.trace.happenings, self.size_of)
         try:
-            watched = evaluating(self.cut), plain_attention(), WholeFunctions(rehearsal.happen), rehearsal
-            with torch.no_grad(), watched[0], watched[1], watched[2], watched[3]:
-                self.outputs = _tensors_of(self.cut(*self.inputs))
+            with torch.no_grad(), evaluating(self.cut):
+                self.outputs = _tensors_of(rehearsal.watch(self.cut, self.inputs))
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             lines = str(error).strip().splitlines() or [type(error).__name__]
             return Stop(rehearsal.position, rehearsal.expected, lines[0])
