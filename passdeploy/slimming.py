@@ -39,7 +39,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
         stays[removed] = False
         state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
     # What deepcopy finds in its memo it takes as it is: nothing is copied twice, shared parameters stay shared.
-    smaller = copy.deepcopy(model, {id(old): _like(old, state[name]) for name, old in _state(model)})
+    smaller = copy.deepcopy(model, {id(old): like(old, state[name]) for name, old in _state(model)})
     for module in smaller.modules():
         _state_true_widths_(module)
     for number, value in numbers_after(groups, plan):
@@ -129,7 +129,10 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
         state: its tensors by name; those that are missing stay.
         numbers: as `numbers_after` gave them when the network was cut.
     """
-    new = {id(old): _like(old, state[name]) if name in state else old for name, old in _state(model)}
+    new = {
+        id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
+        for name, old in _state(model)
+    }
     for module in model.modules():
         for table in (module._parameters, module._buffers):
             for attribute, old in table.items():
@@ -195,10 +198,10 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers()
 
 
-def _like(old: Tensor, values: Tensor) -> Tensor:
+def like(old: Tensor, values: Tensor) -> Tensor:
     """`values` as what `old` is: a parameter that learns or not, or a buffer."""
-    values = values.detach().to(old.device, old.dtype)
-    if values is old or values.data_ptr() == old.data_ptr():
+    values = values.detach()
+    if values is old or (not values.is_meta and values.data_ptr() == old.data_ptr()):
         values = values.clone()
     return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
 

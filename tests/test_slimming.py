@@ -12,7 +12,7 @@ from torchvision.models import get_model
 
 from passdeploy import Plan, count, find_groups, masked, slim, verify
 from passdeploy.channels.follow import follow
-from passdeploy.channels.groups import ChannelGroup, assemble
+from passdeploy.channels.groups import ChannelGroup, Gatherer
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import EquivalenceError, PlanError
 from passdeploy.slimming import relative_error, resize_
@@ -141,7 +141,7 @@ def test_verify_refuses_a_network_that_is_not_the_masked_one():
 
     net = Counting()
     assert "the function changes with their number" in find_groups(net, IMAGES)[0].reason
-    groups = assemble(follow(net, IMAGES)).groups  # as if nobody had tried
+    groups = Gatherer(follow(net, IMAGES)).gather()  # as if nobody had tried
     with pytest.raises(EquivalenceError, match="differs from the masked one"):
         verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5)
 

@@ -12,10 +12,10 @@ line of the model's code as the reason.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,24 @@ class Call:
         """The operation without its overload: `aten.convolution`."""
         return str(self.op.overloadpacket)
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, lists included."""
-        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Tensor)]
+        return list(_tensors_in(self.arguments.values()))
 
-    @property
+    @cached_property
     def results(self) -> list[Tensor]:
         """Every tensor among the results."""
-        return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
+        return list(_tensors_in((self.result,)))
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among the values of an operation; those may be lists, of lists at the most."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors_in(value)
 
 
 Rule = Callable[["Walk", Call], None]
@@ -130,7 +139,8 @@ class Trace:
 class WholeFunctions(TorchFunctionMode):
     """Shows functions that torch would take apart as one operation: their parts hide what they are.
 
-    An RMS norm, say, becomes a mean of squares over channels, which nobody could cut.
+    An RMS norm, say, becomes a mean of squares over channels, which nobody could cut, and attention becomes another
+    kernel on every device.
 
     Args:
         tell: hears of each call, and what it returned.
@@ -156,11 +166,17 @@ _RMS_NORM = torch.ops.aten.rms_norm.default
 _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
     torch.rms_norm: _RMS_NORM,
     torch.nn.functional.rms_norm: _RMS_NORM,
+    torch.nn.functional.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
 }
 
 
 class Onlooker(TorchDispatchMode):
     """Hears of every tensor operation after it ran; a subclass says what to make of it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a network is watched; torch's guard against it would cost more than the rules."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ is added to it. Channels with slices in the same dimensions of the same tensors 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -104,22 +104,109 @@ class Number:
         return self.module, self.attribute, self.index
 
 
-def gather(trace: Trace, *, numbers: Sequence[Number] = ()) -> tuple[ChannelGroup, ...]:
-    """The groups that a walk found.
+class Gatherer:
+    """Gathers the groups of a walk, again and again while its labels are joined and protected further."""
 
-    Args:
-        trace: of the walk.
-        numbers: of modules, that must follow the widths.
-    """
-    groups = _gather(trace)
-    return _with_numbers(groups, numbers, _Sizes(trace, groups))
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        sizes = [len(state.labels) for state in trace.state]
+        starts = np.array([int(state.labels[0]) for state in trace.state])
+        self._made, self._read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
+        # One row per label of the state: which dimension, and which place along it.
+        self._labels = (
+            torch.cat([state.labels for state in trace.state]) if sizes else torch.zeros(0, dtype=torch.int64)
+        )
+        self._dims = np.repeat(np.arange(len(sizes)), sizes)
+        self._places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
+        self._known: tuple[int, list[tuple[ChannelGroup, np.ndarray]], _Sizes] | None = None
 
+    def gather(self, numbers: Sequence[Number] = ()) -> tuple[ChannelGroup, ...]:
+        """The groups as they are now.
 
-def assemble(trace: Trace, *, numbers: Sequence[Number] = ()) -> ChannelMap:
-    """`gather`, and what the groups' widths cost."""
-    groups = _gather(trace)
-    sizes = _Sizes(trace, groups)
-    return ChannelMap(_with_numbers(groups, numbers, sizes), _price(trace, groups, sizes))
+        Args:
+            numbers: of modules, that must follow the widths.
+        """
+        groups, sizes = self._now()
+        return _with_numbers(groups, numbers, sizes)
+
+    def assemble(self, numbers: Sequence[Number] = ()) -> ChannelMap:
+        """`gather`, and what the groups' widths cost."""
+        groups, sizes = self._now()
+        return ChannelMap(_with_numbers(groups, numbers, sizes), _price(self._trace, groups, sizes))
+
+    def _now(self) -> tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]:
+        version = self._trace.book.version
+        if self._known is None or self._known[0] != version:
+            groups = self._gather()
+            self._known = version, groups, _Sizes(self._trace, groups)
+        return self._known[1:]
+
+    def _gather(self) -> list[tuple[ChannelGroup, np.ndarray]]:
+        """Groups with the roots of their channels, in the order in which layers first put them out."""
+        trace, made = self._trace, self._made
+        roots = trace.book.find(self._labels).numpy()
+        put_out = np.zeros(len(trace.state), bool)
+        put_out[list(made)] = True
+        is_channel = np.zeros(trace.book.size, bool)
+        is_channel[roots[put_out[self._dims]]] = True
+        mine = is_channel[roots]
+        dims, places, roots = self._dims[mine], self._places[mine], roots[mine]
+        by_root = np.lexsort((places, dims, roots))
+        dims, places, roots = dims[by_root], places[by_root], roots[by_root]
+        found: list[tuple[int, ChannelGroup, np.ndarray]] = []
+        for rows, reason in self._kinds(dims, roots):
+            own = dims[rows[0]]  # which dimensions one channel has places in; the same for all of a kind
+            order = {int(dim): made.get(int(dim), len(trace.produced)) for dim in np.unique(own)}
+            lead = min(order, key=lambda dim: (order[dim], dim))
+            rows = rows[np.argsort(places[rows[:, np.flatnonzero(own == lead)[0]]])]
+            table = places[rows]  # (width, places of one channel)
+            slots = tuple(
+                Slot(
+                    trace.state[dim].tensor,
+                    trace.state[dim].dim,
+                    torch.from_numpy(table[:, own == dim]),
+                    is_output=dim in made,
+                    is_input=dim in self._read,
+                )
+                for dim in sorted(order, key=lambda dim: (order[dim], dim))
+            )
+            found.append((order[lead], ChannelGroup(slots[0].layer, len(rows), slots, reason), roots[rows[:, 0]]))
+        named: list[tuple[ChannelGroup, np.ndarray]] = []
+        taken: dict[str, int] = {}
+        for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
+            taken[group.name] = taken.get(group.name, 0) + 1
+            name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
+            named.append((replace(group, name=name), group_roots))
+        return named
+
+    def _kinds(self, dims: np.ndarray, roots: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
+        """Channels with as many places in the same dimensions, and the same fate.
+
+        Args:
+            dims: of every label, those of one channel side by side and ascending.
+            roots: of every label, ascending.
+
+        Yields:
+            Which labels each channel of the kind has, shape (channels, labels of one), and why they must stay.
+        """
+        if not len(roots):
+            return
+        first = np.flatnonzero(np.diff(roots, prepend=-1))
+        counts = np.diff(first, append=len(roots))
+        protections, reasons = self._trace.book.protections()
+        texts: dict[str, int] = {}
+        alike = [texts.setdefault(text, len(texts)) for text in (*map(str, reasons), "")]  # "" is what -1 stands for
+        why, words = np.array(alike)[protections[roots[first]]], list(texts)
+        # A random number for every dimension and fate: where their sums are the same, so are they.
+        draw = np.random.default_rng(0)
+        of_dim, of_fate = (draw.integers(2**63, size=size) for size in (int(dims.max()) + 1, len(words)))
+        _, members, kind = np.unique(
+            np.add.reduceat(of_dim[dims], first) + of_fate[why], return_index=True, return_inverse=True
+        )
+        for number, member in enumerate(members):
+            rows = first[kind == number][:, None] + np.arange(counts[member])
+            assert (dims[rows] == dims[rows[0]]).all()
+            yield rows, words[why[member]]
 
 
 def _with_numbers(
@@ -132,59 +219,6 @@ def _with_numbers(
         if factor.spans:
             follows.setdefault(factor.spans[0][0], []).append((number.key, factor))
     return tuple(replace(group, numbers=tuple(follows.get(group.name, ()))) for group, _ in groups)
-
-
-def _gather(trace: Trace) -> list[tuple[ChannelGroup, np.ndarray]]:
-    """Groups with the roots of their channels, in the order in which layers first put them out."""
-    starts = np.array([int(state.labels[0]) for state in trace.state])
-    made, read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
-    reasons = trace.book.protected_roots()
-
-    # One row per label of the state: which dimension, which place along it, which channel.
-    sizes = [len(state.labels) for state in trace.state]
-    dims = np.repeat(np.arange(len(sizes)), sizes)
-    places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
-    roots = trace.book.find(torch.cat([state.labels for state in trace.state])).numpy() if sizes else places
-    is_channel = np.isin(roots, roots[np.isin(dims, list(made))])
-    dims, places, roots = dims[is_channel], places[is_channel], roots[is_channel]
-
-    # Channels with the same number of places in the same dimensions are of one kind.
-    by_root = np.lexsort((places, dims, roots))
-    dims, places, roots = dims[by_root], places[by_root], roots[by_root]
-    bounds = np.flatnonzero(np.diff(roots)) + 1
-    kinds: dict[tuple[bytes, str], list[int]] = {}
-    spans = list(zip([0, *bounds], [*bounds, len(roots)], strict=True)) if len(roots) else []
-    for number, (low, high) in enumerate(spans):
-        why = str(reasons.get(int(roots[low]), ""))
-        kinds.setdefault((dims[low:high].tobytes(), why), []).append(number)
-
-    found: list[tuple[int, ChannelGroup, np.ndarray]] = []
-    taken: dict[str, int] = {}
-    for (_, reason), members in kinds.items():
-        low, high = spans[members[0]]
-        order = {int(dim): made.get(int(dim), len(trace.produced)) for dim in np.unique(dims[low:high])}
-        lead = min(order, key=lambda dim: (order[dim], dim))
-        table = np.stack([places[slice(*spans[member])] for member in members])  # (width, places of one channel)
-        table = table[np.argsort(table[:, np.flatnonzero(dims[low:high] == lead)[0]])]
-        slots = tuple(
-            Slot(
-                trace.state[dim].tensor,
-                trace.state[dim].dim,
-                torch.from_numpy(table[:, dims[low:high] == dim].copy()),
-                is_output=dim in made,
-                is_input=dim in read,
-            )
-            for dim in sorted(order, key=lambda dim: (order[dim], dim))
-        )
-        group_roots = np.array([roots[spans[member][0]] for member in members])
-        group = ChannelGroup(slots[0].layer, len(members), slots, reason)
-        found.append((order[lead], group, group_roots))
-    named: list[tuple[ChannelGroup, np.ndarray]] = []
-    for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
-        taken[group.name] = taken.get(group.name, 0) + 1
-        name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
-        named.append((replace(group, name=name), group_roots))
-    return named
 
 
 def _left_out(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:

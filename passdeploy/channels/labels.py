@@ -36,8 +36,9 @@ class LabelBook:
     """A union-find over labels that works on whole vectors at once, with a list of protections."""
 
     def __init__(self) -> None:
-        self._parent = torch.zeros(1, dtype=torch.int64)  # NONE is its own root
-        self._protections: list[tuple[Tensor, Reason]] = []
+        self._parent = np.zeros(1, np.int64)  # NONE is its own root
+        self._protections: list[tuple[np.ndarray, Reason]] = []
+        self.version = 0  # goes up with every change of who is joined with whom, and of who must stay
 
     @property
     def size(self) -> int:
@@ -46,33 +47,39 @@ class LabelBook:
 
     def fresh(self, count: int) -> Tensor:
         """`count` new labels, shape (count,), ascending."""
-        start = len(self._parent)
-        labels = torch.arange(start, start + count)
-        self._parent = torch.cat([self._parent, labels])
-        return labels
+        labels = np.arange(len(self._parent), len(self._parent) + count)
+        self._parent = np.concatenate([self._parent, labels])
+        return torch.from_numpy(labels)
 
     def find(self, labels: Tensor) -> Tensor:
         """The representative of each label; same shape."""
-        roots = self._parent[labels]
-        while not torch.equal(roots, above := self._parent[roots]):
+        return torch.from_numpy(self._roots(labels.numpy()))
+
+    def _roots(self, labels: np.ndarray) -> np.ndarray:
+        roots: np.ndarray = self._parent[labels]
+        while (roots != (above := self._parent[roots])).any():
             roots = above
         return roots
 
     def join(self, first: Tensor, second: Tensor, reason: Reason) -> None:
         """Join two vectors of labels entry by entry; a label that meets NONE must stay, for `reason`."""
-        self.protect(torch.where(second == NONE, first, NONE), reason)
-        self.protect(torch.where(first == NONE, second, NONE), reason)
-        both = (first != NONE) & (second != NONE)
-        first, second = first[both], second[both]
+        if first is second:
+            return
+        ours, theirs = first.numpy(), second.numpy()
+        both = (ours != NONE) & (theirs != NONE)
+        if not both.all():
+            self._protect(ours[(theirs == NONE) & (ours != NONE)], reason)
+            self._protect(theirs[(ours == NONE) & (theirs != NONE)], reason)
+            ours, theirs = ours[both], theirs[both]
         while True:
-            roots, others = self.find(first), self.find(second)
+            roots, others = self._roots(ours), self._roots(theirs)
             differ = roots != others
             if not differ.any():
                 return
-            low = torch.minimum(roots, others)[differ]
-            high = torch.maximum(roots, others)[differ]
+            self.version += 1
+            low, high = np.minimum(roots, others)[differ], np.maximum(roots, others)[differ]
             # Where one root is to go below several others, the lowest wins; the next round sees to the rest.
-            self._parent.scatter_reduce_(0, high, low, "amin")
+            np.minimum.at(self._parent, high, low)
 
     def join_rows(self, rows: Tensor, reason: Reason) -> Tensor:
         """Join each row of `rows` (count, width) into one label; returns one label a row, shape (count,)."""
@@ -82,18 +89,28 @@ class LabelBook:
 
     def protect(self, labels: Tensor, reason: Reason) -> None:
         """These labels, and whatever they are or will be joined with, must stay."""
+        self._protect(labels.numpy().reshape(-1), reason)
+
+    def _protect(self, labels: np.ndarray, reason: Reason) -> None:
         labels = labels[labels != NONE]
         if len(labels):
-            self._protections.append((labels.unique(), reason))
+            self.version += 1
+            self._protections.append((np.unique(labels), reason))
 
-    def protected_roots(self) -> dict[int, Reason]:
-        """Root -> the first reason why it must stay."""
-        if not self._protections:
-            return {}
-        which = np.repeat(np.arange(len(self._protections)), [len(labels) for labels, _ in self._protections])
-        roots = self.find(torch.cat([labels for labels, _ in self._protections])).numpy()
-        found, first = np.unique(roots, return_index=True)
-        return {int(root): self._protections[which[at]][1] for root, at in zip(found, first, strict=True)}
+    def protections(self) -> tuple[np.ndarray, list[Reason]]:
+        """Who must stay.
+
+        Returns:
+            For every label that represents others: which of the reasons was the first, or -1; shape (size,). And the
+            reasons.
+        """
+        first = np.full(self.size, -1)
+        reasons = [reason for _, reason in self._protections]
+        if reasons:
+            numbers = np.repeat(np.arange(len(reasons)), [len(labels) for labels, _ in self._protections])
+            roots = self._roots(np.concatenate([labels for labels, _ in self._protections]))
+            first[roots[::-1]] = numbers[::-1]  # of several the last one written stays: the first reason
+        return first, reasons
 
     def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.

@@ -60,10 +60,9 @@ def _removable(found: ChannelMap) -> int:
 
 def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int]) -> dict[ChoiceKey, int]:
     """Choices whose channels must stay after all, and that have another option: which -> that option."""
-    protected = trace.book.protected_roots()
+    protections, _ = trace.book.protections()
     return {
         key: chosen.get(key, 0) + 1
         for key, choice in trace.choices.items()
-        if chosen.get(key, 0) + 1 < choice.options
-        and any(root in protected for root in trace.book.find(choice.labels).unique().tolist())
+        if chosen.get(key, 0) + 1 < choice.options and (protections[trace.book.find(choice.labels).numpy()] >= 0).any()
     }

@@ -5,12 +5,16 @@ the same. So the network is cut at random and run. Where it stops, or makes a te
 foretell, a number that a module keeps and that equals the old size is made to say the new one, now and whenever the
 network is cut. Where no such number helps, the channels that meet there are protected. In the end the cut network
 must compute what the masked one does; groups that spoil this are found by halving, and protected too.
+
+A network of convolutions, linear layers, batch norms, pooling and sums states no sizes, and is not rehearsed.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,13 +23,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
 from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, Number, assemble, gather
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import Reason
 from passdeploy.plan import Plan
-from passdeploy.slimming import masked, read_number, relative_error, slim
+from passdeploy.slimming import like, masked, read_number, relative_error, slim
 
 MOST_REPAIRS = 150
-LEAST_TAKES = 3  # cuts that must go well: a wrong number may be right by chance
+SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
 MOST_TAKES = 5  # where one did not
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 TOLERANCE = 1e-4  # in float32; a number that is wrong shows in the first digits
@@ -39,24 +43,27 @@ def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> ChannelMa
     Returns:
         What the walk found, less what did not stand the test.
     """
+    if _is_plain(trace):
+        return Gatherer(trace).assemble()
     generic = tuple(tree_map(_noise_like, list(inputs)))
     stage = _Stage(model, generic, trace)
-    has_stumbled = False
+    takes, compared = (SOME_TAKES if _states_sizes(trace) else 1), 1
     for _ in range(MOST_REPAIRS):
-        stop = stage.play()
+        is_compared = stage.take < compared
+        stop = stage.play(for_real=is_compared)
         if stop is not None:
             if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)):
                 stage.protect_around(stop)
-        elif (stage.take and not has_stumbled) or not stage.protect_culprits():
+        elif not is_compared or not stage.protect_culprits():
             stage.take += 1
-            if stage.take == (MOST_TAKES if has_stumbled else LEAST_TAKES):
+            if stage.take >= takes:
                 break
             continue
-        # From here on the cut is another one: it must stand every test again.
-        has_stumbled, stage.take = True, 0
+        # From here on the cut is another one: it must stand every test again, and more of them.
+        takes, compared, stage.take = MOST_TAKES, SOME_TAKES, 0
     else:
         stage.give_up()
-    return assemble(trace, numbers=stage.numbers)
+    return stage.gatherer.assemble(stage.numbers)
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Rehearsal(Onlooker):
     def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int]) -> None:
         super().__init__()
         self._script, self._size_of = script, size_of
-        self.position = 0
+        self.position = 0  # operations that went well
         self.blamed: int | None = None  # where the network first did something else than in the walk
         self._is_in_step = True
 
@@ -87,6 +94,11 @@ class Rehearsal(Onlooker):
         """What should happen next, or should have happened where it first went another way."""
         position = self.position if self.blamed is None else self.blamed
         return self._script[min(position, len(self._script) - 1)]
+
+    @property
+    def went_well(self) -> bool:
+        """Whether everything happened that should, and nothing else."""
+        return self._is_in_step and self.position == len(self._script)
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
@@ -108,25 +120,55 @@ class _Stage:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], trace: Trace) -> None:
         self.model, self.inputs, self.trace = model, inputs, trace
+        self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
         self._vain: set[tuple[int, frozenset[tuple[str, str, int | None]]]] = set()
 
-    def play(self) -> Stop | None:
-        """Cut at random and run; where it stopped, or None."""
-        self.groups = gather(self.trace, numbers=self.numbers)
+    @cached_property
+    def sketch(self) -> tuple[nn.Module, tuple[Any, ...]] | None:
+        """The network and its inputs without their values, or None if it does not run like that.
+
+        Tensors on torch's meta device have shapes and nothing else: sizes are checked in no time.
+        """
+        state = [*self.model.named_parameters(), *self.model.named_buffers()]
+        bare = copy.deepcopy(self.model, {id(tensor): like(tensor, tensor.to("meta")) for _, tensor in state})
+        inputs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, self.inputs)
+        self.gone = self._gone(Plan({}))
+        rehearsal, _ = self._watch(bare, inputs)
+        return (bare, inputs) if rehearsal.went_well else None
+
+    def play(self, *, for_real: bool) -> Stop | None:
+        """Cut at random and run; where it stopped, or None.
+
+        Args:
+            for_real: with values, whose outputs are kept for a comparison; else only as a sketch, if there is one.
+        """
+        self.groups = self.gatherer.gather(self.numbers)
         self.plan = _random_plan(self.groups, self.take)
-        self.cut = slim(self.model, self.groups, self.plan)
-        self.gone = self._gone()
+        has_stumbled = bool(self.numbers or self._vain)
+        if (not for_real or has_stumbled) and self.sketch:
+            stop = self._cut_and_watch(*self.sketch)
+            if stop or not for_real:
+                return stop
+        return self._cut_and_watch(self.model, self.inputs)
+
+    def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> Stop | None:
+        self.cut = slim(model, self.groups, self.plan)
+        self.gone = self._gone(self.plan)
+        rehearsal, error = self._watch(self.cut, inputs)
+        return Stop(rehearsal.position, rehearsal.expected, error) if error else None
+
+    def _watch(self, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Rehearsal, str]:
+        """Run a network; what was seen, and the error that stopped it."""
         rehearsal = Rehearsal(self.trace.happenings, self.size_of)
         try:
-            with torch.no_grad(), evaluating(self.cut):
-                self.outputs = _tensors_of(rehearsal.watch(self.cut, self.inputs))
+            with torch.no_grad(), evaluating(network):
+                self.outputs = _tensors_of(rehearsal.watch(network, inputs))
         except Exception as error:  # anything may break in code that meets other sizes than it knows
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            return Stop(rehearsal.position, rehearsal.expected, lines[0])
-        return None
+            return rehearsal, (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return rehearsal, ""
 
     def size_of(self, labels: Tensor) -> int:
         """How many channels of a dimension the last cut left."""
@@ -139,7 +181,7 @@ class _Stage:
             return False
         before = self.numbers
         self.numbers = [*(number for number in before if number.key not in attempt[1]), *repair]
-        after = self.play()
+        after = self.play(for_real=self.sketch is None)
         if after is None or after.position > stop.position:
             return True
         self.numbers = before
@@ -196,7 +238,7 @@ class _Stage:
         words = f"the code depends on their number: {stop.error[:120]}"
         reason = Reason(words, stopped.op, module, stopped.source)
         for depth in range(len(stopped.modules) + 1):
-            before = len(book.protected_roots())
+            before = self._count_protected()
             met = {
                 id(vector): vector
                 for happening in self.trace.happenings
@@ -206,9 +248,12 @@ class _Stage:
             }
             if met:
                 book.protect(torch.cat(list(met.values())), reason)
-            if len(book.protected_roots()) > before:
+            if self._count_protected() > before:
                 return
         self.give_up()
+
+    def _count_protected(self) -> int:
+        return int((self.trace.book.protections()[0] >= 0).sum())
 
     def give_up(self) -> None:
         """Nothing of the network can be cut: no repair made it run."""
@@ -254,11 +299,11 @@ class _Stage:
         with torch.no_grad(), evaluating(network), plain_attention():
             return _tensors_of(network(*self.inputs))
 
-    def _gone(self) -> Tensor:
+    def _gone(self, plan: Plan) -> Tensor:
         """For every label, whether it is the representative of a channel that goes."""
         gone = torch.zeros(self.trace.book.size, dtype=torch.bool)
         for group in self.groups:
-            if len(removed := self.plan.removed(group)):
+            if len(removed := plan.removed(group)):
                 gone[self.trace.book.find(self._labels_of(group)[removed])] = True
         return gone
 
@@ -267,6 +312,58 @@ class _Stage:
         slot = group.slots[0]
         state = next(s for s in self.trace.state if (s.tensor, s.dim) == (slot.tensor, slot.dim))
         return state.labels[slot.index[:, 0]]
+
+
+# What states a size that nobody but the model's code knows, if it does not hand a dimension on as it is.
+_SIZED = (
+    *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.slice", "aten.narrow", "aten.split"),
+    *("aten.split_with_sizes", "aten.unbind", "aten.select", "aten.expand", "aten.repeat", "aten.unfold"),
+    *("aten.as_strided", "aten.as_strided_", "aten.index", "aten.index_put_", "aten.roll", "aten.constant_pad_nd"),
+    *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
+)
+
+
+# What hands channels on, or ends and starts them in a weight, in one way only.
+_PLAIN = (
+    *(
+        "aten.convolution",
+        "aten.native_batch_norm",
+        "aten._native_batch_norm_legit_no_training",
+        "aten.cudnn_batch_norm",
+    ),
+    *("aten.addmm", "aten.mm", "aten.t", "aten.cat", "aten.mean", "aten.clone", "aten.detach", "aten.alias"),
+    *("aten.native_dropout", "aten.max_pool2d_with_indices", "aten.avg_pool2d", "aten._adaptive_avg_pool2d"),
+    *("aten.relu", "aten.relu_", "aten.hardtanh", "aten.hardtanh_", "aten.hardswish", "aten.hardswish_"),
+    *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
+    *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
+)
+_PLAIN_BETWEEN_TENSORS = ("aten.add", "aten.add_", "aten.mul", "aten.mul_")  # times a number: it may count channels
+
+
+def _is_plain(trace: Trace) -> bool:
+    """Whether no operation of the network can state a size, or hides a number that depends on one."""
+
+    def is_plain(happening: Happening) -> bool:
+        if happening.op in _SIZED:
+            return all(_is_handed_on(vector, happening) for _, labels in happening.inputs for vector in labels.values())
+        return happening.op in _PLAIN or (happening.op in _PLAIN_BETWEEN_TENSORS and len(happening.inputs) == 2)
+
+    return all(is_plain(happening) for happening in trace.happenings if any(labels for _, labels in happening.inputs))
+
+
+def _states_sizes(trace: Trace) -> bool:
+    """Whether a dimension with channels is taken apart, put together or picked from anywhere in the network."""
+    return any(
+        not _is_handed_on(vector, happening)
+        for happening in trace.happenings
+        if happening.op in _SIZED
+        for _, labels in happening.inputs
+        for vector in labels.values()
+    )
+
+
+def _is_handed_on(vector: Tensor, happening: Happening) -> bool:
+    return any(torch.equal(vector, other) for _, labels in happening.results for other in labels.values())
 
 
 def _tensors_of(outputs: Any) -> list[Tensor]:

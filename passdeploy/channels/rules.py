@@ -542,7 +542,7 @@ def group_norm(walk: Walk, call: Call) -> None:
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
-@rule("_scaled_dot_product_fused_attention_overrideable")
+@rule("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention")
 def attention(walk: Walk, call: Call) -> None:
     """Heads are joined over queries, keys and values; the width of a value passes, that of a query is summed over."""
     query, key, value = call["query"], call["key"], call["value"]
