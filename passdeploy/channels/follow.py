@@ -15,11 +15,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -73,11 +75,13 @@ class Call:
 
     @classmethod
     def bind(cls, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
-        """Name the arguments, with the schema's defaults filled in."""
-        schema = op._schema.arguments
-        arguments = {slot.name: slot.default_value for slot in schema if slot.has_default_value()}
-        arguments.update({slot.name: value for slot, value in zip(schema, args, strict=False)})
-        arguments.update(kwargs)
+        """Name the arguments, in the schema's order and with its defaults filled in."""
+        arguments = {}
+        for place, slot in enumerate(op._schema.arguments):
+            if place < len(args):
+                arguments[slot.name] = args[place]
+            elif slot.name in kwargs or slot.has_default_value():
+                arguments[slot.name] = kwargs.get(slot.name, slot.default_value)
         return cls(op, arguments, result)
 
     def __getitem__(self, name: str) -> Any:
@@ -154,19 +158,26 @@ class WholeFunctions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Any function of torch, on its way."""
-        if (op := _WHOLE.get(func)) is None:
-            return func(*args, **(kwargs or {}))
+        if func is F.multi_head_attention_forward:  # what a function calls in turn, torch does not show to a mode
+            attend = partial(self._whole, F.scaled_dot_product_attention)
+            with patch.object(F, "scaled_dot_product_attention", lambda *args, **kwargs: attend(args, kwargs)):
+                return func(*args, **(kwargs or {}))
+        if func in _WHOLE:
+            return self._whole(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+    def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _disable_current_modes():
-            result = func(*args, **(kwargs or {}))
-        self._tell(Call.bind(op, args, kwargs or {}, result))
+            result = func(*args, **kwargs)
+            self._tell(Call.bind(_WHOLE[func], args, kwargs, result))
         return result
 
 
 _RMS_NORM = torch.ops.aten.rms_norm.default
 _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
     torch.rms_norm: _RMS_NORM,
-    torch.nn.functional.rms_norm: _RMS_NORM,
-    torch.nn.functional.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
+    F.rms_norm: _RMS_NORM,
+    F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
 }
 
 

@@ -81,6 +81,17 @@ class LabelBook:
             # Where one root is to go below several others, the lowest wins; the next round sees to the rest.
             np.minimum.at(self._parent, high, low)
 
+    def save(self) -> tuple[np.ndarray, int]:
+        """All that was joined and protected so far, to return to."""
+        return self._parent.copy(), len(self._protections)
+
+    def restore(self, saved: tuple[np.ndarray, int]) -> None:
+        """Forget what was joined and protected since it was saved."""
+        parent, protections = saved
+        self._parent = parent.copy()
+        del self._protections[protections:]
+        self.version += 1
+
     def join_rows(self, rows: Tensor, reason: Reason) -> Tensor:
         """Join each row of `rows` (count, width) into one label; returns one label a row, shape (count,)."""
         first = rows.amax(1)  # a label if the row holds any, since NONE is the lowest
@@ -111,6 +122,14 @@ class LabelBook:
             roots = self._roots(np.concatenate([labels for labels, _ in self._protections]))
             first[roots[::-1]] = numbers[::-1]  # of several the last one written stays: the first reason
         return first, reasons
+
+    def modules_that_protect(self, roots: np.ndarray) -> set[str]:
+        """The modules in which any of the channels that `roots` represent turned out to have to stay."""
+        if not len(roots):
+            return set()
+        asked = np.zeros(self.size, bool)
+        asked[roots] = True
+        return {reason.module for labels, reason in self._protections if asked[self._roots(labels)].any()}
 
     def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from passdeploy.channels.follow import ChoiceKey, Trace, follow
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
-from passdeploy.channels.rehearse import rehearse
+from passdeploy.channels.rehearse import Stage
 
-MOST_ROUNDS = 3
+MOST_ROUNDS = 4
 
 
 def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
@@ -40,18 +40,22 @@ def map_channels(
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     choose: dict[ChoiceKey, int] = {}
-    best: ChannelMap | None = None
+    best: Stage | None = None
     for _ in range(MOST_ROUNDS):
-        trace = follow(model, inputs, choose=choose)
-        found = rehearse(model, inputs, trace)
-        if best is None or _removable(found) > _removable(best):
-            best = found
-        vain = _choices_in_vain(trace, choose)
+        stage = Stage(model, inputs, follow(model, inputs, choose=choose))
+        stage.settle_sizes()
+        vain = _choices_in_vain(stage.trace, choose)
+        if not vain:
+            stage.settle_values()
+            vain = _choices_in_vain(stage.trace, choose)
+        if best is None or _removable(stage.found()) > _removable(best.found()):
+            best = stage
         if not vain:
             break
         choose = {**choose, **vain}
     assert best is not None
-    return best.chosen(include=include, exclude=exclude)
+    best.settle_values()
+    return best.found().chosen(include=include, exclude=exclude)
 
 
 def _removable(found: ChannelMap) -> int:
@@ -59,10 +63,28 @@ def _removable(found: ChannelMap) -> int:
 
 
 def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int]) -> dict[ChoiceKey, int]:
-    """Choices whose channels must stay after all, and that have another option: which -> that option."""
-    protections, _ = trace.book.protections()
-    return {
-        key: chosen.get(key, 0) + 1
-        for key, choice in trace.choices.items()
-        if chosen.get(key, 0) + 1 < choice.options and (protections[trace.book.find(choice.labels).numpy()] >= 0).any()
+    """Choices whose channels must stay after all, and that have another option: which -> that option.
+
+    Only those are made again that stand in the modules where the channels met their fate, if there are any. Of choices
+    that follow from each other it is the last, and those that are like it: heads are told from their widths after
+    queries are told from keys.
+    """
+    book, vain = trace.book, {}
+    protections, _ = book.protections()
+    roots = {key: book.find(choice.labels).unique().numpy() for key, choice in trace.choices.items()}
+    lost = {key: found[protections[found] >= 0] for key, found in roots.items()}
+    near = {
+        key
+        for key, found in lost.items()
+        if any(name == key[0] or name.startswith(key[0] + ".") for name in book.modules_that_protect(found))
     }
+    seen: dict[int, int] = {}  # root -> how many labels the last choice among them was about
+    for key, choice in reversed(trace.choices.items()):
+        size = len(choice.labels)
+        if not len(lost[key]) or (near and key not in near):
+            continue
+        if any(seen.setdefault(root, size) != size for root in lost[key].tolist()):
+            continue
+        if (option := chosen.get(key, 0) + 1) < choice.options:
+            vain[key] = option
+    return vain

@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from passdeploy.chance import generator
 from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
-from passdeploy.channels.labels import Reason
+from passdeploy.channels.labels import NONE, Reason
+from passdeploy.channels.ties import ties
 from passdeploy.plan import Plan
 from passdeploy.slimming import like, masked, read_number, relative_error, slim
 
@@ -32,38 +33,9 @@ MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
 MOST_TAKES = 5  # where one did not
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
-TOLERANCE = 1e-4  # in float32; a number that is wrong shows in the first digits
-
-
-def rehearse(model: nn.Module, inputs: Sequence[Any], trace: Trace) -> ChannelMap:
-    """Cut, run and repair until the cut network runs and equals the masked one.
-
-    Channels that cannot be cut are protected in the trace's book.
-
-    Returns:
-        What the walk found, less what did not stand the test.
-    """
-    if _is_plain(trace):
-        return Gatherer(trace).assemble()
-    generic = tuple(tree_map(_noise_like, list(inputs)))
-    stage = _Stage(model, generic, trace)
-    takes, compared = (SOME_TAKES if _states_sizes(trace) else 1), 1
-    for _ in range(MOST_REPAIRS):
-        is_compared = stage.take < compared
-        stop = stage.play(for_real=is_compared)
-        if stop is not None:
-            if not any(stage.improves(repair, stop) for repair in stage.repairs(stop)):
-                stage.protect_around(stop)
-        elif not is_compared or not stage.protect_culprits():
-            stage.take += 1
-            if stage.take >= takes:
-                break
-            continue
-        # From here on the cut is another one: it must stand every test again, and more of them.
-        takes, compared, stage.take = MOST_TAKES, SOME_TAKES, 0
-    else:
-        stage.give_up()
-    return stage.gatherer.assemble(stage.numbers)
+SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
+TOLERANCE = 1e-9  # in float64, for what lies between
+MOST_DOUBLED = 100_000_000  # parameters of a network that is compared in float64 at once: what is wrong may fade
 
 
 @dataclass(frozen=True)
@@ -102,7 +74,11 @@ class Rehearsal(Onlooker):
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
-        if self._is_in_step and self.expected.op != call.name:
+        if call.name == _CLONE and self.expected.op != _CLONE:
+            return  # whether a tensor must be copied before it is viewed is a matter of its strides
+        while self.expected.op == _CLONE != call.name and self.position < len(self._script) - 1:
+            self.position += 1
+        if self._is_in_step and not _is_same(self.expected.op, call.name):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
@@ -115,16 +91,82 @@ class Rehearsal(Onlooker):
         self.position += 1
 
 
-class _Stage:
-    """A network, its trace, and the repairs made so far."""
+_CLONE = "aten.clone"
+_VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], trace: Trace) -> None:
-        self.model, self.inputs, self.trace = model, inputs, trace
+
+def _is_same(op: str, other: str) -> bool:
+    return op == other or (op in _VIEWS and other in _VIEWS)
+
+
+class Stage:
+    """A network that is cut, run and repaired until the cut network runs and equals the masked one.
+
+    Args:
+        model: the network.
+        inputs: an example of what it is called with.
+        trace: what a walk found; channels that cannot be cut are protected in its book.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Any], trace: Trace) -> None:
+        self.model, self.trace = model, trace
+        self.inputs = tuple(tree_map(_noise_like, list(inputs)))
         self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
+        self.is_plain = _is_plain(trace)
+        self.has_stumbled = False
+        self._is_settled = False
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
-        self._vain: set[tuple[int, frozenset[tuple[str, str, int | None]]]] = set()
+        self._repairs_left = MOST_REPAIRS
+        self._ties: list[tuple[int, ...]] = []  # those that are kept
+        self._tied_in_vain: set[tuple[int, ...]] = set()
+        self._vain: set[tuple[Any, ...]] = set()  # repairs that did not help
+
+    def settle_sizes(self) -> None:
+        """Repair, tie and protect until the network runs however it is cut."""
+        self.take = 0
+        while not self.is_plain and self.take < (MOST_TAKES if self.has_stumbled else self._takes):
+            stop = self.play(for_real=False)
+            if stop is None:
+                self.take += 1
+                continue
+            if self._repairs_left <= 0:
+                return self.give_up()
+            if not self.repair(stop) and not self.tie(stop):
+                self.protect_around(stop)
+            # From here on the cut is another one: it must stand every test again, and more of them.
+            self._repairs_left -= 1
+            self.has_stumbled, self.take = True, 0
+        return None
+
+    def settle_values(self) -> None:
+        """Protect until the cut network computes what the masked one does."""
+        if self._is_settled:
+            return None
+        self._is_settled, self.take = True, 0
+        while not self.is_plain and self.take < (self._takes if self.has_stumbled else 1):
+            stop = self.play(for_real=True)
+            if self._repairs_left <= 0:
+                return self.give_up()
+            if stop is not None:  # what a sketch does not show
+                self.protect_around(stop, for_real=True)
+            elif not self.protect_culprits():
+                self.take += 1
+                continue
+            self.has_stumbled = True
+            self._repairs_left -= 1
+            self.settle_sizes()
+            self.take = 0
+        return None
+
+    def found(self) -> ChannelMap:
+        """The groups as they are now, and what they cost."""
+        return self.gatherer.assemble(self.numbers)
+
+    @cached_property
+    def _takes(self) -> int:
+        return SOME_TAKES if _states_sizes(self.trace) else 1
 
     @cached_property
     def sketch(self) -> tuple[nn.Module, tuple[Any, ...]] | None:
@@ -143,15 +185,12 @@ class _Stage:
         """Cut at random and run; where it stopped, or None.
 
         Args:
-            for_real: with values, whose outputs are kept for a comparison; else only as a sketch, if there is one.
+            for_real: with values; else only as a sketch, if there is one.
         """
         self.groups = self.gatherer.gather(self.numbers)
         self.plan = _random_plan(self.groups, self.take)
-        has_stumbled = bool(self.numbers or self._vain)
-        if (not for_real or has_stumbled) and self.sketch:
-            stop = self._cut_and_watch(*self.sketch)
-            if stop or not for_real:
-                return stop
+        if not for_real and self.sketch:
+            return self._cut_and_watch(*self.sketch)
         return self._cut_and_watch(self.model, self.inputs)
 
     def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> Stop | None:
@@ -165,7 +204,7 @@ class _Stage:
         rehearsal = Rehearsal(self.trace.happenings, self.size_of)
         try:
             with torch.no_grad(), evaluating(network):
-                self.outputs = _tensors_of(rehearsal.watch(network, inputs))
+                rehearsal.watch(network, inputs)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             return rehearsal, (str(error).strip().splitlines() or [type(error).__name__])[0]
         return rehearsal, ""
@@ -174,14 +213,49 @@ class _Stage:
         """How many channels of a dimension the last cut left."""
         return len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
 
+    def repair(self, stop: Stop) -> bool:
+        """Find numbers that are stale and let them follow the widths; returns whether that gets the network further."""
+        return any(self.improves(repair, stop) for repair in self.repairs(stop))
+
+    def tie(self, stop: Stop) -> bool:
+        """Find widths that must be the same and join them; returns whether that gets the network further."""
+        book = self.trace.book
+
+        def class_of(module: str) -> type:
+            return type(self.model.get_submodule(module))
+
+        for tie in ties(self.trace.happenings, stop.position, class_of, book.find):
+            if tie.key in self._tied_in_vain:
+                continue
+            saved, version = book.save(), book.version
+            stays = book.protections()[0] >= 0
+            for ours, other in tie.pairs:
+                if (
+                    not stays[book.find(torch.cat([ours, other])).numpy()].any()
+                    and NONE not in ours
+                    and NONE not in other
+                ):
+                    book.join(ours, other.repeat(len(ours) // len(other)), Reason("as wide as channels that must stay"))
+            if book.version > version:
+                self._ties.append(tie.key)
+                after = self.play(for_real=False)
+                # Once the widths are the same, a number may say what they are.
+                if after is None or after.position > stop.position or self.repair(after):
+                    return True
+                self._ties.pop()
+                book.restore(saved)
+            self._tied_in_vain.add(tie.key)
+        return False
+
     def improves(self, repair: Sequence[Number], stop: Stop) -> bool:
         """Whether the network gets further with `repair`, which is kept if so; what was in vain is not tried again."""
-        attempt = stop.position, frozenset(number.key for number in repair)
+        keys = frozenset(number.key for number in repair)
+        attempt = stop.position, tuple(self._ties), keys
         if not repair or attempt in self._vain:
             return False
         before = self.numbers
-        self.numbers = [*(number for number in before if number.key not in attempt[1]), *repair]
-        after = self.play(for_real=self.sketch is None)
+        self.numbers = [*(number for number in before if number.key not in keys), *repair]
+        after = self.play(for_real=False)
         if after is None or after.position > stop.position:
             return True
         self.numbers = before
@@ -194,17 +268,19 @@ class _Stage:
         cut = self.cut
         for depth in range(1, len(stop.happening.modules) + 1):
             module = cut.get_submodule(stop.happening.modules[-depth])
-            together: list[Number] = []
-            for attribute, value in vars(module).items():
-                for number, places in enumerate(_explanations(value, changed)):
-                    repair = list(self._alike(stop.happening, depth, attribute, places))
-                    together += repair if number == 0 else []
-                    yield repair
-            if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
-                yield together
+            # A method of a child that is not called itself runs in the name of its parent.
+            for child, owner in (("", module), *module.named_children()):
+                together: list[Number] = []
+                for attribute, value in vars(owner).items():
+                    for number, places in enumerate(_explanations(value, changed)):
+                        repair = list(self._alike(stop.happening, depth, child, attribute, places))
+                        together += repair if number == 0 else []
+                        yield repair
+                if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
+                    yield together
 
     def _alike(
-        self, stopped: Happening, depth: int, attribute: str, places: Mapping[int | None, Place]
+        self, stopped: Happening, depth: int, child: str, attribute: str, places: Mapping[int | None, Place]
     ) -> Iterator[Number]:
         """The same numbers of every module of that class, where the same line of code runs for the same time."""
         kind = type(self.model.get_submodule(stopped.modules[-depth]))
@@ -213,11 +289,11 @@ class _Stage:
         for module, same in turns.items():
             if type(self.model.get_submodule(module)) is not kind or turn >= len(same):
                 continue
-            sizes = dict(_sizes(same[turn]))
+            sizes, owner = dict(_sizes(same[turn])), ".".join(part for part in (module, child) if part)
             for index, place in places.items():
                 dense, labels = sizes.get(place, (None, None))
-                if labels is not None and _has_number(self.model, (module, attribute, index), dense):
-                    yield Number(module, attribute, index, labels)
+                if labels is not None and _has_number(self.model, (owner, attribute, index), dense):
+                    yield Number(owner, attribute, index, labels)
 
     def _turns(self, stopped: Happening, depth: int) -> dict[str, list[Happening]]:
         """Module at that depth -> what ran there by the same line of code, in order."""
@@ -227,57 +303,64 @@ class _Stage:
                 turns.setdefault(happening.modules[-depth], []).append(happening)
         return turns
 
-    def protect_around(self, stop: Stop) -> None:
-        """What meets at the operation that broke must stay, there and wherever the same line runs.
+    def protect_around(self, stop: Stop, *, for_real: bool = False) -> None:
+        """What meets at the operation that broke must stay, there and wherever the same line sees the same sizes.
 
-        Where that changes nothing the number came from further away: then all that the module touches, then all that
-        the module around it touches, and so on.
+        Where that does not help the number came from further away: then all that the module touches must stay, then
+        whatever the line sees elsewhere, then all that modules of this class touch, and those around them, and so on.
         """
         book, stopped = self.trace.book, stop.happening
         module = stopped.modules[-1] if stopped.modules else ""
         words = f"the code depends on their number: {stop.error[:120]}"
         reason = Reason(words, stopped.op, module, stopped.source)
-        for depth in range(len(stopped.modules) + 1):
-            before = self._count_protected()
-            met = {
+        for part in self._parts_around(stopped):
+            saved, version = book.save(), book.version
+            vectors = {
                 id(vector): vector
-                for happening in self.trace.happenings
-                if self._is_like(happening, stopped, depth)
+                for happening in part
                 for _, labels in (*happening.inputs, *happening.results)
                 for vector in labels.values()
             }
-            if met:
-                book.protect(torch.cat(list(met.values())), reason)
-            if self._count_protected() > before:
+            if vectors:
+                book.protect(torch.cat(list(vectors.values())), reason)
+            if book.version == version:
+                continue
+            after = self.play(for_real=for_real)
+            if after is None or after.position > stop.position:
                 return
+            book.restore(saved)
         self.give_up()
 
-    def _count_protected(self) -> int:
-        return int((self.trace.book.protections()[0] >= 0).sum())
+    def _parts_around(self, stopped: Happening) -> Iterator[list[Happening]]:
+        """Parts of what happened in which the number may come from that an operation depends on, the least first."""
+        script = self.trace.happenings
+        line = [other for other in script if (other.op, other.source) == (stopped.op, stopped.source)]
+        alike = [other for other in line if _shapes(other) == _shapes(stopped)]
+        owners = {other.modules[-1] for other in alike if other.modules}
+        yield alike
+        yield [other for other in script if owners.intersection(other.modules)]
+        yield line
+        for depth in range(1, len(stopped.modules) + 1):
+            kind = type(self.model.get_submodule(stopped.modules[-depth]))
+            names = {name for name, module in self.model.named_modules() if type(module) is kind}
+            yield [other for other in script if names.intersection(other.modules)]
 
     def give_up(self) -> None:
         """Nothing of the network can be cut: no repair made it run."""
         for state in self.trace.state:
             self.trace.book.protect(state.labels, Reason("the network does not run once anything is cut"))
 
-    def _is_like(self, happening: Happening, stopped: Happening, depth: int) -> bool:
-        """Whether it is the same line of code (depth 0), or runs in a module of the same class at that depth."""
-        if depth == 0:
-            return (happening.op, happening.source) == (stopped.op, stopped.source)
-        kind = type(self.model.get_submodule(stopped.modules[-depth]))
-        return any(type(self.model.get_submodule(name)) is kind for name in happening.modules)
-
     def protect_culprits(self) -> bool:
         """Groups without which the cut network would equal the masked one must stay; returns whether there are any."""
         suspects = list(self.plan.kept)
-        if not suspects or _agree(self._outputs_of(masked, suspects), self.outputs):
+        if not suspects or self._is_exact(suspects):
             return False
         self.trials_left = MOST_TRIALS
         guilty = set(self._culprits(suspects))
-        reason = Reason("the function changes with their number, in a way that no mask can follow")
         for group in self.groups:
             if group.name in guilty:
-                self.trace.book.protect(self._labels_of(group), reason)
+                words = "the function changes with their number, in a way that no mask can follow"
+                self.trace.book.protect(self._labels_of(group), Reason(words, module=group.layers[0]))
         return True
 
     def _culprits(self, suspects: Sequence[str]) -> list[str]:
@@ -289,15 +372,25 @@ class _Stage:
         return [name for half in guilty for name in self._culprits(half)] or list(suspects)
 
     def _is_exact(self, names: Sequence[str]) -> bool:
+        """Whether cutting these groups equals masking them."""
         try:
-            return _agree(self._outputs_of(masked, names), self._outputs_of(slim, names))
+            if self.take or sum(self.trace.parameters.values()) > MOST_DOUBLED:
+                error = self._error_of(names, None)
+                if not SURE[0] < error < SURE[1]:
+                    return error < SURE[1]
+            return self._error_of(names, torch.float64) <= TOLERANCE
         except Exception:  # it ran with everything cut: this part alone meets a number that depends on the rest
             return False
 
-    def _outputs_of(self, build: Callable[..., nn.Module], names: Sequence[str]) -> list[Tensor]:
-        network = build(self.model, self.groups, Plan({name: self.plan.kept[name] for name in names}))
+    def _error_of(self, names: Sequence[str], dtype: torch.dtype | None) -> float:
+        return _error(*(self._outputs_of(build, names, dtype) for build in (masked, slim)))
+
+    def _outputs_of(
+        self, build: Callable[..., nn.Module], names: Sequence[str], dtype: torch.dtype | None
+    ) -> list[Tensor]:
+        network = build(self.model, self.groups, Plan({name: self.plan.kept[name] for name in names})).to(dtype)
         with torch.no_grad(), evaluating(network), plain_attention():
-            return _tensors_of(network(*self.inputs))
+            return _tensors_of(network(*tree_map(lambda leaf: _in_precision(leaf, dtype), self.inputs)))
 
     def _gone(self, plan: Plan) -> Tensor:
         """For every label, whether it is the representative of a channel that goes."""
@@ -370,10 +463,14 @@ def _tensors_of(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    return len(expected) == len(found) and all(
-        relative_error(a, b) <= TOLERANCE for a, b in zip(expected, found, strict=True)
-    )
+def _error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    if len(expected) != len(found):
+        return float("inf")
+    return max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _in_precision(leaf: Any, dtype: torch.dtype | None) -> Any:
+    return leaf.to(dtype) if dtype and isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
@@ -395,6 +492,10 @@ def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
 
 
 Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
+
+
+def _shapes(happening: Happening) -> list[tuple[int, ...]]:
+    return [shape for shape, _ in (*happening.inputs, *happening.results)]
 
 
 def _sizes(happening: Happening) -> Iterator[tuple[Place, tuple[int, Tensor]]]:
