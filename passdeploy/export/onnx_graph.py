@@ -119,6 +119,8 @@ def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 
 def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -> Any:
     """Run torch's exporter; the result is an `onnx.ModelProto`."""
+    from passdeploy.export.translations import TRANSLATIONS  # imports onnxscript, which takes a while
+
     try:
         program = torch.onnx.export(
             model,
@@ -131,6 +133,7 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=None if is_fixed else ({0: BATCH},),
+            custom_translation_table=dict(TRANSLATIONS),
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
