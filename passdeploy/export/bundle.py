@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
+import torch
 
 from passdeploy import __version__
 from passdeploy.errors import CorruptArtifact, RunError
@@ -60,7 +61,7 @@ def write_bundle(
     tensors = {"images": samples.images, "calibration": samples.calibration}
     if samples.labels is not None:
         tensors["labels"] = samples.labels
-    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
     commands = _commands(files, settings)
     write_atomically(folder / SCRIPT, "\n".join(commands) + "\n")
