@@ -16,6 +16,8 @@ CAST, QUANTISED = ("fp16", "bf16"), ("int8", "fp8")
 
 # The first ONNX operator set in which convolutions, and so our networks, have the type.
 OLDEST_OPSET: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
+# ONNX Runtime's quantiser mixes int8 and uint8 zero points from opset 21 on, and then cannot open its own graph.
+NEWEST_OPSET: Mapping[str, int] = {"int8": 20}
 USUAL_OPSET: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
 
 
@@ -58,7 +60,7 @@ def choose_opset(precision: str, asked: int | None) -> int:
     """The ONNX operator set for a precision: the one asked for, or the usual one.
 
     Raises:
-        UsageError: the precision does not exist in the operator set asked for.
+        UsageError: the precision does not exist in the operator set asked for, or cannot be made in it.
 
     >>> choose_opset("fp16", None), choose_opset("bf16", None)
     (20, 22)
@@ -68,5 +70,10 @@ def choose_opset(precision: str, asked: int | None) -> int:
         raise UsageError(
             f"ONNX opset {opset} has no {precision} convolutions; they came with opset {OLDEST_OPSET[precision]}.\n"
             f"Ask for --opset {OLDEST_OPSET[precision]}, or leave --opset out."
+        )
+    if opset > NEWEST_OPSET.get(precision, opset):
+        raise UsageError(
+            f"{precision} cannot be made in ONNX opset {opset}: {NEWEST_OPSET[precision]} is the newest that works.\n"
+            f"Ask for --opset {NEWEST_OPSET[precision]}, or leave --opset out."
         )
     return opset

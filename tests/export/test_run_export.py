@@ -136,6 +136,7 @@ def test_without_real_images_noise_is_compared_and_int8_is_refused(net: SmallNet
         ({"kinds": ("coreml",)}, UsageError, "choose from onnx, trt, torch-trt"),
         ({"precisions": ("fp12",)}, UsageError, "choose from fp32, fp16, bf16, int8, fp8"),
         ({"precisions": ("bf16",), "opset": 20}, UsageError, "they came with opset 22"),
+        ({"precisions": ("int8",), "opset": 21}, UsageError, "20 is the newest that works"),
         ({"precisions": ("fp8",)}, MissingExtra, r"passdeploy\[quant\]"),
         (
             {"kinds": ("onnx", "trt"), "flavour": "rtx", "engine": EngineOptions(refittable=True)},
