@@ -10,6 +10,7 @@ from tests.exported_networks import export_and_compare
 from tests.random_networks import network_of_seed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 50, 5))
 def test_random_networks_are_exported_and_agree(first: int, tmp_path: Path):
     for seed in range(first, first + 5):

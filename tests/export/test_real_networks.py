@@ -24,6 +24,7 @@ def slimmed(model: nn.Module) -> nn.Module:
     return pd.slim(model, groups, pd.Plan(kept))
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
 @pytest.mark.parametrize("network", ["dense", "slim"])
