@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from passdeploy import __version__
+from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.errors import PassDeployError
 
 if TYPE_CHECKING:
@@ -174,52 +175,36 @@ def prune(
 
 @main.command()
 @takes_run
-@click.option("--onnx", is_flag=True, help="Write ONNX; the default if nothing else is asked for.")
-@click.option("--trt", is_flag=True, help="Also build a TensorRT engine.")
-@click.option("--flavour", type=click.Choice(["tensorrt", "rtx"]), default="tensorrt", show_default=True,
-              help="tensorrt needs this machine's GPU; rtx (TensorRT for RTX) builds without one.")  # fmt: skip
+@export_options
 @click.option("--batch", default="1,8,32", show_default=True, callback=_numbers, metavar="MIN,OPT,MAX",
               help="Batch sizes the artifacts are made for.")  # fmt: skip
-@click.option("--dense", is_flag=True, help="Export the dense network too.")
+@click.option("--dense", is_flag=True, help="Export the dense network of the run too.")
 @common
 def export(
     run_dir: Path,
     allow_code: bool,
-    onnx: bool,
-    trt: bool,
-    flavour: Any,
+    wanted: ExportRequest,
     batch: tuple[int, ...],
     dense: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write ONNX and, with --trt, an engine of the slim network, each checked against PyTorch."""
-    from passdeploy.deploy import export_run
-
-    which = {"onnx"} | ({"trt"} if trt else set())
+    """Write ONNX and, with --trt, engines of a run's slim network or of any model, each checked against PyTorch."""
+    if wanted.check_engine is not None:
+        found = check_engine(wanted.check_engine, wanted.trust_engine)
+        _finish(found, as_json, f"{wanted.check_engine} loads: {found['census']['layers']}", "next: passdeploy profile")
+        return
     with _listener(quiet) as listener:
-        exported = export_run(
-            run_dir, which=which, flavour=flavour, batch=batch, dense=dense, allow_code=allow_code, tell=listener
-        )
+        exported = wanted.carry_out(run_dir, batch, dense, allow_code, listener)
     shown = [f"{_shown(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts]
     _finish(
         {
             "run": str(exported.run),
-            "artifacts": [
-                {
-                    "path": str(artifact.path),
-                    "kind": artifact.kind,
-                    "precision": artifact.precision,
-                    "size_bytes": artifact.size_bytes,
-                    "sha256": artifact.sha256,
-                    "facts": dict(artifact.facts),
-                }
-                for artifact in exported.artifacts
-            ],
+            "artifacts": [{"path": str(artifact.path), **artifact.to_json()} for artifact in exported.artifacts],
         },
         as_json,
         *shown,
-        f"next: passdeploy profile{_run_option(run_dir)}",
+        f"next: {wanted.next_step(_run_option(run_dir))}",
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from passdeploy.data import load_data
-from passdeploy.errors import CorruptArtifact
+from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.events import Listener, silent
-from passdeploy.export import Artifact, export_artifacts
-from passdeploy.export.trt_engine import Flavour, sidecar_path
+from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
+from passdeploy.export.bundle import write_bundle
+from passdeploy.export.run_export import require_possible
+from passdeploy.export.triton import write_repository
+from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.models import build_model
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, parse_recipe
@@ -22,7 +25,6 @@ from passdeploy.slimming import resize_
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
 
 LATEST = Path("runs/latest")
-PARITY_IMAGES = 64
 EXPORTED = "export/artifacts.json"
 
 
@@ -53,11 +55,12 @@ class Exported:
 
 def export_run(
     run: Path | str = LATEST,
+    settings: ExportSettings | None = None,
     *,
-    which: Collection[str] = ("onnx",),
-    flavour: Flavour = "tensorrt",
-    batch: Sequence[int] = (1, 8, 32),
     dense: bool = False,
+    image_size: int | None = None,
+    triton: Path | None = None,
+    bundle: Path | None = None,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> Exported:
@@ -65,19 +68,23 @@ def export_run(
 
     Args:
         run: the run folder.
-        which: `onnx`, `trt` or both.
-        flavour: `tensorrt`, for this machine's GPU, or `rtx`, which is built without one.
-        batch: the smallest, the typical and the largest batch.
+        settings: what to export; None: ONNX in fp32.
         dense: export the dense network too.
+        image_size: other than the run's own, in pixels; not for a network with a visual prompt.
+        triton: a Triton model repository to write, relative to the run folder.
+        bundle: a folder to write with all that another machine needs to build the engines, likewise.
         allow_code: let the recipe name a model factory, which runs its module's code.
         tell: hears what happens.
     """
+    settings = settings or ExportSettings()
+    require_possible(settings)
     with RunFolder.open(Path(run), write=True) as folder:
         written = [
             artifact
             for name in (("slim", "dense") if dense else ("slim",))
-            for artifact in _export(folder, name, which, flavour, batch, allow_code, tell)
+            for artifact in _export(folder, name, settings, allow_code, tell, image_size)
         ]
+        written += _deliver(folder, written, settings, triton, bundle, image_size)
         return Exported(folder.path, tuple(written))
 
 
@@ -104,7 +111,7 @@ def profile_run(
         for name, prefix in _PREFIX.items():
             onnx = f"export/{prefix}.onnx"
             if "ort" in backends and not folder.has(onnx):
-                _export(folder, name, ("onnx",), "tensorrt", (1, 8, 32), allow_code, tell)
+                _export(folder, name, ExportSettings(), allow_code, tell)
             subjects[name] = Subject(
                 name,
                 module=load_network(folder, name, allow_code) if "torch" in backends else None,
@@ -152,42 +159,65 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
 def _export(
     folder: RunFolder,
     name: str,
-    which: Collection[str],
-    flavour: Flavour,
-    batch: Sequence[int],
+    settings: ExportSettings,
     allow_code: bool,
     tell: Listener,
+    image_size: int | None = None,
 ) -> list[Artifact]:
-    """Export one network, and record its files and what is known of them."""
-    facts = folder.read_json("plan.json")
-    images, _ = next(load_data(_recipe_of(folder).data).test.batches(PARITY_IMAGES))
-    metadata = {key: facts[key] for key in ("model", "classes", "image_shape", "mean", "std")}
-    written = export_artifacts(
-        load_network(folder, name, allow_code),
-        images=images,
-        folder=folder.path / "export",
-        which=which,
-        flavour=flavour,
-        batch=batch,
-        metadata={**metadata, "network": name, "run": folder.path.name},
-        prefix=_PREFIX[name],
-        tell=tell,
-    )
-    known = folder.read_json(EXPORTED) if folder.has(EXPORTED) else {}
-    for artifact in written:
+    """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
+    facts, recipe = folder.read_json("plan.json"), _recipe_of(folder)
+    if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
+        raise UsageError(
+            f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"
+            "Leave --image-size out; with prune.prompt.keep: false, networks take other sizes too."
+        )
+    settings = replace(settings, fp32_tolerance=recipe.gates.parity)
+    size = {} if image_size is None else {"image_size": image_size}
+    data = load_data(recipe.data.model_copy(update=size))
+    manifest = folder.manifest()
+    metadata = {
+        **{key: facts[key] for key in ("model", "classes", "mean", "std")},
+        "image_shape": list(data.image_shape),
+        "network": name,
+        "run": folder.path.name,
+        "sha256": {file: manifest[file]["sha256"] for file in (f"{name}.safetensors", "plan.json")},
+    }
+    network = load_network(folder, name, allow_code)
+    samples = Samples.of(data, settings)
+    written = []
+    for artifact in export_artifacts(
+        network, samples, folder.path / "export", settings, metadata=metadata, prefix=_PREFIX[name], tell=tell
+    ):
         folder.adopt(f"export/{artifact.path.name}", artifact.kind)
         if artifact.kind == "engine":
             folder.adopt(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-        known[artifact.path.name] = {
-            "network": name,
-            "kind": artifact.kind,
-            "precision": artifact.precision,
-            "size_bytes": artifact.size_bytes,
-            "sha256": artifact.sha256,
-            "facts": dict(artifact.facts),
-        }
-    folder.write_json(EXPORTED, known)
+        known = folder.read_json(EXPORTED) if folder.has(EXPORTED) else {}
+        known[artifact.path.name] = {"network": name, **artifact.to_json()}
+        folder.write_json(EXPORTED, known)
+        written.append(artifact)
     return written
+
+
+def _deliver(
+    folder: RunFolder,
+    written: Sequence[Artifact],
+    settings: ExportSettings,
+    triton: Path | None,
+    bundle: Path | None,
+    image_size: int | None,
+) -> list[Artifact]:
+    """Gather what was exported into a Triton repository or a bundle, and record the files that lie in the run."""
+    made: list[Artifact] = []
+    if triton is not None:
+        made += write_repository(folder.path / triton, written, name=folder.path.name.rpartition("-")[0])
+    if bundle is not None:
+        size = {} if image_size is None else {"image_size": image_size}
+        data = load_data(_recipe_of(folder).data.model_copy(update=size))
+        made += write_bundle(folder.path / bundle, written, settings, Samples.of(data, settings))
+    for artifact in made:
+        if artifact.path.is_relative_to(folder.path):
+            folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
+    return made
 
 
 def _recipe_of(folder: RunFolder) -> Recipe:

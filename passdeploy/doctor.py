@@ -10,8 +10,17 @@ from passdeploy.versions import package_versions
 
 
 def examine() -> dict[str, Any]:
-    """Versions, and for every command whether it would find what it needs (`can`: name -> ok, why)."""
-    return {"versions": package_versions(), "can": {name: _try(attempt) for name, attempt in _ATTEMPTS.items()}}
+    """Versions, for every command whether it would find what it needs (`can`: name -> ok, why), and release families.
+
+    `torch_tensorrt` lists the releases of torch, Torch-TensorRT and TensorRT that were made for each other.
+    """
+    from passdeploy.export.torch_trt import MATRIX
+
+    return {
+        "versions": package_versions(),
+        "can": {name: _try(attempt) for name, attempt in _ATTEMPTS.items()},
+        "torch_tensorrt": list(MATRIX),
+    }
 
 
 def _try(attempt: Callable[[], object]) -> dict[str, Any]:
@@ -40,11 +49,20 @@ def _rtx() -> None:
     load_trt("rtx")
 
 
+def _torch_trt() -> None:
+    from passdeploy.export.torch_trt import load_torch_trt
+
+    load_torch_trt()
+
+
 _ATTEMPTS: dict[str, Callable[[], object]] = {
     "train on a GPU": _gpu,
     "check and profile ONNX": lambda: require("onnxruntime", extra="cpu"),
     "export --trt": _tensorrt,
     "export --trt --flavour rtx": _rtx,
+    "export --torch-trt": _torch_trt,
+    "export --precision int8": lambda: require("onnxruntime.quantization", extra="cpu"),
+    "export --precision fp8": lambda: require("modelopt.onnx.quantization", extra="quant"),
     "models timm/NAME": lambda: require("timm", extra="timm"),
     "data: digits": lambda: require("sklearn", extra="demo"),
 }

@@ -21,6 +21,7 @@ _PACKAGES = (
     "tensorrt-cu13",
     "tensorrt-rtx-cu13-bindings",
     "torch-tensorrt",
+    "nvidia-modelopt",
 )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from passdeploy import deploy, pipeline
 from passdeploy.data import load_data
 from passdeploy.errors import AccuracyError, BudgetError, CorruptArtifact, DataError, RunError, UsageError
 from passdeploy.events import StageFinished, StageStarted, Step
+from passdeploy.export import ExportSettings
 from passdeploy.recipe import load_recipe
 from passdeploy.train import evaluate
 from tests.conftest import paint
@@ -173,15 +175,27 @@ def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
 
 
 def test_export_and_profile_write_checked_files_into_the_run(finished: pipeline.RunResult):
-    exported = deploy.export_run(finished.path, batch=(1, 2, 4))
-    assert [artifact.path.name for artifact in exported.artifacts] == ["model.onnx"]
-    assert exported.artifacts[0].facts["parity"]["max_rel_error"] <= 1e-4
+    settings = ExportSettings(precisions=("fp32", "fp16"), batch=(1, 2, 4))
+    exported = deploy.export_run(finished.path, settings, triton=Path("export/triton"), bundle=Path("export/bundle"))
+    graph, half, *delivered = exported.artifacts
+    assert [graph.path.name, half.path.name] == ["model.onnx", "model-fp16.onnx"]
+    assert graph.facts["parity"]["max_rel_error"] <= 1e-4
+    assert half.facts["parity"]["real_images"] == 16
+    assert {artifact.kind for artifact in delivered} == {"triton", "bundle"}
+    metadata = {entry.key: entry.value for entry in onnx.load(half.path).metadata_props}
+    assert metadata["run"] == "tiny-0001"
+    assert json.loads(metadata["classes"]) == ["class0", "class1"]
+    weights = json.loads((finished.path / "manifest.json").read_text())["artifacts"]["slim.safetensors"]
+    assert json.loads(metadata["sha256"])["slim.safetensors"] == weights["sha256"]
+    with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
+        deploy.export_run(finished.path, settings, image_size=32)
     document = deploy.profile_run(finished.path, batches=(2,), seconds=0.2)
     assert {(row["model"], row["backend"]) for row in document["rows"]} == {
         (model, backend) for model in ("dense", "slim") for backend in ("torch", "ort")
     }
     manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
     assert {"export/model.onnx", "export/dense.onnx", "export/artifacts.json", "profile.json"} <= set(manifest)
+    assert {"export/bundle/manifest.json", "export/triton/tiny-fp16/config.pbtxt"} <= set(manifest)
 
 
 def test_a_file_that_was_changed_is_not_used(finished: pipeline.RunResult, tmp_path: Path):

@@ -20,7 +20,7 @@ class Artifact:
     """One exported file."""
 
     path: Path
-    kind: str  # "onnx" or "engine"
+    kind: str  # "onnx", "engine", "program", or a part of a delivery: "triton", "bundle"
     precision: str  # of the arithmetic inside: "fp32", "fp16", ...
     sha256: str
     size_bytes: int
@@ -29,6 +29,16 @@ class Artifact:
     def with_facts(self, **facts: Any) -> Artifact:
         """The same file with more known about it."""
         return replace(self, facts={**self.facts, **facts})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, all but the path."""
+        return {
+            "kind": self.kind,
+            "precision": self.precision,
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "facts": dict(self.facts),
+        }
 
 
 def describe(path: Path, *, kind: str, precision: str, facts: Mapping[str, Any]) -> Artifact:

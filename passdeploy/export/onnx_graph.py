@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from passdeploy import __version__
 from passdeploy.errors import ExportError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.casting import find_opset
 from passdeploy.export.ort_session import first_line
 from passdeploy.files import atomic_path
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23  # what torch's exporter writes without converting
+DEFAULT_OPSET = 20  # read by every TensorRT that we support
 _LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
 
 # What the exporter notes about each node and is of no use on another machine: source lines (with the
@@ -40,7 +42,7 @@ def export_onnx(
     example_inputs: Tensor | tuple[Tensor, ...],
     path: str | Path,
     *,
-    opset: int = 20,
+    opset: int = DEFAULT_OPSET,
     batch: Sequence[int] = (1, 8, 32),
     metadata: Mapping[str, Any] | None = None,
 ) -> Artifact:
@@ -69,18 +71,25 @@ def export_onnx(
     with evaluating(model), _quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
     _check(proto, opset, sizes, model)
+    _forget_origin(proto)
     _annotate(proto, {**(metadata or {}), "batch": sizes.as_list(), "passdeploy_version": __version__})
+    return write_onnx(proto, Path(path), "fp32")
 
-    path = Path(path)
+
+def write_onnx(proto: Any, path: Path, precision: str) -> Artifact:
+    """Write a graph, with its precision in the metadata, as one file that is whole or absent.
+
+    Raises:
+        ExportError: the graph is not valid ONNX, or does not fit in one file.
+    """
+    _annotate(proto, {"precision": precision})
+    _check_validity(proto, path.name)
     with atomic_path(path) as draft:
         draft.write_bytes(proto.SerializeToString(deterministic=True))
-    facts = {
-        "opset": opset,
-        "batch": sizes.as_list(),
-        "input": [BATCH if not sizes.is_fixed else sizes.largest, *example.shape[1:]],
-        "nodes": len(proto.graph.node),
-    }
-    return describe(path, kind="onnx", precision="fp32", facts=facts)
+    dims = [dim.dim_param or dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    batch = next((json.loads(entry.value) for entry in proto.metadata_props if entry.key == "batch"), None)
+    facts = {"opset": find_opset(proto), "batch": batch, "input": dims, "nodes": len(proto.graph.node)}
+    return describe(path, kind="onnx", precision=precision, facts=facts)
 
 
 @contextmanager
@@ -110,6 +119,8 @@ def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 
 def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -> Any:
     """Run torch's exporter; the result is an `onnx.ModelProto`."""
+    from passdeploy.export.translations import TRANSLATIONS  # imports onnxscript, which takes a while
+
     try:
         program = torch.onnx.export(
             model,
@@ -122,6 +133,7 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=None if is_fixed else ({0: BATCH},),
+            custom_translation_table=dict(TRANSLATIONS),
         )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(
@@ -130,21 +142,13 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
         ) from error
     if program is None:
         raise ExportError(f"torch's exporter returned nothing for {type(model).__name__}.")
-    proto = program.model_proto
-    if proto.ByteSize() > _LARGEST_FILE_BYTES:
-        raise ExportError(
-            f"the ONNX graph takes {proto.ByteSize() / 1e9:.1f} GB and one file holds 2.1 GB.\n"
-            "Prune the model further before exporting it."
-        )
-    return proto
+    return program.model_proto
 
 
 def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
     """What was asked is what was produced."""
-    import onnx
-
     name = type(model).__name__
-    produced = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
+    produced = find_opset(proto)
     if produced != opset:
         raise ExportError(
             f"asked for ONNX opset {opset}, torch's exporter produced {produced} for {name}.\n"
@@ -162,14 +166,25 @@ def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
                 f"{name} fixes the batch of {value.name!r} at {first.dim_value or first.dim_param}.\n"
                 "Its forward makes the batch size a constant: use x.flatten(1) or x.shape[0] there."
             )
+
+
+def _check_validity(proto: Any, name: str) -> None:
+    """The graph is ONNX by the book, and small enough for one file."""
+    import onnx
+
+    if proto.ByteSize() > _LARGEST_FILE_BYTES:
+        raise ExportError(
+            f"the ONNX graph takes {proto.ByteSize() / 1e9:.1f} GB and one file holds 2.1 GB.\n"
+            "Prune the model further before exporting it."
+        )
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the exported graph of {name} is not valid ONNX: {first_line(error)}") from error
+        raise ExportError(f"the graph for {name} is not valid ONNX: {first_line(error)}") from error
 
 
-def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
-    """Write `metadata` and drop what names the exporting machine; same model, same bytes."""
+def _forget_origin(proto: Any) -> None:
+    """Drop what names the exporting machine; same model, same bytes."""
     owners = [proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output]
     for owner in [*owners, *proto.graph.value_info, *proto.graph.initializer]:
         kept = [note for note in owner.metadata_props if not note.key.startswith(_PRIVATE_NOTES)]
@@ -177,6 +192,14 @@ def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
             kept = [type(note).FromString(note.SerializeToString()) for note in kept]
             del owner.metadata_props[:]
             owner.metadata_props.extend(kept)
+
+
+def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
+    """Write `metadata` to the graph, in the place of entries of the same name."""
+    kept = [(entry.key, entry.value) for entry in proto.metadata_props if entry.key not in metadata]
+    del proto.metadata_props[:]
+    for key, value in kept:
+        proto.metadata_props.add(key=key, value=value)
     for key, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         proto.metadata_props.add(key=key, value=text)

@@ -7,15 +7,20 @@ provider that really runs is compared with the one that was asked for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, require
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _ERRORS_ONLY = 3  # severity 0 (verbose) to 4 (fatal)
 
 
-def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvider") -> Any:
-    """An `onnxruntime.InferenceSession` on `threads` threads.
+def open_session(
+    source: Path | ModelProto, *, threads: int, provider: str = "CPUExecutionProvider", is_optimised: bool = True
+) -> Any:
+    """An `onnxruntime.InferenceSession` on `threads` threads, of a file or of a graph in memory.
 
     Threads spin while a run lasts, which is the runtime's own default and its fastest mode, and stop
     when it returns: two sessions in one process then do not steal each other's cores.
@@ -25,8 +30,8 @@ def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvi
         RunError: there is no such file.
         CorruptArtifact: ONNX Runtime cannot read the file.
     """
-    if not path.is_file():
-        raise RunError(f"there is no ONNX file {path}.\nWrite it with: passdeploy export --onnx")
+    if isinstance(source, Path) and not source.is_file():
+        raise RunError(f"there is no ONNX file {source}.\nWrite it with: passdeploy export --onnx")
     ort = require("onnxruntime", extra="cpu")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -34,6 +39,8 @@ def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvi
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not is_optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     available = ort.get_available_providers()
     if provider not in available:
         raise MissingError(
@@ -41,10 +48,12 @@ def open_session(path: Path, *, threads: int, provider: str = "CPUExecutionProvi
             "On an NVIDIA GPU install: pip install 'passdeploy[gpu]'"
         )
     try:
-        session = ort.InferenceSession(str(path), options, providers=[provider])
+        content = str(source) if isinstance(source, Path) else source.SerializeToString()
+        session = ort.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # its exceptions share no base class of their own
+        shown = source if isinstance(source, Path) else "the graph"
         raise CorruptArtifact(
-            f"ONNX Runtime {ort.__version__} cannot open {path}.\nIt says: {first_line(error)}"
+            f"ONNX Runtime {ort.__version__} cannot open {shown}.\nIt says: {first_line(error)}"
         ) from error
     if session.get_providers()[0] != provider:
         raise MissingError(

@@ -1,81 +1,263 @@
 """The exports of one model, in the order that makes each trustworthy.
 
 ONNX first, then parity against the model, then an engine: an engine is only ever built from a graph
-that was seen to compute the right thing.
+that was seen to compute the right thing. What cannot be done here is found before anything is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import onnx
+import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import UsageError
+from passdeploy.data import ImageData, Split
+from passdeploy.errors import UsageError, require
 from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.export.artifact import Artifact, BatchRange
+from passdeploy.export.lint import lint
+from passdeploy.export.lowering import lower_file
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import check_parity
-from passdeploy.export.trt_engine import Flavour, build_engine, load_trt
+from passdeploy.export.parity import Reference, reference_of, require_parity
+from passdeploy.export.pixels import NORMALISED, PIXELS, OnPixels
+from passdeploy.export.precision import LIMITS, QUANTISED, Limits, choose_opset, parse_precisions
+from passdeploy.export.quantise import Quantiser
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_program, load_torch_trt
+from passdeploy.export.trt_api import Flavour, load_trt
+from passdeploy.export.trt_engine import EngineOptions, build_engine
 
-KINDS = ("onnx", "trt")
+KINDS = ("onnx", "trt", "torch-trt")
+NOISE_IMAGES = 8  # where there are no real images to compare on
+# How many real images are compared on: 64 show an error, a share of 0.5 % needs more; and calibrated on.
+CHECK_IMAGES, CHECK_IMAGES_FP32, CALIBRATION_IMAGES = 512, 64, 256
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export."""
+
+    kinds: tuple[str, ...] = ("onnx",)  # an engine needs its ONNX file, so that is written either way
+    precisions: tuple[str, ...] = ("fp32",)
+    batch: tuple[int, ...] = (1, 8, 32)  # (min, opt, max)
+    opset: int | None = None  # None: what suits the precision
+    takes_pixels: bool = False  # normalisation inside the graph
+    fp32_tolerance: float = LIMITS["fp32"].rel_error
+    max_drop: float | None = None  # of top-1, a fraction; None: the usual for the precision
+    quantiser: Quantiser = "ort"
+    flavour: Flavour = "tensorrt"
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def limits(self, precision: str) -> Limits:
+        """The gate of a precision."""
+        limits = LIMITS[precision]
+        if precision == "fp32":
+            limits = replace(limits, rel_error=self.fp32_tolerance)
+        return limits if self.max_drop is None else replace(limits, top1_drop=self.max_drop)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Normalised images to check and to calibrate on, (n, 3, height, width), and how they were normalised."""
+
+    images: Tensor  # real ones that the model was not trained on; empty where there are none
+    calibration: Tensor  # others, likewise
+    image_shape: tuple[int, ...]  # (3, height, width)
+    mean: Sequence[float]
+    std: Sequence[float]
+    labels: Tensor | None = None  # of `images`, (n,)
+
+    @classmethod
+    def of(cls, data: ImageData, settings: ExportSettings) -> Samples:
+        """Test images to check on and training images to calibrate on, as many as the precisions need."""
+        is_lowered = set(settings.precisions) != {"fp32"}
+        images, labels = _sampled(data.test, CHECK_IMAGES if is_lowered else CHECK_IMAGES_FP32)
+        calibration, _ = _sampled(data.train, CALIBRATION_IMAGES if is_lowered else 1)
+        return cls(images, calibration, data.image_shape, data.mean, data.std, labels)
+
+    @classmethod
+    def none(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
+        """No real images at all."""
+        empty = torch.empty(0, *image_shape)
+        return cls(empty, empty, image_shape, mean, std)
 
 
 def export_artifacts(
     model: nn.Module,
-    *,
-    images: Tensor,
+    samples: Samples,
     folder: Path,
-    which: Collection[str] = ("onnx",),
-    flavour: Flavour = "tensorrt",
-    batch: Sequence[int] = (1, 8, 32),
+    settings: ExportSettings,
+    *,
     metadata: Mapping[str, Any] | None = None,
     prefix: str = "model",
     tell: Listener = silent,
-) -> list[Artifact]:
-    """Write `<prefix>.onnx` and, where asked, `<prefix>.engine` or `<prefix>-rtx.engine` into `folder`.
+) -> Iterator[Artifact]:
+    """Write `<prefix>.onnx`, `<prefix>-fp16.onnx`, `<prefix>-fp16.engine`, ... into `folder`, one after the other.
+
+    Each artifact is handed out as soon as it is written and checked, so that one that fails its gate does not
+    take along those that passed before it.
 
     Args:
-        model: on the CPU; left as it was.
-        images: real images for the parity check, shape (n, 3, height, width), normalised.
+        model: takes normalised images, on the CPU; left as it was.
+        samples: what to check and calibrate on.
         folder: made if it is not there.
-        which: "onnx", "trt" or both; an engine needs its ONNX file, so that is written either way.
-        flavour: of TensorRT; a missing one is found before anything is exported.
-        batch: (min, opt, max).
-        metadata: goes into the ONNX file.
+        settings: what to export.
+        metadata: goes into the ONNX files.
         prefix: "model" for the slim network, "dense" for the other.
         tell: hears what happens.
 
     Raises:
         UsageError, MissingError, ExportError, ParityError: see the functions of this folder.
     """
-    if unknown := sorted(set(which) - set(KINDS)):
+    require_possible(settings, samples)
+    sizes = BatchRange.of(settings.batch)
+    if settings.takes_pixels:
+        model, samples = _on_pixels(model, samples)
+    known = {"input_values": PIXELS if settings.takes_pixels else NORMALISED, **(metadata or {})}
+    example = torch.zeros(1, *samples.image_shape)
+    reference = _reference(model, samples, sizes, tell)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        sources: dict[int, Path] = {}  # opset -> the float32 file that the others are made of
+        for precision in settings.precisions:
+            path = folder / f"{stem(prefix, precision)}.onnx"
+            opset = choose_opset(precision, settings.opset)
+            with stage("export", path.name, tell) as progress:
+                is_source = precision == "fp32"
+                if opset not in sources:
+                    target = path if is_source else Path(scratch) / f"opset{opset}.onnx"
+                    artifact = export_onnx(model, example, target, opset=opset, batch=settings.batch, metadata=known)
+                    sources[opset] = target
+                if not is_source:
+                    artifact = lower_file(
+                        sources[opset], path, precision, calibration=samples.calibration, reference=reference,
+                        limits=settings.limits(precision), quantiser=settings.quantiser, progress=progress,
+                    )  # fmt: skip
+                findings = lint(onnx.load(path), precision)
+                artifact = artifact.with_facts(lint=findings.to_json(), input_values=known["input_values"])
+                progress.text = _words(artifact)
+            for finding in findings.findings:
+                tell(Warned(f"{path.name}: {finding.text}."))
+            if reference is not None:
+                artifact = _checked(artifact, reference, settings.limits(precision), tell)
+            yield artifact
+            if "trt" in settings.kinds:
+                yield _engine(artifact, settings, tell)
+    if "torch-trt" in settings.kinds:
+        yield from _programs(model, samples, folder, settings, prefix, tell)
+
+
+def stem(prefix: str, precision: str) -> str:
+    """How the files of a precision are called: `model`, `model-fp16`."""
+    return prefix if precision == "fp32" else f"{prefix}-{precision}"
+
+
+def require_possible(settings: ExportSettings, samples: Samples | None = None) -> None:
+    """Everything that is asked for makes sense and can be done here.
+
+    Args:
+        settings: what is asked for.
+        samples: where they are known already.
+
+    Raises:
+        UsageError: an unknown kind or precision, a batch that is no range, or int8 without images to calibrate on.
+        MissingError: TensorRT, Torch-TensorRT or a quantiser is missing.
+    """
+    if unknown := sorted(set(settings.kinds) - set(KINDS)):
         raise UsageError(f"cannot export {', '.join(unknown)}: choose from {', '.join(KINDS)}.")
-    sizes = BatchRange.of(batch)
-    if "trt" in which:
-        load_trt(flavour)
+    BatchRange.of(settings.batch)
+    for precision in parse_precisions(settings.precisions):
+        choose_opset(precision, settings.opset)
+        if precision in QUANTISED:
+            uses_modelopt = precision == "fp8" or settings.quantiser == "modelopt"
+            require("modelopt" if uses_modelopt else "onnxruntime", extra="quant" if uses_modelopt else "cpu")
+            if samples is not None and len(samples.calibration) == 0:
+                raise UsageError(
+                    f"{precision} takes its ranges from real images, and there are none.\n"
+                    "Give a folder of them with --images, or export a run, which knows its data."
+                )
+    if "trt" in settings.kinds:
+        load_trt(settings.flavour)
+        settings.engine.require_possible(settings.flavour)
+    if "torch-trt" in settings.kinds:
+        if other := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
+            raise UsageError(
+                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(other)}.\n"
+                "Export those with --onnx or --trt in a command of their own."
+            )
+        load_torch_trt()
 
-    onnx_path = folder / f"{prefix}.onnx"
-    with stage("export", onnx_path.name, tell) as progress:
-        artifact = export_onnx(model, images, onnx_path, batch=batch, metadata=metadata)
-        progress.text = f"{artifact.path.name} {artifact.size_bytes / 1e6:.1f} MB, opset {artifact.facts['opset']}"
 
+def _on_pixels(model: nn.Module, samples: Samples) -> tuple[nn.Module, Samples]:
+    """The model behind its normalisation, and the samples as it then takes them."""
+    wrapped = OnPixels(model, samples.mean, samples.std)
+    images, calibration = (wrapped.pixels_of(images) for images in (samples.images, samples.calibration))
+    return wrapped, replace(samples, images=images, calibration=calibration)
+
+
+def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, tell: Listener) -> Reference | None:
+    """The model's answers, or None where nothing here can be compared with them."""
     if find_spec("onnxruntime") is None:
         tell(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
-    else:
-        with stage("parity", f"{onnx_path.name} in ONNX Runtime", tell) as progress:
-            tried = sorted({size for size in (1, 2) if sizes.smallest <= size <= sizes.largest} | {sizes.largest})
-            parity = check_parity(onnx_path, model, images, batch_sizes=tried)
-            artifact = artifact.with_facts(parity=parity.to_json())
-            progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
-    artifacts = [artifact]
+        return None
+    tried = sorted({size for size in (1, 2) if sizes.smallest <= size <= sizes.largest} | {sizes.largest})
+    if len(samples.images):
+        return reference_of(model, samples.images, samples.labels, batch_sizes=tried)
+    tell(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
+    noise = torch.randn(NOISE_IMAGES, *samples.image_shape, generator=torch.Generator().manual_seed(0))
+    if isinstance(model, OnPixels):
+        noise = model.pixels_of(noise)
+    return reference_of(model, noise, batch_sizes=tried, is_real=False)
 
-    if "trt" in which:
-        engine_path = folder / (f"{prefix}-rtx.engine" if flavour == "rtx" else f"{prefix}.engine")
-        with stage("engine", f"{engine_path.name} ({flavour})", tell) as progress:
-            engine = build_engine(onnx_path, engine_path, flavour=flavour, batch=batch)
-            progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
-        artifacts.append(engine)
-    return artifacts
+
+def _checked(artifact: Artifact, reference: Reference, limits: Limits, tell: Listener) -> Artifact:
+    with stage("parity", f"{artifact.path.name} in ONNX Runtime", tell) as progress:
+        parity = require_parity(artifact.path, reference, artifact.precision, limits)
+        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+        if parity.top1 is not None:
+            progress.text += f", top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
+        return artifact.with_facts(parity=parity.to_json())
+
+
+def _engine(artifact: Artifact, settings: ExportSettings, tell: Listener) -> Artifact:
+    suffix = "-rtx.engine" if settings.flavour == "rtx" else ".engine"
+    path = artifact.path.with_name(artifact.path.stem + suffix)
+    with stage("engine", f"{path.name} ({settings.flavour})", tell) as progress:
+        engine = build_engine(
+            artifact.path, path, flavour=settings.flavour, batch=settings.batch, precision=artifact.precision,
+            options=settings.engine,
+        )  # fmt: skip
+        progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
+        return engine
+
+
+def _programs(
+    model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, tell: Listener
+) -> Iterator[Artifact]:
+    images = samples.images if len(samples.images) else torch.randn(NOISE_IMAGES, *samples.image_shape)
+    for precision in settings.precisions:
+        path = folder / f"{stem(prefix, precision)}.pt2"
+        with stage("torch-trt", path.name, tell) as progress:
+            program = compile_program(
+                model, images, path, precision=precision, batch=settings.batch, options=settings.engine,
+                limits=settings.limits(precision),
+            )  # fmt: skip
+            progress.text = f"{path.name}, {program.facts['torch_operations']} operations stayed in PyTorch"
+        yield program
+
+
+def _sampled(split: Split, count: int) -> tuple[Tensor, Tensor]:
+    """Up to `count` images of a split and their labels, always the same ones, of all classes."""
+    images, labels = next(split.batches(max(1, min(count, len(split))), epoch=0))
+    return images, labels
+
+
+def _words(artifact: Artifact) -> str:
+    words = f"{artifact.path.name} {artifact.size_bytes / 1e6:.1f} MB, opset {artifact.facts['opset']}"
+    kept = artifact.facts.get("kept")
+    return f"{words}, {len(kept)} layers kept in fp32: {', '.join(kept[:3])}" if kept else words

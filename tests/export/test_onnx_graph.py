@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from passdeploy.errors import ExportError, UsageError
 from passdeploy.export import Artifact, export_onnx
 from passdeploy.export import onnx_graph as module_under_test
+from passdeploy.export.ort_session import open_session
 from passdeploy.files import sha256_of
 
 from .nets import SmallNet, small_net
@@ -127,3 +128,23 @@ def test_a_model_that_cannot_be_exported_is_three_lines_and_no_file(
         export_onnx(model, images, tmp_path / "never.onnx")
     assert str(caught.value).count("\n") < 3
     assert list(tmp_path.iterdir()) == []
+
+
+class LargestOfRegions(nn.Module):
+    """Adaptive max pooling with its places, for which torch's exporter has no ONNX form of its own."""
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        values, places = nn.functional.adaptive_max_pool2d(images, self.size, return_indices=True)
+        return torch.cat([values.flatten(1), places.flatten(1).float()], 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, (3, 4)])
+def test_adaptive_max_pooling_is_exported_with_regions_that_overlap(size: int | tuple[int, int], tmp_path: Path):
+    model, images = LargestOfRegions(size), torch.randn(5, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    artifact = export_onnx(model, images, tmp_path / "pool.onnx")
+    (found,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(found), model(images))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from passdeploy.errors import CorruptArtifact, ParityError, RunError
 from passdeploy.export import Artifact, check_parity
-from passdeploy.export.parity import errors_between
+from passdeploy.export.parity import Parity, errors_between, problem_of, reference_of, require_parity
+from passdeploy.export.precision import LIMITS, Limits
 
 from .nets import SmallNet, node, small_net, write_graph
 
@@ -73,3 +74,53 @@ def test_the_error_is_relative_to_the_range_of_the_outputs():
 @pytest.mark.parametrize("broken", [nan, inf])
 def test_a_value_that_is_not_finite_never_passes(broken: float):
     assert errors_between(torch.tensor([broken]), torch.tensor([broken])) == (inf, inf)
+
+
+def parity(**changed: object) -> Parity:
+    perfect = {
+        "max_abs_error": 0.0, "max_rel_error": 0.0, "max_rel_error_real": 0.0, "top1_agreement": 1.0, "top1": 0.9,
+        "reference_top1": 0.9, "images": 1100, "real_images": 1000, "batch_sizes": (1, 2),
+    }  # fmt: skip
+    return Parity(**{**perfect, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "precision", "problem"),
+    [
+        ({}, "fp16", None),
+        ({"max_rel_error": 0.3}, "fp16", "differs from the PyTorch model by 3.0e-01"),
+        ({"max_rel_error": nan}, "fp16", "differs"),
+        ({"max_rel_error": 0.9}, "int8", None),  # on noise, which is clipped to the calibrated range
+        ({"max_rel_error": inf}, "int8", "differs"),
+        ({"max_rel_error_real": 0.9}, "int8", "differs"),
+        ({"top1_agreement": 0.9941}, "fp16", None),  # one image fewer than 99.5 %
+        ({"top1_agreement": 0.99}, "fp16", "answer on only 99.00% of 1000 images"),
+        ({"top1_agreement": 0.97}, "int8", "answer on only"),
+        ({"top1": 0.895}, "fp16", None),
+        ({"top1": 0.894}, "fp16", "loses 0.60% of top-1, 90.00% to 89.40%"),
+        ({"top1": None, "reference_top1": None}, "fp16", None),
+        ({"real_images": 0, "top1_agreement": 0.2}, "fp16", None),
+    ],
+)
+def test_the_gate_of_a_precision(changed: dict[str, object], precision: str, problem: str | None):
+    found = problem_of(parity(**changed), LIMITS[precision])
+    assert found is None if problem is None else problem in str(found)
+
+
+def test_agreement_and_accuracy_count_every_real_image_once(exported: Artifact, net: SmallNet, images: Tensor):
+    labels = net(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 5
+    found = check_parity(exported.path, net, images, labels, batch_sizes=(1, 2, 4))  # the second four wrap around
+    assert (found.real_images, found.top1, found.reference_top1, found.top1_drop) == (5, 0.8, 0.8, 0.0)
+
+
+def test_a_loss_of_accuracy_sets_the_file_aside(exported: Artifact, net: SmallNet, images: Tensor, tmp_path: Path):
+    path = Path(shutil.copy(exported.path, tmp_path / "model.onnx"))
+    many = images.repeat(20, 1, 1, 1)
+    reference = reference_of(net, many, net(many).argmax(1), batch_sizes=(4,))
+    other = reference_of(small_net(seed=7), many, net(many).argmax(1), batch_sizes=(4,))
+    assert other.top1 is not None
+    assert other.top1 < reference.top1
+    with pytest.raises(ParityError, match="the PyTorch model's answer on only"):
+        require_parity(path, other, "fp32", Limits(rel_error=1e9, top1_agreement=0.9, top1_drop=0.01))
+    assert not path.exists()

@@ -1,36 +1,82 @@
+"""The order of the exports of one model, and what is found before anything is written."""
+
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
 from torch import Tensor
 
-from passdeploy.errors import MissingError, ParityError, UsageError
+from passdeploy.errors import MissingError, MissingExtra, ParityError, UsageError
 from passdeploy.events import Event, StageFinished, Warned
-from passdeploy.export import export_artifacts, run_export
+from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, export_artifacts, run_export
+from passdeploy.export.ort_session import open_session
+from passdeploy.export.pixels import OnPixels
 
 from .nets import SmallNet
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+
+
+def samples_of(images: Tensor, net: SmallNet | None = None) -> Samples:
+    """The images, to check and to calibrate on; labelled as the network would, so that its accuracy is 1."""
+    labels = None if net is None else net(images).argmax(1)
+    return Samples(images, images, tuple(images.shape[1:]), MEAN, STD, labels)
+
+
+def export(net: SmallNet, images: Tensor, folder: Path, tell=lambda event: None, **settings: object) -> list[Artifact]:
+    return list(export_artifacts(net, samples_of(images, net), folder, ExportSettings(**settings), tell=tell))
 
 
 @pytest.mark.rtx
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
-def test_onnx_then_parity_then_engine(net: SmallNet, images: Tensor, tmp_path: Path):
+def test_every_precision_is_exported_checked_and_built_in_turn(net: SmallNet, images: Tensor, tmp_path: Path):
     events: list[Event] = []
-    graph, engine = export_artifacts(
-        net,
-        images=images,
-        folder=tmp_path / "export",
-        which={"trt"},
-        flavour="rtx",
-        batch=(1, 2, 4),
-        tell=events.append,
-    )
-    assert [event.stage for event in events if isinstance(event, StageFinished)] == ["export", "parity", "engine"]
-    assert graph.facts["parity"]["max_rel_error"] < 1e-4
-    assert engine.facts["onnx_sha256"] == graph.sha256
-    files = sorted(file.name for file in (tmp_path / "export").iterdir())
-    assert files == ["model-rtx.engine", "model-rtx.engine.json", "model.onnx"]
+    written = export(
+        net, images, tmp_path / "export", kinds=("onnx", "trt"), flavour="rtx", batch=(1, 2, 4), tell=events.append,
+        precisions=("fp32", "fp16", "bf16", "int8"),
+    )  # fmt: skip
+    stages = [event.stage for event in events if isinstance(event, StageFinished)]
+    assert stages == ["export", "parity", "engine"] * 4
+    graphs, engines = written[::2], written[1::2]
+    assert [graph.facts["parity"]["top1"] for graph in graphs] == [1.0] * 4
+    assert [graph.facts["opset"] for graph in graphs] == [20, 20, 22, 20]
+    assert [graph.facts["lint"]["convolutions"] for graph in graphs] == [
+        {"fp32": 5}, {"fp16": 5}, {"bf16": 5}, {"int8": 5}
+    ]  # fmt: skip
+    assert [engine.facts["census"]["convolutions"] for engine in engines] == [
+        {"fp32": 4}, {"fp16": 4}, {"bf16": 4}, {"int8": 4}
+    ]  # fmt: skip
+    assert [engine.facts["onnx_sha256"] for engine in engines] == [graph.sha256 for graph in graphs]
+    assert {path.name for path in (tmp_path / "export").glob("*.onnx")} == {
+        "model.onnx", "model-fp16.onnx", "model-bf16.onnx", "model-int8.onnx",
+    }  # fmt: skip
+
+
+def test_normalisation_inside_the_graph_takes_pixels(net: SmallNet, images: Tensor, tmp_path: Path):
+    (artifact,) = export(net, images, tmp_path, takes_pixels=True, batch=(1, 2, 4))
+    pixels = OnPixels(net, MEAN, STD).pixels_of(images)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    (found,) = open_session(artifact.path, threads=1).run(None, {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-5)
+    metadata = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
+    assert metadata["input_values"] == "RGB pixels, 0 to 255"
+
+
+def test_the_metadata_stays_in_every_precision(net: SmallNet, images: Tensor, tmp_path: Path):
+    settings = ExportSettings(precisions=("fp16", "int8"), batch=(1, 2, 4))
+    known = {"classes": ["a", "b"], "run": "tiny-0001"}
+    for artifact in export_artifacts(net, samples_of(images, net), tmp_path, settings, metadata=known):
+        metadata = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
+        assert json.loads(metadata["classes"]) == ["a", "b"]
+        assert (metadata["run"], metadata["precision"]) == ("tiny-0001", artifact.precision)
+    assert not (tmp_path / "model.onnx").exists()  # fp32 was not asked for
 
 
 def test_a_graph_that_fails_parity_never_becomes_an_engine(
@@ -40,10 +86,9 @@ def test_a_graph_that_fails_parity_never_becomes_an_engine(
         raise ParityError("model.onnx differs")
 
     monkeypatch.setattr(run_export, "load_trt", lambda flavour: None)
-    monkeypatch.setattr(run_export, "check_parity", disagree)
-    monkeypatch.setattr(run_export, "find_spec", lambda name: True)
+    monkeypatch.setattr(run_export, "require_parity", disagree)
     with pytest.raises(ParityError):
-        export_artifacts(net, images=images, folder=tmp_path, which={"onnx", "trt"})
+        export(net, images, tmp_path, kinds=("onnx", "trt"))
     assert not list(tmp_path.glob("*.engine"))
 
 
@@ -55,7 +100,7 @@ def test_a_missing_tensorrt_is_found_before_anything_is_written(
 
     monkeypatch.setattr(run_export, "load_trt", missing)
     with pytest.raises(MissingError):
-        export_artifacts(net, images=images, folder=tmp_path / "export", which={"trt"})
+        export(net, images, tmp_path / "export", kinds=("onnx", "trt"))
     assert not (tmp_path / "export").exists()
 
 
@@ -64,12 +109,55 @@ def test_without_onnxruntime_the_user_hears_that_nothing_was_compared(
 ):
     events: list[Event] = []
     monkeypatch.setattr(run_export, "find_spec", lambda name: None)
-    (artifact,) = export_artifacts(net, images=images, folder=tmp_path, prefix="dense", tell=events.append)
-    assert artifact.path.name == "dense.onnx"
+    settings = ExportSettings(precisions=("fp16",))
+    (artifact,) = export_artifacts(
+        net, samples_of(images), tmp_path, settings, prefix="dense", tell=events.append
+    )  # fmt: skip
+    assert artifact.path.name == "dense-fp16.onnx"
     assert "parity" not in artifact.facts
     assert any(isinstance(event, Warned) and "not compared" in event.text for event in events)
 
 
-def test_an_unknown_kind_is_refused(net: SmallNet, images: Tensor, tmp_path: Path):
-    with pytest.raises(UsageError, match="choose from onnx, trt"):
-        export_artifacts(net, images=images, folder=tmp_path, which={"coreml"})
+def test_without_real_images_noise_is_compared_and_int8_is_refused(net: SmallNet, tmp_path: Path):
+    events: list[Event] = []
+    nothing = Samples.none((3, 16, 16), MEAN, STD)
+    (artifact,) = export_artifacts(net, nothing, tmp_path, ExportSettings(batch=(1, 2, 4)), tell=events.append)
+    parity = artifact.facts["parity"]
+    assert (parity["real_images"], parity["top1"], parity["max_rel_error_real"]) == (0, None, None)
+    assert parity["max_rel_error"] < 1e-4
+    assert any(isinstance(event, Warned) and "--images" in event.text for event in events)
+    with pytest.raises(UsageError, match="takes its ranges from real images"):
+        list(export_artifacts(net, nothing, tmp_path, ExportSettings(precisions=("int8",))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"kinds": ("coreml",)}, UsageError, "choose from onnx, trt, torch-trt"),
+        ({"precisions": ("fp12",)}, UsageError, "choose from fp32, fp16, bf16, int8, fp8"),
+        ({"precisions": ("bf16",), "opset": 20}, UsageError, "they came with opset 22"),
+        ({"precisions": ("int8",), "opset": 21}, UsageError, "20 is the newest that works"),
+        ({"precisions": ("fp8",)}, MissingExtra, r"passdeploy\[quant\]"),
+        (
+            {"kinds": ("onnx", "trt"), "flavour": "rtx", "engine": EngineOptions(refittable=True)},
+            UsageError,
+            "without --refittable",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    net: SmallNet,
+    images: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, object],
+    error: type[Exception],
+    words: str,
+):
+    monkeypatch.setattr(run_export, "load_trt", lambda flavour: None)
+    if find_spec("modelopt") is not None and "fp8" in settings.get("precisions", ()):
+        pytest.skip("ModelOpt is installed")
+    with pytest.raises(error, match=words) as caught:
+        export(net, images, tmp_path / "export", **settings)
+    assert str(caught.value).count("\n") < 3
+    assert not (tmp_path / "export").exists()

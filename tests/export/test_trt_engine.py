@@ -1,20 +1,17 @@
-"""The real builder of TensorRT for RTX where it is installed; TensorRT itself by its absence and by a fake."""
+"""The real builder of TensorRT for RTX, where it is installed."""
 
 from __future__ import annotations
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from passdeploy.errors import CorruptArtifact, ExportError, MissingError, PassDeployError, RunError, UsageError
-from passdeploy.export import Artifact, build_engine, driver, load_trt, trt_engine
-from passdeploy.export.driver import Driver
-from passdeploy.export.trt_engine import BuilderLog, count_engine_layers
+from passdeploy.errors import CorruptArtifact, ExportError, PassDeployError, RunError
+from passdeploy.export import Artifact, build_engine, trt_engine
 from passdeploy.files import sha256_of
 
 from .nets import node, write_graph
@@ -22,7 +19,6 @@ from .nets import node, write_graph
 needs_builder = pytest.mark.skipif(
     find_spec("tensorrt_rtx_bindings") is None, reason="the builder of TensorRT for RTX is not installed (extra rtx)"
 )
-GPU = Driver((13, 2), ("Imaginary GPU",))
 
 
 @needs_builder
@@ -110,110 +106,9 @@ class TestWithTheRealBuilder:
             build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", flavour="rtx")
 
 
-def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Let TensorRT be `module`; an exception is what importing it raises."""
-
-    def importing(name: str) -> Any:
-        if isinstance(module, Exception):
-            raise module
-        return module
-
-    monkeypatch.setattr(trt_engine, "import_module", importing)
-
-
-def refusal(flavour: Any = "tensorrt") -> str:
-    with pytest.raises(MissingError) as caught:
-        load_trt(flavour)
-    assert caught.value.exit_code == 3
-    assert str(caught.value).count("\n") < 3
-    return str(caught.value)
-
-
-class TestWhatIsMissing:
-    @pytest.fixture(autouse=True)
-    def a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "probe_driver", lambda: GPU)
-
-    def test_no_driver_is_found_before_tensorrt_is_touched(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: None)
-        imported_as(monkeypatch, AssertionError("TensorRT was imported"))
-        assert "--flavour rtx" in refusal()
-
-    def test_a_driver_without_a_visible_gpu(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 0), ()))
-        assert "CUDA_VISIBLE_DEVICES" in refusal()
-
-    def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((12, 8), ("Imaginary GPU",)))
-        imported_as(monkeypatch, SimpleNamespace(__version__="11.4.0.106"))
-        assert "runs CUDA up to 12.8; TensorRT 11.4.0.106 needs 13" in refusal()
-
-    @pytest.mark.parametrize(("flavour", "extra"), [("tensorrt", "passdeploy[trt]"), ("rtx", "passdeploy[rtx]")])
-    def test_not_installed_names_the_extra(self, flavour: str, extra: str, monkeypatch: pytest.MonkeyPatch):
-        name = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx_bindings"}[flavour]
-        imported_as(monkeypatch, ModuleNotFoundError(f"No module named {name!r}", name=name))
-        assert extra in refusal(flavour)
-
-    def test_bindings_without_their_libraries(self, monkeypatch: pytest.MonkeyPatch):
-        text = "libnvinfer.so.11: cannot open shared object file: No such file or directory"
-        imported_as(monkeypatch, ImportError(text))
-        assert "libnvinfer.so.11" in refusal()
-
-    @pytest.mark.parametrize("version", ["10.12.0.36", "12.0.0.1"])
-    def test_a_release_that_is_not_supported(self, version: str, monkeypatch: pytest.MonkeyPatch):
-        imported_as(monkeypatch, SimpleNamespace(__version__=version))
-        assert f"found TensorRT {version}, supported is >=10.13,<12" in refusal()
-
-    def test_a_supported_release_is_handed_out(self, monkeypatch: pytest.MonkeyPatch):
-        module = SimpleNamespace(__version__="10.16.1.11")
-        imported_as(monkeypatch, module)
-        assert load_trt("tensorrt") is module
-
-
-def test_an_unknown_flavour_lists_the_known_ones():
-    with pytest.raises(UsageError, match="there are tensorrt and rtx"):
-        load_trt("vanilla")  # type: ignore[arg-type]
-
-
 def test_a_missing_onnx_file_names_the_command(tmp_path: Path):
     with pytest.raises(RunError, match="passdeploy export --onnx"):
         build_engine(tmp_path / "model.onnx", tmp_path / "model.engine", flavour="rtx")
-
-
-def test_an_object_that_cannot_be_made_shows_the_last_error_logged():
-    log = BuilderLog()
-
-    def null_factory() -> Any:
-        log.add(
-            "ERROR", "CUDA initialization failure with error: 35 (cudaError 35: CUDA driver version is insufficient)"
-        )
-        log.add("INFO", "shutting down")
-        raise TypeError("pybind11::init(): factory function returned nullptr")
-
-    with pytest.raises(MissingError, match=r"CUDA initialization failure(.|\n)*update the driver"):
-        trt_engine._create(null_factory, log)
-
-
-def test_the_log_keeps_the_newest_lines():
-    log = BuilderLog()
-    for number in range(1000):
-        log.add("ERROR", f"error {number}")
-    assert log.last_error() == "error 999"
-    assert len(log.lines) < 100
-
-
-def test_both_dialects_of_the_inspector_are_counted_alike():
-    ten = {"Name": "x", "LayerType": "CaskConvolution", "Outputs": [{"Format/Datatype": "Channel major FP16 format"}]}
-    eleven = {"Name": "x", "LayerType": "CaskConvolution", "Outputs": [{"Format": "Channel major", "Datatype": "Half"}]}
-    reformat = {"Name": "y", "LayerType": "Reformat", "Outputs": [{"Format/Datatype": "Row major linear FP32"}]}
-    expected = {"layers": {"fp16": 1, "fp32": 1}, "convolutions": {"fp16": 1}}
-    for dialect in (ten, eleven):
-        assert count_engine_layers(json.dumps({"Layers": [dialect, reformat], "Bindings": ["images"]})) == expected
-
-
-def test_the_driver_probe_answers_on_this_machine_without_raising():
-    found = driver.probe_driver()
-    assert found is None or found.cuda > (0, 0)
 
 
 def test_every_error_of_the_engine_has_an_exit_code():

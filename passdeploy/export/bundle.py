@@ -1,0 +1,164 @@
+"""What another machine needs to build engines: for where there is no GPU, or not the one that counts.
+
+    <bundle>/model.onnx  model-fp16.onnx  ...    as they were checked here
+    <bundle>/samples.safetensors                 images to check and to calibrate on, as the graphs take them
+    <bundle>/manifest.json                       hashes, batch sizes, options, and the commands below
+    <bundle>/build.sh                            passdeploy's command, and trtexec's for each file
+
+`passdeploy export --from-bundle` verifies every hash before it builds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+
+from passdeploy import __version__
+from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.events import Listener, silent, stage
+from passdeploy.export.artifact import Artifact, describe
+from passdeploy.export.onnx_graph import INPUT
+from passdeploy.export.trt_api import Flavour, load_trt
+from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.files import atomic_path, sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from passdeploy.export.run_export import ExportSettings, Samples
+
+MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
+
+
+def write_bundle(
+    folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples
+) -> list[Artifact]:
+    """Write a bundle of the ONNX files among `artifacts`.
+
+    Returns:
+        Every file of the bundle, its manifest last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[dict[str, Any]] = []
+    for artifact in (one for one in artifacts if one.kind == "onnx"):
+        with atomic_path(folder / artifact.path.name) as draft:
+            shutil.copyfile(artifact.path, draft)
+        files.append(
+            {
+                "file": artifact.path.name,
+                "sha256": artifact.sha256,
+                "precision": artifact.precision,
+                "batch": list(artifact.facts["batch"]),
+                "input": {INPUT: list(artifact.facts["input"])},
+                "parity": artifact.facts.get("parity"),
+            }
+        )
+    tensors = {"images": samples.images, "calibration": samples.calibration}
+    if samples.labels is not None:
+        tensors["labels"] = samples.labels
+    content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_atomically(folder / SAMPLES, safetensors.torch.save(content))
+    commands = _commands(files, settings)
+    write_atomically(folder / SCRIPT, "\n".join(commands) + "\n")
+    others = {name: sha256_of(folder / name) for name in (SAMPLES, SCRIPT)}
+    manifest = {
+        "version": 1,
+        "passdeploy_version": __version__,
+        "flavour": settings.flavour,
+        "options": settings.engine.to_json() | {"timing_cache": None},  # a cache is of the machine that made it
+        "models": files,
+        "sha256": others,
+        "commands": [line for line in commands if not line.startswith("#")],
+    }
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    names = [*(entry["file"] for entry in files), SAMPLES, SCRIPT, MANIFEST]
+    return [describe(folder / name, kind="bundle", precision="", facts={}) for name in names]
+
+
+def build_bundle(
+    folder: Path, *, flavour: Flavour | None = None, options: EngineOptions | None = None, tell: Listener = silent
+) -> Iterator[Artifact]:
+    """Build the engine of every ONNX file of a bundle, beside it.
+
+    Args:
+        folder: a bundle that `write_bundle` made.
+        flavour, options: in the place of those that the bundle was made with.
+        tell: hears what happens.
+
+    Raises:
+        RunError: there is no bundle.
+        CorruptArtifact: a file is not the one that was bundled.
+        MissingError, ExportError: see `build_engine`.
+    """
+    manifest = _verified(folder)
+    chosen: Flavour = flavour or manifest["flavour"]
+    built = options or EngineOptions(**manifest["options"])
+    load_trt(chosen)
+    for entry in manifest["models"]:
+        source = folder / entry["file"]
+        path = source.with_name(source.stem + ("-rtx.engine" if chosen == "rtx" else ".engine"))
+        with stage("engine", f"{path.name} ({chosen})", tell) as progress:
+            engine = build_engine(
+                source, path, flavour=chosen, batch=entry["batch"], precision=entry["precision"], options=built
+            )
+            progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
+        yield engine
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was compared with its hash."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise RunError(
+            f"there is no bundle at {folder}: it has no {MANIFEST}.\nWrite one with: passdeploy export --bundle"
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        hashes = {**{entry["file"]: entry["sha256"] for entry in manifest["models"]}, **manifest["sha256"]}
+        EngineOptions(**manifest["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{path} is not the manifest of a bundle.\nCopy the whole bundle again.") from error
+    for name, sha256 in hashes.items():
+        if Path(name).name != name:
+            raise CorruptArtifact(f"{path} names a file outside the bundle: {name!r}.")
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
+            raise CorruptArtifact(
+                f"{folder / name} is missing or not the file that was bundled.\nCopy the whole bundle again."
+            )
+    return manifest
+
+
+def _commands(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> list[str]:
+    """A shell script: how to build on the target, with passdeploy or with TensorRT's own tool."""
+    flavour = "" if settings.flavour == "tensorrt" else f" --flavour {settings.flavour}"
+    lines = [
+        "#!/bin/sh -e",
+        "# On the target, in this folder. With passdeploy, which also writes sidecars and counts precisions:",
+        f"passdeploy export --from-bundle .{flavour}",
+        "# Or with TensorRT's own tool; TensorRT 10 needs --stronglyTyped as well:",
+    ]
+    tool = "tensorrt_rtx" if settings.flavour == "rtx" else "trtexec"
+    lines += [f"# {tool} {_tool_options(entry, settings)}" for entry in files]
+    return lines
+
+
+def _tool_options(entry: Mapping[str, Any], settings: ExportSettings) -> str:
+    options = [f"--onnx={entry['file']}", f"--saveEngine={Path(entry['file']).stem}.engine"]
+    dims = entry["input"][INPUT]
+    if isinstance(dims[0], str):
+        shapes = ["x".join(map(str, (size, *dims[1:]))) for size in entry["batch"]]
+        options += [f"--{end}Shapes={INPUT}:{shape}" for end, shape in zip(("min", "opt", "max"), shapes, strict=True)]
+    engine = asdict(settings.engine)
+    options.append(f"--builderOptimizationLevel={engine['optimization_level']}")
+    if engine["workspace_bytes"] is not None:
+        options.append(f"--memPoolSize=workspace:{engine['workspace_bytes'] // 2**20}M")
+    flags = {"version_compatible": "--versionCompatible", "refittable": "--refit", "weight_stripped": "--stripWeights"}
+    options += [flag for name, flag in flags.items() if engine[name]]
+    if engine["hardware_compatible"]:
+        options.append("--hardwareCompatibilityLevel=ampere+")
+    return " ".join([*options, "--profilingVerbosity=detailed"])

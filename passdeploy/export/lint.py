@@ -1,0 +1,220 @@
+"""What an ONNX graph holds that costs speed, or that TensorRT will not take; found by reading, before any build.
+
+A finding is not an error: the graph may be meant for another runtime. What TensorRT refuses is marked so.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from passdeploy.export.casting import find_opset, types_of
+
+# Operators of ONNX that TensorRT's parser has no importer for. Asked of the parser itself, operator by operator
+# (`OnnxParser.supports_operator` of TensorRT for RTX 1.7, opset 26); a test asks again where it is installed.
+UNSUPPORTED_BY_TENSORRT = frozenset(
+    [
+        "AffineGrid",
+        "Bernoulli",
+        "BitCast",
+        "BitShift",
+        "BitwiseAnd",
+        "BitwiseNot",
+        "BitwiseOr",
+        "BitwiseXor",
+        "CenterCropPad",
+        "Col2Im",
+        "Compress",
+        "ConcatFromSequence",
+        "ConvInteger",
+        "CumProd",
+        "DFT",
+        "DeformConv",
+        "Det",
+        "DynamicQuantizeLinear",
+        "ImageDecoder",
+        "MatMulInteger",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "MelWeightMatrix",
+        "Multinomial",
+        "NegativeLogLikelihoodLoss",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+        "QLinearConv",
+        "QLinearMatMul",
+        "RegexFullMatch",
+        "SequenceAt",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceMap",
+        "SoftmaxCrossEntropyLoss",
+        "SplitToSequence",
+        "StringConcat",
+        "StringNormalizer",
+        "StringSplit",
+        "SwiGLU",
+        "TfIdfVectorizer",
+        "Unique",
+    ]
+)
+_TRAINING = ("BatchNormalization", "Dropout")  # the exporter folds or drops them, unless something is in the way
+_CHANNEL_MULTIPLE = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}  # what tensor cores take without padding
+_NAMES: Mapping[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "uint8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.DOUBLE: "fp64",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of thing that was found."""
+
+    kind: str  # "batch_norm", "channels", "operator", "zero_point", "dynamic", "double"
+    text: str
+    blocks_tensorrt: bool
+
+
+@dataclass(frozen=True)
+class Lint:
+    """The census of a graph, and what is odd about it."""
+
+    opset: int | None
+    nodes: int
+    weights: Mapping[str, int]  # element type -> how many weight tensors
+    convolutions: Mapping[str, int]  # precision -> how many convolutions and products compute in it
+    findings: tuple[Finding, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as they stand in an artifact's facts."""
+        return {
+            "opset": self.opset,
+            "nodes": self.nodes,
+            "weights": dict(self.weights),
+            "convolutions": dict(self.convolutions),
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+def lint(model: ModelProto, precision: str) -> Lint:
+    """Read a graph that is meant to be in `precision`."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    types = types_of(model)
+    computing = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    found = [
+        _training_nodes(graph.node),
+        _odd_channels(computing, constants, producers, precision),
+        _unsupported(graph.node),
+        _zero_points(graph.node, constants),
+        _open_dimensions(graph.input),
+        _doubles(types),
+    ]
+    return Lint(
+        opset=find_opset(model),
+        nodes=len(graph.node),
+        weights=_counted(_NAMES.get(tensor.data_type, f"type {tensor.data_type}") for tensor in graph.initializer),
+        convolutions=_counted(_precision_of(node, types, producers) for node in computing),
+        findings=tuple(finding for finding in found if finding),
+    )
+
+
+def _training_nodes(nodes: Any) -> Finding | None:
+    left = _counted(node.op_type for node in nodes if node.op_type in _TRAINING)
+    if not left:
+        return None
+    text = ", ".join(f"{count} {kind}" for kind, count in left.items())
+    return Finding(
+        "batch_norm", f"{text} left in the graph: not folded into a convolution, so it runs by itself", False
+    )
+
+
+def _odd_channels(
+    nodes: list[NodeProto], constants: Mapping[str, TensorProto], producers: Mapping[str, NodeProto], precision: str
+) -> Finding | None:
+    multiple = _CHANNEL_MULTIPLE.get(precision)
+    if multiple is None:
+        return None
+    odd = []
+    for node in nodes:
+        weight = constants.get(_weight_name(node, producers))
+        if node.op_type == "Conv" and weight is not None and weight.dims[0] % multiple:
+            odd.append(f"{node.name} ({weight.dims[0]})")
+    if not odd:
+        return None
+    shown = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+    text = (
+        f"{len(odd)} convolutions put out channels that are no multiple of {multiple}, padded in {precision}: {shown}"
+    )
+    return Finding("channels", text, False)
+
+
+def _unsupported(nodes: Any) -> Finding | None:
+    own = {f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")}
+    names = own | {node.op_type for node in nodes if not node.domain and node.op_type in UNSUPPORTED_BY_TENSORRT}
+    return Finding("operator", f"TensorRT has no {', '.join(sorted(names))}", True) if names else None
+
+
+def _zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Finding | None:
+    shifted = [
+        node.name
+        for node in nodes
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2
+        if (zero := constants.get(node.input[2])) is not None and np.any(numpy_helper.to_array(zero).astype(np.float32))
+    ]
+    if not shifted:
+        return None
+    return Finding("zero_point", f"{len(shifted)} zero points are not zero (first at {shifted[0]!r})", True)
+
+
+def _open_dimensions(inputs: Any) -> Finding | None:
+    for value in inputs:
+        dims = value.type.tensor_type.shape.dim
+        free = [axis for axis, dim in enumerate(dims) if axis and not dim.HasField("dim_value")]
+        if free:
+            return Finding("dynamic", f"input {value.name!r} has open dimensions {free} beside the batch", True)
+    return None
+
+
+def _doubles(types: Mapping[str, int]) -> Finding | None:
+    count = sum(kind == TensorProto.DOUBLE for kind in types.values())
+    return Finding("double", f"{count} values are float64, which TensorRT does not have", True) if count else None
+
+
+def _precision_of(node: NodeProto, types: Mapping[str, int], producers: Mapping[str, NodeProto]) -> str:
+    """What a convolution computes in: the type of its input, or the type that input was quantised to."""
+    producer = producers.get(node.input[0])
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        weight = producers.get(node.input[1])
+        if weight is not None and weight.op_type == "DequantizeLinear":
+            return _NAMES.get(types.get(producer.input[0], 0), "unknown")
+    return _NAMES.get(types.get(node.input[0], 0), "unknown")
+
+
+def _weight_name(node: NodeProto, producers: Mapping[str, NodeProto]) -> str:
+    """The constant behind a node's second input, through the Q/DQ pair that may stand in between."""
+    name = str(node.input[1])
+    while (producer := producers.get(name)) and producer.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        name = str(producer.input[0])
+    return name
+
+
+def _counted(names: Any) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

@@ -1,0 +1,79 @@
+"""The precisions an artifact can have, and how far each may be from the PyTorch model.
+
+Precision lives in the graph: TensorRT 11 has no flags for it. fp16 and bf16 are cast (casting.py), int8 and
+fp8 are quantised (quantise.py); inputs and outputs are float32 in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from passdeploy.errors import UsageError
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+CAST, QUANTISED = ("fp16", "bf16"), ("int8", "fp8")
+
+# The first ONNX operator set in which convolutions, and so our networks, have the type.
+OLDEST_OPSET: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
+# ONNX Runtime's quantiser mixes int8 and uint8 zero points from opset 21 on, and then cannot open its own graph.
+NEWEST_OPSET: Mapping[str, int] = {"int8": 20}
+USUAL_OPSET: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an artifact may differ by; see parity.Parity for how each is measured."""
+
+    rel_error: float
+    top1_agreement: float  # share of the real images with the same answer, at least
+    top1_drop: float  # of the accuracy on labelled images, at most; a fraction
+    counts_noise: bool = True  # False: what lies outside the calibrated range is clipped, on purpose
+
+
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(rel_error=1e-4, top1_agreement=0.999, top1_drop=0.001),
+    "fp16": Limits(rel_error=0.02, top1_agreement=0.995, top1_drop=0.005),
+    "bf16": Limits(rel_error=0.15, top1_agreement=0.98, top1_drop=0.005),
+    "int8": Limits(rel_error=0.5, top1_agreement=0.98, top1_drop=0.01, counts_noise=False),
+    "fp8": Limits(rel_error=0.5, top1_agreement=0.98, top1_drop=0.01, counts_noise=False),
+}
+
+
+def parse_precisions(names: Sequence[str]) -> tuple[str, ...]:
+    """The precisions asked for, each once, in the order given.
+
+    Raises:
+        UsageError: one of them is unknown, or none is given.
+
+    >>> parse_precisions(["fp16", "fp32", "fp16"])
+    ('fp16', 'fp32')
+    """
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown or not names:
+        asked = f"no precision {unknown[0]!r}" if unknown else "no precision was asked for"
+        raise UsageError(f"{asked}: choose from {', '.join(PRECISIONS)}.\nFor example: --precision fp32,fp16")
+    return tuple(dict.fromkeys(names))
+
+
+def choose_opset(precision: str, asked: int | None) -> int:
+    """The ONNX operator set for a precision: the one asked for, or the usual one.
+
+    Raises:
+        UsageError: the precision does not exist in the operator set asked for, or cannot be made in it.
+
+    >>> choose_opset("fp16", None), choose_opset("bf16", None)
+    (20, 22)
+    """
+    opset = USUAL_OPSET[precision] if asked is None else asked
+    if opset < OLDEST_OPSET[precision]:
+        raise UsageError(
+            f"ONNX opset {opset} has no {precision} convolutions; they came with opset {OLDEST_OPSET[precision]}.\n"
+            f"Ask for --opset {OLDEST_OPSET[precision]}, or leave --opset out."
+        )
+    if opset > NEWEST_OPSET.get(precision, opset):
+        raise UsageError(
+            f"{precision} cannot be made in ONNX opset {opset}: {NEWEST_OPSET[precision]} is the newest that works.\n"
+            f"Ask for --opset {NEWEST_OPSET[precision]}, or leave --opset out."
+        )
+    return opset

@@ -1,0 +1,112 @@
+"""A model repository for NVIDIA's Triton server, one model for each artifact that it can serve.
+
+    <repository>/<model>/config.pbtxt  labels.txt
+    <repository>/<model>/1/model.onnx or model.plan
+
+The configuration is written out in full, from the artifact: what Triton would fill in itself (for ONNX a largest
+batch of 4) is not what the artifact was made for. Engines of TensorRT for RTX are not served by Triton;
+their ONNX files are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, ValueInfoProto
+
+from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.files import atomic_path, write_atomically
+
+_QUEUE_MICROSECONDS = 100  # how long a request may wait for others to share its batch
+_TYPES = {
+    TensorProto.FLOAT: "TYPE_FP32",
+    TensorProto.FLOAT16: "TYPE_FP16",
+    TensorProto.INT64: "TYPE_INT64",
+    TensorProto.INT32: "TYPE_INT32",
+    TensorProto.UINT8: "TYPE_UINT8",
+}
+
+
+def write_repository(folder: Path, artifacts: Sequence[Artifact], *, name: str) -> list[Artifact]:
+    """Write a model for each precision of each network: its plan where one was built, else its ONNX file.
+
+    Args:
+        folder: the repository; made if it is not there.
+        artifacts: ONNX files, and plans that were built from them in the same folder.
+        name: of the model; precision and network are appended.
+
+    Returns:
+        Every file that was written.
+    """
+    plans = {artifact.facts["onnx"]: artifact for artifact in artifacts if _is_plan(artifact)}
+    written: list[Artifact] = []
+    for graph in (artifact for artifact in artifacts if artifact.kind == "onnx"):
+        served = plans.get(graph.path.name, graph)
+        suffix = graph.path.stem.removeprefix("model").strip("-")
+        written += _write_model(folder, f"{name}-{suffix}" if suffix else name, served, graph)
+    return written
+
+
+def _is_plan(artifact: Artifact) -> bool:
+    return artifact.kind == "engine" and artifact.facts["flavour"] == "tensorrt"
+
+
+def _write_model(folder: Path, name: str, served: Artifact, graph: Artifact) -> list[Artifact]:
+    home = folder / name
+    target = home / "1" / ("model.plan" if _is_plan(served) else "model.onnx")
+    with atomic_path(target) as draft:
+        shutil.copyfile(served.path, draft)
+    model = onnx.load(graph.path)
+    classes: list[str] = next((json.loads(one.value) for one in model.metadata_props if one.key == "classes"), [])
+    files = [target]
+    if classes:
+        write_atomically(home / "labels.txt", "".join(f"{label}\n" for label in classes))
+        files.append(home / "labels.txt")
+    sizes = BatchRange.of(graph.facts["batch"])
+    text = config_text(name, model.graph.input[0], model.graph.output[0], sizes, _is_plan(served), bool(classes))
+    write_atomically(home / "config.pbtxt", text)
+    files.append(home / "config.pbtxt")
+    return [describe(path, kind="triton", precision=served.precision, facts={"model": name}) for path in files]
+
+
+def config_text(
+    name: str, images: ValueInfoProto, logits: ValueInfoProto, sizes: BatchRange, is_plan: bool, has_labels: bool
+) -> str:
+    """The `config.pbtxt` of one model, in protobuf's text format.
+
+    Triton forms batches only for models that take every size from 1 up; for others the batch is part of the shape.
+    """
+    forms_batches = sizes.smallest == 1 and sizes.largest > 1
+    server = 'platform: "tensorrt_plan"' if is_plan else 'backend: "onnxruntime"'
+    lines = [
+        f"name: {json.dumps(name)}",
+        server,
+        f"max_batch_size: {sizes.largest if forms_batches else 0}",
+        f"input [ {{ {_tensor(images, forms_batches)} }} ]",
+        f"output [ {{ {_tensor(logits, forms_batches)}{_labels(has_labels)} }} ]",
+        f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if is_plan else 'KIND_AUTO'} }} ]",
+    ]
+    if forms_batches:
+        preferred = ", ".join(map(str, sorted({sizes.typical, sizes.largest} - {1})))
+        lines.append(
+            f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] "
+            f"max_queue_delay_microseconds: {_QUEUE_MICROSECONDS} }}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(value: ValueInfoProto, forms_batches: bool) -> str:
+    kind: Mapping[Any, str] = _TYPES
+    tensor = value.type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+    shown = ", ".join(map(str, dims[1:] if forms_batches else dims))
+    return f"name: {json.dumps(value.name)} data_type: {kind[tensor.elem_type]} dims: [ {shown} ]"
+
+
+def _labels(has_labels: bool) -> str:
+    return ' label_filename: "labels.txt"' if has_labels else ""

@@ -1,0 +1,143 @@
+"""The one place that imports TensorRT, in two flavours with one API.
+
+`tensorrt` (10.13 and later, 11) builds on the GPU it will run on; `rtx` (TensorRT for RTX) builds anywhere. The part
+of the module that passdeploy uses is a Protocol, checked by mypy against the signatures of both majors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+from passdeploy.errors import MissingError, UsageError
+from passdeploy.export.driver import require_cuda, require_gpu
+from passdeploy.export.ort_session import first_line
+
+if TYPE_CHECKING:
+    import tensorrt
+
+Flavour = Literal["tensorrt", "rtx"]
+
+
+class TensorRT(Protocol):
+    """The part of the `tensorrt` module used here; the same names exist in both flavours."""
+
+    __version__: str
+
+    @property
+    def Builder(self) -> Callable[[tensorrt.ILogger], tensorrt.Builder]: ...  # noqa: D102
+    @property
+    def OnnxParser(  # noqa: D102
+        self,
+    ) -> Callable[[tensorrt.INetworkDefinition, tensorrt.ILogger], tensorrt.OnnxParser]: ...
+    @property
+    def Runtime(self) -> Callable[[tensorrt.ILogger], tensorrt.Runtime]: ...  # noqa: D102
+    @property
+    def ILogger(self) -> type[tensorrt.ILogger]: ...  # noqa: D102
+    @property
+    def NetworkDefinitionCreationFlag(self) -> type[tensorrt.NetworkDefinitionCreationFlag]: ...  # noqa: D102
+    @property
+    def MemoryPoolType(self) -> type[tensorrt.MemoryPoolType]: ...  # noqa: D102
+    @property
+    def ProfilingVerbosity(self) -> type[tensorrt.ProfilingVerbosity]: ...  # noqa: D102
+    @property
+    def BuilderFlag(self) -> type[tensorrt.BuilderFlag]: ...  # noqa: D102
+    @property
+    def HardwareCompatibilityLevel(self) -> type[tensorrt.HardwareCompatibilityLevel]: ...  # noqa: D102
+    @property
+    def LayerInformationFormat(self) -> type[tensorrt.LayerInformationFormat]: ...  # noqa: D102
+
+
+if TYPE_CHECKING:
+    _has_them_all: TensorRT = tensorrt
+
+
+@dataclass(frozen=True)
+class _Package:
+    """One flavour as it is installed and named."""
+
+    module: str
+    title: str
+    oldest: tuple[int, int]
+    too_new: int  # the first major release that we do not know
+    extra: str
+    distributions: tuple[str, ...]  # of the bindings, to tell their version where the libraries are missing
+    alternative: str
+
+
+_PACKAGES: Mapping[str, _Package] = {
+    "tensorrt": _Package(
+        module="tensorrt",
+        title="TensorRT",
+        oldest=(10, 13),
+        too_new=12,
+        extra="'passdeploy[trt]' (TensorRT 11) or 'passdeploy[trt10]'",
+        distributions=("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),
+        alternative="ONNX export works without it; --flavour rtx builds without a GPU.",
+    ),
+    "rtx": _Package(
+        module="tensorrt_rtx_bindings",
+        title="TensorRT for RTX",
+        oldest=(1, 7),
+        too_new=2,
+        extra="'passdeploy[rtx]'",
+        distributions=("tensorrt-rtx-cu13-bindings",),
+        alternative="ONNX export works without it.",
+    ),
+}
+
+NO_DRIVER_HINT = (
+    "Two ways on: --bundle writes what the target needs to build it there; --flavour rtx builds here, for RTX GPUs."
+)
+
+
+def load_trt(flavour: Flavour) -> TensorRT:
+    """Import TensorRT, after making sure that using it cannot crash the process.
+
+    Raises:
+        UsageError: no such flavour.
+        MissingError: not installed, half installed, a release we do not know, or (for `tensorrt`) no GPU.
+    """
+    if flavour not in _PACKAGES:
+        raise UsageError(f"no TensorRT flavour {flavour!r}: there are {' and '.join(_PACKAGES)}.")
+    package = _PACKAGES[flavour]
+    # The driver comes first: without one, installing TensorRT would be in vain.
+    driver = require_gpu("a TensorRT engine", hint=NO_DRIVER_HINT) if flavour == "tensorrt" else None
+    install = f"Install it with: pip install {package.extra}"
+    try:
+        module = import_module(package.module)
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package.module:
+            lines = (f"{package.title} is not installed.", install, package.alternative)
+        else:
+            found = f"{package.title} {_bindings_version(package)}"
+            lines = (
+                f"the libraries of {found} do not load: {first_line(error)}",
+                "The matching -libs package is missing, or LD_LIBRARY_PATH leads to another release.",
+                install,
+            )
+        raise MissingError("\n".join(lines)) from error
+    release = _release(str(module.__version__))
+    if not (package.oldest <= release and release[0] < package.too_new):
+        supported = f">={package.oldest[0]}.{package.oldest[1]},<{package.too_new}"
+        raise MissingError(f"found {package.title} {module.__version__}, supported is {supported}.\n{install}")
+    if driver is not None:
+        require_cuda(driver, 13 if release[0] >= 11 else 12, f"TensorRT {module.__version__}")
+    return cast(TensorRT, module)
+
+
+def _release(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _bindings_version(package: _Package) -> str:
+    for name in package.distributions:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "(of unknown version)"

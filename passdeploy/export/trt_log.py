@@ -1,0 +1,85 @@
+"""What TensorRT says when it refuses, in our words: a failure is None and a log line, never an exception.
+
+The last lines of the log are kept, since a reason stands nowhere else, and become part of our message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from passdeploy.errors import CorruptArtifact, ExportError, MissingError
+from passdeploy.export.trt_api import TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt
+
+T = TypeVar("T")
+
+_INSIGHTS = {  # what the parser says -> what to do about it
+    "must resolve to a build-time constant": "Export with passdeploy, which folds the graph (optimize=True).",
+    "Non-zero zero point": "Quantise symmetrically: TensorRT takes no zero points.",
+    "Plugin not found": "TensorRT has no such operator; replace it in the model.",
+}
+_KEPT_LINES = 64  # of the builder's log
+_SHOWN_CHARACTERS = 400
+
+
+class BuilderLog:
+    """The last lines TensorRT logged: the only place where a failure is explained."""
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[str, str]] = deque(maxlen=_KEPT_LINES)  # (severity name, text)
+
+    def add(self, severity: str, text: str) -> None:
+        """Keep a line; the oldest goes when there are too many."""
+        self.lines.append((severity, text))
+
+    def last_error(self) -> str:
+        """The last error in one line, with a translation of the best known one."""
+        errors = [text for severity, text in self.lines if severity.endswith("ERROR")]
+        if not errors:
+            return "TensorRT gave no reason."
+        text = " ".join(errors[-1].split())[:_SHOWN_CHARACTERS]
+        if "cudaError 35" in text:
+            text += "\nThe NVIDIA driver is missing or older than this TensorRT's CUDA: update the driver."
+        return text
+
+
+def make_logger(trt: TensorRT, log: BuilderLog) -> tensorrt.ILogger:
+    """An ILogger that writes to `log`. Its base class is known only once TensorRT is imported."""
+    base: Any = trt.ILogger
+
+    def start(self: Any) -> None:
+        base.__init__(self)  # pybind11 asks for the explicit call
+
+    def note(self: Any, severity: tensorrt.ILogger.Severity, text: str) -> None:
+        log.add(severity.name, text)
+
+    made = type("RememberingLogger", (base,), {"__init__": start, "log": note})
+    return cast("tensorrt.ILogger", made())
+
+
+def create(factory: Callable[[], T], log: BuilderLog) -> T:
+    """Construct a TensorRT object; a refused one arrives as a TypeError about a null pointer."""
+    try:
+        return factory()
+    except TypeError as error:
+        raise MissingError(f"TensorRT could not start: {log.last_error()}") from error
+
+
+def parse_failure(onnx_path: Path, parser: tensorrt.OnnxParser, log: BuilderLog) -> ExportError | CorruptArtifact:
+    """What the parser did not accept: the first node in full, how many more, and what to do."""
+    if parser.num_errors == 0:
+        return ExportError(f"TensorRT cannot parse {onnx_path.name}: {log.last_error()}")
+    first = parser.get_error(0)
+    reason = " ".join(first.desc().split())[:_SHOWN_CHARACTERS]
+    if not first.node_operator():  # no node at all: the file itself is the trouble
+        return CorruptArtifact(f"TensorRT cannot read {onnx_path.name}: {reason}")
+    where = f"{first.node_operator()} node {first.node_name()!r}"
+    more = f" ({parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
+    advice = next((text for words, text in _INSIGHTS.items() if words in reason), "")
+    lines = (f"TensorRT does not accept the {where} of {onnx_path.name}{more}.", f"It says: {reason}", advice)
+    return ExportError("\n".join(line for line in lines if line))

@@ -1,0 +1,127 @@
+"""`passdeploy export` as it is typed: without a run, to bundles and to Triton, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+import safetensors.torch
+from click.testing import CliRunner, Result
+
+from passdeploy.cli import main
+from passdeploy.export import driver
+from passdeploy.models import build_model
+from tests.conftest import paint
+
+MODEL = "passdeploy/resnet20_cifar"
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, ["export", *(str(argument) for argument in arguments)])
+
+    return invoke
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    safetensors.torch.save_file(build_model(MODEL, num_classes=3).state_dict(), path)
+    return path
+
+
+def test_a_model_is_exported_without_a_run(call, weights: Path, tmp_path: Path):
+    result = call("--model", MODEL, "--weights", weights, "--onnx", "--image-size", 16, "--batch", "1,2,4",
+                  "--opset", 19, "--triton", "--bundle", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    graph, *delivered = document["artifacts"]
+    assert graph["path"] == "exports/resnet20_cifar/model.onnx"
+    assert graph["facts"]["opset"] == 19
+    model = onnx.load(tmp_path / graph["path"])
+    assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 3  # as many as the weights are for
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert "w.safetensors" in json.loads(metadata["sha256"])
+    assert {artifact["kind"] for artifact in delivered} == {"triton", "bundle"}
+    assert (tmp_path / "exports/resnet20_cifar/triton/resnet20_cifar/config.pbtxt").is_file()
+    assert (tmp_path / "exports/resnet20_cifar/bundle/build.sh").is_file()
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
+def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    images = paint(tmp_path / "images", classes=3)
+    bundled = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--images", images, "--trt",
+                   "--flavour", "rtx", "--batch", "1,2,4", "--bundle", tmp_path / "b")  # fmt: skip
+    assert bundled.exit_code == 0, bundled.output
+    assert "sh build.sh" in bundled.stdout
+    assert not list(tmp_path.rglob("*.engine"))  # they are the target's to build
+    built = call("--from-bundle", "b", "--json")
+    assert built.exit_code == 0, built.output
+    (engine,) = json.loads(built.stdout)["artifacts"]
+    assert engine["facts"]["batch"] == [1, 2, 4]
+
+    monkeypatch.setattr(driver, "probe_driver", lambda: None)
+    checked = call("--check-engine", engine["path"])
+    assert (checked.exit_code, "no NVIDIA driver" in checked.stderr) == (3, True)
+    (tmp_path / engine["path"]).write_bytes(b"something else")
+    assert call("--check-engine", engine["path"]).exit_code == 5
+
+
+def test_a_failed_gate_exits_with_4_and_leaves_the_file_as_rejected(
+    call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from passdeploy.export import run_export
+
+    strict = {**run_export.LIMITS, "fp32": replace(run_export.LIMITS["fp32"], rel_error=0.0)}
+    monkeypatch.setattr(run_export, "LIMITS", strict)
+    monkeypatch.setattr(run_export.ExportSettings, "limits", lambda self, precision: strict[precision])
+    result = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--batch", "1,2,4", "--out", "out")
+    assert result.exit_code == 4, result.output
+    assert "do not deploy it" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.onnx.rejected"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--trt"], 3, "--bundle"),
+        (["--torch-trt"], 3, "GPU"),
+        (["--precision", "int4"], 2, "choose from fp32, fp16, bf16, int8, fp8"),
+        (["--precision", "int8"], 2, "--images"),
+        (["--precision", "bf16", "--opset", "20"], 2, "--opset 22"),
+        (["--opset", "17"], 2, "opset 17"),
+        (["--trt", "--flavour", "rtx", "--refittable"], 2, "--refittable"),
+        (["--batch", "8,1,32"], 2, "MIN <= OPT <= MAX"),
+        (["--image-size", "2"], 2, "--image-size"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_three_lines(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
+):
+    monkeypatch.setattr(driver, "probe_driver", lambda: None)
+    model = "torchvision/alexnet" if "--image-size" in arguments else MODEL
+    size = [] if "--image-size" in arguments else ["--image-size", "16"]
+    result = call("--model", model, *size, *arguments)
+    assert result.exit_code == code, result.output
+    said = result.stderr[result.stderr.rfind("error:") :]
+    assert words in said
+    assert len(said.splitlines()) <= 3
+    assert not (tmp_path / "exports").exists()
+
+
+def test_options_of_a_model_do_not_go_with_a_run(call):
+    result = call("--weights", "w.safetensors")
+    assert (result.exit_code, "--model" in result.stderr) == (2, True)
+
+
+def test_a_run_that_is_no_bundle_says_so(call, tmp_path: Path):
+    result = call("--from-bundle", tmp_path)
+    assert (result.exit_code, "manifest.json" in result.stderr) == (2, True)

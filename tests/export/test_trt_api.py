@@ -1,0 +1,86 @@
+"""What of TensorRT is missing, found before it is touched: by its absence, and by modules that stand in for it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from passdeploy.errors import MissingError, UsageError
+from passdeploy.export import driver, load_trt, trt_api
+from passdeploy.export.driver import Driver
+
+GPU = Driver((13, 2), ("Imaginary GPU",))
+
+
+def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    """Let TensorRT be `module`; an exception is what importing it raises."""
+
+    def importing(name: str) -> Any:
+        if isinstance(module, Exception):
+            raise module
+        return module
+
+    monkeypatch.setattr(trt_api, "import_module", importing)
+
+
+def refusal(flavour: Any = "tensorrt") -> str:
+    with pytest.raises(MissingError) as caught:
+        load_trt(flavour)
+    assert caught.value.exit_code == 3
+    assert str(caught.value).count("\n") < 3
+    return str(caught.value)
+
+
+class TestWhatIsMissing:
+    @pytest.fixture(autouse=True)
+    def a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(driver, "probe_driver", lambda: GPU)
+
+    def test_no_driver_is_found_before_tensorrt_is_touched(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(driver, "probe_driver", lambda: None)
+        imported_as(monkeypatch, AssertionError("TensorRT was imported"))
+        said = refusal()
+        assert "--flavour rtx" in said
+        assert "--bundle" in said
+
+    def test_a_driver_without_a_visible_gpu(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 0), ()))
+        assert "CUDA_VISIBLE_DEVICES" in refusal()
+
+    def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((12, 8), ("Imaginary GPU",)))
+        imported_as(monkeypatch, SimpleNamespace(__version__="11.4.0.106"))
+        assert "runs CUDA up to 12.8; TensorRT 11.4.0.106 needs 13" in refusal()
+
+    @pytest.mark.parametrize(("flavour", "extra"), [("tensorrt", "passdeploy[trt]"), ("rtx", "passdeploy[rtx]")])
+    def test_not_installed_names_the_extra(self, flavour: str, extra: str, monkeypatch: pytest.MonkeyPatch):
+        name = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx_bindings"}[flavour]
+        imported_as(monkeypatch, ModuleNotFoundError(f"No module named {name!r}", name=name))
+        assert extra in refusal(flavour)
+
+    def test_bindings_without_their_libraries(self, monkeypatch: pytest.MonkeyPatch):
+        text = "libnvinfer.so.11: cannot open shared object file: No such file or directory"
+        imported_as(monkeypatch, ImportError(text))
+        assert "libnvinfer.so.11" in refusal()
+
+    @pytest.mark.parametrize("version", ["10.12.0.36", "12.0.0.1"])
+    def test_a_release_that_is_not_supported(self, version: str, monkeypatch: pytest.MonkeyPatch):
+        imported_as(monkeypatch, SimpleNamespace(__version__=version))
+        assert f"found TensorRT {version}, supported is >=10.13,<12" in refusal()
+
+    def test_a_supported_release_is_handed_out(self, monkeypatch: pytest.MonkeyPatch):
+        module = SimpleNamespace(__version__="10.16.1.11")
+        imported_as(monkeypatch, module)
+        assert load_trt("tensorrt") is module
+
+
+def test_an_unknown_flavour_lists_the_known_ones():
+    with pytest.raises(UsageError, match="there are tensorrt and rtx"):
+        load_trt("vanilla")  # type: ignore[arg-type]
+
+
+def test_the_driver_probe_answers_on_this_machine_without_raising():
+    found = driver.probe_driver()
+    assert found is None or found.cuda > (0, 0)
