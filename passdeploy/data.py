@@ -65,6 +65,7 @@ class Split(Protocol):
         seed: int = 0,
         augment: bool = False,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images, float32 (batch, 3, height, width), and labels, int64 (batch,).
 
@@ -74,6 +75,7 @@ class Split(Protocol):
             seed: with `epoch`, the key of the order and of the augmentation.
             augment: change the images as this data set allows without changing a label.
             drop_last: leave out a last batch that is not full.
+            part: (which, of how many): this share of every batch only, for one of several processes.
         """
 
 
@@ -212,6 +214,7 @@ class ImageSplit:
         seed: int = 0,
         augment: bool = False,
         drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
         if batch_size < 1:
@@ -224,17 +227,24 @@ class ImageSplit:
         else:
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))[:count]
         policy = self._augmentation if augment else None
-        return self._walk(order, batch_size, policy, generator("augment", seed, epoch or 0))
+        return self._walk(order, batch_size, policy, generator("augment", seed, epoch or 0), part)
 
     def _walk(
-        self, order: Tensor, batch_size: int, policy: Augmentation | None, chance: torch.Generator
+        self,
+        order: Tensor,
+        batch_size: int,
+        policy: Augmentation | None,
+        chance: torch.Generator,
+        part: tuple[int, int],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         # one draw per position of the epoch, before it is known which batch the position falls into
-        draws = torch.split(torch.rand((len(self), 3), generator=chance)[: len(order)], batch_size)
-        parts = torch.split(order, batch_size)
-        for part, drawn, pixels in zip(parts, draws, self._pixels(parts), strict=True):
+        draws = list(torch.split(torch.rand((len(self), 3), generator=chance)[: len(order)], batch_size))
+        which, of = part
+        mine = [batch.tensor_split(of)[which] for batch in torch.split(order, batch_size)]
+        draws = [drawn.tensor_split(of)[which] for drawn in draws]
+        for chosen, drawn, pixels in zip(mine, draws, self._pixels(mine), strict=True):
             images = _augmented(pixels, policy, drawn) if policy else pixels
-            yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[part]
+            yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[chosen]
 
     def _pixels(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each part, uint8 (batch, 3, height, width)."""

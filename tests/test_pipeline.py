@@ -50,7 +50,8 @@ def test_every_file_of_the_run_is_there_and_recorded(finished: pipeline.RunResul
     files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
     assert files == {
         "recipe.resolved.yaml", "dense.safetensors", "slim.safetensors", "scores.safetensors", "plan.json",
-        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints",
+        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints", "chosen.json",
+        "hypernetwork.safetensors",
     }  # fmt: skip
     manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
     assert {"dense.safetensors", "slim.safetensors", "plan.json", "summary.json", "recipe.resolved.yaml"} <= set(
@@ -111,7 +112,7 @@ def test_resuming_needs_a_run_of_this_very_recipe(finished: pipeline.RunResult, 
         pipeline.run(tiny_recipe, out=finished.path.parent, overrides=["seed=1"], resume=True)
 
 
-@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor"])
+@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor", "growing"])
 def test_every_baseline_runs_from_the_same_recipe(
     method: str, finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
@@ -128,7 +129,6 @@ def test_every_baseline_runs_from_the_same_recipe(
     ("overrides", "error"),
     [
         (["prune.target.macs=0.0001"], BudgetError),
-        (["prune.method=growing"], UsageError),
         (["prune.target.latency=0.5"], UsageError),
         (["data.root=/nowhere/at/all"], UsageError),
         (["model.name=passdeploy/resnet21_cifar"], UsageError),
