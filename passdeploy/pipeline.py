@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,11 +28,11 @@ from passdeploy.data import ImageData, load_data
 from passdeploy.deploy import load_network
 from passdeploy.devices import find_device
 from passdeploy.errors import AccuracyError, DataError, RunError, UsageError
-from passdeploy.events import Listener, Stage, StageFinished, broadcast, silent, stage
+from passdeploy.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.lessons import logits_of
 from passdeploy.models import build_model
 from passdeploy.plan import Budget, Plan, smallest_plan
-from passdeploy.processes import ALONE, Processes
+from passdeploy.processes import ALONE, Processes, joined
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
@@ -50,6 +52,7 @@ class RunResult:
 
     path: Path
     summary: dict[str, Any]  # as in summary.json
+    is_first: bool = True  # of several processes, the one that writes and speaks
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,17 @@ def run(
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, allow_code=allow_code)
         progress.text = _describe(prepared)
-    folder = _find_unfinished(Path(out), recipe) if resume else RunFolder.create(Path(out), recipe.name)
-    with folder:
-        if not resume:
+        if prepared.data.skipped:
+            listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
+            tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{listed}"))
+    with joined(place) as processes, _folder_of(processes, Path(out), recipe, resume) as folder:
+        if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
-        listener = broadcast(tell, folder.metrics_listener(), folder.log_listener())
-        summary = _Job(prepared, folder, place, allow_code, listener).finish()
-        path = folder.path
+        listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
+        summary = _Job(prepared, folder, place, allow_code, listener, processes).finish()
+        path = processes.tell_all(folder.path)
     _check_accuracy(recipe, summary)
-    return RunResult(path, summary)
+    return RunResult(path, summary, processes.is_first)
 
 
 def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
@@ -225,7 +230,9 @@ class _Job:
         if prompt is not None:
             prompt.take_(saved)
         smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
-        recalibrate_batch_norm_(smaller, self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES)))
+        with self.processes.sharing_statistics():
+            batches = self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES))
+            recalibrate_batch_norm_(smaller, batches)
         top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
         self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
         self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
@@ -323,6 +330,8 @@ class _Job:
 
     def _latency(self) -> list[dict[str, Any]]:
         """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
+        if not self.processes.is_first:
+            return []
         pair = [
             Subject(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
             for which in ("dense", "slim")
@@ -401,6 +410,22 @@ def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
             f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
             "Set data.image_size to what the network was made for."
         ) from error
+
+
+@contextmanager
+def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+    """The run folder of the first process; the others, perhaps on other machines, work in copies that go away."""
+    if not processes.is_first:
+        with TemporaryDirectory() as place, RunFolder.create(Path(place), recipe.name) as folder:
+            for name, content in processes.tell_all(None).items():
+                (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder.path / name).write_bytes(content)
+            yield folder
+        return
+    with _find_unfinished(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
+        if processes.count > 1:
+            processes.tell_all(folder.content() if resume else {})
+        yield folder
 
 
 def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:

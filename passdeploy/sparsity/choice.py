@@ -92,7 +92,9 @@ def choose(
             steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
             optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
             prompt_kind=prune.prompt.kind, prompt_size=prune.prompt.size, hypernet_kind=prune.hypernet.kind,
-            hidden=prune.hypernet.hidden, round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
+            hidden=prune.hypernet.hidden, distill=prune.distill.alpha if prune.distill else 0.0,
+            temperature=prune.distill.temperature if prune.distill else 1.0,
+            round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
             seed=recipe.seed,
         )  # fmt: skip
         learned = learn_masks(

@@ -7,6 +7,7 @@ gradient passes straight through the masks to the scores. The network is any net
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +21,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.events import Stage, silent
+from passdeploy.lessons import imitation_loss, logits_of
 from passdeploy.norms import RestrictedNorms
 from passdeploy.plan import Budget, Plan, choose_channels, floor_width
 from passdeploy.processes import ALONE, Processes
@@ -37,7 +39,7 @@ class PassSettings:
     """How masks are learned; the defaults are those of a recipe."""
 
     steps: int = 300
-    lr: float = 0.01
+    lr: float = 0.003
     weight_decay: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.9
@@ -45,6 +47,8 @@ class PassSettings:
     prior_batches: int = 8  # batches that the first scores (Taylor) are estimated on
     prompt_kind: str = "padding"
     prompt_size: int = 8
+    distill: float = 0.0  # share of the loss that is the dense network's answers; for class scores only
+    temperature: float = 4.0  # softens both answers before they are compared
     hypernet_kind: str = "lstm"
     hidden: int = 64
     round_to: int = 8
@@ -135,6 +139,7 @@ class _Task:
     ) -> None:
         self.cut, self.costs, self.budget, self.settings, self.processes = cut, costs, budget, settings, processes
         self._learner, self._weights, self._loss = batch_statistics_only(model), MaskedWeights(model, cut), loss
+        self._dense = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()  # shares the parameters
         self.whole = costs.of(budget.kind)
         floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to) for group in cut})
         self._least = min(floor, budget.limit)
@@ -153,7 +158,9 @@ class _Task:
         share = min(1.0, (step + 1) / ramp) if ramp else 1.0
         return max(self._least, round(self.whole + (self.budget.limit - self.whole) * share))
 
-    def loss(self, scores: Mapping[str, Tensor], images: Tensor, targets: Tensor, limit: int) -> Tensor:
+    def loss(
+        self, scores: Mapping[str, Tensor], prompt: VisualPrompt | None, images: Tensor, targets: Tensor, limit: int
+    ) -> Tensor:
         """The loss of the network that `scores` leave within `limit`; its gradient reaches them straight through."""
         plan = self.plan(scores, limit)
         masks = {}
@@ -163,7 +170,15 @@ class _Task:
             masks[name] = straight_through(hard, score)
         weights = self._weights(masks)
         with RestrictedNorms(self._weights.existing(masks, weights)):
-            return self._loss(run_with(self._learner, weights, images), targets)
+            output = run_with(self._learner, weights, prompt(images) if prompt else images)
+            value = self._loss(output, targets)
+        if not self.settings.distill:
+            return value
+        with torch.no_grad():
+            answers = logits_of(self._dense(images))
+        return imitation_loss(
+            logits_of(output), answers, value, alpha=self.settings.distill, temperature=self.settings.temperature
+        )
 
 
 def _descend(
@@ -182,7 +197,7 @@ def _descend(
         scores = _scores(task.cut, prompt, hypernetwork)
         limit = task.limit_at(step)
         with processes.sharing_statistics():
-            value = task.loss(scores, prompt(images) if prompt else images, targets, limit)
+            value = task.loss(scores, prompt, images, targets, limit)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
             if not abs(losses[-1]) < float("inf"):
                 raise TrainingError(

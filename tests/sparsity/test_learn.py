@@ -69,7 +69,7 @@ def learned(net: nn.Module, channels: ChannelMap, **settings: object) -> Learned
     return learn_masks(
         net, channels.groups, stream, F.cross_entropy, costs=channels.costs,
         budget=Budget.of("macs", 0.5, channels.costs),
-        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings}),
+        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, **settings}),
     )  # fmt: skip
 
 
