@@ -285,8 +285,9 @@ class _Job:
 
     def _prompt(self) -> VisualPrompt | None:
         """The prompt that the slim network will look through, untrained."""
-        spec = self.recipe.prune.prompt
-        if self.recipe.prune.method != "pass" or spec.kind == "none" or not spec.keep:
+        prune, spec = self.recipe.prune, self.recipe.prune.prompt
+        is_learned = prune.method == "pass" and not (prune.from_run is not None and prune.reuse == "plan")
+        if not is_learned or spec.kind == "none" or not spec.keep:
             return None
         return VisualPrompt(spec.kind, self.data.image_shape, spec.size)
 
