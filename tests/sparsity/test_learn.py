@@ -105,7 +105,7 @@ def test_at_the_final_budget_learning_goes_on_to_lower_the_loss():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = nets.randomise_(nets.SqueezeExcite())
-    net.head.fc = nn.Linear(6, 3)
+        net.head.fc = nn.Linear(6, 3)
     channels = map_channels(net, IMAGE)
     losses = learned(net, channels, steps=60, lr=0.05).losses[30:]  # the budget has been met from here on
     assert sum(losses[-10:]) < sum(losses[:10])
