@@ -61,6 +61,7 @@ class Method:
     prompt: str = "padding"
     keep_prompt: bool = True
     hypernet: str = "lstm"
+    lr: float = PassSettings.lr
 
     @property
     def learns(self) -> bool:
@@ -83,6 +84,7 @@ METHODS = {
     "PASS, mlp": Method("pass", per_mac=True, hypernet="mlp"),
     "PASS, conv": Method("pass", per_mac=True, hypernet="conv"),
     "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
+    "PASS, a third of the rate": Method("pass", per_mac=True, lr=PassSettings.lr / 3),
     "PASS, uniform": Method("pass", uniform=True),
 }
 QUICK_METHODS = ("l1 uniform", "l1 per MAC", "taylor uniform", "taylor per MAC", "PASS", "PASS, no prompt")
@@ -238,7 +240,7 @@ def _choose(
     allocation = "uniform" if method.uniform else "global"
     if method.score == "pass":
         settings = PassSettings(
-            steps=size.mask_steps, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
+            steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
             hypernet_kind=method.hypernet, distill=0.5, temperature=2.0, per_cost=method.per_mac,
             allocation=allocation, seed=seed,
         )  # fmt: skip
