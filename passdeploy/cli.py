@@ -345,7 +345,7 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
     from passdeploy.recipe import shipped_recipes
 
     names = shipped_recipes()
-    _finish({"recipes": names}, as_json, *names, f"next: passdeploy recipes show {names[0]}")
+    _finish({"recipes": names}, as_json, *names, "next: passdeploy recipes show mobilenetv2.yaml")
 
 
 @recipes.command("show")
