@@ -7,6 +7,7 @@ needs torch is imported inside a command, so that `passdeploy --help` answers at
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -160,8 +161,11 @@ def prune(
     from passdeploy.pipeline import run
     from passdeploy.terminal import closing_table
 
-    with _listener(quiet) as listener:
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun, one process for all
+    with _listener(quiet or not speaks) as listener:
         result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
+        if not result.is_first:
+            return
         listener.console.print(closing_table(result.summary, result.summary["latency"]))
     path = _shown(result.path)
     where = "" if path == Path("runs") / result.path.name else f" --run {path}"
@@ -326,7 +330,7 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
     from passdeploy.recipe import shipped_recipes
 
     names = shipped_recipes()
-    _finish({"recipes": names}, as_json, *names, f"next: passdeploy recipes show {names[0]}")
+    _finish({"recipes": names}, as_json, *names, "next: passdeploy recipes show mobilenetv2.yaml")
 
 
 @recipes.command("show")

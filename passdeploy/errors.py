@@ -7,7 +7,8 @@
     │   ├── PlanError       a plan that does not fit its network
     │   └── RunError        no such run, or a run that cannot go on
     ├── MissingError 3      something of this machine: a package, a driver, a GPU
-    │   └── MissingExtra
+    │   ├── MissingExtra
+    │   └── PeerError      another process of the same training
     ├── GateError 4         a promise that was checked and not kept
     │   ├── EquivalenceError, ExportError, ParityError, AccuracyError, BudgetError, TrainingError
     └── DataError 5         bad data, or a file that is not what it says
@@ -68,6 +69,10 @@ class MissingExtra(MissingError):
             f"Install it with: pip install 'passdeploy[{extra}]'"
         )
         self.module, self.extra = module, extra
+
+
+class PeerError(MissingError):
+    """Another process of the same training is gone, or cannot be reached."""
 
 
 class GateError(PassDeployError):

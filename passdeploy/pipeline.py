@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.chance import seed_of
@@ -27,17 +28,18 @@ from passdeploy.data import ImageData, load_data
 from passdeploy.deploy import load_network
 from passdeploy.devices import find_device
 from passdeploy.errors import AccuracyError, DataError, RunError, UsageError
-from passdeploy.events import Listener, Stage, StageFinished, broadcast, silent, stage
+from passdeploy.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
+from passdeploy.lessons import logits_of
 from passdeploy.models import build_model
-from passdeploy.plan import Budget, Plan, choose_channels, smallest_plan
+from passdeploy.plan import Budget, Plan, smallest_plan
+from passdeploy.processes import ALONE, Processes, joined
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.slimming import hidden_state, numbers_after, slim, verify
-from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
-from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.choice import choose, read_source
 from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
-from passdeploy.train import evaluate, fit, logits_of, recalibrate_batch_norm_
+from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
 RECALIBRATION_BATCHES = 20
@@ -50,6 +52,7 @@ class RunResult:
 
     path: Path
     summary: dict[str, Any]  # as in summary.json
+    is_first: bool = True  # of several processes, the one that writes and speaks
 
 
 @dataclass(frozen=True)
@@ -99,15 +102,17 @@ def run(
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, allow_code=allow_code)
         progress.text = _describe(prepared)
-    folder = _find_unfinished(Path(out), recipe) if resume else RunFolder.create(Path(out), recipe.name)
-    with folder:
-        if not resume:
+        if prepared.data.skipped:
+            listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
+            tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{listed}"))
+    with joined(place) as processes, _folder_of(processes, Path(out), recipe, resume) as folder:
+        if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
-        listener = broadcast(tell, folder.metrics_listener(), folder.log_listener())
-        summary = _Job(prepared, folder, place, allow_code, listener).finish()
-        path = folder.path
+        listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
+        summary = _Job(prepared, folder, place, allow_code, listener, processes).finish()
+        path = processes.tell_all(folder.path)
     _check_accuracy(recipe, summary)
-    return RunResult(path, summary)
+    return RunResult(path, summary, processes.is_first)
 
 
 def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
@@ -135,6 +140,8 @@ def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
     budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
     round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
+    if recipe.prune.from_run is not None:
+        read_source(recipe, channels)
     return Prepared(recipe, data, dense, channels, budget, round_to)
 
 
@@ -142,8 +149,15 @@ class _Job:
     """One run, stage by stage; each stage either works or takes over what is in the folder."""
 
     def __init__(
-        self, prepared: Prepared, folder: RunFolder, device: torch.device, allow_code: bool, tell: Listener
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        device: torch.device,
+        allow_code: bool,
+        tell: Listener,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.prepared, self.folder, self.device, self.tell = prepared, folder, device, tell
         self.allow_code = allow_code
         self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
@@ -157,8 +171,9 @@ class _Job:
         self._stage("learn", self._learn)
         self._stage("slim", self._slim)
         self._stage("finetune", self._finetune)
-        if self.folder.has("cut.safetensors"):
-            self.folder.remove("cut.safetensors")
+        for name in ("cut.safetensors", "grown.safetensors"):
+            if self.folder.has(name):
+                self.folder.remove(name)
         summary = self._summary()
         self.folder.write_json("summary.json", summary, kind="summary")
         return summary
@@ -178,7 +193,7 @@ class _Job:
         if self.recipe.model.weights is None:
             fit(
                 self.dense, self.data, self.recipe.train, batch_size=self.batch, seed=self.recipe.seed,
-                device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"),
+                device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"), processes=self.processes,
             )  # fmt: skip
         found = self._evaluate(self.dense)
         self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
@@ -186,31 +201,39 @@ class _Job:
         return {"top1": found}
 
     def _learn(self, progress: Stage) -> dict[str, Any]:
-        scores, prompt = self._scores(self._trained_dense(), progress)
-        tensors = {f"scores.{name}": values for name, values in scores.items()}
-        if prompt is not None:
-            tensors[PROMPT_KEY] = prompt.pixels().detach()
+        found = choose(
+            self.recipe, self.prepared.channels, self.prepared.budget, self.prepared.round_to, self._trained_dense(),
+            lambda: self._placed(self._stream("learn")), stage=progress, processes=self.processes,
+        )  # fmt: skip
+        tensors = {f"scores.{name}": values for name, values in found.scores.items()}
+        if found.prompt is not None:
+            tensors[PROMPT_KEY] = found.prompt.pixels().detach()
         self.folder.write_tensors("scores.safetensors", tensors, kind="scores")
-        progress.text = f"{len(scores)} groups scored by {self.recipe.prune.method}"
+        self.folder.write_json("chosen.json", found.plan.to_json(), kind="plan")
+        if found.hypernetwork is not None:
+            self.folder.write_tensors("hypernetwork.safetensors", found.hypernetwork.state_dict(), kind="hypernetwork")
+        if found.weights is not None:
+            self.folder.write_tensors("grown.safetensors", found.weights.state_dict())
+        progress.text = found.text
         return {}
 
     def _slim(self, progress: Stage) -> dict[str, Any]:
         saved = self.folder.read_tensors("scores.safetensors")
-        prune = self.recipe.prune
-        plan = choose_channels(
-            {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")},
-            self.channels.prunable, self.costs, self.prepared.budget, round_to=self.prepared.round_to,
-            per_cost=prune.per_cost, allocation="uniform" if prune.method == "uniform" else "global",
-        )  # fmt: skip
+        plan = Plan({name: tuple(kept) for name, kept in self.folder.read_json("chosen.json").items()})
         dense = self._trained_dense().cpu()
+        if self.folder.has("grown.safetensors"):
+            dense = copy.deepcopy(dense)
+            dense.load_state_dict(self.folder.read_tensors("grown.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
         prompt = self._prompt()
         if prompt is not None:
             prompt.take_(saved)
         smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
-        recalibrate_batch_norm_(smaller, self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES)))
-        top1 = self._evaluate(smaller)
+        with self.processes.sharing_statistics():
+            batches = self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES))
+            recalibrate_batch_norm_(smaller, batches)
+        top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
         self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
         self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
         achieved = self.costs.of(self.prepared.budget.kind, plan.widths())
@@ -218,7 +241,7 @@ class _Job:
             f"{achieved / self.costs.of(self.prepared.budget.kind):.1%} of the {self.prepared.budget.kind}, "
             f"equal to the masked network to {error:.1e}, top-1 {top1:.2%}"
         )
-        return {"max_rel_error": error, "top1": top1, "achieved": achieved}
+        return {"max_rel_error": error, "top1": top1, "achieved": achieved, "prompt": prompted}
 
     def _finetune(self, progress: Stage) -> dict[str, Any]:
         plan = plan_from_json(self.folder.read_json("plan.json"))
@@ -231,13 +254,13 @@ class _Job:
         fit(
             smaller, self.data, self.recipe.finetune, batch_size=self.batch, seed=seed_of("finetune", self.recipe.seed),
             device=self.device, tell=progress, teacher=self._trained_dense(),
-            checkpoint=self.folder.checkpoint("finetune"),
+            checkpoint=self.folder.checkpoint("finetune"), processes=self.processes,
         )  # fmt: skip
         top1 = self._evaluate(smaller)
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
         self.folder.write_tensors("slim.safetensors", {**tensors_of(smaller), **hidden})
         progress.text = f"top-1 {top1:.2%}"
-        return {"top1": top1}
+        return {"top1": top1, "prompt": self._both_ways(smaller)}
 
     # What the stages share
 
@@ -246,40 +269,13 @@ class _Job:
         self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
         return self.dense.to(self.device)
 
-    def _scores(self, dense: nn.Module, progress: Stage) -> tuple[dict[str, Tensor], VisualPrompt | None]:
-        prune, groups = self.recipe.prune, self.channels.prunable
-        if prune.method in ("uniform", "magnitude"):
-            return magnitude_scores(dense, groups), None
-        if prune.method == "random":
-            return random_scores(groups, seed=self.recipe.seed), None
-        if prune.method == "bn_scale":
-            return bn_scale_scores(dense, groups), None
-        dense = copy.deepcopy(dense)
-        if self.recipe.train.channels_last:
-            dense = dense.to(memory_format=torch.channels_last)
-        if prune.method == "taylor":
-            batches = islice(self._placed(self._stream("learn")), PassSettings.prior_batches)
-            return taylor_scores(dense, groups, batches, F.cross_entropy), None
-        settings = PassSettings(
-            steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
-            optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
-            prompt_kind=prune.prompt.kind, prompt_size=prune.prompt.size, hypernet_kind=prune.hypernet.kind,
-            hidden=prune.hypernet.hidden, round_to=self.prepared.round_to, per_cost=prune.per_cost,
-            seed=self.recipe.seed,
-        )  # fmt: skip
-        learned = learn_masks(
-            dense, groups, lambda: self._placed(self._stream("learn")), F.cross_entropy, costs=self.costs,
-            budget=self.prepared.budget, settings=settings, stage=progress,
-        )  # fmt: skip
-        return learned.scores, learned.prompt if prune.prompt.keep else None
-
     def _stream(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches without end, the same ones every time for one purpose."""
         size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
         for epoch in count_from():
             yield from self.data.train.batches(
                 size, epoch=epoch, seed=seed_of(purpose, self.recipe.seed),
-                augment=self.recipe.train.augment != "none", drop_last=True,
+                augment=self.recipe.train.augment != "none", drop_last=True, part=self.processes.part,
             )  # fmt: skip
 
     def _placed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -289,10 +285,29 @@ class _Job:
 
     def _prompt(self) -> VisualPrompt | None:
         """The prompt that the slim network will look through, untrained."""
-        spec = self.recipe.prune.prompt
-        if self.recipe.prune.method != "pass" or spec.kind == "none" or not spec.keep:
+        prune, spec = self.recipe.prune, self.recipe.prune.prompt
+        is_learned = prune.method == "pass" and not (prune.from_run is not None and prune.reuse == "plan")
+        if not is_learned or spec.kind == "none" or not spec.keep:
             return None
         return VisualPrompt(spec.kind, self.data.image_shape, spec.size)
+
+    def _both_ways(self, smaller: nn.Module) -> dict[str, float] | None:
+        """Top-1 of a network with and without the learned prompt in front of it; None where none was learned."""
+        spec, saved = self.recipe.prune.prompt, self.folder.read_tensors("scores.safetensors")
+        if PROMPT_KEY not in saved:
+            return None
+        prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
+        prompt.take_(saved)
+        network = without_prompt(smaller)
+        with_it = smaller if network is not smaller else with_prompt(network, prompt)
+        return {"top1_with": self._evaluate(with_it), "top1_without": self._evaluate(network)}
+
+    def _prompt_summary(self) -> dict[str, Any] | None:
+        """What the prompt does for the slim network, before and after fine-tuning; None where none was learned."""
+        cut, tuned = self.folder.result_of("slim")["prompt"], self.folder.result_of("finetune")["prompt"]
+        if tuned is None:
+            return None
+        return {"keep": self.recipe.prune.prompt.keep, **tuned, "before_finetune": cut}
 
     def _evaluate(self, model: nn.Module) -> float:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
@@ -316,6 +331,8 @@ class _Job:
 
     def _latency(self) -> list[dict[str, Any]]:
         """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
+        if not self.processes.is_first:
+            return []
         pair = [
             Subject(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
             for which in ("dense", "slim")
@@ -343,6 +360,7 @@ class _Job:
                 "top1_before_finetune": cut["top1"],
                 **{kind: after for kind, (_, after) in size.items()},
             },
+            "prompt": self._prompt_summary(),
             "budget": {
                 "kind": self.prepared.budget.kind,
                 "requested": requested,
@@ -369,9 +387,6 @@ def plan_from_json(document: dict[str, Any]) -> Plan:
 
 
 def _check_method(recipe: Recipe) -> None:
-    if recipe.prune.method == "growing":
-        raise UsageError("prune.method growing is not in this version.\nIn it are: pass, random, uniform, "
-                         "magnitude, bn_scale, taylor.")  # fmt: skip
     if recipe.prune.target.latency or recipe.prune.target.latency_ms:
         raise UsageError("a latency target is not in this version.\nAsk for macs, params or channels.")
 
@@ -396,6 +411,22 @@ def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
             f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
             "Set data.image_size to what the network was made for."
         ) from error
+
+
+@contextmanager
+def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+    """The run folder of the first process; the others, perhaps on other machines, work in copies that go away."""
+    if not processes.is_first:
+        with TemporaryDirectory() as place, RunFolder.create(Path(place), recipe.name) as folder:
+            for name, content in processes.tell_all(None).items():
+                (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder.path / name).write_bytes(content)
+            yield folder
+        return
+    with _find_unfinished(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
+        if processes.count > 1:
+            processes.tell_all(folder.content() if resume else {})
+        yield folder
 
 
 def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:

@@ -97,6 +97,11 @@ class DataSpec(_Section):
         default=64, ge=8, le=4096, description="Height and width of the network's input, in pixels."
     )
     batch_size: int = Field(default=64, ge=1, description="Images per step, in training and in evaluation.")
+    on_unreadable: Literal["error", "skip"] = Field(
+        default="error",
+        description="An image file that cannot be read: error stops and names it; skip leaves it out and lists it "
+        "(every file is then decoded once before anything starts).",
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
         description="Processes or threads that prepare images; auto: as many as there are cores to spare. "
@@ -145,7 +150,7 @@ class PruneOptimizerSpec(OptimizerSpec):
     """The optimizer of mask learning: it moves the hypernetwork and the prompt, never the weights."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
-    lr: float = Field(default=0.01, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+    lr: float = Field(default=0.003, gt=0, description=OptimizerSpec.model_fields["lr"].description)
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay per step.")
 
 
@@ -170,6 +175,25 @@ class TrainSpec(_Section):
         default=1.0, ge=0, description="Epochs over which the learning rate rises from near zero to its peak."
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of every label given to all classes.")
+    mixup: float = Field(
+        default=0.0, ge=0, description="Blend pairs of images; the parameter of the Beta distribution. 0: never."
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="Paste a box of one image into another; the parameter of the Beta distribution. 0: never. "
+        "With mixup too, each step takes one of the two.",
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="End with a running average of the weights with this decay per step; null: none.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="What products are computed in; weights stay fp32. "
+        "fp16 scales the loss (automatic mixed precision).",
+    )
+    compile: bool = Field(default=False, description="Run the training step through torch.compile.")
     augment: Literal["auto", "none"] = Field(
         default="auto",
         description="Random changes to training images; auto: what suits the data set. none: none.",
@@ -266,9 +290,10 @@ class PromptSpec(_Section):
 class HypernetSpec(_Section):
     """The network that proposes a score for every channel."""
 
-    kind: Literal["lstm", "mlp", "conv"] = Field(
+    kind: Literal["lstm", "mlp", "conv", "none"] = Field(
         default="lstm",
-        description="lstm: decisions for early layers reach later ones. mlp, conv: for comparison.",
+        description="lstm: decisions for early layers reach later ones. mlp, conv: for comparison. "
+        "none: no hypernetwork, one free score per channel.",
     )
     hidden: int = Field(default=64, ge=1, description="Width of its hidden state.")
 
@@ -279,8 +304,15 @@ class PruneSpec(_Section):
     method: Method = Field(
         default="pass",
         description="pass: masks learned by a recurrent hypernetwork with a visual prompt. "
-        "The others are baselines: random, uniform (L1 norm, the same share of every group), "
-        "magnitude (L1 norm, all groups together), bn_scale, taylor, growing.",
+        "The others are baselines: random, uniform (norm of the filters, the same share of every group), "
+        "magnitude (the same norm, all groups together), bn_scale, taylor, growing (the weights that will go are "
+        "pushed to zero first, which trains the others too).",
+    )
+    norm: Literal["l1", "l2"] = Field(default="l1", description="Norm of uniform, magnitude and growing.")
+    allocation: Literal["auto", "global", "uniform"] = Field(
+        default="auto",
+        description="global: one threshold for all groups. uniform: the same share of every group. "
+        "auto: uniform for method uniform, else global.",
     )
     target: Target = Field(default=Target(macs=0.5), description="What the slim model may cost.")
     measure: MeasureSpec = Field(default=MeasureSpec(), description="What a latency target is measured on.")
@@ -299,12 +331,25 @@ class PruneSpec(_Section):
         strict=False,
         description="Layers whose output channels stay all the same, and with them all that share these channels.",
     )
-    steps: int = Field(default=300, ge=1, description="Steps of mask learning, one batch each.")
+    steps: int = Field(default=300, ge=0, description="Steps of mask learning, one batch each.")
+    from_run: FilePath | None = Field(
+        default=None,
+        description="A run of the same network, on other data perhaps, to take over what `reuse` names from.",
+    )
+    reuse: Literal["plan", "hypernetwork"] = Field(
+        default="plan",
+        description="plan: the channels that run kept; nothing is learned and `target` is not looked at. "
+        "hypernetwork: its trained hypernetwork to start from (`steps: 0` takes its scores as they are).",
+    )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Images per step of mask learning; null: as data.batch_size."
     )
     optimizer: PruneOptimizerSpec = Field(
         default=PruneOptimizerSpec(), description="What moves the hypernetwork and the prompt."
+    )
+    distill: DistillSpec | None = Field(
+        default=DistillSpec(alpha=0.5, temperature=2.0),
+        description="Learn masks from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(
         default=0.5,

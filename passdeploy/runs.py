@@ -254,6 +254,13 @@ class RunFolder:
         artifacts: dict[str, dict[str, Any]] = self._read_own(MANIFEST)["artifacts"]
         return artifacts
 
+    def content(self) -> dict[str, bytes]:
+        """Every artifact, the manifest and the state as bytes by name, each verified: what a copy of the run needs."""
+        own = [name for name in (MANIFEST, STATE) if (self.path / name).is_file()]
+        return {name: (self.path / name).read_bytes() for name in own} | {
+            name: self.verified(name).read_bytes() for name in self.manifest()
+        }
+
     # --- stages and checkpoints
 
     def is_done(self, stage: str) -> bool:

@@ -1,9 +1,7 @@
-"""One loop for dense training and for fine-tuning, on one device.
+"""One loop for dense training and for fine-tuning, on one device or on several processes with one each.
 
-SGD or AdamW with linear warm-up and a cosine to zero (Loshchilov and Hutter, arXiv:1608.03983), and, with a
-teacher, knowledge distillation (Hinton, Vinyals and Dean, arXiv:1503.02531). What a step does follows
-from (seed, epoch, step) and the weights alone, so training that was interrupted and goes on from its
-checkpoint ends with the same bits as training that was not.
+What a step does follows from (seed, epoch, step) and the weights alone, so training that was interrupted
+and goes on from its checkpoint ends with the same bits as training that was not.
 
 The loop reports to the stage it is given and saves through the checkpoint it is given. It prints
 nothing, knows no folders, and leaves the global generators and the model's mode as they were.
@@ -12,8 +10,8 @@ nothing, knows no folders, and leaves the global generators and the model's mode
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +22,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from passdeploy.chance import global_chance
 from passdeploy.data import ImageData, Split
-from passdeploy.errors import RunError, TrainingError
+from passdeploy.errors import MissingError, RunError, TrainingError
 from passdeploy.events import Stage, silent
+from passdeploy.lessons import Lesson, Mixing, logits_of
+from passdeploy.optimizers import Schedule, WeightAverage, make_optimizer
+from passdeploy.processes import ALONE, Processes
 
 if TYPE_CHECKING:
-    from passdeploy.recipe import DistillSpec, OptimizerSpec, TrainSpec
+    from passdeploy.recipe import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     settings: Mapping[str, Any]  # what the training was asked to do; a checkpoint of another does not load
     history: list[Epoch] = field(default_factory=list)
+    scaler: torch.amp.GradScaler | None = None  # of the loss, in fp16
+    average: WeightAverage | None = None
 
     @property
     def epoch(self) -> int:
@@ -89,7 +92,12 @@ class TrainState:
         for index, parameter in enumerate(self._trained()):
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{index}.{key}"] = value
-        facts = {"settings": dict(self.settings), "history": [asdict(epoch) for epoch in self.history]}
+        facts: dict[str, Any] = {"settings": dict(self.settings), "history": [asdict(epoch) for epoch in self.history]}
+        if self.scaler:
+            facts["scaler"] = self.scaler.state_dict()
+        if self.average:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+            facts["average_steps"] = self.average.steps
         return tensors, facts
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -113,6 +121,11 @@ class TrainState:
             for name in [name for name in tensors if name.startswith(prefix)]:
                 buffer = _laid_out_like(parameter, tensors[name])
                 self.optimizer.state[parameter][name.removeprefix(prefix)] = buffer
+        if self.scaler:
+            self.scaler.load_state_dict(facts["scaler"])
+        if self.average:
+            averages = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
+            self.average.load_(averages, facts["average_steps"])
         self.history = [Epoch(**epoch) for epoch in facts["history"]]
 
     def _trained(self) -> list[Tensor]:
@@ -131,6 +144,7 @@ def fit(
     teacher: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
     clip_norm: float | None = None,
+    processes: Processes = ALONE,
 ) -> FitResult:
     """Train `model` in place on `data.train`.
 
@@ -140,18 +154,20 @@ def fit(
     Args:
         model: moved to `device`, and left there; images take its dtype.
         data: the training images; `data.test` is not looked at.
-        spec: epochs, optimiser, schedule, smoothing, distillation.
-        batch_size: images per step; all of them, if there are fewer.
-        seed: key of the order, the augmentation and dropout.
+        spec: epochs, optimiser, schedule, smoothing, mixing, averaging, precision, distillation.
+        batch_size: images per step, of all processes together; all of them, if there are fewer.
+        seed: key of the order, the augmentation, the mixing and dropout.
         device: where to train.
         tell: the stage that hears of every step: loss, top1 of its batch, lr.
         teacher: answers for `spec.distill`, on the same device; unused without it.
         checkpoint: loaded once at the start, saved after each epoch.
         clip_norm: gradients are scaled to at most this norm; None leaves them.
+        processes: that train together, each on its part of every batch.
 
     Raises:
-        TrainingError: the loss is no longer a finite number.
+        TrainingError: the loss is no longer a finite number; the checkpoint of the last whole epoch stays.
         RunError: the checkpoint belongs to a training with other settings.
+        MissingError: `spec.compile`, and no working compiler.
     """
     device, stage = torch.device(device), tell or Stage("train", silent)
     model.to(device)
@@ -159,13 +175,16 @@ def fit(
     steps_per_epoch = len(data.train) // batch_size
     warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
     schedule = Schedule(spec.optimizer.lr, warmup_steps, spec.epochs * steps_per_epoch)
-    distill = spec.distill if teacher is not None else None
-    lesson = Lesson(spec.label_smoothing, teacher if distill else None, distill)
     settings = {
         "spec": spec.model_dump(mode="json"), "batch_size": batch_size, "seed": seed, "clip_norm": clip_norm,
         "images": len(data.train),
     }  # fmt: skip
-    state = TrainState(model, make_optimizer(model, spec.optimizer), settings)
+    state = TrainState(
+        model, make_optimizer(model, spec.optimizer), settings,
+        scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
+        average=WeightAverage(model, spec.ema) if spec.ema else None,
+    )  # fmt: skip
+    worker = _Worker(state, spec, teacher, batch_size, clip_norm, processes)
     with _mode(model, training=True), _mode(teacher, training=False), _layout(model, spec.channels_last):
         saved = checkpoint.load() if checkpoint else None
         if saved:
@@ -173,85 +192,100 @@ def fit(
         resumed_at = state.epoch
         for epoch in range(resumed_at, spec.epochs):
             batches = data.train.batches(
-                batch_size, epoch=epoch, seed=seed, augment=spec.augment != "none", drop_last=True
+                batch_size, epoch=epoch, seed=seed, augment=spec.augment != "none", drop_last=True, part=processes.part
             )
             meter, lr = _Meter(), 0.0
             for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
                 lr = schedule.lr_at(step)
                 images, labels = _placed(model, images, device), labels.to(device)
-                with global_chance("step", seed, epoch, step, device=device):
-                    loss, hits = _step(state, lesson, images, labels, lr, clip_norm)
+                with global_chance("step", seed, epoch, step, processes.rank, device=device):
+                    loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
                 if not math.isfinite(loss):
+                    kept = f" The state after epoch {epoch} is kept." if checkpoint and epoch else ""
                     raise TrainingError(
                         f"training diverged: the loss is {loss} at step {step + 1} of {schedule.steps}, "
-                        f"with a learning rate of {lr:.3g}.\n"
+                        f"with a learning rate of {lr:.3g}.{kept}\n"
                         f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
                     )
-                meter.add(loss * len(labels), hits, len(labels))
-                stage.step(step + 1, schedule.steps, loss=loss, top1=hits / len(labels), lr=lr)
+                meter.add(loss * batch_size, share * batch_size, batch_size)
+                stage.step(step + 1, schedule.steps, loss=loss, top1=share, lr=lr)
             state.history.append(Epoch(epoch, meter.loss, meter.top1, lr))
             if checkpoint:
                 checkpoint.save(*state.state_dict())
         state.optimizer.zero_grad()
+        if state.average:
+            model.load_state_dict(state.average.tensors, strict=False)  # counts of batches have no average
     return FitResult(tuple(state.history), resumed_at)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate of every step: a straight line up to the peak, then a cosine to zero.
+class _Worker:
+    """One step of training, as the recipe asks for it."""
 
-    >>> [round(Schedule(1.0, warmup_steps=2, steps=6).lr_at(step), 3) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
-    """
+    def __init__(
+        self,
+        state: TrainState,
+        spec: TrainSpec,
+        teacher: nn.Module | None,
+        batch_size: int,
+        clip_norm: float | None,
+        processes: Processes,
+    ) -> None:
+        distill = spec.distill if teacher is not None else None
+        self.lesson = Lesson(spec.label_smoothing, teacher if distill else None, distill)
+        self.mixing = Mixing(spec.mixup, spec.cutmix)
+        self.state, self.batch_size, self.clip_norm, self.processes = state, batch_size, clip_norm, processes
+        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.precision)
+        self.is_compiled = spec.compile
+        self.forward: Callable[[Tensor], Any] = torch.compile(state.model) if spec.compile else state.model
+        self.trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
 
-    peak: float
-    warmup_steps: int
-    steps: int
+    def step(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
+        """One step down the gradient, if the loss is a number; that loss, and the share of right answers."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        with self.processes.sharing_statistics(), self._autocast(images.device):
+            images, targets = self.mixing.mix(images, labels, *key)
+            with _compiling(self.is_compiled):
+                logits = logits_of(self.forward(images))
+            loss = self.lesson.loss(logits.float(), images, targets)
+        share = (logits.detach().argmax(dim=1) == labels).float().mean()
+        loss, share = (self.processes.weigh(value, len(labels), self.batch_size) for value in (loss, share))
+        found, right = (value.item() for value in self.processes.means([loss.detach(), share]))
+        if math.isfinite(found):
+            with self.processes.sharing_statistics():
+                torch.autograd.backward(scaler.scale(loss) if scaler else loss)
+            self.processes.average_gradients_(self.trained)
+            if scaler:
+                scaler.unscale_(optimizer)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            if self.state.average:
+                self.state.average.update_(self.state.model)
+        return found, right
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a batch teaches: the labels, and with a teacher also its answers."""
-
-    label_smoothing: float = 0.0
-    teacher: nn.Module | None = None
-    distill: DistillSpec | None = None
-
-    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The scalar to minimise; `logits` is (batch, classes)."""
-        truth = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if self.teacher is None or self.distill is None:
-            return truth
-        with torch.no_grad():
-            answers = logits_of(self.teacher(images))
-        temperature, alpha = self.distill.temperature, self.distill.alpha
-        imitation = F.kl_div(
-            F.log_softmax(logits / temperature, dim=1),
-            F.log_softmax(answers / temperature, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
-        return (1 - alpha) * truth + alpha * temperature**2 * imitation
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, self.precision) if self.precision else nullcontext()
 
 
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; norms, biases and other vectors do not decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if spec.name == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
+@contextmanager
+def _compiling(is_compiled: bool) -> Iterator[None]:
+    """The first call of a compiled network compiles; what fails there is news about the machine."""
+    try:
+        yield
+    except Exception as error:
+        if not is_compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise MissingError(
+            f"torch.compile does not work here: {str(error).strip().splitlines()[0][:120]}\n"
+            "Install a C++ compiler, or set compile: false."
+        ) from error
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.device | str | None = None) -> Accuracy:
@@ -271,7 +305,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
             logits, labels = logits_of(model(_placed(model, images, place))), labels.to(place)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
             meter.add(loss, _hits(logits, labels), len(labels))
-    return Accuracy(meter.top1, meter.hits, meter.total, meter.loss)
+    return Accuracy(meter.top1, int(meter.hits), meter.total, meter.loss)
 
 
 def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -306,39 +340,15 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
         raise ValueError("no batch to measure the statistics of")
 
 
-def logits_of(output: Any) -> Tensor:
-    """The class scores (batch, classes); in training GoogLeNet and Inception return more after them."""
-    logits: Tensor = output if isinstance(output, Tensor) else output[0]
-    return logits
-
-
-def _step(
-    state: TrainState, lesson: Lesson, images: Tensor, labels: Tensor, lr: float, clip_norm: float | None
-) -> tuple[float, int]:
-    """One step down the gradient, if the loss is a number; that loss, and how many answers were right."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.zero_grad()
-    logits = logits_of(state.model(images))
-    loss = lesson.loss(logits, images, labels)
-    value = loss.item()
-    if math.isfinite(value):
-        torch.autograd.backward(loss)
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
-        state.optimizer.step()
-    return value, _hits(logits, labels)
-
-
 @dataclass
 class _Meter:
     """Sums over samples."""
 
     loss_sum: float = 0.0
-    hits: int = 0
+    hits: float = 0
     total: int = 0
 
-    def add(self, loss_sum: float, hits: int, count: int) -> None:
+    def add(self, loss_sum: float, hits: float, count: int) -> None:
         self.loss_sum, self.hits, self.total = self.loss_sum + loss_sum, self.hits + hits, self.total + count
 
     @property

@@ -163,8 +163,8 @@ def test_val_serves_as_test(folder: Path):
 
 
 def test_a_name_we_cannot_load_lists_those_we_can():
-    with pytest.raises(UsageError, match="Known: cifar10, cifar100, digits, imagefolder"):
-        load_data(DataSpec(name="food101"))
+    with pytest.raises(UsageError, match="Known: cifar10, cifar100, digits, dtd"):
+        load_data(DataSpec.model_construct(name="food102", root=None, image_size=8, on_unreadable="error"))
 
 
 @pytest.mark.parametrize("name", ["imagefolder", "cifar10", "cifar100"])

@@ -15,10 +15,19 @@ import torch
 import passdeploy
 from passdeploy import deploy, pipeline
 from passdeploy.data import load_data
-from passdeploy.errors import AccuracyError, BudgetError, CorruptArtifact, DataError, RunError, UsageError
+from passdeploy.errors import (
+    AccuracyError,
+    BudgetError,
+    CorruptArtifact,
+    DataError,
+    PlanError,
+    RunError,
+    UsageError,
+)
 from passdeploy.events import StageFinished, StageStarted, Step
 from passdeploy.export import ExportSettings
 from passdeploy.recipe import load_recipe
+from passdeploy.runs import RunFolder
 from passdeploy.train import evaluate
 from tests.conftest import paint
 
@@ -52,7 +61,8 @@ def test_every_file_of_the_run_is_there_and_recorded(finished: pipeline.RunResul
     files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
     assert files == {
         "recipe.resolved.yaml", "dense.safetensors", "slim.safetensors", "scores.safetensors", "plan.json",
-        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints",
+        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints", "chosen.json",
+        "hypernetwork.safetensors",
     }  # fmt: skip
     manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
     assert {"dense.safetensors", "slim.safetensors", "plan.json", "summary.json", "recipe.resolved.yaml"} <= set(
@@ -113,7 +123,7 @@ def test_resuming_needs_a_run_of_this_very_recipe(finished: pipeline.RunResult, 
         pipeline.run(tiny_recipe, out=finished.path.parent, overrides=["seed=1"], resume=True)
 
 
-@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor"])
+@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor", "growing"])
 def test_every_baseline_runs_from_the_same_recipe(
     method: str, finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
@@ -130,7 +140,6 @@ def test_every_baseline_runs_from_the_same_recipe(
     ("overrides", "error"),
     [
         (["prune.target.macs=0.0001"], BudgetError),
-        (["prune.method=growing"], UsageError),
         (["prune.target.latency=0.5"], UsageError),
         (["data.root=/nowhere/at/all"], UsageError),
         (["model.name=passdeploy/resnet21_cifar"], UsageError),
@@ -207,3 +216,45 @@ def test_a_file_that_was_changed_is_not_used(finished: pipeline.RunResult, tmp_p
         stream.write(b"\x07")
     with pytest.raises(CorruptArtifact, match=r"slim\.safetensors is not the file that was written"):
         passdeploy.load(copy)
+
+
+def test_a_plan_is_taken_over_for_other_data(finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path):
+    other = paint(tmp_path / "other", classes=3)
+    overrides = [f"data.root={other}", f"prune.from_run={finished.path}", "train.epochs=1", "finetune.epochs=1"]
+    result = pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+    plans = [json.loads((path / "plan.json").read_text())["groups"] for path in (finished.path, result.path)]
+    assert plans[0] == plans[1]
+    assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
+
+
+def test_a_hypernetwork_is_taken_over_and_without_steps_gives_the_scores_it_had(
+    finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    overrides = [weights, f"prune.from_run={finished.path}", "prune.reuse=hypernetwork", "prune.steps=0",
+                 "prune.prompt.kind=padding", "finetune.epochs=0"]  # fmt: skip
+    result = pipeline.run(tiny_recipe, out=tmp_path, overrides=overrides)
+    with RunFolder.open(finished.path) as old, RunFolder.open(result.path) as new:
+        trained, taken = (folder.read_tensors("hypernetwork.safetensors") for folder in (old, new))
+    assert all(torch.equal(taken[name], tensor) for name, tensor in trained.items())
+
+
+def test_what_cannot_be_taken_over_is_refused(finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path):
+    taken = f"prune.from_run={finished.path}"
+    for overrides, error in (
+        ([f"prune.from_run={tmp_path / 'nowhere'}"], RunError),
+        ([taken, "model.name=torchvision/mobilenet_v2"], PlanError),
+        ([taken, "prune.reuse=hypernetwork", "prune.method=taylor"], RunError),
+        ([taken, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9", "train.epochs=0"], RunError),
+    ):
+        with pytest.raises(error) as caught:
+            pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+        assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_accuracy_is_reported_with_and_without_the_prompt(finished: pipeline.RunResult):
+    prompt = finished.summary["prompt"]
+    assert prompt["keep"] is True
+    assert prompt["top1_with"] == finished.summary["slim"]["top1"]
+    assert 0 <= prompt["top1_without"] <= 1
+    assert prompt["before_finetune"]["top1_with"] == finished.summary["slim"]["top1_before_finetune"]

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from passdeploy.data import ImageData, load_data
 from passdeploy.errors import RunError, TrainingError
 from passdeploy.events import Event, Stage, Step
+from passdeploy.lessons import Lesson, logits_of
+from passdeploy.optimizers import Schedule, make_optimizer
 from passdeploy.recipe import DataSpec, DistillSpec, OptimizerSpec, TrainSpec
-from passdeploy.train import Lesson, Schedule, evaluate, fit, logits_of, make_optimizer, recalibrate_batch_norm_
+from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
 
 
 @pytest.fixture(scope="module")

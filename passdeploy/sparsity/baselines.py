@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.chance import generator
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.processes import ALONE, Processes
 from passdeploy.sparsity.mask import MaskedWeights, run_with
 from passdeploy.sparsity.statistics import batch_statistics_only
 
@@ -24,20 +25,20 @@ def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Ten
     return {g.name: torch.rand(g.width, generator=generator("random scores", seed, g.name)) for g in groups}
 
 
-def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """L1 norm of the filters of a channel (Li et al., arXiv:1608.08710), each layer's divided by its mean.
+def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup], *, norm: str = "l1") -> dict[str, Tensor]:
+    """Norm of the filters of a channel, each layer's divided by its mean, then the mean over a group's layers.
 
-    The mean over all layers that put the channel out.
+    `l1` as in Li et al. (arXiv:1608.08710), `l2` as in He et al. (soft filter pruning, arXiv:1808.06866).
     """
     state = dict(model.named_parameters())
     scores = {}
     for group in groups:
         norms = [
-            _by_channel(state[slot.tensor].detach().abs(), slot.dim)[slot.index.to(state[slot.tensor].device)].sum(1)
+            _filter_norms(state[slot.tensor].detach(), slot.dim, slot.index, norm)
             for slot in group.slots
             if slot.is_output and slot.tensor in state and state[slot.tensor].ndim > 1
         ]
-        scores[group.name] = torch.stack([norm / norm.mean().clamp_min(1e-12) for norm in norms]).mean(0).cpu()
+        scores[group.name] = torch.stack([values / values.mean().clamp_min(1e-12) for values in norms]).mean(0).cpu()
     return scores
 
 
@@ -61,11 +62,28 @@ def bn_scale_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[st
     return {group.name: found.get(group.name, typical.expand(group.width)) for group in groups}
 
 
-def taylor_scores(model: nn.Module, groups: Sequence[ChannelGroup], batches: Batches, loss: Loss) -> dict[str, Tensor]:
+def taylor_scores(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    batches: Batches,
+    loss: Loss,
+    *,
+    processes: Processes = ALONE,
+) -> dict[str, Tensor]:
     """Squared first-order change of the loss when a channel goes (Molchanov et al., arXiv:1906.10771, eq. 8).
 
     The change is the derivative of the loss by a gate of 1 on the channel; squares are averaged over batches.
     Batch norms use the statistics of the batch, as they will when the rest of the network is trained again.
+
+    Args:
+        model: the trained network.
+        groups: the groups to score.
+        batches: (inputs, targets) on the model's device.
+        loss: of the network's output and a target, a mean over the batch.
+        processes: that score together, each with its part of every batch.
+
+    Returns:
+        Group name -> scores, shape (width,), on the CPU.
     """
     weights = MaskedWeights(model, groups, reads_only=True)
     device = next(model.parameters()).device
@@ -74,13 +92,17 @@ def taylor_scores(model: nn.Module, groups: Sequence[ChannelGroup], batches: Bat
     learner = batch_statistics_only(model)
     for images, labels in batches:
         gates = {group.name: torch.ones(group.width, device=device, requires_grad=True) for group in groups}
-        value = loss(run_with(learner, weights(gates), images), labels)
-        for name, gradient in zip(gates, torch.autograd.grad(value, list(gates.values())), strict=True):
-            total[name] += gradient.square()
+        with processes.sharing_statistics():
+            value = loss(run_with(learner, weights(gates), images), labels)
+            gradients = torch.autograd.grad(value, list(gates.values()))
+        for name, gradient in zip(gates, gradients, strict=True):
+            total[name] += processes.mean_over_batch(gradient, len(images)).square()
         count += 1
     return {name: (values / max(count, 1)).cpu() for name, values in total.items()}
 
 
-def _by_channel(values: Tensor, dim: int) -> Tensor:
-    """Sum over every dimension but `dim`."""
-    return values.movedim(dim, 0).flatten(1).sum(1)
+def _filter_norms(weight: Tensor, dim: int, index: Tensor, norm: str) -> Tensor:
+    """Norm of all weights that put a channel out, shape (width,); `index` (width, span) are its places along `dim`."""
+    powers = weight.abs() if norm == "l1" else weight.square()
+    sums = powers.movedim(dim, 0).flatten(1).sum(1)[index.to(weight.device)].sum(1)
+    return sums if norm == "l1" else sums.sqrt()

@@ -4,7 +4,8 @@ Source: Huang et al., PASS (arXiv:2407.17412), section 3. The prompt encoder tur
 hidden state; one LSTM cell then walks the layers in the order of the forward pass, so what it decided for earlier
 layers shapes what it decides for later ones. Here the unit is the channel group instead of the layer.
 
-`mlp` and `conv` are the paper's ablations: no memory between layers, and a memory of the neighbours only.
+`mlp` and `conv` are the paper's ablations: no memory between layers, and a memory of the neighbours only. `none` is
+no network at all: one free logit per channel.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Hypernetwork(nn.Module):
         prior: per group the logits to start from, shape (width,). The last maps start at zero, so that an untrained
             hypernetwork answers with the prior.
         hidden: width of the hidden state.
-        kind: `lstm`, `mlp` or `conv`.
+        kind: `lstm`, `mlp`, `conv` or `none`.
         prompt_channels: channels of the prompt; None where there is no prompt.
     """
 
@@ -54,8 +55,10 @@ class Hypernetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = kind
-        self.encoder = PromptEncoder(prompt_channels, hidden) if prompt_channels else None
-        self.embed = nn.ModuleList(nn.Linear(len(values), hidden) for values in statistics)
+        hidden = 1 if kind == "none" else hidden
+        self.encoder = PromptEncoder(prompt_channels, hidden) if prompt_channels and kind != "none" else None
+        embedded = () if kind == "none" else statistics
+        self.embed = nn.ModuleList(nn.Linear(len(values), hidden) for values in embedded)
         self.cell = nn.LSTMCell(hidden, hidden) if kind == "lstm" else None
         self.mix = {"mlp": nn.Linear(hidden, hidden), "conv": nn.Conv1d(hidden, hidden, 3, padding=1)}.get(kind)
         self.heads = nn.ModuleList(nn.Linear(hidden, len(values)) for values in prior)
@@ -67,6 +70,8 @@ class Hypernetwork(nn.Module):
 
     def forward(self, prompt: Tensor | None) -> list[Tensor]:
         """Prompt (1, channels, height, width) -> logits of every group, each of shape (width,)."""
+        if self.kind == "none":
+            return [head.bias + self.get_buffer(f"prior{number}") for number, head in enumerate(self.heads)]  # type: ignore[operator]
         inputs = [embed(self.get_buffer(f"statistics{i}"))[None] for i, embed in enumerate(self.embed)]  # (1, hidden)
         start = torch.zeros_like(inputs[0]) if self.encoder is None or prompt is None else self.encoder(prompt)
         return [

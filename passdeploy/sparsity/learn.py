@@ -7,7 +7,8 @@ gradient passes straight through the masks to the scores. The network is any net
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,14 +18,20 @@ from torch import Tensor, nn
 from passdeploy.chance import global_chance
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.errors import TrainingError
+from passdeploy.channels.mapping import map_channels
+from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.events import Stage, silent
-from passdeploy.plan import Budget, choose_channels, floor_width
+from passdeploy.lessons import imitation_loss, logits_of
+from passdeploy.norms import RestrictedNorms
+from passdeploy.plan import Budget, Plan, choose_channels, floor_width
+from passdeploy.processes import ALONE, Processes
 from passdeploy.sparsity.baselines import Loss, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
 from passdeploy.sparsity.prompt import VisualPrompt
 from passdeploy.sparsity.statistics import batch_statistics_only, weight_statistics
+
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class PassSettings:
     """How masks are learned; the defaults are those of a recipe."""
 
     steps: int = 300
-    lr: float = 0.01
+    lr: float = 0.003
     weight_decay: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.9
@@ -40,10 +47,13 @@ class PassSettings:
     prior_batches: int = 8  # batches that the first scores (Taylor) are estimated on
     prompt_kind: str = "padding"
     prompt_size: int = 8
+    distill: float = 0.0  # share of the loss that is the dense network's answers; for class scores only
+    temperature: float = 4.0  # softens both answers before they are compared
     hypernet_kind: str = "lstm"
     hidden: int = 64
     round_to: int = 8
     per_cost: bool = True
+    allocation: str = "global"
     seed: int = 0
 
 
@@ -55,104 +65,218 @@ class Learned:
     prompt: VisualPrompt | None
     hypernetwork: Hypernetwork
     losses: tuple[float, ...]  # one per step
+    plan: Plan  # what the scores keep under the budget
 
 
 def learn_masks(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
-    batches: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    batches: Batches | Callable[[], Batches],
     loss: Loss,
     *,
-    costs: CostModel,
-    budget: Budget,
+    costs: CostModel | None = None,
+    budget: Budget | Mapping[str, float] | None = None,
     settings: PassSettings | None = None,
+    start: Mapping[str, Tensor] | None = None,
     stage: Stage | None = None,
+    processes: Processes = ALONE,
 ) -> Learned:
     """Learn the scores of every channel of the prunable `groups` of `model`.
 
     Args:
         model: the trained network, on the device to learn on; it is left as it was.
         groups: the network's groups.
-        batches: each call starts the same stream of (inputs, targets), on the model's device and at least
-            `settings.steps` long.
-        loss: of the network's output and a target.
-        costs: what widths cost.
-        budget: what the masked network may cost at the end.
+        batches: (inputs, targets) on the model's device, walked again and again: something that can be iterated more
+            than once, or a function that starts the same stream.
+        loss: of the network's output and a target, a mean over the batch.
+        costs: what widths cost; None follows the network once more, with one of the inputs.
+        budget: what the masked network may cost at the end, as a `Budget` or as `{"macs": 0.5}`; None: half the MACs.
         settings: how to learn.
+        start: tensors of a trained hypernetwork to start from, as its `state_dict` names them.
         stage: told about every step.
+        processes: that learn together, each with its part of every batch.
 
     Returns:
-        Scores averaged over the last quarter of the steps, which are calmer than those of the last one.
+        Scores averaged over the last quarter of the steps, which are calmer than those of the last one, and the plan
+        that they make.
 
     Raises:
         TrainingError: the loss is not a number.
         BudgetError: the budget cannot be reached.
+        DataError: there are no batches.
+        RunError: `start` is of a hypernetwork for another network.
     """
     settings, stage = settings or PassSettings(), stage or Stage("learn", silent)
     cut = [group for group in groups if group.is_prunable]
-    learner = batch_statistics_only(model)
-    weights = MaskedWeights(model, cut)
-    device = next(model.parameters()).device
-    inputs, _ = next(iter(batches()))
-    taylor = taylor_scores(model, cut, islice(batches(), settings.prior_batches), loss)
-    prompt = None
+    inputs = next((inputs for inputs, _ in _restarted(batches)), None)
+    if inputs is None:
+        raise DataError("there is no batch to learn masks from.\nHand in batches that can be walked more than once.")
+    costs = costs or map_channels(model, inputs[:1]).costs
+    if not isinstance(budget, Budget):
+        kind, amount = next(iter((budget or {"macs": 0.5}).items()))
+        budget = Budget.of(kind, amount, costs)
+    task = _Task(model, cut, loss, costs, budget, settings, processes)
+    prior = taylor_scores(model, cut, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
+    prompt, hypernetwork = _students(model, cut, prior, inputs, settings)
+    if start is not None:
+        _take_over_(hypernetwork, start)
+    scores, losses = _descend(task, prompt, hypernetwork, _cycle(batches), stage)
+    return Learned(scores, prompt, hypernetwork, losses, task.plan(scores, budget.limit))
+
+
+class _Task:
+    """The masked network and its budget: scores in, loss out."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cut: Sequence[ChannelGroup],
+        loss: Loss,
+        costs: CostModel,
+        budget: Budget,
+        settings: PassSettings,
+        processes: Processes,
+    ) -> None:
+        self.cut, self.costs, self.budget, self.settings, self.processes = cut, costs, budget, settings, processes
+        self._learner, self._weights, self._loss = batch_statistics_only(model), MaskedWeights(model, cut), loss
+        self._dense = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()  # shares the parameters
+        self.whole = costs.of(budget.kind)
+        floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to) for group in cut})
+        self._least = min(floor, budget.limit)
+
+    def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:
+        """What `scores` keep within `limit`."""
+        settings = self.settings
+        return choose_channels(
+            scores, self.cut, self.costs, Budget(self.budget.kind, limit), round_to=settings.round_to,
+            per_cost=settings.per_cost, allocation=settings.allocation,
+        )  # fmt: skip
+
+    def limit_at(self, step: int) -> int:
+        """The budget at `step`: from the whole network down to what was asked, then level."""
+        ramp = self.settings.anneal * self.settings.steps
+        share = min(1.0, (step + 1) / ramp) if ramp else 1.0
+        return max(self._least, round(self.whole + (self.budget.limit - self.whole) * share))
+
+    def loss(
+        self, scores: Mapping[str, Tensor], prompt: VisualPrompt | None, images: Tensor, targets: Tensor, limit: int
+    ) -> Tensor:
+        """The loss of the network that `scores` leave within `limit`; its gradient reaches them straight through."""
+        plan = self.plan(scores, limit)
+        masks = {}
+        for name, score in scores.items():
+            hard = torch.zeros_like(score)
+            hard[list(plan.kept[name])] = 1.0
+            masks[name] = straight_through(hard, score)
+        weights = self._weights(masks)
+        with RestrictedNorms(self._weights.existing(masks, weights)):
+            output = run_with(self._learner, weights, prompt(images) if prompt else images)
+            value = self._loss(output, targets)
+        if not self.settings.distill:
+            return value
+        with torch.no_grad():
+            answers = logits_of(self._dense(images))
+        return imitation_loss(
+            logits_of(output), answers, value, alpha=self.settings.distill, temperature=self.settings.temperature
+        )
+
+
+def _descend(
+    task: _Task, prompt: VisualPrompt | None, hypernetwork: Hypernetwork, batches: Iterator[tuple[Tensor, Tensor]],
+    stage: Stage,
+) -> tuple[dict[str, Tensor], tuple[float, ...]]:  # fmt: skip
+    """Train prompt and hypernetwork in place; returns the scores, averaged over the last quarter, and all losses."""
+    settings, processes = task.settings, task.processes
+    learned = [*hypernetwork.parameters(), *(prompt.parameters() if prompt else ())]
+    optimizer = _optimizer(learned, settings)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
+    averaged = max(1, settings.steps // 4)
+    total: dict[str, Tensor] = {}
+    losses: list[float] = []
+    for step, (images, targets) in enumerate(islice(batches, settings.steps)):
+        scores = _scores(task.cut, prompt, hypernetwork)
+        limit = task.limit_at(step)
+        with processes.sharing_statistics():
+            value = task.loss(scores, prompt, images, targets, limit)
+            losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
+            if not abs(losses[-1]) < float("inf"):
+                raise TrainingError(
+                    f"the loss is {losses[-1]} at step {step + 1} of mask learning, "
+                    f"with a learning rate of {schedule.get_last_lr()[0]:.3g}.\n"
+                    "Lower prune.optimizer.lr, or check the data."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+        processes.average_gradients_(learned)
+        optimizer.step()
+        schedule.step()
+        if step >= settings.steps - averaged:
+            for name, score in scores.items():
+                total[name] = total.get(name, 0) + score.detach() / averaged
+        stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
+    if not total:  # no step was asked for
+        total = {name: score.detach() for name, score in _scores(task.cut, prompt, hypernetwork).items()}
+    return {name: values.cpu() for name, values in total.items()}, tuple(losses)
+
+
+def _scores(cut: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> dict[str, Tensor]:
+    logits = hypernetwork(prompt.pixels() if prompt else None)
+    return {group.name: values.sigmoid() for group, values in zip(cut, logits, strict=True)}
+
+
+def _students(
+    model: nn.Module,
+    cut: Sequence[ChannelGroup],
+    prior: Mapping[str, Tensor],
+    inputs: Tensor,
+    settings: PassSettings,
+) -> tuple[VisualPrompt | None, Hypernetwork]:
+    """The prompt and the hypernetwork that will learn, on the model's device."""
+    device, prompt = next(model.parameters()).device, None
     if settings.prompt_kind != "none":
         channels, height, width = inputs.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
     with global_chance("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
             [values.cpu() for values in weight_statistics(model, cut)],
-            _prior_logits([taylor[group.name] for group in cut]),
+            _prior_logits([prior[group.name] for group in cut]),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
             prompt_channels=inputs.size(1) if prompt else None,
-        ).to(device)
-    learned = [*hypernetwork.parameters(), *(prompt.parameters() if prompt else ())]
-    optimizer = _optimizer(learned, settings)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    least = {group.name: floor_width(group, settings.round_to) for group in cut}
-    floor = costs.of(budget.kind, least)
-    whole = costs.of(budget.kind)
-    total = {group.name: torch.zeros(group.width, device=device) for group in cut}
-    losses: list[float] = []
-    averaged = max(1, settings.steps // 4)
-    for step, (images, targets) in enumerate(islice(batches(), settings.steps)):
-        logits = hypernetwork(prompt.pixels() if prompt else None)
-        scores = {group.name: values.sigmoid() for group, values in zip(cut, logits, strict=True)}
-        limit = _annealed(budget.limit, whole, step, settings)
-        plan = choose_channels(
-            scores, cut, costs, Budget(budget.kind, max(limit, min(floor, budget.limit))),
-            round_to=settings.round_to, per_cost=settings.per_cost,
-        )  # fmt: skip
-        masks = {}
-        for name, score in scores.items():
-            hard = torch.zeros_like(score)
-            hard[list(plan.kept[name])] = 1.0
-            masks[name] = straight_through(hard, score)
-        value = loss(run_with(learner, weights(masks), prompt(images) if prompt else images), targets)
-        losses.append(float(value.detach()))
-        if losses[-1] != losses[-1]:
-            raise TrainingError(
-                f"the loss is not a number at step {step + 1} of mask learning, "
-                f"with a learning rate of {schedule.get_last_lr()[0]:.3g}.\n"
-                "Lower prune.optimizer.lr, or check the data."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        optimizer.step()
-        schedule.step()
-        if step >= settings.steps - averaged:
-            for name, score in scores.items():
-                total[name] += score.detach() / averaged
-        stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / whole)
-    return Learned({name: values.cpu() for name, values in total.items()}, prompt, hypernetwork, tuple(losses))
+        )
+    return prompt, hypernetwork.to(device)
 
 
-def _annealed(limit: int, whole: int, step: int, settings: PassSettings) -> int:
-    """The budget at `step`: from the whole network down to `limit`, then level."""
-    ramp = settings.anneal * settings.steps
-    share = min(1.0, (step + 1) / ramp) if ramp else 1.0
-    return round(whole + (limit - whole) * share)
+def _take_over_(hypernetwork: Hypernetwork, start: Mapping[str, Tensor]) -> None:
+    """Fill a hypernetwork with trained tensors; the statistics of the weights stay those of its own network."""
+    trained = {name: tensor for name, tensor in start.items() if not name.startswith("statistics")}
+    own = hypernetwork.state_dict()
+    odd = sorted(
+        name for name in {*trained, *own}
+        if not name.startswith("statistics")
+        and (name not in trained or name not in own or own[name].shape != trained[name].shape)
+    )  # fmt: skip
+    if odd:
+        raise RunError(
+            f"the hypernetwork to start from does not fit: {len(odd)} tensors differ (first '{odd[0]}').\n"
+            "It must be of the same network, with the same prune.hypernet, prune.include and prune.exclude."
+        )
+    hypernetwork.load_state_dict(trained, strict=False)
+
+
+def _restarted(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:
+    return iter(batches() if callable(batches) else batches)
+
+
+def _cycle(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches without end."""
+    while True:
+        had_any = False
+        for batch in _restarted(batches):
+            had_any = True
+            yield batch
+        if not had_any:
+            raise DataError("the batches can be walked only once.\nHand in a list, a loader, or a function.")
 
 
 def _prior_logits(scores: Sequence[Tensor]) -> list[Tensor]:

@@ -55,6 +55,13 @@ class MaskedWeights:
             weights[name] = weights[name] * scale
         return weights
 
+    def existing(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Each masked weight of a call, with what of it exists: bool of its shape, as `RestrictedNorms` takes it."""
+        laid_out = torch.cat([*(masks[name].detach() for name in self.names), next(iter(masks.values())).new_ones(1)])
+        return [
+            (weights[name], (scale > 0.5).expand_as(weights[name])) for name, scale in self._scales(laid_out).items()
+        ]
+
     def _scales(self, laid_out: Tensor) -> dict[str, Tensor]:
         scales: dict[str, Tensor] = {}
         for (name, dim), places in self._index.items():

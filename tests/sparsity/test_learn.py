@@ -69,7 +69,7 @@ def learned(net: nn.Module, channels: ChannelMap, **settings: object) -> Learned
     return learn_masks(
         net, channels.groups, stream, F.cross_entropy, costs=channels.costs,
         budget=Budget.of("macs", 0.5, channels.costs),
-        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings}),
+        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, **settings}),
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_at_the_final_budget_learning_goes_on_to_lower_the_loss():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = nets.randomise_(nets.SqueezeExcite())
-    net.head.fc = nn.Linear(6, 3)
+        net.head.fc = nn.Linear(6, 3)
     channels = map_channels(net, IMAGE)
     losses = learned(net, channels, steps=60, lr=0.05).losses[30:]  # the budget has been met from here on
     assert sum(losses[-10:]) < sum(losses[:10])

@@ -1,0 +1,401 @@
+"""Accuracy at equal cost: PASS against the baselines, the same budget and the same fine-tuning for all.
+
+    python benchmarks/accuracy.py --cifar CIFAR-FOLDER --weights RESNET20.safetensors [--signs FOLDER] [--quick]
+
+Three settings. `home`: ResNet-20 with weights trained on the CIFAR-10 images it is pruned on. `signs`: the same weights
+with a new head, first fine-tuned on photographs of hands. `halves`: a ResNet-20 trained on the first half of the CIFAR
+classes, with a new head fine-tuned on the other half.
+
+Every method gets the same budget, batches, recalibration and fine-tuning steps, and the dense network as its teacher.
+`extra` is the second comparison: baselines fine-tune for as many steps more as PASS learned masks. Finished rows are
+kept in the results file, and a second call goes on with what is missing. `--quick` asks for fewer rows and fewer
+steps, which the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.chance import seed_of
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
+from passdeploy.data import ImageData, load_data
+from passdeploy.files import write_atomically
+from passdeploy.models import build_model, replace_classifier_
+from passdeploy.plan import Budget, Plan, choose_channels
+from passdeploy.recipe import DataSpec, FinetuneSpec
+from passdeploy.slimming import slim
+from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
+from passdeploy.sparsity.growing import grow_penalty
+from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
+from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
+from passdeploy.versions import package_versions
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 128, 8, 20, 4
+
+
+@dataclass(frozen=True)
+class Method:
+    """How channels are chosen."""
+
+    score: str
+    per_mac: bool = False
+    uniform: bool = False
+    prompt: str = "padding"
+    keep_prompt: bool = True
+    hypernet: str = "lstm"
+    lr: float = PassSettings.lr
+
+    @property
+    def learns(self) -> bool:
+        """Whether it takes steps of its own before fine-tuning."""
+        return self.score in ("pass", "growing")
+
+
+METHODS = {
+    "random": Method("random"),
+    **{
+        f"{norm} {suffix}": Method(norm, per_mac=suffix == "per MAC", uniform=suffix == "uniform")
+        for norm in ("l1", "l2", "bn", "taylor")
+        for suffix in ("global", "per MAC", "uniform")
+    },
+    "growing": Method("growing", per_mac=True),
+    "PASS": Method("pass", per_mac=True),
+    "PASS, prompt not kept": Method("pass", per_mac=True, keep_prompt=False),
+    "PASS, no prompt": Method("pass", per_mac=True, prompt="none"),
+    "PASS, full prompt": Method("pass", per_mac=True, prompt="full"),
+    "PASS, mlp": Method("pass", per_mac=True, hypernet="mlp"),
+    "PASS, conv": Method("pass", per_mac=True, hypernet="conv"),
+    "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
+    "PASS, a third of the rate": Method("pass", per_mac=True, lr=PassSettings.lr / 3),
+    "PASS, uniform": Method("pass", uniform=True),
+}
+QUICK_METHODS = ("l1 uniform", "l1 per MAC", "taylor uniform", "taylor per MAC", "PASS", "PASS, no prompt")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much work a form of the benchmark is."""
+
+    mask_steps: int
+    finetune_steps: int
+    test_images: int | None  # None: all
+    seeds: tuple[int, ...]
+    shares: tuple[float, ...]
+    settings: tuple[str, ...]
+
+
+FULL = Size(300, 300, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
+QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
+
+
+class Steps:
+    """The first batches of one epoch of a split: a training of so many steps; more than an epoch starts another."""
+
+    def __init__(self, split: Any, steps: int, batch: int) -> None:
+        self._split, self._steps, self._batch, self.num_classes = split, steps, batch, split.num_classes
+
+    def __len__(self) -> int:
+        return self._steps * self._batch
+
+    def batches(self, batch_size: int, *, epoch: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(_endless(self._split, batch_size, **options), self._steps)
+
+
+class First:
+    """The first images of a split in a shuffled order, the same for everyone."""
+
+    def __init__(self, split: Any, images: int) -> None:
+        self._split, self._images, self.num_classes = split, min(images, len(split)), split.num_classes
+
+    def __len__(self) -> int:
+        return self._images
+
+    def batches(self, batch_size: int, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return islice(self._split.batches(batch_size, epoch=0), -(-self._images // batch_size))
+
+
+@dataclass
+class Setting:
+    """A dense network on its data."""
+
+    name: str
+    dense: nn.Module
+    data: ImageData
+    top1: float
+    channels: ChannelMap
+
+    @classmethod
+    def of(cls, name: str, dense: nn.Module, data: ImageData) -> Setting:
+        """With its groups and its accuracy."""
+        channels = map_channels(dense, torch.zeros(1, *data.image_shape))
+        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels)
+
+    @property
+    def batch(self) -> int:
+        return min(BATCH, len(self.data.train) // 8)
+
+    def stream(self, purpose: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training batches without end, in the memory order that networks train in."""
+        for images, labels in _endless(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
+            yield images.to(memory_format=torch.channels_last), labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cifar", type=Path, required=True, help="folder with train/CLASS and test/CLASS")
+    parser.add_argument("--signs", type=Path, help="folder with train/CLASS and test/CLASS, for the setting signs")
+    parser.add_argument("--weights", type=Path, required=True, help="of ResNet-20, trained on the CIFAR-10 images")
+    parser.add_argument("--quick", action="store_true", help="one setting, seed and budget, fewer methods and steps")
+    parser.add_argument("--settings", type=_list_of(str), help="of home, signs, halves")
+    parser.add_argument("--shares", type=_list_of(float), help="of the MACs, such as 0.5,0.3,0.15")
+    parser.add_argument("--seeds", type=_list_of(int))
+    parser.add_argument("--methods", help="names divided by ;")
+    parser.add_argument("--steps", type=int, help="of mask learning, and as many of fine-tuning")
+    parser.add_argument("--extra", action="store_true", help="baselines also with PASS's mask steps as fine-tuning")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    size = QUICK if asked.quick else FULL
+    changes = {key: value for key in ("settings", "shares", "seeds") if (value := getattr(asked, key))}
+    if asked.steps:
+        changes |= {"mask_steps": asked.steps, "finetune_steps": asked.steps}
+    size = replace(size, **changes)
+    names = asked.methods.split(";") if asked.methods else (QUICK_METHODS if asked.quick else tuple(METHODS))
+    out = asked.out or (RESULTS.with_stem("accuracy-quick") if asked.quick else RESULTS)
+    torch.set_num_threads(1)  # one thread: the same sums in the same order, so the same figures
+    rows = [row for row in _read(out) if row["size"] == _key(size)]
+    for name in size.settings:
+        wanted = [
+            (share, seed, method, extra)
+            for share in size.shares
+            for seed in size.seeds
+            for method in names
+            for extra in ((False, True) if asked.extra and not METHODS[method].learns else (False,))
+            if (name, share, seed, method, extra) not in {_row_key(row) for row in rows}
+        ]
+        if not wanted:
+            continue
+        setting = _SETTINGS[name](asked, size)
+        print(f"{name}: dense top-1 {setting.top1:.2%}", flush=True)
+        for share, seed, method, extra in wanted:
+            row = {
+                "setting": name, "dense_top1": setting.top1, "share": share, "seed": seed, "method": method,
+                "extra": extra, "size": _key(size),
+            }  # fmt: skip
+            row |= _measure(setting, METHODS[method], share, seed, extra, size)
+            rows.append(row)
+            print(
+                f"{name} {share:.0%} seed {seed} {method}{' + extra' if extra else ''}: {row['top1']:.2%}", flush=True
+            )
+            _write(out, size, [*(r for r in _read(out) if r["size"] != _key(size)), *rows])
+    print("\n".join(table(rows)))
+    print(out)
+
+
+def _measure(setting: Setting, method: Method, share: float, seed: int, extra: bool, size: Size) -> dict[str, Any]:
+    """Choose, cut, recalibrate, fine-tune and evaluate once."""
+    began = perf_counter()
+    budget = Budget.of("macs", share, setting.channels.costs)
+    plan, prompt, dense = _choose(setting, method, budget, seed, size)
+    chosen = perf_counter()
+    smaller = with_prompt(slim(dense, setting.channels.groups, plan), prompt)
+    recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), RECALIBRATION_BATCHES))
+    before = evaluate(smaller, setting.data.test, batch_size=256).top1
+    steps = size.finetune_steps + (size.mask_steps if extra else 0)
+    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.dense)
+    costs = setting.channels.costs
+    return {
+        "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,
+        "top1_before_finetune": before,
+        "macs": costs.of("macs", plan.widths()) / costs.of("macs"),
+        "seconds_to_choose": round(chosen - began, 1),
+        "seconds": round(perf_counter() - began, 1),
+        "widths": plan.widths(),
+    }
+
+
+def _choose(
+    setting: Setting, method: Method, budget: Budget, seed: int, size: Size
+) -> tuple[Plan, VisualPrompt | None, nn.Module]:
+    """The plan of a method; the prompt that it keeps; and the weights to cut, trained only by `growing`."""
+    dense = copy.deepcopy(setting.dense).to(memory_format=torch.channels_last)
+    groups, costs = setting.channels.prunable, setting.channels.costs
+    allocation = "uniform" if method.uniform else "global"
+    if method.score == "pass":
+        settings = PassSettings(
+            steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
+            hypernet_kind=method.hypernet, distill=0.5, temperature=2.0, per_cost=method.per_mac,
+            allocation=allocation, seed=seed,
+        )  # fmt: skip
+        learned = learn_masks(
+            dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
+            settings=settings,
+        )  # fmt: skip
+        return learned.plan, learned.prompt if method.keep_prompt else None, setting.dense
+    scores = _scores(setting, dense, method, seed)
+    plan = choose_channels(
+        scores, groups, costs, budget, round_to=1, per_cost=method.per_mac, allocation=allocation
+    )  # fmt: skip
+    if method.score == "growing":
+        batches = setting.stream("learn", seed)
+        dense = grow_penalty(dense, groups, plan, batches, F.cross_entropy, steps=size.mask_steps, lr=0.02)
+        return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
+    return plan, None, setting.dense
+
+
+def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> dict[str, Tensor]:
+    groups = setting.channels.prunable
+    if method.score == "random":
+        return random_scores(groups, seed=seed)
+    if method.score == "bn":
+        return bn_scale_scores(dense, groups)
+    if method.score == "taylor":
+        return taylor_scores(dense, groups, islice(setting.stream("learn", seed), PRIOR_BATCHES), F.cross_entropy)
+    return magnitude_scores(dense, groups, norm="l2" if method.score == "l2" else "l1")
+
+
+def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
+    """The one training that dense networks, PASS and baselines get."""
+    spec = FinetuneSpec(epochs=1, warmup_epochs=0.1)
+    part = replace(setting.data, train=Steps(setting.data.train, steps, setting.batch))
+    fit(model, part, spec, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
+
+
+# The settings
+
+
+def _home(asked: argparse.Namespace, size: Size) -> Setting:
+    data = _images(asked.cifar, size)
+    return Setting.of(
+        "home", build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights)), data
+    )
+
+
+def _signs(asked: argparse.Namespace, size: Size) -> Setting:
+    if asked.signs is None:
+        sys.exit("the setting signs needs --signs FOLDER; leave it out with --settings home,halves")
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
+    return _adapted("signs", dense, 10, _images(asked.signs, size), size)
+
+
+def _halves(asked: argparse.Namespace, size: Size) -> Setting:
+    first, second = (_only(_images(asked.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5))
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=5)
+    start = Setting("first half", dense, first, 0.0, map_channels(dense, torch.zeros(1, *first.image_shape)))
+    train_(dense, start, 5 * size.finetune_steps, 0, teacher=None)
+    return _adapted("halves", dense, 5, second, size)
+
+
+def _adapted(name: str, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:
+    """The network with a new head, trained on the data it will be pruned on."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        replace_classifier_(dense, old_classes=classes, num_classes=data.num_classes)
+    before = Setting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
+    train_(dense, before, 2 * size.finetune_steps, 0, teacher=None)
+    return Setting.of(name, dense.eval(), data)
+
+
+_SETTINGS = {"home": _home, "signs": _signs, "halves": _halves}
+
+
+def _images(root: Path, size: Size) -> ImageData:
+    """Decoded once, kept in memory as uint8."""
+    data = load_data(DataSpec(name="imagefolder", root=str(root), image_size=32, batch_size=BATCH))
+    return data if size.test_images is None else replace(data, test=First(data.test, size.test_images))
+
+
+def _only(data: ImageData, low: int, high: int) -> ImageData:
+    """The classes from `low` up to `high`, renumbered from 0."""
+    return replace(
+        data, classes=data.classes[low:high], train=_keep(data.train, low, high), test=_keep(data.test, low, high)
+    )
+
+
+def _keep(split: Any, low: int, high: int) -> Any:
+    part = copy.copy(split)
+    chosen = ((split.labels >= low) & (split.labels < high)).nonzero().flatten()
+    part.labels, part._held, part.num_classes = split.labels[chosen] - low, split._held[chosen], high - low
+    return part
+
+
+def _endless(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    for epoch in count():
+        yield from split.batches(batch, epoch=epoch, seed=seed, augment=augment, drop_last=True)
+
+
+# The results
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """One line per setting, budget and method: mean top-1, spread and every seed."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
+    lines = [
+        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | seeds |",
+        "|" + "---|" * 8,
+    ]
+    order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
+    for setting, share, extra, method in order:
+        found = cells[setting, share, extra, method]
+        values = [row["top1"] for row in found]
+        before = statistics.mean(row["top1_before_finetune"] for row in found)
+        lines.append(
+            f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
+            f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
+        )
+    return lines
+
+
+def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:
+    environment = {"machine": platform.machine(), "threads": 1, "versions": package_versions()}
+    document = {"environment": environment, "size": asdict(size), "rows": rows}
+    out.parent.mkdir(exist_ok=True)
+    write_atomically(out, json.dumps(document, indent=1) + "\n")
+    write_atomically(out.with_suffix(".md"), "\n".join([*_words(size), "", *table(rows), ""]))
+
+
+def _words(size: Size) -> list[str]:
+    tested = "all test images" if size.test_images is None else f"{size.test_images:,} of the test images (a subset)"
+    return [
+        f"ResNet-20, {size.mask_steps} steps of mask learning, {size.finetune_steps} of fine-tuning, batches of "
+        f"{BATCH}, {tested}; one CPU thread. Spread: largest minus smallest over the seeds."
+    ]
+
+
+def _read(out: Path) -> list[dict[str, Any]]:
+    return json.loads(out.read_text())["rows"] if out.is_file() else []
+
+
+def _key(size: Size) -> list[Any]:
+    return [size.mask_steps, size.finetune_steps, size.test_images]
+
+
+def _row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["setting"], row["share"], row["seed"], row["method"], row["extra"]
+
+
+def _list_of(kind: type) -> Any:
+    return lambda text: tuple(kind(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

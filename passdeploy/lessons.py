@@ -1,0 +1,128 @@
+"""What a batch teaches: labels, a teacher's answers, and blends of images with blends of labels.
+
+Sources: knowledge distillation, Hinton, Vinyals and Dean (arXiv:1503.02531); mixup, Zhang et al. (arXiv:1710.09412);
+CutMix, Yun et al. (arXiv:1905.04899).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.chance import generator, seed_of
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import DistillSpec
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The labels of images that are part one, part another."""
+
+    labels: Tensor  # (batch,)
+    others: Tensor  # (batch,)
+    share: float  # of the first
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a batch teaches: the labels, and with a teacher also its answers."""
+
+    label_smoothing: float = 0.0
+    teacher: nn.Module | None = None
+    distill: DistillSpec | None = None
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor | Blend) -> Tensor:
+        """The scalar to minimise.
+
+        Args:
+            logits: (batch, classes).
+            images: what the teacher is asked about.
+            labels: (batch,) class numbers, or those of a blend.
+        """
+        if isinstance(labels, Blend):
+            truth = labels.share * self._entropy(logits, labels.labels)
+            truth = truth + (1 - labels.share) * self._entropy(logits, labels.others)
+        else:
+            truth = self._entropy(logits, labels)
+        if self.teacher is None or self.distill is None:
+            return truth
+        with torch.no_grad():
+            answers = logits_of(self.teacher(images))
+        return imitation_loss(logits, answers, truth, alpha=self.distill.alpha, temperature=self.distill.temperature)
+
+    def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+
+def imitation_loss(logits: Tensor, answers: Tensor, truth: Tensor, *, alpha: float, temperature: float) -> Tensor:
+    """`truth`, of which a share `alpha` is replaced by the divergence from a teacher's softened answers.
+
+    Args:
+        logits: the student's, (batch, classes).
+        answers: the teacher's logits, (batch, classes).
+        truth: the loss from the labels, a scalar.
+        alpha: the teacher's share.
+        temperature: divides both before they are compared.
+    """
+    imitation = F.kl_div(
+        F.log_softmax(logits / temperature, dim=1),
+        F.log_softmax(answers / temperature, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
+    return (1 - alpha) * truth + alpha * temperature**2 * imitation
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Blends of two images each, drawn from a key."""
+
+    mixup: float = 0.0  # parameter of the Beta distribution; 0: never
+    cutmix: float = 0.0
+
+    def mix(self, images: Tensor, labels: Tensor, *key: str | int) -> tuple[Tensor, Tensor | Blend]:
+        """Each image with a partner from the same batch, and the labels of both.
+
+        Without mixup and cutmix, the images and labels as they are.
+        """
+        if not (self.mixup or self.cutmix):
+            return images, labels
+        chance = generator("mix", *key)
+        is_cut = bool(self.cutmix) and (not self.mixup or torch.rand((), generator=chance).item() < 0.5)
+        share = _beta(self.cutmix if is_cut else self.mixup, *key)
+        partner = torch.randperm(len(images), generator=chance).to(images.device)
+        if is_cut:
+            images, share = _pasted(images, partner, share, torch.rand(2, generator=chance).tolist())
+        else:
+            images = share * images + (1 - share) * images[partner]
+        return images, Blend(labels, labels[partner], share)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The class scores (batch, classes); in training GoogLeNet and Inception return more after them."""
+    logits: Tensor = output if isinstance(output, Tensor) else output[0]
+    return logits
+
+
+def _beta(parameter: float, *key: str | int) -> float:
+    """One draw from Beta(parameter, parameter)."""
+    import numpy as np
+
+    return float(np.random.default_rng(seed_of("beta", *key)).beta(parameter, parameter))
+
+
+def _pasted(images: Tensor, partner: Tensor, share: float, centre: list[float]) -> tuple[Tensor, float]:
+    """A box of the partner in each image; the share of the image that is left is near `share` (less at a border)."""
+    height, width = images.shape[-2:]
+    half = 0.5 * (1 - share) ** 0.5
+    top, bottom = (round(min(max(centre[0] + side * half, 0.0), 1.0) * height) for side in (-1, 1))
+    left, right = (round(min(max(centre[1] + side * half, 0.0), 1.0) * width) for side in (-1, 1))
+    images = images.clone()
+    images[..., top:bottom, left:right] = images[partner][..., top:bottom, left:right]
+    return images, 1 - (bottom - top) * (right - left) / (height * width)

@@ -1,0 +1,76 @@
+"""How weights move: the optimiser, its learning rate over time, and a running average of the weights.
+
+Linear warm-up, then a cosine to zero (Loshchilov and Hutter, arXiv:1608.03983).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import OptimizerSpec
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of every step: a straight line up to the peak, then a cosine to zero.
+
+    >>> [round(Schedule(1.0, warmup_steps=2, steps=6).lr_at(step), 3) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
+    """
+
+    peak: float
+    warmup_steps: int
+    steps: int
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; norms, biases and other vectors do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if spec.name == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
+
+
+class WeightAverage:
+    """An exponential moving average of a network's parameters and floating buffers.
+
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th step, so that the first weights are soon forgotten
+    (as TensorFlow's ExponentialMovingAverage does with `num_updates`).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.tensors = {name: t.detach().clone() for name, t in model.state_dict().items() if t.is_floating_point()}
+
+    @torch.no_grad()
+    def update_(self, model: nn.Module) -> None:
+        """Take one step of the weights in."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        state = model.state_dict()
+        for name, average in self.tensors.items():
+            average.lerp_(state[name], 1 - decay)
+
+    def load_(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Go back to where an average was."""
+        self.steps = steps
+        for name, average in self.tensors.items():
+            average.copy_(tensors[name])

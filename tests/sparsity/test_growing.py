@@ -1,0 +1,121 @@
+"""Growing regularisation, the switches of mask learning, and masks under layer norms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.channels.mapping import map_channels
+from passdeploy.errors import DataError, TrainingError
+from passdeploy.plan import Plan
+from passdeploy.slimming import masked
+from passdeploy.sparsity.baselines import magnitude_scores
+from passdeploy.sparsity.growing import grow_penalty
+from passdeploy.sparsity.learn import PassSettings, _Task, learn_masks
+from tests import nets
+from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
+
+BATCHES = [stripes(32, seed) for seed in range(4)]
+SETTINGS = {"steps": 8, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01}
+
+
+def test_what_will_go_fades_and_what_stays_does_not():
+    net = HalfUseless()
+    plan = Plan({"features": tuple(range(6))})
+    groups = map_channels(net, IMAGE).groups
+    grown = grow_penalty(net, groups, plan, BATCHES * 15, F.cross_entropy, steps=60, lr=0.05)
+    shrunk = [(grown.features.weight[part].norm() / net.features.weight[part].norm()).item()
+              for part in (slice(6, 12), slice(0, 6))]  # fmt: skip
+    assert shrunk[0] < 0.2
+    assert shrunk[1] > 0.7
+    assert net.features.weight[6:].eq(5.0).all()  # the network itself is left as it was
+
+
+def test_growing_stops_at_a_loss_that_is_not_a_number():
+    net = HalfUseless()
+    nn.init.constant_(net.head.bias, float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1 of growing regularisation, with a learning rate of 0\.05"):
+        grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, lr=0.05)
+
+
+def test_l2_is_the_norm_of_the_filters_over_their_mean():
+    net = HalfUseless()
+    weight = net.features.weight.detach().flatten(1)
+    scores = magnitude_scores(net, map_channels(net, IMAGE).prunable, norm="l2")["features"]
+    torch.testing.assert_close(scores, weight.norm(dim=1) / weight.norm(dim=1).mean())
+
+
+def test_free_scores_learn_without_a_hypernetwork():
+    net = HalfUseless().eval()
+    groups = map_channels(net, IMAGE).groups
+    settings = PassSettings(**SETTINGS, hypernet_kind="none")
+    learned = learn_masks(net, groups, BATCHES, F.cross_entropy, settings=settings)
+    assert not list(learned.hypernetwork.embed.parameters())
+    assert learned.hypernetwork.heads[0].bias.abs().max() > 0
+    assert learned.plan.kept["features"] == tuple(range(6))  # half the multiply-adds, which is the default
+
+
+def test_batches_that_can_be_walked_only_once_are_refused():
+    net = HalfUseless().eval()
+    groups = map_channels(net, IMAGE).groups
+    with pytest.raises(DataError, match="only once"):
+        learn_masks(net, groups, iter(BATCHES), F.cross_entropy, settings=PassSettings(**SETTINGS))
+    with pytest.raises(DataError, match="no batch"):
+        learn_masks(net, groups, [], F.cross_entropy, settings=PassSettings(**SETTINGS))
+
+
+def test_the_dense_answers_enter_the_loss_with_their_share():
+    net = HalfUseless().eval()
+    channels = map_channels(net, IMAGE)
+    images, labels = BATCHES[0]
+    scores = {"features": torch.linspace(0.9, 0.1, 12)}
+    losses = [_task(net, channels, distill=share).loss(scores, None, images, labels, 10**9) for share in (0.0, 1.0)]
+    torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
+    assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
+
+
+class Normed(nn.Module):
+    """A layer norm over channels that are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.out = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.stem(x).mean((2, 3))))
+
+
+def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Normed().eval()
+    channels = map_channels(net, IMAGE)
+    images, labels = BATCHES[0]
+    task = _task(net, channels)
+    scores = {"stem": torch.linspace(0.9, 0.1, 8)}
+    limit = channels.costs.of("macs") // 2
+    found = task.loss(scores, None, images, labels, limit)
+    reference = masked(net, channels.groups, task.plan(scores, limit))
+    torch.testing.assert_close(found, F.cross_entropy(reference(images), labels))
+
+
+def _task(net: nn.Module, channels, **settings: float) -> _Task:
+    from passdeploy.plan import Budget
+    from passdeploy.processes import ALONE
+
+    budget = Budget.of("macs", 0.5, channels.costs)
+    return _Task(
+        net, channels.prunable, F.cross_entropy, channels.costs, budget, PassSettings(round_to=1, **settings), ALONE
+    )
+
+
+def test_uniform_allocation_cuts_every_group_alike():
+    net = nets.randomise_(nets.Residual())
+    net.head.fc = nn.Linear(8, 3)
+    channels = map_channels(net, IMAGE)
+    settings = PassSettings(**SETTINGS, allocation="uniform", per_cost=False)
+    learned = learn_masks(net, channels.groups, BATCHES, F.cross_entropy, costs=channels.costs, settings=settings)
+    shares = [len(learned.plan.kept[group.name]) / group.width for group in channels.prunable]
+    assert max(shares) - min(shares) < 0.2
