@@ -127,7 +127,7 @@ class Stage:
         """Repair, tie and protect until the network runs however it is cut."""
         self.take = 0
         while not self.is_plain and self.take < (MOST_TAKES if self.has_stumbled else self._takes):
-            stop = self.play(for_real=False)
+            stop = self.play()
             if stop is None:
                 self.take += 1
                 continue
@@ -143,26 +143,28 @@ class Stage:
     def settle_values(self) -> None:
         """Protect until the cut network computes what the masked one does."""
         if self._is_settled:
-            return None
+            return
         self._is_settled, self.take = True, 0
-        while not self.is_plain and self.take < (self._takes if self.has_stumbled else 1):
-            stop = self.play(for_real=True)
-            if self._repairs_left <= 0:
-                return self.give_up()
-            if stop is not None:  # what a sketch does not show
-                self.protect_around(stop, for_real=True)
-            elif not self.protect_culprits():
+        while not self.is_plain and self.take < (self._takes if self.has_stumbled and not self._is_large else 1):
+            self.play()
+            if not self.protect_culprits():
                 self.take += 1
                 continue
-            self.has_stumbled = True
+            if self._repairs_left <= 0:
+                self.give_up()
+                return
             self._repairs_left -= 1
+            self.has_stumbled = True
             self.settle_sizes()
             self.take = 0
-        return None
 
     def found(self) -> ChannelMap:
         """The groups as they are now, and what they cost."""
         return self.gatherer.assemble(self.numbers)
+
+    @cached_property
+    def _is_large(self) -> bool:
+        return sum(self.trace.parameters.values()) > MOST_DOUBLED
 
     @cached_property
     def _takes(self) -> int:
@@ -181,17 +183,11 @@ class Stage:
         rehearsal, _ = self._watch(bare, inputs)
         return (bare, inputs) if rehearsal.went_well else None
 
-    def play(self, *, for_real: bool) -> Stop | None:
-        """Cut at random and run; where it stopped, or None.
-
-        Args:
-            for_real: with values; else only as a sketch, if there is one.
-        """
+    def play(self) -> Stop | None:
+        """Cut at random and run, as a sketch if there is one; where it stopped, or None."""
         self.groups = self.gatherer.gather(self.numbers)
         self.plan = _random_plan(self.groups, self.take)
-        if not for_real and self.sketch:
-            return self._cut_and_watch(*self.sketch)
-        return self._cut_and_watch(self.model, self.inputs)
+        return self._cut_and_watch(*(self.sketch or (self.model, self.inputs)))
 
     def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> Stop | None:
         self.cut = slim(model, self.groups, self.plan)
@@ -238,7 +234,7 @@ class Stage:
                     book.join(ours, other.repeat(len(ours) // len(other)), Reason("as wide as channels that must stay"))
             if book.version > version:
                 self._ties.append(tie.key)
-                after = self.play(for_real=False)
+                after = self.play()
                 # Once the widths are the same, a number may say what they are.
                 if after is None or after.position > stop.position or self.repair(after):
                     return True
@@ -255,7 +251,7 @@ class Stage:
             return False
         before = self.numbers
         self.numbers = [*(number for number in before if number.key not in keys), *repair]
-        after = self.play(for_real=False)
+        after = self.play()
         if after is None or after.position > stop.position:
             return True
         self.numbers = before
@@ -303,7 +299,7 @@ class Stage:
                 turns.setdefault(happening.modules[-depth], []).append(happening)
         return turns
 
-    def protect_around(self, stop: Stop, *, for_real: bool = False) -> None:
+    def protect_around(self, stop: Stop) -> None:
         """What meets at the operation that broke must stay, there and wherever the same line sees the same sizes.
 
         Where that does not help the number came from further away: then all that the module touches must stay, then
@@ -325,7 +321,7 @@ class Stage:
                 book.protect(torch.cat(list(vectors.values())), reason)
             if book.version == version:
                 continue
-            after = self.play(for_real=for_real)
+            after = self.play()
             if after is None or after.position > stop.position:
                 return
             book.restore(saved)
@@ -374,7 +370,7 @@ class Stage:
     def _is_exact(self, names: Sequence[str]) -> bool:
         """Whether cutting these groups equals masking them."""
         try:
-            if self.take or sum(self.trace.parameters.values()) > MOST_DOUBLED:
+            if self.take or self._is_large:
                 error = self._error_of(names, None)
                 if not SURE[0] < error < SURE[1]:
                     return error < SURE[1]
