@@ -48,9 +48,9 @@ def map_channels(
         if not vain:
             stage.settle_values()
             vain = _choices_in_vain(stage.trace, choose)
-        if best is None or _removable(stage.found()) > _removable(best.found()):
-            best = stage
-        if not vain:
+        is_better = best is None or _removable(stage.found()) > _removable(best.found())
+        best = stage if is_better else best
+        if not vain or not is_better:
             break
         choose = {**choose, **vain}
     assert best is not None

@@ -119,8 +119,8 @@ class Stage:
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
         self._repairs_left = MOST_REPAIRS
-        self._ties: list[tuple[int, ...]] = []  # those that are kept
-        self._tied_in_vain: set[tuple[int, ...]] = set()
+        self._ties: list[tuple[str, ...]] = []  # those that are kept
+        self._tied_in_vain: set[tuple[str, ...]] = set()
         self._vain: set[tuple[Any, ...]] = set()  # repairs that did not help
 
     def settle_sizes(self) -> None:
@@ -239,8 +239,8 @@ class Stage:
                 if after is None or after.position > stop.position or self.repair(after):
                     return True
                 self._ties.pop()
+                self._tied_in_vain.add(tie.key)
                 book.restore(saved)
-            self._tied_in_vain.add(tie.key)
         return False
 
     def improves(self, repair: Sequence[Number], stop: Stop) -> bool:

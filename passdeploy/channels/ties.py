@@ -22,7 +22,7 @@ MOST_PARTNERS = 4  # that the module saw, the earliest first: what it was called
 class Tie:
     """Vectors of labels to be joined in pairs, in every module of a class."""
 
-    key: tuple[int, ...]  # where the first pair was found
+    key: tuple[str, ...]  # the line of code, and where in the module the pair was found
     pairs: tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -47,7 +47,11 @@ def ties(
             for partner in fitting[:MOST_PARTNERS]:
                 pairs = [_pair(script, begin - start, ours, partner) for begin, _ in calls]
                 whole = [pair for pair in pairs if pair is not None and len(pair[0]) % len(pair[1]) == 0]
-                yield Tie((position, *ours, *partner), tuple(whole))
+                key = (
+                    script[position].source,
+                    *map(str, (ours[0] - position, *ours[1:], position - partner[0], *partner[1:])),
+                )
+                yield Tie(key, tuple(whole))
 
 
 _Where = tuple[int, int, int, int]  # position in the script, results or inputs, which of them, dimension
