@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,35 +40,46 @@ def map_channels(
         exclude: patterns of layers whose output channels stay all the same.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    choose: dict[ChoiceKey, int] = {}
-    best: Stage | None = None
+    best, chosen = _settled(model, inputs, {}), dict[ChoiceKey, int]()
+    widely = False
     for _ in range(MOST_ROUNDS):
-        stage = Stage(model, inputs, follow(model, inputs, choose=choose))
-        stage.settle_sizes()
-        vain = _choices_in_vain(stage.trace, choose)
-        if not vain:
-            stage.settle_values()
-            vain = _choices_in_vain(stage.trace, choose)
-        is_better = best is None or _removable(stage.found()) > _removable(best.found())
-        best = stage if is_better else best
-        if not vain or not is_better:
+        vain = _choices_in_vain(best.trace, chosen, widely=widely)
+        if vain:
+            choose = {**chosen, **vain}
+            stage = _settled(model, inputs, choose)
+            if _removable(stage.found()) > _removable(best.found()):
+                best, chosen, widely = stage, choose, False
+                continue
+        if widely:
             break
-        choose = {**choose, **vain}
-    assert best is not None
+        widely = True
     best.settle_values()
     return best.found().chosen(include=include, exclude=exclude)
+
+
+def _settled(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int]) -> Stage:
+    """A walk with these choices, rehearsed until the network runs; compared, too, where no choice was in vain."""
+    stage = Stage(model, inputs, follow(model, inputs, choose=choose))
+    stage.settle_sizes()
+    if not _choices_in_vain(stage.trace, choose, widely=True):
+        stage.settle_values()
+    return stage
 
 
 def _removable(found: ChannelMap) -> int:
     return sum(group.width * group.span for group in found.prunable)
 
 
-def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int]) -> dict[ChoiceKey, int]:
+def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int], *, widely: bool) -> dict[ChoiceKey, int]:
     """Choices whose channels must stay after all, and that have another option: which -> that option.
 
-    Only those are made again that stand in the modules where the channels met their fate, if there are any. Of choices
-    that follow from each other it is the last, and those that are like it: heads are told from their widths after
-    queries are told from keys.
+    Of choices that follow from each other it is the last, and those that are like it: heads are told from their widths
+    after queries are told from keys.
+
+    Args:
+        trace: of a walk that was rehearsed.
+        chosen: what was chosen other than the first option.
+        widely: all of them; else those in the modules where the channels met their fate.
     """
     book, vain = trace.book, {}
     protections, _ = book.protections()
@@ -81,7 +93,7 @@ def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int]) -> dict[Choi
     seen: dict[int, int] = {}  # root -> how many labels the last choice among them was about
     for key, choice in reversed(trace.choices.items()):
         size = len(choice.labels)
-        if not len(lost[key]) or (near and key not in near):
+        if not len(lost[key]) or not (widely or key in near):
             continue
         if any(seen.setdefault(root, size) != size for root in lost[key].tolist()):
             continue
