@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -129,18 +131,28 @@ def test_a_shared_weight_stays_shared():
     assert verify(net, groups, half_of(groups), inputs, tolerance=1e-6) <= 1e-6
 
 
+class Counting(nn.Module):
+    """The number of channels enters the result, as a factor or as a tensor."""
+
+    def __init__(self, how: Callable[[int], int | Tensor]) -> None:
+        super().__init__()
+        self.conv, self.out, self.how = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(x * self.how(x.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(int, r"a factor of \(8,\) that is now"), (torch.tensor, "the function changes with their number")],
+)
+def test_a_width_that_enters_the_result_protects(how: Callable[[int], int | Tensor], reason: str):
+    assert re.search(reason, find_groups(Counting(how), IMAGES)[0].reason)
+
+
 def test_verify_refuses_a_network_that_is_not_the_masked_one():
-    class Counting(nn.Module):  # the number of channels enters the result
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.conv(x)
-            return self.out(x * x.shape[1])
-
-    net = Counting()
-    assert "the function changes with their number" in find_groups(net, IMAGES)[0].reason
+    net = Counting(int)
     groups = Gatherer(follow(net, IMAGES)).gather()  # as if nobody had tried
     with pytest.raises(EquivalenceError, match="differs from the masked one"):
         verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5)

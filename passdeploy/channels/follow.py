@@ -63,6 +63,10 @@ class Happening:
     source: str  # file:line of the model's own code
     inputs: tuple[Labelled, ...]
     results: tuple[Labelled, ...]
+    factors: tuple[float, ...]  # see `Call.factors`
+
+
+_ARITHMETIC = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,12 @@ class Call:
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, lists included."""
         return list(_tensors_in(self.arguments.values()))
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The numbers it computes with: those with a fraction, and in arithmetic whole ones, too."""
+        kinds = (int, float) if self.name in _ARITHMETIC else (float,)
+        return tuple(value for value in self.arguments.values() if type(value) in kinds)
 
     @cached_property
     def results(self) -> list[Tensor]:
@@ -370,7 +380,7 @@ class Walk(Onlooker):
                 self.give_up(call, f"could not be followed: {error}")
         self._running = None
         self.trace.happenings.append(
-            Happening(call.name, tuple(self._modules), _source_line(), inputs, self._seen(call.results))
+            Happening(call.name, tuple(self._modules), _source_line(), inputs, self._seen(call.results), call.factors)
         )
 
     def _seen(self, tensors: Sequence[Tensor]) -> tuple[Labelled, ...]:

@@ -3,8 +3,9 @@
 What no walk can see is where a number comes from: `view(b, self.heads, -1)` and `view(b, x.shape[1] // 64, -1)` look
 the same. So the network is cut at random and run. Where it stops, or makes a tensor of another size than the labels
 foretell, a number that a module keeps and that equals the old size is made to say the new one, now and whenever the
-network is cut. Where no such number helps, the channels that meet there are protected. In the end the cut network
-must compute what the masked one does; groups that spoil this are found by halving, and protected too.
+network is cut. Where no such number helps, the channels that meet there are protected; and so they are where a factor
+changes, such as the square root of a width. In the end the cut network must compute what the masked one does; groups
+that spoil this are found by halving, and protected too.
 
 A network of convolutions, linear layers, batch norms, pooling and sums states no sizes, and is not rehearsed.
 """
@@ -32,6 +33,7 @@ from passdeploy.slimming import like, masked, read_number, relative_error, slim
 MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
 MOST_TAKES = 5  # where one did not
+MOST_ATTEMPTS = 100  # to repair or tie
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
 TOLERANCE = 1e-9  # in float64, for what lies between
@@ -48,7 +50,7 @@ class Stop:
 
 
 class WrongSizeError(Exception):
-    """A tensor of the cut network has another size than its labels foretell."""
+    """A tensor of the cut network has another size than its labels foretell, or a factor follows a width."""
 
 
 class Rehearsal(Onlooker):
@@ -82,6 +84,8 @@ class Rehearsal(Onlooker):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
+            if call.factors != self.expected.factors:
+                raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
             for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
                 if not labels or result.ndim != len(dense):
                     continue  # how many boxes a detector finds is its own affair
@@ -118,7 +122,7 @@ class Stage:
         self._is_settled = False
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
-        self._repairs_left = MOST_REPAIRS
+        self._repairs_left, self._attempts_left = MOST_REPAIRS, MOST_ATTEMPTS
         self._ties: list[tuple[str, ...]] = []  # those that are kept
         self._tied_in_vain: set[tuple[str, ...]] = set()
         self._vain: set[tuple[Any, ...]] = set()  # repairs that did not help
@@ -145,7 +149,7 @@ class Stage:
         if self._is_settled:
             return
         self._is_settled, self.take = True, 0
-        while not self.is_plain and self.take < (self._takes if self.has_stumbled and not self._is_large else 1):
+        while not self.is_plain and self.take < (1 if self._is_large else self._takes):
             self.play()
             if not self.protect_culprits():
                 self.take += 1
@@ -221,7 +225,7 @@ class Stage:
             return type(self.model.get_submodule(module))
 
         for tie in ties(self.trace.happenings, stop.position, class_of, book.find):
-            if tie.key in self._tied_in_vain:
+            if tie.key in self._tied_in_vain or self._attempts_left <= 0:
                 continue
             saved, version = book.save(), book.version
             stays = book.protections()[0] >= 0
@@ -233,6 +237,7 @@ class Stage:
                 ):
                     book.join(ours, other.repeat(len(ours) // len(other)), Reason("as wide as channels that must stay"))
             if book.version > version:
+                self._attempts_left -= 1
                 self._ties.append(tie.key)
                 after = self.play()
                 # Once the widths are the same, a number may say what they are.
@@ -247,8 +252,9 @@ class Stage:
         """Whether the network gets further with `repair`, which is kept if so; what was in vain is not tried again."""
         keys = frozenset(number.key for number in repair)
         attempt = stop.position, tuple(self._ties), keys
-        if not repair or attempt in self._vain:
+        if not repair or attempt in self._vain or self._attempts_left <= 0:
             return False
+        self._attempts_left -= 1
         before = self.numbers
         self.numbers = [*(number for number in before if number.key not in keys), *repair]
         after = self.play()
@@ -364,13 +370,13 @@ class Stage:
             return list(suspects)
         self.trials_left -= 2
         halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
-        guilty = [half for half in halves if not self._is_exact(half)]
+        guilty = [half for half in halves if not self._is_exact(half, roughly=True)]
         return [name for half in guilty for name in self._culprits(half)] or list(suspects)
 
-    def _is_exact(self, names: Sequence[str]) -> bool:
-        """Whether cutting these groups equals masking them."""
+    def _is_exact(self, names: Sequence[str], *, roughly: bool = False) -> bool:
+        """Whether cutting these groups equals masking them; `roughly` is in float32, where that can be told."""
         try:
-            if self.take or self._is_large:
+            if roughly or self.take or self._is_large:
                 error = self._error_of(names, None)
                 if not SURE[0] < error < SURE[1]:
                     return error < SURE[1]
@@ -426,7 +432,7 @@ _PLAIN = (
     *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
     *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
 )
-_PLAIN_BETWEEN_TENSORS = ("aten.add", "aten.add_", "aten.mul", "aten.mul_")  # times a number: it may count channels
+_PLAIN_BETWEEN_TENSORS = ("aten.add", "aten.add_", "aten.mul", "aten.mul_")  # a number may count channels
 
 
 def _is_plain(trace: Trace) -> bool:
@@ -435,7 +441,8 @@ def _is_plain(trace: Trace) -> bool:
     def is_plain(happening: Happening) -> bool:
         if happening.op in _SIZED:
             return all(_is_handed_on(vector, happening) for _, labels in happening.inputs for vector in labels.values())
-        return happening.op in _PLAIN or (happening.op in _PLAIN_BETWEEN_TENSORS and len(happening.inputs) == 2)
+        are_channels = len(happening.inputs) == 2 and all(labels for _, labels in happening.inputs)
+        return happening.op in _PLAIN or (happening.op in _PLAIN_BETWEEN_TENSORS and are_channels)
 
     return all(is_plain(happening) for happening in trace.happenings if any(labels for _, labels in happening.inputs))
 
@@ -482,8 +489,11 @@ def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
             share = 0.4 + 0.2 * share
         elif take in (1, 2):
             share = (0.1, 0.7)[(number + take) % 2] + 0.2 * share
-        width = max(min(max(round(share * group.width), 1 if take else 2), group.width - 1), 1)
-        kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[:width].tolist()))
+        # After the first cut small groups may stay whole: of two that lose one channel each nobody can tell the sums.
+        most = group.width if take else group.width - 1
+        width = max(min(max(round(share * group.width), 1 if take else 2), most), 1)
+        if width < group.width:
+            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[:width].tolist()))
     return Plan(kept)
 
 
