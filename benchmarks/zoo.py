@@ -129,10 +129,12 @@ def _detector(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
+    """A network of timm; one that comes without classes is given some, or its stream would be its output."""
     import timm
     from timm_models import OPTIONS
 
-    model: nn.Module = timm.create_model(name, pretrained=False, **OPTIONS.get(name, {}))
+    headless = {} if timm.models.get_pretrained_cfg(name).num_classes else {"num_classes": 1000}
+    model: nn.Module = timm.create_model(name, pretrained=False, **headless, **OPTIONS.get(name, {}))
     return model
 
 

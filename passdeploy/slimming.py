@@ -143,8 +143,16 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
         write_number_(model, number, value)
 
 
+_GATES = {"LSTM": 4, "GRU": 3}  # rows of a recurrent network's weights for each of its units
+
+
 def _state_true_widths_(module: nn.Module) -> None:
     """Make a module's own numbers agree with its weights."""
+    if isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.size(1)
+        module.hidden_size = module.weight_hh_l0.size(0) // _GATES.get(module.mode, 1)
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+        return
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return

@@ -154,7 +154,8 @@ class WholeFunctions(TorchFunctionMode):
     """Shows functions that torch would take apart as one operation: their parts hide what they are.
 
     An RMS norm, say, becomes a mean of squares over channels, which nobody could cut, and attention becomes another
-    kernel on every device.
+    kernel on every device. A recurrent network is the other way round: one kernel hides its steps, which are shown
+    after the states that they start from.
 
     Args:
         tell: hears of each call, and what it returned.
@@ -174,6 +175,10 @@ class WholeFunctions(TorchFunctionMode):
                 return func(*args, **(kwargs or {}))
         if func in _WHOLE:
             return self._whole(func, args, kwargs or {})
+        if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else it is a packed sequence
+            self._tell(Call.bind(_RECURRENT[func], args, {}, args[1]))
+            with step_by_step():
+                return func(*args)
         return func(*args, **(kwargs or {}))
 
     def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -188,6 +193,14 @@ _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
     torch.rms_norm: _RMS_NORM,
     F.rms_norm: _RMS_NORM,
     F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
+}
+
+
+_RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
+    torch.lstm: torch.ops.aten.lstm.input,
+    torch.gru: torch.ops.aten.gru.input,
+    torch.rnn_tanh: torch.ops.aten.rnn_tanh.input,
+    torch.rnn_relu: torch.ops.aten.rnn_relu.input,
 }
 
 
@@ -439,6 +452,18 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fast)
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Run recurrent networks operation by operation instead of as one kernel of oneDNN or cuDNN."""
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
 
 
 @contextmanager

@@ -76,9 +76,9 @@ class Rehearsal(Onlooker):
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
-        if call.name == _CLONE and self.expected.op != _CLONE:
-            return  # whether a tensor must be copied before it is viewed is a matter of its strides
-        while self.expected.op == _CLONE != call.name and self.position < len(self._script) - 1:
+        if call.name in _STRIDES and self.expected.op != call.name:
+            return
+        while self.expected.op in _STRIDES and self.expected.op != call.name and self.position < len(self._script) - 1:
             self.position += 1
         if self._is_in_step and not _is_same(self.expected.op, call.name):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
@@ -95,7 +95,7 @@ class Rehearsal(Onlooker):
         self.position += 1
 
 
-_CLONE = "aten.clone"
+_STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes
 _VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
 
 
@@ -119,6 +119,7 @@ class Stage:
         self.numbers: list[Number] = []
         self.is_plain = _is_plain(trace)
         self.has_stumbled = False
+        self._may_sketch = True
         self._is_settled = False
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
@@ -149,8 +150,8 @@ class Stage:
         if self._is_settled:
             return
         self._is_settled, self.take = True, 0
-        while not self.is_plain and self.take < (1 if self._is_large else self._takes):
-            self.play()
+        while not self.is_plain and self.take < (self._takes if self.has_stumbled and not self._is_large else 1):
+            self.cast()  # it runs: that was tried
             if not self.protect_culprits():
                 self.take += 1
                 continue
@@ -175,29 +176,43 @@ class Stage:
         return SOME_TAKES if _states_sizes(self.trace) else 1
 
     @cached_property
-    def sketch(self) -> tuple[nn.Module, tuple[Any, ...]] | None:
-        """The network and its inputs without their values, or None if it does not run like that.
+    def sketch(self) -> tuple[nn.Module, tuple[Any, ...]]:
+        """The network and its inputs without their values.
 
         Tensors on torch's meta device have shapes and nothing else: sizes are checked in no time.
         """
         state = [*self.model.named_parameters(), *self.model.named_buffers()]
         bare = copy.deepcopy(self.model, {id(tensor): like(tensor, tensor.to("meta")) for _, tensor in state})
-        inputs = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, self.inputs)
-        self.gone = self._gone(Plan({}))
-        rehearsal, _ = self._watch(bare, inputs)
-        return (bare, inputs) if rehearsal.went_well else None
+        return bare, tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, self.inputs)
 
-    def play(self) -> Stop | None:
-        """Cut at random and run, as a sketch if there is one; where it stopped, or None."""
+    @cached_property
+    def is_sketch_true(self) -> bool:
+        """Whether the network runs without values as it does with them."""
+        gone, self.gone = self.gone, self._gone(Plan({}))
+        rehearsal, _ = self._watch(*self.sketch)
+        self.gone = gone
+        return rehearsal.went_well
+
+    def cast(self) -> None:
+        """Decide on the next random cut."""
         self.groups = self.gatherer.gather(self.numbers)
         self.plan = _random_plan(self.groups, self.take)
-        return self._cut_and_watch(*(self.sketch or (self.model, self.inputs)))
-
-    def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> Stop | None:
-        self.cut = slim(model, self.groups, self.plan)
         self.gone = self._gone(self.plan)
+
+    def play(self) -> Stop | None:
+        """Cut at random and run, as a sketch if it can; where it stopped, or None."""
+        self.cast()
+        if self._may_sketch:
+            rehearsal, stop = self._cut_and_watch(*self.sketch)
+            if rehearsal.went_well or self.is_sketch_true:
+                return stop
+            self._may_sketch = False
+        return self._cut_and_watch(self.model, self.inputs)[1]
+
+    def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Rehearsal, Stop | None]:
+        self.cut = slim(model, self.groups, self.plan)
         rehearsal, error = self._watch(self.cut, inputs)
-        return Stop(rehearsal.position, rehearsal.expected, error) if error else None
+        return rehearsal, Stop(rehearsal.position, rehearsal.expected, error) if error else None
 
     def _watch(self, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Rehearsal, str]:
         """Run a network; what was seen, and the error that stopped it."""

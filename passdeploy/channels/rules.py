@@ -141,13 +141,14 @@ def gated(walk: Walk, call: Call) -> None:
     "unsqueeze_",
 )
 @rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
+@rule("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
 @rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
 def movement(walk: Walk, call: Call) -> None:
     """Do to a tensor's labels what was done to the tensor."""
     source, labels = call.tensors[0], walk.labels(call.tensors[0])
-    if call.op.overloadpacket is aten.split:
+    if call.op.overloadpacket in (aten.split, aten.unsafe_split):
         _keep_halves_equal(walk, call)
     found: list[DimLabels] = [{} for _ in call.results]
     for dim, vector in labels.items():
@@ -567,3 +568,29 @@ def attention(walk: Walk, call: Call) -> None:
     if width in values:
         result[width] = values[width]
     walk.set_labels(call.results[0], result)
+
+
+# Recurrent networks
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(walk: Walk, call: Call) -> None:
+    """The states that a recurrent network starts from have the channels that its weights read states by.
+
+    One number states the width of all of them: every layer and direction loses the same places.
+    """
+    weights = call["params"]
+    of_one = 4 if call["has_biases"] else 2  # parameters of one layer and direction: the second reads the state
+    readers = [walk.labels(weight).get(1) for weight in weights[1::of_one]]
+    known = [vector for vector in readers if vector is not None]
+    sizes = {len(vector) for vector in known} | {state.size(-1) for state in call.results}
+    if len(known) < len(readers) or len(sizes) > 1:
+        walk.give_up(call, "a recurrent network with projections, or of a single channel")
+        return
+    for vector in known[1:]:
+        walk.join(known[0], vector, "meets channels that must stay")
+    for state in call.results:
+        last = state.ndim - 1
+        if (given := walk.labels(state).get(last)) is not None:
+            walk.join(known[0], given, "meets channels that must stay")
+        walk.set_labels(state, {**walk.labels(state), last: known[0]})
