@@ -8,12 +8,15 @@ The same holds for weights that are standardised on the way (a batch norm of a p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from passdeploy.statistics import CallKey, Existing, RestrictedStatistics, Turns
 
 
 def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
@@ -115,14 +118,17 @@ _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 
-def with_restricted_norms_(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:
+def with_restricted_norms_(
+    model: nn.Module, kept: Mapping[str, Tensor], statistics: Mapping[CallKey, Sequence[Existing]]
+) -> nn.Module:
     """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
 
     Args:
         model: changed in place.
         kept: name of a parameter -> True for what exists, bool in the parameter's shape.
+        statistics: other statistics over channels, and what exists of these.
     """
-    if not kept:
+    if not kept and not statistics:
         return model
     plain = type(model)
 
@@ -132,7 +138,12 @@ def with_restricted_norms_(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.M
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """What the network does, with restricted norms."""
             parameters = dict(self.named_parameters())
-            with RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]):
+            with ExitStack() as stack:
+                if statistics:
+                    turns = Turns()
+                    stack.enter_context(turns.following(self))
+                    stack.enter_context(RestrictedStatistics(turns, statistics))
+                stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]))
                 return super().forward(*args, **kwargs)
 
     Masked.__name__, Masked.__qualname__, Masked.__module__ = plain.__name__, plain.__qualname__, plain.__module__

@@ -20,6 +20,7 @@ from passdeploy.channels.rules import cuts_whole_groups
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import with_restricted_norms_
 from passdeploy.plan import Plan
+from passdeploy.statistics import CallKey, Existing
 
 NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
 
@@ -77,7 +78,22 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
                 parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
                 exists = kept.setdefault(name, torch.ones_like(parameter, dtype=torch.bool, requires_grad=False))
                 exists.index_fill_(dim, removed.to(parameter.device), False)
-    return with_restricted_norms_(reference, kept)
+    return with_restricted_norms_(reference, kept, _existing(groups, plan))
+
+
+def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[Existing]]:
+    """What exists of the channels that statistics go over, where any are gone."""
+    found: dict[tuple[CallKey, int], Tensor] = {}
+    for group in groups:
+        removed = plan.removed(group)
+        for one in group.statistics if len(removed) else ():
+            exists = ~torch.isin(one.channels, torch.as_tensor(removed))
+            key = (one.module, one.turn), one.dim
+            found[key] = found[key] & exists if key in found else exists
+    by_call: dict[CallKey, list[Existing]] = {}
+    for (call, dim), exists in found.items():
+        by_call.setdefault(call, []).append((dim, exists))
+    return by_call
 
 
 def verify(
@@ -149,8 +165,8 @@ _GATES = {"LSTM": 4, "GRU": 3}  # rows of a recurrent network's weights for each
 def _state_true_widths_(module: nn.Module) -> None:
     """Make a module's own numbers agree with its weights."""
     if isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.size(1)
-        module.hidden_size = module.weight_hh_l0.size(0) // _GATES.get(module.mode, 1)
+        module.input_size = module.get_parameter("weight_ih_l0").size(1)
+        module.hidden_size = module.get_parameter("weight_hh_l0").size(0) // _GATES.get(module.mode, 1)
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         return
     weight = getattr(module, "weight", None)

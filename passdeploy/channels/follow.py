@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from passdeploy.channels.labels import NONE, LabelBook, Reason
+from passdeploy.statistics import STATISTICS, Turns
 
 DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
 
@@ -136,6 +137,16 @@ class Choice:
     options: int  # how many dimensions there were
 
 
+@dataclass(frozen=True)
+class TakenStatistic:
+    """A mean, a norm, a maximum or a softmax over channels: of those that are left, once some are gone."""
+
+    module: str  # that was running
+    turn: int  # how many statistics the module had taken before
+    dim: int  # of the tensor it was taken of, counted from the last: -1, -2, ...
+    labels: Tensor  # along that dimension
+
+
 @dataclass
 class Trace:
     """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
@@ -148,6 +159,7 @@ class Trace:
     work: list[Work] = field(default_factory=list)
     choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
     happenings: list[Happening] = field(default_factory=list)
+    statistics: list[TakenStatistic] = field(default_factory=list)
 
 
 class WholeFunctions(TorchFunctionMode):
@@ -159,11 +171,12 @@ class WholeFunctions(TorchFunctionMode):
 
     Args:
         tell: hears of each call, and what it returned.
+        taking: is entered around each statistic that can be restricted to a part of the channels.
     """
 
-    def __init__(self, tell: Callable[[Call], None]) -> None:
+    def __init__(self, tell: Callable[[Call], None], taking: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
-        self._tell = tell
+        self._tell, self._taking = tell, taking
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -179,6 +192,9 @@ class WholeFunctions(TorchFunctionMode):
             self._tell(Call.bind(_RECURRENT[func], args, {}, args[1]))
             with step_by_step():
                 return func(*args)
+        if func in STATISTICS:
+            with self._taking():
+                return (_normalised if func is F.normalize else func)(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -194,6 +210,11 @@ _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
     F.rms_norm: _RMS_NORM,
     F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
 }
+
+
+def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """`F.normalize`, by broadcasting: the norm that it expands to every channel would seem to have channels itself."""
+    return torch.div(input, input.norm(p, dim, keepdim=True).clamp_min(eps), out=out)
 
 
 _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
@@ -229,8 +250,12 @@ class Onlooker(TorchDispatchMode):
 
     def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` and return its outputs; attention and other composites show as what they are."""
-        with plain_attention(), WholeFunctions(self.happen), self:
+        with plain_attention(), WholeFunctions(self.happen, self.taking), self:
             return model(*inputs)
+
+    def taking(self) -> AbstractContextManager[None]:
+        """What to do around a statistic that the network takes."""
+        return nullcontext()
 
 
 class Walk(Onlooker):
@@ -247,7 +272,8 @@ class Walk(Onlooker):
         self._find_rule, self._choose = find_rule, choose
         self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
-        self._modules: list[str] = []  # those that are running, outermost first
+        self._turns = Turns()
+        self._taken: tuple[str, int] | None = None  # the statistic that is being taken: which module's, and its number
         self._used: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
@@ -309,13 +335,13 @@ class Walk(Onlooker):
 
     def count(self, macs: int, *dims: Tensor | None) -> None:
         """Book `macs` multiply-adds that are proportional to each of the labelled `dims`."""
-        module = self._modules[-1] if self._modules else ""
+        module = self._turns.module
         self.trace.work.append(Work(module, macs, tuple(dim for dim in dims if dim is not None)))
 
     def reason(self, why: str) -> Reason:
         """`why`, with the operation, the module and the line of code that is running."""
         op = self._running.name if self._running else ""
-        return Reason(why, op, self._modules[-1] if self._modules else "", _source_line())
+        return Reason(why, op, self._turns.module, _source_line())
 
     def box(self, field: Tensor) -> DimLabels:
         """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
@@ -323,7 +349,7 @@ class Walk(Onlooker):
         Where there is a choice of dimension it is noted, so that `follow` can be told to choose again.
         """
         place = (
-            self._modules[-1] if self._modules else "",
+            self._turns.module,
             self._running.name if self._running else "",
             _source_line(),
         )
@@ -341,6 +367,10 @@ class Walk(Onlooker):
             self._labels[result] = {}
 
     # What `follow` uses
+
+    def following(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Know, while the model runs, which of its modules is running."""
+        return self._turns.following(model)
 
     def run(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Walk through one forward pass; what comes out must stay."""
@@ -393,31 +423,29 @@ class Walk(Onlooker):
                 self.give_up(call, f"could not be followed: {error}")
         self._running = None
         self.trace.happenings.append(
-            Happening(call.name, tuple(self._modules), _source_line(), inputs, self._seen(call.results), call.factors)
+            Happening(
+                call.name, tuple(self._turns.running), _source_line(), inputs, self._seen(call.results), call.factors
+            )
         )
 
     def _seen(self, tensors: Sequence[Tensor]) -> tuple[Labelled, ...]:
         return tuple((tuple(tensor.shape), self.labels(tensor)) for tensor in tensors)
 
     @contextmanager
-    def naming_modules(self, model: nn.Module) -> Iterator[None]:
-        """Know, while the model runs, which of its modules is running."""
-
-        def enter(name: str) -> Callable[..., None]:
-            return lambda *_: self._modules.append(name)
-
-        def leave(*_: Any) -> None:
-            self._modules.pop()
-
-        hooks = []
-        for name, module in model.named_modules():
-            hooks.append(module.register_forward_pre_hook(enter(name)))
-            hooks.append(module.register_forward_hook(leave, always_call=True))
+    def taking(self) -> Iterator[None]:
+        """Know which statistic the operations of the next moments are part of."""
+        self._taken = self._turns.next()
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._taken = None
+
+    def restrict(self, dim: int, labels: Tensor) -> bool:
+        """Note that a statistic is taken over these channels; False if it is one that `masked` cannot restrict."""
+        if self._taken is None:
+            return False
+        self.trace.statistics.append(TakenStatistic(*self._taken, dim, labels))
+        return True
 
 
 def follow(
@@ -435,11 +463,12 @@ def follow(
 
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     walk = Walk(model, find_rule, choose or {})
-    with torch.no_grad(), walk.naming_modules(model):
-        with evaluating(model):
+    with torch.no_grad():
+        with walk.following(model), evaluating(model):
             walk.run(model, inputs)
         if walk.has_unseen(model):
-            walk.run_in_training(model, inputs)
+            with walk.following(model):
+                walk.run_in_training(model, inputs)
     return walk.trace
 
 

@@ -37,6 +37,16 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistic:
+    """Which channels of a group a statistic goes over; `passdeploy.statistics` knows it by module and turn."""
+
+    module: str
+    turn: int
+    dim: int  # counted from the last
+    channels: Tensor  # the number of the channel at each place of the dimension; -1: of another group, or of none
+
+
+@dataclass(frozen=True, eq=False)
 class ChannelGroup:
     """Channels that live in the same tensors, each of which can be removed on its own."""
 
@@ -45,6 +55,7 @@ class ChannelGroup:
     slots: tuple[Slot, ...]  # the first one is that layer's output
     reason: str = ""  # why they must stay; empty if they may be cut
     numbers: tuple[tuple[tuple[str, str, int | None], Factor], ...] = ()  # (module, attribute, place) -> what it says
+    statistics: tuple[Statistic, ...] = ()  # taken over channels of this group
 
     @property
     def is_prunable(self) -> bool:
@@ -137,7 +148,7 @@ class Gatherer:
     def _now(self) -> tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]:
         version = self._trace.book.version
         if self._known is None or self._known[0] != version:
-            groups = self._gather()
+            groups = _with_statistics(self._gather(), self._trace)
             self._known = version, groups, _Sizes(self._trace, groups)
         return self._known[1:]
 
@@ -207,6 +218,25 @@ class Gatherer:
             rows = first[kind == number][:, None] + np.arange(counts[member])
             assert (dims[rows] == dims[rows[0]]).all()
             yield rows, words[why[member]]
+
+
+def _with_statistics(
+    groups: list[tuple[ChannelGroup, np.ndarray]], trace: Trace
+) -> list[tuple[ChannelGroup, np.ndarray]]:
+    """The groups, each with the statistics that go over its channels."""
+    if not trace.statistics:
+        return groups
+    group_of, channel_of = np.full((2, trace.book.size), -1)
+    for number, (_, roots) in enumerate(groups):
+        group_of[roots], channel_of[roots] = number, np.arange(len(roots))
+    found: list[list[Statistic]] = [[] for _ in groups]
+    for taken in trace.statistics:
+        roots = trace.book.find(taken.labels).numpy()
+        for number in np.unique(group_of[roots]):
+            if number >= 0:
+                channels = np.where(group_of[roots] == number, channel_of[roots], -1)
+                found[number].append(Statistic(taken.module, taken.turn, taken.dim, torch.from_numpy(channels)))
+    return [(replace(group, statistics=tuple(own)), roots) for (group, roots), own in zip(groups, found, strict=True)]
 
 
 def _with_numbers(

@@ -120,6 +120,7 @@ class Stage:
         self.is_plain = _is_plain(trace)
         self.has_stumbled = False
         self._may_sketch = True
+        self.gone = torch.zeros(0, dtype=torch.bool)  # see `_gone`
         self._is_settled = False
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS

@@ -284,15 +284,16 @@ def picking(walk: Walk, call: Call) -> None:
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
 def reduction(walk: Walk, call: Call) -> None:
-    """A statistic over channels changes with their number, so they stay; other dimensions pass."""
+    """A statistic over channels changes with their number: `masked` takes it of those that are left, or they stay."""
     source = call.tensors[0]
     labels = walk.labels(source)
     if len(call.tensors) > 1:  # max(a, b) and min(a, b)
         return elementwise(walk, call)
     dims = call.arguments.get("dim")
     over = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
-    for dim in over & labels.keys():
-        walk.protect(labels[dim], "a statistic over these channels depends on their number")
+    for dim in sorted(over & labels.keys()):
+        if call.op.overloadpacket not in _RESTRICTABLE or not walk.restrict(dim - source.ndim, labels[dim]):
+            walk.protect(labels[dim], "a statistic over these channels depends on their number")
     for result in call.results:
         if result.ndim == source.ndim:
             kept = {d: v for d, v in labels.items() if result.size(d) == len(v)}
@@ -501,6 +502,9 @@ def batch_norm(walk: Walk, call: Call) -> None:
     for vector in vectors:
         meet(walk, channels, vector)
     walk.set_labels(call.results[0], labels)
+
+
+_RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._softmax}
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")

@@ -1,0 +1,94 @@
+"""Statistics over channels: the masked network takes them of the channels that exist, as the slim one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy import Plan, find_groups, masked, slim, verify
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Statistic(nn.Module):
+    """Whatever is done with channels, in a module of its own and called twice."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.how(x)
+
+
+class Net(nn.Module):
+    """Two convolutions, after each of which a statistic goes over its channels."""
+
+    def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Linear(12, 5)
+        self.statistic = Statistic(how)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.statistic(self.first(x).sigmoid())  # a channel without weights would still count as a half
+        x = self.statistic(self.second(x).sigmoid() - 0.7)
+        return self.head(x.mean((2, 3)))
+
+
+def response_norm(x: Tensor) -> Tensor:
+    """ConvNeXt V2's global response norm."""
+    strength = x.norm(dim=(2, 3), keepdim=True)
+    return x + x * strength / (strength.mean(dim=1, keepdim=True) + 1e-6)
+
+
+RESTRICTED = {
+    "response norm": response_norm,
+    "mean": lambda x: x - x.mean(1, keepdim=True),
+    "torch.mean": lambda x: x * torch.mean(x, dim=(1, 2), keepdim=True),
+    "sum": lambda x: x / x.sum(1, keepdim=True),
+    "softmax": lambda x: x.softmax(1) * 3,
+    "F.softmax": lambda x: F.softmax(x, dim=-3) + x,
+    "amax": lambda x: x - x.amax(1, keepdim=True),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "norm": lambda x: x / x.norm(dim=1, keepdim=True),
+    "channel attention": lambda x: (
+        (F.normalize(x.flatten(2), dim=-1) @ F.normalize(x.flatten(2), dim=-1).mT).softmax(-1) @ x.flatten(2)
+    ).view_as(x),
+}
+
+
+@pytest.mark.parametrize("name", RESTRICTED)
+def test_a_statistic_goes_over_the_channels_that_exist(name: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Net(RESTRICTED[name]).eval()
+    groups = find_groups(net, IMAGES)
+    assert [group.is_prunable for group in groups] == [True, True, False]
+    plan = Plan({"first": (0, 3, 4, 6, 7), "second": (1, 2, 5, 8, 11)})
+    assert verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+    # The masked network does not merely drop what is gone: its statistics are others.
+    reference, plain = masked(net, groups, plan), masked(net, groups, plan)
+    plain.__class__ = Net
+    assert not torch.allclose(reference(IMAGES), plain(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [lambda x: x - x.var(1, keepdim=True), lambda x: x.cumsum(1)], ids=["var", "cumsum"])
+def test_other_statistics_protect(how: Callable[[Tensor], Tensor]):
+    net = Net(how).eval()
+    groups = find_groups(net, IMAGES)
+    assert not any(group.is_prunable for group in groups)
+    assert all("a statistic over these channels depends" in group.reason for group in groups[:2])
+
+
+def test_a_masked_network_learns_through_its_statistics():
+    net = Net(response_norm).eval()
+    groups = find_groups(net, IMAGES)
+    plan = Plan({"first": (0, 1), "second": (2, 3, 4)})
+    reference, smaller = masked(net, groups, plan), slim(net, groups, plan)
+    reference(IMAGES).square().sum().backward()
+    smaller(IMAGES).square().sum().backward()
+    assert torch.allclose(reference.second.weight.grad[2:5, :2], smaller.second.weight.grad, atol=1e-5)
