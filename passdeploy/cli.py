@@ -194,6 +194,7 @@ def export(
     quiet: bool,
 ) -> None:
     """Write ONNX and, with --trt, engines of a run's slim network or of any model, each checked against PyTorch."""
+    wanted.require_sense()
     if wanted.check_engine is not None:
         found = check_engine(wanted.check_engine, wanted.trust_engine)
         _finish(found, as_json, f"{wanted.check_engine} loads: {found['census']['layers']}", "next: passdeploy profile")

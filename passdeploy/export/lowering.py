@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from passdeploy.errors import ParityError
+from passdeploy.errors import ExportError, ParityError
 from passdeploy.events import Stage
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.casting import cast_graph, castable_nodes
@@ -53,11 +53,16 @@ def lower_file(
         quantiser: of int8; fp8 is ModelOpt's in any case.
         progress: hears of every layer that is measured, where any have to be.
 
+    Raises:
+        ExportError: no layer of it can have the precision.
+
     Returns:
         The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt.
     """
     model = onnx.load(source)
     layers = castable_nodes(model, precision) if precision in CAST else quantisable_nodes(model)
+    if not layers:
+        raise ExportError(f"{path.name}: no layer of the network can be {precision}.\nExport it in another precision.")
     lower = _lowering(model, source, precision, calibration, quantiser)
     if reference is None:
         lowered = Lowered(lower(()), (), None, 1)

@@ -24,11 +24,11 @@ from passdeploy.errors import ExportError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.casting import find_opset
 from passdeploy.export.ort_session import first_line
+from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
 from passdeploy.files import atomic_path
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
-OLDEST_OPSET, NEWEST_OPSET = 18, 23  # what torch's exporter writes without converting
 DEFAULT_OPSET = 20  # read by every TensorRT that we support
 _LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
 
@@ -63,10 +63,7 @@ def export_onnx(
         ExportError: the model cannot be exported, or not as asked.
     """
     sizes = BatchRange.of(batch)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UsageError(
-            f"opset {opset} cannot be written: choose {OLDEST_OPSET} to {NEWEST_OPSET}; 20 suits TensorRT."
-        )
+    choose_opset("fp32", opset)
     example = _example_batch(model, example_inputs, sizes)
     with evaluating(model), _quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
@@ -148,11 +145,11 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
 def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
     """What was asked is what was produced."""
     name = type(model).__name__
-    produced = find_opset(proto)
+    produced, (oldest, newest) = find_opset(proto), EXPORTED_OPSETS
     if produced != opset:
         raise ExportError(
             f"asked for ONNX opset {opset}, torch's exporter produced {produced} for {name}.\n"
-            f"Ask for opset {produced}, or for another one between {OLDEST_OPSET} and {NEWEST_OPSET}."
+            f"Ask for opset {produced}, or for another one between {oldest} and {newest}."
         )
     if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
         raise ExportError(

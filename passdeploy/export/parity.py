@@ -128,8 +128,17 @@ def check_parity(
     return require_parity(onnx_path, reference, "fp32", replace(LIMITS["fp32"], rel_error=tolerance))
 
 
-def require_parity(onnx_path: Path, reference: Reference, precision: str, limits: Limits) -> Parity:
+def require_parity(
+    onnx_path: Path, reference: Reference, precision: str, limits: Limits, *, final: Path | None = None
+) -> Parity:
     """Compare a file with the reference; one that fails is renamed to `<name>.rejected`.
+
+    Args:
+        onnx_path: the file.
+        reference: the model's answers.
+        precision: of the file.
+        limits: what it must keep.
+        final: what it is to be called; None: what it is called.
 
     Raises:
         ParityError: it does not run, or is further away than `limits` allow.
@@ -145,7 +154,7 @@ def require_parity(onnx_path: Path, reference: Reference, precision: str, limits
     except ParityError as error:
         problem = str(error)
     if problem is not None:
-        raise rejected(onnx_path, problem)
+        raise rejected(onnx_path, problem, final)
     return parity
 
 
@@ -243,11 +252,17 @@ def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
     return absolute, absolute / max(_SMALLEST_RANGE, float(expected.abs().max()))
 
 
-def rejected(path: Path, what: str) -> ParityError:
-    """Set the file aside and say why."""
-    aside = path.with_name(path.name + ".rejected")
+def rejected_path(path: Path) -> Path:
+    """What a file is called that failed its gate."""
+    return path.with_name(path.name + ".rejected")
+
+
+def rejected(path: Path, what: str, final: Path | None = None) -> ParityError:
+    """Set the file aside, beside where it lies or where it was to go, and say why."""
+    final = final or path
+    aside = rejected_path(final)
     path.replace(aside)
-    return ParityError(f"{path.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
+    return ParityError(f"{final.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
 
 
 def _right(answers: Tensor, trial: Trial) -> int:

@@ -117,9 +117,30 @@ def test_what_cannot_be_done_is_said_in_three_lines(
     assert not (tmp_path / "exports").exists()
 
 
-def test_options_of_a_model_do_not_go_with_a_run(call):
-    result = call("--weights", "w.safetensors")
-    assert (result.exit_code, "--model" in result.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--weights", "w.safetensors"], "--weights goes with --model"),
+        (["--model", MODEL, "--dense"], "--dense goes with a run"),
+        (["--model", MODEL, "--run", "runs/latest"], "--run goes with a run"),
+        (["--flavour", "rtx"], "add --trt or --bundle"),
+        (["--onnx", "--refittable"], "add --trt or --bundle"),
+        (["--bundle", "--timing-cache", "cache"], "--timing-cache is of the machine that builds"),
+        (["--precision", "fp16", "--quantiser", "modelopt"], "--quantiser is for --precision int8 or fp8"),
+        (["--trust-engine"], "--trust-engine goes with --check-engine"),
+        (["--from-bundle", "b", "--precision", "fp16"], "--precision does not go with --from-bundle"),
+        (["--check-engine", "model.engine", "--trt"], "--trt does not go with --check-engine"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(call, arguments: list[str], words: str):
+    result = call(*arguments)
+    assert (result.exit_code, words in result.stderr) == (2, True), result.stderr
+
+
+def test_random_weights_are_not_taken_for_trained_ones(call):
+    result = call("--model", MODEL, "--image-size", 16, "--batch", "1,2,4")
+    assert result.exit_code == 0, result.output
+    assert "has random weights" in result.stderr
 
 
 def test_a_run_that_is_no_bundle_says_so(call, tmp_path: Path):

@@ -15,7 +15,7 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingExtra, ParityError, UsageError
+from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, export_onnx
 from passdeploy.export.lowering import lower_file
 from passdeploy.export.parity import reference_of, require_parity
@@ -23,7 +23,7 @@ from passdeploy.export.precision import LIMITS
 from passdeploy.export.quantise import int8_lowering, modelopt_lowering, quantisable_nodes
 from passdeploy.export.sensitivity import lower_until_it_passes
 
-from .nets import small_net
+from .nets import node, small_net, write_graph
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,22 @@ def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: st
     )  # fmt: skip
     assert "".join(found.kept) == kept
     assert found.problem is None
+
+
+def test_a_graph_is_never_lowered_by_keeping_every_layer():
+    found = lower_until_it_passes(
+        named, LAYERS, lambda model: None if len(model.kept) == len(LAYERS) else "too far", errors
+    )  # fmt: skip
+    assert (found.problem, found.kept) == ("too far", ())
+
+
+def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: Tensor):
+    source = write_graph(tmp_path / "model.onnx", [node("Relu", "images")], shape=("batch", 3, 16, 16))
+    with pytest.raises(ExportError, match="no layer of the network can be int8"):
+        lower_file(
+            source, tmp_path / "model-int8.onnx", "int8", calibration=images, reference=None, limits=LIMITS["int8"]
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():
