@@ -7,12 +7,9 @@ produced, the batch dimension it really kept open. Whether the numbers agree is 
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.casting import find_opset
 from passdeploy.export.ort_session import first_line
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
+from passdeploy.export.silence import quietly
 from passdeploy.files import atomic_path
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
@@ -65,7 +63,7 @@ def export_onnx(
     sizes = BatchRange.of(batch)
     choose_opset("fp32", opset)
     example = _example_batch(model, example_inputs, sizes)
-    with evaluating(model), _quietly():
+    with evaluating(model), quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
     _check(proto, opset, sizes, model)
     _forget_origin(proto)
@@ -207,16 +205,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter prints, logs and warns about itself; none of it is for our user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

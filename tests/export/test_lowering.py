@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, export_onnx
+from passdeploy.export.lint import lint
 from passdeploy.export.lowering import lower_file
 from passdeploy.export.parity import reference_of, require_parity
 from passdeploy.export.precision import LIMITS
@@ -69,6 +70,41 @@ def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
 def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, images: Tensor):
     with pytest.raises(UsageError, match="real images"):
         int8_lowering(exported.path, images[:0])
+
+
+class Wide(nn.Module):
+    """Three convolutions of 32 channels: ModelOpt leaves narrower ones as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            *(layer for width in (3, 32, 32) for layer in (nn.Conv2d(width, 32, 3, padding=1), nn.ReLU()))
+        )
+        self.classifier = nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.convolutions(images).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("modelopt") is None, reason="ModelOpt is not installed (extra quant)")
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_modelopt_quantises_and_onnx_runtime_agrees(
+    precision: str, images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    model = Wide().eval()
+    source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
+    reference = reference_of(model, images, batch_sizes=(1, 4))
+    artifact = lower_file(
+        source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
+        limits=LIMITS[precision], quantiser="modelopt",
+    )  # fmt: skip
+    assert artifact.facts["quantiser"] == "modelopt"
+    assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
+    assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
+    assert capfd.readouterr().out == ""
+    int8_lowering(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
 
 
 @pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")
