@@ -188,7 +188,8 @@ def _export(
         folder.adopt(f"export/{artifact.path.name}", artifact.kind)
         if artifact.kind == "engine":
             folder.adopt(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-        known = folder.read_json(EXPORTED) if folder.has(EXPORTED) else {}
+        is_known = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have emptied the folder
+        known = folder.read_json(EXPORTED) if is_known else {}
         known[artifact.path.name] = {"network": name, **artifact.to_json()}
         folder.write_json(EXPORTED, known)
         written.append(artifact)

@@ -76,6 +76,8 @@ def export_model(
         samples = _samples(data, settings, outputs)
         if samples.labels is not None:
             metadata["classes"] = list(data.classes)
+        else:
+            tell(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
     written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, tell=tell))
     if delivery is not None:
         written += delivery.write(folder, written, settings, samples, name=short)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,8 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: pipeline.
     assert json.loads(metadata["classes"]) == ["class0", "class1"]
     weights = json.loads((finished.path / "manifest.json").read_text())["artifacts"]["slim.safetensors"]
     assert json.loads(metadata["sha256"])["slim.safetensors"] == weights["sha256"]
+    shutil.rmtree(finished.path / "export")  # to make it anew
+    assert deploy.export_run(finished.path, ExportSettings(batch=(1, 2, 4))).artifacts[0].path.is_file()
     with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
         deploy.export_run(finished.path, settings, image_size=32)
     document = deploy.profile_run(finished.path, batches=(2,), seconds=0.2)

@@ -212,14 +212,19 @@ def compare(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Par
     )
 
 
+def judged_error(parity: Parity, limits: Limits) -> float:
+    """The relative error that `limits` are about: without the noise, where that lies outside what was calibrated."""
+    if limits.counts_noise or parity.max_rel_error_real is None or not parity.max_rel_error < inf:
+        return parity.max_rel_error
+    return parity.max_rel_error_real
+
+
 def problem_of(parity: Parity, limits: Limits) -> str | None:
     """What `limits` do not allow, or None. One image more or less decides nothing: a share may miss by one.
 
     Agreement and accuracy count on real images only; on noise the answers of a network are close to a draw.
     """
-    error = parity.max_rel_error
-    if not limits.counts_noise and error < inf and parity.max_rel_error_real is not None:
-        error = parity.max_rel_error_real
+    error = judged_error(parity, limits)
     if not error <= limits.rel_error:
         return f"differs from the PyTorch model by {error:.1e} (limit {limits.rel_error:.0e})"
     if not parity.real_images:

@@ -25,7 +25,14 @@ from passdeploy.export.artifact import Artifact, BatchRange
 from passdeploy.export.lint import Lint, lint
 from passdeploy.export.lowering import lower_file
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import Reference, reference_of, rejected, rejected_path, require_parity
+from passdeploy.export.parity import (
+    Reference,
+    judged_error,
+    reference_of,
+    rejected,
+    rejected_path,
+    require_parity,
+)
 from passdeploy.export.pixels import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.precision import LIMITS, QUANTISED, Limits, choose_opset, parse_precisions
 from passdeploy.export.quantise import Quantiser
@@ -247,7 +254,7 @@ def _proven(
 def _checked(draft: Artifact, final: Path, reference: Reference, limits: Limits, tell: Listener) -> Artifact:
     with stage("parity", f"{final.name} in ONNX Runtime", tell) as progress:
         parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
-        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+        progress.text = f"error {judged_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
         if parity.top1 is not None:
             progress.text += f", top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
         return draft.with_facts(parity=parity.to_json())
