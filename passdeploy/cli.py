@@ -366,6 +366,10 @@ def doctor(as_json: bool, quiet: bool) -> None:
         as_json,
         *(f"{name:<28} {found}" for name, found in report["versions"].items()),
         *(f"{name:<28} {'yes' if found['ok'] else 'no: ' + found['why']}" for name, found in report["can"].items()),
+        *(
+            f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
+            for row in report["torch_tensorrt"]
+        ),
     )
 
 
