@@ -2,8 +2,9 @@
 
     python -m benchmarks.random_export [--networks 500] [--first 0]
 
-Writes benchmarks/results/random-export.json; a failure is written as the smallest description that still fails, which
-is Python: paste it into a test. Exits with 1 if any network failed.
+Writes benchmarks/results/random-export.json after every network, and goes on from there when it is called again. A
+failure is written as the smallest description that still fails, which is Python: paste it into a test. Exits with 1 if
+any network failed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from passdeploy.files import write_atomically
 from tests.exported_networks import BATCH, export_and_compare
 from tests.random_networks import Network, describe, network_of_seed, shrink
 
@@ -33,34 +35,39 @@ def main() -> int:
     given = arguments.parse_args()
 
     torch.set_num_threads(1)  # the networks are tiny
-    start, failures, errors = time.perf_counter(), list[dict[str, Any]](), list[float]()
+    result = _begun(given.output, given.first)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for done, seed in enumerate(range(given.first, given.first + given.networks), start=1):
+        while result["networks"] < given.networks:
+            start, seed = time.perf_counter(), given.first + result["networks"]
             network = network_of_seed(seed)
             found = _judged(network, seed, folder)
             if isinstance(found, str):
-                failures.append(_smallest(network, seed, found, folder))
-                print(f"\nseed {seed}: {failures[-1]['problem']}\n{failures[-1]['network']}", file=sys.stderr)
+                result["failures"].append(_smallest(network, seed, found, folder))
+                print(f"\nseed {seed}: {result['failures'][-1]['problem']}\n{result['failures'][-1]['network']}")
             else:
-                errors.append(found)
-            end = "\n" if done == given.networks else ""
-            shown = f"\r{done} of {given.networks} networks, {len(failures)} failed"
-            print(f"{shown}, {time.perf_counter() - start:.0f} s", end=end, flush=True)
+                result["largest_error"] = max(found, result["largest_error"])
+            result["networks"] += 1
+            result["failed"] = len(result["failures"])
+            result["seconds"] = round(result["seconds"] + time.perf_counter() - start, 1)
+            write_atomically(given.output, json.dumps(result, indent=2) + "\n")
+            shown = f"\r{result['networks']} of {given.networks} networks, {result['failed']} failed"
+            print(f"{shown}, {result['seconds']:.0f} s", end="", flush=True)
+    print()
+    return 1 if result["failures"] else 0
 
-    result = {
-        "networks": given.networks,
-        "first_seed": given.first,
-        "batch_sizes": list(BATCH),
-        "failed": len(failures),
-        "largest_error": max(errors, default=None),
-        "seconds": round(time.perf_counter() - start, 1),
-        "versions": {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")},
-        "failures": failures,
-    }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(result, indent=2) + "\n")
-    return 1 if failures else 0
+
+def _begun(output: Path, first: int) -> dict[str, Any]:
+    """The result so far: what an earlier call with the same first seed and packages wrote, or nothing."""
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime")}
+    fresh = {
+        "networks": 0, "first_seed": first, "batch_sizes": list(BATCH), "failed": 0, "largest_error": 0.0,
+        "seconds": 0.0, "versions": versions, "failures": [],
+    }  # fmt: skip
+    if not output.is_file():
+        return fresh
+    earlier: dict[str, Any] = json.loads(output.read_text())
+    return earlier if (earlier["first_seed"], earlier["versions"]) == (first, versions) else fresh
 
 
 def _judged(network: Network, seed: int, folder: Path) -> float | str:

@@ -194,6 +194,7 @@ def export(
     quiet: bool,
 ) -> None:
     """Write ONNX and, with --trt, engines of a run's slim network or of any model, each checked against PyTorch."""
+    wanted.require_sense()
     if wanted.check_engine is not None:
         found = check_engine(wanted.check_engine, wanted.trust_engine)
         _finish(found, as_json, f"{wanted.check_engine} loads: {found['census']['layers']}", "next: passdeploy profile")
@@ -365,6 +366,10 @@ def doctor(as_json: bool, quiet: bool) -> None:
         as_json,
         *(f"{name:<28} {found}" for name, found in report["versions"].items()),
         *(f"{name:<28} {'yes' if found['ok'] else 'no: ' + found['why']}" for name, found in report["can"].items()),
+        *(
+            f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
+            for row in report["torch_tensorrt"]
+        ),
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from passdeploy.deploy import Exported
     from passdeploy.events import Listener
     from passdeploy.export import EngineOptions, ExportSettings
+    from passdeploy.export.delivery import Delivery
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
@@ -138,11 +139,14 @@ class ExportRequest:
             engine=self.engine(),
         )
 
-    def folder(self, asked: Path | None, usual: str) -> Path | None:
-        """Where a delivery goes: the folder that was named, as seen from here, or the usual one, or nowhere."""
-        if asked is None:
-            return None
-        return Path(usual) if str(asked) == _OURS else asked.absolute()
+    def delivery(self, exported: str) -> Delivery:
+        """What to gather: into the folders that were named, as seen from here, or beside the files in `exported`."""
+        from passdeploy.export.delivery import Delivery
+
+        def folder(asked: Path | None, usual: str) -> Path | None:
+            return Path(exported, usual) if str(asked) == _OURS else asked and asked.absolute()
+
+        return Delivery(folder(self.triton, "triton"), folder(self.bundle, "bundle"))
 
     def carry_out(
         self, run_dir: Path, batch: tuple[int, ...], dense: bool, allow_code: bool, tell: Listener
@@ -154,12 +158,10 @@ class ExportRequest:
         """
         from passdeploy.deploy import Exported, export_run
 
-        if self.model is None and (lone := [name for name in _MODEL_ONLY if getattr(self, name) is not None]):
-            raise click.UsageError(f"--{lone[0]} goes with --model; a run knows its own.")
         if self.from_bundle is not None:
             from passdeploy.export.bundle import build_bundle
 
-            flavour = self.flavour if _was_given("flavour") else None
+            flavour = self.flavour if "flavour" in _typed() else None
             return Exported(self.from_bundle, tuple(build_bundle(self.from_bundle, flavour=flavour, tell=tell)))
         settings = self.settings(batch)
         if self.model is not None:
@@ -167,12 +169,10 @@ class ExportRequest:
 
             return export_model(
                 self.model, settings, weights=self.weights, classes=self.classes, image_size=self.image_size or 224,
-                images=self.images, out=self.out, triton=self.folder(self.triton, "triton"),
-                bundle=self.folder(self.bundle, "bundle"), allow_code=allow_code, tell=tell,
+                images=self.images, out=self.out, delivery=self.delivery(""), allow_code=allow_code, tell=tell,
             )  # fmt: skip
         return export_run(
-            run_dir, settings, dense=dense, image_size=self.image_size,
-            triton=self.folder(self.triton, "export/triton"), bundle=self.folder(self.bundle, "export/bundle"),
+            run_dir, settings, dense=dense, image_size=self.image_size, delivery=self.delivery("export"),
             allow_code=allow_code, tell=tell,
         )  # fmt: skip
 
@@ -184,14 +184,50 @@ class ExportRequest:
             return f"passdeploy export --check-engine {self.from_bundle}/NAME.engine"
         return f"passdeploy inspect {self.model}" if self.model is not None else f"passdeploy profile{run_option}"
 
+    def require_sense(self) -> None:
+        """No option was typed that would have no effect beside the others.
 
-_MODEL_ONLY = ("weights", "classes", "images", "out")
+        Raises:
+            click.UsageError: the first one that would.
+        """
+        typed = _typed() - {"as_json", "quiet", "allow_code"}
+        builds = self.trt or self.bundle is not None
+        for alone, others in (("check_engine", {"trust_engine"}), ("from_bundle", {"flavour"})):
+            if alone in typed and (lost := typed - others - {alone}):
+                raise click.UsageError(f"{_flag(min(lost))} does not go with {_flag(alone)}.")
+        for names, has_effect, words in (
+            (_OF_A_MODEL, self.model is not None, "goes with --model; a run knows its own."),
+            (_OF_A_RUN, self.model is None, "goes with a run, not with --model."),
+            (("trust_engine",), self.check_engine is not None, "goes with --check-engine."),
+            (("flavour",), builds or self.from_bundle is not None, "says what engines are for: add --trt or --bundle."),
+            (_OF_ENGINES, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
+            (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
+            (
+                ("quantiser",),
+                any(kind in self.precision for kind in ("int8", "fp8")),
+                "is for --precision int8 or fp8.",
+            ),
+        ):
+            if not has_effect and (lost := typed.intersection(names)):
+                raise click.UsageError(f"{_flag(min(lost))} {words}")
 
 
-def _was_given(name: str) -> bool:
-    """Whether an option was typed, rather than left at its default."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source is not click.core.ParameterSource.DEFAULT
+_OF_A_MODEL, _OF_A_RUN = ("weights", "classes", "images", "out"), ("run_dir", "dense")
+_OF_ENGINES = (
+    "workspace_mb", "optimization_level", "timing_cache", "version_compatible", "hardware_compatible", "refittable",
+    "weight_stripped",
+)  # fmt: skip
+
+
+def _typed() -> set[str]:
+    """The options that were typed, rather than left at their defaults."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}
+
+
+def _flag(name: str) -> str:
+    return "--" + {"run_dir": "run", "as_json": "json"}.get(name, name).replace("_", "-")
 
 
 def check_engine(path: Path, trust_engine: bool) -> dict[str, Any]:

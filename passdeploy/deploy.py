@@ -13,9 +13,8 @@ from passdeploy.data import load_data
 from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.events import Listener, silent
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
-from passdeploy.export.bundle import write_bundle
+from passdeploy.export.delivery import Delivery
 from passdeploy.export.run_export import require_possible
-from passdeploy.export.triton import write_repository
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.models import build_model
 from passdeploy.profiling import Subject, profile_pair
@@ -59,8 +58,7 @@ def export_run(
     *,
     dense: bool = False,
     image_size: int | None = None,
-    triton: Path | None = None,
-    bundle: Path | None = None,
+    delivery: Delivery | None = None,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> Exported:
@@ -71,20 +69,26 @@ def export_run(
         settings: what to export; None: ONNX in fp32.
         dense: export the dense network too.
         image_size: other than the run's own, in pixels; not for a network with a visual prompt.
-        triton: a Triton model repository to write, relative to the run folder.
-        bundle: a folder to write with all that another machine needs to build the engines, likewise.
+        delivery: what to gather from the files; its folders are relative to the run's.
         allow_code: let the recipe name a model factory, which runs its module's code.
         tell: hears what happens.
     """
     settings = settings or ExportSettings()
     require_possible(settings)
     with RunFolder.open(Path(run), write=True) as folder:
+        samples = _samples_of(folder, settings, image_size)
         written = [
             artifact
             for name in (("slim", "dense") if dense else ("slim",))
-            for artifact in _export(folder, name, settings, allow_code, tell, image_size)
+            for artifact in _export(folder, name, settings, samples, allow_code, tell)
         ]
-        written += _deliver(folder, written, settings, triton, bundle, image_size)
+        if delivery is not None:
+            name = folder.path.name.rpartition("-")[0]
+            made = delivery.write(folder.path, written, settings, samples, name=name)
+            for artifact in made:
+                if artifact.path.is_relative_to(folder.path):
+                    folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
+            written += made
         return Exported(folder.path, tuple(written))
 
 
@@ -111,7 +115,8 @@ def profile_run(
         for name, prefix in _PREFIX.items():
             onnx = f"export/{prefix}.onnx"
             if "ort" in backends and not folder.has(onnx):
-                _export(folder, name, ExportSettings(), allow_code, tell)
+                settings = ExportSettings()
+                _export(folder, name, settings, _samples_of(folder, settings), allow_code, tell)
             subjects[name] = Subject(
                 name,
                 module=load_network(folder, name, allow_code) if "torch" in backends else None,
@@ -160,30 +165,22 @@ def _export(
     folder: RunFolder,
     name: str,
     settings: ExportSettings,
+    samples: Samples,
     allow_code: bool,
     tell: Listener,
-    image_size: int | None = None,
 ) -> list[Artifact]:
     """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
     facts, recipe = folder.read_json("plan.json"), _recipe_of(folder)
-    if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
-        raise UsageError(
-            f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"
-            "Leave --image-size out; with prune.prompt.keep: false, networks take other sizes too."
-        )
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
-    size = {} if image_size is None else {"image_size": image_size}
-    data = load_data(recipe.data.model_copy(update=size))
     manifest = folder.manifest()
     metadata = {
         **{key: facts[key] for key in ("model", "classes", "mean", "std")},
-        "image_shape": list(data.image_shape),
+        "image_shape": list(samples.image_shape),
         "network": name,
         "run": folder.path.name,
         "sha256": {file: manifest[file]["sha256"] for file in (f"{name}.safetensors", "plan.json")},
     }
     network = load_network(folder, name, allow_code)
-    samples = Samples.of(data, settings)
     written = []
     for artifact in export_artifacts(
         network, samples, folder.path / "export", settings, metadata=metadata, prefix=_PREFIX[name], tell=tell
@@ -191,33 +188,24 @@ def _export(
         folder.adopt(f"export/{artifact.path.name}", artifact.kind)
         if artifact.kind == "engine":
             folder.adopt(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-        known = folder.read_json(EXPORTED) if folder.has(EXPORTED) else {}
+        is_known = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have emptied the folder
+        known = folder.read_json(EXPORTED) if is_known else {}
         known[artifact.path.name] = {"network": name, **artifact.to_json()}
         folder.write_json(EXPORTED, known)
         written.append(artifact)
     return written
 
 
-def _deliver(
-    folder: RunFolder,
-    written: Sequence[Artifact],
-    settings: ExportSettings,
-    triton: Path | None,
-    bundle: Path | None,
-    image_size: int | None,
-) -> list[Artifact]:
-    """Gather what was exported into a Triton repository or a bundle, and record the files that lie in the run."""
-    made: list[Artifact] = []
-    if triton is not None:
-        made += write_repository(folder.path / triton, written, name=folder.path.name.rpartition("-")[0])
-    if bundle is not None:
-        size = {} if image_size is None else {"image_size": image_size}
-        data = load_data(_recipe_of(folder).data.model_copy(update=size))
-        made += write_bundle(folder.path / bundle, written, settings, Samples.of(data, settings))
-    for artifact in made:
-        if artifact.path.is_relative_to(folder.path):
-            folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
-    return made
+def _samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
+    """Images of the run's data to check on and to calibrate on, perhaps in another size."""
+    facts = folder.read_json("plan.json")
+    if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
+        raise UsageError(
+            f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"
+            "Leave --image-size out; with prune.prompt.keep: false, networks take other sizes too."
+        )
+    size = {} if image_size is None else {"image_size": image_size}
+    return Samples.of(load_data(_recipe_of(folder).data.model_copy(update=size)), settings)
 
 
 def _recipe_of(folder: RunFolder) -> Recipe:

@@ -13,11 +13,10 @@ from torch import nn
 from passdeploy.data import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 from passdeploy.deploy import Exported
 from passdeploy.errors import UsageError
-from passdeploy.events import Listener, silent
+from passdeploy.events import Listener, Warned, silent
 from passdeploy.export import ExportSettings, Samples, export_artifacts
-from passdeploy.export.bundle import write_bundle
+from passdeploy.export.delivery import Delivery
 from passdeploy.export.run_export import require_possible
-from passdeploy.export.triton import write_repository
 from passdeploy.files import sha256_of
 from passdeploy.models import PRETRAINED, build_model, find_classifier
 from passdeploy.recipe import DataSpec
@@ -35,8 +34,7 @@ def export_model(
     image_size: int = 224,
     images: Path | None = None,
     out: Path | None = None,
-    triton: Path | None = None,
-    bundle: Path | None = None,
+    delivery: Delivery | None = None,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> Exported:
@@ -50,8 +48,7 @@ def export_model(
         image_size: of its input in pixels, both ways.
         images: real images, as `data.root` of an imagefolder recipe; without them only noise is compared.
         out: where the files go; None: `exports/NAME`.
-        triton: a Triton model repository to write, relative to `out`.
-        bundle: a folder to write with all that another machine needs to build the engines, likewise.
+        delivery: what to gather from the files; its folders are relative to `out`.
         allow_code: import the module of a factory.
         tell: hears what happens.
 
@@ -71,17 +68,19 @@ def export_model(
     }  # fmt: skip
     if weights not in (None, PRETRAINED):
         metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
+    if weights is None:
+        tell(Warned(f"{name} has random weights: name trained ones with --weights."))
     samples = Samples.none((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
     if images is not None:
         data = load_data(DataSpec(name="imagefolder", root=str(images), image_size=image_size))
         samples = _samples(data, settings, outputs)
         if samples.labels is not None:
             metadata["classes"] = list(data.classes)
+        else:
+            tell(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
     written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, tell=tell))
-    if triton is not None:
-        written += write_repository(folder / triton, written, name=short)
-    if bundle is not None:
-        written += write_bundle(folder / bundle, written, settings, samples)
+    if delivery is not None:
+        written += delivery.write(folder, written, settings, samples, name=short)
     return Exported(folder, tuple(written))
 
 

@@ -588,7 +588,7 @@ class SelectKernel(Layer):
         def forward(own: Any, x: Tensor) -> Tensor:
             both = torch.stack([own.small(x), own.large(x)], 1)  # (batch, 2, channels, height, width)
             gate = own.excite(own.squeeze(both.sum(1).mean((2, 3))).relu())
-            gate = gate.view(len(x), 2, own.out if self.stored else -1).softmax(1)
+            gate = gate.view(x.shape[0], 2, own.out if self.stored else -1).softmax(1)
             return (both * gate[..., None, None]).sum(1)
 
         return Fn(
@@ -708,7 +708,7 @@ class Map(Layer):
     def build(self, shape: Shape) -> nn.Module:
         def forward(own: Any, x: Tensor) -> Tensor:
             channels = own.channels if self.stored else x.shape[-1]
-            return x.transpose(1, 2).reshape(len(x), channels, self.height, -1)
+            return x.transpose(1, 2).reshape(x.shape[0], channels, self.height, -1)
 
         return Fn(forward, channels=shape[1])
 
@@ -717,7 +717,7 @@ class Map(Layer):
 class ClassToken(Layer):
     def build(self, shape: Shape) -> nn.Module:
         token = nn.Parameter(torch.zeros(1, 1, shape[1]))
-        return Fn(lambda own, x: torch.cat([own.token.expand(len(x), -1, -1), x], 1), token=token)
+        return Fn(lambda own, x: torch.cat([own.token.expand(x.shape[0], -1, -1), x], 1), token=token)
 
 
 @layer
@@ -887,7 +887,7 @@ class Flatten(Layer):
         def forward(own: Any, x: Tensor) -> Tensor:
             if self.pool:
                 x = F.adaptive_max_pool2d(x, self.pool)
-            return x.reshape(len(x), own.size) if self.stored else x.flatten(1)
+            return x.reshape(x.shape[0], own.size) if self.stored else x.flatten(1)
 
         size = shape[0] * (self.pool**2 if self.pool else shape[1] * (shape[2] if len(shape) == 3 else 1))
         return Fn(forward, size=size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from passdeploy.errors import (
 )
 from passdeploy.events import StageFinished, StageStarted, Step
 from passdeploy.export import ExportSettings
+from passdeploy.export.delivery import Delivery
 from passdeploy.recipe import load_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.train import evaluate
@@ -185,7 +187,8 @@ def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
 
 def test_export_and_profile_write_checked_files_into_the_run(finished: pipeline.RunResult):
     settings = ExportSettings(precisions=("fp32", "fp16"), batch=(1, 2, 4))
-    exported = deploy.export_run(finished.path, settings, triton=Path("export/triton"), bundle=Path("export/bundle"))
+    delivery = Delivery(Path("export/triton"), Path("export/bundle"))
+    exported = deploy.export_run(finished.path, settings, delivery=delivery)
     graph, half, *delivered = exported.artifacts
     assert [graph.path.name, half.path.name] == ["model.onnx", "model-fp16.onnx"]
     assert graph.facts["parity"]["max_rel_error"] <= 1e-4
@@ -196,6 +199,8 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: pipeline.
     assert json.loads(metadata["classes"]) == ["class0", "class1"]
     weights = json.loads((finished.path / "manifest.json").read_text())["artifacts"]["slim.safetensors"]
     assert json.loads(metadata["sha256"])["slim.safetensors"] == weights["sha256"]
+    shutil.rmtree(finished.path / "export")  # to make it anew
+    assert deploy.export_run(finished.path, ExportSettings(batch=(1, 2, 4))).artifacts[0].path.is_file()
     with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
         deploy.export_run(finished.path, settings, image_size=32)
     document = deploy.profile_run(finished.path, batches=(2,), seconds=0.2)

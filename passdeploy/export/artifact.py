@@ -73,6 +73,12 @@ class BatchRange:
         """Whether only one batch size is asked for."""
         return self.smallest == self.largest
 
+    @property
+    def compared(self) -> list[int]:
+        """The sizes at which an artifact is compared with its model: 1 and 2 where it takes them, and both ends."""
+        small = {size for size in (1, 2) if self.smallest <= size <= self.largest}
+        return sorted(small | {self.smallest, self.largest})
+
     def as_list(self) -> list[int]:
         """`[min, opt, max]`, as it is written to metadata."""
         return [self.smallest, self.typical, self.largest]

@@ -27,6 +27,7 @@ from passdeploy.export.artifact import Artifact, describe
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.export.trt_sidecar import engine_of
 from passdeploy.files import atomic_path, sha256_of, write_atomically
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
 def write_bundle(
     folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples
 ) -> list[Artifact]:
-    """Write a bundle of the ONNX files among `artifacts`.
+    """Write a bundle of the ONNX files among `artifacts`; `samples` as they were given to `export_artifacts`.
 
     Returns:
         Every file of the bundle, its manifest last.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    samples = samples.as_taken(settings)
     files: list[dict[str, Any]] = []
     for artifact in (one for one in artifacts if one.kind == "onnx"):
         with atomic_path(folder / artifact.path.name) as draft:
@@ -55,6 +57,7 @@ def write_bundle(
                 "precision": artifact.precision,
                 "batch": list(artifact.facts["batch"]),
                 "input": {INPUT: list(artifact.facts["input"])},
+                "input_values": artifact.facts.get("input_values"),
                 "parity": artifact.facts.get("parity"),
             }
         )
@@ -101,7 +104,7 @@ def build_bundle(
     load_trt(chosen)
     for entry in manifest["models"]:
         source = folder / entry["file"]
-        path = source.with_name(source.stem + ("-rtx.engine" if chosen == "rtx" else ".engine"))
+        path = engine_of(source, chosen)
         with stage("engine", f"{path.name} ({chosen})", tell) as progress:
             engine = build_engine(
                 source, path, flavour=chosen, batch=entry["batch"], precision=entry["precision"], options=built

@@ -15,14 +15,14 @@ import torch
 from onnx import ModelProto
 from torch import Tensor
 
-from passdeploy.errors import ParityError
+from passdeploy.errors import ExportError, ParityError
 from passdeploy.events import Stage
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.casting import cast_graph, castable_nodes
 from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import Reference, compare, open_rounded, problem_of
-from passdeploy.export.precision import CAST, Limits
+from passdeploy.export.parity import Reference, compare, open_plain, open_rounded, problem_of
+from passdeploy.export.precision import CAST, QUANTISED, Limits
 from passdeploy.export.quantise import Lowering, Quantiser, int8_lowering, modelopt_lowering, quantisable_nodes
 from passdeploy.export.sensitivity import Lowered, lower_until_it_passes
 
@@ -53,21 +53,26 @@ def lower_file(
         quantiser: of int8; fp8 is ModelOpt's in any case.
         progress: hears of every layer that is measured, where any have to be.
 
+    Raises:
+        ExportError: no layer of it can have the precision.
+
     Returns:
         The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt.
     """
     model = onnx.load(source)
     layers = castable_nodes(model, precision) if precision in CAST else quantisable_nodes(model)
+    if not layers:
+        raise ExportError(f"{path.name}: no layer of the network can be {precision}.\nExport it in another precision.")
     lower = _lowering(model, source, precision, calibration, quantiser)
     if reference is None:
         lowered = Lowered(lower(()), (), None, 1)
     else:
         lowered = _search(lower, layers, source, precision, calibration, reference, limits, progress)
     artifact = write_onnx(lowered.model, path, precision)
-    by = {} if precision in CAST else {"quantiser": quantiser if precision == "int8" else "modelopt"}
-    return artifact.with_facts(
-        kept=list(lowered.kept), lowered_layers=len(layers) - len(lowered.kept), graphs_judged=lowered.tried, **by
-    )
+    facts: dict[str, Any] = {"kept": list(lowered.kept), "graphs_judged": lowered.tried}
+    if precision in QUANTISED:
+        facts["quantiser"] = quantiser if precision == "int8" else "modelopt"
+    return artifact.with_facts(**facts)
 
 
 def _lowering(model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser) -> Lowering:
@@ -93,7 +98,9 @@ def _search(
     progress: Stage | None,
 ) -> Lowered:
     def open_lowered(model: ModelProto) -> Any:
-        return open_rounded(model) if precision in CAST else open_session(model, threads=torch.get_num_threads())
+        if precision in CAST:
+            return open_rounded(model)
+        return open_plain(model) if precision == "fp8" else open_session(model, threads=torch.get_num_threads())
 
     def judge(model: ModelProto) -> str | None:
         try:

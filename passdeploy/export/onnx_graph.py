@@ -7,12 +7,9 @@ produced, the batch dimension it really kept open. Whether the numbers agree is 
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,12 @@ from passdeploy.errors import ExportError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.casting import find_opset
 from passdeploy.export.ort_session import first_line
+from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
+from passdeploy.export.silence import quietly
 from passdeploy.files import atomic_path
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
-OLDEST_OPSET, NEWEST_OPSET = 18, 23  # what torch's exporter writes without converting
 DEFAULT_OPSET = 20  # read by every TensorRT that we support
 _LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
 
@@ -63,12 +61,9 @@ def export_onnx(
         ExportError: the model cannot be exported, or not as asked.
     """
     sizes = BatchRange.of(batch)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise UsageError(
-            f"opset {opset} cannot be written: choose {OLDEST_OPSET} to {NEWEST_OPSET}; 20 suits TensorRT."
-        )
+    choose_opset("fp32", opset)
     example = _example_batch(model, example_inputs, sizes)
-    with evaluating(model), _quietly():
+    with evaluating(model), quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
     _check(proto, opset, sizes, model)
     _forget_origin(proto)
@@ -148,11 +143,11 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
 def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
     """What was asked is what was produced."""
     name = type(model).__name__
-    produced = find_opset(proto)
+    produced, (oldest, newest) = find_opset(proto), EXPORTED_OPSETS
     if produced != opset:
         raise ExportError(
             f"asked for ONNX opset {opset}, torch's exporter produced {produced} for {name}.\n"
-            f"Ask for opset {produced}, or for another one between {OLDEST_OPSET} and {NEWEST_OPSET}."
+            f"Ask for opset {produced}, or for another one between {oldest} and {newest}."
         )
     if len(proto.graph.input) != 1 or len(proto.graph.output) != 1:
         raise ExportError(
@@ -210,16 +205,3 @@ def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter prints, logs and warns about itself; none of it is for our user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

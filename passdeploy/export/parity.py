@@ -128,8 +128,17 @@ def check_parity(
     return require_parity(onnx_path, reference, "fp32", replace(LIMITS["fp32"], rel_error=tolerance))
 
 
-def require_parity(onnx_path: Path, reference: Reference, precision: str, limits: Limits) -> Parity:
+def require_parity(
+    onnx_path: Path, reference: Reference, precision: str, limits: Limits, *, final: Path | None = None
+) -> Parity:
     """Compare a file with the reference; one that fails is renamed to `<name>.rejected`.
+
+    Args:
+        onnx_path: the file.
+        reference: the model's answers.
+        precision: of the file.
+        limits: what it must keep.
+        final: what it is to be called; None: what it is called.
 
     Raises:
         ParityError: it does not run, or is further away than `limits` allow.
@@ -145,13 +154,15 @@ def require_parity(onnx_path: Path, reference: Reference, precision: str, limits
     except ParityError as error:
         problem = str(error)
     if problem is not None:
-        raise rejected(onnx_path, problem)
+        raise rejected(onnx_path, problem, final)
     return parity
 
 
 def _sessions(onnx_path: Path, precision: str) -> Iterator[tuple[Any, str]]:
     """What runs a file here, and what that is called: the file itself, and a cast one with every value rounded."""
-    if precision != "bf16":  # which has no kernels on a CPU
+    if precision == "fp8":
+        yield open_plain(onnx_path), f"{Parity.ran}, its optimiser off"
+    elif precision != "bf16":  # which has no kernels on a CPU
         yield open_session(onnx_path, threads=torch.get_num_threads()), Parity.ran
     if precision in CAST:
         words = "onnxruntime on the CPU, in float32 with every value rounded where it is stored"
@@ -201,14 +212,19 @@ def compare(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Par
     )
 
 
+def judged_error(parity: Parity, limits: Limits) -> float:
+    """The relative error that `limits` are about: without the noise, where that lies outside what was calibrated."""
+    if limits.counts_noise or parity.max_rel_error_real is None or not parity.max_rel_error < inf:
+        return parity.max_rel_error
+    return parity.max_rel_error_real
+
+
 def problem_of(parity: Parity, limits: Limits) -> str | None:
     """What `limits` do not allow, or None. One image more or less decides nothing: a share may miss by one.
 
     Agreement and accuracy count on real images only; on noise the answers of a network are close to a draw.
     """
-    error = parity.max_rel_error
-    if not limits.counts_noise and error < inf and parity.max_rel_error_real is not None:
-        error = parity.max_rel_error_real
+    error = judged_error(parity, limits)
     if not error <= limits.rel_error:
         return f"differs from the PyTorch model by {error:.1e} (limit {limits.rel_error:.0e})"
     if not parity.real_images:
@@ -225,8 +241,12 @@ def problem_of(parity: Parity, limits: Limits) -> str | None:
 
 def open_rounded(model: ModelProto) -> Any:
     """A session that computes what a cast graph does, rounding included; see `casting.rounded`."""
-    # Optimisations could drop the very casts that round.
-    return open_session(rounded(model), threads=torch.get_num_threads(), is_optimised=False)
+    return open_plain(rounded(model))  # optimisations could drop the very casts that round
+
+
+def open_plain(source: Path | ModelProto) -> Any:
+    """A session that runs a graph as written: ONNX Runtime's optimiser (1.32) makes fp8 graphs compute nonsense."""
+    return open_session(source, threads=torch.get_num_threads(), is_optimised=False)
 
 
 def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
@@ -243,11 +263,17 @@ def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
     return absolute, absolute / max(_SMALLEST_RANGE, float(expected.abs().max()))
 
 
-def rejected(path: Path, what: str) -> ParityError:
-    """Set the file aside and say why."""
-    aside = path.with_name(path.name + ".rejected")
+def rejected_path(path: Path) -> Path:
+    """What a file is called that failed its gate."""
+    return path.with_name(path.name + ".rejected")
+
+
+def rejected(path: Path, what: str, final: Path | None = None) -> ParityError:
+    """Set the file aside, beside where it lies or where it was to go, and say why."""
+    final = final or path
+    aside = rejected_path(final)
     path.replace(aside)
-    return ParityError(f"{path.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
+    return ParityError(f"{final.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
 
 
 def _right(answers: Tensor, trial: Trial) -> int:

@@ -9,7 +9,7 @@ Calibration runs once; graphs with more layers kept in float32 are then made fro
 
 from __future__ import annotations
 
-import logging
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from torch import Tensor
 from passdeploy.errors import ExportError, UsageError, require
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.ort_session import first_line
+from passdeploy.export.silence import quietly
 
 Quantiser = Literal["ort", "modelopt"]
 Lowering = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the graph without them
@@ -42,7 +43,7 @@ def int8_lowering(onnx_path: Path, images: Tensor) -> Lowering:
         raise UsageError("int8 needs real images to calibrate on, and there are none.")
     quantization = require("onnxruntime.quantization", extra="cpu")
     source = onnx.shape_inference.infer_shapes(onnx.load(onnx_path))
-    with tempfile.TemporaryDirectory() as scratch, _quietly():
+    with tempfile.TemporaryDirectory() as scratch, quietly():
         calibrator = quantization.create_calibrator(
             str(onnx_path), list(QUANTISED_OPERATORS), augmented_model_path=str(Path(scratch) / "augmented.onnx"),
             calibrate_method=quantization.CalibrationMethod.MinMax, extra_options={"symmetric": True},
@@ -54,7 +55,7 @@ def int8_lowering(onnx_path: Path, images: Tensor) -> Lowering:
     def lower(keep: Collection[str]) -> ModelProto:
         copy = ModelProto()
         copy.CopyFrom(source)
-        with _quietly():
+        with quietly():
             quantiser = quantization.QDQQuantizer(
                 copy, True, False, quantization.QuantType.QInt8, quantization.QuantType.QInt8, ranges, [],
                 list(keep), list(QUANTISED_OPERATORS),
@@ -83,22 +84,48 @@ def modelopt_lowering(onnx_path: Path, images: Tensor, precision: str) -> Loweri
     """
     if len(images) == 0:
         raise UsageError(f"{precision} needs real images to calibrate on, and there are none.")
-    quantization = require("modelopt.onnx.quantization", extra="quant")
+    require("onnxruntime.quantization", extra="cpu")
+    with quietly(), _restored("onnxruntime.quantization"):
+        quantization = require("modelopt.onnx.quantization", extra="quant")
 
     def lower(keep: Collection[str]) -> ModelProto:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "quantised.onnx"
             try:
-                quantization.quantize(
-                    onnx_path=str(onnx_path), quantize_mode=precision, calibration_data={INPUT: images.numpy()},
-                    calibration_method="max", calibration_eps=["cpu"], high_precision_dtype="fp32",
-                    nodes_to_exclude=[f"^{name}$" for name in keep], output_path=str(path),
-                )  # fmt: skip
+                with quietly(), _restored("onnxruntime.quantization"):
+                    quantization.quantize(
+                        onnx_path=str(onnx_path), quantize_mode=precision, calibration_data={INPUT: images.numpy()},
+                        calibration_method="max", calibration_eps=["cpu"], high_precision_dtype="fp32",
+                        nodes_to_exclude=[f"^{name}$" for name in keep], output_path=str(path),
+                    )  # fmt: skip
             except Exception as error:  # its errors share no base class
                 raise ExportError(f"ModelOpt cannot make {onnx_path.name} {precision}: {first_line(error)}") from error
             return onnx.load(path)
 
     return lower
+
+
+@contextmanager
+def _restored(package: str) -> Iterator[None]:
+    """What is exchanged inside in a package's modules, their classes and tables, is afterwards what it was.
+
+    ModelOpt does that to ONNX Runtime's quantiser, which then fails when it is used by itself.
+    """
+    modules = [module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")]
+    values = [value for module in modules for name, value in vars(module).items() if not name.startswith("__")]
+    classes = [value for value in values if isinstance(value, type) and value.__module__.startswith(package)]
+    owners = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
+    tables = [(table, dict(table)) for table in values if isinstance(table, dict)]
+    try:
+        yield
+    finally:
+        for owner, attributes in owners:
+            for name, value in attributes.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
 
 
 def quantisable_nodes(model: ModelProto) -> tuple[str, ...]:
@@ -119,14 +146,3 @@ class _Reader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.get_next, None)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The quantiser logs advice about its own steps, which were taken already."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -1,7 +1,8 @@
 """The exports of one model, in the order that makes each trustworthy.
 
 ONNX first, then parity against the model, then an engine: an engine is only ever built from a graph
-that was seen to compute the right thing. What cannot be done here is found before anything is written.
+that was seen to compute the right thing, and a file has its name only from then on. What cannot be done here
+is found before anything is written.
 """
 
 from __future__ import annotations
@@ -21,16 +22,24 @@ from passdeploy.data import ImageData, Split
 from passdeploy.errors import UsageError, require
 from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.export.artifact import Artifact, BatchRange
-from passdeploy.export.lint import lint
+from passdeploy.export.lint import Lint, lint
 from passdeploy.export.lowering import lower_file
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import Reference, reference_of, require_parity
+from passdeploy.export.parity import (
+    Reference,
+    judged_error,
+    reference_of,
+    rejected,
+    rejected_path,
+    require_parity,
+)
 from passdeploy.export.pixels import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.precision import LIMITS, QUANTISED, Limits, choose_opset, parse_precisions
 from passdeploy.export.quantise import Quantiser
-from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_program, load_torch_trt
-from passdeploy.export.trt_api import Flavour, load_trt
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_program, load_torch_trt, settings_of
+from passdeploy.export.trt_api import FLAVOURS, Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.export.trt_sidecar import engine_of, is_outdated
 
 KINDS = ("onnx", "trt", "torch-trt")
 NOISE_IMAGES = 8  # where there are no real images to compare on
@@ -80,6 +89,13 @@ class Samples:
         calibration, _ = _sampled(data.train, CALIBRATION_IMAGES if is_lowered else 1)
         return cls(images, calibration, data.image_shape, data.mean, data.std, labels)
 
+    def as_taken(self, settings: ExportSettings) -> Samples:
+        """As the exported graphs take them: pixels, where they normalise by themselves."""
+        if not settings.takes_pixels:
+            return self
+        from_images = OnPixels(nn.Identity(), self.mean, self.std).pixels_of
+        return replace(self, images=from_images(self.images), calibration=from_images(self.calibration))
+
     @classmethod
     def none(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
         """No real images at all."""
@@ -116,38 +132,42 @@ def export_artifacts(
     """
     require_possible(settings, samples)
     sizes = BatchRange.of(settings.batch)
+    samples = samples.as_taken(settings)
     if settings.takes_pixels:
-        model, samples = _on_pixels(model, samples)
+        model = OnPixels(model, samples.mean, samples.std)
     known = {"input_values": PIXELS if settings.takes_pixels else NORMALISED, **(metadata or {})}
     example = torch.zeros(1, *samples.image_shape)
     reference = _reference(model, samples, sizes, tell)
 
-    with tempfile.TemporaryDirectory() as scratch:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unproven-") as drafts:
         sources: dict[int, Path] = {}  # opset -> the float32 file that the others are made of
         for precision in settings.precisions:
-            path = folder / f"{stem(prefix, precision)}.onnx"
+            draft = Path(drafts) / f"{stem(prefix, precision)}.onnx"
             opset = choose_opset(precision, settings.opset)
-            with stage("export", path.name, tell) as progress:
+            with stage("export", draft.name, tell) as progress:
                 is_source = precision == "fp32"
                 if opset not in sources:
-                    target = path if is_source else Path(scratch) / f"opset{opset}.onnx"
-                    artifact = export_onnx(model, example, target, opset=opset, batch=settings.batch, metadata=known)
-                    sources[opset] = target
+                    source = draft if is_source else Path(drafts) / f"opset{opset}.onnx"
+                    artifact = export_onnx(model, example, source, opset=opset, batch=settings.batch, metadata=known)
+                    sources[opset] = source
                 if not is_source:
                     artifact = lower_file(
-                        sources[opset], path, precision, calibration=samples.calibration, reference=reference,
+                        sources[opset], draft, precision, calibration=samples.calibration, reference=reference,
                         limits=settings.limits(precision), quantiser=settings.quantiser, progress=progress,
                     )  # fmt: skip
-                findings = lint(onnx.load(path), precision)
+                findings = lint(onnx.load(draft), precision)
                 artifact = artifact.with_facts(lint=findings.to_json(), input_values=known["input_values"])
                 progress.text = _words(artifact)
             for finding in findings.findings:
-                tell(Warned(f"{path.name}: {finding.text}."))
-            if reference is not None:
-                artifact = _checked(artifact, reference, settings.limits(precision), tell)
+                tell(Warned(f"{draft.name}: {finding.text}."))
+            artifact = _proven(artifact, folder / draft.name, findings, reference, settings, tell)
+            if is_source:
+                sources[opset] = artifact.path
             yield artifact
             if "trt" in settings.kinds:
                 yield _engine(artifact, settings, tell)
+            _warn_of_outdated_engines(artifact, tell)
     if "torch-trt" in settings.kinds:
         yield from _programs(model, samples, folder, settings, prefix, tell)
 
@@ -182,22 +202,16 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
                     "Give a folder of them with --images, or export a run, which knows its data."
                 )
     if "trt" in settings.kinds:
-        load_trt(settings.flavour)
         settings.engine.require_possible(settings.flavour)
+        load_trt(settings.flavour)
     if "torch-trt" in settings.kinds:
         if other := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
             raise UsageError(
                 f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(other)}.\n"
                 "Export those with --onnx or --trt in a command of their own."
             )
+        settings_of("fp32", settings.engine)
         load_torch_trt()
-
-
-def _on_pixels(model: nn.Module, samples: Samples) -> tuple[nn.Module, Samples]:
-    """The model behind its normalisation, and the samples as it then takes them."""
-    wrapped = OnPixels(model, samples.mean, samples.std)
-    images, calibration = (wrapped.pixels_of(images) for images in (samples.images, samples.calibration))
-    return wrapped, replace(samples, images=images, calibration=calibration)
 
 
 def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, tell: Listener) -> Reference | None:
@@ -205,28 +219,57 @@ def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, tell: List
     if find_spec("onnxruntime") is None:
         tell(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
         return None
-    tried = sorted({size for size in (1, 2) if sizes.smallest <= size <= sizes.largest} | {sizes.largest})
     if len(samples.images):
-        return reference_of(model, samples.images, samples.labels, batch_sizes=tried)
+        return reference_of(model, samples.images, samples.labels, batch_sizes=sizes.compared)
     tell(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
     noise = torch.randn(NOISE_IMAGES, *samples.image_shape, generator=torch.Generator().manual_seed(0))
     if isinstance(model, OnPixels):
         noise = model.pixels_of(noise)
-    return reference_of(model, noise, batch_sizes=tried, is_real=False)
+    return reference_of(model, noise, batch_sizes=sizes.compared, is_real=False)
 
 
-def _checked(artifact: Artifact, reference: Reference, limits: Limits, tell: Listener) -> Artifact:
-    with stage("parity", f"{artifact.path.name} in ONNX Runtime", tell) as progress:
-        parity = require_parity(artifact.path, reference, artifact.precision, limits)
-        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+def _proven(
+    draft: Artifact,
+    final: Path,
+    findings: Lint,
+    reference: Reference | None,
+    settings: ExportSettings,
+    tell: Listener,
+) -> Artifact:
+    """The file under its name, after it passed its gate; one that does not pass gets the name with `.rejected`."""
+    counts, precision = findings.convolutions, draft.precision
+    if counts and precision not in counts:
+        found = ", ".join(f"{count} {name}" for name, count in counts.items())
+        total = sum(counts.values())
+        raise rejected(
+            draft.path, f"is not {precision}: found 0 of {total} convolutions and products in it ({found})", final
+        )
+    if reference is not None:
+        draft = _checked(draft, final, reference, settings.limits(precision), tell)
+    draft.path.replace(final)
+    rejected_path(final).unlink(missing_ok=True)  # of an earlier attempt
+    return replace(draft, path=final)
+
+
+def _checked(draft: Artifact, final: Path, reference: Reference, limits: Limits, tell: Listener) -> Artifact:
+    with stage("parity", f"{final.name} in ONNX Runtime", tell) as progress:
+        parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
+        progress.text = f"error {judged_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
         if parity.top1 is not None:
             progress.text += f", top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
-        return artifact.with_facts(parity=parity.to_json())
+        return draft.with_facts(parity=parity.to_json())
+
+
+def _warn_of_outdated_engines(graph: Artifact, tell: Listener) -> None:
+    """An engine that lies beside the graph from earlier may not be the same network any more."""
+    for flavour in FLAVOURS:
+        engine = engine_of(graph.path, flavour)
+        if is_outdated(engine, graph.sha256):
+            tell(Warned(f"{engine.name} was built from an earlier {graph.path.name}: build it again with --trt."))
 
 
 def _engine(artifact: Artifact, settings: ExportSettings, tell: Listener) -> Artifact:
-    suffix = "-rtx.engine" if settings.flavour == "rtx" else ".engine"
-    path = artifact.path.with_name(artifact.path.stem + suffix)
+    path = engine_of(artifact.path, settings.flavour)
     with stage("engine", f"{path.name} ({settings.flavour})", tell) as progress:
         engine = build_engine(
             artifact.path, path, flavour=settings.flavour, batch=settings.batch, precision=artifact.precision,

@@ -2,6 +2,7 @@
 
 Each layer is lowered alone and judged by the error it makes; then the layers that make the most are
 kept, as few of them as pass: the number doubles until the gate is passed and is then narrowed down by halving.
+One layer at least is lowered.
 The ranking needs no labels and uses calibration images; only the number of layers is chosen by the gate.
 """
 
@@ -25,7 +26,7 @@ class Lowered:
 
     model: ModelProto
     kept: tuple[str, ...]  # nodes in higher precision, the most sensitive first
-    problem: str | None  # what is still wrong, where even the largest number of kept layers does not pass
+    problem: str | None  # what is wrong with it, where nothing passes that lowers at least one layer
     tried: int  # graphs that were judged
 
 
@@ -43,7 +44,8 @@ def lower_until_it_passes(
     """
     everything = lower(())
     problem = judge(everything)
-    if problem is None or not layers:
+    most = len(layers) - 1  # a graph in which every layer is kept would not be in lower precision at all
+    if problem is None or most < 1:
         return Lowered(everything, (), problem, 1)
     ranked = rank(lower, layers, measure, progress)
 
@@ -51,12 +53,12 @@ def lower_until_it_passes(
     found: tuple[int, ModelProto] | None = None
     failed, count = 0, 1
     while found is None:
-        count = min(count, len(ranked))
+        count = min(count, most)
         candidate = lower(ranked[:count])
         tried += 1
         if judge(candidate) is None:
             found = (count, candidate)
-        elif count == len(ranked):
+        elif count == most:
             return Lowered(everything, (), problem, tried)
         else:
             failed, count = count, 2 * count

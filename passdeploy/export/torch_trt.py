@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import ExportError, MissingError, ParityError
+from passdeploy.errors import ExportError, MissingError, ParityError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.driver import require_gpu
 from passdeploy.export.onnx_graph import INPUT, evaluating
@@ -94,8 +94,7 @@ def compile_program(
     """
     torch_trt = load_torch_trt()
     sizes, options = BatchRange.of(batch), options or EngineOptions()
-    tried = sorted({size for size in (1, 2) if sizes.smallest <= size <= sizes.largest} | {sizes.largest})
-    reference = reference_of(model, images, batch_sizes=tried)
+    reference = reference_of(model, images, batch_sizes=sizes.compared)
     image_shape = tuple(images.shape[1:])
     described = [
         torch_trt.Input(
@@ -120,19 +119,26 @@ def compile_program(
     report = break_report(compiled)
     with atomic_path(path) as draft:
         torch_trt.save(compiled, str(draft), output_format="exported_program", arg_inputs=described)
-    try:
-        parity = compare(_AsSession(compiled), reference, ran="torch-tensorrt on the GPU")
-        problem = problem_of(parity, limits)
-    except ParityError as error:
-        problem = str(error)
-    if problem is not None:
-        raise rejected(path, problem)
+        try:  # what was saved is judged, not what was compiled
+            saved = torch_trt.load(str(draft)).module()
+            parity = compare(_AsSession(saved), reference, ran="torch-tensorrt on the GPU")
+            problem = problem_of(parity, limits)
+        except ParityError as error:
+            problem = str(error)
+        if problem is not None:
+            raise rejected(draft, problem, path)
     facts = {"batch": sizes.as_list(), **report, "parity": parity.to_json(), "versions": package_versions()}
     return describe(path, kind="program", precision=precision, facts=facts)
 
 
 def settings_of(precision: str, options: EngineOptions) -> dict[str, Any]:
-    """The keywords of `dynamo.compile`. It takes unknown ones without a word, so only these are ever given."""
+    """The keywords of `dynamo.compile`. It takes unknown ones without a word, so only these are ever given.
+
+    Raises:
+        UsageError: an option that Torch-TensorRT programs do not have here.
+    """
+    if options.weight_stripped:
+        raise UsageError("--weight-stripped is for engines: leave it out of --torch-trt.")
     settings: dict[str, Any] = {
         "optimization_level": options.optimization_level,
         "version_compatible": options.version_compatible,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 Flavour = Literal["tensorrt", "rtx"]
+FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "rtx")
 
 
 class TensorRT(Protocol):

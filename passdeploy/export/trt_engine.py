@@ -31,7 +31,7 @@ class EngineOptions:
 
     workspace_bytes: int | None = None  # scratch memory the builder may use; None: TensorRT's own limit
     optimization_level: int = 3  # 0 (fast build) to 5 (fast engine)
-    timing_cache: Path | None = None  # read if it exists and written back; TensorRT for RTX has none
+    timing_cache: Path | None = None  # read if it exists and written back; not for TensorRT for RTX
     version_compatible: bool = False  # runs on later releases too; the plan then carries host code
     hardware_compatible: bool = False  # runs on Ampere and every later GPU
     refittable: bool = False  # weights can be exchanged
@@ -60,7 +60,8 @@ class EngineOptions:
 
 
 # Refitting needs CUDA, version compatibility a lean runtime; hardware compatibility is silently ignored there.
-_NOT_FOR_RTX = ("version_compatible", "hardware_compatible", "refittable", "weight_stripped")
+# It compiles its kernels on the target, so that its timing cache would hold nothing.
+_NOT_FOR_RTX = ("version_compatible", "hardware_compatible", "refittable", "weight_stripped", "timing_cache")
 
 
 def build_engine(
@@ -107,8 +108,7 @@ def build_engine(
     config = builder.create_builder_config()
     _configure(config, trt, options)
     _add_profile(builder, network, config, sizes)
-    # TensorRT for RTX compiles its kernels on the target; its timing cache does nothing but warn.
-    cache = options.timing_cache if flavour == "tensorrt" else None
+    cache = options.timing_cache
     with _timing_cache(config, cache):
         plan = builder.build_serialized_network(network, config)
     if plan is None:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _NO_GPU_HINT = "Run it on the machine with the GPU it was built for."
 
 
+def engine_of(onnx_path: Path, flavour: Flavour) -> Path:
+    """Where the engine of an ONNX file goes: beside it, `model.engine` or `model-rtx.engine`."""
+    return onnx_path.with_name(onnx_path.stem + ("-rtx.engine" if flavour == "rtx" else ".engine"))
+
+
 def sidecar_path(engine_path: Path) -> Path:
     """Where the facts of an engine stand: `model.engine.json` beside `model.engine`."""
     return engine_path.with_name(engine_path.name + ".json")
@@ -64,6 +69,15 @@ def read_sidecar(engine_path: Path) -> dict[str, Any]:
             f"{engine_path.name} is not the file its sidecar describes: the SHA-256 is another one.\n{trust}"
         )
     return facts
+
+
+def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
+    """Whether there is such an engine and its sidecar says that it was built from another ONNX file."""
+    try:
+        facts = read_sidecar(engine_path)
+    except (RunError, CorruptArtifact):  # no engine, or one that does not load anyway
+        return False
+    return bool(facts.get("onnx_sha256") != onnx_sha256)
 
 
 def load_engine(

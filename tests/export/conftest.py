@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +12,21 @@ from torch import Tensor
 from passdeploy.export import Artifact, export_onnx
 
 from .nets import SmallNet, small_net
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_read_once() -> Iterator[None]:
+    """torch's exporter parses the source of its 500 translations for every export again, which takes 0.3 s.
+
+    Where its inside is another one, nothing is saved and nothing changes.
+    """
+    apis = getattr(import_module("torch.onnx._internal.exporter._registration"), "onnxscript_apis", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(apis, "get_torchlib_ops"):
+            patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        gc.freeze()  # what was imported is never garbage; looking through it again takes a sixth of an export
+        yield
+        gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,7 +64,11 @@ def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monke
     assert bundled.exit_code == 0, bundled.output
     assert "sh build.sh" in bundled.stdout
     assert not list(tmp_path.rglob("*.engine"))  # they are the target's to build
-    built = call("--from-bundle", "b", "--json")
+    (command,) = [line for line in (tmp_path / "b/build.sh").read_text().splitlines() if not line.startswith("#")]
+    program, verb, *options = shlex.split(command)
+    assert (program, verb) == ("passdeploy", "export")
+    monkeypatch.chdir(tmp_path / "b")  # which is what the script says
+    built = call(*options, "--json")
     assert built.exit_code == 0, built.output
     (engine,) = json.loads(built.stdout)["artifacts"]
     assert engine["facts"]["batch"] == [1, 2, 4]
@@ -71,7 +76,7 @@ def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monke
     monkeypatch.setattr(driver, "probe_driver", lambda: None)
     checked = call("--check-engine", engine["path"])
     assert (checked.exit_code, "no NVIDIA driver" in checked.stderr) == (3, True)
-    (tmp_path / engine["path"]).write_bytes(b"something else")
+    Path(engine["path"]).write_bytes(b"something else")
     assert call("--check-engine", engine["path"]).exit_code == 5
 
 
@@ -117,9 +122,32 @@ def test_what_cannot_be_done_is_said_in_three_lines(
     assert not (tmp_path / "exports").exists()
 
 
-def test_options_of_a_model_do_not_go_with_a_run(call):
-    result = call("--weights", "w.safetensors")
-    assert (result.exit_code, "--model" in result.stderr) == (2, True)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--weights", "w.safetensors"], "--weights goes with --model"),
+        (["--model", MODEL, "--dense"], "--dense goes with a run"),
+        (["--model", MODEL, "--run", "runs/latest"], "--run goes with a run"),
+        (["--flavour", "rtx"], "add --trt or --bundle"),
+        (["--onnx", "--refittable"], "add --trt or --bundle"),
+        (["--bundle", "--timing-cache", "cache"], "--timing-cache is of the machine that builds"),
+        (["--precision", "fp16", "--quantiser", "modelopt"], "--quantiser is for --precision int8 or fp8"),
+        (["--trust-engine"], "--trust-engine goes with --check-engine"),
+        (["--from-bundle", "b", "--precision", "fp16"], "--precision does not go with --from-bundle"),
+        (["--check-engine", "model.engine", "--trt"], "--trt does not go with --check-engine"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(call, arguments: list[str], words: str):
+    result = call(*arguments)
+    assert (result.exit_code, words in result.stderr) == (2, True), result.stderr
+
+
+def test_what_was_not_compared_is_said(call, tmp_path: Path):
+    images = paint(tmp_path / "images", classes=2)
+    result = call("--model", MODEL, "--classes", 3, "--image-size", 16, "--batch", "1,2,4", "--images", images)
+    assert result.exit_code == 0, result.output
+    assert "has random weights" in result.stderr
+    assert "has 2 classes, the network 3: accuracy is not compared" in result.stderr
 
 
 def test_a_run_that_is_no_bundle_says_so(call, tmp_path: Path):

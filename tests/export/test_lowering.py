@@ -15,15 +15,16 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingExtra, ParityError, UsageError
+from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, export_onnx
+from passdeploy.export.lint import lint
 from passdeploy.export.lowering import lower_file
 from passdeploy.export.parity import reference_of, require_parity
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.quantise import int8_lowering, modelopt_lowering, quantisable_nodes
 from passdeploy.export.sensitivity import lower_until_it_passes
 
-from .nets import small_net
+from .nets import node, small_net, write_graph
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,41 @@ def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, ima
         int8_lowering(exported.path, images[:0])
 
 
+class Wide(nn.Module):
+    """Three convolutions of 32 channels: ModelOpt leaves narrower ones as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            *(layer for width in (3, 32, 32) for layer in (nn.Conv2d(width, 32, 3, padding=1), nn.ReLU()))
+        )
+        self.classifier = nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.convolutions(images).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("modelopt") is None, reason="ModelOpt is not installed (extra quant)")
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_modelopt_quantises_and_onnx_runtime_agrees(
+    precision: str, images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    model = Wide().eval()
+    source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
+    reference = reference_of(model, images, batch_sizes=(1, 4))
+    artifact = lower_file(
+        source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
+        limits=LIMITS[precision], quantiser="modelopt",
+    )  # fmt: skip
+    assert artifact.facts["quantiser"] == "modelopt"
+    assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
+    assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
+    assert capfd.readouterr().out == ""
+    int8_lowering(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
+
+
 @pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")
 def test_fp8_without_modelopt_names_the_extra(exported: Artifact, images: Tensor):
     with pytest.raises(MissingExtra, match=r"passdeploy\[quant\]"):
@@ -97,6 +133,22 @@ def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: st
     )  # fmt: skip
     assert "".join(found.kept) == kept
     assert found.problem is None
+
+
+def test_a_graph_is_never_lowered_by_keeping_every_layer():
+    found = lower_until_it_passes(
+        named, LAYERS, lambda model: None if len(model.kept) == len(LAYERS) else "too far", errors
+    )  # fmt: skip
+    assert (found.problem, found.kept) == ("too far", ())
+
+
+def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: Tensor):
+    source = write_graph(tmp_path / "model.onnx", [node("Relu", "images")], shape=("batch", 3, 16, 16))
+    with pytest.raises(ExportError, match="no layer of the network can be int8"):
+        lower_file(
+            source, tmp_path / "model-int8.onnx", "int8", calibration=images, reference=None, limits=LIMITS["int8"]
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():

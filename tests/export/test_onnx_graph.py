@@ -130,6 +130,19 @@ def test_a_model_that_cannot_be_exported_is_three_lines_and_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+class AsksForTheBatch(nn.Module):
+    """`len` makes a number of the batch, which only one of the ways to capture a graph can undo."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.reshape(len(images), -1)
+
+
+def test_a_batch_that_is_asked_for_by_len_stays_open(images: Tensor, tmp_path: Path):
+    artifact = export_onnx(AsksForTheBatch(), images, tmp_path / "model.onnx")
+    (found,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(found), images.flatten(1))
+
+
 class LargestOfRegions(nn.Module):
     """Adaptive max pooling with its places, for which torch's exporter has no ONNX form of its own."""
 

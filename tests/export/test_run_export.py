@@ -13,9 +13,13 @@ from torch import Tensor
 
 from passdeploy.errors import MissingError, MissingExtra, ParityError, UsageError
 from passdeploy.events import Event, StageFinished, Warned
-from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, export_artifacts, run_export
+from passdeploy.export import Artifact, BatchRange, EngineOptions, ExportSettings, Samples, export_artifacts, run_export
+from passdeploy.export.artifact import describe
+from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.pixels import OnPixels
+from passdeploy.export.trt_sidecar import is_outdated, write_sidecar
+from passdeploy.files import sha256_of
 
 from .nets import SmallNet
 
@@ -79,6 +83,62 @@ def test_the_metadata_stays_in_every_precision(net: SmallNet, images: Tensor, tm
     assert not (tmp_path / "model.onnx").exists()  # fp32 was not asked for
 
 
+def test_a_file_has_its_name_only_after_it_was_checked(
+    net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_export, "require_parity", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(net, images, tmp_path, batch=(1, 2, 4))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_fails_leaves_the_one_that_passed_before(
+    net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (first,) = export(net, images, tmp_path, batch=(1, 2, 4))
+    with pytest.raises(ParityError, match="differs"):
+        export(net, images, tmp_path, batch=(1, 2, 8), fp32_tolerance=0.0)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.rejected"}
+    assert sha256_of(tmp_path / "model.onnx") == first.sha256
+    export(net, images, tmp_path, batch=(1, 2, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # what was rejected is out of date
+
+
+def test_an_engine_of_an_earlier_graph_is_named(net: SmallNet, images: Tensor, tmp_path: Path):
+    engine = tmp_path / "model-rtx.engine"
+    engine.write_bytes(b"native code")
+    write_sidecar(describe(engine, kind="engine", precision="fp32", facts={"onnx_sha256": "of another"}))
+    events: list[Event] = []
+    (graph,) = export(net, images, tmp_path, batch=(1, 2, 4), tell=events.append)
+    warnings = [event.text for event in events if isinstance(event, Warned)]
+    assert any("model-rtx.engine was built from an earlier model.onnx" in text for text in warnings)
+    write_sidecar(describe(engine, kind="engine", precision="fp32", facts={"onnx_sha256": graph.sha256}))
+    assert not is_outdated(engine, graph.sha256)
+
+
+def test_a_graph_without_the_precision_asked_for_is_refused(
+    net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def keep_every_layer(source: Path, path: Path, precision: str, **_: object) -> Artifact:
+        return write_onnx(onnx.load(source), path, precision)
+
+    monkeypatch.setattr(run_export, "lower_file", keep_every_layer)
+    with pytest.raises(ParityError, match=r"model-fp16\.onnx is not fp16: found 0 of 5 convolutions"):
+        export(net, images, tmp_path, precisions=("fp16",), batch=(1, 2, 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["model-fp16.onnx.rejected"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "compared"),
+    [((1, 8, 32), [1, 2, 32]), ((4, 8, 32), [4, 32]), ((2, 2, 2), [2]), ((1, 1, 1), [1])],
+)
+def test_artifacts_are_compared_at_1_and_2_and_at_both_ends(batch: tuple[int, ...], compared: list[int]):
+    assert BatchRange.of(batch).compared == compared
+
+
 def test_a_graph_that_fails_parity_never_becomes_an_engine(
     net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -137,6 +197,7 @@ def test_without_real_images_noise_is_compared_and_int8_is_refused(net: SmallNet
         ({"precisions": ("fp12",)}, UsageError, "choose from fp32, fp16, bf16, int8, fp8"),
         ({"precisions": ("bf16",), "opset": 20}, UsageError, "they came with opset 22"),
         ({"precisions": ("int8",), "opset": 21}, UsageError, "20 is the newest that works"),
+        ({"opset": 17}, UsageError, "choose 18 to 23"),
         ({"precisions": ("fp8",)}, MissingExtra, r"passdeploy\[quant\]"),
         (
             {"kinds": ("onnx", "trt"), "flavour": "rtx", "engine": EngineOptions(refittable=True)},

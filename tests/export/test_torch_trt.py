@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingError, ParityError
+from passdeploy.errors import MissingError, ParityError, UsageError
 from passdeploy.export import EngineOptions, driver, torch_trt
 from passdeploy.export.driver import Driver
 from passdeploy.export.precision import LIMITS
@@ -63,6 +63,8 @@ def test_precision_is_autocast_and_every_keyword_is_a_known_one():
     settings = settings_of("bf16", EngineOptions(workspace_bytes=7, refittable=True, timing_cache=Path("cache")))
     assert settings["autocast_low_precision_type"] == torch.bfloat16
     assert not settings["immutable_weights"]
+    with pytest.raises(UsageError, match="--weight-stripped is for engines"):
+        settings_of("fp32", EngineOptions(weight_stripped=True))
     assert (settings["workspace_size"], settings["timing_cache_path"]) == (7, "cache")
 
 
@@ -103,7 +105,7 @@ def test_what_stayed_in_pytorch_is_counted():
 
 
 class StandIn:
-    """Compiles to what it was given, or to something else; saves with torch.export."""
+    """Compiles to what it was given; saves that, or something else, with torch.export."""
 
     def __init__(self, wrong: bool = False) -> None:
         self.dynamo = SimpleNamespace(compile=self.compile)
@@ -114,14 +116,16 @@ class StandIn:
 
     def compile(self, program: torch.export.ExportedProgram, arg_inputs: list[Any], **keywords: Any) -> nn.Module:
         self.keywords, self.program, self.input = keywords, program, arg_inputs[0]
-        compiled = program.module()
-        if self.wrong:
-            with torch.no_grad():
-                next(iter(compiled.parameters())).mul_(2)
-        return compiled
+        return program.module()
 
     def save(self, compiled: nn.Module, path: str, output_format: str, arg_inputs: list[Any]) -> None:
+        if self.wrong:
+            with torch.no_grad():
+                next(iter(self.program.state_dict.values())).mul_(2)
         torch.export.save(self.program, path)
+
+    def load(self, path: str) -> torch.export.ExportedProgram:
+        return torch.export.load(path)
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -147,7 +151,7 @@ class TestWithAStandIn:
         loaded = torch.export.load(path).module()
         torch.testing.assert_close(loaded(images[:3]), net(images[:3]))
 
-    def test_a_program_that_computes_something_else_is_set_aside(
+    def test_a_program_that_was_saved_as_something_else_is_set_aside(
         self, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         imported_as(monkeypatch, StandIn(wrong=True))
