@@ -110,7 +110,7 @@ def profile_run(
         The content of `profile.json`.
     """
     with RunFolder.open(Path(run), write=True) as folder:
-        shape = tuple(folder.read_json("plan.json")["image_shape"])
+        shape = tuple(_facts_of(folder)["image_shape"])
         subjects = {}
         for name, prefix in _PREFIX.items():
             onnx = f"export/{prefix}.onnx"
@@ -141,9 +141,27 @@ def summary_of(run: Path | str = LATEST) -> dict[str, Any]:
 _PREFIX = {"dense": "dense", "slim": "model"}  # network -> how its exported files are called
 
 
+_FACTS = {"model", "classes", "image_shape", "prompt", "groups", "numbers"}  # of a plan.json, to rebuild from
+
+
+def _facts_of(folder: RunFolder) -> dict[str, Any]:
+    """The content of a run's `plan.json`.
+
+    Raises:
+        CorruptArtifact: it lacks what this version writes there.
+    """
+    facts: dict[str, Any] = folder.read_json("plan.json")
+    if missing := sorted(_FACTS - facts.keys()):
+        raise CorruptArtifact(
+            f"plan.json of {folder.path} says nothing of {', '.join(missing)}: another version of passdeploy wrote it.\n"
+            f"Prune again: passdeploy prune --recipe {folder.path / 'recipe.resolved.yaml'}"
+        )
+    return facts
+
+
 def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
     """`load`, from a folder that is open."""
-    facts = folder.read_json("plan.json")
+    facts = _facts_of(folder)
     tensors = folder.read_tensors(f"{which}.safetensors")
     network = build_model(facts["model"], num_classes=len(facts["classes"]), allow_code=allow_code)
     prompt = None
@@ -170,7 +188,7 @@ def _export(
     tell: Listener,
 ) -> list[Artifact]:
     """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
-    facts, recipe = folder.read_json("plan.json"), _recipe_of(folder)
+    facts, recipe = _facts_of(folder), _recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
     metadata = {
@@ -198,7 +216,7 @@ def _export(
 
 def _samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
     """Images of the run's data to check on and to calibrate on, perhaps in another size."""
-    facts = folder.read_json("plan.json")
+    facts = _facts_of(folder)
     if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
         raise UsageError(
             f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"

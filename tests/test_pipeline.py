@@ -86,6 +86,16 @@ def test_the_slim_network_loads_and_is_as_accurate_as_the_summary_says(finished:
     assert passdeploy.count(dense, torch.zeros(1, 3, 16, 16)).macs == finished.summary["dense"]["macs"]
 
 
+def test_a_run_of_another_version_is_refused_in_words(finished: pipeline.RunResult, tmp_path: Path):
+    copied = shutil.copytree(finished.path, tmp_path / "old")
+    with RunFolder.open(copied, write=True) as folder:
+        facts = folder.read_json("plan.json")
+        del facts["numbers"]
+        folder.write_json("plan.json", facts, kind="plan")
+    with pytest.raises(CorruptArtifact, match=r"says nothing of numbers: another version of passdeploy wrote it"):
+        passdeploy.load(copied)
+
+
 def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
     finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
