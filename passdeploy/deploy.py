@@ -153,7 +153,8 @@ def _facts_of(folder: RunFolder) -> dict[str, Any]:
     facts: dict[str, Any] = folder.read_json("plan.json")
     if missing := sorted(_FACTS - facts.keys()):
         raise CorruptArtifact(
-            f"plan.json of {folder.path} says nothing of {', '.join(missing)}: another version of passdeploy wrote it.\n"
+            f"plan.json of {folder.path} says nothing of {', '.join(missing)}: "
+            "another version of passdeploy wrote it.\n"
             f"Prune again: passdeploy prune --recipe {folder.path / 'recipe.resolved.yaml'}"
         )
     return facts
