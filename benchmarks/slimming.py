@@ -27,6 +27,7 @@ import os
 import platform
 import random
 import resource
+import subprocess
 import time
 import traceback
 import warnings
@@ -38,13 +39,12 @@ from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
 import torch
 from rich.console import Console
-from rich.table import Table
+from slimming_report import ROUNDED, details, markdown, summary_table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from zoo import ZOOS, Entry, entries
@@ -61,7 +61,6 @@ SHARE = 0.5
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 MEMORY_GIB = 8.0
 CHECKS_TAKE = 5  # times the limit
-ROUNDED = ("regnet_y_400mf", "resnext50_32x4d", "efficientnet_b0")  # the rows of `round_to=8`
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -514,103 +513,6 @@ def run_all(jobs: Sequence[tuple[Entry, str]], *, workers: int, limit_s: float) 
 # Tables
 
 
-def summary(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str, Any]) -> Table:
-    """The table of what the slimmer has to show."""
-    table = Table("", title="half of every group's channels cut at random", title_justify="left")
-    table.add_column("torch-pruning", justify="right")
-    table.add_column("passdeploy", justify="right")
-
-    def of(*zoos: str, side: str) -> list[dict[str, Any]]:
-        return [result[side] for key, result in models.items() if key.split("/")[0] in zoos and side in result]
-
-    def ratio(part: int, rows: Sequence[Any]) -> str:
-        return f"{part} of {len(rows)}" if rows else "–"
-
-    def runs(rows: Sequence[Mapping[str, Any]]) -> int:
-        return sum(row["status"] in ("ok", "exact", "inexact", "unjudged") for row in rows)
-
-    def exact(rows: Sequence[Mapping[str, Any]]) -> int:
-        return sum(row["status"] == "exact" for row in rows)
-
-    other = ("segmentation", "detection", "video")
-    for title, zoos in (("torchvision classifiers", ("torchvision",)), ("segmentation, detection, video", other)):
-        ours, theirs = of(*zoos, side="ours"), of(*zoos, side="torch_pruning")
-        table.add_row(f"{title}: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
-        table.add_row(f"{title}: of these exact", "not judged", ratio(exact(ours), ours))
-    ours, theirs = of("timm", side="ours"), of("timm", side="torch_pruning")
-    third = sum(row["status"] == "exact" and row["params_kept"] <= 2 / 3 for row in ours)
-    table.add_row("timm: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
-    table.add_row("timm: exact, and a third or more of the parameters cut", "", ratio(third, ours))
-    wrong = sum(row["status"] == "inexact" for row in ours)
-    table.add_row("timm: wrong / no result in time", "", f"{wrong} / {sum(r['status'] == 'timeout' for r in ours)}")
-
-    everything = of(*ZOOS, side="ours")
-    shares = [row["prunable_share"] for row in everything if "prunable_share" in row]
-    if shares:
-        table.add_row("share of channels that may be cut, median", "", f"{median(shares):.1%}")
-    times = [
-        (result["ours"]["groups_s"] + result["ours"]["slim_s"]) / result["torch_pruning"]["slim_s"]
-        for result in models.values()
-        if result.get("torch_pruning", {}).get("status") == "ok" and "slim_s" in result.get("ours", {})
-    ]
-    if times:
-        table.add_row("time over torch-pruning's, median / worst", "1", f"{median(times):.2f} / {max(times):.2f}")
-    for side, cells in (("torch_pruning_rounded", []), ("ours_rounded", [])):
-        for name in ROUNDED:
-            row = rounded.get(f"torchvision/{name}", {}).get(side)
-            cells.append(str(len(row["uncut"])) if row and "uncut" in row else "–")
-        rounded = {**rounded, side: ", ".join(cells)}
-    table.add_row(
-        "widths in multiples of 8: layers left uncut in " + ", ".join(ROUNDED),
-        rounded["torch_pruning_rounded"],
-        rounded["ours_rounded"],
-    )
-    for check in ("counts", "numbers", "trains", "rebuilds"):
-        rows = [row for row in everything if check in row]
-        table.add_row(f"slim network: {check}", "", ratio(sum(row[check] is True for row in rows), rows))
-    return table
-
-
-def details(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row for every network."""
-    table = Table("network")
-    for heading in ("ours", "error", "groups s", "slim s", "params", "MACs", "prunable", "theirs", "s"):
-        table.add_column(heading, justify="right")
-    table.add_column("failed, or stays because", overflow="fold", max_width=70)
-    for key, result in models.items():
-        ours, theirs = result.get("ours", {}), result.get("torch_pruning", {})
-        failures = [
-            f"{check}: {ours[check]}"
-            for check in ("counts", "numbers", "trains", "rebuilds")
-            if ours.get(check, True) is not True
-        ]
-        reasons = [f"{size} x {reason}" for reason, size in ours.get("reasons", []) if "model's output" not in reason]
-        note = ours.get("error") or "; ".join(failures) or "; ".join(reasons[:1])
-        table.add_row(
-            key,
-            _status(ours.get("status")),
-            _number(ours.get("rel_error"), ".0e"),
-            _number(ours.get("groups_s"), ".1f"),
-            _number(ours.get("slim_s"), ".1f"),
-            _number(ours.get("params_kept"), ".0%"),
-            _number(ours.get("macs_kept"), ".0%"),
-            _number(ours.get("prunable_share"), ".0%"),
-            _status(theirs.get("status")),
-            _number(theirs.get("slim_s"), ".1f"),
-            note,
-        )
-    return table
-
-
-def _status(status: str | None) -> str:
-    colour = {"exact": "green", "ok": "green", "inexact": "red bold", "error": "red"}.get(status or "", "yellow")
-    return f"[{colour}]{status}[/]" if status else ""
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
 # The command
 
 
@@ -645,22 +547,31 @@ def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, 
         if entry.zoo == "torchvision" and entry.name in ROUNDED:
             past = document["rounded"].get(entry.key, {})
             jobs += [(entry, f"{side}_rounded") for side in sides if fresh or f"{side}_rounded" not in past]
+    commit = _commit()
     document["environment"] = _environment() | {"limit_s": limit_s, "workers": workers}
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "torchvision", "timm"])
     for number, job in enumerate(run_all(jobs, workers=workers, limit_s=limit_s), start=1):
         table = document["rounded" if job.side.endswith("_rounded") else "models"]
-        table.setdefault(job.entry.key, {})[job.side] = job.result
+        table.setdefault(job.entry.key, {})[job.side] = job.result | {"commit": commit}
         write_atomically(out, json.dumps(document, indent=1) + "\n")
-        said = job.result.get("error") or _number(job.result.get("rel_error"), ".1e")
+        error = job.result.get("rel_error")
+        said = job.result.get("error") or ("" if error is None else f"{error:.1e}")
         console.print(
             f"{number}/{len(jobs)} {job.entry.key} {job.side} {job.result.get('status')} {said}", markup=False
         )
     shown = {entry.key: document["models"][entry.key] for entry in chosen if entry.key in document["models"]}
     console.print(details(shown))
-    console.print(summary(document["models"], document["rounded"]))
+    console.print(summary_table(document["models"], document["rounded"]))
+    write_atomically(out.with_suffix(".md"), markdown(document))
     console.print(f"wrote {out}")
+
+
+def _commit() -> str:
+    """What is checked out here; a plus where files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def _environment() -> dict[str, Any]:
