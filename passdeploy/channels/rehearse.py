@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,6 +28,7 @@ from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluat
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
 from passdeploy.channels.ties import ties
+from passdeploy.decisions import Decisions, decides
 from passdeploy.plan import Plan
 from passdeploy.slimming import like, masked, read_number, relative_error, slim
 
@@ -401,13 +403,24 @@ class Stage:
             return False
 
     def _error_of(self, names: Sequence[str], dtype: torch.dtype | None) -> float:
-        return _error(*(self._outputs_of(build, names, dtype) for build in (masked, slim)))
+        decisions, nothing = Decisions(), nullcontext()
+        expected = self._outputs_of(masked, names, dtype, decisions.making() if self._decides else nothing)
+        found = self._outputs_of(slim, names, dtype, decisions.repeating() if self._decides else nothing)
+        return _error(expected, found)
+
+    @cached_property
+    def _decides(self) -> bool:
+        return decides([happening.op for happening in self.trace.happenings])
 
     def _outputs_of(
-        self, build: Callable[..., nn.Module], names: Sequence[str], dtype: torch.dtype | None
+        self,
+        build: Callable[..., nn.Module],
+        names: Sequence[str],
+        dtype: torch.dtype | None,
+        deciding: AbstractContextManager[None],
     ) -> list[Tensor]:
         network = build(self.model, self.groups, Plan({name: self.plan.kept[name] for name in names})).to(dtype)
-        with torch.no_grad(), evaluating(network), plain_attention():
+        with torch.no_grad(), evaluating(network), plain_attention(), deciding:
             return _tensors_of(network(*tree_map(lambda leaf: _in_precision(leaf, dtype), self.inputs)))
 
     def _gone(self, plan: Plan) -> Tensor:
