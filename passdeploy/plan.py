@@ -140,6 +140,19 @@ def width_step(group: ChannelGroup, round_to: int) -> int:
     return 1 << (max(1, group.width // 2).bit_length() - 1)
 
 
+def rungs_of(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> np.ndarray:
+    """The widths that `group` may have, ascending; the last one is its own.
+
+    Args:
+        group: to be cut.
+        round_to: layer widths become multiples of this.
+        is_strict: leave a group whole that is no wider than one step, where else it goes in smaller ones: for a
+            kernel that computes blocks of channels, half a block saves nothing.
+    """
+    step = round_to // gcd(round_to, group.span) if is_strict else width_step(group, round_to)
+    return np.array([*range(step, group.width, step), group.width])
+
+
 def floor_width(group: ChannelGroup, round_to: int) -> int:
     """The least that may be kept of `group`: one step."""
     return min(group.width, width_step(group, round_to))
@@ -230,8 +243,7 @@ class _Ladder:
         orders, rungs, worth = [], [], []
         for group, column in zip(groups, columns, strict=True):
             values, order = scores[group.name].detach().double().cpu().sort(descending=True, stable=True)
-            step, least = width_step(group, round_to), floor_width(group, round_to)
-            widths = np.array([*range(least, group.width, step), group.width])
+            widths = rungs_of(group, round_to, is_strict=kind in STRICT_KINDS)
             values = values.numpy() / prices[column]
             orders.append(order)
             rungs.append(widths)

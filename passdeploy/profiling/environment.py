@@ -86,6 +86,14 @@ def cpu_model() -> str | None:
     return platform.processor() or None
 
 
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that the kernel lists; none where it does not."""
+    for line in (_read(_CPUINFO) or "").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
 def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
     """(socket, core) of every allowed logical CPU; empty where the kernel does not tell."""
     found = set()

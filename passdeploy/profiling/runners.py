@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import UsageError
 from passdeploy.export.ort_session import open_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 class Runner(Protocol):
@@ -62,9 +65,11 @@ class OrtRunner:
 
     backend, device, precision = "ort", "cpu", "fp32"
 
-    def __init__(self, name: str, path: Path, *, threads: int) -> None:
-        self.name, self.artifact = name, path.name
-        self._session = open_session(path, threads=threads)
+    def __init__(
+        self, name: str, source: Path | ModelProto, *, threads: int, profile_to: Path | None = None
+    ) -> None:
+        self.name, self.artifact = name, source.name if isinstance(source, Path) else "graph"
+        self.session = open_session(source, threads=threads, profile_to=profile_to)
         self._binding: Any = None
 
     def prepare(self, images: Tensor) -> None:
@@ -73,20 +78,20 @@ class OrtRunner:
         Raises:
             UsageError: the file takes images of another shape, or has another, fixed batch.
         """
-        wanted = self._session.get_inputs()[0]
+        wanted = self.session.get_inputs()[0]
         sizes = zip(wanted.shape, images.shape, strict=True)
         if any(isinstance(fixed, int) and fixed != given for fixed, given in sizes):
             raise UsageError(
                 f"{self.artifact} takes images of shape {wanted.shape}, asked was {list(images.shape)}.\n"
                 "Export it again for this shape with: passdeploy export --onnx"
             )
-        self._binding = self._session.io_binding()
+        self._binding = self.session.io_binding()
         self._binding.bind_cpu_input(wanted.name, images.contiguous().numpy())
-        self._binding.bind_output(self._session.get_outputs()[0].name)
+        self._binding.bind_output(self.session.get_outputs()[0].name)
 
     def run(self) -> None:
         """One inference."""
-        self._session.run_with_iobinding(self._binding)
+        self.session.run_with_iobinding(self._binding)
 
 
 @contextmanager

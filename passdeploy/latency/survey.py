@@ -1,0 +1,88 @@
+"""Which widths to look at, looking, and the table that comes of it, from the cache where it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.errors import CorruptArtifact
+from passdeploy.events import Stage, silent
+from passdeploy.latency.observation import Observation, Prober
+from passdeploy.latency.place import Place
+from passdeploy.latency.table import LatencyTable
+from passdeploy.plan import rungs_of
+
+_SPREAD = 0.5  # how far a group's share strays from its network's
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How much to look."""
+
+    looks: int = 18  # networks, the dense one among them
+    seconds: float = 1.2  # for each, where its calls are short
+    most_seconds: float = 240.0  # for all of them, unless fewer than `least` would be left
+    least: int = 8
+    seed: int = 0
+
+
+def survey(
+    prober: Prober, groups: Sequence[ChannelGroup], place: Place, plan: Survey | None = None, stage: Stage | None = None
+) -> LatencyTable:
+    """Look at networks of many widths, and make the table of their layers.
+
+    Args:
+        prober: builds and times the networks.
+        groups: of the network; those that are not prunable stay whole.
+        place: what is measured on.
+        plan: how much to look.
+        stage: told about every look.
+    """
+    plan, stage = plan or Survey(), stage or Stage("table", silent)
+    widths = {group.name: group.width for group in groups if group.is_prunable}
+    prober.observe({}, seconds=min(0.5, plan.seconds))  # a processor that was idle is slow at first
+    seen: list[Observation] = []
+    designs = draw_widths(groups, plan.looks - 1, prober.block, seed=plan.seed)
+    began = stage.seconds
+    for done, design in enumerate([{}, *designs], start=1):
+        seen.append(prober.observe(design, seconds=plan.seconds))
+        stage.step(done, plan.looks, ms=seen[-1].total_ms)
+        if done >= plan.least and stage.seconds - began > plan.most_seconds:
+            break
+    return LatencyTable.build(place, widths, prober.block, seen)
+
+
+def draw_widths(groups: Sequence[ChannelGroup], count: int, block: int, *, seed: int) -> list[dict[str, int]]:
+    """Widths of `count` networks from narrow to wide, every group's drawn around its network's share."""
+    chance = np.random.default_rng(seed)
+    designs = []
+    for share in chance.permutation(np.linspace(0.15, 0.95, max(count, 1)))[:count]:
+        widths = {}
+        for group in groups:
+            if group.is_prunable:
+                rungs = rungs_of(group, block, is_strict=True)
+                wanted = np.clip(share + chance.uniform(-_SPREAD, _SPREAD), 0, 1) * group.width
+                widths[group.name] = int(rungs[np.abs(rungs - wanted).argmin()])
+        designs.append(widths)
+    return designs
+
+
+def cache_folder() -> Path:
+    """Where tables are kept: $PASSDEPLOY_CACHE, else the user's cache."""
+    own = os.environ.get("PASSDEPLOY_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
+
+
+def cached_table(path: Path) -> LatencyTable | None:
+    """The table in `path`, if there is one that can be read."""
+    try:
+        return LatencyTable.load(path) if path.is_file() else None
+    except CorruptArtifact:
+        return None  # it is measured again, and written over

@@ -1,0 +1,218 @@
+"""The latency table of a network: what every distinct layer takes at which sizes, and so what any plan takes.
+
+It is made on the target, is a file of plain numbers, and is used wherever the network is pruned. What it holds are
+measurements; the curves through them are drawn when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from passdeploy.channels.costs import Factor
+from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.files import atomic_path
+from passdeploy.latency.layer_model import LayerModel
+from passdeploy.latency.observation import Observation
+from passdeploy.latency.place import Place
+from passdeploy.latency.sizes import Dictionary, sizes_of
+
+FORMAT = 1
+_FOLDS = 6
+
+
+@dataclass(frozen=True)
+class Node:
+    """One kernel call of the network."""
+
+    name: str
+    layer: str  # signature of the kind of layer that it is
+    sizes: tuple[Factor, ...]  # what its time is a function of
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable:
+    """Measured times of a network's layers.
+
+    Attributes:
+        place: what it was measured on, and how.
+        widths: group name -> width in the dense network.
+        block: channels that kernels of the backend compute together.
+        nodes: of the network, in the order of a call.
+        looks: the networks that were measured: widths (groups not named are whole), and milliseconds of the whole.
+        times: milliseconds of every node in every look, shape (nodes, looks); what the network takes beyond its
+            nodes is spread over them.
+    """
+
+    place: Place
+    widths: Mapping[str, int]
+    block: int
+    nodes: tuple[Node, ...]
+    looks: tuple[tuple[Mapping[str, int], float], ...]
+    times: np.ndarray
+
+    @classmethod
+    def build(
+        cls, place: Place, widths: Mapping[str, int], block: int, observations: Sequence[Observation]
+    ) -> LatencyTable:
+        """From observations of networks of different widths, the first of them the dense one."""
+        own = {node.name: number for number, node in enumerate(observations[0].nodes)}
+        everywhere = set.intersection(*({node.name for node in look.nodes} for look in observations))
+        vectors = {name: np.array([look.widths.get(name, full) for look in observations]) for name, full in widths.items()}
+        dictionary = Dictionary(vectors, block)
+        nodes, times, home = [], np.zeros((len(own), len(observations))), dict[str, int]()
+        for node in observations[0].nodes:
+            home[node.name] = len(nodes)
+            layer, sizes = node.kind, tuple[Factor, ...]()
+            if node.name in everywhere:
+                seen = [next(other for other in look.nodes if other.name == node.name) for look in observations]
+                layer, sizes = sizes_of(seen, dictionary)
+            nodes.append(Node(node.name, layer, sizes))
+        scale = float(np.median([look.total_ms / sum(node.ms for node in look.nodes) for look in observations]))
+        for number, look in enumerate(observations):
+            waiting = 0.0  # of nodes that the dense network does not have: a change of layout, paid by who needs it
+            for node in look.nodes:
+                if node.name in home:
+                    times[home[node.name], number] += scale * (node.ms + waiting)
+                    waiting = 0.0
+                else:
+                    waiting += node.ms
+            times[-1, number] += scale * waiting
+        looks = tuple((dict(look.widths), look.total_ms) for look in observations)
+        return cls(place, dict(widths), block, tuple(nodes), looks, times)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerModel]:
+        """The curve of every distinct layer."""
+        return self._fit(range(len(self.looks)))
+
+    @property
+    def dense_ms(self) -> float:
+        """What the dense network took."""
+        return self.looks[0][1]
+
+    def node_ms(self, widths: Mapping[str, int]) -> np.ndarray:
+        """What every node takes at `widths`, shape (nodes,)."""
+        return _predict(self.nodes, self.layers, {**self.widths, **widths})
+
+    def predict_ms(self, widths: Mapping[str, int]) -> float:
+        """What the network takes at `widths`; groups not named are whole."""
+        return float(self.node_ms(widths).sum())
+
+    @cached_property
+    def error(self) -> tuple[float, float]:
+        """How far off it is for networks that it has not seen: median and largest relative error.
+
+        Every look is predicted from the others, a sixth of them left out at a time.
+        """
+        count = len(self.looks)
+        off = []
+        for fold in range(min(_FOLDS, count)):
+            left_out = range(fold, count, _FOLDS)
+            layers = self._fit([number for number in range(count) if number not in left_out])
+            for number in left_out:
+                widths, total = self.looks[number]
+                off.append(abs(_predict(self.nodes, layers, {**self.widths, **widths}).sum() / total - 1))
+        return float(np.median(off)), float(max(off))
+
+    def _fit(self, looks: Sequence[int]) -> dict[str, LayerModel]:
+        rows: dict[str, list[int]] = {}
+        for number, node in enumerate(self.nodes):
+            rows.setdefault(node.layer, []).append(number)
+        widths = [{**self.widths, **self.looks[look][0]} for look in looks]
+        models = {}
+        for layer, numbers in rows.items():
+            sizes = [[factor.size(w) for factor in self.nodes[number].sizes] for number in numbers for w in widths]
+            shaped = np.array(sizes, np.int64).reshape(len(sizes), len(self.nodes[numbers[0]].sizes))
+            models[layer] = LayerModel.fit(shaped, self.times[numbers][:, list(looks)].ravel(), self.block)
+        return models
+
+    # The file
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "place": asdict(self.place),
+            "groups": dict(self.widths),
+            "block": self.block,
+            "dense_ms": self.dense_ms,
+            "error": dict(zip(("median", "largest"), self.error, strict=True)),
+            "nodes": [
+                {
+                    "name": node.name,
+                    "layer": node.layer,
+                    "sizes": [{"fixed": size.fixed, "spans": [list(span) for span in size.spans]} for size in node.sizes],
+                    "ms": [float(f"{ms:.5g}") for ms in times],
+                }
+                for node, times in zip(self.nodes, self.times, strict=True)
+            ],
+            "looks": [{"widths": dict(widths), "ms": ms} for widths, ms in self.looks],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LatencyTable:
+        """What `to_json` wrote; KeyError, TypeError or ValueError where it is something else."""
+        if document["format"] != FORMAT:
+            raise ValueError(f"format {document['format']}, known is {FORMAT}")
+        nodes = tuple(
+            Node(
+                str(entry["name"]),
+                str(entry["layer"]),
+                tuple(
+                    Factor(int(size["fixed"]), tuple((str(name), int(span)) for name, span in size["spans"]))
+                    for size in entry["sizes"]
+                ),
+            )
+            for entry in document["nodes"]
+        )
+        looks = tuple(
+            ({str(name): int(width) for name, width in look["widths"].items()}, float(look["ms"]))
+            for look in document["looks"]
+        )
+        times = np.array([entry["ms"] for entry in document["nodes"]], float)
+        if times.shape != (len(nodes), len(looks)) or not (times >= 0).all():
+            raise ValueError("times that do not fit")
+        widths = {str(name): int(width) for name, width in document["groups"].items()}
+        if unknown := {name for node in nodes for size in node.sizes for name, _ in size.spans} - set(widths):
+            raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
+        return cls(Place(**document["place"]), widths, int(document["block"]), nodes, looks, times)
+
+    def save(self, path: Path) -> None:
+        """Write it as one JSON file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as draft:
+            draft.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: there is no such file.
+            CorruptArtifact: it is no latency table.
+        """
+        if not path.is_file():
+            raise RunError(f"there is no latency table {path}.\nMake it on the target: passdeploy profile --table")
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptArtifact(f"{path} is no latency table: {error}.\nMake it again: passdeploy profile --table") from error
+
+
+def _predict(nodes: Sequence[Node], layers: Mapping[str, LayerModel], widths: Mapping[str, int]) -> np.ndarray:
+    """Milliseconds of every node, shape (nodes,)."""
+    found = np.zeros(len(nodes))
+    rows: dict[str, list[int]] = {}
+    for number, node in enumerate(nodes):
+        rows.setdefault(node.layer, []).append(number)
+    for layer, numbers in rows.items():
+        sizes = [[factor.size(widths) for factor in nodes[number].sizes] for number in numbers]
+        found[numbers] = layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
+    return found
