@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import CorruptArtifact
 from passdeploy.events import Stage, silent
-from passdeploy.latency.observation import Observation, Prober
+from passdeploy.latency.observation import Observation, Prober, undisturbed
 from passdeploy.latency.place import Place
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import rungs_of
@@ -25,8 +26,9 @@ class Survey:
     """How much to look."""
 
     looks: int = 18  # networks, the dense one among them
-    seconds: float = 1.2  # for each, where its calls are short
-    most_seconds: float = 240.0  # for all of them, unless fewer than `least` would be left
+    rounds: int = 2  # times that each is looked at
+    seconds: float = 0.7  # each time, where its calls are short
+    most_seconds: float = 240.0  # for all of them; the last round is left unfinished then, and the first not below `least`
     least: int = 8
     seed: int = 0
 
@@ -45,16 +47,18 @@ def survey(
     """
     plan, stage = plan or Survey(), stage or Stage("table", silent)
     widths = {group.name: group.width for group in groups if group.is_prunable}
+    designs = [{}, *draw_widths(groups, plan.looks - 1, prober.block, seed=plan.seed)]
     prober.observe({}, seconds=min(0.5, plan.seconds))  # a processor that was idle is slow at first
-    seen: list[Observation] = []
-    designs = draw_widths(groups, plan.looks - 1, prober.block, seed=plan.seed)
-    began = stage.seconds
-    for done, design in enumerate([{}, *designs], start=1):
-        seen.append(prober.observe(design, seconds=plan.seconds))
-        stage.step(done, plan.looks, ms=seen[-1].total_ms)
-        if done >= plan.least and stage.seconds - began > plan.most_seconds:
+    seen: dict[int, Observation] = {}
+    began = perf_counter()
+    for done in range(plan.rounds * plan.looks):
+        if len(seen) >= plan.least and perf_counter() - began > plan.most_seconds:
             break
-    return LatencyTable.build(place, widths, prober.block, seen)
+        number = done % plan.looks
+        look = prober.observe(designs[number], seconds=plan.seconds)
+        seen[number] = undisturbed(seen[number], look) if number in seen else look
+        stage.step(done + 1, plan.rounds * plan.looks, ms=look.total_ms)
+    return LatencyTable.build(place, widths, prober.block, list(seen.values()))
 
 
 def draw_widths(groups: Sequence[ChannelGroup], count: int, block: int, *, seed: int) -> list[dict[str, int]]:

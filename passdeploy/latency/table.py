@@ -74,16 +74,16 @@ class LatencyTable:
                 seen = [next(other for other in look.nodes if other.name == node.name) for look in observations]
                 layer, sizes = sizes_of(seen, dictionary)
             nodes.append(Node(node.name, layer, sizes))
-        scale = float(np.median([look.total_ms / sum(node.ms for node in look.nodes) for look in observations]))
+        scale, extra = _untraced(observations)
         for number, look in enumerate(observations):
             waiting = 0.0  # of nodes that the dense network does not have: a change of layout, paid by who needs it
             for node in look.nodes:
                 if node.name in home:
-                    times[home[node.name], number] += scale * (node.ms + waiting)
+                    times[home[node.name], number] += max(scale * node.ms + extra, 0.0) + waiting
                     waiting = 0.0
                 else:
-                    waiting += node.ms
-            times[-1, number] += scale * waiting
+                    waiting += max(scale * node.ms + extra, 0.0)
+            times[-1, number] += waiting
         looks = tuple((dict(look.widths), look.total_ms) for look in observations)
         return cls(place, dict(widths), block, tuple(nodes), looks, times)
 
@@ -204,6 +204,23 @@ class LatencyTable:
             return cls.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptArtifact(f"{path} is no latency table: {error}.\nMake it again: passdeploy profile --table") from error
+
+
+def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
+    """What turns a node's traced milliseconds into its part of an untraced call: a factor, and an addend.
+
+    A tracer adds to every node, and misses what happens between them; both add up over the nodes of a call. The line
+    through (mean node, total / nodes) of the networks is that of Theil and Sen: one that was disturbed does not bend it.
+    """
+    mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in observations])
+    total = np.array([look.total_ms / len(look.nodes) for look in observations])
+    first, second = np.triu_indices(len(mean), 1)
+    apart = np.abs(mean[first] - mean[second]) > 0.1 * mean.max()
+    if not apart.any():
+        return float(np.median(total / mean)), 0.0
+    slopes = (total[first] - total[second])[apart] / (mean[first] - mean[second])[apart]
+    scale = float(np.clip(np.median(slopes), 0.5, 2.0))
+    return scale, float(np.median(total - scale * mean))
 
 
 def _predict(nodes: Sequence[Node], layers: Mapping[str, LayerModel], widths: Mapping[str, int]) -> np.ndarray:
