@@ -113,7 +113,7 @@ class CostModel:
         return np.array([widths.get(name, full) for name, full in self.widths.items()], np.int64)
 
     def of(self, kind: str, widths: Mapping[str, int] | None = None) -> int:
-        """The count of `kind` (macs, params, channels or latency) at `widths`, by default those of the dense network."""
+        """The count of `kind` (macs, params, channels, latency) at `widths`, by default those of the dense network."""
         return self.price(kind).value(self.vector(widths or {}))
 
     def price(self, kind: str) -> Price:

@@ -1,9 +1,9 @@
 """The knapsack over channel groups: the widths that keep the most score in the time there is.
 
 As in HALP (Shen et al. 2022), every group is a ladder of widths, with the score that each keeps and the time that it
-takes; but a layer's time depends on two groups, so the items are not independent. Lagrange's relaxation handles both: for
-a price of time, each group in turn takes its best width while its neighbours stay, until none wants to change; the price
-is found at which the budget is met. That finds steps in the times too, where no slope would show them.
+takes; but a layer's time depends on two groups, so the items are not independent. Lagrange's relaxation handles both:
+for a price of time, each group in turn takes its best width while its neighbours stay, until none wants to change; the
+price is found at which the budget is met. That finds steps in the times too, where no slope would show them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ _SWEEPS = 12
 _HALVINGS = 24
 
 
-def allocate(
-    scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, limit: int, *, round_to: int
-) -> Plan:
+def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, limit: int, *, round_to: int) -> Plan:
     """The plan that keeps the most score within `limit` nanoseconds.
 
     Args:
@@ -41,14 +39,15 @@ def allocate(
     """
     sack = _Knapsack.pack(scores, groups, costs, round_to)
     fastest = sack.settle(np.inf)
-    if (least := sack.time(fastest)) > limit:
-        whole = costs.of("latency")
+    if sack.time(fastest) > sack.price.relaxed(limit):
+        least, whole = sack.price.value(sack.widths(fastest)), costs.of("latency")
         raise BudgetError(
-            f"asked for {in_units('latency', limit)} ({limit / whole:.1%} of the dense network's), but the fastest that "
-            f"can be reached is {in_units('latency', least)} ({least / whole:.1%}).\n"
+            f"asked for {in_units('latency', limit)} ({limit / whole:.1%} of the dense network's), but the fastest "
+            f"that can be reached is {in_units('latency', least)} ({least / whole:.1%}).\n"
             f"Ask for more{f', set prune.round_to below {round_to}' if round_to > 1 else ''}, or exclude fewer layers."
         )
-    return sack.plan(sack.fill(sack.best_within(limit, fastest), limit))
+    within = sack.price.relaxed(limit)
+    return sack.plan(sack.fill(sack.best_within(within, fastest), within))
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,7 @@ class _Knapsack:
     full: np.ndarray  # the cost model's dense widths
 
     @classmethod
-    def pack(
-        cls, scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, round_to: int
-    ) -> _Knapsack:
+    def pack(cls, scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, round_to: int) -> _Knapsack:
         cut = [group for group in groups if group.is_prunable and group.name in scores]
         place = {name: number for number, name in enumerate(costs.widths)}
         price = costs.price("latency")
@@ -97,10 +94,10 @@ class _Knapsack:
                 break
         return at
 
-    def best_within(self, limit: int, fastest: np.ndarray) -> np.ndarray:
+    def best_within(self, limit: float, fastest: np.ndarray) -> np.ndarray:
         """The rungs of the lowest price of time that keep to `limit`; of those seen, the ones that keep the most."""
         best, most = fastest, self.score(fastest)
-        all_score, all_time = sum(float(worth[-1]) for worth in self.worth), self.price.value(self.full)
+        all_score, all_time = sum(float(worth[-1]) for worth in self.worth), self.price.sum(self.full)
         low, high = 1e-4 * all_score / all_time, 1e4 * all_score / all_time
         for _ in range(_HALVINGS):
             middle = float(np.sqrt(low * high))
@@ -113,12 +110,12 @@ class _Knapsack:
                 low = middle
         return best
 
-    def fill(self, at: np.ndarray, limit: int) -> np.ndarray:
+    def fill(self, at: np.ndarray, limit: float) -> np.ndarray:
         """Spend what is left of the budget, each time on the step up that keeps the most for its time."""
         at = at.copy()
         while True:
             widths = self.widths(at)
-            left = limit - self.price.value(widths)
+            left = limit - self.price.sum(widths)
             steps: list[tuple[float, int, int]] = []
             for group, column in enumerate(self.columns):
                 times = self.price.curve(widths, column, self.rungs[group])
@@ -138,8 +135,8 @@ class _Knapsack:
         vector[self.columns] = [widths[rung] for widths, rung in zip(self.rungs, at, strict=True)]
         return vector
 
-    def time(self, at: np.ndarray) -> int:
-        return self.price.value(self.widths(at))
+    def time(self, at: np.ndarray) -> float:
+        return self.price.sum(self.widths(at))
 
     def score(self, at: np.ndarray) -> float:
         return sum(float(worth[rung]) for worth, rung in zip(self.worth, at, strict=True))

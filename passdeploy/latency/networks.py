@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 BACKENDS = ("ort", "torch")
 
 
-def prober_for(
-    backend: str, model: nn.Module, channels: ChannelMap, images: Tensor, *, threads: int
-) -> Prober:
+def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: Tensor, *, threads: int) -> Prober:
     """What looks at `model` at any widths.
 
     Args:

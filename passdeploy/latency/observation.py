@@ -17,7 +17,7 @@ from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 
 Shape = tuple[int, ...]
-FEWEST_CALLS = 5
+FEWEST_CALLS = 4
 
 
 @dataclass(frozen=True)

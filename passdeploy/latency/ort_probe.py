@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 _KERNEL = "_kernel_time"
-_SKIPPED_CALLS = 2  # the first ones allocate
+_SKIPPED_CALLS = 1  # the first one allocates
 
 
 class OrtProber:

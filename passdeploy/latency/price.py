@@ -49,8 +49,16 @@ class LatencyPrice:
 
     def value(self, widths: np.ndarray) -> int:
         """Nanoseconds at `widths`, shape (groups,)."""
+        return int(self.table.curves.stretched(self.sum(widths) / NS_PER_MS) * NS_PER_MS)
+
+    def relaxed(self, limit: int) -> float:
+        """What `sum` may be where `value` may be `limit`."""
+        return self.table.curves.relaxed(limit / NS_PER_MS) * NS_PER_MS
+
+    def sum(self, widths: np.ndarray) -> float:
+        """Nanoseconds of all nodes, before what the size of the network does to them."""
         sizes = (self._fixed + self._spans @ widths).tolist()
-        return int(sum(self._node(number, tuple(sizes[rows])) for number, rows in enumerate(self._rows)))
+        return sum(self._node(number, tuple(sizes[rows])) for number, rows in enumerate(self._rows))
 
     def gradient(self, widths: np.ndarray) -> np.ndarray:
         """Nanoseconds of one more channel of each group: the mean over the upper half of its width.
@@ -63,7 +71,9 @@ class LatencyPrice:
             if half < widths[group]:
                 low, high = self.curve(widths, group, np.array([half, widths[group]]))
                 slope[group] = max((high - low) / (widths[group] - half), 0.0)
-        return slope + 1e-3  # a channel of a layer that takes no time is nearly free, not free: scores are divided by it
+        return (
+            slope + 1e-3
+        )  # a channel of a layer that takes no time is nearly free, not free: scores are divided by it
 
     def curve(self, widths: np.ndarray, group: int, rungs: np.ndarray) -> np.ndarray:
         """Nanoseconds of all nodes that a group touches, were it as wide as each of `rungs`, the others as they are."""
@@ -75,7 +85,7 @@ class LatencyPrice:
             others = sizes[rows] - span * widths[group]
             key = node, group, tuple(others.tolist()), rungs.tobytes()
             if key not in self._curves:
-                layer = self.table.layers[self.table.nodes[node].layer]
+                layer = self.table.curves.layers[self.table.nodes[node].layer]
                 self._curves[key] = layer.predict(others + span * rungs[:, None]) * NS_PER_MS
             total += self._curves[key]
         return total
@@ -84,5 +94,5 @@ class LatencyPrice:
         key = self.table.nodes[number].layer, sizes
         if key not in self._memory:
             at = np.array([sizes], np.int64).reshape(1, -1)
-            self._memory[key] = float(self.table.layers[key[0]].predict(at)[0]) * NS_PER_MS
+            self._memory[key] = float(self.table.curves.layers[key[0]].predict(at)[0]) * NS_PER_MS
         return self._memory[key]

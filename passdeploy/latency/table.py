@@ -25,6 +25,8 @@ from passdeploy.latency.sizes import Dictionary, sizes_of
 
 FORMAT = 1
 _FOLDS = 6
+_TURNS = 3
+_MOST_BEND = 0.3
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,31 @@ class Node:
     name: str
     layer: str  # signature of the kind of layer that it is
     sizes: tuple[Factor, ...]  # what its time is a function of
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Times as functions of sizes."""
+
+    layers: Mapping[str, LayerModel]
+    middle: float  # milliseconds of the network that layers are as fast in as they say
+    bend: float  # power of the total by which a larger network slows its layers down
+
+    def nodes_ms(self, nodes: Sequence[Node], widths: Mapping[str, int]) -> np.ndarray:
+        """Milliseconds of every node, shape (nodes,), in a network of middling size."""
+        found = np.zeros(len(nodes))
+        for layer, numbers in _by_layer(nodes).items():
+            sizes = [[factor.size(widths) for factor in nodes[number].sizes] for number in numbers]
+            found[numbers] = self.layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
+        return found
+
+    def stretched(self, ms: float) -> float:
+        """What nodes that add up to `ms` take as one network."""
+        return ms * (ms / self.middle) ** self.bend
+
+    def relaxed(self, ms: float) -> float:
+        """What the nodes of a network that takes `ms` add up to."""
+        return float(self.middle * (ms / self.middle) ** (1 / (1 + self.bend)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +91,9 @@ class LatencyTable:
         """From observations of networks of different widths, the first of them the dense one."""
         own = {node.name: number for number, node in enumerate(observations[0].nodes)}
         everywhere = set.intersection(*({node.name for node in look.nodes} for look in observations))
-        vectors = {name: np.array([look.widths.get(name, full) for look in observations]) for name, full in widths.items()}
+        vectors = {
+            name: np.array([look.widths.get(name, full) for look in observations]) for name, full in widths.items()
+        }
         dictionary = Dictionary(vectors, block)
         nodes, times, home = [], np.zeros((len(own), len(observations))), dict[str, int]()
         for node in observations[0].nodes:
@@ -88,8 +117,8 @@ class LatencyTable:
         return cls(place, dict(widths), block, tuple(nodes), looks, times)
 
     @cached_property
-    def layers(self) -> dict[str, LayerModel]:
-        """The curve of every distinct layer."""
+    def curves(self) -> Curves:
+        """The curve of every distinct layer, and how the network as a whole bends them."""
         return self._fit(range(len(self.looks)))
 
     @property
@@ -99,7 +128,10 @@ class LatencyTable:
 
     def node_ms(self, widths: Mapping[str, int]) -> np.ndarray:
         """What every node takes at `widths`, shape (nodes,)."""
-        return _predict(self.nodes, self.layers, {**self.widths, **widths})
+        alone = self.curves.nodes_ms(self.nodes, {**self.widths, **widths})
+        total = float(alone.sum())
+        together: np.ndarray = alone * (self.curves.stretched(total) / total)
+        return together
 
     def predict_ms(self, widths: Mapping[str, int]) -> float:
         """What the network takes at `widths`; groups not named are whole."""
@@ -115,22 +147,37 @@ class LatencyTable:
         off = []
         for fold in range(min(_FOLDS, count)):
             left_out = range(fold, count, _FOLDS)
-            layers = self._fit([number for number in range(count) if number not in left_out])
+            curves = self._fit([number for number in range(count) if number not in left_out])
             for number in left_out:
                 widths, total = self.looks[number]
-                off.append(abs(_predict(self.nodes, layers, {**self.widths, **widths}).sum() / total - 1))
+                found = curves.stretched(float(curves.nodes_ms(self.nodes, {**self.widths, **widths}).sum()))
+                off.append(abs(found / total - 1))
         return float(np.median(off)), float(max(off))
 
-    def _fit(self, looks: Sequence[int]) -> dict[str, LayerModel]:
-        rows: dict[str, list[int]] = {}
-        for number, node in enumerate(self.nodes):
-            rows.setdefault(node.layer, []).append(number)
+    def _fit(self, looks: Sequence[int]) -> Curves:
+        """Curves through some of the looks.
+
+        The same kernel takes longer in a large network than in a small one, whose weights are still in a cache from the
+        call before. By how much is found by turns: the curves, what they miss as a power of the total, the curves again.
+        """
         widths = [{**self.widths, **self.looks[look][0]} for look in looks]
+        times, bend = self.times[:, list(looks)], 0.0
+        middle = float(np.median(times.sum(0)))
+        found = np.ones(len(looks))
+        for _ in range(_TURNS):
+            layers = self._layers(widths, times / (found / middle) ** bend)
+            curves = Curves(layers, middle, bend)
+            found = np.array([curves.nodes_ms(self.nodes, at).sum() for at in widths])
+            missed = np.log(times.sum(0) / (found * (found / middle) ** bend))
+            bend = float(np.clip(bend + _slope(np.log(found / middle), missed), -_MOST_BEND, _MOST_BEND))
+        return curves
+
+    def _layers(self, widths: Sequence[Mapping[str, int]], times: np.ndarray) -> dict[str, LayerModel]:
         models = {}
-        for layer, numbers in rows.items():
-            sizes = [[factor.size(w) for factor in self.nodes[number].sizes] for number in numbers for w in widths]
+        for layer, numbers in _by_layer(self.nodes).items():
+            sizes = [[factor.size(at) for factor in self.nodes[number].sizes] for number in numbers for at in widths]
             shaped = np.array(sizes, np.int64).reshape(len(sizes), len(self.nodes[numbers[0]].sizes))
-            models[layer] = LayerModel.fit(shaped, self.times[numbers][:, list(looks)].ravel(), self.block)
+            models[layer] = LayerModel.fit(shaped, times[numbers].ravel(), self.block)
         return models
 
     # The file
@@ -148,7 +195,9 @@ class LatencyTable:
                 {
                     "name": node.name,
                     "layer": node.layer,
-                    "sizes": [{"fixed": size.fixed, "spans": [list(span) for span in size.spans]} for size in node.sizes],
+                    "sizes": [
+                        {"fixed": size.fixed, "spans": [list(span) for span in size.spans]} for size in node.sizes
+                    ],
                     "ms": [float(f"{ms:.5g}") for ms in times],
                 }
                 for node, times in zip(self.nodes, self.times, strict=True)
@@ -203,7 +252,9 @@ class LatencyTable:
         try:
             return cls.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptArtifact(f"{path} is no latency table: {error}.\nMake it again: passdeploy profile --table") from error
+            raise CorruptArtifact(
+                f"{path} is no latency table: {error}.\nMake it again: passdeploy profile --table"
+            ) from error
 
 
 def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
@@ -214,22 +265,19 @@ def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
     """
     mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in observations])
     total = np.array([look.total_ms / len(look.nodes) for look in observations])
-    first, second = np.triu_indices(len(mean), 1)
-    apart = np.abs(mean[first] - mean[second]) > 0.1 * mean.max()
-    if not apart.any():
-        return float(np.median(total / mean)), 0.0
-    slopes = (total[first] - total[second])[apart] / (mean[first] - mean[second])[apart]
-    scale = float(np.clip(np.median(slopes), 0.5, 2.0))
+    scale = float(np.clip(_slope(mean, total), 0.5, 2.0)) if len(observations) > 2 else float(np.median(total / mean))
     return scale, float(np.median(total - scale * mean))
 
 
-def _predict(nodes: Sequence[Node], layers: Mapping[str, LayerModel], widths: Mapping[str, int]) -> np.ndarray:
-    """Milliseconds of every node, shape (nodes,)."""
-    found = np.zeros(len(nodes))
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """The slope of the line through points, as Theil and Sen: a few that are far off do not bend it."""
+    first, second = np.triu_indices(len(x), 1)
+    apart = np.abs(x[first] - x[second]) > 0.1 * np.ptp(x)
+    return float(np.median(((y[first] - y[second]) / (x[first] - x[second]))[apart])) if apart.any() else 0.0
+
+
+def _by_layer(nodes: Sequence[Node]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for number, node in enumerate(nodes):
         rows.setdefault(node.layer, []).append(number)
-    for layer, numbers in rows.items():
-        sizes = [[factor.size(widths) for factor in nodes[number].sizes] for number in numbers]
-        found[numbers] = layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
-    return found
+    return rows

@@ -15,7 +15,7 @@ from passdeploy.latency.observation import FEWEST_CALLS, NodeTime, Observation, 
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.runners import TorchRunner, torch_threads
 
-_SKIPPED_CALLS = 2
+_SKIPPED_CALLS = 1
 _COUNTED_FOR_NOTHING = {"aten.detach.default", "aten.view.default", "aten.alias.default", "aten.t.default"}
 
 

@@ -65,9 +65,7 @@ class OrtRunner:
 
     backend, device, precision = "ort", "cpu", "fp32"
 
-    def __init__(
-        self, name: str, source: Path | ModelProto, *, threads: int, profile_to: Path | None = None
-    ) -> None:
+    def __init__(self, name: str, source: Path | ModelProto, *, threads: int, profile_to: Path | None = None) -> None:
         self.name, self.artifact = name, source.name if isinstance(source, Path) else "graph"
         self.session = open_session(source, threads=threads, profile_to=profile_to)
         self._binding: Any = None
