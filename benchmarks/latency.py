@@ -8,8 +8,8 @@
     python -m benchmarks.latency accuracy --cifar DIR --weights FILE       latency planning against MACs planning
     python -m benchmarks.latency show               the tables of all that was measured
 
-Every row is written as soon as it is known to `results/latency.json`; what is there is not measured again. Networks have
-random weights and take images of 224 pixels; ONNX Runtime on the CPU. The machine should have nothing else to do.
+Every row is written as soon as it is known to `results/latency.json`; what is there is not measured again. Networks
+have random weights and take images of 224 pixels; ONNX Runtime on the CPU. The machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -327,7 +327,8 @@ def _halving_report(rows: list[dict[str, Any]]) -> list[str]:
 def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Against torch-pruning at the same kept MACs; its widths are multiples of the number in the third column:", "",
-        *_heading("network", "batch", "multiples", "our MACs", "their MACs", "ours, ms", "theirs, ms", "faster", "95 %"),
+        *_heading("network", "batch", "multiples", "our MACs", "their MACs", "ours, ms", "theirs, ms",
+                  "faster", "95 %"),
     ]  # fmt: skip
     for row in rows:
         lines.append(

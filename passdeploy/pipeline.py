@@ -245,10 +245,10 @@ class _Job:
         plan, facts = found
         self.folder.write_json("timed.json", plan.to_json(), kind="plan")
         progress.text = (
-            f"asked for {target.request}, {'measured' if facts['is_measured'] else 'by the table'} {facts['achieved']:.3g}"
-            f"{'' if target.request.ms is None else ' ms'}, {facts['trials']} plans tried"
+            f"asked for {target.request}, {'measured' if facts['is_measured'] else 'by the table'} "
+            f"{facts['achieved']:.3g}{'' if target.request.ms is None else ' ms'}, {facts['trials']} plans tried"
         )
-        return facts
+        return {"timed": facts}
 
     def _met(self, target: LatencyTarget, progress: Stage) -> tuple[Plan, dict[str, Any]]:
         dense, prune = self._trained_dense().cpu(), self.recipe.prune
@@ -427,7 +427,8 @@ class _Job:
         """What was asked for and what there is; a latency is the measured one, with what it was measured on."""
         kind, requested = self.recipe.prune.target.kind, self.recipe.prune.target.value
         if self.prepared.target is not None:
-            return {"kind": kind, "requested": requested, **self.folder.result_of("time"), **self.prepared.target.on}
+            found = self.folder.result_of("time")["timed"]
+            return {"kind": kind, "requested": requested, **found, **self.prepared.target.on}
         whole = self.costs.of(kind)
         return {"kind": kind, "requested": requested, "achieved": achieved / whole if requested <= 1 else achieved}
 

@@ -47,7 +47,7 @@ class LayerModel:
         """Milliseconds at sizes of shape (any, 0 to 2)."""
         backbone = np.maximum(_backbone(sizes, self.block) @ self.weights, _LEAST_MS)
         if not sizes.shape[1]:
-            return backbone
+            return np.asarray(backbone)
         bend: np.ndarray = backbone * np.exp(_kernel(np.log2(np.maximum(sizes, 1).astype(float)), self.at) @ self.pull)
         return bend
 

@@ -138,7 +138,8 @@ class Meeting:
             best = min(trials, key=lambda trial: trial.off)
             raise BudgetError(
                 f"asked for {request}; the nearest of {len(trials)} plans that were measured takes "
-                f"{best.slim_ms:.3g} ms, {best.slim_ms / best.dense_ms:.1%} of the dense network's {best.dense_ms:.3g} ms.\n"
+                f"{best.slim_ms:.3g} ms, {best.slim_ms / best.dense_ms:.1%} of the dense network's "
+                f"{best.dense_ms:.3g} ms.\n"
                 "Ask for more, or measure on a quieter machine."
             )
         met = max(fit, key=lambda trial: trial.off)

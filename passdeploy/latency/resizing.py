@@ -1,7 +1,7 @@
 """An ONNX graph at other widths, without exporting again: its initialisers are cut, its nodes stay.
 
 The exporter names an initialiser after the parameter that it came from, so the slots of the channel groups say what to
-cut. What a folded batch norm leaves (a bias without a parameter) follows the output channels of the layer it is added to.
+cut. What a folded batch norm leaves (a bias without a parameter) follows the output channels of its layer.
 The result is only for timing: the first channels stay, not the best ones.
 """
 
@@ -52,12 +52,13 @@ class ResizableGraph:
         graph = type(self._skeleton)()
         graph.CopyFrom(self._skeleton)
         sizes: dict[str, tuple[int, ...]] = {}
-        for name, array in self._arrays.items():
+        for name, whole in self._arrays.items():
+            array = whole
             along: dict[int, list[np.ndarray]] = {}
             for group, dim, places in self._cuts.get(name, ()):
                 along.setdefault(dim, []).append(places[widths.get(group.name, group.width) :].ravel())
             for dim, removed in along.items():
-                array = np.delete(array, np.concatenate(removed), axis=dim)  # noqa: PLW2901
+                array = np.delete(array, np.concatenate(removed), axis=dim)
             sizes[name] = array.shape
             graph.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         for node in graph.graph.node:

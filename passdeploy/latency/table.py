@@ -56,7 +56,7 @@ class Curves:
 
     def stretched(self, ms: float) -> float:
         """What nodes that add up to `ms` take as one network."""
-        return ms * (ms / self.middle) ** self.bend
+        return float(ms * (ms / self.middle) ** self.bend)
 
     def relaxed(self, ms: float) -> float:
         """What the nodes of a network that takes `ms` add up to."""
@@ -95,7 +95,7 @@ class LatencyTable:
             name: np.array([look.widths.get(name, full) for look in observations]) for name, full in widths.items()
         }
         dictionary = Dictionary(vectors, block)
-        nodes, times, home = [], np.zeros((len(own), len(observations))), dict[str, int]()
+        nodes, times, home = list[Node](), np.zeros((len(own), len(observations))), dict[str, int]()
         for node in observations[0].nodes:
             home[node.name] = len(nodes)
             layer, sizes = node.kind, tuple[Factor, ...]()
@@ -157,8 +157,8 @@ class LatencyTable:
     def _fit(self, looks: Sequence[int]) -> Curves:
         """Curves through some of the looks.
 
-        The same kernel takes longer in a large network than in a small one, whose weights are still in a cache from the
-        call before. By how much is found by turns: the curves, what they miss as a power of the total, the curves again.
+        The same kernel takes longer in a large network than in a small one, whose weights are still in a cache from
+        the call before. By how much is found by turns: the curves, what they miss as a power of the total, and again.
         """
         widths = [{**self.widths, **self.looks[look][0]} for look in looks]
         times, bend = self.times[:, list(looks)], 0.0
@@ -261,7 +261,7 @@ def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
     """What turns a node's traced milliseconds into its part of an untraced call: a factor, and an addend.
 
     A tracer adds to every node, and misses what happens between them; both add up over the nodes of a call. The line
-    through (mean node, total / nodes) of the networks is that of Theil and Sen: one that was disturbed does not bend it.
+    through (mean node, total / nodes) of the networks is one that a disturbed network does not bend.
     """
     mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in observations])
     total = np.array([look.total_ms / len(look.nodes) for look in observations])

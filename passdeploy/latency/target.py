@@ -30,7 +30,7 @@ from passdeploy.slimming import slim
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
 
 if TYPE_CHECKING:
-    from passdeploy.recipe import MeasureSpec, PruneSpec
+    from passdeploy.recipe import PruneSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +95,9 @@ def prepare_target(
     whole = costs.of("latency")
     if request.ms is not None and request.ms >= table.dense_ms:
         raise UsageError(
-            f"prune.target.latency_ms: asked for {request.ms:g} ms, but the dense network takes {table.dense_ms:.3g} ms "
-            f"({measure.backend}, batch {measure.batch}, {measure.threads} threads).\nAsk for less, or do not prune."
+            f"prune.target.latency_ms: asked for {request.ms:g} ms, but the dense network takes "
+            f"{table.dense_ms:.3g} ms ({measure.backend}, batch {measure.batch}, {measure.threads} threads).\n"
+            "Ask for less, or do not prune."
         )
     limit = int(request.ms * NS_PER_MS) if request.ms is not None else int((request.share or 1.0) * whole)
     round_to = block_of(measure.backend) if prune.round_to == "auto" else int(prune.round_to)
@@ -214,7 +215,8 @@ def sweep_round(
     """Plan and measure the same request with widths in multiples of each of `steps`.
 
     Returns:
-        One row per step: `round_to`, the share of the score that is `kept`, and what was measured; or why it was `refused`.
+        One row per step: `round_to`, the share of the score that is `kept`, and what was measured; or why it was
+        `refused`.
     """
     rows = []
     whole = sum(float(values.sum()) for values in scores.values())

@@ -68,7 +68,7 @@ class _OperatorTimer(TorchDispatchMode):
     """Notes what every operator reads, writes and takes."""
 
     def __init__(self, clock: Clock) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._clock, self._place = clock, 0
         self._times: dict[str, list[float]] = defaultdict(list)
         self._seen: dict[str, tuple[str, tuple[Shape, ...], int]] = {}
