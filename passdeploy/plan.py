@@ -147,11 +147,17 @@ def rungs_of(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> 
     Args:
         group: to be cut.
         round_to: layer widths become multiples of this.
-        is_strict: leave a group whole that is no wider than one step, where else it goes in smaller ones: for a
-            kernel that computes blocks of channels, half a block saves nothing.
+        is_strict: every layer that is wider than one step goes in whole steps, where else a layer of less than two
+            goes in smaller ones: for a kernel that computes blocks of channels, what is left of a block saves nothing.
+            Below one block other kernels may run, so narrower layers go in its half and its quarter.
     """
-    step = round_to // gcd(round_to, group.span) if is_strict else width_step(group, round_to)
-    return np.array([*range(step, group.width, step), group.width])
+    if not is_strict:
+        step = width_step(group, round_to)
+        return np.array([*range(step, group.width, step), group.width])
+    step = round_to // gcd(round_to, group.span)
+    if group.width > step:
+        return np.array([*range(step, group.width, step), group.width])
+    return np.array(sorted({group.width, *(part for part in (step // 4, step // 2) if 0 < part < group.width)}))
 
 
 def floor_width(group: ChannelGroup, round_to: int, kind: str = "macs") -> int:

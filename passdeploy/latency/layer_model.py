@@ -18,6 +18,7 @@ from passdeploy.latency.sizes import round_up
 _REACH = 1.5  # octaves over which what was learned at one size is believed at another
 _WANDERS = 0.3  # how far times stray from the backbone, as a logarithm
 _SCATTER = 0.05  # and how far measurements stray from each other
+_APART = 4.0  # octaves between the kernels for less than a block of channels and the others
 _LEAST_MS = 1e-5
 
 
@@ -36,7 +37,7 @@ class LayerModel:
         sizes, ms = _pooled(sizes, np.maximum(ms, _LEAST_MS))
         terms = _backbone(sizes, block)
         weights = _non_negative(terms / ms[:, None], np.ones(len(ms)))  # relative errors count
-        at = np.log2(np.maximum(sizes, 1).astype(float))
+        at = _octaves(sizes, block)
         if not sizes.shape[1]:
             return cls(block, weights, at, np.zeros(len(at)))
         off = np.log(ms / np.maximum(terms @ weights, _LEAST_MS))
@@ -48,7 +49,7 @@ class LayerModel:
         backbone = np.maximum(_backbone(sizes, self.block) @ self.weights, _LEAST_MS)
         if not sizes.shape[1]:
             return np.asarray(backbone)
-        bend: np.ndarray = backbone * np.exp(_kernel(np.log2(np.maximum(sizes, 1).astype(float)), self.at) @ self.pull)
+        bend: np.ndarray = backbone * np.exp(_kernel(_octaves(sizes, self.block), self.at) @ self.pull)
         return bend
 
 
@@ -72,6 +73,12 @@ def _non_negative(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             best, least = np.zeros(terms.shape[1]), error
             best[mask] = found
     return best
+
+
+def _octaves(sizes: np.ndarray, block: int) -> np.ndarray:
+    """Sizes on the scale on which times are smooth; below one block other kernels run, which are a world apart."""
+    octaves: np.ndarray = np.log2(np.maximum(sizes, 1).astype(float)) - _APART * (sizes < block)
+    return octaves
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:

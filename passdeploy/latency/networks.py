@@ -43,7 +43,8 @@ def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: Ten
         UsageError: no table can be measured on this backend.
     """
     if backend == "ort":
-        return OrtProber(OnnxNetworks(model, channels, images).at, images, threads=threads, block=block_of("ort"))
+        graphs = OnnxNetworks(model, channels, images)
+        return OrtProber(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
     if backend == "torch":
         cut = SlimNetworks(model, channels)
         return TorchProber(cut.at, images, threads=threads, block=block_of("torch"))
@@ -72,6 +73,7 @@ class OnnxNetworks:
         self._graph = ResizableGraph(self._export({}), channels.groups)
         narrow = {group.name: floor_width(group, block_of("ort"), "latency") for group in channels.prunable}
         self._is_resizable = _runs(self._graph.at(narrow), images)
+        self.layers = self._graph.layers()
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
         """The graph at `widths`; groups not named are whole."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from passdeploy.channels.costs import Factor
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 
@@ -29,6 +30,7 @@ class NodeTime:
     shapes: tuple[Shape, ...]  # of what it reads (weights too), then of what it writes
     inputs: int  # how many of `shapes` are read
     ms: float  # of a typical traced call
+    sizes: tuple[Factor, ...] | None = None  # what it follows, where the backend knows; else it is told from the shapes
 
 
 @dataclass(frozen=True)

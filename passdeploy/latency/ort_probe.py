@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from passdeploy.latency.observation import FEWEST_CALLS, NodeTime, Observation, Shape, median_ms, typical
+from passdeploy.latency.onnx_layers import OnnxLayer, by_layer
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.runners import OrtRunner
 
@@ -30,6 +31,7 @@ class OrtProber:
         images: the batch to run, shape (batch, 3, height, width).
         threads: of ONNX Runtime.
         block: channels that its kernels compute together.
+        layers: kernel -> layer, as `find_layers` tells.
         clock: another source of time, for tests.
     """
 
@@ -42,9 +44,10 @@ class OrtProber:
         *,
         threads: int,
         block: int,
+        layers: Mapping[str, OnnxLayer] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self.block = block
+        self.block, self._layers = block, layers or {}
         self._graph_at, self._images, self._threads, self._clock = graph_at, images, threads, clock or HostClock()
 
     def runner(self, widths: Mapping[str, int], name: str) -> OrtRunner:
@@ -64,7 +67,8 @@ class OrtProber:
             while calls < _SKIPPED_CALLS + FEWEST_CALLS or self._clock.now() - began < seconds:
                 runner.run()
                 calls += 1
-            return read_trace(json.loads(Path(runner.session.end_profiling()).read_text()))
+            nodes = read_trace(json.loads(Path(runner.session.end_profiling()).read_text()))
+        return by_layer(nodes, self._layers)
 
     def _bound(self, graph: ModelProto, name: str, profile_to: Path | None = None) -> OrtRunner:
         runner = OrtRunner(name, graph, threads=self._threads, profile_to=profile_to)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules import cuts_whole_groups
+from passdeploy.latency.onnx_layers import OnnxLayer, find_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,6 +46,18 @@ class ResizableGraph:
                     self._cuts.setdefault(slot.tensor, []).append((group, slot.dim, slot.index.numpy()))
         self._follow_biases()
         self._free_flattenings()
+
+    def layers(self) -> dict[str, OnnxLayer]:
+        """Kernel -> layer, as `find_layers` tells."""
+        dims = {}
+        for name, cuts in self._cuts.items():
+            sizes = list(self._arrays[name].shape)
+            spans: list[list[tuple[str, int]]] = [[] for _ in sizes]
+            for group, dim, places in cuts:
+                spans[dim].append((group.name, places.shape[1]))
+                sizes[dim] -= places.size
+            dims[name] = [Factor(rest, tuple(sorted(along))) for rest, along in zip(sizes, spans, strict=True)]
+        return find_layers(self._skeleton.graph, dims)
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
         """The graph in which every group keeps its first `widths[name]` channels."""

@@ -85,6 +85,8 @@ def sizes_of(node: Sequence[NodeTime], dictionary: Dictionary) -> tuple[str, tup
         the others are equal), and the distinct sizes that follow widths.
     """
     first, factors, words = node[0], list[Factor](), [node[0].kind]
+    if first.sizes is not None:
+        return _signature(first), first.sizes
     explained: list[list[Factor | None]] = []
     for place, shape in enumerate(first.shapes):
         dims, row = [], list[Factor | None]()
@@ -109,6 +111,14 @@ def sizes_of(node: Sequence[NodeTime], dictionary: Dictionary) -> tuple[str, tup
             factors = list(dict.fromkeys(factor for factor in row if factor is not None and factor.spans))[:MOST_SIZES]
         words.append(("x".join(dims) or "scalar") if place < first.inputs else "->" + "x".join(dims))
     return " ".join(words), tuple(factors)
+
+
+def _signature(node: NodeTime) -> str:
+    """Of a node that says itself what it follows: all sizes but those of channels."""
+    read = ["x".join(map(str, (*shape[:1], *shape[2:]))) for shape in node.shapes[:1]]
+    weight = ["x".join(map(str, shape[2:])) for shape in node.shapes[1:2]]
+    written = ["x".join(map(str, (*shape[:1], *shape[2:]))) for shape in node.shapes[node.inputs :]]
+    return " ".join([node.kind, *read, "by", *weight, "of", str(len(node.sizes or ())), "->", *written])
 
 
 def _joined(

@@ -99,7 +99,9 @@ class LatencyTable:
         for node in observations[0].nodes:
             home[node.name] = len(nodes)
             layer, sizes = node.kind, tuple[Factor, ...]()
-            if node.name in everywhere:
+            if node.sizes is not None:
+                layer, sizes = sizes_of([node], dictionary)
+            elif node.name in everywhere:
                 seen = [next(other for other in look.nodes if other.name == node.name) for look in observations]
                 layer, sizes = sizes_of(seen, dictionary)
             nodes.append(Node(node.name, layer, sizes))
@@ -272,8 +274,9 @@ def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
     """The slope of the line through points, as Theil and Sen: a few that are far off do not bend it."""
     first, second = np.triu_indices(len(x), 1)
-    apart = np.abs(x[first] - x[second]) > 0.1 * np.ptp(x)
-    return float(np.median(((y[first] - y[second]) / (x[first] - x[second]))[apart])) if apart.any() else 0.0
+    apart = np.abs(x[first] - x[second]) > max(0.1 * np.ptp(x), 1e-9)
+    first, second = first[apart], second[apart]
+    return float(np.median((y[first] - y[second]) / (x[first] - x[second]))) if apart.any() else 0.0
 
 
 def _by_layer(nodes: Sequence[Node]) -> dict[str, list[int]]:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from passdeploy.recipe import PruneSpec
 
 
+USUAL_SURVEY = Survey()
+SECONDS = 3.0  # of every measurement of a plan
+
+
 @dataclass(frozen=True, eq=False)
 class LatencyTarget:
     """What to meet, and all that is needed to plan for it."""
@@ -132,7 +136,7 @@ def find_table(
     words = f"{place.backend}, batch {place.batch}, {place.threads} thread{'s' if place.threads > 1 else ''}"
     with stage("table", f"how long layers take: {words}", tell) as progress:
         prober = prober_for(place.backend, dense, channels, images, threads=place.threads)
-        table = survey(prober, channels.groups, place, plan, progress)
+        table = survey(prober, channels.groups, place, plan or USUAL_SURVEY, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)
@@ -164,7 +168,7 @@ def meet_target(
     prober = prober_for(measure.backend, dense, target.channels, images, threads=measure.threads)
     meeting = Meeting(
         prober, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
-        allocation=allocation,
+        allocation=allocation, seconds=SECONDS,
     )  # fmt: skip
     met = meeting.meet(scores, target.request, progress)
     return met.trial.plan, {**measured(met.trial), "trials": len(met.trials), "is_measured": True}
