@@ -85,7 +85,7 @@ class Unit:
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
-        table = survey(prober, self.channels.groups, self.place, Survey())
+        table = survey(prober, self.channels.groups, self.place, Survey(most_seconds=180.0))
         table.save(path)
         return table, perf_counter() - began
 
@@ -116,7 +116,7 @@ def targets(asked: argparse.Namespace, rows: Rows) -> None:
         began = perf_counter()
         prober = unit.prober()
         table, seconds = unit.table(prober, asked.tables)
-        meeting = Meeting(prober, unit.channels, table, round_to=block_of("ort"), threads=unit.threads, seconds=2.0)
+        meeting = Meeting(prober, unit.channels, table, round_to=block_of("ort"), threads=unit.threads, seconds=3.0)
         scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
         dense = prober.runner({}, "dense")
         for share in SHARES:

@@ -18,7 +18,7 @@ from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 
 Shape = tuple[int, ...]
-FEWEST_CALLS = 4
+FEWEST_CALLS = 8
 
 
 @dataclass(frozen=True)

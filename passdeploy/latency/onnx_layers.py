@@ -1,8 +1,8 @@
 """Which layer of an ONNX graph does a kernel of ONNX Runtime come from, and which widths does it follow?
 
-ONNX Runtime fuses activations and additions into convolutions, names the result after the last value that was fused, or
-after the convolution, and takes one kernel or the other by the number of channels. A layer here is a node with a weight,
-under whichever of these names it runs; the weight says which widths it follows.
+ONNX Runtime fuses activations and additions into convolutions, names the result after the last value that was fused,
+or after the convolution, and takes one kernel or the other by the number of channels. A layer here is a node with a
+weight, under whichever of these names it runs; the weight says which widths it follows.
 """
 
 from __future__ import annotations
