@@ -18,6 +18,7 @@ import click
 
 from passdeploy import __version__
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
+from passdeploy.cli_profile import Subjects, subject_options, sweep_lines
 from passdeploy.errors import PassDeployError
 
 if TYPE_CHECKING:
@@ -219,10 +220,14 @@ def export(
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,
               help="At least this long per backend and batch.")  # fmt: skip
+@click.option("--layers", is_flag=True, help="Of a run: where the time goes, layer by layer, before and after.")
+@subject_options
 @common
 def profile(
     run_dir: Path,
     allow_code: bool,
+    subjects: Subjects,
+    layers: bool,
     backend: str,
     batch: tuple[int, ...],
     threads: int | None,
@@ -230,17 +235,43 @@ def profile(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure dense and slim in turns on this machine, with intervals."""
-    from passdeploy.deploy import profile_run, summary_of
-    from passdeploy.terminal import closing_table
-
+    """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
     backends = tuple(part.strip() for part in backend.split(","))
+    subjects.check()
+    if subjects.is_network:
+        with _listener(quiet) as listener:
+            document = subjects.make_tables(backends, batch, threads, allow_code, listener)
+        _finish(
+            document, as_json,
+            f"{document['dense_ms']:.3g} ms dense; the table is off by {document['error']['median']:.1%} in the median",
+            *sweep_lines(document.get("sweep", ())),
+            *((document["path"], f"next: passdeploy prune --set prune.measure.table={document['path']}")
+              if "path" in document else ()),
+        )  # fmt: skip
+        return
+    if subjects.files:
+        from passdeploy.profiling.artifacts import profile_files
+        from passdeploy.terminal import latency_table
+
+        with _listener(quiet) as listener:
+            found = profile_files(
+                subjects.files, batches=batch, threads=threads, seconds=seconds, image_size=subjects.image_size,
+                tell=listener,
+            ).to_json()  # fmt: skip
+            listener.console.print(latency_table(found["rows"]))
+        _finish(found, as_json, *(str(path) for path in subjects.files), "next: passdeploy profile --help")
+        return
+    from passdeploy.deploy import profile_run, summary_of
+    from passdeploy.terminal import closing_table, layer_table
+
     with _listener(quiet) as listener:
         document = profile_run(
-            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, allow_code=allow_code,
-            tell=listener,
+            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, layers=layers,
+            allow_code=allow_code, tell=listener,
         )  # fmt: skip
         listener.console.print(closing_table(summary_of(run_dir), document["rows"]))
+        if layers:
+            listener.console.print(layer_table(document["layers"]))
     written = _shown(run_dir.resolve() / "profile.json")
     _finish(
         {"path": str(written), **document},

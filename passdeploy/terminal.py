@@ -200,6 +200,38 @@ def closing_table(summary: Mapping[str, Any], profile_rows: Iterable[Mapping[str
     return table
 
 
+def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One line per row of a profile."""
+    table = Table(title_justify="left")
+    for heading in ("model", "batch", "median", "p90", "p99", "images/s", "speed-up"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for row in rows:
+        low, high = row["speedup_ci"]
+        claim = "" if low == high == 1 else f"{row['speedup']:.2f}x ({low:.2f} to {high:.2f})"
+        times = (_milliseconds(row[key]) for key in ("median_ms", "p90_ms", "p99_ms"))
+        table.add_row(
+            str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", "; ".join(row["notes"]) or claim,
+        )  # fmt: skip
+    return table
+
+
+def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    """Where the time of both networks goes, one layer a line."""
+    table = Table(title="time by layer (traced)", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("channels out, in", "dense", "slim", "speed-up"):
+        table.add_column(heading, justify="right")
+    table.add_column("no faster because", overflow="fold")
+    for layer in layers:
+        before, after = (", ".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+        gained = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else _UNKNOWN
+        table.add_row(
+            layer["name"], before if before == after else f"{before} → {after}", _milliseconds(layer["dense_ms"]),
+            _milliseconds(layer["slim_ms"]), gained, layer["why"],
+        )  # fmt: skip
+    return table
+
+
 def _setting(row: Mapping[str, Any]) -> str:
     """How a row was measured; rows of one setting compare."""
     parts = [row.get("backend"), row.get("precision"), f"batch {row.get('batch')}", row.get("device")]
