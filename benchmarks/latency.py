@@ -15,20 +15,24 @@ have random weights and take images of 224 pixels; ONNX Runtime on the CPU. The 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import PassDeployError
@@ -40,13 +44,16 @@ from passdeploy.latency.observation import Prober
 from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
-from passdeploy.plan import rungs_of
+from passdeploy.plan import Budget as PlanBudget
+from passdeploy.plan import choose_channels, rungs_of
 from passdeploy.profiling.clock import HostClock
 from passdeploy.profiling.environment import read_environment
 from passdeploy.profiling.measure import Budget, measure_pair
 from passdeploy.profiling.runners import OrtRunner, Runner
 from passdeploy.profiling.statistics import speedup, summarise
-from passdeploy.sparsity.baselines import magnitude_scores
+from passdeploy.slimming import slim
+from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
+from passdeploy.train import evaluate, recalibrate_batch_norm_
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 NETWORKS = ("mobilenet_v2", "resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121")
@@ -171,8 +178,6 @@ def peer(asked: argparse.Namespace, rows: Rows) -> None:
 
 def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> tuple[nn.Module, float]:
     """torch-pruning's magnitude pruner at the ratio, found by bisection, that keeps `macs` of the multiply-adds."""
-    import copy
-
     import torch_pruning as tp
 
     example = torch.zeros(1, *IMAGE)
@@ -235,6 +240,62 @@ def table(asked: argparse.Namespace, rows: Rows) -> None:
             again.predict_ms({})
             read = perf_counter() - began
         rows.add({"part": "table", **unit.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})
+
+
+def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
+    """ResNet-20 at half its measured latency: planned for the latency, and planned for multiply-adds.
+
+    The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
+    measuring. Accuracy is counted on all test images.
+    """
+    from benchmarks.accuracy import FULL, Setting, _images, train_
+    from passdeploy.models import build_model
+
+    if asked.cifar is None or asked.weights is None:
+        sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
+    torch.set_num_threads(1)
+    if all(rows.find(part="accuracy", seed=seed, plan=kind) for seed in asked.seeds for kind in ("latency", "macs")):
+        return
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
+    setting = Setting.of("home", dense, _images(asked.cifar, FULL))
+    shape = tuple(setting.data.image_shape)
+    images = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    prober = prober_for("ort", dense, setting.channels, images, threads=1)
+    place = Place.here(backend="ort", threads=1, batch=8, image_shape=shape)
+    known = asked.tables / "resnet20.json"
+    found = LatencyTable.load(known) if known.is_file() else survey(prober, setting.channels.groups, place, Survey())
+    found.save(known)
+    runner, costs, groups = prober.runner({}, "dense"), setting.channels.costs, setting.channels.prunable
+    for seed in asked.seeds:
+        batches = islice(setting.stream("learn", seed), 8)
+        scores = taylor_scores(copy.deepcopy(dense), groups, batches, F.cross_entropy)
+        for kind in ("latency", "macs"):
+            if rows.find(part="accuracy", seed=seed, plan=kind) is not None:
+                continue
+            if kind == "latency":
+                meeting = Meeting(prober, setting.channels, found, round_to=block_of("ort"), seconds=2.0)
+                plan = meeting.meet(scores, Request(share=0.5)).trial.plan
+            else:
+                low, high = 0.1, 0.9
+                for _ in range(7):
+                    share = (low + high) / 2
+                    budget = PlanBudget.of("macs", share, costs)
+                    tried = choose_channels(scores, groups, costs, budget, round_to=8)
+                    took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
+                    if took["slim_ms"] <= 0.5 * took["dense_ms"]:
+                        low, plan = share, tried
+                    else:
+                        high = share
+            measured = against(runner, prober.runner(plan.widths(), "slim"))
+            smaller = slim(dense, setting.channels.groups, plan)
+            recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
+            train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=dense)
+            top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
+            rows.add({
+                "part": "accuracy", "seed": seed, "plan": kind, "top1": top1, "dense_top1": setting.top1,
+                "found": measured["slim_ms"] / measured["dense_ms"], **measured, "steps": asked.steps,
+                "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
+            })  # fmt: skip
 
 
 class Rows:
@@ -365,6 +426,21 @@ def _table_report(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"ResNet-20 on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch 8, one thread), "
+        f"{rows[0]['steps']} steps of fine-tuning; dense top-1 {rows[0]['dense_top1']:.2%}:", "",
+        *_heading("planned for", "seed", "top-1", "measured", "MACs kept"),
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda r: (r["plan"], r["seed"])):
+        lines.append(_line(row["plan"], row["seed"], f"{row['top1']:.2%}", f"{row['found']:.1%}", f"{row['macs']:.1%}"))
+    means = {kind: [row["top1"] for row in rows if row["plan"] == kind] for kind in ("latency", "macs")}
+    if all(means.values()):
+        gained = statistics.mean(means["latency"]) - statistics.mean(means["macs"])
+        lines += ["", f"Planning for latency keeps {100 * gained:+.2f} points against planning for MACs."]
+    return lines
+
+
 def _heading(*names: str) -> list[str]:
     return [_line(*names), "|" + "---|" * len(names)]
 
@@ -385,8 +461,9 @@ _REPORTS: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
     "same": _same_report,
     "back to back": _plain_report,
     "table": _table_report,
+    "accuracy": _accuracy_report,
 }
-_PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table}
+_PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table, "accuracy": accuracy}
 
 
 def main() -> None:
@@ -395,6 +472,10 @@ def main() -> None:
     parser.add_argument("--networks", type=_list_of(str), default=NETWORKS)
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
+    parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
+    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, in the part accuracy")
+    parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
+    parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")
     parser.add_argument("--tables", type=Path, default=RESULTS.parent / "latency-tables", help="where tables are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()

@@ -214,10 +214,11 @@ def smallest_plan(
     widths = {group.name: floor_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
     if smallest > budget.limit:
+        least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
         advice = f"Ask for more, set prune.round_to below {round_to}" if round_to > 1 else "Ask for more"
         raise BudgetError(
             f"asked for {in_units(budget.kind, budget.limit)} ({budget.limit / whole:.1%} of the dense network's), but "
-            f"the smallest that can be reached is {in_units(budget.kind, smallest)} ({smallest / whole:.1%}).\n"
+            f"the smallest that can be reached is {least} ({smallest / whole:.1%}).\n"
             f"{advice}, or exclude fewer layers."
         )
     return widths

@@ -190,14 +190,24 @@ def closing_table(summary: Mapping[str, Any], profile_rows: Iterable[Mapping[str
     pruned = {_setting(row): row for row in rows if row["model"] == "slim"}
     for setting in dict.fromkeys([*unpruned, *pruned]):
         before, after = unpruned.get(setting, {}), pruned.get(setting, {})
-        speedup = after.get("speedup")
         table.add_row(
             "latency " + setting,
             _milliseconds(before.get("median_ms")),
             _milliseconds(after.get("median_ms")),
-            f"{speedup:.2f}x faster" if speedup else _UNKNOWN,
+            _claim(after),
         )
     return table
+
+
+def _claim(row: Mapping[str, Any]) -> str:
+    """A speed-up with its interval, or that there is none to speak of."""
+    speedup, interval = row.get("speedup"), row.get("speedup_ci")
+    if not speedup:
+        return _UNKNOWN
+    if interval and interval[0] <= 1.0 <= interval[1]:
+        return "no measurable difference"
+    words = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+    return f"{words} ({interval[0]:.2f} to {interval[1]:.2f})" if interval else words
 
 
 def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
@@ -207,11 +217,10 @@ def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for row in rows:
         low, high = row["speedup_ci"]
-        claim = "" if low == high == 1 else f"{row['speedup']:.2f}x ({low:.2f} to {high:.2f})"
+        claim = "" if low == high == 1 else _claim(row)  # the first one is what the other is compared with
         times = (_milliseconds(row[key]) for key in ("median_ms", "p90_ms", "p99_ms"))
-        table.add_row(
-            str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", "; ".join(row["notes"]) or claim,
-        )  # fmt: skip
+        notes = "; ".join(row["notes"]) or claim
+        table.add_row(str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", notes)
     return table
 
 

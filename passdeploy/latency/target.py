@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +59,20 @@ class LatencyTarget:
         """What it is measured on, for a summary."""
         place = self.place
         return {"backend": place.backend, "batch": place.batch, "threads": place.threads, "round_to": self.round_to}
+
+    def rows(self, timed: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What was measured, as rows of a profile: the dense network's and the slim one's; none where nothing was."""
+        if not timed["is_measured"]:
+            return []
+        place = self.place
+        alike = {"backend": place.backend, "device": "cpu", "precision": "fp32", "batch": place.batch}
+        return [
+            {"model": "dense", **alike, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
+            {
+                "model": "slim", **alike, "median_ms": timed["slim_ms"], "speedup": timed["speedup"],
+                "speedup_ci": timed["speedup_ci"],
+            },
+        ]  # fmt: skip
 
 
 def prepare_target(
