@@ -21,7 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -45,7 +45,7 @@ from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import Budget as PlanBudget
-from passdeploy.plan import choose_channels, rungs_of
+from passdeploy.plan import Plan, Scores, choose_channels, rungs_of
 from passdeploy.profiling.clock import HostClock
 from passdeploy.profiling.environment import read_environment
 from passdeploy.profiling.measure import Budget, measure_pair
@@ -246,7 +246,7 @@ def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
     """ResNet-20 at half its measured latency: planned for the latency, and planned for multiply-adds.
 
     The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
-    measuring. Accuracy is counted on all test images.
+    measuring. Accuracy is counted on all test images. `--plans` stops before the training, which may be disturbed.
     """
     from benchmarks.accuracy import FULL, Setting, _images, train_
     from passdeploy.models import build_model
@@ -254,48 +254,69 @@ def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
     if asked.cifar is None or asked.weights is None:
         sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
     torch.set_num_threads(1)
-    if all(rows.find(part="accuracy", seed=seed, plan=kind) for seed in asked.seeds for kind in ("latency", "macs")):
-        return
     dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
     setting = Setting.of("home", dense, _images(asked.cifar, FULL))
-    shape = tuple(setting.data.image_shape)
+    groups = setting.channels.prunable
+    scores = {
+        seed: taylor_scores(copy.deepcopy(dense), groups, islice(setting.stream("learn", seed), 8), F.cross_entropy)
+        for seed in asked.seeds
+    }
+    _plan_for_accuracy(dense, setting.channels, tuple(setting.data.image_shape), scores, asked, rows)
+    for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
+        planned = rows.find(part="accuracy plan", seed=seed, plan=kind)
+        if planned is None or rows.find(part="accuracy", seed=seed, plan=kind) is not None:
+            continue
+        kept = {
+            name: tuple(sorted(scores[seed][name].sort(descending=True, stable=True).indices[:width].tolist()))
+            for name, width in planned["widths"].items()
+        }
+        smaller = slim(dense, setting.channels.groups, Plan(kept))
+        recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
+        train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=dense)
+        top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
+        more = {"part": "accuracy", "top1": top1, "dense_top1": setting.top1, "steps": asked.steps}
+        rows.add({**planned, **more})
+
+
+def _plan_for_accuracy(
+    dense: nn.Module,
+    channels: ChannelMap,
+    shape: tuple[int, ...],
+    scores: dict[int, Scores],
+    asked: argparse.Namespace,
+    rows: Rows,
+) -> None:
+    """Both plans of every seed, measured."""
     images = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    prober = prober_for("ort", dense, setting.channels, images, threads=1)
+    prober = prober_for("ort", dense, channels, images, threads=1)
+    path = asked.tables / "resnet20-8-1.json"
     place = Place.here(backend="ort", threads=1, batch=8, image_shape=shape)
-    known = asked.tables / "resnet20.json"
-    found = LatencyTable.load(known) if known.is_file() else survey(prober, setting.channels.groups, place, Survey())
-    found.save(known)
-    runner, costs, groups = prober.runner({}, "dense"), setting.channels.costs, setting.channels.prunable
-    for seed in asked.seeds:
-        batches = islice(setting.stream("learn", seed), 8)
-        scores = taylor_scores(copy.deepcopy(dense), groups, batches, F.cross_entropy)
-        for kind in ("latency", "macs"):
-            if rows.find(part="accuracy", seed=seed, plan=kind) is not None:
-                continue
-            if kind == "latency":
-                meeting = Meeting(prober, setting.channels, found, round_to=block_of("ort"), seconds=2.0)
-                plan = meeting.meet(scores, Request(share=0.5)).trial.plan
-            else:
-                low, high = 0.1, 0.9
-                for _ in range(7):
-                    share = (low + high) / 2
-                    budget = PlanBudget.of("macs", share, costs)
-                    tried = choose_channels(scores, groups, costs, budget, round_to=8)
-                    took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
-                    if took["slim_ms"] <= 0.5 * took["dense_ms"]:
-                        low, plan = share, tried
-                    else:
-                        high = share
-            measured = against(runner, prober.runner(plan.widths(), "slim"))
-            smaller = slim(dense, setting.channels.groups, plan)
-            recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
-            train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=dense)
-            top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
-            rows.add({
-                "part": "accuracy", "seed": seed, "plan": kind, "top1": top1, "dense_top1": setting.top1,
-                "found": measured["slim_ms"] / measured["dense_ms"], **measured, "steps": asked.steps,
-                "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
-            })  # fmt: skip
+    found = LatencyTable.load(path) if path.is_file() else survey(prober, channels.groups, place, Survey())
+    found.save(path)
+    runner, costs = prober.runner({}, "dense"), channels.costs
+    for seed, kind in product(asked.seeds, ("latency", "macs")):
+        if rows.find(part="accuracy plan", seed=seed, plan=kind) is not None:
+            continue
+        if kind == "latency":
+            meeting = Meeting(prober, channels, found, round_to=block_of("ort"), seconds=2.0)
+            plan = meeting.meet(scores[seed], Request(share=0.5)).trial.plan
+        else:
+            low, high = 0.1, 0.9
+            for _ in range(7):
+                share = (low + high) / 2
+                budget = PlanBudget.of("macs", share, costs)
+                tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
+                took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
+                if took["slim_ms"] <= 0.5 * took["dense_ms"]:
+                    low, plan = share, tried
+                else:
+                    high = share
+        measured = against(runner, prober.runner(plan.widths(), "slim"))
+        rows.add({
+            "part": "accuracy plan", "seed": seed, "plan": kind, **measured,
+            "found": measured["slim_ms"] / measured["dense_ms"],
+            "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
+        })  # fmt: skip
 
 
 class Rows:
@@ -474,6 +495,7 @@ def main() -> None:
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
     parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
     parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, in the part accuracy")
+    parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
     parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")
     parser.add_argument("--tables", type=Path, default=RESULTS.parent / "latency-tables", help="where tables are kept")

@@ -120,7 +120,12 @@ class Meeting:
         stage = stage or Stage("plan", silent)
         trials, tried, correction = list[Trial](), set[tuple[int, ...]](), 1.0
         while len(trials) < MOST_TRIALS:
-            plan = self.plan(scores, request, correction)
+            try:
+                plan = self.plan(scores, request, correction)
+            except BudgetError:
+                if not trials:
+                    raise
+                break  # not with what is known by now
             widths = tuple(plan.widths().values())
             if widths in tried:
                 break  # nothing lies between what was tried

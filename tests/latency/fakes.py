@@ -1,4 +1,4 @@
-"""A backend with a law of its own: every layer takes what the law says, so that tables and plans can be right or wrong."""
+"""A backend with a law of its own: every layer takes what it says, so that tables and plans can be right or wrong."""
 
 from __future__ import annotations
 

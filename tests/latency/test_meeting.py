@@ -59,8 +59,8 @@ def test_milliseconds_are_met_too(channels: ChannelMap, scores):
 
 def test_a_network_that_does_not_get_faster_is_refused(channels: ChannelMap, scores):
     stubborn = FakeProber(surcharge=lambda widths: 1.0 if not widths else 8.0)
-    with pytest.raises(BudgetError, match="reached|nearest of"):
-        meeting(channels, stubborn, FakeProber()).meet(scores, Request(share=0.9))
+    with pytest.raises(BudgetError, match="nearest of 1 plans that were measured takes"):
+        meeting(channels, stubborn, FakeProber()).meet(scores, Request(share=0.3))
 
 
 def test_a_plan_slower_than_the_dense_network_is_refused_even_if_the_milliseconds_are_met(channels, scores):
@@ -102,9 +102,9 @@ def test_a_sweep_says_which_rounding_keeps_the_most(channels: ChannelMap, scores
         [1, 8, 64],
         lambda step: Meeting(prober, channels, table, round_to=step, seconds=0.1, clock=prober.clock),
         scores,
-        Request(share=0.3),
+        Request(share=0.2),
     )
     assert [row["round_to"] for row in rows] == [1, 8, 64]
     assert "the fastest that can be reached" in rows[2]["refused"]
-    assert rows[1]["achieved"] <= 0.3 * (1 + TOLERANCE)
+    assert rows[1]["achieved"] <= 0.2 * (1 + TOLERANCE)
     assert 0 < rows[1]["kept"] < 1
