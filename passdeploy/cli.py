@@ -87,12 +87,24 @@ def takes_recipe(command: Command) -> Command:
     """A recipe, as an option or by itself, and what to change in it."""
     for parameter in (
         click.option("--allow-code", is_flag=True, help="Import the model's module, where the recipe names one."),
+        click.option("--force", is_flag=True, callback=_forced, expose_value=False,
+                     help="Use a latency table of another machine; plans are then not measured."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."),
         click.option("--recipe", "recipe_option", metavar="RECIPE", help="A file, or the name of a recipe we ship."),
         click.argument("recipe_argument", metavar="[RECIPE]", required=False),
-    ):
+    ):  # fmt: skip
         command = parameter(command)
     return command
+
+
+def _forced(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
+    context.obj = {"force": is_forced}
+
+
+def _overrides(given: tuple[str, ...]) -> tuple[str, ...]:
+    """What `--set` and `--force` change in a recipe."""
+    is_forced = (click.get_current_context().obj or {}).get("force", False)
+    return (*given, "prune.measure.force=true") if is_forced else given
 
 
 def _recipe_of(option: str | None, argument: str | None) -> str:
@@ -157,7 +169,7 @@ def prune(
     """Learn which channels matter, cut them exactly, fine-tune, and write a run folder."""
     from passdeploy.recipe import load_recipe
 
-    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), overrides)
+    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), _overrides(overrides))
 
     from passdeploy.pipeline import run
     from passdeploy.terminal import closing_table
@@ -296,13 +308,13 @@ def check(
     from passdeploy.recipe import load_recipe
 
     name = _recipe_of(recipe_option, recipe_argument)
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, _overrides(overrides))
 
     from passdeploy.inspection import describe, describe_run, table
     from passdeploy.pipeline import prepare
 
     with _listener(quiet) as listener:
-        prepared = prepare(recipe, allow_code=allow_code)
+        prepared = prepare(recipe, allow_code=allow_code, tell=listener)
         document = {
             "recipe": recipe.name,
             **describe_run(prepared),

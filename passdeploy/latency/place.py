@@ -31,7 +31,7 @@ class Place:
     def here(cls, *, backend: str, threads: int, batch: int, image_shape: tuple[int, ...]) -> Place:
         """This machine."""
         versions = package_versions()
-        version = next((f"{name} {versions[name]}" for name in _PACKAGE[backend] if name in versions), "none")
+        version = next((f"{name} {versions[name]}" for name in _PACKAGE.get(backend, ()) if name in versions), "none")
         return cls(
             processor=cpu_model() or "unknown",
             architecture=platform.machine(),
