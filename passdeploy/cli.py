@@ -227,7 +227,12 @@ def export(
 
 @main.command()
 @takes_run
-@click.option("--backend", default="torch,ort", show_default=True, help="What runs the networks: torch, ort.")
+@click.option(
+    "--backend",
+    default="torch,ort",
+    show_default=True,
+    help="What runs the networks: torch, compile, ort, ort-cuda, ort-trt.",
+)
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,

@@ -82,8 +82,8 @@ class Subjects:
         """Measure a network's table, or take it from the cache, and write it; with a sweep, plan and measure by it."""
         from time import perf_counter
 
+        from passdeploy.latency import target
         from passdeploy.latency.meeting import Meeting, Request
-        from passdeploy.latency.networks import prober_for
         from passdeploy.latency.place import Place
         from passdeploy.latency.target import example_images, find_table, sweep_round
         from passdeploy.sparsity.baselines import magnitude_scores
@@ -105,11 +105,12 @@ class Subjects:
             table.save(self.table)
             document["path"] = str(self.table)
         if self.sweep:
-            prober = prober_for(place.backend, dense, channels, images, threads=threads)
+            prober = target.prober_at(place, dense, channels, images)
             scores = magnitude_scores(dense, channels.groups, norm="l2")
             document["sweep"] = sweep_round(
-                self.sweep, lambda step: Meeting(prober, channels, table, round_to=step, threads=threads), scores,
-                Request(share=self.share),
+                self.sweep,
+                lambda step: Meeting(prober, channels, table, round_to=step, threads=threads, seconds=target.SECONDS),
+                scores, Request(share=self.share),
             )  # fmt: skip
         return document
 

@@ -22,6 +22,7 @@ from passdeploy.latency.place import block_of
 from passdeploy.latency.target import example_images
 from passdeploy.models import build_model
 from passdeploy.profiling import Subject, physical_cores, profile_pair
+from passdeploy.profiling.runners import PROVIDERS
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.slimming import resize_
@@ -112,15 +113,16 @@ def profile_run(
     """
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(folder.read_json("plan.json")["image_shape"])
+        needs_onnx = layers or any(backend in PROVIDERS for backend in backends)
         subjects = {}
         for name, prefix in _PREFIX.items():
             onnx = f"export/{prefix}.onnx"
-            if (layers or "ort" in backends) and not folder.has(onnx):
+            if needs_onnx and not folder.has(onnx):
                 _export(folder, name, ExportSettings(), allow_code, tell)
             subjects[name] = Subject(
                 name,
-                module=load_network(folder, name, allow_code) if "torch" in backends else None,
-                onnx=folder.verified(onnx) if "ort" in backends else None,
+                module=load_network(folder, name, allow_code) if {"torch", "compile"} & set(backends) else None,
+                onnx=folder.verified(onnx) if needs_onnx else None,
                 weights=f"{name}.safetensors",
             )
         profile = profile_pair(

@@ -20,6 +20,7 @@ from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.latency.allocate import allocate
 from passdeploy.latency.meeting import Meeting, Met, Request, Trial
 from passdeploy.latency.networks import prober_for
+from passdeploy.latency.observation import Prober
 from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.price import NS_PER_MS, LatencyPrice
 from passdeploy.latency.survey import Survey, cache_folder, cached_table, survey
@@ -149,12 +150,17 @@ def find_table(
         return table
     words = f"{place.backend}, batch {place.batch}, {place.threads} thread{'s' if place.threads > 1 else ''}"
     with stage("table", f"how long layers take: {words}", tell) as progress:
-        prober = prober_for(place.backend, dense, channels, images, threads=place.threads)
+        prober = prober_at(place, dense, channels, images)
         table = survey(prober, channels.groups, place, plan or USUAL_SURVEY, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)
     return table
+
+
+def prober_at(place: Place, dense: nn.Module, channels: ChannelMap, images: Tensor) -> Prober:
+    """What looks at a network as `place` says."""
+    return prober_for(place.backend, dense, channels, images, threads=place.threads)
 
 
 def meet_target(
@@ -179,7 +185,7 @@ def meet_target(
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
     image_shape = tuple(int(size) for size in measure.image.split("x"))
     images = example_images(measure.batch, image_shape)
-    prober = prober_for(measure.backend, dense, target.channels, images, threads=measure.threads)
+    prober = prober_at(measure, dense, target.channels, images)
     meeting = Meeting(
         prober, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
         allocation=allocation, seconds=SECONDS,

@@ -19,10 +19,10 @@ from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import physical_cores, read_environment
 from passdeploy.profiling.measure import Budget, measure_one, measure_pair
-from passdeploy.profiling.runners import OrtRunner, Runner, TorchRunner, torch_threads
+from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, Runner, TorchRunner, torch_threads
 from passdeploy.profiling.statistics import Speedup, Summary, speedup, summarise
 
-BACKENDS = ("torch", "ort")
+BACKENDS = ("torch", "ort", "compile", "ort-cuda", "ort-trt")
 NO_DIFFERENCE = "no measurable difference"
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
 _UNSTABLE_ABOVE = 0.03  # of ci95_rel
@@ -86,7 +86,7 @@ def profile_pair(
     slim: Subject | None,
     *,
     image_shape: tuple[int, ...],
-    backends: Sequence[str] = BACKENDS,
+    backends: Sequence[str] = ("torch", "ort"),
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
     seconds: float = 4.0,
@@ -101,7 +101,8 @@ def profile_pair(
         dense: what the speed-up is relative to.
         slim: the network that should be faster; None: `dense` is measured by itself.
         image_shape: (3, height, width).
-        backends: of "torch" and "ort".
+        backends: of "torch", "compile" (torch.compile), "ort" (ONNX Runtime on the CPU), "ort-cuda" and "ort-trt" (its
+            CUDA and TensorRT providers).
         batches: images per call.
         threads: of PyTorch and of ONNX Runtime; None takes every physical core of this process.
         seconds: at least this long per comparison, both networks together, warm-up apart.
@@ -150,9 +151,11 @@ def _runner(subject: Subject, backend: str, threads: int) -> Runner:
     """The one function that knows which class runs which backend."""
     if backend == "torch" and subject.module is not None:
         return TorchRunner(subject.name, subject.module, artifact=subject.weights)
-    if backend == "ort" and subject.onnx is not None:
-        return OrtRunner(subject.name, subject.onnx, threads=threads)
-    missing = {"torch": "module", "ort": "ONNX file"}[backend]
+    if backend == "compile" and subject.module is not None:
+        return CompiledRunner(subject.name, subject.module, artifact=subject.weights)
+    if backend in PROVIDERS and subject.onnx is not None:
+        return OrtRunner(subject.name, subject.onnx, threads=threads, backend=backend)
+    missing = "ONNX file" if backend in PROVIDERS else "module"
     raise UsageError(f"the {subject.name} network has no {missing} to run in {backend}.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
 from passdeploy.latency.observation import NodeTime, Observation
@@ -62,6 +63,30 @@ class FakeProber:
 
     def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
         self.built.append(widths)
+        return FakeRunner(name, self.clock, self.total(widths))
+
+    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+        return Observation(dict(widths), self.total(widths), self.nodes(widths))
+
+
+class SteadyProber:
+    """Any network, as if a channel of any group took as long as any other; on a clock that is moved by hand."""
+
+    backend, block = "torch", 16
+
+    def __init__(self, channels: ChannelMap) -> None:
+        self.clock, self._full = FakeClock(), {group.name: group.width for group in channels.prunable}
+
+    def nodes(self, widths: Mapping[str, int]) -> tuple[NodeTime, ...]:
+        return tuple(
+            NodeTime(name, "Conv", ((1, full),), 1, 0.02 + 0.01 * widths.get(name, full), (Factor(0, ((name, 1),)),))
+            for name, full in self._full.items()
+        )
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        return sum(node.ms for node in self.nodes(widths))
+
+    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
         return FakeRunner(name, self.clock, self.total(widths))
 
     def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:

@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from passdeploy import pipeline
+from passdeploy.channels.groups import ChannelMap
 from passdeploy.cli import main
 from passdeploy.errors import CorruptArtifact, UsageError
-from passdeploy.latency import target
+from passdeploy.latency import meeting, networks, target
 from passdeploy.latency.survey import Survey
 from passdeploy.recipe import load_recipe
 from passdeploy.runs import RunFolder
 
-pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+from .fakes import SteadyProber
 
-LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure={backend: torch, batch: 64}"]
+LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure={backend: torch, batch: 8}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def steady():
+    """Networks that take what their widths say, however busy this machine is."""
+    probers: list[SteadyProber] = []
+
+    def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int):
+        if backend == "tensorrt":
+            return networks.prober_for(backend, model, channels, torch.zeros(1), threads=threads)
+        probers.append(SteadyProber(channels))
+        return probers[-1]
+
+    @contextmanager
+    def as_used(place: object, dense: nn.Module, channels: ChannelMap, prompt: object):
+        yield lambda plan: probers[-1].runner(plan.widths(), "slim")
+
+    class Clock:
+        def __getattr__(self, name: str) -> object:
+            return getattr(probers[-1].clock, name)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, "USUAL_SURVEY", Survey(looks=8, rounds=1, seconds=0.02))
-        patch.setattr(target, "SECONDS", 0.3)
+        patch.setattr(target, "prober_for", prober_for)
+        patch.setattr(pipeline, "as_used", as_used)
+        patch.setattr(meeting, "HostClock", Clock)
+        patch.setattr(target, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
+        patch.setattr(target, "SECONDS", 0.1)
         yield
 
 
@@ -33,7 +57,7 @@ def quick():
 def table(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the tiny recipe's network, made with the command."""
     path = tmp_path_factory.mktemp("tables") / "table.json"
-    done = call("profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 64, "--json")
+    done = call("profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 8, "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["path"] == str(path)
     return path
@@ -53,13 +77,13 @@ def call(*arguments: object) -> Result:
 
 
 def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, table: Path, tmp_path: Path):
-    recipe = load_recipe(tiny_recipe, [*LATENCY, "prune.target={latency: 0.85}", f"prune.measure.table={table}"])
+    recipe = load_recipe(tiny_recipe, [*LATENCY, "prune.target={latency: 0.7}", f"prune.measure.table={table}"])
     found = pipeline.run(recipe, out=tmp_path)
     budget = found.summary["budget"]
-    assert (budget["kind"], budget["requested"], budget["is_measured"]) == ("latency", 0.85, True)
-    assert budget["achieved"] <= 0.85 * 1.03
+    assert (budget["kind"], budget["requested"], budget["is_measured"]) == ("latency", 0.7, True)
+    assert budget["achieved"] <= 0.7
     assert budget["achieved"] == pytest.approx(budget["slim_ms"] / budget["dense_ms"])
-    assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 64, 1)
+    assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 8, 1)
     assert [row["model"] for row in found.summary["latency"]] == ["dense", "slim"]
     assert RunFolder.open(found.path).read_json("timed.json").keys() == {
         group.name for group in pipeline.prepare(recipe).channels.prunable
@@ -85,7 +109,7 @@ def test_a_table_for_another_batch_is_refused(tiny_recipe: Path, table: Path):
     recipe = load_recipe(
         tiny_recipe, [*LATENCY, "prune.measure={backend: torch, batch: 2}", f"prune.measure.table={table}"]
     )
-    with pytest.raises(UsageError, match="batch: made with 64, wanted is 2"):
+    with pytest.raises(UsageError, match="batch: made with 8, wanted is 2"):
         pipeline.prepare(recipe)
 
 
@@ -128,10 +152,10 @@ def test_tensorrt_has_no_table_in_this_version(tiny_recipe: Path):
 
 
 def test_a_sweep_of_roundings_is_planned_and_measured(tiny_recipe: Path):
-    arguments = ("--backend", "torch", "--batch", 64, "--recipe", tiny_recipe, "--share", 0.85, "--json")
-    done = call("profile", "--sweep-round", "4,16", *arguments)
+    arguments = ("--backend", "torch", "--batch", 8, "--recipe", tiny_recipe, "--share", 0.7, "--json")
+    done = call("profile", "--sweep-round", "16", *arguments)
     assert done.exit_code == 0, done.output
-    assert [row["round_to"] for row in json.loads(done.stdout)["sweep"]] == [4, 16]
+    assert [row["round_to"] for row in json.loads(done.stdout)["sweep"]] == [16]
 
 
 @pytest.mark.parametrize(
