@@ -18,7 +18,7 @@ import click
 
 from passdeploy import __version__
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
-from passdeploy.cli_profile import Subjects, subject_options, sweep_lines
+from passdeploy.cli_profile import Subjects, subject_options
 from passdeploy.errors import PassDeployError
 
 if TYPE_CHECKING:
@@ -254,29 +254,10 @@ def profile(
 ) -> None:
     """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
     backends = tuple(part.strip() for part in backend.split(","))
-    subjects.check()
-    if subjects.is_network:
+    if subjects.are_given:
         with _listener(quiet) as listener:
-            document = subjects.make_tables(backends, batch, threads, allow_code, listener)
-        _finish(
-            document, as_json,
-            f"{document['dense_ms']:.3g} ms dense; the table is off by {document['error']['median']:.1%} in the median",
-            *sweep_lines(document.get("sweep", ())),
-            *((document["path"], f"next: passdeploy prune --set prune.measure.table={document['path']}")
-              if "path" in document else ()),
-        )  # fmt: skip
-        return
-    if subjects.files:
-        from passdeploy.profiling.artifacts import profile_files
-        from passdeploy.terminal import latency_table
-
-        with _listener(quiet) as listener:
-            found = profile_files(
-                subjects.files, batches=batch, threads=threads, seconds=seconds, image_size=subjects.image_size,
-                tell=listener,
-            ).to_json()  # fmt: skip
-            listener.console.print(latency_table(found["rows"]))
-        _finish(found, as_json, *(str(path) for path in subjects.files), "next: passdeploy profile --help")
+            found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, listener)
+        _finish(found, as_json, *lines)
         return
     from passdeploy.deploy import profile_run, summary_of
     from passdeploy.terminal import closing_table, layer_table
@@ -315,7 +296,7 @@ def check(
     name = _recipe_of(recipe_option, recipe_argument)
     recipe = load_recipe(name, _overrides(overrides))
 
-    from passdeploy.inspection import describe, describe_run, table
+    from passdeploy.inspection import describe, describe_run, latency_words, table
     from passdeploy.pipeline import prepare
 
     with _listener(quiet) as listener:
@@ -327,7 +308,8 @@ def check(
         }
         if not as_json:
             listener.console.print(table(document))
-    _finish(document, as_json, *document["words"], f"next: passdeploy prune --recipe {name}")
+    words = [*document["words"], *latency_words(document["latency"])]
+    _finish(document, as_json, *words, f"next: passdeploy prune --recipe {name}")
 
 
 @main.command()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from passdeploy.channels.groups import ChannelMap
     from passdeploy.events import Listener
+    from passdeploy.terminal import TerminalListener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,9 +37,44 @@ class Subjects:
     fresh: bool
 
     @property
+    def are_given(self) -> bool:
+        """Whether anything but a run is to be measured."""
+        return bool(self.files) or self.is_network
+
+    @property
     def is_network(self) -> bool:
         """Whether a table or a sweep is asked for."""
         return self.table is not None or bool(self.sweep)
+
+    def carry_out(
+        self,
+        backends: Sequence[str],
+        batches: Sequence[int],
+        threads: int | None,
+        seconds: float,
+        allow_code: bool,
+        listener: TerminalListener,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Measure; the document, and what the command says at its end."""
+        self.check()
+        if self.files:
+            from passdeploy.profiling.artifacts import profile_files
+            from passdeploy.terminal import latency_table
+
+            found = profile_files(
+                self.files, batches=batches, threads=threads, seconds=seconds, image_size=self.image_size,
+                tell=listener,
+            ).to_json()  # fmt: skip
+            listener.console.print(latency_table(found["rows"]))
+            return found, [*map(str, self.files), "next: passdeploy profile, for a run"]
+        found = self.make_tables(backends, batches, threads, allow_code, listener)
+        lines = [
+            f"{found['dense_ms']:.3g} ms dense; the table is off by {found['error']['median']:.1%} in the median",
+            *sweep_lines(found.get("sweep", ())),
+        ]
+        if "path" in found:
+            lines += [found["path"], f"next: passdeploy prune --set prune.measure.table={found['path']}"]
+        return found, lines
 
     def check(self) -> None:
         """Raise UsageError unless what is given goes together."""

@@ -17,7 +17,7 @@ from torch import nn
 from passdeploy.errors import UsageError
 from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.profiling.clock import Clock, HostClock
-from passdeploy.profiling.environment import physical_cores, read_environment
+from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.measure import Budget, measure_one, measure_pair
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, Runner, TorchRunner, torch_threads
 from passdeploy.profiling.statistics import Speedup, Summary, speedup, summarise
@@ -144,7 +144,7 @@ def profile_pair(
             rows.append(_row(runners[1], batch, threads, summarise(samples[1], seed=seed), gained))
             progress.step(done, len(work), speedup=gained.ratio)
         progress.text = "; ".join(_in_words(row) for row in rows if slim is not None and row.model == slim.name)
-    return Profile(environment, tuple(rows))
+    return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows))
 
 
 def _runner(subject: Subject, backend: str, threads: int) -> Runner:
@@ -216,3 +216,6 @@ def _warn_if_busy(environment: Mapping[str, Any], tell: Listener) -> None:
     busy, cores = environment["busy_cores"], environment["cores"]
     if busy is not None and busy > _BUSY_ABOVE:
         tell(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
+    for gpu in environment["gpus"]:
+        if reasons := gpu.get("throttled_by"):
+            tell(Warned(f"{gpu['name']} is throttled ({', '.join(reasons)}): latencies are longer than they need be."))

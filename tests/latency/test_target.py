@@ -98,6 +98,8 @@ def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, 
     options = [part for override in [*LATENCY, f"prune.measure.table={elsewhere}"] for part in ("--set", override)]
     forced = call("check", tiny_recipe, *options, "--force", "--json")
     assert forced.exit_code == 0, forced.output
+    latency = json.loads(forced.stdout)["latency"]
+    assert 0 < latency["fastest_ms"] < latency["asked_ms"] < latency["dense_ms"]
     ran = call("prune", tiny_recipe, *options, "--force", "--out", tmp_path, "--json")
     assert ran.exit_code == 0, ran.output
     budget = json.loads(ran.stdout)["summary"]["budget"]
