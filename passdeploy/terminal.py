@@ -213,13 +213,14 @@ def _claim(row: Mapping[str, Any]) -> str:
 def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """One line per row of a profile."""
     table = Table(title_justify="left")
-    for heading in ("model", "batch", "median", "p90", "p99", "images/s", "speed-up"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    table.add_column("model", overflow="fold")
+    for heading in ("batch", "median", "p90", "p99", "images/s", "speed-up"):
+        table.add_column(heading, justify="right")
     for row in rows:
         low, high = row["speedup_ci"]
         claim = "" if low == high == 1 else _claim(row)  # the first one is what the other is compared with
         times = (_milliseconds(row[key]) for key in ("median_ms", "p90_ms", "p99_ms"))
-        notes = "; ".join(row["notes"]) or claim
+        notes = "; ".join(dict.fromkeys(text for text in (claim, *row["notes"]) if text))
         table.add_row(str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", notes)
     return table
 
