@@ -155,7 +155,7 @@ def test_what_is_not_known_is_a_dash():
     assert [line.count("–") for line in text.splitlines() if "│ " in line] == [3, 2, 3]
 
 
-def shown(table: Table) -> str:
+def as_text(table: Table) -> str:
     console = Console(file=StringIO(), width=200)
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -167,7 +167,7 @@ def test_a_speed_up_is_shown_with_its_interval_or_not_at_all():
     faster = {**row, "model": "b.onnx", "speedup": 1.5, "speedup_ci": [1.4, 1.6]}
     slower = {**row, "speedup": 0.5, "speedup_ci": [0.4, 0.6], "notes": ["unstable: the median is known to ±9%"]}
     alike = {**row, "speedup": 1.1, "speedup_ci": [0.9, 1.2], "notes": ["no measurable difference"]}
-    text = shown(latency_table([row, faster, slower, alike]))
+    text = as_text(latency_table([row, faster, slower, alike]))
     assert "1.50x faster (1.40 to 1.60)" in text
     assert "2.00x slower (0.40 to 0.60); unstable" in text
     assert text.count("no measurable difference") == 1
@@ -181,7 +181,7 @@ def test_a_layer_that_is_no_faster_says_why():
         {"name": "(between layers)", "dense_ms": 0.1, "slim_ms": 0.0, "dense_channels": [], "slim_channels": [],
          "why": ""},
     ]  # fmt: skip
-    text = shown(layer_table(layers))
+    text = as_text(layer_table(layers))
     assert "64, 64 → 20, 64" in text
     assert "2.00x" in text
     assert "20 channels are computed as 32" in text
