@@ -50,7 +50,7 @@ from passdeploy.profiling.clock import HostClock
 from passdeploy.profiling.environment import read_environment
 from passdeploy.profiling.measure import Budget, measure_pair
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.profiling.statistics import speedup, summarise
+from passdeploy.profiling.statistics import is_measurable, speedup, summarise
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
 from passdeploy.train import evaluate, recalibrate_batch_norm_
@@ -208,8 +208,7 @@ def same(asked: argparse.Namespace, rows: Rows) -> None:
     for number in range(100):
         if rows.find(part="same", run=number) is None:
             found = against(prober.runner(narrow, "dense"), prober.runner(narrow, "slim"), Budget(seconds=1.0))
-            low, high = found["speedup_ci"]
-            rows.add({"part": "same", "run": number, **found, "is_no_difference": low <= 1.0 <= high})
+            rows.add({"part": "same", "run": number, **found})
     for number in range(10):
         if rows.find(part="back to back", run=number) is None:
             one, other = prober.runner(narrow, "dense"), prober.runner(narrow, "slim")
@@ -427,7 +426,7 @@ def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _same_report(rows: list[dict[str, Any]]) -> list[str]:
-    none = sum(row["is_no_difference"] for row in rows)
+    none = sum(not is_measurable(*row["speedup_ci"]) for row in rows)
     return [f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs.']
 
 

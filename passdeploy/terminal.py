@@ -201,10 +201,12 @@ def closing_table(summary: Mapping[str, Any], profile_rows: Iterable[Mapping[str
 
 def _claim(row: Mapping[str, Any]) -> str:
     """A speed-up with its interval, or that there is none to speak of."""
+    from passdeploy.profiling.statistics import is_measurable  # with it comes torch, which takes a while
+
     speedup, interval = row.get("speedup"), row.get("speedup_ci")
     if not speedup:
         return _UNKNOWN
-    if interval and interval[0] <= 1.0 <= interval[1]:
+    if interval and not is_measurable(*interval):
         return "no measurable difference"
     words = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
     return f"{words} ({interval[0]:.2f} to {interval[1]:.2f})" if interval else words

@@ -20,7 +20,7 @@ from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.measure import Budget, measure_one, measure_pair
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, Runner, TorchRunner, torch_threads
-from passdeploy.profiling.statistics import Speedup, Summary, speedup, summarise
+from passdeploy.profiling.statistics import Speedup, Summary, is_measurable, speedup, summarise
 
 BACKENDS = ("torch", "ort", "compile", "ort-cuda", "ort-trt")
 NO_DIFFERENCE = "no measurable difference"
@@ -64,8 +64,8 @@ class Row:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the interval of the speed-up lies above 1."""
-        return self.speedup_ci[0] > 1.0
+        """Whether it is measurably faster than what it was compared with."""
+        return self.speedup_ci[0] > 1.0 and is_measurable(*self.speedup_ci)
 
 
 @dataclass(frozen=True)
