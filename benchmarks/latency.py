@@ -50,7 +50,7 @@ from passdeploy.profiling.clock import HostClock
 from passdeploy.profiling.environment import read_environment
 from passdeploy.profiling.measure import Budget, measure_pair
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.profiling.statistics import is_measurable, speedup, summarise
+from passdeploy.profiling.statistics import RESOLUTION, is_measurable, speedup, summarise
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
 from passdeploy.train import evaluate, recalibrate_batch_norm_
@@ -427,7 +427,12 @@ def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
 
 def _same_report(rows: list[dict[str, Any]]) -> list[str]:
     none = sum(not is_measurable(*row["speedup_ci"]) for row in rows)
-    return [f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs.']
+    holds = sum(row["speedup_ci"][0] <= 1 <= row["speedup_ci"][1] for row in rows)
+    return [
+        f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs of a second. '
+        f"The interval by itself held 1 in {holds}: what two sessions differ by ({RESOLUTION:.0%}) was set after these "
+        "runs were seen, and has not been confirmed by new ones."
+    ]
 
 
 def _plain_report(rows: list[dict[str, Any]]) -> list[str]:
