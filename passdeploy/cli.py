@@ -18,6 +18,7 @@ import click
 
 from passdeploy import __version__
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
+from passdeploy.cli_profile import Subjects, subject_options
 from passdeploy.errors import PassDeployError
 
 if TYPE_CHECKING:
@@ -86,12 +87,24 @@ def takes_recipe(command: Command) -> Command:
     """A recipe, as an option or by itself, and what to change in it."""
     for parameter in (
         click.option("--allow-code", is_flag=True, help="Import the model's module, where the recipe names one."),
+        click.option("--force", is_flag=True, callback=_forced, expose_value=False,
+                     help="Use a latency table of another machine; plans are then not measured."),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."),
         click.option("--recipe", "recipe_option", metavar="RECIPE", help="A file, or the name of a recipe we ship."),
         click.argument("recipe_argument", metavar="[RECIPE]", required=False),
-    ):
+    ):  # fmt: skip
         command = parameter(command)
     return command
+
+
+def _forced(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
+    context.obj = {"force": is_forced}
+
+
+def _overrides(given: tuple[str, ...]) -> tuple[str, ...]:
+    """What `--set` and `--force` change in a recipe."""
+    is_forced = (click.get_current_context().obj or {}).get("force", False)
+    return (*given, "prune.measure.force=true") if is_forced else given
 
 
 def _recipe_of(option: str | None, argument: str | None) -> str:
@@ -156,7 +169,7 @@ def prune(
     """Learn which channels matter, cut them exactly, fine-tune, and write a run folder."""
     from passdeploy.recipe import load_recipe
 
-    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), overrides)
+    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), _overrides(overrides))
 
     from passdeploy.pipeline import run
     from passdeploy.terminal import closing_table
@@ -215,15 +228,24 @@ def export(
 
 @main.command()
 @takes_run
-@click.option("--backend", default="torch,ort", show_default=True, help="What runs the networks: torch, ort.")
+@click.option(
+    "--backend",
+    default="torch,ort",
+    show_default=True,
+    help="What runs the networks: torch, compile, ort, ort-cuda, ort-trt.",
+)
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,
               help="At least this long per backend and batch.")  # fmt: skip
+@click.option("--layers", is_flag=True, help="Of a run: where the time goes, layer by layer, before and after.")
+@subject_options
 @common
 def profile(
     run_dir: Path,
     allow_code: bool,
+    subjects: Subjects,
+    layers: bool,
     backend: str,
     batch: tuple[int, ...],
     threads: int | None,
@@ -231,17 +253,24 @@ def profile(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure dense and slim in turns on this machine, with intervals."""
-    from passdeploy.deploy import profile_run, summary_of
-    from passdeploy.terminal import closing_table
-
+    """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
     backends = tuple(part.strip() for part in backend.split(","))
+    if subjects.are_given:
+        with _listener(quiet) as listener:
+            found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, listener)
+        _finish(found, as_json, *lines)
+        return
+    from passdeploy.deploy import profile_run, summary_of
+    from passdeploy.terminal import closing_table, layer_table
+
     with _listener(quiet) as listener:
         document = profile_run(
-            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, allow_code=allow_code,
-            tell=listener,
+            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, layers=layers,
+            allow_code=allow_code, tell=listener,
         )  # fmt: skip
         listener.console.print(closing_table(summary_of(run_dir), document["rows"]))
+        if layers:
+            listener.console.print(layer_table(document["layers"]))
     written = _shown(run_dir.resolve() / "profile.json")
     _finish(
         {"path": str(written), **document},
@@ -266,13 +295,13 @@ def check(
     from passdeploy.recipe import load_recipe
 
     name = _recipe_of(recipe_option, recipe_argument)
-    recipe = load_recipe(name, overrides)
+    recipe = load_recipe(name, _overrides(overrides))
 
-    from passdeploy.inspection import describe, describe_run, table
+    from passdeploy.inspection import describe, describe_run, latency_words, table
     from passdeploy.pipeline import prepare
 
     with _listener(quiet) as listener:
-        prepared = prepare(recipe, allow_code=allow_code)
+        prepared = prepare(recipe, allow_code=allow_code, tell=listener)
         document = {
             "recipe": recipe.name,
             **describe_run(prepared),
@@ -280,7 +309,8 @@ def check(
         }
         if not as_json:
             listener.console.print(table(document))
-    _finish(document, as_json, *document["words"], f"next: passdeploy prune --recipe {name}")
+    words = [*document["words"], *latency_words(document["latency"])]
+    _finish(document, as_json, *words, f"next: passdeploy prune --recipe {name}")
 
 
 @main.command()

@@ -16,8 +16,12 @@ from passdeploy.export import Artifact, ExportSettings, Samples, export_artifact
 from passdeploy.export.delivery import Delivery
 from passdeploy.export.run_export import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
+from passdeploy.latency.layers import compare_layers, trace_layers
+from passdeploy.latency.place import block_of
+from passdeploy.latency.target import example_images
 from passdeploy.models import build_model
-from passdeploy.profiling import Subject, profile_pair
+from passdeploy.profiling import Subject, physical_cores, profile_pair
+from passdeploy.profiling.runners import PROVIDERS
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.slimming import resize_
@@ -99,28 +103,31 @@ def profile_run(
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
     seconds: float = 4.0,
+    layers: bool = False,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> dict[str, Any]:
     """Measure the dense and the slim network of a run, in turns, on this machine; writes `profile.json`.
 
-    Networks that ONNX Runtime needs and that were not exported yet are exported first.
+    Networks that ONNX Runtime needs and that were not exported yet are exported first. With `layers`, the document also
+    says where the time goes: `layers`, for the first batch size, in ONNX Runtime.
 
     Returns:
         The content of `profile.json`.
     """
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(_facts_of(folder)["image_shape"])
+        needs_onnx = layers or any(backend in PROVIDERS for backend in backends)
         subjects = {}
         for name, prefix in _PREFIX.items():
             onnx = f"export/{prefix}.onnx"
-            if "ort" in backends and not folder.has(onnx):
+            if needs_onnx and not folder.has(onnx):
                 settings = ExportSettings()
                 _export(folder, name, settings, _samples_of(folder, settings), allow_code, tell)
             subjects[name] = Subject(
                 name,
-                module=load_network(folder, name, allow_code) if "torch" in backends else None,
-                onnx=folder.verified(onnx) if "ort" in backends else None,
+                module=load_network(folder, name, allow_code) if {"torch", "compile"} & set(backends) else None,
+                onnx=folder.verified(onnx) if needs_onnx else None,
                 weights=f"{name}.safetensors",
             )
         profile = profile_pair(
@@ -128,8 +135,19 @@ def profile_run(
             threads=threads, seconds=seconds, tell=tell,
         )  # fmt: skip
         document = profile.to_json()
+        if layers:
+            document["layers"] = _layers(folder, batches[0], threads or physical_cores(), shape)
         folder.write_json("profile.json", document, kind="profile")
         return document
+
+
+def _layers(folder: RunFolder, batch: int, threads: int, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Both networks of a run, layer by layer."""
+    images = example_images(batch, shape)
+    dense, slim = (
+        trace_layers(folder.verified(f"export/{prefix}.onnx"), images, threads=threads) for prefix in _PREFIX.values()
+    )
+    return [change.to_json() for change in compare_layers(dense, slim, block=block_of("ort"))]
 
 
 def summary_of(run: Path | str = LATEST) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from passdeploy.models import build_model
 from passdeploy.plan import floor_width
 
 if TYPE_CHECKING:
+    from passdeploy.latency.target import LatencyTarget
     from passdeploy.pipeline import Prepared
 
 
@@ -81,6 +82,31 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
         "images": {"train": len(prepared.data.train), "test": len(prepared.data.test)},
         "classes": list(prepared.data.classes),
         "budget": {"kind": prepared.budget.kind, "limit": prepared.budget.limit},
+        "latency": _latency(prepared.target) if prepared.target is not None else None,
+    }
+
+
+def latency_words(latency: Mapping[str, Any] | None) -> list[str]:
+    """What a latency target comes to, in a line; none where nothing of the kind is asked for."""
+    if latency is None:
+        return []
+    return [
+        f"{latency['dense_ms']:.3g} ms dense ({latency['backend']}, batch {latency['batch']}, {latency['threads']} "
+        f"threads); asked for {latency['asked_ms']:.3g} ms, the fastest that can be reached is about "
+        f"{latency['fastest_ms']:.3g} ms; the table is off by {latency['error']:.1%} in the median"
+    ]
+
+
+def _latency(target: LatencyTarget) -> dict[str, Any]:
+    """What a latency target comes to."""
+    cut = target.channels.prunable
+    least = {group.name: floor_width(group, target.round_to, "latency") for group in cut}
+    return {
+        **target.on,
+        "dense_ms": target.dense_ms,
+        "asked_ms": target.budget.limit / 1e6,
+        "fastest_ms": target.table.predict_ms(least),
+        "error": target.table.error[0],
     }
 
 

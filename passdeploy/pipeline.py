@@ -27,8 +27,9 @@ from passdeploy.channels.mapping import map_channels
 from passdeploy.data import ImageData, load_data
 from passdeploy.deploy import load_network
 from passdeploy.devices import find_device
-from passdeploy.errors import AccuracyError, DataError, RunError, UsageError
+from passdeploy.errors import AccuracyError, DataError, PassDeployError, RunError, UsageError
 from passdeploy.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
+from passdeploy.latency.target import LatencyTarget, as_used, meet_target, prepare_target
 from passdeploy.lessons import logits_of
 from passdeploy.models import build_model
 from passdeploy.plan import Budget, Plan, smallest_plan
@@ -65,6 +66,7 @@ class Prepared:
     channels: ChannelMap
     budget: Budget
     round_to: int
+    target: LatencyTarget | None = None  # where the budget is one of latency
 
     @property
     def image(self) -> Tensor:
@@ -100,7 +102,7 @@ def run(
         recipe = load_recipe(recipe, overrides)
     place = find_device(device)
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
-        prepared = prepare(recipe, allow_code=allow_code)
+        prepared = prepare(recipe, allow_code=allow_code, tell=tell)
         progress.text = _describe(prepared)
         if prepared.data.skipped:
             listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
@@ -115,9 +117,11 @@ def run(
     return RunResult(path, summary, processes.is_first)
 
 
-def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
-    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing."""
-    _check_method(recipe)
+def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent) -> Prepared:
+    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing.
+
+    For a latency target it also finds the network's latency table, which is measured where it is not in the cache.
+    """
     data = load_data(recipe.data)
     dense = build_model(
         recipe.model.name,
@@ -137,12 +141,17 @@ def prepare(recipe: Recipe, *, allow_code: bool = False) -> Prepared:
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
-    budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
-    round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
+    target = None
+    if recipe.prune.target.kind in ("latency", "latency_ms"):
+        target = prepare_target(recipe.prune, dense, channels, data.image_shape, tell=tell)
+        channels, budget, round_to = target.channels, target.budget, target.round_to
+    else:
+        budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
+        round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
     if recipe.prune.from_run is not None:
         read_source(recipe, channels)
-    return Prepared(recipe, data, dense, channels, budget, round_to)
+    return Prepared(recipe, data, dense, channels, budget, round_to, target)
 
 
 class _Job:
@@ -169,6 +178,8 @@ class _Job:
         """Every stage in turn; returns the summary."""
         self._stage("dense", self._dense)
         self._stage("learn", self._learn)
+        if self.prepared.target is not None:
+            self._stage("time", self._time)
         self._stage("slim", self._slim)
         self._stage("finetune", self._finetune)
         for name in ("cut.safetensors", "grown.safetensors"):
@@ -217,9 +228,54 @@ class _Job:
         progress.text = found.text
         return {}
 
+    def _time(self, progress: Stage) -> dict[str, Any]:
+        """Plan again by the scores, until what was planned is measured to be as fast as asked."""
+        target = self.prepared.target
+        assert target is not None
+        found: tuple[Plan, dict[str, Any]] | PassDeployError | None = None
+        if self.processes.is_first:
+            try:
+                found = self._met(target, progress)
+            except PassDeployError as error:  # the others must hear of it, or they would wait
+                found = error
+        found = self.processes.tell_all(found)
+        if isinstance(found, PassDeployError):
+            raise found
+        assert found is not None
+        plan, facts = found
+        self.folder.write_json("timed.json", plan.to_json(), kind="plan")
+        progress.text = (
+            f"asked for {target.request}, {'measured' if facts['is_measured'] else 'by the table'} "
+            f"{facts['achieved']:.3g}{'' if target.request.ms is None else ' ms'}, {facts['trials']} plans tried"
+        )
+        return {"timed": facts}
+
+    def _met(self, target: LatencyTarget, progress: Stage) -> tuple[Plan, dict[str, Any]]:
+        dense, prune = self._trained_dense().cpu(), self.recipe.prune
+        saved = self.folder.read_tensors("scores.safetensors")
+        scores = {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")}
+        prompt = self._prompt()
+        if prompt is not None:
+            prompt.take_(dict(saved))
+        is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
+        with as_used(target.place, dense, self.channels, prompt) as confirm:
+            return meet_target(
+                target,
+                scores,
+                dense,
+                confirm=confirm,
+                allocation="uniform" if is_uniform else "global",
+                progress=progress,
+            )
+
+    def _chosen(self) -> Plan:
+        """What learning chose, and measuring corrected."""
+        name = "timed.json" if self.folder.has("timed.json") else "chosen.json"
+        return Plan({group: tuple(kept) for group, kept in self.folder.read_json(name).items()})
+
     def _slim(self, progress: Stage) -> dict[str, Any]:
         saved = self.folder.read_tensors("scores.safetensors")
-        plan = Plan({name: tuple(kept) for name, kept in self.folder.read_json("chosen.json").items()})
+        plan = self._chosen()
         dense = self._trained_dense().cpu()
         if self.folder.has("grown.safetensors"):
             dense = copy.deepcopy(dense)
@@ -236,9 +292,10 @@ class _Job:
         top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
         self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
         self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
-        achieved = self.costs.of(self.prepared.budget.kind, plan.widths())
+        kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
+        achieved = self.costs.of(kind, plan.widths())
         progress.text = (
-            f"{achieved / self.costs.of(self.prepared.budget.kind):.1%} of the {self.prepared.budget.kind}, "
+            f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
             f"equal to the masked network to {error:.1e}, top-1 {top1:.2%}"
         )
         return {"max_rel_error": error, "top1": top1, "achieved": achieved, "prompt": prompted}
@@ -333,6 +390,8 @@ class _Job:
         """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
         if not self.processes.is_first:
             return []
+        if self.prepared.target is not None:  # measured already, on what was asked for
+            return self.prepared.target.rows(self.folder.result_of("time")["timed"])
         pair = [
             Subject(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
             for which in ("dense", "slim")
@@ -347,8 +406,6 @@ class _Job:
         dense, cut, tuned = (self.folder.result_of(name) for name in ("dense", "slim", "finetune"))
         widths = plan_from_json(self.folder.read_json("plan.json")).widths()
         size = {kind: (self.costs.of(kind), self.costs.of(kind, widths)) for kind in ("params", "macs")}
-        requested = self.recipe.prune.target.value
-        whole = self.costs.of(self.prepared.budget.kind)
         return {
             "recipe": self.recipe.name,
             "model": self.recipe.model.name,
@@ -361,21 +418,27 @@ class _Job:
                 **{kind: after for kind, (_, after) in size.items()},
             },
             "prompt": self._prompt_summary(),
-            "budget": {
-                "kind": self.prepared.budget.kind,
-                "requested": requested,
-                "achieved": cut["achieved"] / whole if requested <= 1 else cut["achieved"],
-            },
+            "budget": self._budget_summary(cut["achieved"]),
             "equivalence": {"max_rel_error": cut["max_rel_error"]},
             "latency": self._latency(),
             "seconds": {name: self.folder.result_of(name)["seconds"] for name in self.folder.done_stages()},
             "versions": package_versions(),
         }
 
+    def _budget_summary(self, achieved: int) -> dict[str, Any]:
+        """What was asked for and what there is; a latency is the measured one, with what it was measured on."""
+        kind, requested = self.recipe.prune.target.kind, self.recipe.prune.target.value
+        if self.prepared.target is not None:
+            found = self.folder.result_of("time")["timed"]
+            return {"kind": kind, "requested": requested, **found, **self.prepared.target.on}
+        whole = self.costs.of(kind)
+        return {"kind": kind, "requested": requested, "achieved": achieved / whole if requested <= 1 else achieved}
+
 
 _INTRODUCTIONS = {
     "dense": "the network to prune",
     "learn": "which channels matter",
+    "time": "plan for the latency that was asked for, build, measure, correct",
     "slim": "cut, and compare with the masked network",
     "finetune": "learn to do without",
 }
@@ -384,11 +447,6 @@ _INTRODUCTIONS = {
 def plan_from_json(document: dict[str, Any]) -> Plan:
     """The plan in a `plan.json`."""
     return Plan({name: tuple(entry["kept"]) for name, entry in document["groups"].items()})
-
-
-def _check_method(recipe: Recipe) -> None:
-    if recipe.prune.target.latency or recipe.prune.target.latency_ms:
-        raise UsageError("a latency target is not in this version.\nAsk for macs, params or channels.")
 
 
 def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:

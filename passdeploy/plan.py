@@ -19,6 +19,7 @@ from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import BudgetError, PlanError
 
+STRICT_KINDS = ("latency",)  # kinds for which less than a block of channels saves nothing
 Scores = Mapping[str, Tensor]  # group name -> importance, shape (width,), higher is better
 
 
@@ -119,8 +120,8 @@ def reconcile(
 class Budget:
     """What the slim network may cost at most."""
 
-    kind: str  # macs, params or channels
-    limit: int  # in units of that kind
+    kind: str  # macs, params, channels or latency
+    limit: int  # in units of that kind; latency counts nanoseconds
 
     @classmethod
     def of(cls, kind: str, amount: float, costs: CostModel) -> Budget:
@@ -140,9 +141,28 @@ def width_step(group: ChannelGroup, round_to: int) -> int:
     return 1 << (max(1, group.width // 2).bit_length() - 1)
 
 
-def floor_width(group: ChannelGroup, round_to: int) -> int:
-    """The least that may be kept of `group`: one step."""
-    return min(group.width, width_step(group, round_to))
+def rungs_of(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> np.ndarray:
+    """The widths that `group` may have, ascending; the last one is its own.
+
+    Args:
+        group: to be cut.
+        round_to: layer widths become multiples of this.
+        is_strict: every layer that is wider than one step goes in whole steps, where else a layer of less than two
+            goes in smaller ones: for a kernel that computes blocks of channels, what is left of a block saves nothing.
+            Below one block other kernels may run, so narrower layers go in its half and its quarter.
+    """
+    if not is_strict:
+        step = width_step(group, round_to)
+        return np.array([*range(step, group.width, step), group.width])
+    step = round_to // gcd(round_to, group.span)
+    if group.width > step:
+        return np.array([*range(step, group.width, step), group.width])
+    return np.array(sorted({group.width, *(part for part in (step // 4, step // 2) if 0 < part < group.width)}))
+
+
+def floor_width(group: ChannelGroup, round_to: int, kind: str = "macs") -> int:
+    """The least that may be kept of `group` under a budget of `kind`: one step."""
+    return int(rungs_of(group, round_to, is_strict=kind in STRICT_KINDS)[0])
 
 
 def choose_channels(
@@ -173,7 +193,7 @@ def choose_channels(
     cut = [group for group in groups if group.is_prunable and group.name in scores]
     smallest_plan(cut, costs, budget, round_to=round_to)
     ladder = _Ladder.build(scores, cut, costs, budget.kind, round_to, per_cost and allocation == "global")
-    price: Callable[[np.ndarray], int] = getattr(costs, budget.kind).value
+    price = costs.price(budget.kind).value
     kept = ladder.uniform(price, budget.limit) if allocation == "uniform" else ladder.climb(price, budget.limit)
     return Plan(
         {
@@ -191,16 +211,26 @@ def smallest_plan(
     Raises:
         BudgetError: even they cost more than the budget.
     """
-    widths = {group.name: floor_width(group, round_to) for group in groups if group.is_prunable}
+    widths = {group.name: floor_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
     if smallest > budget.limit:
+        least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
         advice = f"Ask for more, set prune.round_to below {round_to}" if round_to > 1 else "Ask for more"
         raise BudgetError(
-            f"asked for {budget.limit:,} {budget.kind} ({budget.limit / whole:.1%} of the dense network's), but the "
-            f"smallest that can be reached is {smallest:,} ({smallest / whole:.1%}).\n"
+            f"asked for {in_units(budget.kind, budget.limit)} ({budget.limit / whole:.1%} of the dense network's), but "
+            f"the smallest that can be reached is {least} ({smallest / whole:.1%}).\n"
             f"{advice}, or exclude fewer layers."
         )
     return widths
+
+
+def in_units(kind: str, amount: int) -> str:
+    """An amount as a person says it.
+
+    >>> in_units("macs", 1234567), in_units("latency", 1_800_000)
+    ('1,234,567 macs', '1.8 ms')
+    """
+    return f"{amount / 1e6:.3g} ms" if kind == "latency" else f"{amount:,} {kind}"
 
 
 @dataclass(frozen=True)
@@ -226,12 +256,11 @@ class _Ladder:
         full = costs.vector({})
         position = {name: number for number, name in enumerate(costs.widths)}
         columns = np.array([position[group.name] for group in groups], int)
-        prices = getattr(costs, kind).gradient(full) if per_cost else np.ones(len(full))
+        prices = costs.price(kind).gradient(full) if per_cost else np.ones(len(full))
         orders, rungs, worth = [], [], []
         for group, column in zip(groups, columns, strict=True):
             values, order = scores[group.name].detach().double().cpu().sort(descending=True, stable=True)
-            step, least = width_step(group, round_to), floor_width(group, round_to)
-            widths = np.array([*range(least, group.width, step), group.width])
+            widths = rungs_of(group, round_to, is_strict=kind in STRICT_KINDS)
             values = values.numpy() / prices[column]
             orders.append(order)
             rungs.append(widths)

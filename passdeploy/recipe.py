@@ -271,6 +271,15 @@ class MeasureSpec(_Section):
     )
     batch: int = Field(default=8, ge=1, description="Images per call.")
     threads: int = Field(default=1, ge=1, description="CPU threads of the backend.")
+    table: FilePath | None = Field(
+        default=None,
+        description="A latency table that `passdeploy profile --table` made on the target machine; "
+        "null: measured here, or taken from the cache.",
+    )
+    force: bool = Field(
+        default=False,
+        description="Use a table of another machine all the same; the plan is then not measured. Same as --force.",
+    )
 
 
 class PromptSpec(_Section):
@@ -318,8 +327,8 @@ class PruneSpec(_Section):
     measure: MeasureSpec = Field(default=MeasureSpec(), description="What a latency target is measured on.")
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="Widths become multiples of this many channels; auto: what the target hardware likes. "
-        "1: any width.",
+        description="Widths become multiples of this many channels. auto: 8; for a latency target what the kernels of "
+        "its backend compute together (fp32 on x86: 16 with AVX-512, 8 with AVX2). 1: any width.",
     )
     include: tuple[str, ...] = Field(
         default=("*",),

@@ -190,13 +190,57 @@ def closing_table(summary: Mapping[str, Any], profile_rows: Iterable[Mapping[str
     pruned = {_setting(row): row for row in rows if row["model"] == "slim"}
     for setting in dict.fromkeys([*unpruned, *pruned]):
         before, after = unpruned.get(setting, {}), pruned.get(setting, {})
-        speedup = after.get("speedup")
         table.add_row(
             "latency " + setting,
             _milliseconds(before.get("median_ms")),
             _milliseconds(after.get("median_ms")),
-            f"{speedup:.2f}x faster" if speedup else _UNKNOWN,
+            _claim(after),
         )
+    return table
+
+
+def _claim(row: Mapping[str, Any]) -> str:
+    """A speed-up with its interval, or that there is none to speak of."""
+    from passdeploy.profiling.statistics import is_measurable  # with it comes torch, which takes a while
+
+    speedup, interval = row.get("speedup"), row.get("speedup_ci")
+    if not speedup:
+        return _UNKNOWN
+    if interval and not is_measurable(*interval):
+        return "no measurable difference"
+    words = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+    return f"{words} ({interval[0]:.2f} to {interval[1]:.2f})" if interval else words
+
+
+def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One line per row of a profile."""
+    table = Table(title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("batch", "median", "p90", "p99", "images/s", "speed-up"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        low, high = row["speedup_ci"]
+        claim = "" if low == high == 1 else _claim(row)  # the first one is what the other is compared with
+        times = (_milliseconds(row[key]) for key in ("median_ms", "p90_ms", "p99_ms"))
+        notes = "; ".join(dict.fromkeys(text for text in (claim, *row["notes"]) if text))
+        table.add_row(str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", notes)
+    return table
+
+
+def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    """Where the time of both networks goes, one layer a line."""
+    table = Table(title="time by layer (traced)", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("channels out, in", "dense", "slim", "speed-up"):
+        table.add_column(heading, justify="right")
+    table.add_column("no faster because", overflow="fold")
+    for layer in layers:
+        before, after = (", ".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+        gained = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else _UNKNOWN
+        table.add_row(
+            layer["name"], before if before == after else f"{before} → {after}", _milliseconds(layer["dense_ms"]),
+            _milliseconds(layer["slim_ms"]), gained, layer["why"],
+        )  # fmt: skip
     return table
 
 

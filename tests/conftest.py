@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,17 @@ def paint(root: Path, *, classes: int = 2, images: int = 24, size: int = 16) -> 
                 image[label] += 100
                 to_pil_image(image).save(folder / f"{number:03d}.png")
     return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Latency tables of tests stay away from those of the user."""
+    before = os.environ.get("PASSDEPLOY_CACHE")
+    os.environ["PASSDEPLOY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("PASSDEPLOY_CACHE")
+    if before is not None:
+        os.environ["PASSDEPLOY_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

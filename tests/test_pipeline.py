@@ -152,7 +152,7 @@ def test_every_baseline_runs_from_the_same_recipe(
     ("overrides", "error"),
     [
         (["prune.target.macs=0.0001"], BudgetError),
-        (["prune.target.latency=0.5"], UsageError),
+        (["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"], UsageError),
         (["data.root=/nowhere/at/all"], UsageError),
         (["model.name=passdeploy/resnet21_cifar"], UsageError),
         (["model.name=torchvision/vgg11_bn", "data.image_size=8", "prune.prompt.size=1"], UsageError),

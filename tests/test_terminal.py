@@ -5,9 +5,10 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from passdeploy.events import StageFinished, StageStarted, Step, Warned, stage
-from passdeploy.terminal import TerminalListener, closing_table
+from passdeploy.terminal import TerminalListener, closing_table, latency_table, layer_table
 
 
 class Clock:
@@ -152,3 +153,35 @@ def test_the_closing_table_sets_slim_beside_dense():
 def test_what_is_not_known_is_a_dash():
     text = table_text({"dense": {"top1": None, "params": 10}, "slim": {}})
     assert [line.count("–") for line in text.splitlines() if "│ " in line] == [3, 2, 3]
+
+
+def as_text(table: Table) -> str:
+    console = Console(file=StringIO(), width=200)
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_speed_up_is_shown_with_its_interval_or_not_at_all():
+    row = {"model": "a.onnx", "batch": 1, "median_ms": 2.0, "p90_ms": 2.1, "p99_ms": None, "images_per_s": 500.0,
+           "speedup": 1.0, "speedup_ci": [1.0, 1.0], "notes": []}  # fmt: skip
+    faster = {**row, "model": "b.onnx", "speedup": 1.5, "speedup_ci": [1.4, 1.6]}
+    slower = {**row, "speedup": 0.5, "speedup_ci": [0.4, 0.6], "notes": ["unstable: the median is known to ±9%"]}
+    alike = {**row, "speedup": 1.1, "speedup_ci": [0.9, 1.2], "notes": ["no measurable difference"]}
+    text = as_text(latency_table([row, faster, slower, alike]))
+    assert "1.50x faster (1.40 to 1.60)" in text
+    assert "2.00x slower (0.40 to 0.60); unstable" in text
+    assert text.count("no measurable difference") == 1
+    assert "1.10x" not in text
+
+
+def test_a_layer_that_is_no_faster_says_why():
+    layers = [
+        {"name": "layer1", "dense_ms": 1.0, "slim_ms": 0.5, "dense_channels": [64, 64], "slim_channels": [20, 64],
+         "why": "20 channels are computed as 32"},
+        {"name": "(between layers)", "dense_ms": 0.1, "slim_ms": 0.0, "dense_channels": [], "slim_channels": [],
+         "why": ""},
+    ]  # fmt: skip
+    text = as_text(layer_table(layers))
+    assert "64, 64 → 20, 64" in text
+    assert "2.00x" in text
+    assert "20 channels are computed as 32" in text

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,18 @@ class Factor:
     def size(self, widths: Mapping[str, int]) -> int:
         """The size at the given widths."""
         return self.fixed + sum(span * widths[name] for name, span in self.spans)
+
+
+class Price(Protocol):
+    """What widths cost, whatever it is counted in."""
+
+    def value(self, widths: np.ndarray) -> int:
+        """The cost at `widths`, shape (groups,)."""
+        ...
+
+    def gradient(self, widths: np.ndarray) -> np.ndarray:
+        """What one more channel of each group costs, shape (groups,)."""
+        ...
 
 
 Term = tuple[int, Sequence[Factor]]  # the count at full width, and what it is proportional to
@@ -74,12 +87,13 @@ class Polynomial:
 
 @dataclass(frozen=True, eq=False)
 class CostModel:
-    """Multiply-adds, parameters and channels of a network at any widths of its groups."""
+    """Multiply-adds, parameters, channels and, once it was measured, latency at any widths of a network's groups."""
 
     widths: Mapping[str, int]  # group name -> width of the dense network, in order
     macs: Polynomial
     params: Polynomial
     channels: Polynomial
+    latency: Price | None = None  # nanoseconds of a batch, from a table
 
     @classmethod
     def build(
@@ -99,6 +113,12 @@ class CostModel:
         return np.array([widths.get(name, full) for name, full in self.widths.items()], np.int64)
 
     def of(self, kind: str, widths: Mapping[str, int] | None = None) -> int:
-        """The count of `kind` (macs, params or channels) at `widths`, by default those of the dense network."""
-        polynomial: Polynomial = getattr(self, kind)
-        return polynomial.value(self.vector(widths or {}))
+        """The count of `kind` (macs, params, channels, latency) at `widths`, by default those of the dense network."""
+        return self.price(kind).value(self.vector(widths or {}))
+
+    def price(self, kind: str) -> Price:
+        """What counts `kind`."""
+        price: Price | None = getattr(self, kind)
+        if price is None:
+            raise AssertionError("latency is priced only where a table was measured")
+        return price

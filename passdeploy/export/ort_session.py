@@ -18,12 +18,24 @@ _ERRORS_ONLY = 3  # severity 0 (verbose) to 4 (fatal)
 
 
 def open_session(
-    source: Path | ModelProto, *, threads: int, provider: str = "CPUExecutionProvider", is_optimised: bool = True
+    source: Path | ModelProto,
+    *,
+    threads: int,
+    provider: str = "CPUExecutionProvider",
+    is_optimised: bool = True,
+    profile_to: Path | None = None,
 ) -> Any:
     """An `onnxruntime.InferenceSession` on `threads` threads, of a file or of a graph in memory.
 
     Threads spin while a run lasts, which is the runtime's own default and its fastest mode, and stop
     when it returns: two sessions in one process then do not steal each other's cores.
+
+    Args:
+        source: the file, or the graph.
+        threads: of every operator.
+        provider: what must run it.
+        is_optimised: False takes the graph as it is.
+        profile_to: where ONNX Runtime's own profile goes, a path without its ending; None: no profile.
 
     Raises:
         MissingError: onnxruntime is not installed, or `provider` is not what runs.
@@ -39,6 +51,8 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if not is_optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     available = ort.get_available_providers()

@@ -17,13 +17,14 @@ from torch import nn
 from passdeploy.errors import UsageError
 from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.profiling.clock import Clock, HostClock
-from passdeploy.profiling.environment import physical_cores, read_environment
-from passdeploy.profiling.measure import Budget, measure_pair
-from passdeploy.profiling.runners import OrtRunner, Runner, TorchRunner, torch_threads
-from passdeploy.profiling.statistics import Speedup, Summary, speedup, summarise
+from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
+from passdeploy.profiling.measure import Budget, measure_one, measure_pair
+from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, Runner, TorchRunner, torch_threads
+from passdeploy.profiling.statistics import Speedup, Summary, is_measurable, speedup, summarise
 
-BACKENDS = ("torch", "ort")
+BACKENDS = ("torch", "ort", "compile", "ort-cuda", "ort-trt")
 NO_DIFFERENCE = "no measurable difference"
+FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
 _UNSTABLE_ABOVE = 0.03  # of ci95_rel
 _BUSY_ABOVE = 0.3  # cores that others use before we start
 
@@ -63,8 +64,8 @@ class Row:
 
     @property
     def is_faster(self) -> bool:
-        """Whether the interval of the speed-up lies above 1."""
-        return self.speedup_ci[0] > 1.0
+        """Whether it is measurably faster than what it was compared with."""
+        return self.speedup_ci[0] > 1.0 and is_measurable(*self.speedup_ci)
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ class Profile:
 
 def profile_pair(
     dense: Subject,
-    slim: Subject,
+    slim: Subject | None,
     *,
     image_shape: tuple[int, ...],
-    backends: Sequence[str] = BACKENDS,
+    backends: Sequence[str] = ("torch", "ort"),
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
     seconds: float = 4.0,
-    iterations: int = 0,
+    iterations: int | None = None,
     seed: int = 0,
     clock: Clock | None = None,
     tell: Listener = silent,
@@ -98,13 +99,15 @@ def profile_pair(
 
     Args:
         dense: what the speed-up is relative to.
-        slim: the network that should be faster.
+        slim: the network that should be faster; None: `dense` is measured by itself.
         image_shape: (3, height, width).
-        backends: of "torch" and "ort".
+        backends: of "torch", "compile" (torch.compile), "ort" (ONNX Runtime on the CPU), "ort-cuda" and "ort-trt" (its
+            CUDA and TensorRT providers).
         batches: images per call.
         threads: of PyTorch and of ONNX Runtime; None takes every physical core of this process.
         seconds: at least this long per comparison, both networks together, warm-up apart.
-        iterations: at least this many calls of each network, but no more than a minute of them.
+        iterations: at least this many calls of each network, but no more than a minute of them; None: 1,000, or none
+            for a quick look of less than 3 seconds.
         seed: of the input images and of the bootstrap.
         clock: another source of time, for tests.
         tell: hears what happens.
@@ -117,32 +120,42 @@ def profile_pair(
     _check(dense, slim, backends, batches, threads, seconds)
     environment = read_environment(threads=threads)
     _warn_if_busy(environment, tell)
+    if iterations is None:
+        iterations = FULL_ITERATIONS if seconds >= FULL_SECONDS else 0
     clock, budget = clock or HostClock(), Budget(seconds=seconds, iterations=iterations)
     work = [(backend, batch) for backend in backends for batch in batches]
     rows: list[Row] = []
-    words = f"dense and slim in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
+    names = " and ".join(subject.name for subject in (dense, slim) if subject is not None)
+    words = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
     with stage("profile", words, tell, total=len(work)) as progress, torch_threads(threads):
         for done, (backend, batch) in enumerate(work, start=1):
             images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(seed))
-            pair = _runner(dense, backend, threads), _runner(slim, backend, threads)
-            for runner in pair:
+            runners = [_runner(subject, backend, threads) for subject in (dense, slim) if subject is not None]
+            for runner in runners:
                 runner.prepare(images)
-            samples = measure_pair(*pair, clock, budget)
+            if len(runners) == 1:
+                alone = measure_one(runners[0], clock, budget)
+                rows.append(_row(runners[0], batch, threads, summarise(alone, seed=seed), None))
+                progress.step(done, len(work), ms=rows[-1].median_ms)
+                continue
+            samples = measure_pair(runners[0], runners[1], clock, budget)
             gained = speedup(*samples, seed=seed)
-            rows.append(_row(pair[0], batch, threads, summarise(samples[0], seed=seed), None))
-            rows.append(_row(pair[1], batch, threads, summarise(samples[1], seed=seed), gained))
+            rows.append(_row(runners[0], batch, threads, summarise(samples[0], seed=seed), None))
+            rows.append(_row(runners[1], batch, threads, summarise(samples[1], seed=seed), gained))
             progress.step(done, len(work), speedup=gained.ratio)
-        progress.text = "; ".join(_in_words(row) for row in rows if row.model == slim.name)
-    return Profile(environment, tuple(rows))
+        progress.text = "; ".join(_in_words(row) for row in rows if slim is not None and row.model == slim.name)
+    return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows))
 
 
 def _runner(subject: Subject, backend: str, threads: int) -> Runner:
     """The one function that knows which class runs which backend."""
     if backend == "torch" and subject.module is not None:
         return TorchRunner(subject.name, subject.module, artifact=subject.weights)
-    if backend == "ort" and subject.onnx is not None:
-        return OrtRunner(subject.name, subject.onnx, threads=threads)
-    missing = {"torch": "module", "ort": "ONNX file"}[backend]
+    if backend == "compile" and subject.module is not None:
+        return CompiledRunner(subject.name, subject.module, artifact=subject.weights)
+    if backend in PROVIDERS and subject.onnx is not None:
+        return OrtRunner(subject.name, subject.onnx, threads=threads, backend=backend)
+    missing = "ONNX file" if backend in PROVIDERS else "module"
     raise UsageError(f"the {subject.name} network has no {missing} to run in {backend}.")
 
 
@@ -183,7 +196,7 @@ def _in_words(row: Row) -> str:
 
 def _check(
     dense: Subject,
-    slim: Subject,
+    slim: Subject | None,
     backends: Sequence[str],
     batches: Sequence[int],
     threads: int,
@@ -195,7 +208,7 @@ def _check(
         raise UsageError(f"batch {wrong[0]} makes no sense: a batch holds at least one image.")
     if threads < 1 or seconds <= 0:
         raise UsageError(f"{threads} threads for {seconds} s makes no sense: both must be above zero.")
-    if dense.name == slim.name:
+    if slim is not None and dense.name == slim.name:
         raise UsageError(f"both networks are called {slim.name!r}; the table could not tell them apart.")
 
 
@@ -203,3 +216,6 @@ def _warn_if_busy(environment: Mapping[str, Any], tell: Listener) -> None:
     busy, cores = environment["busy_cores"], environment["cores"]
     if busy is not None and busy > _BUSY_ABOVE:
         tell(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
+    for gpu in environment["gpus"]:
+        if reasons := gpu.get("throttled_by"):
+            tell(Warned(f"{gpu['name']} is throttled ({', '.join(reasons)}): latencies are longer than they need be."))

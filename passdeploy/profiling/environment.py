@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from time import sleep
@@ -86,6 +87,14 @@ def cpu_model() -> str | None:
     return platform.processor() or None
 
 
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that the kernel lists; none where it does not."""
+    for line in (_read(_CPUINFO) or "").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
 def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
     """(socket, core) of every allowed logical CPU; empty where the kernel does not tell."""
     found = set()
@@ -123,7 +132,34 @@ def _nvml_facts(nvml: Any, index: int, cuda: str) -> dict[str, Any]:
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
         "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "power_w": _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+        "power_limit_w": _asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
+        "throttled_by": _asked(lambda: _throttles(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+        "processes": _asked(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
     }
+
+
+def _throttles(nvml: Any, reasons: int) -> list[str]:
+    """What holds the clocks down, in NVML's words; that the GPU is idle, or its clocks were set, is not among it."""
+    names = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
+    return [name for name in names if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)]
+
+
+def _asked(question: Callable[[], Any]) -> Any:
+    """An answer of NVML, or None where this GPU or this user gets none."""
+    try:
+        return question()
+    except Exception:  # its errors are classes of its own, made when it starts
+        return None
+
+
+def peak_memory_mb() -> float | None:
+    """The most memory that this process ever had; None where the system does not tell."""
+    try:
+        usage = import_module("resource").getrusage(import_module("resource").RUSAGE_SELF)
+    except ModuleNotFoundError:
+        return None
+    return float(usage.ru_maxrss) / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 
 
 def _read(path: Path) -> str | None:

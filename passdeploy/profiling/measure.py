@@ -63,6 +63,16 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) ->
     return np.array(blocks[0]), np.array(blocks[1])
 
 
+def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
+    """Time one prepared runner by itself; milliseconds of each call, shape (blocks, calls in a block)."""
+    with _no_collection():
+        calls = max(1, round(budget.block_ms / warm_up(runner.run, clock, budget)))
+        blocks, began = list[list[float]](), clock.now()
+        while len(blocks) < _FEWEST_PAIRS or not budget.is_spent(clock.now() - began, len(blocks) * calls):
+            blocks.append([clock.time_ms(runner.run) for _ in range(calls)])
+    return np.array(blocks)
+
+
 def warm_up(work: Callable[[], object], clock: Clock, budget: Budget) -> float:
     """Repeat `work` until its time has settled; the time of one call, in milliseconds.
 

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import UsageError
-from passdeploy.export.ort_session import open_session
+from passdeploy.errors import MissingError, UsageError, require
+from passdeploy.export.ort_session import first_line, open_session
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
 class Runner(Protocol):
@@ -57,14 +60,61 @@ class TorchRunner:
             self._module(self._images)
 
 
+class CompiledRunner(TorchRunner):
+    """PyTorch through `torch.compile`; the first call of a shape compiles, which `prepare` waits for."""
+
+    backend = "compile"
+
+    def __init__(self, name: str, module: nn.Module, *, artifact: str = "", device: str = "cpu") -> None:
+        super().__init__(name, module, artifact=artifact, device=device)
+        torch._dynamo.reset()  # what was compiled for another batch would make this one dynamic
+        self._compiled: Any = torch.compile(self._module)
+
+    def prepare(self, images: Tensor) -> None:
+        """Move the batch to the device, and compile for it.
+
+        Raises:
+            MissingError: this machine cannot compile: there is no C++ compiler, or no Triton.
+        """
+        super().prepare(images)
+        try:
+            self.run()
+        except Exception as error:  # the compiler's own, whatever it wraps
+            raise MissingError(
+                f"torch.compile cannot compile {self.artifact} here: {first_line(error)}\n"
+                "It needs a C++ compiler on the CPU, Triton on a GPU. Leave compile out of --backend."
+            ) from error
+
+    def run(self) -> None:
+        """One forward pass."""
+        with torch.inference_mode():
+            self._compiled(self._images)
+
+
+PROVIDERS = {
+    "ort": "CPUExecutionProvider",
+    "ort-cuda": "CUDAExecutionProvider",
+    "ort-trt": "TensorrtExecutionProvider",
+}
+
+
 class OrtRunner:
-    """ONNX Runtime on the CPU with input and output bound, so that no copy is timed."""
+    """ONNX Runtime with input and output bound, so that no copy is timed; the provider that was asked for runs."""
 
-    backend, device, precision = "ort", "cpu", "fp32"
+    precision = "fp32"
 
-    def __init__(self, name: str, path: Path, *, threads: int) -> None:
-        self.name, self.artifact = name, path.name
-        self._session = open_session(path, threads=threads)
+    def __init__(
+        self,
+        name: str,
+        source: Path | ModelProto,
+        *,
+        threads: int,
+        backend: str = "ort",
+        profile_to: Path | None = None,
+    ) -> None:
+        self.name, self.artifact = name, source.name if isinstance(source, Path) else "graph"
+        self.backend, self.device = backend, "cpu" if backend == "ort" else "cuda"
+        self.session = open_session(source, threads=threads, provider=PROVIDERS[backend], profile_to=profile_to)
         self._binding: Any = None
 
     def prepare(self, images: Tensor) -> None:
@@ -73,20 +123,29 @@ class OrtRunner:
         Raises:
             UsageError: the file takes images of another shape, or has another, fixed batch.
         """
-        wanted = self._session.get_inputs()[0]
+        wanted = self.session.get_inputs()[0]
         sizes = zip(wanted.shape, images.shape, strict=True)
         if any(isinstance(fixed, int) and fixed != given for fixed, given in sizes):
             raise UsageError(
                 f"{self.artifact} takes images of shape {wanted.shape}, asked was {list(images.shape)}.\n"
                 "Export it again for this shape with: passdeploy export --onnx"
             )
-        self._binding = self._session.io_binding()
-        self._binding.bind_cpu_input(wanted.name, images.contiguous().numpy())
-        self._binding.bind_output(self._session.get_outputs()[0].name)
+        self._binding = self.session.io_binding()
+        if self.device == "cpu":
+            self._binding.bind_cpu_input(wanted.name, images.contiguous().numpy())
+            self._binding.bind_output(self.session.get_outputs()[0].name)
+            return
+        ort = require("onnxruntime", extra="gpu")
+        self._binding.bind_ortvalue_input(
+            wanted.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", 0)
+        )
+        self._binding.bind_output(self.session.get_outputs()[0].name, "cuda", 0)  # it stays on the device
 
     def run(self) -> None:
-        """One inference."""
-        self._session.run_with_iobinding(self._binding)
+        """One inference; on a GPU it is over when the call returns, so the host's clock times it."""
+        self.session.run_with_iobinding(self._binding)
+        if self.device != "cpu":
+            self._binding.synchronize_outputs()
 
 
 @contextmanager

@@ -21,6 +21,20 @@ RESAMPLES = 1000
 _TAIL = 2.5  # percent on either side of a 95 % interval
 
 
+# Two sessions of one file differ by up to about this, for as long as they live: their memory lies in different places.
+# No interval over the blocks of one measurement can show it.
+RESOLUTION = 0.01
+
+
+def is_measurable(low: float, high: float) -> bool:
+    """Whether a speed-up with this interval is one, or a slowdown, and not what any two sessions differ by.
+
+    >>> is_measurable(1.002, 1.03), is_measurable(1.02, 1.05), is_measurable(0.8, 0.9)
+    (False, True, True)
+    """
+    return low > 1 + RESOLUTION or high < 1 - RESOLUTION
+
+
 @dataclass(frozen=True)
 class Summary:
     """What one network took."""
@@ -44,8 +58,8 @@ class Speedup:
 
     @property
     def is_measurable(self) -> bool:
-        """False where the interval contains 1: no measurable difference."""
-        return not self.low <= 1.0 <= self.high
+        """False where the interval comes within `RESOLUTION` of 1: no measurable difference."""
+        return is_measurable(self.low, self.high)
 
 
 def percentile(samples: Sequence[float] | Samples, percent: float) -> float:

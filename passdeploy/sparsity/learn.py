@@ -141,7 +141,7 @@ class _Task:
         self._learner, self._weights, self._loss = batch_statistics_only(model), MaskedWeights(model, cut), loss
         self._dense = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()  # shares the parameters
         self.whole = costs.of(budget.kind)
-        floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to) for group in cut})
+        floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to, budget.kind) for group in cut})
         self._least = min(floor, budget.limit)
 
     def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:

@@ -121,7 +121,7 @@ def test_pytorch_really_runs_and_its_threads_are_restored():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"backends": ["onnx"]}, "unknown backend onnx: choose from torch, ort"),
+        ({"backends": ["onnx"]}, "unknown backend onnx: choose from torch, ort, compile"),
         ({"batches": [8, 0]}, "batch 0 makes no sense"),
         ({"threads": 0}, "0 threads"),
         ({"backends": ["ort"]}, "the dense network has no ONNX file to run in ort"),

@@ -13,7 +13,8 @@ from torch import nn
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.export import ort_session
 from passdeploy.export.ort_session import open_session
-from passdeploy.profiling.runners import OrtRunner, TorchRunner, torch_threads
+from passdeploy.profiling import runners
+from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, TorchRunner, torch_threads
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
 
@@ -109,3 +110,65 @@ def test_a_gpu_is_timed_on_the_device():
     matrix = torch.randn(2048, 2048, device="cuda")
     assert isinstance(clock, CudaClock)
     assert clock.time_ms(lambda: matrix @ matrix) > 0
+
+
+@pytest.mark.parametrize("backend", ["ort-cuda", "ort-trt"])
+def test_a_provider_that_is_missing_is_named(backend: str, relu: Path):
+    if PROVIDERS[backend] in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the provider")
+    with pytest.raises(MissingError, match=rf"has no {PROVIDERS[backend]} here"):
+        OrtRunner("slim", relu, threads=1, backend=backend)
+
+
+class Gpu:
+    """Stands in for a session, its binding and ONNX Runtime's values on a GPU: notes what is bound where."""
+
+    def __init__(self) -> None:
+        self.bound: list[Any] = []
+        self.OrtValue = SimpleNamespace(ortvalue_from_numpy=lambda array, device, index: (array.shape, device, index))
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="images", shape=["batch", 3, 4, 4])]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="logits")]
+
+    def io_binding(self) -> Gpu:
+        return self
+
+    def bind_ortvalue_input(self, *what: Any) -> None:
+        self.bound.append(what)
+
+    def bind_output(self, *what: Any) -> None:
+        self.bound.append(what)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.bound.append("run")
+
+    def synchronize_outputs(self) -> None:
+        self.bound.append("synchronised")
+
+
+def test_on_a_gpu_nothing_is_copied_while_it_is_timed(monkeypatch: pytest.MonkeyPatch):
+    gpu = Gpu()
+    monkeypatch.setattr(runners, "open_session", lambda source, **options: gpu)
+    monkeypatch.setattr(runners, "require", lambda module, extra: gpu)
+    runner = OrtRunner("slim", Path("slim.onnx"), threads=1, backend="ort-cuda")
+    runner.prepare(torch.zeros(2, 3, 4, 4))
+    runner.run()
+    assert gpu.bound == [
+        ("images", ((2, 3, 4, 4), "cuda", 0)), ("logits", "cuda", 0), "run", "synchronised"
+    ]  # fmt: skip
+    assert runner.device == "cuda"
+
+
+def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
+    def compiler(module: nn.Module) -> object:
+        def run(images: object) -> None:
+            raise RuntimeError("no C++ compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    with pytest.raises(MissingError, match="cannot compile Identity here: no C"):
+        CompiledRunner("dense", nn.Identity()).prepare(torch.zeros(1, 3, 4, 4))

@@ -1,0 +1,519 @@
+"""Latency: targets that are asked for and hit, tables that predict, and claims that hold.
+
+    python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
+    python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
+    python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
+    python -m benchmarks.latency same               the same file as dense and as slim, 100 times; and back to back
+    python -m benchmarks.latency table              how long a table takes, and how long from the cache
+    python -m benchmarks.latency accuracy --cifar DIR --weights FILE       latency planning against MACs planning
+    python -m benchmarks.latency show               the tables of all that was measured
+
+Every row is written as soon as it is known to `results/latency.json`; what is there is not measured again. Networks
+have random weights and take images of 224 pixels; ONNX Runtime on the CPU. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from passdeploy.chance import seed_of
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
+from passdeploy.errors import PassDeployError
+from passdeploy.export.onnx_graph import export_onnx
+from passdeploy.files import write_atomically
+from passdeploy.latency.meeting import Meeting, Request
+from passdeploy.latency.networks import prober_for
+from passdeploy.latency.observation import Prober
+from passdeploy.latency.place import Place, block_of
+from passdeploy.latency.survey import Survey, survey
+from passdeploy.latency.table import LatencyTable
+from passdeploy.plan import Budget as PlanBudget
+from passdeploy.plan import Plan, Scores, choose_channels, rungs_of
+from passdeploy.profiling.clock import HostClock
+from passdeploy.profiling.environment import read_environment
+from passdeploy.profiling.measure import Budget, measure_pair
+from passdeploy.profiling.runners import OrtRunner, Runner
+from passdeploy.profiling.statistics import RESOLUTION, is_measurable, speedup, summarise
+from passdeploy.slimming import slim
+from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
+from passdeploy.train import evaluate, recalibrate_batch_norm_
+
+RESULTS = Path(__file__).parent / "results" / "latency.json"
+NETWORKS = ("mobilenet_v2", "resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121")
+SHARES = (0.75, 0.5, 0.35)
+IMAGE = (3, 224, 224)
+MEASURE = Budget(seconds=4.0)
+_TOLERANCE = 0.03
+
+
+@dataclass
+class Unit:
+    """A network at one batch size, on so many threads."""
+
+    network: str
+    batch: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = getattr(torchvision.models, self.network)(weights=None).eval()
+        self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE))
+        self.images: Tensor = torch.randn(self.batch, *IMAGE, generator=torch.Generator().manual_seed(0))
+        self.place = Place.here(backend="ort", threads=self.threads, batch=self.batch, image_shape=IMAGE)
+        self.macs = self.channels.costs.of("macs")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"network": self.network, "batch": self.batch, "threads": self.threads}
+
+    def prober(self) -> Prober:
+        return prober_for("ort", self.model, self.channels, self.images, threads=self.threads)
+
+    def table(self, prober: Prober, folder: Path) -> tuple[LatencyTable, float]:
+        """The table, and the seconds that it took; kept in `folder` for the other parts."""
+        path = folder / f"{self.network}-{self.batch}-{self.threads}.json"
+        if path.is_file():
+            return LatencyTable.load(path), float("nan")
+        began = perf_counter()
+        table = survey(prober, self.channels.groups, self.place, Survey(most_seconds=180.0))
+        table.save(path)
+        return table, perf_counter() - began
+
+    def uniform(self, share: float) -> dict[str, int]:
+        """The same share of every group, aligned."""
+        widths = {}
+        for group in self.channels.prunable:
+            rungs = rungs_of(group, block_of("ort"), is_strict=True)
+            widths[group.name] = int(rungs[abs(rungs - share * group.width).argmin()])
+        return widths
+
+
+def against(dense: Runner, slim: Runner, budget: Budget = MEASURE) -> dict[str, Any]:
+    """Both in turns."""
+    samples = measure_pair(dense, slim, HostClock(), budget)
+    gained = speedup(*samples)
+    return {
+        "dense_ms": summarise(samples[0]).median_ms,
+        "slim_ms": summarise(samples[1]).median_ms,
+        "speedup": gained.ratio,
+        "speedup_ci": [gained.low, gained.high],
+    }
+
+
+def targets(asked: argparse.Namespace, rows: Rows) -> None:
+    """Ask for three latencies, and measure what came of it once more."""
+    for unit in units(asked, rows, "target", len(SHARES)):
+        began = perf_counter()
+        prober = unit.prober()
+        table, seconds = unit.table(prober, asked.tables)
+        meeting = Meeting(prober, unit.channels, table, round_to=block_of("ort"), threads=unit.threads, seconds=3.0)
+        scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
+        dense = prober.runner({}, "dense")
+        for share in SHARES:
+            row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
+            try:
+                met = meeting.meet(scores, Request(share=share))
+            except PassDeployError as error:
+                rows.add({**row, "refused": str(error)})
+                continue
+            widths = met.trial.plan.widths()
+            found = against(dense, prober.runner(widths, "slim"))
+            first = met.trials[0]
+            rows.add({
+                **row, **found, "found": found["slim_ms"] / found["dense_ms"], "trials": len(met.trials),
+                "predicted": first.predicted, "first_found": first.found,
+                "macs": unit.channels.costs.of("macs", widths) / unit.macs, "widths": widths,
+                "seconds": round(perf_counter() - began, 1),
+            })  # fmt: skip
+
+
+def halving(asked: argparse.Namespace, rows: Rows) -> None:
+    """Every width halved: how much of what the MACs promise arrives."""
+    for unit in units(asked, rows, "halving", 1):
+        prober, widths = unit.prober(), unit.uniform(0.5)
+        found = against(prober.runner({}, "dense"), prober.runner(widths, "slim"))
+        ideal = unit.macs / unit.channels.costs.of("macs", widths)
+        rows.add({"part": "halving", **unit.key, **found, "ideal": ideal})
+
+
+def peer(asked: argparse.Namespace, rows: Rows) -> None:
+    """The plan for half the latency against what torch-pruning makes of the network at the same kept MACs."""
+    for unit in units(asked, rows, "peer", 2):
+        ours = rows.find(part="target", asked=0.5, **unit.key)
+        if ours is None or "widths" not in ours:
+            print(f"{unit.key}: first measure its target of 0.5", file=sys.stderr)
+            continue
+        prober = unit.prober()
+        for round_to in (None, 8):
+            pruned, kept = _torch_pruning(unit, ours["macs"], round_to)
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "peer.onnx"
+                export_onnx(pruned, unit.images[:1], path, batch=(unit.batch,) * 3)
+                theirs = OrtRunner("theirs", path, threads=unit.threads)
+                theirs.prepare(unit.images)
+            found = against(theirs, prober.runner(ours["widths"], "ours"))
+            rows.add({
+                "part": "peer", **unit.key, "asked": round_to or 1, "our_macs": ours["macs"], "their_macs": kept,
+                "their_ms": found["dense_ms"], "our_ms": found["slim_ms"], "speedup": found["speedup"],
+                "speedup_ci": found["speedup_ci"],
+            })  # fmt: skip
+
+
+def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> tuple[nn.Module, float]:
+    """torch-pruning's magnitude pruner at the ratio, found by bisection, that keeps `macs` of the multiply-adds."""
+    import torch_pruning as tp
+
+    example = torch.zeros(1, *IMAGE)
+    low, high, best = 0.0, 0.95, (unit.model, 1.0)
+    for _ in range(8):
+        ratio = (low + high) / 2
+        model = copy.deepcopy(unit.model)
+        classifier = [
+            module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1000
+        ]
+        pruner = tp.pruner.MagnitudePruner(
+            model, example, tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio, round_to=round_to,
+            ignored_layers=classifier,
+        )  # fmt: skip
+        pruner.step()
+        kept = tp.utils.count_ops_and_params(model, example)[0] / tp.utils.count_ops_and_params(unit.model, example)[0]
+        if abs(kept - macs) < abs(best[1] - macs):
+            best = (model, kept)
+        low, high = (ratio, high) if kept > macs else (low, ratio)
+    return best
+
+
+def same(asked: argparse.Namespace, rows: Rows) -> None:
+    """The same graph twice; and against a plain loop, one call after the other."""
+    unit = Unit("mobilenet_v2", 1, 1)
+    prober = unit.prober()
+    narrow = unit.uniform(0.5)
+    for number in range(100):
+        if rows.find(part="same", run=number) is None:
+            found = against(prober.runner(narrow, "dense"), prober.runner(narrow, "slim"), Budget(seconds=1.0))
+            rows.add({"part": "same", "run": number, **found})
+    for number in range(10):
+        if rows.find(part="back to back", run=number) is None:
+            one, other = prober.runner(narrow, "dense"), prober.runner(narrow, "slim")
+            in_turns = against(one, other, Budget(seconds=2.0))["slim_ms"]
+            plain = _plain_loop(other, seconds=2.0)
+            rows.add({"part": "back to back", "run": number, "in_turns_ms": in_turns, "plain_ms": plain})
+
+
+def _plain_loop(runner: Runner, *, seconds: float) -> float:
+    """As onnxruntime_perf_test: call after call; the median."""
+    clock, found = HostClock(), []
+    for _ in range(20):
+        runner.run()
+    began = clock.now()
+    while clock.now() - began < seconds:
+        found.append(clock.time_ms(runner.run))
+    return statistics.median(found)
+
+
+def table(asked: argparse.Namespace, rows: Rows) -> None:
+    """Make the table of ResNet-50 on two threads, and read it again."""
+    for unit in units(asked, rows, "table", 1, networks=("resnet50",), batches=(1,), threads=(2,)):
+        with TemporaryDirectory() as folder:
+            prober = unit.prober()
+            made, seconds = unit.table(prober, Path(folder))
+            began = perf_counter()
+            again, _ = unit.table(prober, Path(folder))
+            again.predict_ms({})
+            read = perf_counter() - began
+        rows.add({"part": "table", **unit.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})
+
+
+def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
+    """ResNet-20 at half its measured latency: planned for the latency, and planned for multiply-adds.
+
+    The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
+    measuring. Accuracy is counted on all test images. `--plans` stops before the training, which may be disturbed.
+    """
+    from benchmarks.accuracy import FULL, Setting, _images, train_
+    from passdeploy.models import build_model
+
+    if asked.cifar is None or asked.weights is None:
+        sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
+    torch.set_num_threads(1)
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
+    setting = Setting.of("home", dense, _images(asked.cifar, FULL))
+    groups = setting.channels.prunable
+    scores = {
+        seed: taylor_scores(copy.deepcopy(dense), groups, islice(setting.stream("learn", seed), 8), F.cross_entropy)
+        for seed in asked.seeds
+    }
+    _plan_for_accuracy(dense, setting.channels, tuple(setting.data.image_shape), scores, asked, rows)
+    for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
+        planned = rows.find(part="accuracy plan", seed=seed, plan=kind)
+        if planned is None or rows.find(part="accuracy", seed=seed, plan=kind) is not None:
+            continue
+        kept = {
+            name: tuple(sorted(scores[seed][name].sort(descending=True, stable=True).indices[:width].tolist()))
+            for name, width in planned["widths"].items()
+        }
+        smaller = slim(dense, setting.channels.groups, Plan(kept))
+        recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
+        train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=dense)
+        top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
+        more = {"part": "accuracy", "top1": top1, "dense_top1": setting.top1, "steps": asked.steps}
+        rows.add({**planned, **more})
+
+
+def _plan_for_accuracy(
+    dense: nn.Module,
+    channels: ChannelMap,
+    shape: tuple[int, ...],
+    scores: dict[int, Scores],
+    asked: argparse.Namespace,
+    rows: Rows,
+) -> None:
+    """Both plans of every seed, measured."""
+    images = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    prober = prober_for("ort", dense, channels, images, threads=1)
+    path = asked.tables / "resnet20-8-1.json"
+    place = Place.here(backend="ort", threads=1, batch=8, image_shape=shape)
+    found = LatencyTable.load(path) if path.is_file() else survey(prober, channels.groups, place, Survey())
+    found.save(path)
+    runner, costs = prober.runner({}, "dense"), channels.costs
+    for seed, kind in product(asked.seeds, ("latency", "macs")):
+        if rows.find(part="accuracy plan", seed=seed, plan=kind) is not None:
+            continue
+        if kind == "latency":
+            meeting = Meeting(prober, channels, found, round_to=block_of("ort"), seconds=2.0)
+            plan = meeting.meet(scores[seed], Request(share=0.5)).trial.plan
+        else:
+            low, high = 0.1, 0.9
+            for _ in range(7):
+                share = (low + high) / 2
+                budget = PlanBudget.of("macs", share, costs)
+                tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
+                took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
+                if took["slim_ms"] <= 0.5 * took["dense_ms"]:
+                    low, plan = share, tried
+                else:
+                    high = share
+        measured = against(runner, prober.runner(plan.widths(), "slim"))
+        rows.add({
+            "part": "accuracy plan", "seed": seed, "plan": kind, **measured,
+            "found": measured["slim_ms"] / measured["dense_ms"],
+            "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
+        })  # fmt: skip
+
+
+class Rows:
+    """What was measured, on disk as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.all: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        """The row that has these values."""
+        return next((row for row in self.all if all(row.get(key) == value for key, value in wanted.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write it and show it."""
+        self.all.append(row)
+        document = {"environment": read_environment(threads=int(row.get("threads", 1))), "rows": self.all}
+        self._path.parent.mkdir(exist_ok=True)
+        write_atomically(self._path, json.dumps(document, indent=1) + "\n")
+        write_atomically(self._path.with_suffix(".md"), "\n".join([*report(self.all), ""]))
+        print(json.dumps({key: value for key, value in row.items() if key != "widths"}), flush=True)
+
+
+def units(
+    asked: argparse.Namespace,
+    rows: Rows,
+    part: str,
+    rows_each: int,
+    *,
+    networks: tuple[str, ...] = (),
+    batches: tuple[int, ...] = (),
+    threads: tuple[int, ...] = (),
+) -> Iterator[Unit]:
+    """Those asked for that do not have all their rows."""
+    for count in threads or asked.threads:
+        for batch in batches or asked.batches:
+            for network in networks or asked.networks:
+                key = {"network": network, "batch": batch, "threads": count}
+                there = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
+                if len(there) < rows_each:
+                    for row in there:
+                        rows.all.remove(row)  # an unfinished unit is measured whole
+                    torch.set_num_threads(count)
+                    yield Unit(network, batch, count)
+
+
+def report(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """All tables, in Markdown."""
+    rows = list(rows)
+    lines: list[str] = []
+    for part, write in _REPORTS.items():
+        if mine := [row for row in rows if row["part"] == part]:
+            lines += ["", *write(mine)]
+    return lines[1:]
+
+
+def _target_report(rows: list[dict[str, Any]]) -> list[str]:
+    met = [row for row in rows if "found" in row]
+    hit = sum(row["found"] <= row["asked"] * (1 + _TOLERANCE) for row in met)
+    off = [abs(row["predicted"] / row["first_found"] - 1) for row in met]
+    lines = [
+        f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, measured again after the plan was "
+        f"made. The table's first plan against its measurement: median {statistics.median(off):.1%}, largest "
+        f"{max(off):.1%}, {sum(value <= 0.08 for value in off)} of {len(off)} within 8 %.",
+        "",
+        *_heading("network", "batch", "threads", "asked", "measured", "speed-up, 95 %", "table said", "first plan had",
+                  "plans", "MACs kept"),
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda r: (r["threads"], r["batch"], NETWORKS.index(r["network"]), -r["asked"])):
+        head = row["network"], row["batch"], row["threads"], f"{row['asked']:.0%}"
+        if "refused" in row:
+            lines.append(_line(*head, f"refused: {row['refused'].splitlines()[0]}", *[""] * 5))
+            continue
+        shares = (f"{row[key]:.1%}" for key in ("predicted", "first_found"))
+        lines.append(_line(*head, f"{row['found']:.1%}", _interval(row), *shares, row["trials"], f"{row['macs']:.1%}"))
+    return lines
+
+
+def _halving_report(rows: list[dict[str, Any]]) -> list[str]:
+    heading = _heading("network", "batch", "threads", "speed-up", "95 %", "by the MACs", "of what these promise")
+    return ["Uniform halving of all widths, aligned:", "", *heading] + [
+        _line(
+            row["network"], row["batch"], row["threads"], f"{row['speedup']:.2f}", _interval(row),
+            f"{row['ideal']:.2f}", f"{row['speedup'] / row['ideal']:.0%}",
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "Against torch-pruning at the same kept MACs; its widths are multiples of the number in the third column:", "",
+        *_heading("network", "batch", "multiples", "our MACs", "their MACs", "ours, ms", "theirs, ms",
+                  "faster", "95 %"),
+    ]  # fmt: skip
+    for row in rows:
+        lines.append(
+            _line(
+                row["network"], row["batch"], row["asked"], f"{row['our_macs']:.1%}", f"{row['their_macs']:.1%}",
+                f"{row['our_ms']:.2f}", f"{row['their_ms']:.2f}", f"{row['speedup']:.2f}", _interval(row),
+            )
+        )  # fmt: skip
+    for multiple in sorted({row["asked"] for row in rows}):
+        values = [row["speedup"] for row in rows if row["asked"] == multiple]
+        median = statistics.median(values)
+        lines += ["", f"Median with multiples of {multiple}: {median:.2f} over {len(values)} networks."]
+    return lines
+
+
+def _same_report(rows: list[dict[str, Any]]) -> list[str]:
+    none = sum(not is_measurable(*row["speedup_ci"]) for row in rows)
+    holds = sum(row["speedup_ci"][0] <= 1 <= row["speedup_ci"][1] for row in rows)
+    return [
+        f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs of a second. '
+        f"The interval by itself held 1 in {holds}: what two sessions differ by ({RESOLUTION:.0%}) was set after these "
+        "runs were seen, and has not been confirmed by new ones."
+    ]
+
+
+def _plain_report(rows: list[dict[str, Any]]) -> list[str]:
+    off = [row["in_turns_ms"] / row["plain_ms"] - 1 for row in rows]
+    return [
+        f"Median in turns against a plain loop of the same session: {statistics.median(off):+.1%} in the median of "
+        f"{len(off)} runs, {min(off):+.1%} to {max(off):+.1%}."
+    ]
+
+
+def _table_report(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"Table of {row['network']}, batch {row['batch']}, {row['threads']} threads: {row['seconds']:.0f} s; from its "
+        f"file {row['from_cache_seconds']:.2f} s; its own estimate of its error {row['error'][0]:.1%} (median)."
+        for row in rows
+    ]
+
+
+def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"ResNet-20 on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch 8, one thread), "
+        f"{rows[0]['steps']} steps of fine-tuning; dense top-1 {rows[0]['dense_top1']:.2%}:", "",
+        *_heading("planned for", "seed", "top-1", "measured", "MACs kept"),
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda r: (r["plan"], r["seed"])):
+        lines.append(_line(row["plan"], row["seed"], f"{row['top1']:.2%}", f"{row['found']:.1%}", f"{row['macs']:.1%}"))
+    means = {kind: [row["top1"] for row in rows if row["plan"] == kind] for kind in ("latency", "macs")}
+    if all(means.values()):
+        gained = statistics.mean(means["latency"]) - statistics.mean(means["macs"])
+        lines += ["", f"Planning for latency keeps {100 * gained:+.2f} points against planning for MACs."]
+    return lines
+
+
+def _heading(*names: str) -> list[str]:
+    return [_line(*names), "|" + "---|" * len(names)]
+
+
+def _line(*cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["speedup_ci"]
+    return f"{low:.2f} to {high:.2f}"
+
+
+_REPORTS: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
+    "target": _target_report,
+    "halving": _halving_report,
+    "peer": _peer_report,
+    "same": _same_report,
+    "back to back": _plain_report,
+    "table": _table_report,
+    "accuracy": _accuracy_report,
+}
+_PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table, "accuracy": accuracy}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*_PARTS, "show"])
+    parser.add_argument("--networks", type=_list_of(str), default=NETWORKS)
+    parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
+    parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
+    parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
+    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, in the part accuracy")
+    parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
+    parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
+    parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")
+    parser.add_argument("--tables", type=Path, default=RESULTS.parent / "latency-tables", help="where tables are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    rows = Rows(asked.out)
+    if asked.part in _PARTS:
+        _PARTS[asked.part](asked, rows)
+    print("\n".join(report(rows.all)))
+
+
+def _list_of(kind: type) -> Any:
+    return lambda text: tuple(kind(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What one look at a network of certain widths saw: how long the whole took, and how long each of its nodes.
+
+A node is one call of a kernel, as the backend runs it after its own fusions. Layers are timed inside the whole
+network: timed alone, each would pay for a call of its own and find its input in another cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+
+from passdeploy.channels.costs import Factor
+from passdeploy.profiling.clock import Clock
+from passdeploy.profiling.runners import Runner
+
+Shape = tuple[int, ...]
+FEWEST_CALLS = 8
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One kernel call."""
+
+    name: str  # the same in networks that differ in their widths only
+    kind: str  # the operator
+    shapes: tuple[Shape, ...]  # of what it reads (weights too), then of what it writes
+    inputs: int  # how many of `shapes` are read
+    ms: float  # of a typical traced call
+    sizes: tuple[Factor, ...] | None = None  # what it follows, where the backend knows; else it is told from the shapes
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One network at one choice of widths."""
+
+    widths: Mapping[str, int]  # group name -> channels kept; groups not named are whole
+    total_ms: float  # median of untraced calls
+    nodes: tuple[NodeTime, ...]  # in the order of a call
+
+
+class Prober(Protocol):
+    """A backend that can run, and look into, a network at any widths."""
+
+    backend: str
+    block: int  # kernels compute channels in blocks of this many
+
+    def runner(self, widths: Mapping[str, int], name: str) -> Runner:
+        """The network at `widths`, ready to be timed."""
+        ...
+
+    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+        """Build the network at `widths` and look at it for about `seconds`."""
+        ...
+
+
+def undisturbed(first: Observation, second: Observation) -> Observation:
+    """Two observations of one network as one: of everything the shorter time, since disturbances only add."""
+    again = {node.name: node.ms for node in second.nodes}
+    nodes = tuple(replace(node, ms=min(node.ms, again.get(node.name, node.ms))) for node in first.nodes)
+    return replace(first, total_ms=min(first.total_ms, second.total_ms), nodes=nodes)
+
+
+def median_ms(work: Callable[[], object], clock: Clock, *, seconds: float) -> float:
+    """The median time of one call, after calls that are not timed."""
+    began, found = clock.now(), list[float]()
+    while clock.now() - began < 0.25 * seconds or not found:
+        found.append(clock.time_ms(work))
+    began, found = clock.now(), []
+    while len(found) < FEWEST_CALLS or clock.now() - began < 0.75 * seconds:
+        found.append(clock.time_ms(work))
+    return median(found)
+
+
+def typical(times: list[float]) -> float:
+    """The mean of the faster middle, from the first to the fifth decile.
+
+    What disturbs a call only ever adds to it; and where a clock counts whole microseconds, a mean does not show it.
+    """
+    ordered = np.sort(np.asarray(times, float))
+    low, high = len(ordered) // 10, max(len(ordered) // 2, len(ordered) // 10 + 1)
+    return float(ordered[low:high].mean())

@@ -1,0 +1,95 @@
+"""Look into a network in ONNX Runtime: its own profiler says what every node takes, after its own fusions."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from passdeploy.latency.observation import FEWEST_CALLS, NodeTime, Observation, Shape, median_ms, typical
+from passdeploy.latency.onnx_layers import OnnxLayer, by_layer
+from passdeploy.profiling.clock import Clock, HostClock
+from passdeploy.profiling.runners import OrtRunner
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_KERNEL = "_kernel_time"
+_SKIPPED_CALLS = 1  # the first one allocates
+
+
+class OrtProber:
+    """Times networks in ONNX Runtime on the CPU.
+
+    Args:
+        graph_at: the ONNX graph at given widths.
+        images: the batch to run, shape (batch, 3, height, width).
+        threads: of ONNX Runtime.
+        block: channels that its kernels compute together.
+        layers: kernel -> layer, as `find_layers` tells.
+        clock: another source of time, for tests.
+    """
+
+    backend = "ort"
+
+    def __init__(
+        self,
+        graph_at: Callable[[Mapping[str, int]], ModelProto],
+        images: Tensor,
+        *,
+        threads: int,
+        block: int,
+        layers: Mapping[str, OnnxLayer] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.block, self._layers = block, layers or {}
+        self._graph_at, self._images, self._threads, self._clock = graph_at, images, threads, clock or HostClock()
+
+    def runner(self, widths: Mapping[str, int], name: str) -> OrtRunner:
+        """The network at `widths`, ready to be timed."""
+        return self._bound(self._graph_at(widths), name)
+
+    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+        """Time the network at `widths`, then trace it, half of `seconds` each."""
+        graph = self._graph_at(widths)
+        total = median_ms(self._bound(graph, "network").run, self._clock, seconds=seconds / 2)
+        return Observation(dict(widths), total, self._trace(graph, seconds / 2))
+
+    def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:
+        with TemporaryDirectory() as folder:
+            runner = self._bound(graph, "traced", profile_to=Path(folder) / "trace")
+            began, calls = self._clock.now(), 0
+            while calls < _SKIPPED_CALLS + FEWEST_CALLS or self._clock.now() - began < seconds:
+                runner.run()
+                calls += 1
+            nodes = read_trace(json.loads(Path(runner.session.end_profiling()).read_text()))
+        return by_layer(nodes, self._layers)
+
+    def _bound(self, graph: ModelProto, name: str, profile_to: Path | None = None) -> OrtRunner:
+        runner = OrtRunner(name, graph, threads=self._threads, profile_to=profile_to)
+        runner.prepare(self._images)
+        return runner
+
+
+def read_trace(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:
+    """The nodes of ONNX Runtime's profile, in the order of a call, each with its typical time."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            found[event["name"].removesuffix(_KERNEL)].append(event)
+    nodes = []
+    for name, calls in found.items():
+        read, written = (tuple(_shapes(calls[-1]["args"][f"{end}_type_shape"])) for end in ("input", "output"))
+        took = [float(call["dur"]) for call in calls[_SKIPPED_CALLS:]] or [float(call["dur"]) for call in calls]
+        nodes.append(NodeTime(name, calls[-1]["args"]["op_name"], (*read, *written), len(read), typical(took) / 1e3))
+    return tuple(nodes)
+
+
+def _shapes(entries: list[dict[str, list[int]]]) -> Iterator[Shape]:
+    for entry in entries:
+        yield tuple(next(iter(entry.values()), ()))

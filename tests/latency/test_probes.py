@@ -1,0 +1,153 @@
+"""The two backends, for real: what they see of a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from passdeploy.channels.costs import Factor
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.mapping import map_channels
+from passdeploy.errors import UsageError
+from passdeploy.export.onnx_graph import export_onnx
+from passdeploy.latency.layers import ELSEWHERE, LayerTime, compare_layers, share_of_time, trace_layers
+from passdeploy.latency.networks import prober_for
+from passdeploy.latency.observation import Observation, Prober, undisturbed
+from passdeploy.latency.place import Place, block_of
+from passdeploy.latency.survey import Survey, survey
+from passdeploy.latency.target import find_table
+from passdeploy.plan import Plan
+from passdeploy.slimming import slim
+
+pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Wide(nn.Module):
+    """Wide enough that layers take longer than their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32)
+        self.second, self.third = nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1)
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.fc((x + self.third(self.second(x).relu())).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Wide().eval()
+
+
+@pytest.fixture(scope="module")
+def channels(net: nn.Module) -> ChannelMap:
+    return map_channels(net, IMAGES[:1])
+
+
+@pytest.fixture(scope="module")
+def prober(net: nn.Module, channels: ChannelMap) -> Prober:
+    return prober_for("ort", net, channels, IMAGES, threads=1)
+
+
+def test_onnx_runtime_tells_every_layer_and_what_it_follows(prober: Prober):
+    dense, narrow = prober.observe({}, seconds=0.05), prober.observe({"second": 16}, seconds=0.05)
+    sizes = [node.sizes for node in dense.nodes if node.sizes]
+    first, second = Factor(0, (("first", 1),)), Factor(0, (("second", 1),))
+    assert sizes == [(first,), (second, first), (first, second), (first,)]
+    assert [node.sizes for node in narrow.nodes if node.sizes] == sizes  # under the same names, whatever ran
+    assert {n.name for n in dense.nodes if n.sizes} == {n.name for n in narrow.nodes if n.sizes}
+    assert 0 < sum(node.ms for node in dense.nodes) < 10 * dense.total_ms
+
+
+def test_pytorch_tells_every_operator(net: nn.Module, channels: ChannelMap):
+    before = torch.get_num_threads()
+    look = prober_for("torch", net, channels, IMAGES, threads=1).observe({"second": 16}, seconds=0.05)
+    kinds = [node.kind.split(".")[1] for node in look.nodes]
+    assert kinds.count("conv2d") == 3
+    assert look.nodes[0].shapes[:2] == ((2, 3, 16, 16), (32, 3, 3, 3))
+    assert look.total_ms > 0
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("backend", ["ort", "torch"])
+def test_a_table_of_a_real_network_knows_its_groups(backend: str, prober: Prober, net: nn.Module, channels: ChannelMap):
+    if backend == "torch":
+        prober = prober_for(backend, net, channels, IMAGES, threads=1)
+    place = Place.here(backend=backend, threads=1, batch=2, image_shape=(3, 16, 16))
+    table = survey(prober, channels.groups, place, Survey(looks=10, rounds=1, seconds=0.02))
+    followed = {name for node in table.nodes for size in node.sizes for name, _ in size.spans}
+    assert followed == {"first", "second"}
+    assert table.predict_ms({"first": 16, "second": 16}) < table.predict_ms({})
+
+
+def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: ChannelMap, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PASSDEPLOY_CACHE", str(tmp_path))
+    place = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
+    plan = Survey(looks=8, rounds=1, seconds=0.01)
+    first = find_table(place, net, channels, IMAGES, plan=plan)
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr("passdeploy.latency.target.prober_for", None)  # measuring again would fail
+    assert find_table(place, net, channels, IMAGES).predict_ms({}) == pytest.approx(first.predict_ms({}), rel=1e-3)
+    file.write_text("{")
+    with pytest.raises(TypeError):
+        find_table(place, net, channels, IMAGES)  # a damaged one is measured again
+
+
+def test_no_table_of_a_backend_that_cannot_be_looked_into(net: nn.Module, channels: ChannelMap):
+    with pytest.raises(UsageError, match="no latency table can be measured on tensorrt"):
+        prober_for("tensorrt", net, channels, IMAGES, threads=1)
+
+
+def test_of_two_looks_the_undisturbed_counts():
+    slow, fast = Observation({}, 3.0, ()), Observation({}, 2.0, ())
+    assert undisturbed(slow, fast).total_ms == 2.0
+
+
+def test_blocks_are_those_of_the_vectors_and_of_the_precision(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("passdeploy.latency.place.cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
+    assert (block_of("ort"), block_of("ort", "int8"), block_of("tensorrt", "fp16")) == (16, 32, 8)
+    monkeypatch.setattr("passdeploy.latency.place.cpu_flags", lambda: frozenset({"avx2"}))
+    assert (block_of("ort"), block_of("torch")) == (8, 8)
+
+
+def test_layers_of_two_files_are_laid_side_by_side(net: nn.Module, channels: ChannelMap, tmp_path: Path):
+    plan = Plan({"second": tuple(range(20))})
+    for name, network in (("dense", net), ("slim", slim(net, channels.groups, plan))):
+        export_onnx(network, IMAGES[:1], tmp_path / f"{name}.onnx", batch=(1, 2, 4))
+    dense, cut = (
+        trace_layers(tmp_path / f"{name}.onnx", IMAGES, threads=1, seconds=0.05) for name in ("dense", "slim")
+    )
+    changes = compare_layers(dense, cut, block=16)
+    assert [change.name for change in changes] == ["first", "second", "third", "fc", ELSEWHERE]
+    assert changes[1].dense_channels == (64, 32)
+    assert changes[1].slim_channels == (20, 32)
+    assert sum(share_of_time(changes).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            LayerTime("a", (64, 64, 3, 3), False, 1.0),
+            LayerTime("a", (20, 64, 3, 3), False, 0.5),
+            "20 channels are comp",
+        ),
+        (LayerTime("a", (64, 1, 3, 3), True, 1.0), LayerTime("a", (16, 1, 3, 3), True, 0.9), "depthwise"),
+        (LayerTime("a", (64, 64, 1, 1), False, 0.01), LayerTime("a", (16, 64, 1, 1), False, 0.009), "as short as"),
+        (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (16, 64, 1, 1), False, 0.9), "bound by memory"),
+        (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (32, 64, 1, 1), False, 0.5), ""),
+        (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (64, 64, 1, 1), False, 1.0), ""),
+    ],
+)
+def test_why_a_layer_is_no_faster(before: LayerTime, after: LayerTime, words: str):
+    (change,) = compare_layers([before], [after], block=16)
+    assert change.why.startswith(words)
+    assert bool(change.why) == bool(words)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.errors import CorruptArtifact, PlanError, RunError, UsageError
+from passdeploy.latency.layer_model import LayerModel
+from passdeploy.latency.price import LatencyPrice
+from passdeploy.latency.survey import Survey, draw_widths
+from passdeploy.latency.table import LatencyTable
+
+from .fakes import HERE, WIDTHS, FakeProber, chain, in_blocks, table_of
+
+
+@pytest.fixture(scope="module")
+def channels() -> ChannelMap:
+    return chain()
+
+
+@pytest.fixture(scope="module")
+def table(channels: ChannelMap) -> LatencyTable:
+    return table_of(FakeProber(), channels)
+
+
+def test_the_table_knows_networks_that_it_has_not_seen(table: LatencyTable):
+    truth = FakeProber()
+    seen = {tuple(widths.items()) for widths, _ in table.looks}
+    off = []
+    for widths in ({"0": 40, "2": 24, "4": 48}, {"0": 8, "2": 96, "4": 16}, {"0": 64, "2": 48, "4": 8}):
+        assert tuple(widths.items()) not in seen
+        off.append(abs(table.predict_ms(widths) / truth.total(widths) - 1))
+    assert max(off) < 0.05
+    assert table.error[0] < 0.03
+    assert table.error[1] >= table.error[0]
+
+
+def test_what_a_network_takes_beyond_its_layers_is_learned(channels: ChannelMap):
+    def colder(widths: object) -> float:  # the larger the network, the slower each of its layers
+        return (sum(node.ms for node in plain.nodes(widths)) / 1.0) ** 0.1  # type: ignore[arg-type]
+
+    plain = FakeProber()
+    cold = FakeProber(surcharge=colder)
+    table = table_of(cold, channels)
+    assert table.predict_ms({}) == pytest.approx(cold.total({}), rel=0.04)
+    small = {"0": 16, "2": 16, "4": 16}
+    assert table.predict_ms(small) == pytest.approx(cold.total(small), rel=0.06)
+
+
+def test_a_tracer_that_costs_time_itself_is_seen_through(channels: ChannelMap):
+    prober = FakeProber(law=lambda a, b: in_blocks(a, b) + 0.05)  # 0.05 ms of each node is the tracer's
+
+    def untraced(widths: dict[str, int]) -> float:
+        return sum(node.ms - 0.05 for node in prober.nodes(widths))
+
+    prober.total = untraced  # type: ignore[method-assign, assignment]
+    table = table_of(prober, channels)
+    for widths in ({}, {"0": 16, "2": 24, "4": 16}):
+        assert table.predict_ms(widths) == pytest.approx(untraced(widths), rel=0.05)
+
+
+def test_a_table_goes_through_a_file_unchanged(table: LatencyTable, tmp_path: Path):
+    table.save(tmp_path / "table.json")
+    again = LatencyTable.load(tmp_path / "table.json")
+    for widths in ({}, {"0": 24, "2": 40}):
+        assert again.predict_ms(widths) == pytest.approx(table.predict_ms(widths), rel=1e-3)
+    assert (again.place, again.nodes, again.widths) == (table.place, table.nodes, table.widths)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda document: document.pop("nodes"),
+        lambda document: document.update(format=2),
+        lambda document: document["nodes"][0]["ms"].pop(),
+        lambda document: document["nodes"][0]["ms"].__setitem__(0, -1.0),
+        lambda document: document["groups"].pop("0"),
+        lambda document: document["place"].update(colour="red"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(table: LatencyTable, tmp_path: Path, harm: object):
+    document = table.to_json()
+    harm(document)  # type: ignore[operator]
+    (tmp_path / "table.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptArtifact, match="is no latency table"):
+        LatencyTable.load(tmp_path / "table.json")
+    with pytest.raises(RunError, match="passdeploy profile --table"):
+        LatencyTable.load(tmp_path / "none.json")
+
+
+def test_a_table_of_another_machine_names_the_difference():
+    there = replace(HERE, processor="Another CPU", threads=4)
+    with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is Imaginary CPU.*\n.*--force"):
+        there.require(HERE, "table.json")
+    assert HERE.differences(HERE) == []
+    assert there.key("x") != HERE.key("x") != HERE.key("y")
+
+
+def test_a_price_agrees_with_its_table_and_falls_with_the_widths(table: LatencyTable, channels: ChannelMap):
+    names = list(channels.costs.widths)
+    price = LatencyPrice(table, names)
+    full = channels.costs.vector({})
+    assert price.value(full) == pytest.approx(1e6 * table.predict_ms({}), rel=1e-6)
+    narrow = channels.costs.vector({"0": 16, "2": 16, "4": 16})
+    assert price.value(narrow) == pytest.approx(1e6 * table.predict_ms({"0": 16, "2": 16, "4": 16}), rel=1e-6)
+    slope = price.gradient(full)
+    # A channel of '2' is read by '4' and made from 64; one of '0' is made from 3 and read by 96.
+    by_hand = [in_blocks(3, 64) + in_blocks(64, 96) - in_blocks(3, 32) - in_blocks(32, 96)]
+    assert slope[0] == pytest.approx(1e6 * by_hand[0] / 32, rel=0.1)
+    with pytest.raises(PlanError, match="group '0', which this network does not have"):
+        LatencyPrice(table, ["stem"])
+
+
+def test_one_curve_of_a_group_is_the_difference_of_whole_networks(table: LatencyTable, channels: ChannelMap):
+    price = LatencyPrice(table, list(channels.costs.widths))
+    full = channels.costs.vector({})
+    low, high = price.curve(full, 1, np.array([24, 96]))
+    narrow = full.copy()
+    narrow[1] = 24
+    assert high - low == pytest.approx(price.sum(full) - price.sum(narrow), rel=1e-6)
+
+
+def test_designs_are_aligned_differ_and_are_the_same_every_time(channels: ChannelMap):
+    designs = draw_widths(channels.groups, 12, 16, seed=3)
+    assert designs == draw_widths(channels.groups, 12, 16, seed=3)
+    assert len({tuple(design.items()) for design in designs}) > 9
+    for design in designs:
+        for (_, width), full in zip(design.items(), WIDTHS, strict=True):
+            assert width % 16 == 0
+            assert 16 <= width <= full
+
+
+def test_looking_stops_when_the_time_is_up(channels: ChannelMap):
+    table = table_of(FakeProber(), channels, Survey(looks=18, rounds=2, seconds=0.01, most_seconds=0.0, least=9))
+    assert len(table.looks) == 9
+
+
+def test_a_curve_goes_through_steps_that_no_line_would():
+    widths = np.arange(8, 264, 8)[:, None]
+    took = 0.05 + 0.01 * np.ceil(widths[:, 0] / 32)  # a kernel that takes four blocks at once
+    model = LayerModel.fit(widths[::2], took[::2], 8)
+    assert np.abs(model.predict(widths[1::2]) / took[1::2] - 1).max() < 0.09
+    constant = LayerModel.fit(np.zeros((3, 0), int), np.array([1.0, 1.2, 9.0]), 8)
+    assert constant.predict(np.zeros((2, 0), int)) == pytest.approx([1.2, 1.2])

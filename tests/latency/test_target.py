@@ -1,0 +1,177 @@
+"""A recipe that asks for a latency: from the table to the summary, and what is refused on the way."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from passdeploy import pipeline
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.cli import main
+from passdeploy.errors import CorruptArtifact, UsageError
+from passdeploy.latency import meeting, networks, target
+from passdeploy.latency.survey import Survey
+from passdeploy.recipe import load_recipe
+from passdeploy.runs import RunFolder
+
+from .fakes import SteadyProber
+
+LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure={backend: torch, batch: 8}"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady():
+    """Networks that take what their widths say, however busy this machine is."""
+    probers: list[SteadyProber] = []
+
+    def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int):
+        if backend == "tensorrt":
+            return networks.prober_for(backend, model, channels, torch.zeros(1), threads=threads)
+        probers.append(SteadyProber(channels))
+        return probers[-1]
+
+    @contextmanager
+    def as_used(place: object, dense: nn.Module, channels: ChannelMap, prompt: object):
+        yield lambda plan: probers[-1].runner(plan.widths(), "slim")
+
+    class Clock:
+        def __getattr__(self, name: str) -> object:
+            return getattr(probers[-1].clock, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target, "prober_for", prober_for)
+        patch.setattr(pipeline, "as_used", as_used)
+        patch.setattr(meeting, "HostClock", Clock)
+        patch.setattr(target, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
+        patch.setattr(target, "SECONDS", 0.1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def table(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the tiny recipe's network, made with the command."""
+    path = tmp_path_factory.mktemp("tables") / "table.json"
+    done = call("profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 8, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["path"] == str(path)
+    return path
+
+
+@pytest.fixture
+def elsewhere(table: Path, tmp_path: Path) -> Path:
+    """The same table, as if another machine had made it."""
+    document = json.loads(table.read_text())
+    document["place"]["processor"] = "Another CPU"
+    (tmp_path / "elsewhere.json").write_text(json.dumps(document))
+    return tmp_path / "elsewhere.json"
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, table: Path, tmp_path: Path):
+    recipe = load_recipe(tiny_recipe, [*LATENCY, "prune.target={latency: 0.7}", f"prune.measure.table={table}"])
+    found = pipeline.run(recipe, out=tmp_path)
+    budget = found.summary["budget"]
+    assert (budget["kind"], budget["requested"], budget["is_measured"]) == ("latency", 0.7, True)
+    assert budget["achieved"] <= 0.7
+    assert budget["achieved"] == pytest.approx(budget["slim_ms"] / budget["dense_ms"])
+    assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 8, 1)
+    assert [row["model"] for row in found.summary["latency"]] == ["dense", "slim"]
+    assert RunFolder.open(found.path).read_json("timed.json").keys() == {
+        group.name for group in pipeline.prepare(recipe).channels.prunable
+    }
+    assert found.summary["slim"]["macs"] < found.summary["dense"]["macs"]
+
+
+def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, elsewhere: Path, tmp_path: Path):
+    recipe = load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={elsewhere}"])
+    with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is .*\n.*--force"):
+        pipeline.prepare(recipe)
+    options = [part for override in [*LATENCY, f"prune.measure.table={elsewhere}"] for part in ("--set", override)]
+    forced = call("check", tiny_recipe, *options, "--force", "--json")
+    assert forced.exit_code == 0, forced.output
+    latency = json.loads(forced.stdout)["latency"]
+    assert 0 < latency["fastest_ms"] < latency["asked_ms"] < latency["dense_ms"]
+    ran = call("prune", tiny_recipe, *options, "--force", "--out", tmp_path, "--json")
+    assert ran.exit_code == 0, ran.output
+    budget = json.loads(ran.stdout)["summary"]["budget"]
+    assert budget["is_measured"] is False  # nothing here can tell how fast it is there
+    assert budget["achieved"] <= 0.7
+
+
+def test_a_table_for_another_batch_is_refused(tiny_recipe: Path, table: Path):
+    recipe = load_recipe(
+        tiny_recipe, [*LATENCY, "prune.measure={backend: torch, batch: 2}", f"prune.measure.table={table}"]
+    )
+    with pytest.raises(UsageError, match="batch: made with 8, wanted is 2"):
+        pipeline.prepare(recipe)
+
+
+def test_more_milliseconds_than_the_dense_network_takes_are_refused(tiny_recipe: Path, table: Path):
+    asked = [*LATENCY, "prune.target={latency_ms: 100000}", f"prune.measure.table={table}"]
+    with pytest.raises(UsageError, match=r"asked for 100000 ms, but the dense network takes"):
+        pipeline.prepare(load_recipe(tiny_recipe, asked))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["{latency: 0}", "{latency: -0.5}", "{latency_ms: -1}", "{latency_ms: 0}", "{latency: 2}"]
+)
+def test_a_budget_of_nothing_or_less_is_refused(wrong: str, tiny_recipe: Path):
+    refused = call("check", tiny_recipe, "--set", f"prune.target={wrong}")
+    assert refused.exit_code == 2
+    assert "prune.target.latency" in refused.output
+    assert refused.output.count("\n") <= 3
+
+
+def test_what_cannot_be_reached_says_what_can(tiny_recipe: Path, table: Path):
+    options = [*LATENCY, "prune.target={latency: 0.01}", f"prune.measure.table={table}"]
+    refused = call("check", tiny_recipe, *[part for option in options for part in ("--set", option)])
+    assert refused.exit_code == 4
+    assert "smallest that can be reached is" in refused.output
+    assert " ms (" in refused.output
+
+
+def test_a_table_that_is_missing_or_damaged_is_named(tiny_recipe: Path, tmp_path: Path):
+    (tmp_path / "broken.json").write_text("[]")
+    with pytest.raises(CorruptArtifact, match="is no latency table"):
+        pipeline.prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/broken.json"]))
+    with pytest.raises(UsageError, match="there is no latency table"):
+        pipeline.prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/none.json"]))
+
+
+def test_tensorrt_has_no_table_in_this_version(tiny_recipe: Path):
+    asked = ["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"]
+    with pytest.raises(UsageError, match="no latency table can be measured on tensorrt"):
+        pipeline.prepare(load_recipe(tiny_recipe, asked))
+
+
+def test_a_sweep_of_roundings_is_planned_and_measured(tiny_recipe: Path):
+    arguments = ("--backend", "torch", "--batch", 8, "--recipe", tiny_recipe, "--share", 0.7, "--json")
+    done = call("profile", "--sweep-round", "16", *arguments)
+    assert done.exit_code == 0, done.output
+    assert [row["round_to"] for row in json.loads(done.stdout)["sweep"]] == [16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--table", "t.json"], "say which network"),
+        (["--table", "t.json", "--model", "torchvision/resnet18"], "one backend and one batch size"),
+        (["--table", "t.json", "a.onnx"], "a table is of a network, not of a file"),
+        (["--sweep-round", "0,8", "--model", "x"], "is not a list of positive whole numbers"),
+        (["--sweep-round", "8", "--model", "x", "--share", "-1"], "--share -1 makes no sense"),
+        (["a.onnx"], "there is no file a.onnx"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: list[str], words: str):
+    refused = call("profile", *arguments)
+    assert refused.exit_code == 2
+    assert words in refused.output
