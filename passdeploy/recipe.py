@@ -352,11 +352,17 @@ class PruneSpec(_Section):
         description="Learn masks from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(
-        default=0.5,
+        default=0.9,
         ge=0,
         le=1,
-        description="Share of the steps over which the budget tightens from the dense model to the target; "
-        "0: the target from the first step on.",
+        description="Share of the steps over which the budget tightens from the dense model to the target, "
+        "fast at first and slowly at the end; 0: the target from the first step on.",
+    )
+    weights: Literal["frozen", "rehearsed", "trained"] = Field(
+        default="trained",
+        description="The weights while masks are learned. frozen: as in the paper. rehearsed: a copy learns along, "
+        "as finetune.optimizer says but at a constant rate, so that masks foresee fine-tuning; it is thrown away. "
+        "trained: the copy is kept, and mask learning is fine-tuning too.",
     )
     per_cost: bool = Field(
         default=True,
