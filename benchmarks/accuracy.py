@@ -47,7 +47,7 @@ from passdeploy.data import ImageData, load_data
 from passdeploy.files import write_atomically
 from passdeploy.models import build_model, replace_classifier_
 from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.recipe import DataSpec, FinetuneSpec
+from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
@@ -57,7 +57,9 @@ from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 128, 8, 20, 4
+BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 32, 8, 20, 4
+GLIMPSE = 2000  # test images on which a network is looked at before it is fine-tuned
+TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Size:
     settings: tuple[str, ...]
 
 
-FULL = Size(300, 300, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
+FULL = Size(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
 
 
@@ -259,7 +261,7 @@ def _measure(setting: Setting, method: Method, share: float, seed: int, extra: b
         macs = setting.channels.costs.of("macs", widths)
         smaller = with_prompt(slim(dense, setting.channels.groups, plan), prompt)
     recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), RECALIBRATION_BATCHES))
-    before = evaluate(smaller, setting.data.test, batch_size=256).top1
+    before = evaluate(smaller, First(setting.data.test, GLIMPSE), batch_size=250).top1
     steps = size.finetune_steps + (size.mask_steps if extra else 0)
     train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher)
     return {
@@ -282,8 +284,8 @@ def _choose(
     if method.score == "pass":
         settings = PassSettings(
             steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
-            hypernet_kind=method.hypernet, distill=0.5, temperature=2.0, per_cost=method.per_mac,
-            allocation=allocation, weights=method.weights, weights_optimizer=FinetuneSpec().optimizer, seed=seed,
+            hypernet_kind=method.hypernet, distill=0.5, temperature=4.0, per_cost=method.per_mac,
+            allocation=allocation, weights=method.weights, weights_optimizer=TRAINING.optimizer, seed=seed,
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
@@ -367,9 +369,8 @@ def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> di
 
 def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
     """The one training that dense networks, PASS and baselines get."""
-    spec = FinetuneSpec(epochs=1, warmup_epochs=0.1)
     part = replace(setting.data, train=Steps(setting.data.train, steps, setting.batch))
-    fit(model, part, spec, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
+    fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
 # The settings

@@ -150,7 +150,7 @@ class PruneOptimizerSpec(OptimizerSpec):
     """The optimizer of mask learning: it moves the hypernetwork and the prompt, never the weights."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
-    lr: float = Field(default=0.003, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+    lr: float = Field(default=0.001, gt=0, description=OptimizerSpec.model_fields["lr"].description)
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay per step.")
 
 
@@ -348,7 +348,7 @@ class PruneSpec(_Section):
         default=PruneOptimizerSpec(), description="What moves the hypernetwork and the prompt."
     )
     distill: DistillSpec | None = Field(
-        default=DistillSpec(alpha=0.5, temperature=2.0),
+        default=DistillSpec(alpha=0.5, temperature=4.0),
         description="Learn masks from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(

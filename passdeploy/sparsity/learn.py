@@ -12,6 +12,7 @@ And the weights learn along with the masks (`rehearsal.py`), unless they are to 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -46,7 +47,7 @@ class PassSettings:
     """How masks are learned; the defaults are those of a recipe."""
 
     steps: int = 300
-    lr: float = 0.003
+    lr: float = 0.001
     weight_decay: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.9
@@ -231,24 +232,29 @@ def _descend(
         with processes.sharing_statistics():
             value, gates = task.loss(scores, plan, prompt, images, targets)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
-            if not abs(losses[-1]) < float("inf"):
-                raise TrainingError(
-                    f"the loss is {losses[-1]} at step {step + 1} of mask learning, "
-                    f"with a learning rate of {schedule.get_last_lr()[0]:.3g}.\n"
-                    "The dense network is kept. Lower prune.optimizer.lr or finetune.optimizer.lr, or check the data."
-                )
+            if not math.isfinite(losses[-1]):
+                raise _diverged(f"the loss is {losses[-1]}", step, schedule.get_last_lr()[0])
             value.backward()
         processes.average_gradients_([*learned, *(rehearsal.parameters if rehearsal else ())])
         optimizer.step()
         schedule.step()
         if rehearsal:
             rehearsal.step_(step)
+            if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
+                raise _diverged("a weight is not a number", step, schedule.get_last_lr()[0])
         with torch.no_grad():
             slopes = {name: gate.grad for name, gate in gates.items() if gate.grad is not None}
             sensitivity.update_({name: processes.mean_over_batch(s, len(images)) for name, s in slopes.items()})
             hypernetwork.set_prior_([sensitivity.logits()[group.name] for group in task.cut])
         stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
     return tuple(losses)
+
+
+def _diverged(what: str, step: int, lr: float) -> TrainingError:
+    return TrainingError(
+        f"{what} at step {step + 1} of mask learning, with a learning rate of {lr:.3g}.\n"
+        "The dense network is as it was. Lower prune.optimizer.lr or finetune.optimizer.lr, or check the data."
+    )
 
 
 def _scores(cut: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> dict[str, Tensor]:

@@ -42,3 +42,7 @@ class Rehearsal:
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * min(1.0, (step + 1) / WARMUP_STEPS)
         self._optimizer.step()
+
+    def has_numbers(self) -> bool:
+        """Whether every parameter is finite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters)
