@@ -20,7 +20,6 @@ from passdeploy.errors import (
     BudgetError,
     CorruptArtifact,
     DataError,
-    PassDeployError,
     PlanError,
     RunError,
     UsageError,
@@ -166,19 +165,6 @@ def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: P
     (damaged / "train" / "class0" / "003.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"003\.png"):
         pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={damaged}"])
-    assert not (tmp_path / "runs").exists()
-
-
-def test_weights_of_another_number_of_classes_are_refused(
-    finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
-):
-    overrides = [
-        f"model.weights={finished.path / 'dense.safetensors'}",
-        f"data.root={paint(tmp_path / 'x', classes=3)}",
-    ]
-    with pytest.raises(PassDeployError, match=r"linear\.(weight|bias)") as caught:
-        pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
-    assert len(str(caught.value).splitlines()) <= 3
     assert not (tmp_path / "runs").exists()
 
 

@@ -233,7 +233,7 @@ def _descend(
             value, gates = task.loss(scores, plan, prompt, images, targets)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
             if not math.isfinite(losses[-1]):
-                raise _diverged(f"the loss is {losses[-1]}", step, schedule.get_last_lr()[0])
+                raise _diverged(f"the loss is {losses[-1]}", step, float(schedule.get_last_lr()[0]))
             value.backward()
         processes.average_gradients_([*learned, *(rehearsal.parameters if rehearsal else ())])
         optimizer.step()
@@ -241,10 +241,11 @@ def _descend(
         if rehearsal:
             rehearsal.step_(step)
             if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
-                raise _diverged("a weight is not a number", step, schedule.get_last_lr()[0])
+                raise _diverged("a weight is not a number", step, float(schedule.get_last_lr()[0]))
         with torch.no_grad():
-            slopes = {name: gate.grad for name, gate in gates.items() if gate.grad is not None}
-            sensitivity.update_({name: processes.mean_over_batch(s, len(images)) for name, s in slopes.items()})
+            slopes = [torch.zeros_like(gate) if gate.grad is None else gate.grad for gate in gates.values()]
+            mean = processes.mean_over_batch(torch.cat(slopes), len(images))  # one message for all groups
+            sensitivity.update_(dict(zip(gates, mean.split([len(slope) for slope in slopes]), strict=True)))
             hypernetwork.set_prior_([sensitivity.logits()[group.name] for group in task.cut])
         stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
     return tuple(losses)
