@@ -235,10 +235,11 @@ def _descend(
             if not math.isfinite(losses[-1]):
                 raise _diverged(f"the loss is {losses[-1]}", step, float(schedule.get_last_lr()[0]))
             value.backward()
-        processes.average_gradients_([*learned, *(rehearsal.parameters if rehearsal else ())])
+        processes.average_gradients_(learned)
         optimizer.step()
         schedule.step()
         if rehearsal:
+            processes.average_gradients_(rehearsal.parameters)  # apart: the network may be of another precision
             rehearsal.step_(step)
             if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
                 raise _diverged("a weight is not a number", step, float(schedule.get_last_lr()[0]))
