@@ -7,15 +7,23 @@ with a new head, first fine-tuned on photographs of hands. `halves`: a ResNet-20
 classes, with a new head fine-tuned on the other half.
 
 Every method gets the same budget, batches, recalibration and fine-tuning steps, and the dense network as its teacher.
-`extra` is the second comparison: baselines fine-tune for as many steps more as PASS learned masks. Finished rows are
-kept in the results file, and a second call goes on with what is missing. `--quick` asks for fewer rows and fewer
-steps, which the results say.
+There are two comparisons. At equal fine-tuning steps, `PASS, rehearsed` and `PASS, frozen` are the fair opponents:
+they take nothing but the plan and the prompt out of mask learning. `PASS` keeps the weights that learned along, so its
+opponents are the rows with extra steps (`--extra`): baselines that fine-tune for as many steps more.
+
+`iterative Taylor` is PASS without its hypernetwork and prompt, what is left being a Taylor score that is measured again
+in every step while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut
+with their own scores, groups and slimming; of this network they can cut the inner channels of the blocks only.
+
+Finished rows are kept in the results file, and a second call goes on with what is missing. `--quick` asks for fewer
+rows and fewer steps, which the results say.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import platform
 import statistics
@@ -31,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passdeploy import count as count_model
 from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
@@ -38,7 +47,7 @@ from passdeploy.data import ImageData, load_data
 from passdeploy.files import write_atomically
 from passdeploy.models import build_model, replace_classifier_
 from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.recipe import DataSpec, FinetuneSpec
+from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
@@ -48,7 +57,9 @@ from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 128, 8, 20, 4
+BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 32, 8, 20, 4
+GLIMPSE = 2000  # test images on which a network is looked at before it is fine-tuned
+TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,20 @@ class Method:
     keep_prompt: bool = True
     hypernet: str = "lstm"
     lr: float = PassSettings.lr
+    weights: str = "trained"
 
     @property
     def learns(self) -> bool:
         """Whether it takes steps of its own before fine-tuning."""
         return self.score in ("pass", "growing")
 
+    @property
+    def is_partner(self) -> bool:
+        """Whether another library cuts."""
+        return self.score in PARTNERS
 
+
+PARTNERS = ("group norm", "group Taylor", "group Hessian")
 METHODS = {
     "random": Method("random"),
     **{
@@ -76,18 +94,24 @@ METHODS = {
         for norm in ("l1", "l2", "bn", "taylor")
         for suffix in ("global", "per MAC", "uniform")
     },
+    **{f"torch-pruning, {name}": Method(name) for name in PARTNERS},
     "growing": Method("growing", per_mac=True),
+    "iterative Taylor": Method("pass", per_mac=True, prompt="none", hypernet="none", lr=0.0),
+    "iterative Taylor, rehearsed": Method(
+        "pass", per_mac=True, prompt="none", hypernet="none", lr=0.0, weights="rehearsed"
+    ),
     "PASS": Method("pass", per_mac=True),
+    "PASS, rehearsed": Method("pass", per_mac=True, weights="rehearsed"),
+    "PASS, frozen": Method("pass", per_mac=True, weights="frozen"),
     "PASS, prompt not kept": Method("pass", per_mac=True, keep_prompt=False),
     "PASS, no prompt": Method("pass", per_mac=True, prompt="none"),
     "PASS, full prompt": Method("pass", per_mac=True, prompt="full"),
     "PASS, mlp": Method("pass", per_mac=True, hypernet="mlp"),
     "PASS, conv": Method("pass", per_mac=True, hypernet="conv"),
     "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
-    "PASS, a third of the rate": Method("pass", per_mac=True, lr=PassSettings.lr / 3),
     "PASS, uniform": Method("pass", uniform=True),
 }
-QUICK_METHODS = ("l1 uniform", "l1 per MAC", "taylor uniform", "taylor per MAC", "PASS", "PASS, no prompt")
+QUICK_METHODS = ("l1 uniform", "taylor per MAC", "iterative Taylor", "PASS, rehearsed", "PASS")
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,7 @@ class Size:
     settings: tuple[str, ...]
 
 
-FULL = Size(300, 300, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
+FULL = Size(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
 
 
@@ -132,6 +156,20 @@ class First:
         return islice(self._split.batches(batch_size, epoch=0), -(-self._images // batch_size))
 
 
+class Remembering(nn.Module):
+    """A teacher that answers from memory about images it has seen: every method of a seed shows it the same."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self._answers = teacher, {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        key = hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).digest()
+        if key not in self._answers:
+            self._answers[key] = self.teacher(images)
+        return self._answers[key]
+
+
 @dataclass
 class Setting:
     """A dense network on its data."""
@@ -141,12 +179,13 @@ class Setting:
     data: ImageData
     top1: float
     channels: ChannelMap
+    teacher: nn.Module | None = None
 
     @classmethod
     def of(cls, name: str, dense: nn.Module, data: ImageData) -> Setting:
         """With its groups and its accuracy."""
         channels = map_channels(dense, torch.zeros(1, *data.image_shape))
-        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels)
+        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels, Remembering(dense))
 
     @property
     def batch(self) -> int:
@@ -213,21 +252,25 @@ def _measure(setting: Setting, method: Method, share: float, seed: int, extra: b
     """Choose, cut, recalibrate, fine-tune and evaluate once."""
     began = perf_counter()
     budget = Budget.of("macs", share, setting.channels.costs)
-    plan, prompt, dense = _choose(setting, method, budget, seed, size)
-    chosen = perf_counter()
-    smaller = with_prompt(slim(dense, setting.channels.groups, plan), prompt)
+    if method.is_partner:
+        smaller, macs, widths = _cut_by_torch_pruning(setting, method, budget, seed)
+        chosen = perf_counter()
+    else:
+        plan, prompt, dense = _choose(setting, method, budget, seed, size)
+        chosen, widths = perf_counter(), plan.widths()
+        macs = setting.channels.costs.of("macs", widths)
+        smaller = with_prompt(slim(dense, setting.channels.groups, plan), prompt)
     recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), RECALIBRATION_BATCHES))
-    before = evaluate(smaller, setting.data.test, batch_size=256).top1
+    before = evaluate(smaller, First(setting.data.test, GLIMPSE), batch_size=250).top1
     steps = size.finetune_steps + (size.mask_steps if extra else 0)
-    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.dense)
-    costs = setting.channels.costs
+    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher)
     return {
         "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,
         "top1_before_finetune": before,
-        "macs": costs.of("macs", plan.widths()) / costs.of("macs"),
+        "macs": macs / setting.channels.costs.of("macs"),
         "seconds_to_choose": round(chosen - began, 1),
         "seconds": round(perf_counter() - began, 1),
-        "widths": plan.widths(),
+        "widths": widths,
     }
 
 
@@ -241,14 +284,15 @@ def _choose(
     if method.score == "pass":
         settings = PassSettings(
             steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
-            hypernet_kind=method.hypernet, distill=0.5, temperature=2.0, per_cost=method.per_mac,
-            allocation=allocation, seed=seed,
+            hypernet_kind=method.hypernet, distill=0.5, temperature=4.0, per_cost=method.per_mac,
+            allocation=allocation, weights=method.weights, weights_optimizer=TRAINING.optimizer, seed=seed,
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
             settings=settings,
         )  # fmt: skip
-        return learned.plan, learned.prompt if method.keep_prompt else None, setting.dense
+        trained = learned.weights.to(memory_format=torch.contiguous_format) if learned.weights else setting.dense
+        return learned.plan, learned.prompt if method.keep_prompt else None, trained
     scores = _scores(setting, dense, method, seed)
     plan = choose_channels(
         scores, groups, costs, budget, round_to=1, per_cost=method.per_mac, allocation=allocation
@@ -258,6 +302,58 @@ def _choose(
         dense = grow_penalty(dense, groups, plan, batches, F.cross_entropy, steps=size.mask_steps, lr=0.02)
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
     return plan, None, setting.dense
+
+
+def _cut_by_torch_pruning(
+    setting: Setting, method: Method, budget: Budget, seed: int
+) -> tuple[nn.Module, int, dict[str, int]]:
+    """The network as torch-pruning cuts it to a budget, globally; its MACs and inner widths.
+
+    It cannot follow the zero-padded shortcuts of this network, so all but the inner channels of the blocks stay.
+    """
+    import torch_pruning as tp
+
+    image = torch.zeros(1, *setting.data.image_shape)
+    scores = {
+        "group norm": tp.importance.GroupMagnitudeImportance(p=2),
+        "group Taylor": tp.importance.GroupTaylorImportance(),
+        "group Hessian": tp.importance.GroupHessianImportance(),
+    }[method.score]
+
+    def cut(ratio: float) -> tuple[nn.Module, int, dict[str, int]]:
+        network = copy.deepcopy(setting.dense)
+        inner = {name: layer for name, layer in network.named_modules() if name.endswith(".conv1")}
+        kept = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in inner.values()]
+        pruner = tp.pruner.BasePruner(
+            network, image, importance=scores, pruning_ratio=ratio, max_pruning_ratio=1.0, global_pruning=True,
+            ignored_layers=kept,
+        )  # fmt: skip
+        if method.score != "group norm":
+            _accumulate(network, scores, islice(setting.stream("learn", seed), PRIOR_BATCHES))
+        pruner.step()
+        network.zero_grad()
+        macs = count_model(network, image).macs
+        return network.eval(), macs, {name: layer.out_channels for name, layer in inner.items()}
+
+    low, high = 0.0, 0.999
+    for _ in range(10):  # a thousandth of the ratio
+        middle = (low + high) / 2
+        low, high = (low, middle) if cut(middle)[1] <= budget.limit else (middle, high)
+    return cut(high)
+
+
+def _accumulate(network: nn.Module, scores: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """The gradients that torch-pruning's scores are made of: sums over batches, or squares of single images."""
+    network.eval()
+    scores.zero_grad() if hasattr(scores, "zero_grad") else None
+    for images, labels in batches:
+        if hasattr(scores, "accumulate_grad"):  # Hessian: needs the gradient of every image
+            for loss in F.cross_entropy(network(images[:16]), labels[:16], reduction="none"):
+                network.zero_grad()
+                loss.backward(retain_graph=True)
+                scores.accumulate_grad(network)
+        else:
+            F.cross_entropy(network(images), labels).backward()
 
 
 def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> dict[str, Tensor]:
@@ -273,9 +369,8 @@ def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> di
 
 def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
     """The one training that dense networks, PASS and baselines get."""
-    spec = FinetuneSpec(epochs=1, warmup_epochs=0.1)
     part = replace(setting.data, train=Steps(setting.data.train, steps, setting.batch))
-    fit(model, part, spec, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
+    fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
 # The settings

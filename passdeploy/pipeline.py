@@ -182,7 +182,7 @@ class _Job:
             self._stage("time", self._time)
         self._stage("slim", self._slim)
         self._stage("finetune", self._finetune)
-        for name in ("cut.safetensors", "grown.safetensors"):
+        for name in ("cut.safetensors", "trained.safetensors"):
             if self.folder.has(name):
                 self.folder.remove(name)
         summary = self._summary()
@@ -224,7 +224,7 @@ class _Job:
         if found.hypernetwork is not None:
             self.folder.write_tensors("hypernetwork.safetensors", found.hypernetwork.state_dict(), kind="hypernetwork")
         if found.weights is not None:
-            self.folder.write_tensors("grown.safetensors", found.weights.state_dict())
+            self.folder.write_tensors("trained.safetensors", found.weights.state_dict())
         progress.text = found.text
         return {}
 
@@ -277,9 +277,9 @@ class _Job:
         saved = self.folder.read_tensors("scores.safetensors")
         plan = self._chosen()
         dense = self._trained_dense().cpu()
-        if self.folder.has("grown.safetensors"):
+        if self.folder.has("trained.safetensors"):
             dense = copy.deepcopy(dense)
-            dense.load_state_dict(self.folder.read_tensors("grown.safetensors"))
+            dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
         prompt = self._prompt()

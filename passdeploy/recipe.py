@@ -150,7 +150,7 @@ class PruneOptimizerSpec(OptimizerSpec):
     """The optimizer of mask learning: it moves the hypernetwork and the prompt, never the weights."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
-    lr: float = Field(default=0.003, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+    lr: float = Field(default=0.001, gt=0, description=OptimizerSpec.model_fields["lr"].description)
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay per step.")
 
 
@@ -357,15 +357,21 @@ class PruneSpec(_Section):
         default=PruneOptimizerSpec(), description="What moves the hypernetwork and the prompt."
     )
     distill: DistillSpec | None = Field(
-        default=DistillSpec(alpha=0.5, temperature=2.0),
+        default=DistillSpec(alpha=0.5, temperature=4.0),
         description="Learn masks from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(
-        default=0.5,
+        default=0.9,
         ge=0,
         le=1,
-        description="Share of the steps over which the budget tightens from the dense model to the target; "
-        "0: the target from the first step on.",
+        description="Share of the steps over which the budget tightens from the dense model to the target, "
+        "fast at first and slowly at the end; 0: the target from the first step on.",
+    )
+    weights: Literal["frozen", "rehearsed", "trained"] = Field(
+        default="trained",
+        description="The weights while masks are learned. frozen: as in the paper. rehearsed: a copy learns along, "
+        "as finetune.optimizer says but at a constant rate, so that masks foresee fine-tuning; it is thrown away. "
+        "trained: the copy is kept, and mask learning is fine-tuning too.",
     )
     per_cost: bool = Field(
         default=True,

@@ -200,10 +200,12 @@ def fit(
                 images, labels = _placed(model, images, device), labels.to(device)
                 with global_chance("step", seed, epoch, step, processes.rank, device=device):
                     loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
-                if not math.isfinite(loss):
+                # A step that ruins the weights shows in the next loss; the last one of an epoch has no next.
+                if not math.isfinite(loss) or (step + 1 == (epoch + 1) * steps_per_epoch and not _has_numbers(model)):
                     kept = f" The state after epoch {epoch} is kept." if checkpoint and epoch else ""
+                    what = "a weight is not a number" if math.isfinite(loss) else f"the loss is {loss}"
                     raise TrainingError(
-                        f"training diverged: the loss is {loss} at step {step + 1} of {schedule.steps}, "
+                        f"training diverged: {what} at step {step + 1} of {schedule.steps}, "
                         f"with a learning rate of {lr:.3g}.{kept}\n"
                         f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
                     )
@@ -338,6 +340,11 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
                 norm.momentum = momentum
     if not has_batch:
         raise ValueError("no batch to measure the statistics of")
+
+
+def _has_numbers(model: nn.Module) -> bool:
+    """Whether every parameter is finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 @dataclass

@@ -28,6 +28,7 @@ from passdeploy.errors import (
 from passdeploy.events import StageFinished, StageStarted, Step
 from passdeploy.export import ExportSettings
 from passdeploy.export.delivery import Delivery
+from passdeploy.networks import resnet20_cifar
 from passdeploy.recipe import load_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.train import evaluate
@@ -176,6 +177,15 @@ def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: P
     (damaged / "train" / "class0" / "003.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"003\.png"):
         pipeline.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={damaged}"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_head_that_does_not_fit_the_classes_is_refused(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "build_model", lambda *_, **__: resnet20_cifar(num_classes=7))
+    with pytest.raises(DataError, match=r"shape \(1, 7\), but the data has 2 classes"):
+        pipeline.run(tiny_recipe, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 

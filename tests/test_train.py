@@ -1,7 +1,8 @@
 """Training learns, repeats and resumes to the bit, and leaves the surroundings as they were."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.data import ImageData, load_data
+from passdeploy.data import ImageData, Split, load_data
 from passdeploy.errors import RunError, TrainingError
 from passdeploy.events import Event, Stage, Step
 from passdeploy.lessons import Lesson, logits_of
@@ -153,6 +154,39 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_learning_rate(digits: I
         fit(net, digits, spec(1, warmup_epochs=0.0), batch_size=64, seed=0, device="cpu")
     assert caught.value.exit_code == 4
     assert torch.equal(net[0].weight, before)  # no step was made with it
+
+
+@dataclass
+class Spoilt:
+    """A split whose images are not numbers from an epoch on."""
+
+    split: Split
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batches(self, batch_size: int, *, epoch: int, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.split.batches(batch_size, epoch=epoch, **options):
+            yield (images * math.nan if epoch >= self.epoch else images), labels
+
+
+def test_a_loss_that_is_no_number_keeps_the_state_after_the_last_epoch(digits: ImageData):
+    checkpoint = Memory()
+    spoilt = replace(digits, train=Spoilt(digits.train, 1))
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 23 of 44.*The state after epoch 1 is kept"):
+        fit(small_net(), spoilt, spec(2), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint)
+    tensors, facts = checkpoint.load()
+    assert len(facts["history"]) == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_saved(digits: ImageData):
+    checkpoint, net = Memory(), small_net()
+    net[8].bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match="a weight is not a number at step 1 of 1"):
+        fit(net, digits, spec(1), batch_size=5000, seed=0, device="cpu", checkpoint=checkpoint)
+    assert checkpoint.load() is None
 
 
 def test_a_set_smaller_than_a_batch_still_trains(digits: ImageData):

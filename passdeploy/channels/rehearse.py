@@ -153,7 +153,7 @@ class Stage:
         if self._is_settled:
             return
         self._is_settled, self.take = True, 0
-        while not self.is_plain and self.take < (self._takes if self.has_stumbled and not self._is_large else 1):
+        while not self.is_plain and self.take < (1 if self._is_large else self._takes):
             self.cast()  # it runs: that was tried
             if not self.protect_culprits():
                 self.take += 1

@@ -41,7 +41,7 @@ class Choice:
     text: str
     prompt: VisualPrompt | None = None
     hypernetwork: Hypernetwork | None = None
-    weights: nn.Module | None = None  # where choosing trained them: growing
+    weights: nn.Module | None = None  # where choosing trained them: PASS that keeps its copy, growing
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,16 @@ def choose(
             hidden=prune.hypernet.hidden, distill=prune.distill.alpha if prune.distill else 0.0,
             temperature=prune.distill.temperature if prune.distill else 1.0,
             round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
-            seed=recipe.seed,
+            weights=prune.weights, weights_optimizer=recipe.finetune.optimizer, seed=recipe.seed,
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, stream, _cross_entropy, costs=channels.costs, budget=budget, settings=settings,
             start=source.hypernetwork, stage=stage, processes=processes,
         )  # fmt: skip
-        return Choice(learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork)
+        return Choice(
+            learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork,
+            None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format),
+        )  # fmt: skip
     scores = _baseline(recipe, channels, dense, stream, processes)
     plan = choose_channels(
         scores, groups, channels.costs, budget, round_to=round_to, per_cost=prune.per_cost, allocation=allocation

@@ -79,6 +79,15 @@ class Hypernetwork(nn.Module):
             for number, (head, state) in enumerate(zip(self.heads, self._walk(start, inputs), strict=True))
         ]
 
+    def prior(self) -> list[Tensor]:
+        """The logits that the hypernetwork corrects, one tensor per group."""
+        return [self.get_buffer(f"prior{number}") for number in range(len(self.heads))]
+
+    def set_prior_(self, logits: Sequence[Tensor]) -> None:
+        """Replace the logits that the hypernetwork corrects."""
+        for old, new in zip(self.prior(), logits, strict=True):
+            old.copy_(new)
+
     def _walk(self, start: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The hidden state at every group, each (1, hidden)."""
         if self.cell is not None:

@@ -1,13 +1,18 @@
-"""Learn which channels matter: prompt and hypernetwork together, every weight frozen.
+"""Learn which channels matter: prompt and hypernetwork together, and a copy of the weights beside them.
 
 Source: Huang et al., PASS (arXiv:2407.17412): minimise L(f(x + V; M * W), y) over the prompt V and the hypernetwork.
 In every step the scores become a plan under the budget (one threshold for all groups), the plan becomes masks, and the
 gradient passes straight through the masks to the scores. The network is any network, the loss any differentiable loss.
+
+Three things are ours, and `benchmarks/results/accuracy-trials.md` says what each is worth. The hypernetwork corrects
+a prior that is measured again in every step (`sensitivity.py`). The budget shrinks gradually: what is gone stays gone.
+And the weights learn along with the masks (`rehearsal.py`), unless they are to be frozen as in the paper.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,10 +30,13 @@ from passdeploy.lessons import imitation_loss, logits_of
 from passdeploy.norms import RestrictedNorms
 from passdeploy.plan import Budget, Plan, choose_channels, floor_width
 from passdeploy.processes import ALONE, Processes
+from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity.baselines import Loss, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
 from passdeploy.sparsity.prompt import VisualPrompt
+from passdeploy.sparsity.rehearsal import Rehearsal
+from passdeploy.sparsity.sensitivity import Sensitivity
 from passdeploy.sparsity.statistics import batch_statistics_only, weight_statistics
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -39,12 +47,15 @@ class PassSettings:
     """How masks are learned; the defaults are those of a recipe."""
 
     steps: int = 300
-    lr: float = 0.003
+    lr: float = 0.001
     weight_decay: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.9
-    anneal: float = 0.5  # share of the steps over which the budget shrinks from all to what was asked
+    anneal: float = 0.9  # share of the steps over which the budget shrinks from all to what was asked
     prior_batches: int = 8  # batches that the first scores (Taylor) are estimated on
+    memory: float = 0.95  # of the running scores that the hypernetwork corrects; 1: the first ones stay
+    weights: str = "trained"  # frozen; rehearsed: a copy learns along and is thrown away; trained: it is kept
+    weights_optimizer: OptimizerSpec | None = None  # of that copy; None: SGD at a rate of 0.01
     prompt_kind: str = "padding"
     prompt_size: int = 8
     distill: float = 0.0  # share of the loss that is the dense network's answers; for class scores only
@@ -66,6 +77,7 @@ class Learned:
     hypernetwork: Hypernetwork
     losses: tuple[float, ...]  # one per step
     plan: Plan  # what the scores keep under the budget
+    weights: nn.Module | None = None  # the copy that learned along, where it is to be kept
 
 
 def learn_masks(
@@ -97,8 +109,7 @@ def learn_masks(
         processes: that learn together, each with its part of every batch.
 
     Returns:
-        Scores averaged over the last quarter of the steps, which are calmer than those of the last one, and the plan
-        that they make.
+        The scores of the last step, the plan that they make, and what was learned with them.
 
     Raises:
         TrainingError: the loss is not a number.
@@ -117,11 +128,15 @@ def learn_masks(
         budget = Budget.of(kind, amount, costs)
     task = _Task(model, cut, loss, costs, budget, settings, processes)
     prior = taylor_scores(model, cut, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
-    prompt, hypernetwork = _students(model, cut, prior, inputs, settings)
+    sensitivity = Sensitivity({name: scores.to(inputs.device) for name, scores in prior.items()}, settings.memory)
+    prompt, hypernetwork = _students(model, cut, sensitivity, inputs, settings)
     if start is not None:
         _take_over_(hypernetwork, start)
-    scores, losses = _descend(task, prompt, hypernetwork, _cycle(batches), stage)
-    return Learned(scores, prompt, hypernetwork, losses, task.plan(scores, budget.limit))
+        sensitivity.take_over_(hypernetwork.prior())
+    losses = _descend(task, sensitivity, prompt, hypernetwork, _cycle(batches), stage)
+    scores = {name: values.detach().cpu() for name, values in _scores(cut, prompt, hypernetwork).items()}
+    kept = task.rehearsal.network if task.rehearsal and settings.weights == "trained" else None
+    return Learned(scores, prompt, hypernetwork, losses, task.plan(scores, budget.limit), kept)
 
 
 class _Task:
@@ -138,7 +153,12 @@ class _Task:
         processes: Processes,
     ) -> None:
         self.cut, self.costs, self.budget, self.settings, self.processes = cut, costs, budget, settings, processes
-        self._learner, self._weights, self._loss = batch_statistics_only(model), MaskedWeights(model, cut), loss
+        self.rehearsal = None
+        if settings.weights != "frozen":
+            self.rehearsal = Rehearsal(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
+        learned = self.rehearsal.network if self.rehearsal else model
+        self._learner, self._loss = batch_statistics_only(learned), loss
+        self._weights = MaskedWeights(learned, cut, is_trained=self.rehearsal is not None)
         self._dense = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()  # shares the parameters
         self.whole = costs.of(budget.kind)
         floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to, budget.kind) for group in cut})
@@ -153,70 +173,90 @@ class _Task:
         )  # fmt: skip
 
     def limit_at(self, step: int) -> int:
-        """The budget at `step`: from the whole network down to what was asked, then level."""
+        """The budget at `step`: from the whole network down to what was asked, then level.
+
+        What is left to cut falls with the cube of the time (Zhu and Gupta, arXiv:1710.01878, eq. 1): fast while much
+        can go for little, slowly at the end.
+        """
         ramp = self.settings.anneal * self.settings.steps
-        share = min(1.0, (step + 1) / ramp) if ramp else 1.0
-        return max(self._least, round(self.whole + (self.budget.limit - self.whole) * share))
+        left = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
+        return max(self._least, round(self.budget.limit + (self.whole - self.budget.limit) * left))
 
     def loss(
-        self, scores: Mapping[str, Tensor], prompt: VisualPrompt | None, images: Tensor, targets: Tensor, limit: int
-    ) -> Tensor:
-        """The loss of the network that `scores` leave within `limit`; its gradient reaches them straight through."""
-        plan = self.plan(scores, limit)
+        self, scores: Mapping[str, Tensor], plan: Plan, prompt: VisualPrompt | None, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the network that `plan` leaves, and the gates on its channels.
+
+        The loss's gradient reaches the scores straight through the masks, and every gate.
+        """
         masks = {}
         for name, score in scores.items():
             hard = torch.zeros_like(score)
             hard[list(plan.kept[name])] = 1.0
             masks[name] = straight_through(hard, score)
-        weights = self._weights(masks)
+        gates = {name: mask.clone() for name, mask in masks.items()}
+        for gate in gates.values():
+            gate.retain_grad()
+        weights = self._weights(masks, gates)
         with RestrictedNorms(self._weights.existing(masks, weights)):
             output = run_with(self._learner, weights, prompt(images) if prompt else images)
             value = self._loss(output, targets)
         if not self.settings.distill:
-            return value
+            return value, gates
         with torch.no_grad():
             answers = logits_of(self._dense(images))
-        return imitation_loss(
+        value = imitation_loss(
             logits_of(output), answers, value, alpha=self.settings.distill, temperature=self.settings.temperature
         )
+        return value, gates
 
 
 def _descend(
-    task: _Task, prompt: VisualPrompt | None, hypernetwork: Hypernetwork, batches: Iterator[tuple[Tensor, Tensor]],
-    stage: Stage,
-) -> tuple[dict[str, Tensor], tuple[float, ...]]:  # fmt: skip
-    """Train prompt and hypernetwork in place; returns the scores, averaged over the last quarter, and all losses."""
-    settings, processes = task.settings, task.processes
+    task: _Task, sensitivity: Sensitivity, prompt: VisualPrompt | None, hypernetwork: Hypernetwork,
+    batches: Iterator[tuple[Tensor, Tensor]], stage: Stage,
+) -> tuple[float, ...]:  # fmt: skip
+    """Train prompt and hypernetwork in place, the weights beside them, and measure the prior; returns all losses."""
+    settings, processes, rehearsal = task.settings, task.processes, task.rehearsal
     learned = [*hypernetwork.parameters(), *(prompt.parameters() if prompt else ())]
     optimizer = _optimizer(learned, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
-    averaged = max(1, settings.steps // 4)
-    total: dict[str, Tensor] = {}
     losses: list[float] = []
     for step, (images, targets) in enumerate(islice(batches, settings.steps)):
-        scores = _scores(task.cut, prompt, hypernetwork)
         limit = task.limit_at(step)
+        scores = _scores(task.cut, prompt, hypernetwork)
+        plan = task.plan(scores, limit)
+        sensitivity.keep_(plan)
+        optimizer.zero_grad(set_to_none=True)
+        if rehearsal:
+            rehearsal.forget_()
         with processes.sharing_statistics():
-            value = task.loss(scores, prompt, images, targets, limit)
+            value, gates = task.loss(scores, plan, prompt, images, targets)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
-            if not abs(losses[-1]) < float("inf"):
-                raise TrainingError(
-                    f"the loss is {losses[-1]} at step {step + 1} of mask learning, "
-                    f"with a learning rate of {schedule.get_last_lr()[0]:.3g}.\n"
-                    "Lower prune.optimizer.lr, or check the data."
-                )
-            optimizer.zero_grad(set_to_none=True)
+            if not math.isfinite(losses[-1]):
+                raise _diverged(f"the loss is {losses[-1]}", step, float(schedule.get_last_lr()[0]))
             value.backward()
         processes.average_gradients_(learned)
         optimizer.step()
         schedule.step()
-        if step >= settings.steps - averaged:
-            for name, score in scores.items():
-                total[name] = total.get(name, 0) + score.detach() / averaged
+        if rehearsal:
+            processes.average_gradients_(rehearsal.parameters)  # apart: the network may be of another precision
+            rehearsal.step_(step)
+            if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
+                raise _diverged("a weight is not a number", step, float(schedule.get_last_lr()[0]))
+        with torch.no_grad():
+            slopes = [torch.zeros_like(gate) if gate.grad is None else gate.grad for gate in gates.values()]
+            mean = processes.mean_over_batch(torch.cat(slopes), len(images))  # one message for all groups
+            sensitivity.update_(dict(zip(gates, mean.split([len(slope) for slope in slopes]), strict=True)))
+            hypernetwork.set_prior_([sensitivity.logits()[group.name] for group in task.cut])
         stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
-    if not total:  # no step was asked for
-        total = {name: score.detach() for name, score in _scores(task.cut, prompt, hypernetwork).items()}
-    return {name: values.cpu() for name, values in total.items()}, tuple(losses)
+    return tuple(losses)
+
+
+def _diverged(what: str, step: int, lr: float) -> TrainingError:
+    return TrainingError(
+        f"{what} at step {step + 1} of mask learning, with a learning rate of {lr:.3g}.\n"
+        "The dense network is as it was. Lower prune.optimizer.lr or finetune.optimizer.lr, or check the data."
+    )
 
 
 def _scores(cut: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> dict[str, Tensor]:
@@ -227,7 +267,7 @@ def _scores(cut: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwo
 def _students(
     model: nn.Module,
     cut: Sequence[ChannelGroup],
-    prior: Mapping[str, Tensor],
+    sensitivity: Sensitivity,
     inputs: Tensor,
     settings: PassSettings,
 ) -> tuple[VisualPrompt | None, Hypernetwork]:
@@ -239,7 +279,7 @@ def _students(
     with global_chance("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
             [values.cpu() for values in weight_statistics(model, cut)],
-            _prior_logits([prior[group.name] for group in cut]),
+            [sensitivity.logits()[group.name].cpu() for group in cut],
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
             prompt_channels=inputs.size(1) if prompt else None,
@@ -277,12 +317,6 @@ def _cycle(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, T
             yield batch
         if not had_any:
             raise DataError("the batches can be walked only once.\nHand in a list, a loader, or a function.")
-
-
-def _prior_logits(scores: Sequence[Tensor]) -> list[Tensor]:
-    """Logits whose sigmoid is proportional to `scores` for all but the largest, on one scale for all groups."""
-    scale = torch.cat(list(scores)).quantile(0.9).clamp_min(1e-30)
-    return [(values / scale).clamp(1e-4, 10.0).log() - 1.0 for values in scores]
 
 
 def _optimizer(parameters: Sequence[Tensor], settings: PassSettings) -> torch.optim.Optimizer:

@@ -21,53 +21,74 @@ def straight_through(mask: Tensor, score: Tensor) -> Tensor:
 
 
 class MaskedWeights:
-    """The frozen parameters of a network, multiplied by masks.
+    """The parameters of a network, multiplied by masks.
 
     Args:
         model: the network; its parameters are read at every call and never written.
         groups: the groups that masks are given for.
         reads_only: mask only the weight slices that read a channel. The function is the same, since nothing else sees
             the channel, but the gradient of a mask is then that of one gate on the channel.
+        is_trained: gradients reach the parameters too; otherwise they are frozen.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], *, reads_only: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ChannelGroup],
+        *,
+        reads_only: bool = False,
+        is_trained: bool = False,
+    ) -> None:
         self.names = tuple(group.name for group in groups)
-        self._parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+        self._parameters = {
+            name: tensor if is_trained else tensor.detach() for name, tensor in model.named_parameters()
+        }
         device = next(iter(self._parameters.values())).device
         total = sum(group.width for group in groups)
-        index: dict[tuple[str, int], Tensor] = {}  # which entry of all masks, laid end to end, cuts which place
+        index: dict[tuple[str, int, bool], Tensor] = {}  # which entry of all masks, end to end, cuts which place
         start = 0
         for group in groups:
-            for slot in _read_slots(group) if reads_only else group.slots:
-                if slot.tensor in self._parameters:
+            reading = {id(slot) for slot in _read_slots(group)}
+            for slot in group.slots:
+                is_read = id(slot) in reading
+                if slot.tensor in self._parameters and (is_read or not reads_only):
                     # Place `total` holds the constant 1 for channels that no mask is given for.
                     size = self._parameters[slot.tensor].size(slot.dim)
-                    places = index.setdefault((slot.tensor, slot.dim), torch.full((size,), total))
+                    places = index.setdefault((slot.tensor, slot.dim, is_read), torch.full((size,), total))
                     places[slot.index] = torch.arange(start, start + group.width)[:, None].expand_as(slot.index)
             start += group.width
         self._index = {key: places.to(device) for key, places in index.items()}
 
-    def __call__(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name -> parameter, those that a mask touches multiplied by it; masks have shape (width,)."""
-        laid_out = torch.cat([*(masks[name] for name in self.names), next(iter(masks.values())).new_ones(1)])
+    def __call__(self, masks: Mapping[str, Tensor], gates: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Name -> parameter, those that a mask touches multiplied by it.
+
+        Args:
+            masks: group name -> (width,).
+            gates: the same values once more, for the slices that read a channel: the gradient of a gate is then that
+                of one factor on the channel, whatever else its mask touches. None: the masks.
+        """
         weights = dict(self._parameters)
-        for name, scale in self._scales(laid_out).items():
+        for name, scale in self._scales(self._laid_out(masks), self._laid_out(gates or masks)).items():
             weights[name] = weights[name] * scale
         return weights
 
     def existing(self, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Each masked weight of a call, with what of it exists: bool of its shape, as `RestrictedNorms` takes it."""
-        laid_out = torch.cat([*(masks[name].detach() for name in self.names), next(iter(masks.values())).new_ones(1)])
+        laid_out = self._laid_out(masks).detach()
         return [
-            (weights[name], (scale > 0.5).expand_as(weights[name])) for name, scale in self._scales(laid_out).items()
+            (weights[name], (scale > 0.5).expand_as(weights[name]))
+            for name, scale in self._scales(laid_out, laid_out).items()
         ]
 
-    def _scales(self, laid_out: Tensor) -> dict[str, Tensor]:
+    def _laid_out(self, masks: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([*(masks[name] for name in self.names), next(iter(masks.values())).new_ones(1)])
+
+    def _scales(self, masks: Tensor, gates: Tensor) -> dict[str, Tensor]:
         scales: dict[str, Tensor] = {}
-        for (name, dim), places in self._index.items():
+        for (name, dim, is_read), places in self._index.items():
             shape = [1] * self._parameters[name].ndim
             shape[dim] = -1
-            along = laid_out[places].view(shape)
+            along = (gates if is_read else masks)[places].view(shape)
             scales[name] = scales[name] * along if name in scales else along
         return scales
 

@@ -70,8 +70,11 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
     net = HalfUseless().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
-    scores = {"features": torch.linspace(0.9, 0.1, 12)}
-    losses = [_task(net, channels, distill=share).loss(scores, None, images, labels, 10**9) for share in (0.0, 1.0)]
+    scores = {"features": torch.linspace(0.9, 0.1, 12).requires_grad_()}
+    everything = Plan({"features": tuple(range(12))})
+    losses = [
+        _task(net, channels, distill=share).loss(scores, everything, None, images, labels)[0] for share in (0.0, 1.0)
+    ]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
 
@@ -94,10 +97,10 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
     task = _task(net, channels)
-    scores = {"stem": torch.linspace(0.9, 0.1, 8)}
-    limit = channels.costs.of("macs") // 2
-    found = task.loss(scores, None, images, labels, limit)
-    reference = masked(net, channels.groups, task.plan(scores, limit))
+    scores = {"stem": torch.linspace(0.9, 0.1, 8).requires_grad_()}
+    plan = task.plan(scores, channels.costs.of("macs") // 2)
+    found, _ = task.loss(scores, plan, None, images, labels)
+    reference = masked(net, channels.groups, plan)
     torch.testing.assert_close(found, F.cross_entropy(reference(images), labels))
 
 
