@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from passdeploy.channels.labels import NONE, LabelBook, Reason
+from passdeploy.channels.labels import LabelBook, Reason
 from passdeploy.statistics import STATISTICS, Turns
 
 DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
@@ -341,7 +341,7 @@ class Walk(Onlooker):
     def reason(self, why: str) -> Reason:
         """`why`, with the operation, the module and the line of code that is running."""
         op = self._running.name if self._running else ""
-        return Reason(why, op, self._turns.module, _source_line())
+        return Reason(why, op, self._turns.module, source_line())
 
     def box(self, field: Tensor) -> DimLabels:
         """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
@@ -351,7 +351,7 @@ class Walk(Onlooker):
         place = (
             self._turns.module,
             self._running.name if self._running else "",
-            _source_line(),
+            source_line(),
         )
         key = (*place, sum(known[:3] == place for known in self.trace.choices))
         rank = self._choose.get(key, 0)
@@ -424,7 +424,7 @@ class Walk(Onlooker):
         self._running = None
         self.trace.happenings.append(
             Happening(
-                call.name, tuple(self._turns.running), _source_line(), inputs, self._seen(call.results), call.factors
+                call.name, tuple(self._turns.running), source_line(), inputs, self._seen(call.results), call.factors
             )
         )
 
@@ -507,10 +507,10 @@ def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
             module.training = training
 
 
-def _source_line() -> str:
+def source_line() -> str:
     """File and line of the innermost running frame of the model's own code, or else of a torch module."""
     frame, torch_module = sys._getframe(1), ""
-    while frame is not None and frame.f_code is not follow.__code__:
+    while frame is not None and frame.f_code not in _OUTERMOST:
         owner, name = _owner_of(frame.f_code.co_filename)
         if owner == "model":
             return f"{name}:{frame.f_lineno}"
@@ -518,6 +518,9 @@ def _source_line() -> str:
             torch_module = f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return torch_module
+
+
+_OUTERMOST = {follow.__code__, Onlooker.watch.__code__}  # who ran the model
 
 
 @cache
@@ -530,4 +533,7 @@ def _owner_of(filename: str) -> tuple[str, str]:
     return ("ours" if file.parent == Path(__file__).parent else "model"), file.name
 
 
-__all__ = ["NONE", "Call", "DimLabels", "StateDim", "Trace", "Walk", "Work", "evaluating", "follow", "plain_attention"]
+__all__ = [
+    *("NONE", "Call", "DimLabels", "StateDim", "Trace", "Walk", "Work"),
+    *("evaluating", "follow", "plain_attention", "source_line"),
+]

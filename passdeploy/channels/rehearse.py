@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
-from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention
+from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention, source_line
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
 from passdeploy.channels.ties import ties
@@ -94,7 +94,20 @@ class Rehearsal(Onlooker):
                 wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]
                 if list(result.shape) != wanted:
                     raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
+        elif call.factors:
+            self._check_factors(call)
         self.position += 1
+
+    def _check_factors(self, call: Call) -> None:
+        """Out of step it is the line of code that tells what should have happened."""
+        source = source_line()
+        alike = [
+            number for number, one in enumerate(self._script) if (one.op, one.source) == (call.name, source) and source
+        ]
+        known = [self._script[number].factors for number in alike]
+        if known and call.factors not in known:
+            self.blamed = alike[0]
+            raise WrongSizeError(f"a factor of {known[0]} that is now {call.factors}")
 
 
 _STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes
