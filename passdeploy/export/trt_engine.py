@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.collection import no_collection
 from passdeploy.errors import CorruptArtifact, ExportError, RunError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.driver import probe_driver
@@ -64,6 +65,7 @@ class EngineOptions:
 _NOT_FOR_RTX = ("version_compatible", "hardware_compatible", "refittable", "weight_stripped", "timing_cache")
 
 
+@no_collection()
 def build_engine(
     onnx_path: str | Path,
     engine_path: str | Path,

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.collection import no_collection
 from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunError, UsageError
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.driver import require_gpu
@@ -80,6 +81,7 @@ def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
     return bool(facts.get("onnx_sha256") != onnx_sha256)
 
 
+@no_collection()
 def load_engine(
     engine_path: Path, *, flavour: Flavour | None = None, trust_engine: bool = False
 ) -> tuple[TensorRT, tensorrt.ICudaEngine]:

@@ -7,15 +7,14 @@ The first calls after a turn, with the caches still full of the other network, a
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
 import numpy as np
 
+from passdeploy.collection import no_collection
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.statistics import Samples
@@ -50,7 +49,7 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) ->
         Milliseconds of each call, shape (blocks, calls in a block) for each runner; block i of one was
         measured next to block i of the other.
     """
-    with _no_collection():
+    with no_collection():
         calls = [max(1, round(budget.block_ms / warm_up(runner.run, clock, budget))) for runner in (first, second)]
         blocks: tuple[list[list[float]], list[list[float]]] = ([], [])
         began = clock.now()
@@ -65,7 +64,7 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) ->
 
 def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
     """Time one prepared runner by itself; milliseconds of each call, shape (blocks, calls in a block)."""
-    with _no_collection():
+    with no_collection():
         calls = max(1, round(budget.block_ms / warm_up(runner.run, clock, budget)))
         blocks, began = list[list[float]](), clock.now()
         while len(blocks) < _FEWEST_PAIRS or not budget.is_spent(clock.now() - began, len(blocks) * calls):
@@ -102,15 +101,3 @@ def _block(work: Callable[[], object], calls: int, clock: Clock) -> list[float]:
     for _ in range(ceil(calls / _UNTIMED_SHARE) if calls > 1 else 0):
         work()
     return [clock.time_ms(work) for _ in range(calls)]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Python's garbage collector would stop a call now and then."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

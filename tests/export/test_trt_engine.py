@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,6 +83,16 @@ class TestWithTheRealBuilder:
             build_engine(graph, tmp_path / "bad.engine", flavour="rtx", batch=(1, 2, 8))
         assert str(caught.value).count("\n") < 3
         assert [file.name for file in tmp_path.iterdir()] == ["bad.onnx"]
+
+    def test_no_garbage_is_collected_while_tensorrt_calls_us(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """TensorRT holds a lock while it logs; destroying a builder of earlier then would wait for that lock forever."""
+        collects: list[bool] = []
+        monkeypatch.setattr(BuilderLog, "add", lambda *_: collects.append(gc.isenabled()))
+        graph = write_graph(tmp_path / "relu.onnx", [node("Relu", "images")])
+        build_engine(graph, tmp_path / "relu.engine", flavour="rtx", batch=(1, 2, 8))
+        assert collects
+        assert not any(collects)
+        assert gc.isenabled()
 
     def test_an_open_image_size_is_named(self, tmp_path: Path):
         graph = write_graph(tmp_path / "open.onnx", [node("Relu", "images")], shape=("batch", 3, "h", "w"))
