@@ -13,6 +13,7 @@ import pytest
 
 from passdeploy.errors import CorruptArtifact, ExportError, PassDeployError, RunError
 from passdeploy.export import Artifact, build_engine, trt_engine
+from passdeploy.export.trt_log import BuilderLog
 from passdeploy.files import sha256_of
 
 from .nets import node, write_graph
@@ -85,7 +86,7 @@ class TestWithTheRealBuilder:
         assert [file.name for file in tmp_path.iterdir()] == ["bad.onnx"]
 
     def test_no_garbage_is_collected_while_tensorrt_calls_us(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """TensorRT holds a lock while it logs; destroying a builder of earlier then would wait for that lock forever."""
+        """TensorRT holds a lock while it logs; destroying an earlier builder then would wait for that lock forever."""
         collects: list[bool] = []
         monkeypatch.setattr(BuilderLog, "add", lambda *_: collects.append(gc.isenabled()))
         graph = write_graph(tmp_path / "relu.onnx", [node("Relu", "images")])
