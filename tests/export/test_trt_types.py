@@ -17,7 +17,9 @@ SETTINGS = """
 [mypy]
 strict = true
 follow_imports = skip
-[mypy-tensorrt.*,numpy.*,passdeploy.errors,passdeploy.files,passdeploy.export.artifact,passdeploy.export.driver]
+[mypy-tensorrt.*,numpy.*,passdeploy.collection,passdeploy.errors,passdeploy.files]
+follow_imports = normal
+[mypy-passdeploy.export.artifact,passdeploy.export.driver]
 follow_imports = normal
 """
 
