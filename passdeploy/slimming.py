@@ -6,7 +6,6 @@ The two compute the same, to rounding: that is the promise of the whole project,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from passdeploy.channels.follow import evaluating
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules import cuts_whole_groups
+from passdeploy.cloning import clone
+from passdeploy.collection import no_collection
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import with_restricted_norms_
@@ -26,6 +27,7 @@ from passdeploy.statistics import CallKey, Existing
 NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
 
 
+@no_collection()
 def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
     """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
 
@@ -40,8 +42,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
         stays = torch.ones(state[name].size(dim), dtype=torch.bool)
         stays[removed] = False
         state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
-    # What deepcopy finds in its memo it takes as it is: nothing is copied twice, shared parameters stay shared.
-    smaller = copy.deepcopy(model, {id(old): like(old, state[name]) for name, old in _state(model)})
+    smaller = clone(model, lambda name, old: like(old, state[name]))
     for module in smaller.modules():
         _state_true_widths_(module)
     for number, value in numbers_after(groups, plan):
@@ -69,7 +70,7 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
         PlanError: the plan does not fit the groups.
     """
     plan.check(groups)
-    reference = copy.deepcopy(model)
+    reference = clone(model, lambda _, old: like(old, old))
     parameters = dict(reference.named_parameters())
     kept: dict[str, Tensor] = {}
     with torch.no_grad():

@@ -1,9 +1,10 @@
-"""Follow every channel of a network through one real forward pass.
+"""Follow every channel of a network through one forward pass.
 
-The network runs as it is, on an example input, under a `TorchDispatchMode` that sees every
-tensor operation. Beside each tensor we keep the labels along each of its dimensions; a rule
-per operation (rules.py) says how labels pass through it. Nothing is inferred from autograd or from
-module types, so reshapes, chunks, shuffles and functional calls are followed like anything else.
+The network's own code runs, on an example input, under a `TorchDispatchMode` that sees every
+tensor operation; without values (sketch.py) where it gets along without them. Beside each tensor
+we keep the labels along each of its dimensions; a rule per operation (rules.py) says how labels
+pass through it. Nothing is inferred from autograd or from module types, so reshapes, chunks,
+shuffles and functional calls are followed like anything else.
 
 An operation without a rule protects the channels that touch it, with its name, its module and the
 line of the model's code as the reason.
@@ -17,8 +18,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest.mock import patch
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +28,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from passdeploy.channels.labels import LabelBook, Reason
+from passdeploy.channels.sketch import Sketch, shapes_of
 from passdeploy.statistics import STATISTICS, Turns
 
 DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
@@ -65,6 +67,8 @@ class Happening:
     inputs: tuple[Labelled, ...]
     results: tuple[Labelled, ...]
     factors: tuple[float, ...]  # see `Call.factors`
+    is_derived: bool  # its sizes are read off its tensors: nobody could have stated them
+    has_constants: bool  # one of its tensors was made of numbers
 
 
 _ARITHMETIC = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
@@ -123,6 +127,28 @@ def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors_in(value)
 
 
+Known = TypeVar("Known")
+
+
+class TensorTable(Generic[Known]):
+    """What is known of tensors for as long as they live; a plain dictionary that looks twice."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[ref[Tensor], Known]] = {}
+
+    def __setitem__(self, tensor: Tensor, known: Known) -> None:
+        self._known[id(tensor)] = ref(tensor), known
+
+    def get(self, tensor: Tensor) -> Known | None:
+        """What is known of `tensor`, if anything is."""
+        found = self._known.get(id(tensor))
+        return found[1] if found is not None and found[0]() is tensor else None
+
+    def forget(self, tensor: Tensor) -> None:
+        """Nothing is known of it any more."""
+        self._known.pop(id(tensor), None)
+
+
 Rule = Callable[["Walk", Call], None]
 
 
@@ -160,6 +186,7 @@ class Trace:
     choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
     happenings: list[Happening] = field(default_factory=list)
     statistics: list[TakenStatistic] = field(default_factory=list)
+    is_sketched: bool = False  # whether the network ran without values
 
 
 class WholeFunctions(TorchFunctionMode):
@@ -172,11 +199,20 @@ class WholeFunctions(TorchFunctionMode):
     Args:
         tell: hears of each call, and what it returned.
         taking: is entered around each statistic that can be restricted to a part of the channels.
+        deriving: is entered around each function that reads sizes off its tensors and states none.
+        is_sketch: whether tensors have no values.
     """
 
-    def __init__(self, tell: Callable[[Call], None], taking: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Call], None],
+        taking: Callable[[], AbstractContextManager[None]],
+        deriving: Callable[[], AbstractContextManager[None]],
+        *,
+        is_sketch: bool,
+    ) -> None:
         super().__init__()
-        self._tell, self._taking = tell, taking
+        self._tell, self._taking, self._deriving, self._is_sketch = tell, taking, deriving, is_sketch
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -192,6 +228,9 @@ class WholeFunctions(TorchFunctionMode):
             self._tell(Call.bind(_RECURRENT[func], args, {}, args[1]))
             with step_by_step():
                 return func(*args)
+        if func in _DERIVING:
+            with self._deriving():
+                return func(*args, **(kwargs or {}))
         if func in STATISTICS:
             with self._taking():
                 return (_normalised if func is F.normalize else func)(*args, **(kwargs or {}))
@@ -199,7 +238,7 @@ class WholeFunctions(TorchFunctionMode):
 
     def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _disable_current_modes():
-            result = func(*args, **kwargs)
+            result = shapes_of(func, args, kwargs) if self._is_sketch else func(*args, **kwargs)
             self._tell(Call.bind(_WHOLE[func], args, kwargs, result))
         return result
 
@@ -215,6 +254,9 @@ _WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
 def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
     """`F.normalize`, by broadcasting: the norm that it expands to every channel would seem to have channels itself."""
     return torch.div(input, input.norm(p, dim, keepdim=True).clamp_min(eps), out=out)
+
+
+_DERIVING = {torch.flatten, Tensor.flatten, torch.chunk, Tensor.chunk, torch.unbind, Tensor.unbind}
 
 
 _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
@@ -233,8 +275,9 @@ class Onlooker(TorchDispatchMode):
         """Nothing is compiled while a network is watched; torch's guard against it would cost more than the rules."""
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_sketch: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.is_sketch = is_sketch
 
     def happen(self, call: Call) -> None:
         """One operation, with what came out."""
@@ -244,18 +287,31 @@ class Onlooker(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Any operation, on its way."""
-        result = func(*args, **(kwargs or {}))
-        self.happen(Call.bind(func, args, kwargs or {}, result))
+        given = kwargs or {}
+        result = shapes_of(func, args, given) if self.is_sketch else func(*args, **given)
+        self.happen(Call.bind(func, args, given, result))
         return result
 
     def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` and return its outputs; attention and other composites show as what they are."""
-        with plain_attention(), WholeFunctions(self.happen, self.taking), self:
+        whole = WholeFunctions(self.happen, self.taking, self.deriving, is_sketch=self.is_sketch)
+        with plain_attention(), whole, self:
             return model(*inputs)
 
     def taking(self) -> AbstractContextManager[None]:
         """What to do around a statistic that the network takes."""
         return nullcontext()
+
+    is_deriving = False  # whether the sizes of what happens now are read off its tensors
+
+    @contextmanager
+    def deriving(self) -> Iterator[None]:
+        """Know that they are."""
+        self.is_deriving = True
+        try:
+            yield
+        finally:
+            self.is_deriving = False
 
 
 class Walk(Onlooker):
@@ -266,17 +322,19 @@ class Walk(Onlooker):
         model: nn.Module,
         find_rule: Callable[[torch._ops.OpOverload], Rule | None],
         choose: Mapping[ChoiceKey, int],
+        *,
+        is_sketch: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(is_sketch=is_sketch)
         self.book = LabelBook()
         self._find_rule, self._choose = find_rule, choose
-        self._labels: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._state: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameters and buffers, and their names
+        self._labels = TensorTable[DimLabels]()
+        self._state = TensorTable[str]()  # parameters and buffers, and their names
         self._turns = Turns()
         self._taken: tuple[str, int] | None = None  # the statistic that is being taken: which module's, and its number
         self._used: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
-        self.trace = Trace(self.book, tuple(self._label_state(model)), sizes)
+        self.trace = Trace(self.book, tuple(self._label_state(model)), sizes, is_sketched=is_sketch)
 
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
         state = [*model.named_parameters(), *model.named_buffers()]
@@ -285,17 +343,18 @@ class Walk(Onlooker):
             (name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1
         ]
         sizes = [size for *_, size in dims]
+        own = {name: DimLabels() for name, _ in state}
         for name, tensor in state:
-            self._labels[tensor], self._state[tensor] = {}, name
-        for (name, tensor, dim, _), labels in zip(dims, self.book.fresh(sum(sizes)).split(sizes), strict=True):
-            self._labels[tensor][dim] = labels
+            self._labels[tensor], self._state[tensor] = own[name], name
+        for (name, _, dim, _), labels in zip(dims, self.book.fresh(sum(sizes)).split(sizes), strict=True):
+            own[name][dim] = labels
             yield StateDim(name, dim, labels)
 
     # What rules use
 
     def labels(self, tensor: Tensor | None) -> DimLabels:
         """The labels of a tensor by dimension; dimensions without removable channels are absent."""
-        return {} if tensor is None else self._labels.get(tensor, {})
+        return {} if tensor is None else self._labels.get(tensor) or {}
 
     def set_labels(self, tensor: Tensor, labels: DimLabels) -> None:
         """Give `tensor` its labels; dimensions of size one carry none."""
@@ -309,7 +368,7 @@ class Walk(Onlooker):
 
     def is_state(self, tensor: Tensor | None) -> bool:
         """Whether `tensor` is a parameter or buffer itself, not computed from one."""
-        return tensor is not None and tensor in self._state
+        return tensor is not None and self._state.get(tensor) is not None
 
     def join(self, first: Tensor, second: Tensor, why: str) -> None:
         """Join two label vectors; what meets NONE is protected for the reason `why`."""
@@ -341,7 +400,7 @@ class Walk(Onlooker):
     def reason(self, why: str) -> Reason:
         """`why`, with the operation, the module and the line of code that is running."""
         op = self._running.name if self._running else ""
-        return Reason(why, op, self._turns.module, source_line())
+        return Reason(why, op, self._turns.module, self._source)
 
     def box(self, field: Tensor) -> DimLabels:
         """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
@@ -351,7 +410,7 @@ class Walk(Onlooker):
         place = (
             self._turns.module,
             self._running.name if self._running else "",
-            source_line(),
+            self._source,
         )
         key = (*place, sum(known[:3] == place for known in self.trace.choices))
         rank = self._choose.get(key, 0)
@@ -374,6 +433,9 @@ class Walk(Onlooker):
 
     def run(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Walk through one forward pass; what comes out must stay."""
+        for leaf in tree_leaves(list(inputs)):
+            if isinstance(leaf, Tensor):
+                self._labels[leaf] = {}
         outputs = self.watch(model, inputs)
         self._running = None
         for output in tree_leaves(outputs):
@@ -398,6 +460,8 @@ class Walk(Onlooker):
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
                 self.run(model, twice)
         except Exception:
+            if self.is_sketch:
+                raise  # with values it may go well
             self._running = None
         finally:
             for name, tensor in model.named_buffers():
@@ -407,24 +471,41 @@ class Walk(Onlooker):
             main.read += scratch.read
 
     _running: Call | None = None
+    _source = ""  # file:line of the model's own code that is running
 
     def happen(self, call: Call) -> None:
         """Pass the labels on through one operation, and note that it happened."""
-        self._running = call
-        self._used.update(self._state[tensor] for tensor in call.tensors if tensor in self._state)
+        self._running, self._source = call, source_line()
+        self._used.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
         inputs = self._seen(call.tensors)  # before the rule: an operation in place changes them
+        constants = [self._labels.get(tensor) is None for tensor in call.tensors]
         rule = self._find_rule(call.op)
         if rule is None:
             self.give_up(call, "no rule follows channels through this operation")
         else:
             try:
                 rule(self, call)
-            except Exception as error:  # a case the rule did not foresee costs these channels, not the model
+            except Exception as error:
+                if self.is_sketch:
+                    raise  # it may want values
+                # A case the rule did not foresee costs these channels, not the model.
                 self.give_up(call, f"could not be followed: {error}")
         self._running = None
+        for result in call.results:
+            if all(constants):
+                self._labels.forget(result)
+            elif self._labels.get(result) is None:
+                self._labels[result] = {}
         self.trace.happenings.append(
             Happening(
-                call.name, tuple(self._turns.running), source_line(), inputs, self._seen(call.results), call.factors
+                call.name,
+                tuple(self._turns.running),
+                self._source,
+                inputs,
+                self._seen(call.results),
+                call.factors,
+                self.is_deriving,
+                any(constants),
             )
         )
 
@@ -449,7 +530,11 @@ class Walk(Onlooker):
 
 
 def follow(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, choose: Mapping[ChoiceKey, int] | None = None
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    choose: Mapping[ChoiceKey, int] | None = None,
+    sketch: Sketch | None = None,
 ) -> Trace:
     """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
 
@@ -458,11 +543,20 @@ def follow(
         example_inputs: one tensor, or a sequence of positional arguments. Every size that the
             network decides on should be as in use; the batch may be 1.
         choose: key of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
+        sketch: of the model and these inputs, if there is one already.
     """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    try:
+        sketch = sketch or Sketch.of(model, inputs)
+        return _walk(sketch.model, sketch.inputs, choose or {}, is_sketch=True)
+    except Exception:  # values are wanted; or something is wrong with the network, which will show
+        return _walk(model, inputs, choose or {}, is_sketch=False)
+
+
+def _walk(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int], *, is_sketch: bool) -> Trace:
     from passdeploy.channels.rules import find_rule
 
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    walk = Walk(model, find_rule, choose or {})
+    walk = Walk(model, find_rule, choose, is_sketch=is_sketch)
     with torch.no_grad():
         with walk.following(model), evaluating(model):
             walk.run(model, inputs)
@@ -520,7 +614,7 @@ def source_line() -> str:
     return torch_module
 
 
-_OUTERMOST = {follow.__code__, Onlooker.watch.__code__}  # who ran the model
+_OUTERMOST = {_walk.__code__, Onlooker.watch.__code__}  # who ran the model
 
 
 @cache

@@ -53,7 +53,7 @@ class LabelBook:
 
     def find(self, labels: Tensor) -> Tensor:
         """The representative of each label; same shape."""
-        return torch.from_numpy(self._roots(labels.numpy()))
+        return torch.from_numpy(np.asarray(self._roots(labels.numpy())))
 
     def _roots(self, labels: np.ndarray) -> np.ndarray:
         roots: np.ndarray = self._parent[labels]

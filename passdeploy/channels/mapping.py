@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from passdeploy.channels.follow import ChoiceKey, Trace, follow
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.rehearse import Stage
+from passdeploy.channels.sketch import Sketch
+from passdeploy.collection import no_collection
 
 MOST_ROUNDS = 4
 
@@ -24,6 +25,7 @@ def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
     return map_channels(model, example_inputs).groups
 
 
+@no_collection()  # hundreds of thousands of small objects, hardly any of them garbage
 def map_channels(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -40,14 +42,22 @@ def map_channels(
         exclude: patterns of layers whose output channels stay all the same.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    best, chosen = _settled(model, inputs, {}), dict[ChoiceKey, int]()
-    widely = False
+    sketch = Sketch.of(model, inputs)
+
+    def staged(choose: Mapping[ChoiceKey, int]) -> Stage:
+        return Stage(model, inputs, sketch, follow(model, inputs, choose=choose, sketch=sketch))
+
+    best, chosen = staged({}), dict[ChoiceKey, int]()
+    best.settle_sizes()
+    _settle_values_where_chosen_well(best, {})
+    widely, tried = False, list[Mapping[ChoiceKey, int]]()
     for _ in range(MOST_ROUNDS):
         vain = _choices_in_vain(best.trace, chosen, widely=widely)
-        if vain:
-            choose = {**chosen, **vain}
-            stage = _settled(model, inputs, choose)
-            if _removable(stage.found()) > _removable(best.found()):
+        choose = {**chosen, **vain}
+        if vain and choose not in tried:
+            tried.append(choose)
+            stage = _better(staged(choose), choose, best.removable)
+            if stage is not None:
                 best, chosen, widely = stage, choose, False
                 continue
         if widely:
@@ -57,17 +67,21 @@ def map_channels(
     return best.found().chosen(include=include, exclude=exclude)
 
 
-def _settled(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int]) -> Stage:
-    """A walk with these choices, rehearsed until the network runs; compared, too, where no choice was in vain."""
-    stage = Stage(model, inputs, follow(model, inputs, choose=choose))
-    stage.settle_sizes()
+def _better(stage: Stage, choose: Mapping[ChoiceKey, int], most: int) -> Stage | None:
+    """The stage, settled, if more than `most` channels can be removed from it; the rehearsals only ever protect."""
+    if stage.removable > most:
+        stage.settle_sizes(least=most)
+        if stage.removable > most:
+            _settle_values_where_chosen_well(stage, choose)
+            if stage.removable > most:
+                return stage
+    return None
+
+
+def _settle_values_where_chosen_well(stage: Stage, choose: Mapping[ChoiceKey, int]) -> None:
+    """Compare, unless other choices will be tried anyway."""
     if not _choices_in_vain(stage.trace, choose, widely=True):
         stage.settle_values()
-    return stage
-
-
-def _removable(found: ChannelMap) -> int:
-    return sum(group.width * group.span for group in found.prunable)
 
 
 def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int], *, widely: bool) -> dict[ChoiceKey, int]:

@@ -7,39 +7,36 @@ network is cut. Where no such number helps, the channels that meet there are pro
 changes, such as the square root of a width. In the end the cut network must compute what the masked one does; groups
 that spoil this are found by halving, and protected too.
 
-A network of convolutions, linear layers, batch norms, pooling and sums states no sizes, and is not rehearsed.
+A network that leaves no doubt (trust.py), such as one of convolutions, batch norms, pooling and sums, is not rehearsed.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from passdeploy.chance import generator
-from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, plain_attention, source_line
+from passdeploy.channels.compare import Comparison
+from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, source_line
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
+from passdeploy.channels.sketch import Sketch
 from passdeploy.channels.ties import ties
-from passdeploy.decisions import Decisions, decides
+from passdeploy.channels.trust import Doubt, doubt, states_sizes
 from passdeploy.plan import Plan
-from passdeploy.slimming import like, masked, read_number, relative_error, slim
+from passdeploy.slimming import read_number, slim
 
 MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
 MOST_TAKES = 5  # where one did not
 MOST_ATTEMPTS = 100  # to repair or tie
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
-SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
-TOLERANCE = 1e-9  # in float64, for what lies between
-MOST_DOUBLED = 100_000_000  # parameters of a network that is compared in float64 at once: what is wrong may fade
 
 
 @dataclass(frozen=True)
@@ -58,8 +55,8 @@ class WrongSizeError(Exception):
 class Rehearsal(Onlooker):
     """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
 
-    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int]) -> None:
-        super().__init__()
+    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int], *, is_sketch: bool) -> None:
+        super().__init__(is_sketch=is_sketch)
         self._script, self._size_of = script, size_of
         self.position = 0  # operations that went well
         self.blamed: int | None = None  # where the network first did something else than in the walk
@@ -70,11 +67,6 @@ class Rehearsal(Onlooker):
         """What should happen next, or should have happened where it first went another way."""
         position = self.position if self.blamed is None else self.blamed
         return self._script[min(position, len(self._script) - 1)]
-
-    @property
-    def went_well(self) -> bool:
-        """Whether everything happened that should, and nothing else."""
-        return self._is_in_step and self.position == len(self._script)
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
@@ -124,17 +116,18 @@ class Stage:
     Args:
         model: the network.
         inputs: an example of what it is called with.
+        sketch: of both.
         trace: what a walk found; channels that cannot be cut are protected in its book.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Any], trace: Trace) -> None:
+    def __init__(self, model: nn.Module, inputs: Sequence[Any], sketch: Sketch, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.inputs = tuple(tree_map(_noise_like, list(inputs)))
+        self._stage = (sketch.model, sketch.inputs) if trace.is_sketched else (self.model, self.inputs)
         self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
-        self.is_plain = _is_plain(trace)
+        self.doubt = doubt(trace, lambda name: type(sketch.model.get_submodule(name)))
         self.has_stumbled = False
-        self._may_sketch = True
         self.gone = torch.zeros(0, dtype=torch.bool)  # see `_gone`
         self._is_settled = False
         self.take = 0  # which of the random cuts
@@ -143,30 +136,41 @@ class Stage:
         self._ties: list[tuple[str, ...]] = []  # those that are kept
         self._tied_in_vain: set[tuple[str, ...]] = set()
         self._vain: set[tuple[Any, ...]] = set()  # repairs that did not help
+        self.outcome: Stop | None = None  # of the last rehearsal
 
-    def settle_sizes(self) -> None:
-        """Repair, tie and protect until the network runs however it is cut."""
+    def settle_sizes(self, *, least: int = -1) -> None:
+        """Repair, tie and protect until the network runs however it is cut, or no more than `least` may be removed."""
+        if not self.doubt:
+            return
         self.take = 0
-        while not self.is_plain and self.take < (MOST_TAKES if self.has_stumbled else self._takes):
-            stop = self.play()
+        stop = self.play()
+        while stop or self.take < self._takes - 1:
             if stop is None:
                 self.take += 1
+                stop = self.play()
                 continue
             if self._repairs_left <= 0:
-                return self.give_up()
+                self.give_up()
+                return
             if not self.repair(stop) and not self.tie(stop):
                 self.protect_around(stop)
             # From here on the cut is another one: it must stand every test again, and more of them.
             self._repairs_left -= 1
-            self.has_stumbled, self.take = True, 0
-        return None
+            self.has_stumbled = True
+            if self.removable <= least:
+                return
+            if self.take:
+                self.take = 0
+                stop = self.play()
+            else:
+                stop = self.outcome
 
     def settle_values(self) -> None:
         """Protect until the cut network computes what the masked one does."""
         if self._is_settled:
             return
         self._is_settled, self.take = True, 0
-        while not self.is_plain and self.take < (1 if self._is_large else self._takes):
+        while self._may_differ and self.take < self._value_takes:
             self.cast()  # it runs: that was tried
             if not self.protect_culprits():
                 self.take += 1
@@ -183,31 +187,31 @@ class Stage:
         """The groups as they are now, and what they cost."""
         return self.gatherer.assemble(self.numbers)
 
-    @cached_property
-    def _is_large(self) -> bool:
-        return sum(self.trace.parameters.values()) > MOST_DOUBLED
+    @property
+    def removable(self) -> int:
+        """How many channels, of all groups together, nothing forbids to remove."""
+        return sum(group.width * group.span for group in self.gatherer.gather(self.numbers) if group.is_prunable)
 
     @cached_property
+    def comparison(self) -> Comparison:
+        """Tells whether a cut is exact."""
+        return Comparison(self.model, self.inputs, self.trace)
+
+    @property
+    def _may_differ(self) -> bool:
+        return self.doubt is Doubt.VALUES or self.has_stumbled
+
+    @property
     def _takes(self) -> int:
-        return SOME_TAKES if _states_sizes(self.trace) else 1
+        if self.has_stumbled:
+            return MOST_TAKES
+        return SOME_TAKES if states_sizes(self.trace) else 1
 
-    @cached_property
-    def sketch(self) -> tuple[nn.Module, tuple[Any, ...]]:
-        """The network and its inputs without their values.
-
-        Tensors on torch's meta device have shapes and nothing else: sizes are checked in no time.
-        """
-        state = [*self.model.named_parameters(), *self.model.named_buffers()]
-        bare = copy.deepcopy(self.model, {id(tensor): like(tensor, tensor.to("meta")) for _, tensor in state})
-        return bare, tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, self.inputs)
-
-    @cached_property
-    def is_sketch_true(self) -> bool:
-        """Whether the network runs without values as it does with them."""
-        gone, self.gone = self.gone, self._gone(Plan({}))
-        rehearsal, _ = self._watch(*self.sketch)
-        self.gone = gone
-        return rehearsal.went_well
+    @property
+    def _value_takes(self) -> int:
+        if self.comparison.is_large:
+            return 1
+        return self._takes // 2 + 1
 
     def cast(self) -> None:
         """Decide on the next random cut."""
@@ -216,29 +220,21 @@ class Stage:
         self.gone = self._gone(self.plan)
 
     def play(self) -> Stop | None:
-        """Cut at random and run, as a sketch if it can; where it stopped, or None."""
+        """Cut at random and run; where it stopped, or None."""
         self.cast()
-        if self._may_sketch:
-            rehearsal, stop = self._cut_and_watch(*self.sketch)
-            if rehearsal.went_well or self.is_sketch_true:
-                return stop
-            self._may_sketch = False
-        return self._cut_and_watch(self.model, self.inputs)[1]
+        self.outcome = self._run()
+        return self.outcome
 
-    def _cut_and_watch(self, model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Rehearsal, Stop | None]:
-        self.cut = slim(model, self.groups, self.plan)
-        rehearsal, error = self._watch(self.cut, inputs)
-        return rehearsal, Stop(rehearsal.position, rehearsal.expected, error) if error else None
-
-    def _watch(self, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[Rehearsal, str]:
-        """Run a network; what was seen, and the error that stopped it."""
-        rehearsal = Rehearsal(self.trace.happenings, self.size_of)
+    def _run(self) -> Stop | None:
+        network, inputs = self._stage
+        self.cut = slim(network, self.groups, self.plan)
+        rehearsal = Rehearsal(self.trace.happenings, self.size_of, is_sketch=self.trace.is_sketched)
         try:
-            with torch.no_grad(), evaluating(network):
-                rehearsal.watch(network, inputs)
+            with torch.no_grad(), evaluating(self.cut):
+                rehearsal.watch(self.cut, inputs)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
-            return rehearsal, (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return rehearsal, ""
+            return Stop(rehearsal.position, rehearsal.expected, _first_line(error))
+        return None
 
     def size_of(self, labels: Tensor) -> int:
         """How many channels of a dimension the last cut left."""
@@ -382,6 +378,7 @@ class Stage:
         """Nothing of the network can be cut: no repair made it run."""
         for state in self.trace.state:
             self.trace.book.protect(state.labels, Reason("the network does not run once anything is cut"))
+        self.outcome = None
 
     def protect_culprits(self) -> bool:
         """Groups without which the cut network would equal the masked one must stay; returns whether there are any."""
@@ -401,40 +398,11 @@ class Stage:
             return list(suspects)
         self.trials_left -= 2
         halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
-        guilty = [half for half in halves if not self._is_exact(half, roughly=True)]
+        guilty = [half for half in halves if not self._is_exact(half)]
         return [name for half in guilty for name in self._culprits(half)] or list(suspects)
 
-    def _is_exact(self, names: Sequence[str], *, roughly: bool = False) -> bool:
-        """Whether cutting these groups equals masking them; `roughly` is in float32, where that can be told."""
-        try:
-            if roughly or self.take or self._is_large:
-                error = self._error_of(names, None)
-                if not SURE[0] < error < SURE[1]:
-                    return error < SURE[1]
-            return self._error_of(names, torch.float64) <= TOLERANCE
-        except Exception:  # it ran with everything cut: this part alone meets a number that depends on the rest
-            return False
-
-    def _error_of(self, names: Sequence[str], dtype: torch.dtype | None) -> float:
-        decisions, nothing = Decisions(), nullcontext()
-        expected = self._outputs_of(masked, names, dtype, decisions.making() if self._decides else nothing)
-        found = self._outputs_of(slim, names, dtype, decisions.repeating() if self._decides else nothing)
-        return _error(expected, found)
-
-    @cached_property
-    def _decides(self) -> bool:
-        return decides([happening.op for happening in self.trace.happenings])
-
-    def _outputs_of(
-        self,
-        build: Callable[..., nn.Module],
-        names: Sequence[str],
-        dtype: torch.dtype | None,
-        deciding: AbstractContextManager[None],
-    ) -> list[Tensor]:
-        network = build(self.model, self.groups, Plan({name: self.plan.kept[name] for name in names})).to(dtype)
-        with torch.no_grad(), evaluating(network), plain_attention(), deciding:
-            return _tensors_of(network(*tree_map(lambda leaf: _in_precision(leaf, dtype), self.inputs)))
+    def _is_exact(self, names: Sequence[str]) -> bool:
+        return self.comparison.is_exact(self.groups, Plan({name: self.plan.kept[name] for name in names}))
 
     def _gone(self, plan: Plan) -> Tensor:
         """For every label, whether it is the representative of a channel that goes."""
@@ -451,71 +419,8 @@ class Stage:
         return state.labels[slot.index[:, 0]]
 
 
-# What states a size that nobody but the model's code knows, if it does not hand a dimension on as it is.
-_SIZED = (
-    *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.slice", "aten.narrow", "aten.split"),
-    *("aten.split_with_sizes", "aten.unbind", "aten.select", "aten.expand", "aten.repeat", "aten.unfold"),
-    *("aten.as_strided", "aten.as_strided_", "aten.index", "aten.index_put_", "aten.roll", "aten.constant_pad_nd"),
-    *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
-)
-
-
-# What hands channels on, or ends and starts them in a weight, in one way only.
-_PLAIN = (
-    *(
-        "aten.convolution",
-        "aten.native_batch_norm",
-        "aten._native_batch_norm_legit_no_training",
-        "aten.cudnn_batch_norm",
-    ),
-    *("aten.addmm", "aten.mm", "aten.t", "aten.cat", "aten.mean", "aten.clone", "aten.detach", "aten.alias"),
-    *("aten.native_dropout", "aten.max_pool2d_with_indices", "aten.avg_pool2d", "aten._adaptive_avg_pool2d"),
-    *("aten.relu", "aten.relu_", "aten.hardtanh", "aten.hardtanh_", "aten.hardswish", "aten.hardswish_"),
-    *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
-    *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
-)
-_PLAIN_BETWEEN_TENSORS = ("aten.add", "aten.add_", "aten.mul", "aten.mul_")  # a number may count channels
-
-
-def _is_plain(trace: Trace) -> bool:
-    """Whether no operation of the network can state a size, or hides a number that depends on one."""
-
-    def is_plain(happening: Happening) -> bool:
-        if happening.op in _SIZED:
-            return all(_is_handed_on(vector, happening) for _, labels in happening.inputs for vector in labels.values())
-        are_channels = len(happening.inputs) == 2 and all(labels for _, labels in happening.inputs)
-        return happening.op in _PLAIN or (happening.op in _PLAIN_BETWEEN_TENSORS and are_channels)
-
-    return all(is_plain(happening) for happening in trace.happenings if any(labels for _, labels in happening.inputs))
-
-
-def _states_sizes(trace: Trace) -> bool:
-    """Whether a dimension with channels is taken apart, put together or picked from anywhere in the network."""
-    return any(
-        not _is_handed_on(vector, happening)
-        for happening in trace.happenings
-        if happening.op in _SIZED
-        for _, labels in happening.inputs
-        for vector in labels.values()
-    )
-
-
-def _is_handed_on(vector: Tensor, happening: Happening) -> bool:
-    return any(torch.equal(vector, other) for _, labels in happening.results for other in labels.values())
-
-
-def _tensors_of(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    if len(expected) != len(found):
-        return float("inf")
-    return max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
-
-
-def _in_precision(leaf: Any, dtype: torch.dtype | None) -> Any:
-    return leaf.to(dtype) if dtype and isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:

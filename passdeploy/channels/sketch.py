@@ -1,0 +1,125 @@
+"""Networks without values: sizes alone tell where channels go, and cost next to nothing.
+
+A sketch is a copy of a network whose numbers lie on torch's meta device, where tensors have shapes and nothing else.
+Whole numbers keep their values: they are places, which rules ask for. A network that decides by values, as detectors
+do, or a rule that needs them, stops with an error, and the network itself must run.
+
+torch tells the shapes of the most frequent operations by decomposing them into others, which takes longer than to
+compute a small one; these are told here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from passdeploy.cloning import clone
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A network without values, and its inputs likewise."""
+
+    model: nn.Module
+    inputs: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Sequence[Any]) -> Sketch:
+        """The sketch of `model`, which is left as it is."""
+        copied = clone(model, lambda _, tensor: bare(tensor))
+        return cls(copied, tuple(tree_map(lambda leaf: bare(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))))
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """`tensor` without its values; whole numbers keep them."""
+    empty = torch.empty_like(tensor, device="meta") if _has_fractions(tensor) else tensor.detach().clone()
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _has_fractions(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def shapes_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What `func` returns for tensors without values; quickly where that is plain, else as torch says."""
+    first = args[0] if args else None
+    if isinstance(first, Tensor) and first.is_meta and (not kwargs or func in _TAKING_NAMES):
+        if func in _IN_PLACE:
+            return first
+        if func in _ONE_BY_ONE:
+            return _like(first)
+        if (shape := _SHAPES.get(func)) is not None and (found := shape(*args, **kwargs)) is not None:
+            return found
+    return func(*args, **kwargs)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    copied: Tensor = aten.clone.default(tensor)
+    return copied
+
+
+def _between_tensors(first: Tensor, second: Any, *_: Any) -> Tensor | None:
+    """Element by element, of the same shape and kind."""
+    if isinstance(second, float | int) and _has_fractions(first):
+        return _like(first)
+    if not isinstance(second, Tensor) or not second.is_meta:
+        return None
+    is_same = first.shape == second.shape and first.dtype == second.dtype and first.stride() == second.stride()
+    return _like(first) if is_same else None
+
+
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """In evaluation mode, with tables of the right size."""
+    tables = [table for table in rest[:4] if isinstance(table, Tensor)]
+    if rest[4] is not False or not all(table.shape == x.shape[1:2] for table in tables):
+        return None
+    nothing = x.new_empty(0)
+    return _like(x), nothing, nothing
+
+
+def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, _: float) -> tuple[Tensor, ...] | None:
+    wanted = tuple(shape)
+    if x.shape[x.ndim - len(wanted) :] != wanted or any(t is not None and t.shape != wanted for t in (weight, bias)):
+        return None
+    statistic = x.new_empty((*x.shape[: x.ndim - len(wanted)], *[1] * len(wanted)))
+    return x.new_empty(x.shape), statistic, statistic
+
+
+def _addmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
+    if left.ndim != 2 or right.ndim != 2 or left.size(1) != right.size(0) or added.shape != right.shape[1:]:
+        return None
+    return left.new_empty(left.size(0), right.size(1))
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor | None:
+    """Every query's mixture of values, of plain attention with as many heads everywhere."""
+    heads = query.shape[:-2]
+    if not (query.ndim >= 3 and heads == key.shape[:-2] == value.shape[:-2] and query.size(-1) == key.size(-1)):
+        return None
+    return query.new_empty((*query.shape[:-1], value.size(-1))) if key.size(-2) == value.size(-2) else None
+
+
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.addmm.default: _addmm,
+    F.scaled_dot_product_attention: _attention,
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _between_tensors),
+}
+_TAKING_NAMES = {F.scaled_dot_product_attention}
+_ONE_BY_ONE = {
+    getattr(aten, name).default
+    for name in ("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh", "leaky_relu", "elu")
+}
+_IN_PLACE = {
+    getattr(aten, name).default
+    for name in ("relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "sigmoid_", "leaky_relu_", "elu_")
+}
