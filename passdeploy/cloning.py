@@ -19,6 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 _AS_THEY_ARE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _DICTIONARIES = frozenset({dict, OrderedDict})
 _OWN_WAYS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+_HARMLESS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)  # of old files
 
 
 def clone(model: Network, instead: Callable[[str, Tensor], Tensor]) -> Network:
@@ -61,4 +62,4 @@ def _cloned(value: Any, memo: dict[int, Any]) -> Any:
 @cache
 def _is_plain(kind: type[nn.Module]) -> bool:
     """Whether modules of this class are their attributes and nothing else."""
-    return all(getattr(kind, way, None) is getattr(nn.Module, way, None) for way in _OWN_WAYS)
+    return all(getattr(kind, way, None) in (getattr(nn.Module, way, None), *_HARMLESS) for way in _OWN_WAYS)

@@ -77,12 +77,11 @@ def _between_tensors(first: Tensor, second: Any, *_: Any) -> Tensor | None:
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """In evaluation mode, with tables of the right size."""
-    tables = [table for table in rest[:4] if isinstance(table, Tensor)]
-    if rest[4] is not False or not all(table.shape == x.shape[1:2] for table in tables):
+    """With tables of the right size."""
+    if not all(table.shape == x.shape[1:2] for table in rest[:4] if isinstance(table, Tensor)):
         return None
-    nothing = x.new_empty(0)
-    return _like(x), nothing, nothing
+    statistic = x.new_empty(x.size(1) if rest[4] else 0)
+    return _like(x), statistic, statistic
 
 
 def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, _: float) -> tuple[Tensor, ...] | None:

@@ -72,7 +72,7 @@ def doubt(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> Doubt:
         if op in _NORMS:
             return Doubt.NONE if is_run_by(happening, (nn.LayerNorm, nn.RMSNorm)) else Doubt.SIZES
         if op in _ARITHMETIC and not happening.has_constants:
-            return Doubt.SIZES if happening.factors else Doubt.NONE
+            return Doubt.SIZES if set(happening.factors) - {1} else Doubt.NONE
         if op in _SIZED and (happening.is_derived or _hands_on(happening)):
             return Doubt.NONE
         return Doubt.VALUES
