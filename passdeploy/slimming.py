@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from passdeploy.channels.follow import evaluating
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.rules import cuts_whole_groups
+from passdeploy.channels.rules.contractions import cuts_whole_groups
 from passdeploy.cloning import clone
 from passdeploy.collection import no_collection
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import with_restricted_norms_
 from passdeploy.plan import Plan
+from passdeploy.running import evaluating
 from passdeploy.statistics import CallKey, Existing
 
 NumberKey = tuple[str, str, int | None]  # module, attribute, place in it

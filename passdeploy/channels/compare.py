@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.chance import generator
-from passdeploy.channels.follow import Trace, evaluating, plain_attention
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.trace import Trace
 from passdeploy.cloning import clone
 from passdeploy.decisions import Decisions, decides
 from passdeploy.plan import Plan
+from passdeploy.running import evaluating, plain_attention
 from passdeploy.slimming import like, masked, relative_error, slim
 
 SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from passdeploy.channels.costs import CostModel, Factor, Term
-from passdeploy.channels.follow import Trace
 from passdeploy.channels.labels import NONE
+from passdeploy.channels.trace import Trace
 
 
 @dataclass(frozen=True, eq=False)

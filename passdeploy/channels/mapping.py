@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from passdeploy.channels.follow import ChoiceKey, Trace, follow
+from passdeploy.channels.follow import follow
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.rehearse import Stage
 from passdeploy.channels.sketch import Sketch
+from passdeploy.channels.trace import ChoiceKey, Trace
 from passdeploy.collection import no_collection
 
 MOST_ROUNDS = 4

@@ -12,8 +12,7 @@ A network that leaves no doubt (trust.py), such as one of convolutions, batch no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,91 +22,23 @@ from torch.utils._pytree import tree_map
 
 from passdeploy.chance import generator
 from passdeploy.channels.compare import Comparison
-from passdeploy.channels.follow import Call, Happening, Onlooker, Trace, evaluating, source_line
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
+from passdeploy.channels.rehearsal import Rehearsal, Stop
+from passdeploy.channels.repairs import Repairs
 from passdeploy.channels.sketch import Sketch
 from passdeploy.channels.ties import ties
+from passdeploy.channels.trace import Happening, Trace
 from passdeploy.channels.trust import Doubt, doubt, states_sizes
 from passdeploy.plan import Plan
-from passdeploy.slimming import read_number, slim
+from passdeploy.running import evaluating
+from passdeploy.slimming import slim
 
 MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
 MOST_TAKES = 5  # where one did not
 MOST_ATTEMPTS = 100  # to repair or tie
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Where a rehearsal went wrong."""
-
-    position: int  # operations that went well
-    happening: Happening  # what should have happened next
-    error: str
-
-
-class WrongSizeError(Exception):
-    """A tensor of the cut network has another size than its labels foretell, or a factor follows a width."""
-
-
-class Rehearsal(Onlooker):
-    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
-
-    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int], *, is_sketch: bool) -> None:
-        super().__init__(is_sketch=is_sketch)
-        self._script, self._size_of = script, size_of
-        self.position = 0  # operations that went well
-        self.blamed: int | None = None  # where the network first did something else than in the walk
-        self._is_in_step = True
-
-    @property
-    def expected(self) -> Happening:
-        """What should happen next, or should have happened where it first went another way."""
-        position = self.position if self.blamed is None else self.blamed
-        return self._script[min(position, len(self._script) - 1)]
-
-    def happen(self, call: Call) -> None:
-        """Compare one operation with what the walk saw in its place."""
-        if call.name in _STRIDES and self.expected.op != call.name:
-            return
-        while self.expected.op in _STRIDES and self.expected.op != call.name and self.position < len(self._script) - 1:
-            self.position += 1
-        if self._is_in_step and not _is_same(self.expected.op, call.name):
-            # A kernel may be chosen by size; from there on only what breaks by itself is seen.
-            self._is_in_step, self.blamed = False, self.position
-        if self._is_in_step:
-            if call.factors != self.expected.factors:
-                raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
-            for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
-                if not labels or result.ndim != len(dense):
-                    continue  # how many boxes a detector finds is its own affair
-                wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]
-                if list(result.shape) != wanted:
-                    raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
-        elif call.factors:
-            self._check_factors(call)
-        self.position += 1
-
-    def _check_factors(self, call: Call) -> None:
-        """Out of step it is the line of code that tells what should have happened."""
-        source = source_line()
-        alike = [
-            number for number, one in enumerate(self._script) if (one.op, one.source) == (call.name, source) and source
-        ]
-        known = [self._script[number].factors for number in alike]
-        if known and call.factors not in known:
-            self.blamed = alike[0]
-            raise WrongSizeError(f"a factor of {known[0]} that is now {call.factors}")
-
-
-_STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes
-_VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
-
-
-def _is_same(op: str, other: str) -> bool:
-    return op == other or (op in _VIEWS and other in _VIEWS)
 
 
 class Stage:
@@ -126,6 +57,7 @@ class Stage:
         self._stage = (sketch.model, sketch.inputs) if trace.is_sketched else (self.model, self.inputs)
         self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
+        self._repairs = Repairs(model, trace.happenings)
         self.doubt = doubt(trace, lambda name: type(sketch.model.get_submodule(name)))
         self.has_stumbled = False
         self.gone = torch.zeros(0, dtype=torch.bool)  # see `_gone`
@@ -242,7 +174,7 @@ class Stage:
 
     def repair(self, stop: Stop) -> bool:
         """Find numbers that are stale and let them follow the widths; returns whether that gets the network further."""
-        return any(self.improves(repair, stop) for repair in self.repairs(stop))
+        return any(self.improves(repair, stop) for repair in self._repairs.of(stop, self.cut, self.size_of))
 
     def tie(self, stop: Stop) -> bool:
         """Find widths that must be the same and join them; returns whether that gets the network further."""
@@ -290,47 +222,6 @@ class Stage:
         self.numbers = before
         self._vain.add(attempt)
         return False
-
-    def repairs(self, stop: Stop) -> Iterator[list[Number]]:
-        """Numbers that may be stale, nearest module first, each with its like in other modules of that class."""
-        changed = {place: dense for place, (dense, labels) in _sizes(stop.happening) if self.size_of(labels) != dense}
-        cut = self.cut
-        for depth in range(1, len(stop.happening.modules) + 1):
-            module = cut.get_submodule(stop.happening.modules[-depth])
-            # A method of a child that is not called itself runs in the name of its parent.
-            for child, owner in (("", module), *module.named_children()):
-                together: list[Number] = []
-                for attribute, value in vars(owner).items():
-                    for number, places in enumerate(_explanations(value, changed)):
-                        repair = list(self._alike(stop.happening, depth, child, attribute, places))
-                        together += repair if number == 0 else []
-                        yield repair
-                if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
-                    yield together
-
-    def _alike(
-        self, stopped: Happening, depth: int, child: str, attribute: str, places: Mapping[int | None, Place]
-    ) -> Iterator[Number]:
-        """The same numbers of every module of that class, where the same line of code runs for the same time."""
-        kind = type(self.model.get_submodule(stopped.modules[-depth]))
-        turns = self._turns(stopped, depth)
-        turn = next(number for same in turns.values() for number, one in enumerate(same) if one is stopped)
-        for module, same in turns.items():
-            if type(self.model.get_submodule(module)) is not kind or turn >= len(same):
-                continue
-            sizes, owner = dict(_sizes(same[turn])), ".".join(part for part in (module, child) if part)
-            for index, place in places.items():
-                dense, labels = sizes.get(place, (None, None))
-                if labels is not None and _has_number(self.model, (owner, attribute, index), dense):
-                    yield Number(owner, attribute, index, labels)
-
-    def _turns(self, stopped: Happening, depth: int) -> dict[str, list[Happening]]:
-        """Module at that depth -> what ran there by the same line of code, in order."""
-        turns: dict[str, list[Happening]] = {}
-        for happening in self.trace.happenings:
-            if (happening.op, happening.source) == (stopped.op, stopped.source) and len(happening.modules) >= depth:
-                turns.setdefault(happening.modules[-depth], []).append(happening)
-        return turns
 
     def protect_around(self, stop: Stop) -> None:
         """What meets at the operation that broke must stay, there and wherever the same line sees the same sizes.
@@ -444,52 +335,13 @@ def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
     return Plan(kept)
 
 
-Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
-
-
-def _shapes(happening: Happening) -> list[tuple[int, ...]]:
-    return [shape for shape, _ in (*happening.inputs, *happening.results)]
-
-
-def _sizes(happening: Happening) -> Iterator[tuple[Place, tuple[int, Tensor]]]:
-    """Every labelled dimension of the results and inputs: its place, and its dense size and labels."""
-    for side, tensors in enumerate((happening.results, happening.inputs)):
-        for number, (shape, labels) in enumerate(tensors):
-            for dim, vector in labels.items():
-                yield (side, number, dim), (shape[dim], vector)
-
-
-def _explanations(value: Any, changed: Mapping[Place, int]) -> Iterator[dict[int | None, Place]]:
-    """Ways in which an attribute may state sizes that changed: place in the attribute (None: all of it) -> which size.
-
-    The entries of a list are explained together: sizes of a split only make sense as a whole.
-    """
-    if type(value) is int:
-        for place, dense in changed.items():
-            if dense == value:
-                yield {None: place}
-    elif isinstance(value, tuple | list):
-        stated: dict[int | None, Place] = {}
-        for index, item in enumerate(value):
-            alike = [place for place, dense in changed.items() if type(item) is int and dense == item]
-            own = [place for place in alike if place[:2] == (0, index)]  # the size of the result of that number
-            if alike:
-                stated[index] = (own or alike)[0]
-        if stated:
-            yield stated
-
-
-def _has_number(model: nn.Module, key: tuple[str, str, int | None], value: int | None) -> bool:
-    try:
-        found = read_number(model, key)
-    except (AttributeError, IndexError, TypeError):
-        return False
-    return type(found) is int and found == value
-
-
 def _noise_like(leaf: Any) -> Any:
     """Noise in place of an example: zeros would hide what is wrong."""
     if isinstance(leaf, Tensor) and leaf.is_floating_point():
         noise = torch.randn(leaf.shape, generator=generator("rehearse", "noise"))
         return noise.to(leaf.device, leaf.dtype)
     return leaf
+
+
+def _shapes(happening: Happening) -> list[tuple[int, ...]]:
+    return [shape for shape, _ in (*happening.inputs, *happening.results)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from passdeploy.channels.follow import Happening
+from passdeploy.channels.trace import Happening
 
 MOST_DEPTH = 3  # of modules around the line of code, the innermost first
 MOST_PARTNERS = 4  # that the module saw, the earliest first: what it was called with

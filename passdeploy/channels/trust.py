@@ -12,7 +12,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.follow import Happening, Trace
+from passdeploy.channels.trace import Happening, Trace
 
 
 class Doubt(IntEnum):

@@ -14,7 +14,7 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.rules import cuts_whole_groups
+from passdeploy.channels.rules.contractions import cuts_whole_groups
 from passdeploy.latency.onnx_layers import OnnxLayer, find_layers
 
 if TYPE_CHECKING:

@@ -1,0 +1,82 @@
+"""Watch a cut network and stop it where it leaves the script that its walk wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from passdeploy.channels.onlooker import Call, Onlooker, source_line
+from passdeploy.channels.trace import Happening
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a rehearsal went wrong."""
+
+    position: int  # operations that went well
+    happening: Happening  # what should have happened next
+    error: str
+
+
+class WrongSizeError(Exception):
+    """A tensor of the cut network has another size than its labels foretell, or a factor follows a width."""
+
+
+class Rehearsal(Onlooker):
+    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
+
+    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int], *, is_sketch: bool) -> None:
+        super().__init__(is_sketch=is_sketch)
+        self._script, self._size_of = script, size_of
+        self.position = 0  # operations that went well
+        self.blamed: int | None = None  # where the network first did something else than in the walk
+        self._is_in_step = True
+
+    @property
+    def expected(self) -> Happening:
+        """What should happen next, or should have happened where it first went another way."""
+        position = self.position if self.blamed is None else self.blamed
+        return self._script[min(position, len(self._script) - 1)]
+
+    def happen(self, call: Call) -> None:
+        """Compare one operation with what the walk saw in its place."""
+        if call.name in _STRIDES and self.expected.op != call.name:
+            return
+        while self.expected.op in _STRIDES and self.expected.op != call.name and self.position < len(self._script) - 1:
+            self.position += 1
+        if self._is_in_step and not _is_same(self.expected.op, call.name):
+            # A kernel may be chosen by size; from there on only what breaks by itself is seen.
+            self._is_in_step, self.blamed = False, self.position
+        if self._is_in_step:
+            if call.factors != self.expected.factors:
+                raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
+            for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
+                if not labels or result.ndim != len(dense):
+                    continue  # how many boxes a detector finds is its own affair
+                wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]
+                if list(result.shape) != wanted:
+                    raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
+        elif call.factors:
+            self._check_factors(call)
+        self.position += 1
+
+    def _check_factors(self, call: Call) -> None:
+        """Out of step it is the line of code that tells what should have happened."""
+        source = source_line()
+        alike = [
+            number for number, one in enumerate(self._script) if (one.op, one.source) == (call.name, source) and source
+        ]
+        known = [self._script[number].factors for number in alike]
+        if known and call.factors not in known:
+            self.blamed = alike[0]
+            raise WrongSizeError(f"a factor of {known[0]} that is now {call.factors}")
+
+
+_STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes
+_VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
+
+
+def _is_same(op: str, other: str) -> bool:
+    return op == other or (op in _VIEWS and other in _VIEWS)

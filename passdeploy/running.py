@@ -1,0 +1,44 @@
+"""Ways to run a network, and back to how it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Run `nn.MultiheadAttention` operation by operation instead of as one fused kernel that hides its channels."""
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fast)
+
+
+@contextmanager
+def step_by_step() -> Iterator[None]:
+    """Run recurrent networks operation by operation instead of as one kernel of oneDNN or cuDNN."""
+    was_enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(was_enabled)
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Put every module into evaluation mode (or training mode), and back into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
