@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,14 +63,29 @@ def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor 
     return normal if shift is None else normal + shift.view(1, -1, 1) * kept
 
 
+@dataclass(frozen=True)
+class KeptPlaces:
+    """What exists of a parameter of which slices were removed; spelled out only for those that are asked for."""
+
+    shape: torch.Size
+    removed: dict[int, Tensor] = field(default_factory=dict)  # dimension -> places along it
+
+    def to(self, like: Tensor) -> Tensor:
+        """1 where it exists and 0 elsewhere, in the parameter's shape, with the dtype and device of `like`."""
+        kept = like.new_ones(self.shape)
+        for dim, places in self.removed.items():
+            kept.index_fill_(dim, places.to(kept.device), 0.0)
+        return kept
+
+
 class RestrictedNorms(TorchFunctionMode):
     """While active, norms whose scale is in `kept`, and weights that are standardised, see only what is kept.
 
     Args:
-        kept: parameters, each with a bool tensor of its shape: True where it exists.
+        kept: parameters, each with what exists of it: its places, or a tensor of its shape that is 1 where it exists.
     """
 
-    def __init__(self, kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, kept: Sequence[tuple[Tensor, KeptPlaces | Tensor]]) -> None:
         super().__init__()
         self._of_scale = {id(parameter): exists for parameter, exists in kept}
         self._of_storage = {parameter.untyped_storage().data_ptr(): exists for parameter, exists in kept}
@@ -85,11 +101,11 @@ class RestrictedNorms(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if restricted is None else restricted
 
     def _norm(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:
-        kept = self._of_scale.get(id(given.get("weight")))
-        if kept is None:
+        places = self._of_scale.get(id(given.get("weight")))
+        if places is None:
             return None
         x, scale = given["input"], given["weight"]
-        kept = kept.to(x.dtype)
+        kept = places.to(x)
         if func in (F.group_norm, torch.group_norm):
             return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
         if func in (F.layer_norm, torch.layer_norm):
@@ -99,12 +115,12 @@ class RestrictedNorms(TorchFunctionMode):
     def _batch_norm(self, given: Mapping[str, Any]) -> Tensor | None:
         """A batch norm of a parameter standardises it; one of an activation is none of our business."""
         x = given["input"]
-        kept = self._of_storage.get(x.untyped_storage().data_ptr())
-        if kept is None or kept.numel() != x.numel() or x.ndim != 3 or not given.get("training"):
+        if x.ndim != 3 or not given.get("training"):
             return None
-        return standardise(
-            x, kept.reshape(x.shape).to(x.dtype), given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
-        )
+        places = self._of_storage.get(x.untyped_storage().data_ptr())
+        if places is None or (kept := places.to(x)).numel() != x.numel():
+            return None
+        return standardise(x, kept.reshape(x.shape), given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 
 
 _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
@@ -119,13 +135,13 @@ _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
 
 
 def with_restricted_norms_(
-    model: nn.Module, kept: Mapping[str, Tensor], statistics: Mapping[CallKey, Sequence[Existing]]
+    model: nn.Module, kept: Mapping[str, KeptPlaces], statistics: Mapping[CallKey, Sequence[Existing]]
 ) -> nn.Module:
     """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
 
     Args:
         model: changed in place.
-        kept: name of a parameter -> True for what exists, bool in the parameter's shape.
+        kept: name of a parameter -> what exists of it.
         statistics: other statistics over channels, and what exists of these.
     """
     if not kept and not statistics:

@@ -19,7 +19,7 @@ from passdeploy.cloning import clone
 from passdeploy.collection import no_collection
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
-from passdeploy.norms import with_restricted_norms_
+from passdeploy.norms import KeptPlaces, with_restricted_norms_
 from passdeploy.plan import Plan
 from passdeploy.running import evaluating
 from passdeploy.statistics import CallKey, Existing
@@ -72,14 +72,13 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
     plan.check(groups)
     reference = clone(model, lambda _, old: like(old, old))
     parameters = dict(reference.named_parameters())
-    kept: dict[str, Tensor] = {}
+    kept: dict[str, KeptPlaces] = {}
     with torch.no_grad():
         for (name, dim), removed in _removed_places(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
-                exists = kept.setdefault(name, torch.ones_like(parameter, dtype=torch.bool, requires_grad=False))
-                exists.index_fill_(dim, removed.to(parameter.device), False)
+                kept.setdefault(name, KeptPlaces(parameter.shape)).removed[dim] = removed
     return with_restricted_norms_(reference, kept, _existing(groups, plan))
 
 

@@ -35,8 +35,8 @@ from passdeploy.running import evaluating
 from passdeploy.slimming import slim
 
 MOST_REPAIRS = 150
-SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
-MOST_TAKES = 5  # where one did not
+TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
+VALUE_TAKES = 2  # of these, cuts that are compared, too
 MOST_ATTEMPTS = 100  # to repair or tie
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 
@@ -86,7 +86,7 @@ class Stage:
                 return
             if not self.repair(stop) and not self.tie(stop):
                 self.protect_around(stop)
-            # From here on the cut is another one: it must stand every test again, and more of them.
+            # From here on the cut is another one: it must stand every test again.
             self._repairs_left -= 1
             self.has_stumbled = True
             if self.removable <= least:
@@ -133,17 +133,13 @@ class Stage:
     def _may_differ(self) -> bool:
         return self.doubt is Doubt.VALUES or self.has_stumbled
 
-    @property
+    @cached_property
     def _takes(self) -> int:
-        if self.has_stumbled:
-            return MOST_TAKES
-        return SOME_TAKES if states_sizes(self.trace) else 1
+        return TAKES if states_sizes(self.trace) else 1
 
     @property
     def _value_takes(self) -> int:
-        if self.comparison.is_large:
-            return 1
-        return self._takes // 2 + 1
+        return 1 if self.comparison.is_large else min(VALUE_TAKES, self._takes)
 
     def cast(self) -> None:
         """Decide on the next random cut."""

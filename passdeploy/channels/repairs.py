@@ -14,6 +14,11 @@ from passdeploy.slimming import read_number
 
 Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
 
+_TORCH_MODULES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd)
+_OF_TORCH = {  # attributes of these that slimming keeps true by itself
+    *("in_features", "out_features", "normalized_shape", "num_features", "in_channels", "out_channels", "groups"),
+}
+
 
 class Repairs:
     """Finds the numbers that may explain why a cut network stopped.
@@ -35,6 +40,8 @@ class Repairs:
             for child, owner in (("", module), *module.named_children()):
                 together: list[Number] = []
                 for attribute, value in vars(owner).items():
+                    if attribute in _OF_TORCH and isinstance(owner, _TORCH_MODULES):
+                        continue  # is true already
                     for number, places in enumerate(_explanations(value, changed)):
                         repair = list(self._alike(stop.happening, depth, child, attribute, places))
                         together += repair if number == 0 else []

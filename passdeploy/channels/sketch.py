@@ -67,13 +67,18 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _between_tensors(first: Tensor, second: Any, *_: Any) -> Tensor | None:
-    """Element by element, of the same shape and kind."""
+    """Element by element, where the second is spread over the first."""
     if isinstance(second, float | int) and _has_fractions(first):
         return _like(first)
-    if not isinstance(second, Tensor) or not second.is_meta:
+    if not isinstance(second, Tensor) or not second.is_meta or second.dtype != first.dtype:
         return None
-    is_same = first.shape == second.shape and first.dtype == second.dtype and first.stride() == second.stride()
-    return _like(first) if is_same else None
+    if first.shape == second.shape:
+        return _like(first) if first.stride() == second.stride() else None
+    missing = first.ndim - second.ndim
+    is_spread = missing >= 0 and all(
+        size in (1, wanted) for size, wanted in zip(second.shape, first.shape[missing:], strict=True)
+    )
+    return _like(first) if is_spread else None
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
