@@ -56,7 +56,7 @@ class Comparison:
     def _error_of(self, groups: Sequence[ChannelGroup], plan: Plan, dtype: torch.dtype | None) -> float:
         decisions, nothing = Decisions(), nullcontext()
         expected = self._outputs_of(masked, groups, plan, dtype, decisions.making() if self._decides else nothing)
-        if self._model is not self._dull and not all(output.isfinite().all() for output in expected):
+        if self._model is not self._dull and not _tells(expected):
             self._model = self._dull  # it was made for its own weights
             return self._error_of(groups, plan, dtype)
         found = self._outputs_of(slim, groups, plan, dtype, decisions.repeating() if self._decides else nothing)
@@ -76,6 +76,11 @@ class Comparison:
         with torch.no_grad(), evaluating(network), plain_attention(), deciding:
             outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self._inputs)))
         return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _tells(outputs: Sequence[Tensor]) -> bool:
+    """Whether there is something in all of it that can be compared."""
+    return all(output.numel() and bool(output.isfinite().all()) for output in outputs)
 
 
 def vivid(model: nn.Module) -> nn.Module:

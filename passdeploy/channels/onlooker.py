@@ -144,7 +144,10 @@ def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12,
     return torch.div(input, input.norm(p, dim, keepdim=True).clamp_min(eps), out=out)
 
 
-_DERIVING = {torch.flatten, Tensor.flatten, torch.chunk, Tensor.chunk, torch.unbind, Tensor.unbind}
+_DERIVING = {
+    *(torch.flatten, Tensor.flatten, torch.chunk, Tensor.chunk, torch.unbind, Tensor.unbind),
+    *(F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.adaptive_avg_pool2d),
+}
 
 
 _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {

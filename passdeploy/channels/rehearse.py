@@ -133,9 +133,13 @@ class Stage:
     def _may_differ(self) -> bool:
         return self.doubt is Doubt.VALUES or self.has_stumbled
 
-    @cached_property
+    @property
     def _takes(self) -> int:
-        return TAKES if states_sizes(self.trace) else 1
+        return TAKES if self._states_sizes or self.has_stumbled else 1
+
+    @cached_property
+    def _states_sizes(self) -> bool:
+        return states_sizes(self.trace)
 
     @property
     def _value_takes(self) -> int:

@@ -85,7 +85,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     """With tables of the right size."""
     if not all(table.shape == x.shape[1:2] for table in rest[:4] if isinstance(table, Tensor)):
         return None
-    statistic = x.new_empty(x.size(1) if rest[4] else 0)
+    statistic = x.new_empty(x.size(1))
     return _like(x), statistic, statistic
 
 

@@ -51,6 +51,11 @@ _SIZED = {
     *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
 }
 
+_STATING_EVERY_SIZE = {
+    *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.expand", "aten.as_strided", "aten.as_strided_"),
+    "aten.new_zeros",
+}
+
 
 def doubt(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> Doubt:
     """The gravest doubt about a network.
@@ -74,7 +79,8 @@ def doubt(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> Doubt:
         if op in _ARITHMETIC and not happening.has_constants:
             return Doubt.SIZES if set(happening.factors) - {1} else Doubt.NONE
         if op in _SIZED and (happening.is_derived or _hands_on(happening)):
-            return Doubt.NONE
+            # It may still have been told how many channels it hands on.
+            return Doubt.SIZES if op in _STATING_EVERY_SIZE and not happening.is_derived else Doubt.NONE
         return Doubt.VALUES
 
     graves = (about(one) for one in trace.happenings if any(labels for _, labels in one.inputs))
