@@ -9,7 +9,7 @@ Differences to a plain `yaml.safe_load`:
   so that a hostile file costs milliseconds, not memory;
 - the file and line of every key are kept, so that a later check can point at `mobilenetv2.yaml:12`.
 
-What the keys mean is not known here; see `recipe.py`.
+What the keys mean is not known here; see `recipe/`.
 """
 
 from __future__ import annotations

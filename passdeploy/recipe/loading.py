@@ -1,0 +1,127 @@
+"""Find a recipe, read it, and write what the command line sets over it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passdeploy.errors import RecipeError
+from passdeploy.recipe.base import choose
+from passdeploy.recipe.misfits import checked
+from passdeploy.recipe.sections import Recipe
+from passdeploy.strict_yaml import MAX_BYTES, Document, KeyPath, Mark, clipped, dotted, parse
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path_or_name: a file of the reader's own, or the name of a recipe we ship; `.yaml` may be left out.
+        overrides: `a.b=c`, later ones win; `c` is read as YAML, so `prune.target={macs: 0.4}` works.
+            Setting one kind of `prune.target` replaces the kind that was there.
+
+    Raises:
+        RecipeError: no such file, not YAML, or a key that does not fit. At most three lines, which name
+            the key and where it stands.
+    """
+    path, shown = _locate(str(path_or_name))
+    return parse_recipe(_read(path, shown), shown, overrides, name=_run_name(path.name))
+
+
+def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
+    """The recipe in `text`; `source` is what errors call it, `name` the run's where the text gives none.
+
+    Raises:
+        RecipeError: not YAML, or a key that does not fit.
+    """
+    document = parse(text, source)
+    if not isinstance(document.value, dict):
+        raise RecipeError(f"{source} holds no recipe: at its top there must be keys such as 'model' and 'data'.")
+    document.value.setdefault("name", name)
+    return checked(_override(document, overrides))
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with passdeploy, sorted, with their `.yaml`."""
+    return sorted(entry.name for entry in _shipped())
+
+
+def find_recipe(name: str) -> Traversable:
+    """The reader's own file, else one we ship (inside a wheel, beside the package in a checkout).
+
+    Raises:
+        RecipeError: neither exists; names the closest of ours.
+    """
+    return _locate(name)[0]
+
+
+def _locate(name: str) -> tuple[Traversable, str]:
+    """A recipe's file, and the name by which errors call it."""
+    spellings = [name] if name.endswith((".yaml", ".yml")) else [name, f"{name}.yaml"]
+    for spelling in spellings:
+        if os.path.isfile(own := os.path.expanduser(spelling)):
+            return Path(own), spelling
+    for entry in _shipped():
+        if entry.name in spellings:
+            return entry, entry.name
+    ours = choose(name, shipped_recipes())
+    raise RecipeError(f"no recipe {clipped(name)!r}: not a file here, and not one of ours.\n{ours}")
+
+
+def _shipped() -> list[Traversable]:
+    """Our recipes: in an installed package inside it, in a checkout beside it."""
+    homes: tuple[Traversable, ...] = (files("passdeploy") / "recipes", Path(__file__).parents[2] / "recipes")
+    home = next((home for home in homes if home.is_dir()), None)
+    return [entry for entry in home.iterdir() if entry.name.endswith(".yaml")] if home else []
+
+
+def _run_name(file_name: str) -> str:
+    """A file's name as the name of a run: `my nets.yaml` -> `my-nets`."""
+    stem = file_name.removesuffix(".yaml").removesuffix(".yml")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "run"
+
+
+def _read(path: Traversable, shown: str) -> str:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1).decode()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{shown} is not text (UTF-8); a recipe is a YAML file.") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read {shown}: {error.strerror}.") from error
+
+
+def _override(document: Document, overrides: Iterable[str]) -> Document:
+    """A new document with every `a.b=c` written over it."""
+    value, marks = document.value, dict(document.marks)
+    for override in overrides:
+        mark = Mark(f"--set {clipped(override, 60)}")
+        key, equals, text = override.partition("=")
+        path = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(path):
+            raise RecipeError(f"{mark}: an override is key=value, for example --set prune.steps=200.")
+        changed = parse(text, str(mark), has_lines=False)
+        marks = {old: where for old, where in marks.items() if old[: len(path)] != path}
+        marks |= {path[:depth]: mark for depth in range(1, len(path)) if path[:depth] not in marks}
+        marks |= {(*path, *below): mark for below in changed.marks}
+        value = _with(value, path, changed.value, path)
+    return Document(value, marks)
+
+
+def _with(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:
+    """`section` with the key at `path` replaced; sections that are missing or null come into being."""
+    if not path:
+        return value
+    if isinstance(section, list):
+        raise RecipeError(f"--set {dotted(whole)}: a list is set as a whole, for example --set prune.exclude=[stem].")
+    keys = dict(section) if isinstance(section, dict) else {}
+    if whole[:2] == ("prune", "target") and len(whole) == 3 and len(path) == 1:
+        keys = {}  # a target has one kind: the new one replaces the old
+    return {**keys, path[0]: _with(keys.get(path[0]), path[1:], value, whole)}

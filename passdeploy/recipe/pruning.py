@@ -1,0 +1,178 @@
+"""What is cut, how it is chosen, and how much of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import ConfigDict, Field, model_serializer, model_validator
+
+from passdeploy.recipe.base import FilePath, Section, Share, ShareOrCount
+from passdeploy.recipe.training import DistillSpec, PruneOptimizerSpec
+
+Method = Literal["pass", "random", "uniform", "magnitude", "bn_scale", "taylor", "growing"]
+TargetKind = Literal["macs", "params", "channels", "latency", "latency_ms"]
+
+
+class Target(Section):
+    """What the slim model may cost: exactly one of these keys."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in get_args(TargetKind)]})
+
+    macs: ShareOrCount | None = Field(
+        default=None,
+        description="Multiply-adds of one image: a share of the dense model's (0 to 1), or a number.",
+    )
+    params: ShareOrCount | None = Field(
+        default=None, description="Parameters: a share of the dense model's (0 to 1), or a number."
+    )
+    channels: Share | None = Field(default=None, description="Share of the removable channels that stay (0 to 1).")
+    latency: Share | None = Field(
+        default=None,
+        description="Share of the dense model's median latency (0 to 1), on what `measure` names.",
+    )
+    latency_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Median latency of one batch in milliseconds, on what `measure` names."
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Target:
+        given = [kind for kind in get_args(TargetKind) if getattr(self, kind) is not None]
+        if len(given) == 1:
+            return self
+        found = " and ".join(given) or "none"
+        raise ValueError(f"needs exactly one of {', '.join(get_args(TargetKind))}; here: {found}.")
+
+    @model_serializer
+    def _only_the_given(self) -> dict[str, float]:
+        return {self.kind: self.value}
+
+    @property
+    def kind(self) -> TargetKind:
+        """The one kind that is asked for."""
+        kinds: tuple[TargetKind, ...] = get_args(TargetKind)
+        return next(kind for kind in kinds if getattr(self, kind) is not None)
+
+    @property
+    def value(self) -> int | float:
+        """Its number: a share of the dense model, a count, or milliseconds."""
+        value: int | float = getattr(self, self.kind)
+        return value
+
+
+class MeasureSpec(Section):
+    """What a latency target is measured on."""
+
+    backend: Literal["torch", "ort", "tensorrt"] = Field(
+        default="ort", description="torch: PyTorch. ort: ONNX Runtime. tensorrt: a TensorRT engine."
+    )
+    batch: int = Field(default=8, ge=1, description="Images per call.")
+    threads: int = Field(default=1, ge=1, description="CPU threads of the backend.")
+    table: FilePath | None = Field(
+        default=None,
+        description="A latency table that `passdeploy profile --table` made on the target machine; "
+        "null: measured here, or taken from the cache.",
+    )
+    force: bool = Field(
+        default=False,
+        description="Use a table of another machine all the same; the plan is then not measured. Same as --force.",
+    )
+
+
+class PromptSpec(Section):
+    """The visual prompt: learned pixels that are added to every input image."""
+
+    kind: Literal["padding", "full", "none"] = Field(
+        default="padding", description="padding: a border. full: every pixel. none: no prompt."
+    )
+    size: int = Field(default=8, ge=1, description="Width of the border in pixels; only padding has one.")
+    keep: bool = Field(
+        default=True,
+        description="true: the slim model keeps the prompt as part of its input. "
+        "false: the prompt only helps to choose.",
+    )
+
+
+class HypernetSpec(Section):
+    """The network that proposes a score for every channel."""
+
+    kind: Literal["lstm", "mlp", "conv", "none"] = Field(
+        default="lstm",
+        description="lstm: decisions for early layers reach later ones. mlp, conv: for comparison. "
+        "none: no hypernetwork, one free score per channel.",
+    )
+    hidden: int = Field(default=64, ge=1, description="Width of its hidden state.")
+
+
+class PruneSpec(Section):
+    """Which channels go."""
+
+    method: Method = Field(
+        default="pass",
+        description="pass: masks learned by a recurrent hypernetwork with a visual prompt. "
+        "The others are baselines: random, uniform (norm of the filters, the same share of every group), "
+        "magnitude (the same norm, all groups together), bn_scale, taylor, growing (the weights that will go are "
+        "pushed to zero first, which trains the others too).",
+    )
+    norm: Literal["l1", "l2"] = Field(default="l1", description="Norm of uniform, magnitude and growing.")
+    allocation: Literal["auto", "global", "uniform"] = Field(
+        default="auto",
+        description="global: one threshold for all groups. uniform: the same share of every group. "
+        "auto: uniform for method uniform, else global.",
+    )
+    target: Target = Field(default=Target(macs=0.5), description="What the slim model may cost.")
+    measure: MeasureSpec = Field(default=MeasureSpec(), description="What a latency target is measured on.")
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="Widths become multiples of this many channels. auto: 8; for a latency target what the kernels of "
+        "its backend compute together (fp32 on x86: 16 with AVX-512, 8 with AVX2). 1: any width.",
+    )
+    include: tuple[str, ...] = Field(
+        default=("*",),
+        strict=False,
+        description="Layers whose output channels may be cut; * stands for any characters.",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="Layers whose output channels stay all the same, and with them all that share these channels.",
+    )
+    steps: int = Field(default=300, ge=0, description="Steps of mask learning, one batch each.")
+    from_run: FilePath | None = Field(
+        default=None,
+        description="A run of the same network, on other data perhaps, to take over what `reuse` names from.",
+    )
+    reuse: Literal["plan", "hypernetwork"] = Field(
+        default="plan",
+        description="plan: the channels that run kept; nothing is learned and `target` is not looked at. "
+        "hypernetwork: its trained hypernetwork to start from (`steps: 0` takes its scores as they are).",
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Images per step of mask learning; null: as data.batch_size."
+    )
+    optimizer: PruneOptimizerSpec = Field(
+        default=PruneOptimizerSpec(), description="What moves the hypernetwork and the prompt."
+    )
+    distill: DistillSpec | None = Field(
+        default=DistillSpec(alpha=0.5, temperature=4.0),
+        description="Learn masks from the dense model's answers too; null: from the labels alone.",
+    )
+    anneal: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Share of the steps over which the budget tightens from the dense model to the target, "
+        "fast at first and slowly at the end; 0: the target from the first step on.",
+    )
+    weights: Literal["frozen", "rehearsed", "trained"] = Field(
+        default="trained",
+        description="The weights while masks are learned. frozen: as in the paper. rehearsed: a copy learns along, "
+        "as finetune.optimizer says but at a constant rate, so that masks foresee fine-tuning; it is thrown away. "
+        "trained: the copy is kept, and mask learning is fine-tuning too.",
+    )
+    per_cost: bool = Field(
+        default=True,
+        description="true: compare channels by score per unit of what the target counts. "
+        "false: by score alone, as in the paper.",
+    )
+    prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
+    hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that proposes the scores.")

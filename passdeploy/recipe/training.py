@@ -1,0 +1,110 @@
+"""How networks are trained: optimisers, schedules, and what they are taught."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from passdeploy.recipe.base import Section
+
+
+class OptimizerSpec(Section):
+    """How weights (or, under `prune`, the hypernetwork and the prompt) move along the gradient."""
+
+    name: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd: with Nesterov momentum. adamw: AdamW.")
+    lr: float = Field(
+        default=0.05,
+        gt=0,
+        description="Peak learning rate, reached after the warm-up; it then falls to zero along a cosine. "
+        "Where `name` is given and lr is not: 0.05 for sgd, 0.001 for adamw.",
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of sgd (adamw: its first beta).")
+    weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay per step; norms and biases have none.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lr_suits_the_name(cls, keys: Any) -> Any:
+        """A rate for one optimizer ruins another: who changes the name alone gets that name's rate."""
+        name = keys.get("name") if isinstance(keys, dict) else None
+        usual = {"sgd": 0.05, "adamw": 0.001}
+        if name == cls.model_fields["name"].default or not isinstance(name, str) or name not in usual:
+            return keys
+        return {"lr": usual[name], **keys}
+
+
+class FinetuneOptimizerSpec(OptimizerSpec):
+    """The optimizer of fine-tuning: gentler, since the weights are already good."""
+
+    lr: float = Field(default=0.02, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+
+
+class PruneOptimizerSpec(OptimizerSpec):
+    """The optimizer of mask learning: it moves the hypernetwork and the prompt, never the weights."""
+
+    name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
+    lr: float = Field(default=0.001, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay per step.")
+
+
+class DistillSpec(Section):
+    """Learning from the dense model's answers as well as from the labels."""
+
+    alpha: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the loss that is the dense model's; the labels have the rest.",
+    )
+    temperature: float = Field(default=4.0, gt=0, description="Softens both answers before they are compared.")
+
+
+class TrainSpec(Section):
+    """One training: dense under `train`, slim under `finetune`."""
+
+    epochs: int = Field(default=8, ge=0, description="Passes over the training images; 0 skips this training.")
+    optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="What moves the weights.")
+    warmup_epochs: float = Field(
+        default=1.0, ge=0, description="Epochs over which the learning rate rises from near zero to its peak."
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of every label given to all classes.")
+    mixup: float = Field(
+        default=0.0, ge=0, description="Blend pairs of images; the parameter of the Beta distribution. 0: never."
+    )
+    cutmix: float = Field(
+        default=0.0,
+        ge=0,
+        description="Paste a box of one image into another; the parameter of the Beta distribution. 0: never. "
+        "With mixup too, each step takes one of the two.",
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="End with a running average of the weights with this decay per step; null: none.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="What products are computed in; weights stay fp32. "
+        "fp16 scales the loss (automatic mixed precision).",
+    )
+    compile: bool = Field(default=False, description="Run the training step through torch.compile.")
+    augment: Literal["auto", "none"] = Field(
+        default="auto",
+        description="Random changes to training images; auto: what suits the data set. none: none.",
+    )
+    channels_last: bool = Field(
+        default=True,
+        description="Keep images and weights in channels-last memory order: often faster, same results.",
+    )
+    distill: DistillSpec | None = Field(
+        default=None,
+        description="Learn from the dense model too; null: from the labels alone. Only under finetune.",
+    )
+
+
+class FinetuneSpec(TrainSpec):
+    """Training the slim model, from the weights that it kept."""
+
+    optimizer: FinetuneOptimizerSpec = Field(default=FinetuneOptimizerSpec(), description="What moves the weights.")
+    distill: DistillSpec | None = Field(
+        default=DistillSpec(), description="Learn from the dense model too; null: from the labels alone."
+    )
