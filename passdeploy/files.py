@@ -8,10 +8,15 @@ the business of their writers.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK_BYTES = 1 << 20
 
@@ -57,3 +62,20 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file; the same content gives the same bytes.
+
+    The library writes several metadata keys in an order that changes from call to call, so the text
+    enters the header here: its length (8 bytes), the header (JSON), and the data that it describes.
+    """
+    from safetensors.torch import save
+
+    # copies: the library refuses tensors that share memory, such as tied weights
+    content: bytes = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    data_at = 8 + int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:data_at])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data stays aligned
+    return len(text).to_bytes(8, "little") + text + content[data_at:]

@@ -488,7 +488,7 @@ def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) ->
 
 
 def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:
-    from passdeploy.runs import list_runs
+    from passdeploy.run_places import list_runs
 
     for path in reversed(list_runs(out)):
         if path.name.rpartition("-")[0] == recipe.name:

@@ -17,7 +17,6 @@ guarded by a lock that ends with the process; reading needs no lock.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import json
 import math
@@ -32,18 +31,18 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.events import Event, Listener, StageFinished, StageStarted, Step, Warned
-from passdeploy.files import atomic_path, sha256_of, write_atomically
+from passdeploy.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
+from passdeploy.run_places import MANIFEST, locked, next_free, no_run_at, point, target_of
 from passdeploy.versions import package_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MANIFEST, STATE, METRICS, LOG, LOCK = "manifest.json", "state.json", "metrics.jsonl", "run.log", ".lock"
-_NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
+STATE, METRICS, LOG = "state.json", "metrics.jsonl", "run.log"
 _DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # what atomic_path leaves when its process is killed
 _DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
@@ -73,14 +72,14 @@ class RunFolder:
         Raises:
             RunError: `out` cannot be written to.
         """
-        before = _Before(out.is_dir(), _target_of(out / "latest"))
+        before = _Before(out.is_dir(), target_of(out / "latest"))
         run = None
         try:
             out.mkdir(parents=True, exist_ok=True)
-            path = _next_free(out, name)
-            run = cls(path, lock=_locked(path), before=before)
+            path = next_free(out, name)
+            run = cls(path, lock=locked(path), before=before)
             run._write_manifest({})
-            _point(out / "latest", path.name)
+            point(out / "latest", path.name)
         except OSError as error:
             if run:
                 run.discard()
@@ -98,8 +97,8 @@ class RunFolder:
         """
         folder = path.resolve()
         if not (folder / MANIFEST).is_file():
-            raise RunError(_no_run_at(path))
-        run = cls(folder, lock=_locked(folder) if write else None)
+            raise RunError(no_run_at(path))
+        run = cls(folder, lock=locked(folder) if write else None)
         if write:
             for draft in folder.rglob(".*"):
                 if _DRAFT.fullmatch(draft.name) and draft.is_file():
@@ -124,10 +123,10 @@ class RunFolder:
         out, latest = self.path.parent, self.path.parent / "latest"
         self.close()
         shutil.rmtree(self.path)
-        if _target_of(latest) == self.path.name:
+        if target_of(latest) == self.path.name:
             latest.unlink()
             if self._before.latest and (out / self._before.latest).is_dir():
-                _point(latest, self._before.latest)
+                point(latest, self._before.latest)
         if not self._before.had_out:
             with suppress(OSError):  # not empty: another process has a run there by now
                 out.rmdir()
@@ -187,7 +186,7 @@ class RunFolder:
     ) -> Path:
         """Write and record tensors as safetensors, with text in the header; bytes depend on nothing else."""
         with self.adding(name, kind) as draft:
-            draft.write_bytes(_safetensors(tensors, metadata or {}))
+            draft.write_bytes(safetensors_bytes(tensors, metadata or {}))
         return self / name
 
     def read_text(self, name: str) -> str:
@@ -412,68 +411,6 @@ def _entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[st
     }
 
 
-def list_runs(out: Path) -> tuple[Path, ...]:
-    """The run folders in `out`, by name."""
-    if not out.is_dir():
-        return ()
-    return tuple(sorted(p for p in out.iterdir() if (p / MANIFEST).is_file() and not p.is_symlink()))
-
-
-def _next_free(out: Path, name: str) -> Path:
-    """Make the folder `<name>-NNNN` after the last one there is; two processes never get the same."""
-    matches = (_NUMBERED.fullmatch(path.name) for path in out.iterdir())
-    number = 1 + max((int(m["number"]) for m in matches if m and m["name"] == name), default=0)
-    while True:
-        path = out / f"{name}-{number:04d}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
-
-
-def _point(link: Path, target: str) -> None:
-    """Make `link` a relative link to `target`, without a moment in which there is none."""
-    if link.exists() and not link.is_symlink():
-        return  # somebody's own folder of that name
-    draft = link.with_name(f".{link.name}.{target}")  # runs have names of their own, also when made at once
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(target, target_is_directory=True)
-    draft.replace(link)
-
-
-def _target_of(link: Path) -> str | None:
-    return os.readlink(link) if link.is_symlink() else None
-
-
-def _locked(path: Path) -> FileLock:
-    lock = FileLock(path / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"another process is writing to the run {path}.\nWait until it is done, or start a run of your own."
-        ) from error
-    except OSError as error:
-        raise RunError(
-            f"cannot write to the run {path}: {error.strerror or error}.\nCheck the rights of the folder."
-        ) from error
-    return lock
-
-
-def _no_run_at(path: Path) -> str:
-    runs = [run.name for run in list_runs(path.parent)]
-    if path.is_symlink():
-        problem = f"{path} points at {os.readlink(path)!r}, which is not there"
-    else:
-        problem = f"{path} holds no {MANIFEST}" if path.exists() else f"there is no run at {path}"
-    if runs:
-        nearest = difflib.get_close_matches(path.name, runs, n=3, cutoff=0.3) or runs[-3:]
-        return f"{problem}.\nRuns in {path.parent}: {', '.join(nearest)}."
-    return f"{problem}.\nMake one with `passdeploy prune --recipe mobilenetv2.yaml`."
-
-
 def _checked(name: str) -> str:
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts:
@@ -497,23 +434,6 @@ def _log_line(event: Event) -> str:
         return f"{event.stage}: {how}" + (f", {event.text}" if event.text else "")
     assert isinstance(event, Warned)
     return f"warning: {event.text}"
-
-
-def _safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file; the same content gives the same bytes.
-
-    The library writes several metadata keys in an order that changes from call to call, so the text
-    enters the header here: its length (8 bytes), the header (JSON), and the data that it describes.
-    """
-    from safetensors.torch import save
-
-    # copies: the library refuses tensors that share memory, such as tied weights
-    content = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
-    data_at = 8 + int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(content[8:data_at])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data stays aligned
-    return len(text).to_bytes(8, "little") + text + content[data_at:]
 
 
 def _json(value: Any) -> str:

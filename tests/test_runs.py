@@ -12,7 +12,8 @@ import torch
 
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.events import StageFinished, StageStarted, Step, Warned
-from passdeploy.runs import RunFolder, list_runs
+from passdeploy.run_places import list_runs
+from passdeploy.runs import RunFolder
 
 
 @pytest.fixture
