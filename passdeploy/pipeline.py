@@ -33,15 +33,16 @@ from passdeploy.latency.target import LatencyTarget, as_used, meet_target, prepa
 from passdeploy.lessons import logits_of
 from passdeploy.models import build_model
 from passdeploy.plan import Budget, Plan, smallest_plan
+from passdeploy.plan_file import plan_from_json, plan_to_json
 from passdeploy.processes import ALONE, Processes, joined
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
-from passdeploy.slimming import hidden_state, numbers_after, slim, verify
+from passdeploy.slimming import hidden_state, slim, verify
 from passdeploy.sparsity.choice import choose, read_source
 from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
+from passdeploy.summary import summarise
 from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
-from passdeploy.versions import package_versions
 
 RECALIBRATION_BATCHES = 20
 EQUIVALENCE_IMAGES = 8
@@ -185,7 +186,9 @@ class _Job:
         for name in ("cut.safetensors", "trained.safetensors"):
             if self.folder.has(name):
                 self.folder.remove(name)
-        summary = self._summary()
+        summary = summarise(
+            self.folder, self.recipe, costs=self.costs, target=self.prepared.target, latency=self._latency()
+        )
         self.folder.write_json("summary.json", summary, kind="summary")
         return summary
 
@@ -290,7 +293,13 @@ class _Job:
             batches = self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES))
             recalibrate_batch_norm_(smaller, batches)
         top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
-        self.folder.write_json("plan.json", self._plan_json(plan), kind="plan")
+        self.folder.write_json(
+            "plan.json",
+            plan_to_json(
+                plan, model=self.recipe.model.name, data=self.data, channels=self.channels, prompt=self._prompt()
+            ),
+            kind="plan",
+        )
         self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
         achieved = self.costs.of(kind, plan.widths())
@@ -359,32 +368,8 @@ class _Job:
         with_it = smaller if network is not smaller else with_prompt(network, prompt)
         return {"top1_with": self._evaluate(with_it), "top1_without": self._evaluate(network)}
 
-    def _prompt_summary(self) -> dict[str, Any] | None:
-        """What the prompt does for the slim network, before and after fine-tuning; None where none was learned."""
-        cut, tuned = self.folder.result_of("slim")["prompt"], self.folder.result_of("finetune")["prompt"]
-        if tuned is None:
-            return None
-        return {"keep": self.recipe.prune.prompt.keep, **tuned, "before_finetune": cut}
-
     def _evaluate(self, model: nn.Module) -> float:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
-
-    def _plan_json(self, plan: Plan) -> dict[str, Any]:
-        prompt = self._prompt()
-        return {
-            "version": 1,
-            "model": self.recipe.model.name,
-            "classes": list(self.data.classes),
-            "image_shape": list(self.data.image_shape),
-            "mean": list(self.data.mean),
-            "std": list(self.data.std),
-            "prompt": {"kind": prompt.kind, "size": prompt.size} if prompt is not None else None,
-            "groups": {
-                group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
-                for group in self.channels.prunable
-            },
-            "numbers": [[*number, value] for number, value in numbers_after(self.channels.groups, plan)],
-        }
 
     def _latency(self) -> list[dict[str, Any]]:
         """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
@@ -402,38 +387,6 @@ class _Job:
         rows: list[dict[str, Any]] = profile.to_json()["rows"]
         return rows
 
-    def _summary(self) -> dict[str, Any]:
-        dense, cut, tuned = (self.folder.result_of(name) for name in ("dense", "slim", "finetune"))
-        widths = plan_from_json(self.folder.read_json("plan.json")).widths()
-        size = {kind: (self.costs.of(kind), self.costs.of(kind, widths)) for kind in ("params", "macs")}
-        return {
-            "recipe": self.recipe.name,
-            "model": self.recipe.model.name,
-            "method": self.recipe.prune.method,
-            "seed": self.recipe.seed,
-            "dense": {"top1": dense["top1"], **{kind: before for kind, (before, _) in size.items()}},
-            "slim": {
-                "top1": tuned["top1"],
-                "top1_before_finetune": cut["top1"],
-                **{kind: after for kind, (_, after) in size.items()},
-            },
-            "prompt": self._prompt_summary(),
-            "budget": self._budget_summary(cut["achieved"]),
-            "equivalence": {"max_rel_error": cut["max_rel_error"]},
-            "latency": self._latency(),
-            "seconds": {name: self.folder.result_of(name)["seconds"] for name in self.folder.done_stages()},
-            "versions": package_versions(),
-        }
-
-    def _budget_summary(self, achieved: int) -> dict[str, Any]:
-        """What was asked for and what there is; a latency is the measured one, with what it was measured on."""
-        kind, requested = self.recipe.prune.target.kind, self.recipe.prune.target.value
-        if self.prepared.target is not None:
-            found = self.folder.result_of("time")["timed"]
-            return {"kind": kind, "requested": requested, **found, **self.prepared.target.on}
-        whole = self.costs.of(kind)
-        return {"kind": kind, "requested": requested, "achieved": achieved / whole if requested <= 1 else achieved}
-
 
 _INTRODUCTIONS = {
     "dense": "the network to prune",
@@ -442,11 +395,6 @@ _INTRODUCTIONS = {
     "slim": "cut, and compare with the masked network",
     "finetune": "learn to do without",
 }
-
-
-def plan_from_json(document: dict[str, Any]) -> Plan:
-    """The plan in a `plan.json`."""
-    return Plan({name: tuple(entry["kept"]) for name, entry in document["groups"].items()})
 
 
 def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
