@@ -60,6 +60,7 @@ NETWORKS = ("mobilenet_v2", "resnet18", "resnet50", "efficientnet_b0", "vgg11_bn
 SHARES = (0.75, 0.5, 0.35)
 IMAGE = (3, 224, 224)
 MEASURE = Budget(seconds=4.0)
+TAYLOR_IMAGES = 1024  # that scores are taken over
 _TOLERANCE = 0.03
 
 
@@ -257,7 +258,12 @@ def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
     setting = Setting.of("home", dense, _images(asked.cifar, FULL))
     groups = setting.channels.prunable
     scores = {
-        seed: taylor_scores(copy.deepcopy(dense), groups, islice(setting.stream("learn", seed), 8), F.cross_entropy)
+        seed: taylor_scores(
+            copy.deepcopy(dense),
+            groups,
+            islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch),
+            F.cross_entropy,
+        )
         for seed in asked.seeds
     }
     _plan_for_accuracy(dense, setting.channels, tuple(setting.data.image_shape), scores, asked, rows)
@@ -498,7 +504,7 @@ def main() -> None:
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
     parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, in the part accuracy")
+    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning, in the part accuracy")
     parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
     parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")
