@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
-from passdeploy.errors import PassDeployError
+from passdeploy.errors import BudgetError, PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.files import write_atomically
 from passdeploy.latency.meeting import Meeting, Request
@@ -310,7 +310,11 @@ def _plan_for_accuracy(
             for _ in range(7):
                 share = (low + high) / 2
                 budget = PlanBudget.of("macs", share, costs)
-                tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
+                try:
+                    tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
+                except BudgetError:  # so few cannot be kept
+                    low = share
+                    continue
                 took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
                 if took["slim_ms"] <= 0.5 * took["dense_ms"]:
                     low, plan = share, tried
