@@ -1,7 +1,7 @@
 """Dense against slim on this machine: which runs, in what order, and the table that comes out.
 
-Every backend and batch size is one comparison of the two networks, measured in turns. A speed-up is
-only claimed with an interval that leaves 1 out.
+Every backend and batch size is one comparison of the two networks, measured in turns and in several sittings. A
+speed-up is only claimed with an interval that leaves 1 out.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.profiling.clock import Clock, HostClock, clock_for
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.launches import launch_note
-from passdeploy.profiling.measure import Budget, measure_one, measure_pair
+from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
 from passdeploy.profiling.rows import Beside, Profile, Row, row_of
 from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
 from passdeploy.profiling.setting import ON_GPU, Setting, memory_of, stream_of
-from passdeploy.profiling.statistics import Summary, speedup, summarise
+from passdeploy.profiling.statistics import Summary, speedup_over, summarise
 from passdeploy.profiling.subjects import Subject, runner_of
 from passdeploy.profiling.watch import OTHERS_BUSY, Glance, disturbances
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
+_BUILT_ONCE = ("compile",)  # building takes longer than measuring
 _APART = 20  # calls, of what is measured beside the latency
 
 
@@ -115,36 +116,56 @@ class _Comparison:
         """Build the networks, measure them in turns, and what else is asked of each; a row each."""
         device = self.setting.device_of(backend)
         with stream_of(device):
-            runners, beside = list[Runner](), list[Beside]()
-            for subject in self.subjects:
-
-                def build(subject: Subject = subject) -> None:
-                    runners.append(runner_of(subject, backend, self.threads, self.setting))
-                    runners[-1].prepare(images)
-                    runners[-1].run()
-
-                beside.append(Beside(memory_mb=memory_of(device, build, by_driver=backend in ON_GPU)))
             # ONNX Runtime's call is over when it returns, on a GPU too: see OrtRunner.run
             clock = self.clock or (HostClock() if backend in PROVIDERS else clock_for(device))
+            built = _Built(self, backend, images)
             before = Glance.now(with_gpus=device.type == "cuda")
-            if len(runners) == 1:
-                samples = [measure_one(runners[0], clock, self.budget)]
-            else:
-                samples = list(measure_pair(runners[0], runners[1], clock, self.budget))
+            sittings = 1 if backend in _BUILT_ONCE else SITTINGS
+            samples = measure_sittings(built.anew, clock, self.budget, sittings=sittings)
             happened = disturbances(before, Glance.now(with_gpus=device.type == "cuda"))
-            found = [summarise(taken, seed=self.seed) for taken in samples]
-            gained = [None, *(speedup(samples[0], taken, seed=self.seed) for taken in samples[1:])]
+            found = [summarise(*taken, seed=self.seed) for taken in samples]
+            gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
             beside = [
-                _apart(runner, summary, known, clock, happened)
-                for runner, summary, known in zip(runners, found, beside, strict=True)
+                replace(_apart(runner, summary, clock, happened), memory_mb=memory)
+                for runner, summary, memory in zip(built.runners, found, built.memory, strict=True)
             ]
         return [
             row_of(*parts, batch=len(images), threads=self.threads, options=self.setting.options)
-            for parts in zip(runners, found, gained, beside, strict=True)
+            for parts in zip(built.runners, found, gained, beside, strict=True)
         ]
 
 
-def _apart(runner: Runner, found: Summary, known: Beside, clock: Clock, happened: tuple[str, ...]) -> Beside:
+class _Built:
+    """The networks of a comparison, built anew for every sitting, each of them first every other time."""
+
+    def __init__(self, comparison: _Comparison, backend: str, images: Tensor) -> None:
+        self.runners: list[Runner] = []
+        self.memory: list[float | None] = [None] * len(comparison.subjects)
+        self._comparison, self._backend, self._images = comparison, backend, images
+
+    def anew(self, sitting: int) -> Sequence[Runner]:
+        """Runners in the order of the subjects, whatever order they are built in."""
+        device = self._comparison.setting.device_of(self._backend)
+        if device.type == "cuda":
+            self.runners = []  # a GPU may not have room for two of each; a CPU should not give the same memory again
+        made: dict[int, Runner] = {}
+        order = range(len(self._comparison.subjects))
+        for number in order if sitting % 2 == 0 else reversed(order):
+
+            def build(number: int = number) -> None:
+                subject, setting = self._comparison.subjects[number], self._comparison.setting
+                made[number] = runner_of(subject, self._backend, self._comparison.threads, setting)
+                made[number].prepare(self._images)
+                made[number].run()
+
+            taken = memory_of(device, build, by_driver=self._backend in ON_GPU)
+            if sitting == 0:
+                self.memory[number] = taken
+        self.runners = [made[number] for number in order]
+        return self.runners
+
+
+def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> Beside:
     """What is measured after the latency, by calls of its own."""
     queued = [clock.enqueue_ms(runner.run) for _ in range(_APART)]
     enqueue = median(ms for ms in queued if ms is not None) if queued[0] is not None else None
@@ -154,7 +175,7 @@ def _apart(runner: Runner, found: Summary, known: Beside, clock: Clock, happened
     notes = (launch_note(runner, found.median_ms, enqueue), *happened)
     if copied is not None and copied >= found.median_ms:
         notes = (*notes, "copying the batch to the GPU takes longer than the network")  # trtexec's warning
-    return replace(known, enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
+    return Beside(enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
 
 
 def _check(dense: Subject, slim: Subject | None, batches: Sequence[int], threads: int, seconds: float) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from passdeploy.errors import UsageError
 from passdeploy.events import Event, Step
 from passdeploy.profiling import Setting, Subject, compare, profile_pair
+from passdeploy.profiling.measure import SITTINGS
 from passdeploy.profiling.runners import Runner
 
 from .fakes import FakeClock, FakeRunner
@@ -132,9 +133,33 @@ def test_on_a_device_queueing_and_copying_are_measured_apart(monkeypatch: pytest
 def test_both_networks_see_the_same_images_of_the_asked_batch(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
     made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
     profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[5], threads=1, clock=clock)
-    dense, slim = made
-    assert dense.images.shape == (5, 3, 4, 6)
-    assert torch.equal(dense.images, slim.images)
+    assert made[0].images.shape == (5, 3, 4, 6)
+    assert all(torch.equal(runner.images, made[0].images) for runner in made)
+
+
+def test_both_are_built_anew_for_every_sitting_and_neither_is_always_first(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+):
+    made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[1], threads=1, seconds=1, clock=clock)
+    assert [runner.name for runner in made] == ["dense", "slim", "slim", "dense"] * (SITTINGS // 2)
+    made.clear()
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["compile"], batches=[1], threads=1, clock=clock)
+    assert [runner.name for runner in made] == ["dense", "slim"]  # compiling takes longer than measuring
+
+
+def test_what_one_session_has_on_another_is_no_speedup(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    """Every session of one network is up to 3 % slower than the next, for as long as it lives."""
+    chance = np.random.default_rng(3)
+
+    def runner(subject: Subject, *_: object) -> Runner:
+        return FakeRunner(subject.name, clock, float(2.0 * (1 + 0.03 * chance.random())))
+
+    monkeypatch.setattr(compare, "runner_of", runner)
+    profile = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=range(1, 13), threads=1, seconds=1, clock=clock
+    )
+    assert [row.notes[:1] for row in profile.rows[1::2]] == [("no measurable difference",)] * 12
 
 
 def test_progress_is_told_per_comparison(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
