@@ -58,7 +58,7 @@ def _halving_report(rows: list[dict[str, Any]]) -> list[str]:
 def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "Against torch-pruning at the same kept MACs. Theirs: uniform, by magnitude, widths in multiples of the number "
-        "in the third column. Ours: the widths that keep as many MACs in the least time, by the latency table, whatever "
+        "in the third column. Ours: the widths that keep as many MACs in the least time by the latency table, whatever "
         "weights are worth (they are random here).", "",
         *_heading("network", "batch", "multiples", "our MACs", "their MACs", "ours, ms", "theirs, ms",
                   "faster", "95 %"),
