@@ -22,7 +22,9 @@ _SWEEPS = 12
 _HALVINGS = 24
 
 
-def fastest_widths(costs: CostModel, groups: Sequence[ChannelGroup], macs: int, *, round_to: int) -> dict[str, int]:
+def fastest_widths(
+    costs: CostModel, groups: Sequence[ChannelGroup], macs: int, *, round_to: int, least: float = 0.0
+) -> dict[str, int]:
     """The widths of every prunable group that take the least time and keep at least `macs` multiply-adds.
 
     Args:
@@ -30,13 +32,15 @@ def fastest_widths(costs: CostModel, groups: Sequence[ChannelGroup], macs: int, 
         groups: the network's groups; those that are not prunable stay whole.
         macs: to be kept at least.
         round_to: layer widths become multiples of this.
+        least: share of its channels that every group keeps; with none, the multiply-adds go to where they are cheapest,
+            and layers that take long for theirs (the first, the last) are left with next to no channels.
 
     Raises:
         BudgetError: the dense network has fewer.
     """
     if macs > costs.of("macs"):
         raise BudgetError(f"asked to keep {macs:,} multiply-adds; the dense network has {costs.of('macs'):,}.")
-    search = _Search(costs, [group for group in groups if group.is_prunable], round_to)
+    search = _Search(costs, [group for group in groups if group.is_prunable], round_to, least)
     low, high = 0.0, 1e3 * search.time(search.full) / costs.of("macs")
     best = search.full
     for _ in range(_HALVINGS):
@@ -55,14 +59,15 @@ def fastest_widths(costs: CostModel, groups: Sequence[ChannelGroup], macs: int, 
 class _Search:
     """Vectors of widths, their times and their multiply-adds."""
 
-    def __init__(self, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int) -> None:
+    def __init__(self, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int, least: float) -> None:
         place = {name: number for number, name in enumerate(costs.widths)}
         price = costs.price("latency")
         assert isinstance(price, LatencyPrice)
         self.groups, self.columns = groups, [place[group.name] for group in groups]
         self.full = costs.vector({})
         self._price, self._macs = price, costs.macs
-        self._rungs = [rungs_of(group, round_to, is_strict=True) for group in groups]
+        ladders = (rungs_of(group, round_to, is_strict=True) for group in groups)
+        self._rungs = [rungs[rungs >= least * group.width] for group, rungs in zip(groups, ladders, strict=True)]
 
     def time(self, widths: np.ndarray) -> float:
         return float(self._price.sum(widths))

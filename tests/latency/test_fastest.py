@@ -49,6 +49,14 @@ def test_as_many_are_kept_as_asked_in_nearly_the_least_time(share: float, costs:
     assert costs.of("latency", found) <= 1.05 * least
 
 
+def test_every_group_keeps_its_least(costs: CostModel, channels: ChannelMap):
+    macs = int(0.5 * costs.of("macs"))
+    found = fastest_widths(costs, channels.groups, macs, round_to=8, least=0.6)
+    assert costs.of("macs", found) >= macs
+    assert all(found[group.name] >= 0.6 * group.width for group in channels.prunable)
+    assert costs.of("latency", found) >= costs.of("latency", fastest_widths(costs, channels.groups, macs, round_to=8))
+
+
 def test_more_than_there_are_cannot_be_kept(costs: CostModel, channels: ChannelMap):
     with pytest.raises(BudgetError, match="the dense network has"):
         fastest_widths(costs, channels.groups, costs.of("macs") + 1, round_to=8)
