@@ -186,7 +186,8 @@ def peer(asked: argparse.Namespace, rows: Rows) -> None:
                 found = against(partial(_opened, path, unit), partial(prober.runner, widths, "ours"))
             rows.add({
                 "part": "peer", **unit.key, "asked": round_to or 1, "least": least,
-                "our_macs": costs.of("macs", widths) / unit.macs, "their_macs": macs / unit.macs, "their_ms": found["dense_ms"], "our_ms": found["slim_ms"],
+                "our_macs": costs.of("macs", widths) / unit.macs, "their_macs": macs / unit.macs,
+                "their_ms": found["dense_ms"], "our_ms": found["slim_ms"],
                 "speedup": found["speedup"], "speedup_ci": found["speedup_ci"],
                 "our_predicted_ms": table.predict_ms(widths), "widths": widths,
             })  # fmt: skip
