@@ -29,6 +29,7 @@ from passdeploy.profiling.watch import OTHERS_BUSY, Glance, disturbances
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
 _BUILT_ONCE = ("compile",)  # building takes longer than measuring
+_FEW_SITTINGS = 4  # for a quick look
 _APART = 20  # calls, of what is measured beside the latency
 
 
@@ -116,12 +117,10 @@ class _Comparison:
         """Build the networks, measure them in turns, and what else is asked of each; a row each."""
         device = self.setting.device_of(backend)
         with stream_of(device):
-            # ONNX Runtime's call is over when it returns, on a GPU too: see OrtRunner.run
-            clock = self.clock or (HostClock() if backend in PROVIDERS else clock_for(device))
+            clock = self.clock or _clock_of(backend, device)
             built = _Built(self, backend, images)
             before = Glance.now(with_gpus=device.type == "cuda")
-            sittings = 1 if backend in _BUILT_ONCE else SITTINGS
-            samples = measure_sittings(built.anew, clock, self.budget, sittings=sittings)
+            samples = measure_sittings(built.anew, clock, self.budget, sittings=self.sittings_of(backend))
             happened = disturbances(before, Glance.now(with_gpus=device.type == "cuda"))
             found = [summarise(*taken, seed=self.seed) for taken in samples]
             gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
@@ -133,6 +132,12 @@ class _Comparison:
             row_of(*parts, batch=len(images), threads=self.threads, options=self.setting.options)
             for parts in zip(built.runners, found, gained, beside, strict=True)
         ]
+
+    def sittings_of(self, backend: str) -> int:
+        """How often both networks are built anew."""
+        if backend in _BUILT_ONCE:
+            return 1
+        return SITTINGS if self.budget.seconds >= FULL_SECONDS else _FEW_SITTINGS
 
 
 class _Built:
@@ -163,6 +168,14 @@ class _Built:
                 self.memory[number] = taken
         self.runners = [made[number] for number in order]
         return self.runners
+
+
+def _clock_of(backend: str, device: torch.device) -> Clock:
+    """Events where work is queued. ONNX Runtime's call is over when it returns, on a GPU too: see `OrtRunner.run`.
+
+    Where PyTorch sees no GPU, building the runner says so.
+    """
+    return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)
 
 
 def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> Beside:

@@ -108,6 +108,7 @@ def measure_sittings(
         else:
             taken = measure_pair(runners[0], runners[1], clock, part)
         found.append(list(taken))
+        del runners  # a GPU may have no room for the next ones beside them
     return [list(samples) for samples in zip(*found, strict=True)]
 
 

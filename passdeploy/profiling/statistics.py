@@ -3,9 +3,9 @@
 Percentiles follow trtexec's definition, so that our numbers can be laid beside its own. Samples come in blocks, and
 blocks in sittings: for every sitting both networks are loaded anew, since where their memory lies makes one a percent
 or two faster than the other for as long as they live, which no number of calls shows. So an interval is one of
-Student's t over sittings (the logarithms of their medians, or of the ratios of these). Where there is one sitting only,
-whole blocks are resampled, pairs of neighbouring ones for a speed-up, so that what slows both for a while cancels out;
-and what sittings usually differ by is added.
+Student's t over sittings (the logarithms of their medians, or of the ratios of these), the extreme ones left out. Where
+there is one sitting only, whole blocks are resampled, pairs of neighbouring ones for a speed-up, so that what slows both
+for a while cancels out; and what sittings usually differ by is added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TAIL = 2.5  # percent on either side of a 95 % interval
 BETWEEN_SITTINGS = 0.012
 _NORMAL = 1.96  # of the standard normal distribution, 97.5 %
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t with 1, 2, ... degrees
-_SURELY = 1.5  # a 95 % interval stretched by this is one of about 99 % (t with 7 degrees of freedom: 1.48)
+_SURELY = 1.6  # a 95 % interval stretched by this is one of about 99 % (t with 5 degrees of freedom: 1.57)
 
 
 def is_measurable(low: float, high: float) -> bool:
@@ -121,7 +121,7 @@ def speedup(slow: Samples, fast: Samples, *, seed: int = 0) -> Speedup:
 
 
 def speedup_over(slow: Sequence[Samples], fast: Sequence[Samples]) -> Speedup:
-    """The speed-up over several sittings: the geometric mean of their ratios, and its interval.
+    """The speed-up over several sittings: the geometric mean of their middle ratios, and its interval.
 
     Sitting i of `slow` was measured in turns with sitting i of `fast`.
     """
@@ -132,10 +132,16 @@ def speedup_over(slow: Sequence[Samples], fast: Sequence[Samples]) -> Speedup:
 
 
 def _student(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its 95 % interval (Student's t)."""
-    degrees = len(values) - 1
-    quantile = _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else _STUDENT[-1]
-    return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / sqrt(len(values))
+    """The mean of the middle, and half of its 95 % interval: Student's t, trimmed (Tukey and McLaughlin 1963).
+
+    An eighth of the values is left out at either end: a sitting in which another program had our core says nothing.
+    """
+    ordered = np.sort(np.asarray(values, float))
+    cut = len(ordered) // 8
+    kept = ordered[cut : len(ordered) - cut]
+    spread = float(np.std(np.clip(ordered, kept[0], kept[-1]), ddof=1))
+    error = spread / (len(kept) / len(ordered) * sqrt(len(ordered)))
+    return float(kept.mean()), _STUDENT[min(len(kept) - 1, len(_STUDENT)) - 1] * error
 
 
 def _resampled(series: tuple[Samples, ...], seed: int) -> list[tuple[Samples, ...]]:

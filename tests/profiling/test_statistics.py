@@ -73,7 +73,15 @@ def test_over_sittings_the_interval_holds_what_sessions_differ_by():
     assert 88 <= sum(gain.low <= 1 <= gain.high for gain in same) <= 100  # 95 are expected
     assert sum(gain.is_measurable for gain in same) <= 5  # 1 is expected
     other = [speedup_over(sittings(1.05, seed=2 * i), sittings(1.0, seed=2 * i + 1)) for i in range(40)]
-    assert sum(gain.is_measurable for gain in other) >= 36
+    assert sum(gain.is_measurable for gain in other) >= 34
+
+
+def test_one_disturbed_sitting_hides_no_difference():
+    slow, fast = sittings(1.06, seed=4), sittings(1.0, seed=5)
+    clear = speedup_over(slow, fast)
+    slow[3] = slow[3] * 1.5
+    assert clear.is_measurable
+    assert speedup_over(slow, fast).is_measurable
 
 
 def test_the_median_over_sittings_has_the_interval_of_sittings():
@@ -81,8 +89,9 @@ def test_the_median_over_sittings_has_the_interval_of_sittings():
     found = summarise(*many)
     assert found.n == sum(taken.size for taken in many)
     assert found.median_ms == pytest.approx(2.0, rel=0.02)
-    spread = np.std([np.log(np.median(taken)) for taken in many], ddof=1)
-    assert found.ci95_rel == pytest.approx(2.365 * spread / 8**0.5, rel=1e-3)
+    medians = np.sort([np.log(np.median(taken)) for taken in many])
+    clipped = np.clip(medians, medians[1], medians[-2])  # 6 of 8 are kept: t with 5 degrees of freedom
+    assert found.ci95_rel == pytest.approx(2.571 * np.std(clipped, ddof=1) / (0.75 * 8**0.5), rel=1e-3)
     assert summarise(one).n == one.size
 
 
