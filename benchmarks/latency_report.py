@@ -83,7 +83,7 @@ def _same_report(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs of a second or '
         f"more. The 95 % interval held 1 in {holds}. These runs are new: the rule (Student's t over sittings, in each "
-        "of which both networks are loaded anew; a claim is made at about 99 %) was set before them."
+        "of which both networks are loaded anew, without the extreme ones; a claim at about 99 %) was set before them."
     ]
 
 

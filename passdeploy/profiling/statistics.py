@@ -3,9 +3,9 @@
 Percentiles follow trtexec's definition, so that our numbers can be laid beside its own. Samples come in blocks, and
 blocks in sittings: for every sitting both networks are loaded anew, since where their memory lies makes one a percent
 or two faster than the other for as long as they live, which no number of calls shows. So an interval is one of
-Student's t over sittings (the logarithms of their medians, or of the ratios of these), the extreme ones left out. Where
-there is one sitting only, whole blocks are resampled, pairs of neighbouring ones for a speed-up, so that what slows both
-for a while cancels out; and what sittings usually differ by is added.
+Student's t over sittings (the logarithms of their medians, or of the ratios of these), the extreme ones left out.
+Where there is one sitting only, whole blocks are resampled, pairs of neighbouring ones for a speed-up, so that what
+slows both for a while cancels out; and what sittings usually differ by is added.
 """
 
 from __future__ import annotations
