@@ -62,6 +62,8 @@ def profile_files(
     backend = _backend_of(paths, backend)
     if setting.precision != "fp32":
         raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
+    if setting.channels_last:
+        raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
     setting.require_possible((backend,))
     if backend == "torch-trt":
         load_torch_trt()  # its operators must be known before a program that has them is opened

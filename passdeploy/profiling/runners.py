@@ -141,8 +141,11 @@ class ProgramRunner(TorchRunner):
         backend: str,
         device: str,
         precision: str,
+        cuda_graph: bool = False,
     ) -> None:
-        super().__init__(name, _Called(program), artifact=artifact, setting=Setting(device=device))
+        super().__init__(
+            name, _Called(program), artifact=artifact, setting=Setting(device=device, cuda_graph=cuda_graph)
+        )
         self.backend, self.precision = backend, precision
 
 

@@ -59,6 +59,7 @@ def runner_of(subject: Subject, backend: str, threads: int, setting: Setting) ->
         return ProgramRunner(
             subject.name, open_program(subject.program, backend, device), artifact=subject.program.name,
             backend=backend, device=device, precision=setting.precision if backend == "torch-trt" else "as in the file",
+            cuda_graph=setting.cuda_graph,
         )  # fmt: skip
     raise UsageError(f"the {subject.name} network has no {_FORM.get(backend, 'ONNX file')} to run in {backend}.")
 

@@ -76,6 +76,7 @@ def test_a_program_of_pytorch_is_run_by_pytorch(files: Path):
         (["small.onnx"], {"backend": "ort-cuda"}, MissingError, "has no CUDAExecutionProvider"),
         (["small.onnx"], {"setting": Setting(precision="fp16")}, UsageError, "leave out --precision"),
         (["small.onnx"], {"setting": Setting(cuda_graph=True)}, UsageError, "not for ort"),
+        (["program.pt2"], {"setting": Setting(channels_last=True)}, UsageError, "leave out --channels-last"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -44,6 +44,15 @@ def test_a_program_of_torch_tensorrt_runs_once_its_operators_are_known(program: 
     assert runner.images.dtype == torch.float32  # its inputs are float32 in every precision
 
 
+def test_a_program_is_captured_like_a_module(program: Path, monkeypatch: pytest.MonkeyPatch):
+    captured: list[str] = []
+    monkeypatch.setattr("passdeploy.profiling.runners.captured", lambda work, what: lambda: captured.append(what))
+    runner = runner_of(Subject("slim", program=program), "torch", 1, Setting(cuda_graph=True))
+    runner.prepare(IMAGES)
+    runner.run()
+    assert captured == ["model.pt2"]
+
+
 def test_a_program_of_pytorch_is_moved_to_the_device(program: Path, monkeypatch: pytest.MonkeyPatch):
     moved: list[str] = []
 
