@@ -19,8 +19,9 @@ import copy
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,35 +33,41 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.latency_report import NETWORKS, report
 from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
-from passdeploy.errors import PassDeployError
+from passdeploy.counts import count
+from passdeploy.errors import BudgetError, PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.files import write_atomically
+from passdeploy.latency.fastest import fastest_widths
 from passdeploy.latency.meeting import Meeting, Request
 from passdeploy.latency.networks import prober_for
 from passdeploy.latency.observation import Prober
 from passdeploy.latency.place import Place, block_of
+from passdeploy.latency.price import LatencyPrice
 from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import Budget as PlanBudget
 from passdeploy.plan import Plan, Scores, choose_channels, rungs_of
 from passdeploy.profiling.clock import HostClock
 from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.measure import Budget, measure_pair
+from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.profiling.statistics import RESOLUTION, is_measurable, speedup, summarise
+from passdeploy.profiling.statistics import speedup_over, summarise
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
 from passdeploy.train import evaluate, recalibrate_batch_norm_
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
-NETWORKS = ("mobilenet_v2", "resnet18", "resnet50", "efficientnet_b0", "vgg11_bn", "densenet121")
 SHARES = (0.75, 0.5, 0.35)
 IMAGE = (3, 224, 224)
 MEASURE = Budget(seconds=4.0)
-_TOLERANCE = 0.03
+# Multiples of torch-pruning's widths; and what each of our groups keeps at least: nothing in particular, or half of it.
+PEER = ((None, 0.0), (8, 0.0), (8, 0.35))
+LITTLE_LESS = 0.03  # of the multiply-adds, to see whether such a difference is found
+TAYLOR_IMAGES = 1024  # that scores are taken over
 
 
 @dataclass
@@ -105,13 +112,23 @@ class Unit:
         return widths
 
 
-def against(dense: Runner, slim: Runner, budget: Budget = MEASURE) -> dict[str, Any]:
-    """Both in turns."""
-    samples = measure_pair(dense, slim, HostClock(), budget)
-    gained = speedup(*samples)
+Build = Callable[[], Runner]  # a network, loaded and prepared
+
+
+def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS) -> dict[str, Any]:
+    """Both in turns, as `passdeploy profile` does."""
+
+    def build(sitting: int) -> tuple[Runner, Runner]:
+        if sitting % 2 == 0:
+            return dense(), slim()
+        second, first = slim(), dense()
+        return first, second
+
+    slow, fast = measure_sittings(build, HostClock(), budget, sittings=sittings)
+    gained = speedup_over(slow, fast)
     return {
-        "dense_ms": summarise(samples[0]).median_ms,
-        "slim_ms": summarise(samples[1]).median_ms,
+        "dense_ms": summarise(*slow).median_ms,
+        "slim_ms": summarise(*fast).median_ms,
         "speedup": gained.ratio,
         "speedup_ci": [gained.low, gained.high],
     }
@@ -125,7 +142,7 @@ def targets(asked: argparse.Namespace, rows: Rows) -> None:
         table, seconds = unit.table(prober, asked.tables)
         meeting = Meeting(prober, unit.channels, table, round_to=block_of("ort"), threads=unit.threads, seconds=3.0)
         scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
-        dense = prober.runner({}, "dense")
+        dense = partial(prober.runner, {}, "dense")
         for share in SHARES:
             row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
             try:
@@ -134,7 +151,7 @@ def targets(asked: argparse.Namespace, rows: Rows) -> None:
                 rows.add({**row, "refused": str(error)})
                 continue
             widths = met.trial.plan.widths()
-            found = against(dense, prober.runner(widths, "slim"))
+            found = against(dense, partial(prober.runner, widths, "slim"))
             first = met.trials[0]
             rows.add({
                 **row, **found, "found": found["slim_ms"] / found["dense_ms"], "trials": len(met.trials),
@@ -148,35 +165,41 @@ def halving(asked: argparse.Namespace, rows: Rows) -> None:
     """Every width halved: how much of what the MACs promise arrives."""
     for unit in units(asked, rows, "halving", 1):
         prober, widths = unit.prober(), unit.uniform(0.5)
-        found = against(prober.runner({}, "dense"), prober.runner(widths, "slim"))
+        found = against(partial(prober.runner, {}, "dense"), partial(prober.runner, widths, "slim"))
         ideal = unit.macs / unit.channels.costs.of("macs", widths)
         rows.add({"part": "halving", **unit.key, **found, "ideal": ideal})
 
 
 def peer(asked: argparse.Namespace, rows: Rows) -> None:
-    """The plan for half the latency against what torch-pruning makes of the network at the same kept MACs."""
-    for unit in units(asked, rows, "peer", 2):
-        ours = rows.find(part="target", asked=0.5, **unit.key)
-        if ours is None or "widths" not in ours:
-            print(f"{unit.key}: first measure its target of 0.5", file=sys.stderr)
-            continue
+    """The fastest widths by the table against what torch-pruning makes of the network, at the same kept MACs: half."""
+    for unit in units(asked, rows, "peer", len(PEER)):
         prober = unit.prober()
-        for round_to in (None, 8):
-            pruned, kept = _torch_pruning(unit, ours["macs"], round_to)
+        table, _ = unit.table(prober, asked.tables)
+        costs = replace(unit.channels.costs, latency=LatencyPrice(table, list(unit.channels.costs.widths)))
+        for round_to, least in PEER:
+            pruned = _torch_pruning(unit, 0.5, round_to)
+            macs = count(pruned, torch.zeros(1, *IMAGE)).macs
+            widths = fastest_widths(costs, unit.channels.prunable, macs, round_to=block_of("ort"), least=least)
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "peer.onnx"
                 export_onnx(pruned, unit.images[:1], path, batch=(unit.batch,) * 3)
-                theirs = OrtRunner("theirs", path, threads=unit.threads)
-                theirs.prepare(unit.images)
-            found = against(theirs, prober.runner(ours["widths"], "ours"))
+                found = against(partial(_opened, path, unit), partial(prober.runner, widths, "ours"))
             rows.add({
-                "part": "peer", **unit.key, "asked": round_to or 1, "our_macs": ours["macs"], "their_macs": kept,
-                "their_ms": found["dense_ms"], "our_ms": found["slim_ms"], "speedup": found["speedup"],
-                "speedup_ci": found["speedup_ci"],
+                "part": "peer", **unit.key, "asked": round_to or 1, "least": least,
+                "our_macs": costs.of("macs", widths) / unit.macs, "their_macs": macs / unit.macs,
+                "their_ms": found["dense_ms"], "our_ms": found["slim_ms"],
+                "speedup": found["speedup"], "speedup_ci": found["speedup_ci"],
+                "our_predicted_ms": table.predict_ms(widths), "widths": widths,
             })  # fmt: skip
 
 
-def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> tuple[nn.Module, float]:
+def _opened(path: Path, unit: Unit) -> Runner:
+    runner = OrtRunner("theirs", path, threads=unit.threads)
+    runner.prepare(unit.images)
+    return runner
+
+
+def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> nn.Module:
     """torch-pruning's magnitude pruner at the ratio, found by bisection, that keeps `macs` of the multiply-adds."""
     import torch_pruning as tp
 
@@ -193,28 +216,46 @@ def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> tuple[nn.Mo
             ignored_layers=classifier,
         )  # fmt: skip
         pruner.step()
-        kept = tp.utils.count_ops_and_params(model, example)[0] / tp.utils.count_ops_and_params(unit.model, example)[0]
+        kept = count(model, example).macs / unit.macs
         if abs(kept - macs) < abs(best[1] - macs):
             best = (model, kept)
         low, high = (ratio, high) if kept > macs else (low, ratio)
-    return best
+    return best[0]
 
 
 def same(asked: argparse.Namespace, rows: Rows) -> None:
-    """The same graph twice; and against a plain loop, one call after the other."""
+    """The same graph twice; one that is a little smaller; and against a plain loop, one call after the other."""
     unit = Unit("mobilenet_v2", 1, 1)
     prober = unit.prober()
     narrow = unit.uniform(0.5)
+    whole, second = partial(prober.runner, narrow, "dense"), Budget(seconds=1.0)
     for number in range(100):
         if rows.find(part="same", run=number) is None:
-            found = against(prober.runner(narrow, "dense"), prober.runner(narrow, "slim"), Budget(seconds=1.0))
-            rows.add({"part": "same", "run": number, **found})
+            rows.add({"part": "same", "run": number, **against(whole, partial(prober.runner, narrow, "slim"), second)})
+    costs = unit.channels.costs
+    widths = _a_little_less(unit, narrow, LITTLE_LESS)
+    for number in range(20):
+        if rows.find(part="power", run=number) is None:
+            found = against(whole, partial(prober.runner, widths, "slim"))
+            macs = costs.of("macs", widths) / costs.of("macs", narrow)
+            rows.add({"part": "power", "run": number, "macs": macs, "seconds": MEASURE.seconds, **found})
     for number in range(10):
         if rows.find(part="back to back", run=number) is None:
-            one, other = prober.runner(narrow, "dense"), prober.runner(narrow, "slim")
-            in_turns = against(one, other, Budget(seconds=2.0))["slim_ms"]
-            plain = _plain_loop(other, seconds=2.0)
+            other = prober.runner(narrow, "slim")
+            before = _plain_loop(other, seconds=1.0)
+            in_turns = against(whole, lambda other=other: other, Budget(seconds=2.0), sittings=1)["slim_ms"]
+            plain = (before + _plain_loop(other, seconds=1.0)) / 2  # the machine changes from second to second
             rows.add({"part": "back to back", "run": number, "in_turns_ms": in_turns, "plain_ms": plain})
+
+
+def _a_little_less(unit: Unit, widths: dict[str, int], share: float) -> dict[str, int]:
+    """Widths with about `share` fewer multiply-adds: the widest groups go a block narrower until they are gone."""
+    costs, found = unit.channels.costs, dict(widths)
+    limit = (1 - share) * costs.of("macs", widths)
+    while costs.of("macs", found) > limit:
+        widest = max(found, key=lambda name: found[name])
+        found[widest] -= block_of("ort")
+    return found
 
 
 def _plain_loop(runner: Runner, *, seconds: float) -> float:
@@ -257,7 +298,12 @@ def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
     setting = Setting.of("home", dense, _images(asked.cifar, FULL))
     groups = setting.channels.prunable
     scores = {
-        seed: taylor_scores(copy.deepcopy(dense), groups, islice(setting.stream("learn", seed), 8), F.cross_entropy)
+        seed: taylor_scores(
+            copy.deepcopy(dense),
+            groups,
+            islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch),
+            F.cross_entropy,
+        )
         for seed in asked.seeds
     }
     _plan_for_accuracy(dense, setting.channels, tuple(setting.data.image_shape), scores, asked, rows)
@@ -292,7 +338,7 @@ def _plan_for_accuracy(
     place = Place.here(backend="ort", threads=1, batch=8, image_shape=shape)
     found = LatencyTable.load(path) if path.is_file() else survey(prober, channels.groups, place, Survey())
     found.save(path)
-    runner, costs = prober.runner({}, "dense"), channels.costs
+    dense_again, costs = partial(prober.runner, {}, "dense"), channels.costs
     for seed, kind in product(asked.seeds, ("latency", "macs")):
         if rows.find(part="accuracy plan", seed=seed, plan=kind) is not None:
             continue
@@ -304,13 +350,17 @@ def _plan_for_accuracy(
             for _ in range(7):
                 share = (low + high) / 2
                 budget = PlanBudget.of("macs", share, costs)
-                tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
-                took = against(runner, prober.runner(tried.widths(), "slim"), Budget(seconds=1.0))
+                try:
+                    tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
+                except BudgetError:  # so few cannot be kept
+                    low = share
+                    continue
+                took = against(dense_again, partial(prober.runner, tried.widths(), "slim"), Budget(seconds=1.0))
                 if took["slim_ms"] <= 0.5 * took["dense_ms"]:
                     low, plan = share, tried
                 else:
                     high = share
-        measured = against(runner, prober.runner(plan.widths(), "slim"))
+        measured = against(dense_again, partial(prober.runner, plan.widths(), "slim"))
         rows.add({
             "part": "accuracy plan", "seed": seed, "plan": kind, **measured,
             "found": measured["slim_ms"] / measured["dense_ms"],
@@ -350,144 +400,18 @@ def units(
     threads: tuple[int, ...] = (),
 ) -> Iterator[Unit]:
     """Those asked for that do not have all their rows."""
-    for count in threads or asked.threads:
+    for cores in threads or asked.threads:
         for batch in batches or asked.batches:
             for network in networks or asked.networks:
-                key = {"network": network, "batch": batch, "threads": count}
+                key = {"network": network, "batch": batch, "threads": cores}
                 there = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
                 if len(there) < rows_each:
                     for row in there:
                         rows.all.remove(row)  # an unfinished unit is measured whole
-                    torch.set_num_threads(count)
-                    yield Unit(network, batch, count)
+                    torch.set_num_threads(cores)
+                    yield Unit(network, batch, cores)
 
 
-def report(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """All tables, in Markdown."""
-    rows = list(rows)
-    lines: list[str] = []
-    for part, write in _REPORTS.items():
-        if mine := [row for row in rows if row["part"] == part]:
-            lines += ["", *write(mine)]
-    return lines[1:]
-
-
-def _target_report(rows: list[dict[str, Any]]) -> list[str]:
-    met = [row for row in rows if "found" in row]
-    hit = sum(row["found"] <= row["asked"] * (1 + _TOLERANCE) for row in met)
-    off = [abs(row["predicted"] / row["first_found"] - 1) for row in met]
-    lines = [
-        f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, measured again after the plan was "
-        f"made. The table's first plan against its measurement: median {statistics.median(off):.1%}, largest "
-        f"{max(off):.1%}, {sum(value <= 0.08 for value in off)} of {len(off)} within 8 %.",
-        "",
-        *_heading("network", "batch", "threads", "asked", "measured", "speed-up, 95 %", "table said", "first plan had",
-                  "plans", "MACs kept"),
-    ]  # fmt: skip
-    for row in sorted(rows, key=lambda r: (r["threads"], r["batch"], NETWORKS.index(r["network"]), -r["asked"])):
-        head = row["network"], row["batch"], row["threads"], f"{row['asked']:.0%}"
-        if "refused" in row:
-            lines.append(_line(*head, f"refused: {row['refused'].splitlines()[0]}", *[""] * 5))
-            continue
-        shares = (f"{row[key]:.1%}" for key in ("predicted", "first_found"))
-        lines.append(_line(*head, f"{row['found']:.1%}", _interval(row), *shares, row["trials"], f"{row['macs']:.1%}"))
-    return lines
-
-
-def _halving_report(rows: list[dict[str, Any]]) -> list[str]:
-    heading = _heading("network", "batch", "threads", "speed-up", "95 %", "by the MACs", "of what these promise")
-    return ["Uniform halving of all widths, aligned:", "", *heading] + [
-        _line(
-            row["network"], row["batch"], row["threads"], f"{row['speedup']:.2f}", _interval(row),
-            f"{row['ideal']:.2f}", f"{row['speedup'] / row['ideal']:.0%}",
-        )
-        for row in rows
-    ]  # fmt: skip
-
-
-def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "Against torch-pruning at the same kept MACs; its widths are multiples of the number in the third column:", "",
-        *_heading("network", "batch", "multiples", "our MACs", "their MACs", "ours, ms", "theirs, ms",
-                  "faster", "95 %"),
-    ]  # fmt: skip
-    for row in rows:
-        lines.append(
-            _line(
-                row["network"], row["batch"], row["asked"], f"{row['our_macs']:.1%}", f"{row['their_macs']:.1%}",
-                f"{row['our_ms']:.2f}", f"{row['their_ms']:.2f}", f"{row['speedup']:.2f}", _interval(row),
-            )
-        )  # fmt: skip
-    for multiple in sorted({row["asked"] for row in rows}):
-        values = [row["speedup"] for row in rows if row["asked"] == multiple]
-        median = statistics.median(values)
-        lines += ["", f"Median with multiples of {multiple}: {median:.2f} over {len(values)} networks."]
-    return lines
-
-
-def _same_report(rows: list[dict[str, Any]]) -> list[str]:
-    none = sum(not is_measurable(*row["speedup_ci"]) for row in rows)
-    holds = sum(row["speedup_ci"][0] <= 1 <= row["speedup_ci"][1] for row in rows)
-    return [
-        f'The same graph as dense and as slim: "no measurable difference" in {none} of {len(rows)} runs of a second. '
-        f"The interval by itself held 1 in {holds}: what two sessions differ by ({RESOLUTION:.0%}) was set after these "
-        "runs were seen, and has not been confirmed by new ones."
-    ]
-
-
-def _plain_report(rows: list[dict[str, Any]]) -> list[str]:
-    off = [row["in_turns_ms"] / row["plain_ms"] - 1 for row in rows]
-    return [
-        f"Median in turns against a plain loop of the same session: {statistics.median(off):+.1%} in the median of "
-        f"{len(off)} runs, {min(off):+.1%} to {max(off):+.1%}."
-    ]
-
-
-def _table_report(rows: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"Table of {row['network']}, batch {row['batch']}, {row['threads']} threads: {row['seconds']:.0f} s; from its "
-        f"file {row['from_cache_seconds']:.2f} s; its own estimate of its error {row['error'][0]:.1%} (median)."
-        for row in rows
-    ]
-
-
-def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        f"ResNet-20 on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch 8, one thread), "
-        f"{rows[0]['steps']} steps of fine-tuning; dense top-1 {rows[0]['dense_top1']:.2%}:", "",
-        *_heading("planned for", "seed", "top-1", "measured", "MACs kept"),
-    ]  # fmt: skip
-    for row in sorted(rows, key=lambda r: (r["plan"], r["seed"])):
-        lines.append(_line(row["plan"], row["seed"], f"{row['top1']:.2%}", f"{row['found']:.1%}", f"{row['macs']:.1%}"))
-    means = {kind: [row["top1"] for row in rows if row["plan"] == kind] for kind in ("latency", "macs")}
-    if all(means.values()):
-        gained = statistics.mean(means["latency"]) - statistics.mean(means["macs"])
-        lines += ["", f"Planning for latency keeps {100 * gained:+.2f} points against planning for MACs."]
-    return lines
-
-
-def _heading(*names: str) -> list[str]:
-    return [_line(*names), "|" + "---|" * len(names)]
-
-
-def _line(*cells: Any) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _interval(row: dict[str, Any]) -> str:
-    low, high = row["speedup_ci"]
-    return f"{low:.2f} to {high:.2f}"
-
-
-_REPORTS: dict[str, Callable[[list[dict[str, Any]]], list[str]]] = {
-    "target": _target_report,
-    "halving": _halving_report,
-    "peer": _peer_report,
-    "same": _same_report,
-    "back to back": _plain_report,
-    "table": _table_report,
-    "accuracy": _accuracy_report,
-}
 _PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table, "accuracy": accuracy}
 
 
@@ -498,7 +422,7 @@ def main() -> None:
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
     parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
-    parser.add_argument("--steps", type=int, default=300, help="of fine-tuning, in the part accuracy")
+    parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning, in the part accuracy")
     parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
     parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")

@@ -18,8 +18,8 @@ import click
 
 from passdeploy import __version__
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
-from passdeploy.cli_profile import Subjects, subject_options
-from passdeploy.errors import PassDeployError
+from passdeploy.cli_profile import How, Subjects, run_options, subject_options
+from passdeploy.errors import PassDeployError, UsageError
 
 if TYPE_CHECKING:
     from passdeploy.terminal import TerminalListener
@@ -228,25 +228,26 @@ def export(
 
 @main.command()
 @takes_run
-@click.option(
-    "--backend",
-    default="torch,ort",
-    show_default=True,
-    help="What runs the networks: torch, compile, ort, ort-cuda, ort-trt.",
-)
+@click.option("--backend", metavar="NAME,...",
+              help="What runs the networks: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run: "
+              "torch,ort if left out, torch on a GPU.")  # fmt: skip
 @click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,
               help="At least this long per backend and batch.")  # fmt: skip
-@click.option("--layers", is_flag=True, help="Of a run: where the time goes, layer by layer, before and after.")
+@click.option(
+    "--layers", is_flag=True, help="Of a run: where the time goes, by layer and by group, in the first backend."
+)
+@run_options
 @subject_options
 @common
 def profile(
     run_dir: Path,
     allow_code: bool,
     subjects: Subjects,
+    how: How,
     layers: bool,
-    backend: str,
+    backend: str | None,
     batch: tuple[int, ...],
     threads: int | None,
     seconds: float,
@@ -254,23 +255,26 @@ def profile(
     quiet: bool,
 ) -> None:
     """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
-    backends = tuple(part.strip() for part in backend.split(","))
+    backends = tuple(part.strip() for part in backend.split(",")) if backend else None
     if subjects.are_given:
+        if layers:
+            raise UsageError("--layers lays two networks of a run side by side: give --run, and no files.")
         with _listener(quiet) as listener:
-            found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, listener)
+            found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, how, listener)
         _finish(found, as_json, *lines)
         return
     from passdeploy.deploy import profile_run, summary_of
-    from passdeploy.terminal import closing_table, layer_table
+    from passdeploy.terminal import closing_table, group_table, layer_table
 
     with _listener(quiet) as listener:
         document = profile_run(
-            run_dir, backends=backends, batches=batch, threads=threads, seconds=seconds, layers=layers,
-            allow_code=allow_code, tell=listener,
+            run_dir, backends=backends, batches=batch, threads=threads, setting=how.setting(), seconds=seconds,
+            layers=layers, trust_engine=how.trust_engine, allow_code=allow_code, tell=listener,
         )  # fmt: skip
         listener.console.print(closing_table(summary_of(run_dir), document["rows"]))
         if layers:
             listener.console.print(layer_table(document["layers"]))
+            listener.console.print(group_table(document["groups"]))
     written = _shown(run_dir.resolve() / "profile.json")
     _finish(
         {"path": str(written), **document},

@@ -17,9 +17,37 @@ if TYPE_CHECKING:
 
     from passdeploy.channels.groups import ChannelMap
     from passdeploy.events import Listener
+    from passdeploy.profiling import Setting
     from passdeploy.terminal import TerminalListener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class How:
+    """How networks are run: the options of that, as they were given."""
+
+    device: str
+    precision: str
+    channels_last: bool
+    cuda_graph: bool
+    trust_engine: bool
+
+    def setting(self) -> Setting:
+        """For measuring; the device is one that is here."""
+        from passdeploy.devices import find_device
+        from passdeploy.profiling import Setting
+
+        device = str(find_device(self.device))
+        return Setting(device, self.precision, self.channels_last, self.cuda_graph)
+
+    def require_usual(self) -> None:
+        """Raise UsageError where anything but a CPU in fp32 is asked for: tables are of nothing else."""
+        if (self.device, self.precision, self.channels_last, self.cuda_graph) != ("cpu", "fp32", False, False):
+            raise UsageError(
+                "latency tables are of the CPU in fp32 in this version: leave out --device, --precision,\n"
+                "--channels-last and --cuda-graph."
+            )
 
 
 @dataclass(frozen=True)
@@ -48,11 +76,12 @@ class Subjects:
 
     def carry_out(
         self,
-        backends: Sequence[str],
+        backends: Sequence[str] | None,
         batches: Sequence[int],
         threads: int | None,
         seconds: float,
         allow_code: bool,
+        how: How,
         listener: TerminalListener,
     ) -> tuple[dict[str, Any], list[str]]:
         """Measure; the document, and what the command says at its end."""
@@ -61,13 +90,17 @@ class Subjects:
             from passdeploy.profiling.artifacts import profile_files
             from passdeploy.terminal import latency_table
 
+            if backends is not None and len(backends) != 1:
+                raise UsageError("a file runs in one backend: give one, or leave out --backend.")
             found = profile_files(
-                self.files, batches=batches, threads=threads, seconds=seconds, image_size=self.image_size,
+                self.files, batches=batches, backend=backends[0] if backends else None, threads=threads,
+                setting=how.setting(), seconds=seconds, image_size=self.image_size, trust_engine=how.trust_engine,
                 tell=listener,
             ).to_json()  # fmt: skip
             listener.console.print(latency_table(found["rows"]))
             return found, [*map(str, self.files), "next: passdeploy profile, for a run"]
-        found = self.make_tables(backends, batches, threads, allow_code, listener)
+        how.require_usual()
+        found = self.make_tables(backends or (), batches, threads, allow_code, listener)
         lines = [
             f"{found['dense_ms']:.3g} ms dense; the table is off by {found['error']['median']:.1%} in the median",
             *sweep_lines(found.get("sweep", ())),
@@ -149,6 +182,27 @@ class Subjects:
                 scores, Request(share=self.share),
             )  # fmt: skip
         return document
+
+
+def run_options(command: Command) -> Command:
+    """The options that say how networks are run; the command gets them as one `How`."""
+
+    @wraps(command)
+    def wrapped(**given: Any) -> Any:
+        how = How(**{name: given.pop(name) for name in How.__dataclass_fields__})
+        return command(how=how, **given)
+
+    result: Any = wrapped
+    for option in (
+        click.option("--trust-engine", is_flag=True, help="Run engines without a sidecar; they are native code."),
+        click.option("--cuda-graph", is_flag=True, help="One launch for a whole network (torch, compile, tensorrt)."),
+        click.option("--channels-last", is_flag=True, help="Memory format of images and weights (torch, compile)."),
+        click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]), default="fp32",
+                     show_default=True, help="torch and compile convert the network; of a run's files those in it."),
+        click.option("--device", default="cpu", show_default=True, help="Of torch and compile: cpu, cuda or cuda:N."),
+    ):  # fmt: skip
+        result = option(result)
+    return result  # type: ignore[no-any-return]
 
 
 def subject_options(command: Command) -> Command:

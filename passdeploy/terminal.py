@@ -244,9 +244,27 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
+def group_table(groups: Iterable[Mapping[str, Any]]) -> Table:
+    """The same by channel group, the slowest first."""
+    table = Table(title="time by channel group (traced)", title_justify="left")
+    table.add_column("group", overflow="fold")
+    for heading in ("layers", "channels", "dense", "slim", "of the slim network"):
+        table.add_column(heading, justify="right")
+    table.add_column("no faster because", overflow="fold")
+    for group in groups:
+        before, after = group["dense_width"], group["slim_width"]
+        channels = str(before or "") if before == after else f"{before} → {after}"
+        table.add_row(
+            group["group"], str(len(group["layers"])), channels, _milliseconds(group["dense_ms"]),
+            _milliseconds(group["slim_ms"]), f"{group['share']:.0%}", group["why"],
+        )  # fmt: skip
+    return table
+
+
 def _setting(row: Mapping[str, Any]) -> str:
     """How a row was measured; rows of one setting compare."""
-    parts = [row.get("backend"), row.get("precision"), f"batch {row.get('batch')}", row.get("device")]
+    options = row.get("options") or ()
+    parts = [row.get("backend"), row.get("precision"), f"batch {row.get('batch')}", row.get("device"), *options]
     return ", ".join(str(part) for part in parts if part)
 
 

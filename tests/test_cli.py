@@ -68,6 +68,20 @@ def test_a_run_is_exported_and_profiled_with_the_default_paths(call, runs: Path,
     assert "latency ort, fp32, batch 2" in profiled.stderr
 
 
+def test_layers_of_a_run_are_laid_side_by_side_in_pytorch(call, runs: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(runs)
+    profiled = call("profile", "--backend", "torch", "--batch", "2", "--seconds", "0.2", "--layers", "--json")
+    assert profiled.exit_code == 0, profiled.output
+    document = json.loads(profiled.stdout)
+    names = [layer["name"] for layer in document["layers"]]
+    assert len(names) > 2
+    assert {layer["group"] for layer in document["layers"]} >= {document["groups"][0]["group"]} - set(names)
+    assert "time by channel group" in profiled.stderr
+    missing = call("profile", "--backend", "tensorrt", "--batch", "2")
+    assert missing.exit_code == 2
+    assert "passdeploy export --dense --trt" in missing.stderr
+
+
 def test_a_positional_recipe_is_as_good_as_an_option(call, tiny_recipe: Path):
     checked = call("check", tiny_recipe, "--json")
     assert checked.exit_code == 0, checked.output
@@ -135,6 +149,15 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "no run yet": (["profile"], 2, "passdeploy prune"),
         "no GPU": ([*ours, "--device", "cuda:9"], 3, "cuda:9"),
         "odd batch": (["profile", "--batch", "8,none"], 2, "8,none"),
+        "no GPU to profile on": (["profile", "--device", "cuda:7"], 3, "asked for cuda:7"),
+        "no such device": (["profile", "--device", "tpu"], 2, "no device is called 'tpu'"),
+        "layers of a file": (["profile", "--layers", "a.onnx"], 2, "--layers lays two networks of a run"),
+        "files in two backends": (["profile", "--backend", "ort,torch", "a.onnx"], 2, "a file runs in one backend"),
+        "table of a GPU": (
+            ["profile", "--table", "t.json", "--model", "torchvision/resnet18", "--precision", "fp16"],
+            2,
+            "in fp32",
+        ),
         "unknown option": (["prune", "--fast"], 2, "--fast"),
     }
 
@@ -142,7 +165,8 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
 MISTAKES = (
     "no recipe", "no such recipe", "unknown key", "unreachable budget", "unknown model", "code not allowed",
     "damaged weights", "missing weights", "missing folder", "damaged image", "one class", "no such run", "no run yet",
-    "no GPU", "odd batch", "unknown option",
+    "no GPU", "odd batch", "no GPU to profile on", "no such device", "layers of a file", "files in two backends",
+    "table of a GPU", "unknown option",
 )  # fmt: skip
 
 

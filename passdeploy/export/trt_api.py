@@ -49,6 +49,10 @@ class TensorRT(Protocol):
     @property
     def HardwareCompatibilityLevel(self) -> type[tensorrt.HardwareCompatibilityLevel]: ...  # noqa: D102
     @property
+    def TensorIOMode(self) -> type[tensorrt.TensorIOMode]: ...  # noqa: D102
+    @property
+    def IProfiler(self) -> type[tensorrt.IProfiler]: ...  # noqa: D102
+    @property
     def LayerInformationFormat(self) -> type[tensorrt.LayerInformationFormat]: ...  # noqa: D102
 
 

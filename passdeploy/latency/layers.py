@@ -1,13 +1,14 @@
 """Where the time goes, layer by layer, before and after: and why a layer that lost channels is no faster.
 
 ONNX Runtime's profiler times the kernels of both files; kernels are told by the weights that they read, whose names
-both share. Profiling slows a network down, so the figures say where time goes, not how much there is of it.
+both share. Profiling slows a network down, so the figures say where time goes, not how much there is of it. Other
+backends are looked into by `passdeploy.latency.traces`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from passdeploy.channels.costs import Factor
+from passdeploy.channels.groups import ChannelGroup
 from passdeploy.latency.onnx_layers import by_layer, find_layers
 from passdeploy.latency.ort_probe import read_trace
 from passdeploy.profiling.clock import HostClock
@@ -25,6 +27,7 @@ from passdeploy.profiling.runners import OrtRunner
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_BEHIND_PROMPT = "network."  # what the names of a network behind a visual prompt begin with
 ELSEWHERE = "(between layers)"  # pooling, additions, copies: kernels without a weight
 _FEW_CALLS = 10
 _SHORT_MS = 0.01  # below this a kernel is mostly its call
@@ -51,6 +54,7 @@ class LayerChange:
     dense_channels: tuple[int, ...]  # out, in
     slim_channels: tuple[int, ...]
     why: str  # it gained less than its multiply-adds promise; empty where it did not
+    group: str = ""  # of its output channels; empty where they belong to none
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,22 +98,26 @@ def trace_layers(path: Path, images: Tensor, *, threads: int, seconds: float = 1
     return [*found, LayerTime(ELSEWHERE, (), False, rest)]
 
 
-def compare_layers(dense: Sequence[LayerTime], slim: Sequence[LayerTime], *, block: int) -> list[LayerChange]:
+def compare_layers(
+    dense: Sequence[LayerTime], slim: Sequence[LayerTime], *, block: int, groups: Sequence[ChannelGroup] = ()
+) -> list[LayerChange]:
     """Both networks layer by layer, in the dense one's order.
 
     Args:
         dense: layers of the dense network.
-        slim: those of the slim one, with the same names.
+        slim: those of the slim one, with the same names, or behind a visual prompt.
         block: channels that a kernel computes together.
+        groups: of the dense network: a layer belongs to the group of its output channels.
     """
     after = {layer.name: layer for layer in slim}
+    home = {slot.layer: group.name for group in groups for slot in group.slots if slot.is_output}
     changes = []
     for before in dense:
-        now = after.get(before.name)
+        now = after.get(before.name) or after.get(_BEHIND_PROMPT + before.name)
         if now is not None:
-            changes.append(
-                LayerChange(before.name, before.ms, now.ms, before.weight[:2], now.weight[:2], _why(before, now, block))
-            )
+            channels = before.weight[:2], now.weight[:2]
+            group, why = home.get(before.name, ""), _why(before, now, block)
+            changes.append(LayerChange(before.name, before.ms, now.ms, *channels, why, group))
     return changes
 
 
@@ -123,7 +131,7 @@ def _why(before: LayerTime, now: LayerTime, block: int) -> str:
     if before.is_depthwise:
         return "depthwise: bound by memory, not by multiply-adds"
     if now.ms < _SHORT_MS:
-        return "as short as a call can be"
+        return "launch-bound: as short as a call can be"
     odd = [
         width for width, old in zip(now.weight[:2], before.weight[:2], strict=True) if width % block and width != old
     ]
@@ -133,11 +141,28 @@ def _why(before: LayerTime, now: LayerTime, block: int) -> str:
     return "bound by memory or by what does not shrink with the channels"
 
 
-def share_of_time(changes: Sequence[LayerChange]) -> Mapping[str, float]:
-    """Part of the network (the first two parts of a layer's name) -> its share of the slim network's time."""
+def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
+    """The same by channel group, the slowest of the slim network first; layers without a group stand by themselves.
+
+    Returns:
+        A row per group: its name, its layers, its width and its milliseconds in both networks, its share of the slim
+        network's time, and why its layers gained less than their multiply-adds promise.
+    """
     whole = sum(change.slim_ms for change in changes)
-    parts: dict[str, float] = {}
+    parts: dict[str, list[LayerChange]] = {}
     for change in changes:
-        part = ".".join(change.name.split(".")[:2])
-        parts[part] = parts.get(part, 0.0) + change.slim_ms / whole
-    return parts
+        parts.setdefault(change.group or change.name, []).append(change)
+    rows = [
+        {
+            "group": name,
+            "layers": [change.name for change in part],
+            "dense_width": part[0].dense_channels[0] if part[0].dense_channels else None,
+            "slim_width": part[0].slim_channels[0] if part[0].slim_channels else None,
+            "dense_ms": sum(change.dense_ms for change in part),
+            "slim_ms": sum(change.slim_ms for change in part),
+            "share": sum(change.slim_ms for change in part) / whole if whole else 0.0,
+            "why": "; ".join(dict.fromkeys(change.why for change in part if change.why)),
+        }
+        for name, part in parts.items()
+    ]
+    return sorted(rows, key=lambda row: -float(str(row["slim_ms"])))

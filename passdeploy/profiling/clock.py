@@ -24,6 +24,10 @@ class Clock(Protocol):
         """Do `work` once; how long it took, in milliseconds."""
         ...
 
+    def enqueue_ms(self, work: Callable[[], object]) -> float | None:
+        """Do `work` once; how long the host took to queue it, or None where nothing is queued."""
+        ...
+
 
 class HostClock:
     """The monotonic clock of this process: right for work that is over when the call returns."""
@@ -38,9 +42,13 @@ class HostClock:
         work()
         return (perf_counter_ns() - began) / 1e6
 
+    def enqueue_ms(self, work: Callable[[], object]) -> float | None:
+        """None: the call is the work."""
+        return None
+
 
 class CudaClock(HostClock):
-    """Events on a CUDA device: the time the device worked, one call at a time."""
+    """Events on a CUDA device: the time the device worked, one call at a time, on the stream that is current now."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device)
@@ -55,7 +63,13 @@ class CudaClock(HostClock):
         self._ended.synchronize()
         return float(self._began.elapsed_time(self._ended))
 
+    def enqueue_ms(self, work: Callable[[], object]) -> float | None:
+        """Host milliseconds until the call has returned; the device is idle before, and waited for after."""
+        queued = super().time_ms(work)
+        self._stream.synchronize()
+        return queued
+
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock that tells the truth about work on `device`."""
+    """The clock that tells the truth about work that is queued on `device`."""
     return CudaClock(device) if device.type == "cuda" else HostClock()

@@ -1,84 +1,36 @@
 """Dense against slim on this machine: which runs, in what order, and the table that comes out.
 
-Every backend and batch size is one comparison of the two networks, measured in turns. A speed-up is
-only claimed with an interval that leaves 1 out.
+Every backend and batch size is one comparison of the two networks, measured in turns and in several sittings. A
+speed-up is only claimed with an interval that leaves 1 out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from passdeploy.errors import UsageError
 from passdeploy.events import Listener, Warned, silent, stage
-from passdeploy.profiling.clock import Clock, HostClock
+from passdeploy.profiling.clock import Clock, HostClock, clock_for
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
-from passdeploy.profiling.measure import Budget, measure_one, measure_pair
-from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, Runner, TorchRunner, torch_threads
-from passdeploy.profiling.statistics import Speedup, Summary, is_measurable, speedup, summarise
+from passdeploy.profiling.launches import launch_note
+from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
+from passdeploy.profiling.rows import Beside, Profile, Row, row_of
+from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
+from passdeploy.profiling.setting import ON_GPU, Setting, memory_of, stream_of
+from passdeploy.profiling.statistics import Summary, speedup_over, summarise
+from passdeploy.profiling.subjects import Subject, runner_of
+from passdeploy.profiling.watch import OTHERS_BUSY, Glance, disturbances
 
-BACKENDS = ("torch", "ort", "compile", "ort-cuda", "ort-trt")
-NO_DIFFERENCE = "no measurable difference"
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
-_UNSTABLE_ABOVE = 0.03  # of ci95_rel
-_BUSY_ABOVE = 0.3  # cores that others use before we start
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One of the two networks compared, in the forms that can be run."""
-
-    name: str  # "dense" or "slim"
-    module: nn.Module | None = None  # for "torch"
-    onnx: Path | None = None  # for "ort"
-    weights: str = ""  # the file the module came from, for the record
-
-
-@dataclass(frozen=True)
-class Row:
-    """One network on one backend at one batch size."""
-
-    model: str
-    artifact: str
-    backend: str
-    device: str
-    precision: str
-    batch: int
-    median_ms: float
-    p90_ms: float
-    p99_ms: float | None  # None under 1,000 samples
-    ci95_rel: float
-    images_per_s: float  # one batch after the other, nothing in flight
-    speedup: float  # dense median / this median
-    speedup_ci: tuple[float, float]  # 95 %
-    notes: tuple[str, ...]
-    n: int
-    p95_ms: float
-    cv: float
-    threads: int
-
-    @property
-    def is_faster(self) -> bool:
-        """Whether it is measurably faster than what it was compared with."""
-        return self.speedup_ci[0] > 1.0 and is_measurable(*self.speedup_ci)
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What was measured, and on what."""
-
-    environment: Mapping[str, Any]
-    rows: tuple[Row, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of profile.json, in plain lists and dicts."""
-        rows = [{**asdict(row), "speedup_ci": list(row.speedup_ci), "notes": list(row.notes)} for row in self.rows]
-        return {"environment": dict(self.environment), "rows": rows}
+_BUILT_ONCE = ("compile",)  # building takes longer than measuring
+_FEW_SITTINGS = 4  # for a quick look
+_APART = 20  # calls, of what is measured beside the latency
 
 
 def profile_pair(
@@ -89,22 +41,24 @@ def profile_pair(
     backends: Sequence[str] = ("torch", "ort"),
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
+    setting: Setting | None = None,
     seconds: float = 4.0,
     iterations: int | None = None,
     seed: int = 0,
     clock: Clock | None = None,
     tell: Listener = silent,
 ) -> Profile:
-    """Measure both networks on the CPU; a dense row and a slim row per backend and batch size.
+    """Measure both networks; a dense row and a slim row per backend and batch size.
 
     Args:
         dense: what the speed-up is relative to.
         slim: the network that should be faster; None: `dense` is measured by itself.
         image_shape: (3, height, width).
         backends: of "torch", "compile" (torch.compile), "ort" (ONNX Runtime on the CPU), "ort-cuda" and "ort-trt" (its
-            CUDA and TensorRT providers).
+            CUDA and TensorRT providers), "tensorrt" (engines), "torch-trt" (programs of Torch-TensorRT).
         batches: images per call.
         threads: of PyTorch and of ONNX Runtime; None takes every physical core of this process.
+        setting: device, precision, layout, CUDA graph; None: PyTorch in fp32 on the CPU.
         seconds: at least this long per comparison, both networks together, warm-up apart.
         iterations: at least this many calls of each network, but no more than a minute of them; None: 1,000, or none
             for a quick look of less than 3 seconds.
@@ -113,97 +67,131 @@ def profile_pair(
         tell: hears what happens.
 
     Raises:
-        UsageError: an unknown backend, a batch or a thread count below 1, a form that a subject lacks.
-        MissingError, CorruptArtifact: see `open_session`.
+        UsageError: an unknown backend, a batch or a thread count below 1, a form that a subject lacks, an option that a
+            backend does not have, a batch that a file does not take.
+        MissingError, CorruptArtifact, ExportError: see `runner_of`.
     """
-    threads = physical_cores() if threads is None else threads
-    _check(dense, slim, backends, batches, threads, seconds)
+    threads, setting = physical_cores() if threads is None else threads, setting or Setting()
+    _check(dense, slim, batches, threads, seconds)
+    setting.require_possible(backends)
     environment = read_environment(threads=threads)
     _warn_if_busy(environment, tell)
     if iterations is None:
         iterations = FULL_ITERATIONS if seconds >= FULL_SECONDS else 0
-    clock, budget = clock or HostClock(), Budget(seconds=seconds, iterations=iterations)
+    subjects = [subject for subject in (dense, slim) if subject is not None]
+    comparison = _Comparison(subjects, threads, setting, Budget(seconds=seconds, iterations=iterations), seed, clock)
     work = [(backend, batch) for backend in backends for batch in batches]
     rows: list[Row] = []
-    names = " and ".join(subject.name for subject in (dense, slim) if subject is not None)
+    names = " and ".join(subject.name for subject in subjects)
     words = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
     with stage("profile", words, tell, total=len(work)) as progress, torch_threads(threads):
         for done, (backend, batch) in enumerate(work, start=1):
             images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(seed))
-            runners = [_runner(subject, backend, threads) for subject in (dense, slim) if subject is not None]
-            for runner in runners:
-                runner.prepare(images)
-            if len(runners) == 1:
-                alone = measure_one(runners[0], clock, budget)
-                rows.append(_row(runners[0], batch, threads, summarise(alone, seed=seed), None))
-                progress.step(done, len(work), ms=rows[-1].median_ms)
-                continue
-            samples = measure_pair(runners[0], runners[1], clock, budget)
-            gained = speedup(*samples, seed=seed)
-            rows.append(_row(runners[0], batch, threads, summarise(samples[0], seed=seed), None))
-            rows.append(_row(runners[1], batch, threads, summarise(samples[1], seed=seed), gained))
-            progress.step(done, len(work), speedup=gained.ratio)
-        progress.text = "; ".join(_in_words(row) for row in rows if slim is not None and row.model == slim.name)
+            found = comparison.measured(backend, images)
+            rows += found
+            figure = {"ms": found[0].median_ms} if slim is None else {"speedup": found[1].speedup}
+            progress.step(done, len(work), **figure)
+        progress.text = "; ".join(row.in_words for row in rows if slim is not None and row.model == slim.name)
     return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows))
 
 
-def _runner(subject: Subject, backend: str, threads: int) -> Runner:
-    """The one function that knows which class runs which backend."""
-    if backend == "torch" and subject.module is not None:
-        return TorchRunner(subject.name, subject.module, artifact=subject.weights)
-    if backend == "compile" and subject.module is not None:
-        return CompiledRunner(subject.name, subject.module, artifact=subject.weights)
-    if backend in PROVIDERS and subject.onnx is not None:
-        return OrtRunner(subject.name, subject.onnx, threads=threads, backend=backend)
-    missing = "ONNX file" if backend in PROVIDERS else "module"
-    raise UsageError(f"the {subject.name} network has no {missing} to run in {backend}.")
+@runtime_checkable
+class _Copies(Protocol):
+    """A runner whose batch comes from the host."""
+
+    def copy(self) -> None: ...
 
 
-def _row(runner: Runner, batch: int, threads: int, found: Summary, gained: Speedup | None) -> Row:
-    """A line of the table; `gained` is None for the network that others are compared with."""
-    notes = []
-    if gained is not None and not gained.is_measurable:
-        notes.append(NO_DIFFERENCE)
-    if found.ci95_rel > _UNSTABLE_ABOVE:
-        notes.append(f"unstable: the median is known to ±{found.ci95_rel:.0%}")
-    return Row(
-        model=runner.name,
-        artifact=runner.artifact,
-        backend=runner.backend,
-        device=runner.device,
-        precision=runner.precision,
-        batch=batch,
-        median_ms=found.median_ms,
-        p90_ms=found.p90_ms,
-        p99_ms=found.p99_ms,
-        ci95_rel=found.ci95_rel,
-        images_per_s=1e3 * batch / found.median_ms,
-        speedup=gained.ratio if gained else 1.0,
-        speedup_ci=(gained.low, gained.high) if gained else (1.0, 1.0),
-        notes=tuple(notes),
-        n=found.n,
-        p95_ms=found.p95_ms,
-        cv=found.cv,
-        threads=threads,
-    )
+@dataclass(frozen=True)
+class _Comparison:
+    """Everything that all backends and batches of a profile share."""
+
+    subjects: Sequence[Subject]
+    threads: int
+    setting: Setting
+    budget: Budget
+    seed: int
+    clock: Clock | None
+
+    def measured(self, backend: str, images: Tensor) -> list[Row]:
+        """Build the networks, measure them in turns, and what else is asked of each; a row each."""
+        device = self.setting.device_of(backend)
+        with stream_of(device):
+            clock = self.clock or _clock_of(backend, device)
+            built = _Built(self, backend, images)
+            before = Glance.now(with_gpus=device.type == "cuda")
+            samples = measure_sittings(built.anew, clock, self.budget, sittings=self.sittings_of(backend))
+            happened = disturbances(before, Glance.now(with_gpus=device.type == "cuda"))
+            found = [summarise(*taken, seed=self.seed) for taken in samples]
+            gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
+            beside = [
+                replace(_apart(runner, summary, clock, happened), memory_mb=memory)
+                for runner, summary, memory in zip(built.runners, found, built.memory, strict=True)
+            ]
+        return [
+            row_of(*parts, batch=len(images), threads=self.threads, options=self.setting.options)
+            for parts in zip(built.runners, found, gained, beside, strict=True)
+        ]
+
+    def sittings_of(self, backend: str) -> int:
+        """How often both networks are built anew."""
+        if backend in _BUILT_ONCE:
+            return 1
+        return SITTINGS if self.budget.seconds >= FULL_SECONDS else _FEW_SITTINGS
 
 
-def _in_words(row: Row) -> str:
-    """`ort batch 8: 1.62x`, or that there is nothing to claim."""
-    claim = NO_DIFFERENCE if NO_DIFFERENCE in row.notes else f"{row.speedup:.2f}x"
-    return f"{row.backend} batch {row.batch}: {claim}"
+class _Built:
+    """The networks of a comparison, built anew for every sitting, each of them first every other time."""
+
+    def __init__(self, comparison: _Comparison, backend: str, images: Tensor) -> None:
+        self.runners: list[Runner] = []
+        self.memory: list[float | None] = [None] * len(comparison.subjects)
+        self._comparison, self._backend, self._images = comparison, backend, images
+
+    def anew(self, sitting: int) -> Sequence[Runner]:
+        """Runners in the order of the subjects, whatever order they are built in."""
+        device = self._comparison.setting.device_of(self._backend)
+        if device.type == "cuda":
+            self.runners = []  # a GPU may not have room for two of each; a CPU should not give the same memory again
+        made: dict[int, Runner] = {}
+        order = range(len(self._comparison.subjects))
+        for number in order if sitting % 2 == 0 else reversed(order):
+
+            def build(number: int = number) -> None:
+                subject, setting = self._comparison.subjects[number], self._comparison.setting
+                made[number] = runner_of(subject, self._backend, self._comparison.threads, setting)
+                made[number].prepare(self._images)
+                made[number].run()
+
+            taken = memory_of(device, build, by_driver=self._backend in ON_GPU)
+            if sitting == 0:
+                self.memory[number] = taken
+        self.runners = [made[number] for number in order]
+        return self.runners
 
 
-def _check(
-    dense: Subject,
-    slim: Subject | None,
-    backends: Sequence[str],
-    batches: Sequence[int],
-    threads: int,
-    seconds: float,
-) -> None:
-    if unknown := [name for name in backends if name not in BACKENDS]:
-        raise UsageError(f"unknown backend {', '.join(unknown)}: choose from {', '.join(BACKENDS)}.")
+def _clock_of(backend: str, device: torch.device) -> Clock:
+    """Events where work is queued. ONNX Runtime's call is over when it returns, on a GPU too: see `OrtRunner.run`.
+
+    Where PyTorch sees no GPU, building the runner says so.
+    """
+    return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)
+
+
+def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> Beside:
+    """What is measured after the latency, by calls of its own."""
+    queued = [clock.enqueue_ms(runner.run) for _ in range(_APART)]
+    enqueue = median(ms for ms in queued if ms is not None) if queued[0] is not None else None
+    copied = None
+    if enqueue is not None and isinstance(runner, _Copies):
+        copied = median(clock.time_ms(runner.copy) for _ in range(_APART))
+    notes = (launch_note(runner, found.median_ms, enqueue), *happened)
+    if copied is not None and copied >= found.median_ms:
+        notes = (*notes, "copying the batch to the GPU takes longer than the network")  # trtexec's warning
+    return Beside(enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
+
+
+def _check(dense: Subject, slim: Subject | None, batches: Sequence[int], threads: int, seconds: float) -> None:
     if wrong := [batch for batch in batches if batch < 1]:
         raise UsageError(f"batch {wrong[0]} makes no sense: a batch holds at least one image.")
     if threads < 1 or seconds <= 0:
@@ -214,7 +202,7 @@ def _check(
 
 def _warn_if_busy(environment: Mapping[str, Any], tell: Listener) -> None:
     busy, cores = environment["busy_cores"], environment["cores"]
-    if busy is not None and busy > _BUSY_ABOVE:
+    if busy is not None and busy > OTHERS_BUSY:
         tell(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
     for gpu in environment["gpus"]:
         if reasons := gpu.get("throttled_by"):

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from time import sleep
 from typing import Any
 
-from passdeploy.export.driver import probe_driver
+from passdeploy.profiling.gpus import read_gpus
 from passdeploy.versions import package_versions
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -36,7 +35,7 @@ def read_environment(*, threads: int) -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": package_versions(),
-        "gpus": _gpus(),
+        "gpus": read_gpus(),
         "ort_spinning": "while a run lasts",
     }
 
@@ -62,15 +61,15 @@ def busy_cores(seconds: float = 0.3) -> float | None:
 
     The load average would still count what this process did a minute ago.
     """
-    before = _busy_ticks()
+    before = busy_ticks()
     sleep(seconds)
-    after = _busy_ticks()
+    after = busy_ticks()
     if before is None or after is None:
         return None
     return (after - before) / (os.sysconf("SC_CLK_TCK") * seconds)
 
 
-def _busy_ticks() -> int | None:
+def busy_ticks() -> int | None:
     """Clock ticks that all cores together have worked since the machine started."""
     fields = (_read(_STAT) or "").split("\n")[0].split()
     if len(fields) < 8 or fields[0] != "cpu":
@@ -104,53 +103,6 @@ def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
         if "core id" in fields and int(fields.get("processor", -1)) in allowed:
             found.add((fields.get("physical id", "0"), fields["core id"]))
     return found
-
-
-def _gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs: through NVML where nvidia-ml-py is installed, else by name alone."""
-    driver = probe_driver()
-    if driver is None or not driver.devices:
-        return []
-    cuda = f"{driver.cuda[0]}.{driver.cuda[1]}"
-    try:
-        nvml = import_module("pynvml")
-        nvml.nvmlInit()
-    except Exception:  # not installed, or no NVML beside the driver: the names are still worth having
-        return [{"name": name, "cuda": cuda} for name in driver.devices]
-    try:
-        return [_nvml_facts(nvml, index, cuda) for index in range(nvml.nvmlDeviceGetCount())]
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _nvml_facts(nvml: Any, index: int, cuda: str) -> dict[str, Any]:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    return {
-        "name": nvml.nvmlDeviceGetName(handle),
-        "cuda": cuda,
-        "driver": nvml.nvmlSystemGetDriverVersion(),
-        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "power_w": _asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
-        "power_limit_w": _asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
-        "throttled_by": _asked(lambda: _throttles(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
-        "processes": _asked(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
-    }
-
-
-def _throttles(nvml: Any, reasons: int) -> list[str]:
-    """What holds the clocks down, in NVML's words; that the GPU is idle, or its clocks were set, is not among it."""
-    names = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
-    return [name for name in names if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)]
-
-
-def _asked(question: Callable[[], Any]) -> Any:
-    """An answer of NVML, or None where this GPU or this user gets none."""
-    try:
-        return question()
-    except Exception:  # its errors are classes of its own, made when it starts
-        return None
 
 
 def peak_memory_mb() -> float | None:

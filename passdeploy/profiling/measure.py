@@ -3,12 +3,15 @@
 A machine changes while it is measured: clocks ramp, other programs come and go. Measured one after the
 other, two networks see two machines; measured in turns of a few milliseconds they see the same one.
 The first calls after a turn, with the caches still full of the other network, are not timed.
+
+Where a network's memory lies makes it a percent or two slower or faster for as long as it lives, so both are built
+anew several times: each time is a sitting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from statistics import median
 
@@ -20,7 +23,8 @@ from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.statistics import Samples
 
 _WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
-_FEWEST_PAIRS = 8  # of blocks: below this an interval means little
+_LATER_WARM_UP_MS = 50.0  # of a sitting after the first: the processor is awake by then
+SITTINGS = 8
 _UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
 
 
@@ -34,6 +38,15 @@ class Budget:
     block_ms: float = 25.0  # one turn of one network
     warm_up_ms: float = 200.0  # at least, of each network
     stable_within: float = 0.03  # warm when two windows agree to this
+    fewest_pairs: int = 8  # of blocks: below this an interval over blocks means little
+
+    def of_sitting(self, number: int, sittings: int) -> Budget:
+        """The part of one sitting; its blocks may be few, since it is sittings that the interval is over."""
+        return replace(
+            self, seconds=self.seconds / sittings, iterations=ceil(self.iterations / sittings),
+            most_seconds=self.most_seconds / sittings, fewest_pairs=ceil(self.fewest_pairs / sittings) + 1,
+            warm_up_ms=self.warm_up_ms if number == 0 else min(self.warm_up_ms, _LATER_WARM_UP_MS),
+        )  # fmt: skip
 
     def is_spent(self, elapsed_s: float, iterations: int) -> bool:
         """Whether enough was measured."""
@@ -57,7 +70,7 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) ->
             for index in turn:
                 blocks[index].append(_block((first, second)[index].run, calls[index], clock))
             pairs = len(blocks[0])
-            if pairs >= _FEWEST_PAIRS and budget.is_spent(clock.now() - began, pairs * min(calls)):
+            if pairs >= budget.fewest_pairs and budget.is_spent(clock.now() - began, pairs * min(calls)):
                 break
     return np.array(blocks[0]), np.array(blocks[1])
 
@@ -67,9 +80,36 @@ def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
     with no_collection():
         calls = max(1, round(budget.block_ms / warm_up(runner.run, clock, budget)))
         blocks, began = list[list[float]](), clock.now()
-        while len(blocks) < _FEWEST_PAIRS or not budget.is_spent(clock.now() - began, len(blocks) * calls):
+        while len(blocks) < budget.fewest_pairs or not budget.is_spent(clock.now() - began, len(blocks) * calls):
             blocks.append([clock.time_ms(runner.run) for _ in range(calls)])
     return np.array(blocks)
+
+
+def measure_sittings(
+    build: Callable[[int], Sequence[Runner]], clock: Clock, budget: Budget, *, sittings: int = SITTINGS
+) -> list[list[Samples]]:
+    """Time one or two networks that are built anew for every sitting.
+
+    Args:
+        build: the runners of a sitting, by its number, prepared. It should build another one of the two first every
+            other time: the second may find better memory.
+        clock: what times them.
+        budget: of all sittings together.
+        sittings: how many.
+
+    Returns:
+        For each network the samples of each sitting, as `measure_pair` returns them.
+    """
+    found: list[list[Samples]] = []
+    for number in range(sittings):
+        runners, part = build(number), budget.of_sitting(number, sittings)
+        if len(runners) == 1:
+            taken: tuple[Samples, ...] = (measure_one(runners[0], clock, part),)
+        else:
+            taken = measure_pair(runners[0], runners[1], clock, part)
+        found.append(list(taken))
+        del runners  # a GPU may have no room for the next ones beside them
+    return [list(samples) for samples in zip(*found, strict=True)]
 
 
 def warm_up(work: Callable[[], object], clock: Clock, budget: Budget) -> float:

@@ -31,8 +31,8 @@ def test_the_layer_type_checks_against_a_release(release: str, tmp_path: Path):
         pytest.skip(f"no TensorRT stubs at {stubs}; PASSDEPLOY_TENSORRT_STUBS names their folder")
     settings = tmp_path / "mypy.ini"
     settings.write_text(SETTINGS)
-    layer = sorted(str(path) for path in (ROOT / "passdeploy" / "export").glob("trt_*.py"))
-    assert len(layer) >= 5
+    layer = sorted(str(path) for path in (ROOT / "passdeploy").glob("*/trt_*.py"))
+    assert len(layer) >= 6
     done = subprocess.run(
         [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--cache-dir={tmp_path}", *layer],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MYPYPATH": str(stubs)},

@@ -13,7 +13,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import UsageError
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.latency.layers import ELSEWHERE, LayerTime, compare_layers, share_of_time, trace_layers
+from passdeploy.latency.layers import ELSEWHERE, LayerTime, by_group, compare_layers, trace_layers
 from passdeploy.latency.networks import prober_for
 from passdeploy.latency.observation import Observation, Prober, undisturbed
 from passdeploy.latency.place import Place, block_of
@@ -125,11 +125,21 @@ def test_layers_of_two_files_are_laid_side_by_side(net: nn.Module, channels: Cha
     dense, cut = (
         trace_layers(tmp_path / f"{name}.onnx", IMAGES, threads=1, seconds=0.05) for name in ("dense", "slim")
     )
-    changes = compare_layers(dense, cut, block=16)
+    changes = compare_layers(dense, cut, block=16, groups=channels.groups)
     assert [change.name for change in changes] == ["first", "second", "third", "fc", ELSEWHERE]
     assert changes[1].dense_channels == (64, 32)
     assert changes[1].slim_channels == (20, 32)
-    assert sum(share_of_time(changes).values()) == pytest.approx(1.0)
+    rows = by_group(changes)
+    assert sum(row["share"] for row in rows) == pytest.approx(1.0)
+    second = next(row for row in rows if row["group"] == "second")
+    assert (second["layers"], second["dense_width"], second["slim_width"]) == (["second"], 64, 20)
+    assert [row["slim_ms"] for row in rows] == sorted((row["slim_ms"] for row in rows), reverse=True)
+
+
+def test_layers_behind_a_visual_prompt_are_found():
+    before, after = LayerTime("a", (8, 8, 1, 1), False, 1.0), LayerTime("network.a", (4, 8, 1, 1), False, 0.5)
+    (change,) = compare_layers([before], [after], block=8)
+    assert (change.name, change.slim_ms) == ("a", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +151,11 @@ def test_layers_of_two_files_are_laid_side_by_side(net: nn.Module, channels: Cha
             "20 channels are comp",
         ),
         (LayerTime("a", (64, 1, 3, 3), True, 1.0), LayerTime("a", (16, 1, 3, 3), True, 0.9), "depthwise"),
-        (LayerTime("a", (64, 64, 1, 1), False, 0.01), LayerTime("a", (16, 64, 1, 1), False, 0.009), "as short as"),
+        (
+            LayerTime("a", (64, 64, 1, 1), False, 0.01),
+            LayerTime("a", (16, 64, 1, 1), False, 0.009),
+            "launch-bound: as short as",
+        ),
         (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (16, 64, 1, 1), False, 0.9), "bound by memory"),
         (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (32, 64, 1, 1), False, 0.5), ""),
         (LayerTime("a", (64, 64, 1, 1), False, 1.0), LayerTime("a", (64, 64, 1, 1), False, 1.0), ""),

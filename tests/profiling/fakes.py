@@ -22,6 +22,9 @@ class FakeClock:
         work()
         return (self.seconds - began) * 1e3
 
+    def enqueue_ms(self, work: Callable[[], object]) -> float | None:
+        return None
+
 
 class FakeRunner:
     """Takes the milliseconds it is told, and notes every call in a log shared with its opponent."""

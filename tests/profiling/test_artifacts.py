@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,11 @@ import torch
 from torch import nn
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
+from passdeploy.export import driver
+from passdeploy.export.artifact import describe
 from passdeploy.export.onnx_graph import export_onnx
+from passdeploy.export.trt_sidecar import write_sidecar
+from passdeploy.profiling import Setting
 from passdeploy.profiling.artifacts import profile_files
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
@@ -25,7 +30,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_onnx(network(8), torch.zeros(1, 3, 16, 16), folder / "fixed.onnx", batch=(2, 2, 2))
     torch.export.save(torch.export.export(network(), (torch.zeros(2, 3, 16, 16),)), folder / "program.pt2")
     (folder / "broken.pt2").write_bytes(b"no archive")
-    (folder / "plan.engine").write_bytes(b"a plan")
+    for name in ("plan", "foreign"):
+        (folder / f"{name}.engine").write_bytes(b"a plan")
+    write_sidecar(describe(folder / "plan.engine", kind="engine", precision="fp32", facts={}))
+    with zipfile.ZipFile(folder / "accelerated.pt2", "w") as archive:
+        archive.writestr("accelerated/models/model.json", '{"target": "torch.ops.tensorrt.execute_engine.default"}')
     return folder
 
 
@@ -60,12 +69,25 @@ def test_a_program_of_pytorch_is_run_by_pytorch(files: Path):
         (["small.onnx"] * 3, {}, UsageError, "give one, or two"),
         (["none.onnx"], {}, RunError, "there is no file"),
         (["broken.pt2"], {}, CorruptArtifact, "cannot open broken.pt2"),
-        (["plan.engine"], {}, MissingError, "an engine runs on the GPU"),
+        (["plan.engine"], {}, MissingError, "no NVIDIA driver here, and running an engine needs the target GPU"),
+        (["foreign.engine"], {}, CorruptArtifact, "has no sidecar"),
+        (["accelerated.pt2"], {}, MissingError, "no NVIDIA driver here, and a Torch-TensorRT program"),
+        (["small.onnx"], {"backend": "torch"}, UsageError, "small.onnx runs in ort, not in torch"),
+        (["small.onnx"], {"backend": "ort-cuda"}, MissingError, "has no CUDAExecutionProvider"),
+        (["small.onnx"], {"setting": Setting(precision="fp16")}, UsageError, "leave out --precision"),
+        (["small.onnx"], {"setting": Setting(cuda_graph=True)}, UsageError, "not for ort"),
+        (["program.pt2"], {"setting": Setting(channels_last=True)}, UsageError, "leave out --channels-last"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    names: list[str], options: dict[str, object], error: type[Exception], words: str, files: Path
+    names: list[str],
+    options: dict[str, object],
+    error: type[Exception],
+    words: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(driver, "probe_driver", lambda: None)
     with pytest.raises(error, match=words) as caught:
         profile_files([files / name for name in names], **{"batches": [2], "seconds": 0.1, **options})  # type: ignore[arg-type]
     assert str(caught.value).count("\n") <= 2

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from passdeploy.export.driver import Driver
 from passdeploy.profiling import environment
 from passdeploy.profiling.environment import physical_cores, read_environment
 
@@ -65,28 +63,5 @@ def test_the_snapshot_is_json_and_says_what_cannot_be_read(machine: Path):
     assert "torch" in found["versions"]
 
 
-def test_what_holds_a_gpu_back_is_named_and_what_it_does_not_tell_is_none():
-    nvml = SimpleNamespace(
-        nvmlClocksThrottleReasonSwPowerCap=4, nvmlClocksThrottleReasonHwSlowdown=8,
-        nvmlClocksThrottleReasonSwThermalSlowdown=32,
-    )  # fmt: skip
-    assert environment._throttles(nvml, 4 + 32 + 1) == ["SwPowerCap", "SwThermalSlowdown"]
-    assert environment._throttles(nvml, 1) == []  # idle
-
-    def not_supported() -> None:
-        raise RuntimeError("not supported")
-
-    assert environment._asked(not_supported) is None
-
-
 def test_the_peak_of_memory_is_in_megabytes():
     assert 20 < (environment.peak_memory_mb() or 21) < 1e6
-
-
-def test_gpus_are_named_by_the_driver_where_nvml_is_not_installed(monkeypatch: pytest.MonkeyPatch):
-    def not_installed(name: str) -> None:
-        raise ModuleNotFoundError(name)
-
-    monkeypatch.setattr(environment, "import_module", not_installed)
-    monkeypatch.setattr(environment, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
-    assert environment._gpus() == [{"name": "Imaginary GPU", "cuda": "13.2"}]

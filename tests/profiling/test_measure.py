@@ -3,10 +3,11 @@ from __future__ import annotations
 import gc
 from itertools import chain, groupby, repeat
 
+import numpy as np
 import pytest
 
 from passdeploy.profiling.clock import HostClock
-from passdeploy.profiling.measure import Budget, measure_pair, warm_up
+from passdeploy.profiling.measure import Budget, measure_pair, measure_sittings, warm_up
 
 from .fakes import FakeClock, FakeRunner
 
@@ -54,6 +55,21 @@ def test_a_slow_network_still_gets_enough_blocks():
     clock = FakeClock()
     slow, _ = measure_pair(FakeRunner("A", clock, 900.0), FakeRunner("B", clock, 800.0), clock, Budget(seconds=0.1))
     assert slow.shape == (8, 1)
+
+
+def test_every_sitting_has_its_part_of_the_budget():
+    clock, built = FakeClock(), list[int]()
+
+    def build(sitting: int) -> list[FakeRunner]:
+        built.append(sitting)
+        return [FakeRunner("A", clock, 5.0 + sitting), FakeRunner("B", clock, 1.0)]
+
+    slow, fast = measure_sittings(build, clock, Budget(seconds=4.0), sittings=4)
+    assert built == [0, 1, 2, 3]
+    assert [float(np.median(taken)) for taken in slow] == pytest.approx([5.0, 6.0, 7.0, 8.0])
+    assert all(0.9 < (a.sum() + b.sum()) / 1e3 * 1.25 < 1.2 for a, b in zip(slow, fast, strict=True))
+    (alone,) = measure_sittings(lambda _: [FakeRunner("A", clock, 5.0)], clock, Budget(seconds=1.0), sittings=3)
+    assert len(alone) == 3
 
 
 def test_the_budget_asks_for_seconds_and_for_iterations_up_to_a_limit():

@@ -13,7 +13,7 @@ from torch import nn
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.export import ort_session
 from passdeploy.export.ort_session import open_session
-from passdeploy.profiling import runners
+from passdeploy.profiling import Setting, runners
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, TorchRunner, torch_threads
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
@@ -127,6 +127,9 @@ class Gpu:
         self.bound: list[Any] = []
         self.OrtValue = SimpleNamespace(ortvalue_from_numpy=lambda array, device, index: (array.shape, device, index))
 
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map={"precision": "fp16"})
+
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="images", shape=["batch", 3, 4, 4])]
 
@@ -159,11 +162,11 @@ def test_on_a_gpu_nothing_is_copied_while_it_is_timed(monkeypatch: pytest.Monkey
     assert gpu.bound == [
         ("images", ((2, 3, 4, 4), "cuda", 0)), ("logits", "cuda", 0), "run", "synchronised"
     ]  # fmt: skip
-    assert runner.device == "cuda"
+    assert (runner.device, runner.precision) == ("cuda", "fp16")  # the file's own word
 
 
 def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
-    def compiler(module: nn.Module) -> object:
+    def compiler(module: nn.Module, mode: str | None) -> object:
         def run(images: object) -> None:
             raise RuntimeError("no C++ compiler")
 
@@ -172,3 +175,13 @@ def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "compile", compiler)
     with pytest.raises(MissingError, match="cannot compile Identity here: no C"):
         CompiledRunner("dense", nn.Identity()).prepare(torch.zeros(1, 3, 4, 4))
+
+
+def test_the_compiler_captures_its_own_graph(monkeypatch: pytest.MonkeyPatch):
+    modes: list[str | None] = []
+    calls: list[object] = []
+    monkeypatch.setattr(torch, "compile", lambda module, mode: modes.append(mode) or calls.append)
+    for cuda_graph in (False, True):
+        CompiledRunner("dense", nn.Identity(), setting=Setting(cuda_graph=cuda_graph)).prepare(torch.zeros(1))
+    assert modes == [None, "reduce-overhead"]
+    assert len(calls) == 1 + 3  # it is captured in its second call, and settled in its third

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passdeploy.profiling.statistics import Samples, percentile, speedup, summarise
+from passdeploy.profiling.statistics import Samples, percentile, speedup, speedup_over, summarise
 
 
 def noisy(ms: float, *, seed: int, blocks: int = 40, calls: int = 10, drift: Samples | None = None) -> Samples:
@@ -60,6 +60,46 @@ def test_a_slowdown_is_measurable_too():
 def test_the_same_network_twice_is_rarely_called_different():
     verdicts = [speedup(noisy(1.0, seed=2 * i), noisy(1.0, seed=2 * i + 1)).is_measurable for i in range(60)]
     assert sum(verdicts) <= 8  # 5 % of 60 are expected
+
+
+def sittings(ms: float, *, seed: int, count: int = 8) -> list[Samples]:
+    """Sessions that differ by 1.2 % for as long as they live."""
+    lasting = np.random.default_rng(seed).lognormal(0, 0.012, count)
+    return [noisy(ms * factor, seed=100 * seed + number, blocks=5) for number, factor in enumerate(lasting)]
+
+
+def test_over_sittings_the_interval_holds_what_sessions_differ_by():
+    same = [speedup_over(sittings(1.0, seed=2 * i), sittings(1.0, seed=2 * i + 1)) for i in range(100)]
+    assert 88 <= sum(gain.low <= 1 <= gain.high for gain in same) <= 100  # 95 are expected
+    assert sum(gain.is_measurable for gain in same) <= 5  # 1 is expected
+    other = [speedup_over(sittings(1.05, seed=2 * i), sittings(1.0, seed=2 * i + 1)) for i in range(40)]
+    assert sum(gain.is_measurable for gain in other) >= 34
+
+
+def test_one_disturbed_sitting_hides_no_difference():
+    slow, fast = sittings(1.06, seed=4), sittings(1.0, seed=5)
+    clear = speedup_over(slow, fast)
+    slow[3] = slow[3] * 1.5
+    assert clear.is_measurable
+    assert speedup_over(slow, fast).is_measurable
+
+
+def test_the_median_over_sittings_has_the_interval_of_sittings():
+    one, many = sittings(2.0, seed=5)[0], sittings(2.0, seed=5)
+    found = summarise(*many)
+    assert found.n == sum(taken.size for taken in many)
+    assert found.median_ms == pytest.approx(2.0, rel=0.02)
+    medians = np.sort([np.log(np.median(taken)) for taken in many])
+    clipped = np.clip(medians, medians[1], medians[-2])  # 6 of 8 are kept: t with 5 degrees of freedom
+    assert found.ci95_rel == pytest.approx(2.571 * np.std(clipped, ddof=1) / (0.75 * 8**0.5), rel=1e-3)
+    assert summarise(one).n == one.size
+
+
+def test_one_sitting_is_not_trusted_beyond_what_sittings_usually_differ_by():
+    gain = speedup(np.full((8, 4), 1.02), np.full((8, 4), 1.0))
+    assert gain.ratio == pytest.approx(1.02)
+    assert not gain.is_measurable
+    assert speedup_over([np.full((8, 4), 1.02)], [np.full((8, 4), 1.0)]) == gain
 
 
 def test_what_slows_both_for_a_while_cancels_out():
