@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,11 +36,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
         PlanError: the plan does not fit the groups.
     """
     plan.check(groups)
-    state = dict(_state(model))
-    for (name, dim), removed in _removed_places(groups, plan).items():
-        stays = torch.ones(state[name].size(dim), dtype=torch.bool)
-        stays[removed] = False
-        state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
+    state = cut_tensors(dict(_state(model)), groups, plan)
     # What deepcopy finds in its memo it takes as it is: nothing is copied twice, shared parameters stay shared.
     smaller = copy.deepcopy(model, {id(old): like(old, state[name]) for name, old in _state(model)})
     for module in smaller.modules():
@@ -47,6 +44,67 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
     for number, value in numbers_after(groups, plan):
         write_number_(smaller, number, value)
     return smaller
+
+
+def cut_tensors(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan) -> dict[str, Tensor]:
+    """Tensors of a network, or others of their names and shapes, without what `plan` drops; in their memory order."""
+    cut = dict(tensors)
+    for (name, dim), places in _kept_places(cut, groups, plan):
+        whole = cut[name].detach()
+        is_last = (
+            whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
+        )
+        order = torch.channels_last if is_last else torch.contiguous_format
+        cut[name] = whole.index_select(dim, places.to(whole.device)).contiguous(memory_format=order)
+    return cut
+
+
+def put_back_(
+    tensors: Mapping[str, Tensor], smaller: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan
+) -> None:
+    """Write tensors that `plan` cut into the places they were cut from; what was dropped stays as it is."""
+    places: dict[str, dict[int, Tensor]] = {}
+    for (name, dim), kept in _kept_places(tensors, groups, plan):
+        places.setdefault(name, {})[dim] = kept
+    with torch.no_grad():
+        for name, whole in tensors.items():
+            along = [
+                places.get(name, {}).get(dim, torch.arange(size)).to(whole.device)
+                for dim, size in enumerate(whole.shape)
+            ]
+            if along:
+                whole[torch.meshgrid(*along, indexing="ij")] = smaller[name]
+            else:
+                whole.copy_(smaller[name])
+
+
+def groups_after(
+    groups: Sequence[ChannelGroup], plan: Plan, sizes: Mapping[str, Sequence[int]]
+) -> tuple[ChannelGroup, ...]:
+    """The groups of the network that `plan` leaves.
+
+    Args:
+        groups: of the network before, with all that are cut.
+        plan: of these groups.
+        sizes: name -> shape of the tensors before.
+
+    Statistics over channels, which only `masked` needs, are not carried over.
+    """
+    new_place = {}
+    for (name, dim), removed in _removed_places(groups, plan).items():
+        stays = torch.ones(sizes[name][dim], dtype=torch.int64)
+        stays[removed] = 0
+        new_place[name, dim] = stays.cumsum(0) - 1
+    after = []
+    for group in groups:
+        kept = torch.tensor(plan.kept.get(group.name, range(group.width)))
+        slots = [
+            replace(slot, index=new_place[slot.tensor, slot.dim][slot.index[kept]]
+                    if (slot.tensor, slot.dim) in new_place else slot.index)
+            for slot in group.slots
+        ]  # fmt: skip
+        after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=()))
+    return tuple(after)
 
 
 def numbers_after(groups: Sequence[ChannelGroup], plan: Plan) -> list[tuple[NumberKey, int]]:
@@ -233,6 +291,17 @@ def like(old: Tensor, values: Tensor) -> Tensor:
     if values is old or (not values.is_meta and values.data_ptr() == old.data_ptr()):
         values = values.clone()
     return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
+def _kept_places(
+    tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan
+) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """(tensor, dimension) and the places along it that stay, for those that `plan` cuts."""
+    for (name, dim), removed in _removed_places(groups, plan).items():
+        if name in tensors:
+            stays = torch.ones(tensors[name].size(dim), dtype=torch.bool)
+            stays[removed] = False
+            yield (name, dim), stays.nonzero().flatten()
 
 
 def _removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Tensor]:
