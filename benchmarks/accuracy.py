@@ -26,7 +26,6 @@ import copy
 import hashlib
 import json
 import platform
-import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -37,6 +36,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accuracy_report import report
 from torch import Tensor, nn
 
 from passdeploy import count as count_model
@@ -244,7 +244,7 @@ def main() -> None:
                 f"{name} {share:.0%} seed {seed} {method}{' + extra' if extra else ''}: {row['top1']:.2%}", flush=True
             )
             _write(out, size, [*(r for r in _read(out) if r["size"] != _key(size)), *rows])
-    print("\n".join(table(rows)))
+    print(report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images))
     print(out)
 
 
@@ -289,7 +289,7 @@ def _choose(
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
-            settings=settings,
+            settings=settings, teacher=setting.teacher,
         )  # fmt: skip
         trained = learned.weights.to(memory_format=torch.contiguous_format) if learned.weights else setting.dense
         return learned.plan, learned.prompt if method.keep_prompt else None, trained
@@ -439,41 +439,14 @@ def _endless(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> I
 # The results
 
 
-def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """One line per setting, budget and method: mean top-1, spread and every seed."""
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
-    lines = [
-        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | seeds |",
-        "|" + "---|" * 8,
-    ]
-    order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
-    for setting, share, extra, method in order:
-        found = cells[setting, share, extra, method]
-        values = [row["top1"] for row in found]
-        before = statistics.mean(row["top1_before_finetune"] for row in found)
-        lines.append(
-            f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
-            f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
-        )
-    return lines
-
-
 def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:
     environment = {"machine": platform.machine(), "threads": 1, "versions": package_versions()}
     document = {"environment": environment, "size": asdict(size), "rows": rows}
     out.parent.mkdir(exist_ok=True)
     write_atomically(out, json.dumps(document, indent=1) + "\n")
-    write_atomically(out.with_suffix(".md"), "\n".join([*_words(size), "", *table(rows), ""]))
-
-
-def _words(size: Size) -> list[str]:
-    tested = "all test images" if size.test_images is None else f"{size.test_images:,} of the test images (a subset)"
-    return [
-        f"ResNet-20, {size.mask_steps} steps of mask learning, {size.finetune_steps} of fine-tuning, batches of "
-        f"{BATCH}, {tested}; one CPU thread. Spread: largest minus smallest over the seeds."
-    ]
+    write_atomically(
+        out.with_suffix(".md"), report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images)
+    )
 
 
 def _read(out: Path) -> list[dict[str, Any]]:

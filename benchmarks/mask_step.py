@@ -56,9 +56,7 @@ MASKS = {  # name -> share of the multiply-adds that stay, what weights do, shar
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=40, help="steps of every kind")
-    parser.add_argument(
-        "--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB"
-    )
+    parser.add_argument("--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
