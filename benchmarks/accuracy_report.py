@@ -22,7 +22,7 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             f"ResNet-20, {mask_steps} steps of mask learning, {finetune_steps} of fine-tuning, batches of {batch}, "
             f"{tested}; one CPU thread.",
             "",
-            "PASS against the best baseline on the mean, with as many steps of training that are kept in all, and against",
+            "PASS against the baseline with the best mean at as many steps of training that are kept, and against",
             "itself with less, in points of top-1:",
             "",
             *verdicts(rows),
