@@ -23,43 +23,36 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import platform
-import statistics
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accuracy_report import report
+from accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setting, Size, train_
 from torch import Tensor, nn
 
 from passdeploy import count as count_model
 from passdeploy.chance import seed_of
-from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.data import ImageData, load_data
 from passdeploy.files import write_atomically
-from passdeploy.models import build_model, replace_classifier_
 from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
-from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
+from passdeploy.train import evaluate, recalibrate_batch_norm_
 from passdeploy.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-BATCH, PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 32, 8, 20, 4
+PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 8, 20, 4
 GLIMPSE = 2000  # test images on which a network is looked at before it is fine-tuned
-TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
 
 
 @dataclass(frozen=True)
@@ -111,90 +104,11 @@ METHODS = {
     "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
     "PASS, uniform": Method("pass", uniform=True),
 }
+FULL_METHODS = ("taylor per MAC", "l1 uniform", "iterative Taylor", "PASS", "PASS, rehearsed")
 QUICK_METHODS = ("l1 uniform", "taylor per MAC", "iterative Taylor", "PASS, rehearsed", "PASS")
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much work a form of the benchmark is."""
-
-    mask_steps: int
-    finetune_steps: int
-    test_images: int | None  # None: all
-    seeds: tuple[int, ...]
-    shares: tuple[float, ...]
-    settings: tuple[str, ...]
-
 
 FULL = Size(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
-
-
-class Steps:
-    """The first batches of one epoch of a split: a training of so many steps; more than an epoch starts another."""
-
-    def __init__(self, split: Any, steps: int, batch: int) -> None:
-        self._split, self._steps, self._batch, self.num_classes = split, steps, batch, split.num_classes
-
-    def __len__(self) -> int:
-        return self._steps * self._batch
-
-    def batches(self, batch_size: int, *, epoch: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(_endless(self._split, batch_size, **options), self._steps)
-
-
-class First:
-    """The first images of a split in a shuffled order, the same for everyone."""
-
-    def __init__(self, split: Any, images: int) -> None:
-        self._split, self._images, self.num_classes = split, min(images, len(split)), split.num_classes
-
-    def __len__(self) -> int:
-        return self._images
-
-    def batches(self, batch_size: int, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(self._split.batches(batch_size, epoch=0), -(-self._images // batch_size))
-
-
-class Remembering(nn.Module):
-    """A teacher that answers from memory about images it has seen: every method of a seed shows it the same."""
-
-    def __init__(self, teacher: nn.Module) -> None:
-        super().__init__()
-        self.teacher, self._answers = teacher, {}
-
-    def forward(self, images: Tensor) -> Tensor:
-        key = hashlib.sha256(images.permute(0, 2, 3, 1).contiguous().numpy().tobytes()).digest()
-        if key not in self._answers:
-            self._answers[key] = self.teacher(images)
-        return self._answers[key]
-
-
-@dataclass
-class Setting:
-    """A dense network on its data."""
-
-    name: str
-    dense: nn.Module
-    data: ImageData
-    top1: float
-    channels: ChannelMap
-    teacher: nn.Module | None = None
-
-    @classmethod
-    def of(cls, name: str, dense: nn.Module, data: ImageData) -> Setting:
-        """With its groups and its accuracy."""
-        channels = map_channels(dense, torch.zeros(1, *data.image_shape))
-        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels, Remembering(dense))
-
-    @property
-    def batch(self) -> int:
-        return min(BATCH, len(self.data.train) // 8)
-
-    def stream(self, purpose: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, in the memory order that networks train in."""
-        for images, labels in _endless(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
-            yield images.to(memory_format=torch.channels_last), labels
 
 
 def main() -> None:
@@ -206,7 +120,7 @@ def main() -> None:
     parser.add_argument("--settings", type=_list_of(str), help="of home, signs, halves")
     parser.add_argument("--shares", type=_list_of(float), help="of the MACs, such as 0.5,0.3,0.15")
     parser.add_argument("--seeds", type=_list_of(int))
-    parser.add_argument("--methods", help="names divided by ;")
+    parser.add_argument("--methods", help="names divided by ;, or all")
     parser.add_argument("--steps", type=int, help="of mask learning, and as many of fine-tuning")
     parser.add_argument("--extra", action="store_true", help="baselines also with PASS's mask steps as fine-tuning")
     parser.add_argument("--out", type=Path)
@@ -216,7 +130,9 @@ def main() -> None:
     if asked.steps:
         changes |= {"mask_steps": asked.steps, "finetune_steps": asked.steps}
     size = replace(size, **changes)
-    names = asked.methods.split(";") if asked.methods else (QUICK_METHODS if asked.quick else tuple(METHODS))
+    names = QUICK_METHODS if asked.quick else FULL_METHODS
+    if asked.methods:
+        names = tuple(METHODS) if asked.methods == "all" else tuple(asked.methods.split(";"))
     out = asked.out or (RESULTS.with_stem("accuracy-quick") if asked.quick else RESULTS)
     torch.set_num_threads(1)  # one thread: the same sums in the same order, so the same figures
     rows = [row for row in _read(out) if row["size"] == _key(size)]
@@ -231,7 +147,7 @@ def main() -> None:
         ]
         if not wanted:
             continue
-        setting = _SETTINGS[name](asked, size)
+        setting = SETTINGS[name](asked, size)
         print(f"{name}: dense top-1 {setting.top1:.2%}", flush=True)
         for share, seed, method, extra in wanted:
             row = {
@@ -244,7 +160,7 @@ def main() -> None:
                 f"{name} {share:.0%} seed {seed} {method}{' + extra' if extra else ''}: {row['top1']:.2%}", flush=True
             )
             _write(out, size, [*(r for r in _read(out) if r["size"] != _key(size)), *rows])
-    print("\n".join(table(rows)))
+    print(report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images))
     print(out)
 
 
@@ -289,7 +205,7 @@ def _choose(
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
-            settings=settings,
+            settings=settings, teacher=setting.teacher,
         )  # fmt: skip
         trained = learned.weights.to(memory_format=torch.contiguous_format) if learned.weights else setting.dense
         return learned.plan, learned.prompt if method.keep_prompt else None, trained
@@ -367,113 +283,14 @@ def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> di
     return magnitude_scores(dense, groups, norm="l2" if method.score == "l2" else "l1")
 
 
-def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
-    """The one training that dense networks, PASS and baselines get."""
-    part = replace(setting.data, train=Steps(setting.data.train, steps, setting.batch))
-    fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
-
-
-# The settings
-
-
-def _home(asked: argparse.Namespace, size: Size) -> Setting:
-    data = _images(asked.cifar, size)
-    return Setting.of(
-        "home", build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights)), data
-    )
-
-
-def _signs(asked: argparse.Namespace, size: Size) -> Setting:
-    if asked.signs is None:
-        sys.exit("the setting signs needs --signs FOLDER; leave it out with --settings home,halves")
-    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
-    return _adapted("signs", dense, 10, _images(asked.signs, size), size)
-
-
-def _halves(asked: argparse.Namespace, size: Size) -> Setting:
-    first, second = (_only(_images(asked.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5))
-    dense = build_model("passdeploy/resnet20_cifar", num_classes=5)
-    start = Setting("first half", dense, first, 0.0, map_channels(dense, torch.zeros(1, *first.image_shape)))
-    train_(dense, start, 5 * size.finetune_steps, 0, teacher=None)
-    return _adapted("halves", dense, 5, second, size)
-
-
-def _adapted(name: str, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:
-    """The network with a new head, trained on the data it will be pruned on."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        replace_classifier_(dense, old_classes=classes, num_classes=data.num_classes)
-    before = Setting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
-    train_(dense, before, 2 * size.finetune_steps, 0, teacher=None)
-    return Setting.of(name, dense.eval(), data)
-
-
-_SETTINGS = {"home": _home, "signs": _signs, "halves": _halves}
-
-
-def _images(root: Path, size: Size) -> ImageData:
-    """Decoded once, kept in memory as uint8."""
-    data = load_data(DataSpec(name="imagefolder", root=str(root), image_size=32, batch_size=BATCH))
-    return data if size.test_images is None else replace(data, test=First(data.test, size.test_images))
-
-
-def _only(data: ImageData, low: int, high: int) -> ImageData:
-    """The classes from `low` up to `high`, renumbered from 0."""
-    return replace(
-        data, classes=data.classes[low:high], train=_keep(data.train, low, high), test=_keep(data.test, low, high)
-    )
-
-
-def _keep(split: Any, low: int, high: int) -> Any:
-    part = copy.copy(split)
-    chosen = ((split.labels >= low) & (split.labels < high)).nonzero().flatten()
-    part.labels, part._held, part.num_classes = split.labels[chosen] - low, split._held[chosen], high - low
-    return part
-
-
-def _endless(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for epoch in count():
-        yield from split.batches(batch, epoch=epoch, seed=seed, augment=augment, drop_last=True)
-
-
-# The results
-
-
-def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """One line per setting, budget and method: mean top-1, spread and every seed."""
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
-    lines = [
-        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | seeds |",
-        "|" + "---|" * 8,
-    ]
-    order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
-    for setting, share, extra, method in order:
-        found = cells[setting, share, extra, method]
-        values = [row["top1"] for row in found]
-        before = statistics.mean(row["top1_before_finetune"] for row in found)
-        lines.append(
-            f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
-            f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
-        )
-    return lines
-
-
 def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:
     environment = {"machine": platform.machine(), "threads": 1, "versions": package_versions()}
     document = {"environment": environment, "size": asdict(size), "rows": rows}
     out.parent.mkdir(exist_ok=True)
     write_atomically(out, json.dumps(document, indent=1) + "\n")
-    write_atomically(out.with_suffix(".md"), "\n".join([*_words(size), "", *table(rows), ""]))
-
-
-def _words(size: Size) -> list[str]:
-    tested = "all test images" if size.test_images is None else f"{size.test_images:,} of the test images (a subset)"
-    return [
-        f"ResNet-20, {size.mask_steps} steps of mask learning, {size.finetune_steps} of fine-tuning, batches of "
-        f"{BATCH}, {tested}; one CPU thread. Spread: largest minus smallest over the seeds."
-    ]
+    write_atomically(
+        out.with_suffix(".md"), report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images)
+    )
 
 
 def _read(out: Path) -> list[dict[str, Any]]:

@@ -1,23 +1,28 @@
 """What a step of mask learning costs, against a plain training step of the same network, measured in turns.
 
-    python benchmarks/mask_step.py [--turns 12]
+    python benchmarks/mask_step.py [--turns 40]
 
-The networks have random weights: neither time nor memory depends on them. Prints the ratios of the median times and of
-the memory (the peak of a process that takes three such steps, above that of one that takes none), and writes them to
-`benchmarks/results/mask_step.json`.
+A whole schedule of mask learning is walked, from the dense network to the budget, one step a turn with a plain step
+beside it; what is compared is the mean processor time of a step. Plain steps train the dense network with the same loss
+and the same optimizer: labels alone, or half of it the answers of a frozen copy of it (distilled). The networks have
+random weights: neither time nor memory depends on them. Memory is the peak of a process that takes three steps, when
+nothing has gone yet, above that of one that takes none. Writes `benchmarks/results/mask_step.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice, repeat
 from pathlib import Path
-from time import perf_counter
+from queue import Queue
+from threading import Thread
+from time import process_time
 
 import torch
 import torch.nn.functional as F
@@ -26,55 +31,70 @@ from torch import Tensor
 from passdeploy.channels.mapping import map_channels
 from passdeploy.events import Stage
 from passdeploy.files import write_atomically
+from passdeploy.lessons import imitation_loss
 from passdeploy.networks import resnet20_cifar
+from passdeploy.optimizers import make_optimizer
+from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "mask_step.json"
-BATCH = 128
+BATCH = 64
 Batch = tuple[Tensor, Tensor]
 
 
-WALKS: dict[str, Callable[[Batch, int], Iterator[float]]] = {
-    "plain": lambda batch, turns: _plain(batch, turns),
-    "masks, frozen weights": lambda batch, turns: _masks(batch, turns, weights="frozen", distill=0.0),
-    "masks and weights": lambda batch, turns: _masks(batch, turns, weights="trained", distill=0.0),
-    "masks and weights, distilled": lambda batch, turns: _masks(batch, turns, weights="trained", distill=0.5),
+PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> share of the loss that a teacher's answers are
+MASKS = {  # name -> share of the multiply-adds that stay, what weights do, share of the teacher's answers
+    "masks to 50%, weights frozen": (0.5, "frozen", 0.0),
+    "masks to 50%, weights trained": (0.5, "trained", 0.0),
+    "masks to 50%, weights trained, distilled": (0.5, "trained", 0.5),
+    "masks to 30%, weights trained": (0.3, "trained", 0.0),
+    "masks to 30%, weights trained, distilled": (0.3, "trained", 0.5),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--peak-of", choices=("nothing", *WALKS), help="print the peak memory of this process, in KiB")
+    parser.add_argument("--turns", type=int, default=40, help="steps of every kind")
+    parser.add_argument("--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     batch = images, torch.randint(10, (BATCH,))
     if asked.peak_of:
-        for _ in islice(WALKS[asked.peak_of](batch, 4), 3) if asked.peak_of != "nothing" else ():
+        for _ in islice(_walk(asked.peak_of, batch, 4), 3) if asked.peak_of != "nothing" else ():
             pass
         print(_peak_kib())
         return
-    times: dict[str, list[float]] = {name: [] for name in WALKS}
-    walks = {name: walk(batch, asked.turns) for name, walk in WALKS.items()}
+    times: dict[str, list[float]] = {name: [] for name in (*PLAIN, *MASKS)}
+    walks = {name: _walk(name, batch, asked.turns) for name in times}
     for _ in range(asked.turns):
         for name, walk in walks.items():
             times[name].append(next(walk))
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first one warms up
-    ratios = {name: medians[name] / medians["plain"] for name in medians}
-    peaks = {name: _peak_mib(name) for name in ("nothing", *WALKS)}
-    memory = {name: (peaks[name] - peaks["nothing"]) / (peaks["plain"] - peaks["nothing"]) for name in WALKS}
-    for name, ratio in ratios.items():
-        print(f"{name:30} {1000 * medians[name]:8.1f} ms  {ratio:.2f}x  memory {memory[name]:.2f}x")
+    means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
+    first = {name: statistics.mean(values[1:4]) for name, values in times.items()}  # hardly anything has gone yet
+    peaks = {name: _peak_mib(name) for name in ("nothing", *PLAIN, *MASKS)}
+    rows = {}
+    for name in times:
+        plain = "plain, distilled" if name.endswith("distilled") else "plain"
+        rows[name] = {
+            "cpu_ms": 1000 * means[name], "over_plain": means[name] / means["plain"],
+            "over_plain_with_the_same_loss": means[name] / means[plain],
+            "first_steps_over_plain_with_the_same_loss": first[name] / first[plain],
+            "memory_over_plain_with_the_same_loss": _above(peaks, name) / _above(peaks, plain),
+        }  # fmt: skip
+        print(f"{name:42} {rows[name]['cpu_ms']:7.1f} ms", *(f"{value:.2f}x" for value in [*rows[name].values()][1:]))
     document = {
-        "network": "ResNet-20, batch of 128, one CPU thread, half of the MACs", "turns": asked.turns - 1,
-        "median_ms": {name: 1000 * value for name, value in medians.items()}, "ratio": ratios,
-        "memory_ratio": memory, "versions": package_versions(),
+        "network": f"ResNet-20, batch of {BATCH}, one CPU thread", "steps": asked.turns - 1, "rows": rows,
+        "versions": package_versions(),
     }  # fmt: skip
     write_atomically(RESULTS, json.dumps(document, indent=1) + "\n")
     print(RESULTS)
+
+
+def _above(peaks: dict[str, float], name: str) -> float:
+    return peaks[name] - peaks["nothing"]
 
 
 def _peak_kib() -> int:
@@ -89,23 +109,34 @@ def _peak_mib(name: str) -> float:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
 
 
-def _plain(batch: Batch, turns: int) -> Iterator[float]:
-    """Seconds of each step of ordinary training."""
+def _walk(name: str, batch: Batch, turns: int) -> Iterator[float]:
+    if name in PLAIN:
+        return _plain(batch, turns, distill=PLAIN[name])
+    share, weights, distill = MASKS[name]
+    return _masks(batch, turns, share=share, weights=weights, distill=distill)
+
+
+def _plain(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
+    """CPU seconds of each step of ordinary training."""
     network = resnet20_cifar().train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+    teacher = copy.deepcopy(network).eval()
+    optimizer = make_optimizer(network, OptimizerSpec(lr=0.01))
     for _ in range(turns):
-        began = perf_counter()
+        began = process_time()
         optimizer.zero_grad()
-        F.cross_entropy(network(batch[0]), batch[1]).backward()
+        logits = network(batch[0])
+        loss = F.cross_entropy(logits, batch[1])
+        if distill:
+            with torch.no_grad():
+                answers = teacher(batch[0])
+            loss = imitation_loss(logits, answers, loss, alpha=distill, temperature=4.0)
+        loss.backward()
         optimizer.step()
-        yield perf_counter() - began
+        yield process_time() - began
 
 
-def _masks(batch: Batch, turns: int, *, weights: str, distill: float) -> Iterator[float]:
-    """Seconds of each step of mask learning; the loop of the library runs in a thread of its own, one step a turn."""
-    from queue import Queue
-    from threading import Thread
-
+def _masks(batch: Batch, turns: int, *, share: float, weights: str, distill: float) -> Iterator[float]:
+    """CPU seconds of each step of mask learning; the library's loop runs in a thread of its own, one step a turn."""
     network = resnet20_cifar().eval().to(memory_format=torch.channels_last)
     channels = map_channels(network, batch[0][:1])
     wanted: Queue[None] = Queue()
@@ -118,17 +149,19 @@ def _masks(batch: Batch, turns: int, *, weights: str, distill: float) -> Iterato
         began = 0.0
 
         def step(self, done: int, total: int, **metrics: float) -> None:
-            ended.put(perf_counter() - Clocked.began)
+            ended.put(process_time() - Clocked.began)
             wanted.get()
-            Clocked.began = perf_counter()
+            Clocked.began = process_time()
 
     settings = PassSettings(
-        steps=turns + 1, round_to=1, anneal=0.0, distill=distill, prior_batches=1, prompt_size=4, weights=weights
+        steps=turns + 1, round_to=1, distill=distill, prior_batches=1, prompt_size=4, weights=weights
     )
-    work = Thread(
-        target=learn_masks, args=(network, channels.groups, batches, F.cross_entropy), daemon=True,
-        kwargs={"costs": channels.costs, "settings": settings, "stage": Clocked("learn", lambda event: None)},
-    )  # fmt: skip
+    options = {
+        "costs": channels.costs, "budget": {"macs": share}, "settings": settings,
+        "stage": Clocked("learn", lambda event: None),
+    }  # fmt: skip
+    task = network, channels.groups, batches, F.cross_entropy
+    work = Thread(target=learn_masks, args=task, kwargs=options, daemon=True)
     work.start()
     ended.get()  # the first step, with all that is done once before it
     for _ in range(turns):

@@ -6,7 +6,7 @@ The two compute the same, to rounding: that is the promise of the whole project,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules.contractions import cuts_whole_groups
 from passdeploy.cloning import clone
 from passdeploy.collection import no_collection
+from passdeploy.cutting import cut_tensors, like, named_state, removed_places
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import KeptPlaces, with_restricted_norms_
@@ -37,11 +38,7 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
         PlanError: the plan does not fit the groups.
     """
     plan.check(groups)
-    state = dict(_state(model))
-    for (name, dim), removed in _removed_places(groups, plan).items():
-        stays = torch.ones(state[name].size(dim), dtype=torch.bool)
-        stays[removed] = False
-        state[name] = state[name].detach().index_select(dim, stays.nonzero().flatten().to(state[name].device))
+    state = cut_tensors(dict(named_state(model)), groups, plan)
     smaller = clone(model, lambda name, old: like(old, state[name]))
     for module in smaller.modules():
         _state_true_widths_(module)
@@ -74,7 +71,7 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
     parameters = dict(reference.named_parameters())
     kept: dict[str, KeptPlaces] = {}
     with torch.no_grad():
-        for (name, dim), removed in _removed_places(groups, plan).items():
+        for (name, dim), removed in removed_places(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
@@ -152,7 +149,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
     """
     new = {
         id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
-        for name, old in _state(model)
+        for name, old in named_state(model)
     }
     for module in model.modules():
         for table in (module._parameters, module._buffers):
@@ -220,27 +217,3 @@ def write_number_(model: nn.Module, number: NumberKey, value: int) -> None:
     old = getattr(module, attribute)
     new = [*old[:index], value, *old[index + 1 :]]
     setattr(module, attribute, tuple(new) if isinstance(old, tuple) else new)
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-def like(old: Tensor, values: Tensor) -> Tensor:
-    """`values` as what `old` is: a parameter that learns or not, or a buffer."""
-    values = values.detach()
-    if values is old or (not values.is_meta and values.data_ptr() == old.data_ptr()):
-        values = values.clone()
-    return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
-
-
-def _removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Tensor]:
-    """(tensor, dimension) -> the places along it that go."""
-    places: dict[tuple[str, int], list[Tensor]] = {}
-    for group in groups:
-        removed = plan.removed(group)
-        if len(removed):
-            for slot in group.slots:
-                places.setdefault((slot.tensor, slot.dim), []).append(slot.index[removed].flatten())
-    return {key: torch.cat(parts) for key, parts in places.items()}

@@ -19,10 +19,11 @@ from passdeploy.chance import generator
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.trace import Trace
 from passdeploy.cloning import clone
+from passdeploy.cutting import like
 from passdeploy.decisions import Decisions, decides
 from passdeploy.plan import Plan
 from passdeploy.running import evaluating, plain_attention
-from passdeploy.slimming import like, masked, relative_error, slim
+from passdeploy.slimming import masked, relative_error, slim
 
 SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
 TOLERANCE = 1e-9  # in float64, for what lies between

@@ -27,17 +27,16 @@ from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.events import Stage, silent
 from passdeploy.lessons import imitation_loss, logits_of
-from passdeploy.norms import RestrictedNorms
 from passdeploy.plan import Budget, Plan, choose_channels, floor_width
 from passdeploy.processes import ALONE, Processes
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity.baselines import Loss, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
-from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
 from passdeploy.sparsity.prompt import VisualPrompt
 from passdeploy.sparsity.rehearsal import Rehearsal
 from passdeploy.sparsity.sensitivity import Sensitivity
-from passdeploy.sparsity.statistics import batch_statistics_only, weight_statistics
+from passdeploy.sparsity.shrinking import ShrinkingNetwork
+from passdeploy.sparsity.statistics import weight_statistics
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -90,6 +89,7 @@ def learn_masks(
     budget: Budget | Mapping[str, float] | None = None,
     settings: PassSettings | None = None,
     start: Mapping[str, Tensor] | None = None,
+    teacher: nn.Module | None = None,
     stage: Stage | None = None,
     processes: Processes = ALONE,
 ) -> Learned:
@@ -105,6 +105,7 @@ def learn_masks(
         budget: what the masked network may cost at the end, as a `Budget` or as `{"macs": 0.5}`; None: half the MACs.
         settings: how to learn.
         start: tensors of a trained hypernetwork to start from, as its `state_dict` names them.
+        teacher: answers where `settings.distill` asks for it; None: the network itself.
         stage: told about every step.
         processes: that learn together, each with its part of every batch.
 
@@ -126,7 +127,7 @@ def learn_masks(
     if not isinstance(budget, Budget):
         kind, amount = next(iter((budget or {"macs": 0.5}).items()))
         budget = Budget.of(kind, amount, costs)
-    task = _Task(model, cut, loss, costs, budget, settings, processes)
+    task = _Task(model, cut, loss, costs, budget, settings, processes, teacher or model)
     prior = taylor_scores(model, cut, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
     sensitivity = Sensitivity({name: scores.to(inputs.device) for name, scores in prior.items()}, settings.memory)
     prompt, hypernetwork = _students(model, cut, sensitivity, inputs, settings)
@@ -135,7 +136,7 @@ def learn_masks(
         sensitivity.take_over_(hypernetwork.prior())
     losses = _descend(task, sensitivity, prompt, hypernetwork, _cycle(batches), stage)
     scores = {name: values.detach().cpu() for name, values in _scores(cut, prompt, hypernetwork).items()}
-    kept = task.rehearsal.network if task.rehearsal and settings.weights == "trained" else None
+    kept = task.network.whole() if settings.weights == "trained" else None
     return Learned(scores, prompt, hypernetwork, losses, task.plan(scores, budget.limit), kept)
 
 
@@ -151,26 +152,26 @@ class _Task:
         budget: Budget,
         settings: PassSettings,
         processes: Processes,
+        teacher: nn.Module,
     ) -> None:
         self.cut, self.costs, self.budget, self.settings, self.processes = cut, costs, budget, settings, processes
         self.rehearsal = None
         if settings.weights != "frozen":
             self.rehearsal = Rehearsal(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
-        learned = self.rehearsal.network if self.rehearsal else model
-        self._learner, self._loss = batch_statistics_only(learned), loss
-        self._weights = MaskedWeights(learned, cut, is_trained=self.rehearsal is not None)
-        self._dense = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()  # shares the parameters
+        self.network, self._loss = ShrinkingNetwork(model, cut, costs, self.rehearsal), loss
+        self._teacher = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()  # shares the parameters
         self.whole = costs.of(budget.kind)
         floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to, budget.kind) for group in cut})
         self._least = min(floor, budget.limit)
 
     def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:
-        """What `scores` keep within `limit`."""
-        settings = self.settings
-        return choose_channels(
+        """What `scores` keep within `limit`, of what is still there."""
+        settings, scores = self.settings, self.network.demoted(scores)
+        plan = choose_channels(
             scores, self.cut, self.costs, Budget(self.budget.kind, limit), round_to=settings.round_to,
             per_cost=settings.per_cost, allocation=settings.allocation,
         )  # fmt: skip
+        return self.network.within(plan)
 
     def limit_at(self, step: int) -> int:
         """The budget at `step`: from the whole network down to what was asked, then level.
@@ -189,22 +190,12 @@ class _Task:
 
         The loss's gradient reaches the scores straight through the masks, and every gate.
         """
-        masks = {}
-        for name, score in scores.items():
-            hard = torch.zeros_like(score)
-            hard[list(plan.kept[name])] = 1.0
-            masks[name] = straight_through(hard, score)
-        gates = {name: mask.clone() for name, mask in masks.items()}
-        for gate in gates.values():
-            gate.retain_grad()
-        weights = self._weights(masks, gates)
-        with RestrictedNorms(self._weights.existing(masks, weights)):
-            output = run_with(self._learner, weights, prompt(images) if prompt else images)
-            value = self._loss(output, targets)
+        output, gates = self.network.run(scores, plan, prompt(images) if prompt else images)
+        value = self._loss(output, targets)
         if not self.settings.distill:
             return value, gates
         with torch.no_grad():
-            answers = logits_of(self._dense(images))
+            answers = logits_of(self._teacher(images))
         value = imitation_loss(
             logits_of(output), answers, value, alpha=self.settings.distill, temperature=self.settings.temperature
         )
@@ -226,6 +217,7 @@ def _descend(
         scores = _scores(task.cut, prompt, hypernetwork)
         plan = task.plan(scores, limit)
         sensitivity.keep_(plan)
+        task.network.shrink_(plan)
         optimizer.zero_grad(set_to_none=True)
         if rehearsal:
             rehearsal.forget_()
@@ -244,9 +236,9 @@ def _descend(
             if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
                 raise _diverged("a weight is not a number", step, float(schedule.get_last_lr()[0]))
         with torch.no_grad():
-            slopes = [torch.zeros_like(gate) if gate.grad is None else gate.grad for gate in gates.values()]
-            mean = processes.mean_over_batch(torch.cat(slopes), len(images))  # one message for all groups
-            sensitivity.update_(dict(zip(gates, mean.split([len(slope) for slope in slopes]), strict=True)))
+            slopes = task.network.slopes(gates)
+            mean = processes.mean_over_batch(torch.cat([*slopes.values()]), len(images))  # one message for all groups
+            sensitivity.update_(dict(zip(slopes, mean.split([*map(len, slopes.values())]), strict=True)))
             hypernetwork.set_prior_([sensitivity.logits()[group.name] for group in task.cut])
         stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
     return tuple(losses)

@@ -7,11 +7,16 @@ those that fine-tuning needs. Here a copy of the network takes a step of its own
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.cutting import cut_tensors
 from passdeploy.optimizers import make_optimizer
+from passdeploy.plan import Plan
+from passdeploy.slimming import slim
 
 if TYPE_CHECKING:
     from passdeploy.recipe import OptimizerSpec
@@ -29,9 +34,29 @@ class Rehearsal:
     """
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
-        self.network = copy.deepcopy(model)
-        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        self._optimizer, self._lr = make_optimizer(self.network, spec), spec.lr
+        self.network, self._spec = copy.deepcopy(model), spec
+        self._optimizer = make_optimizer(self.network, spec)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+    def cut_(self, groups: Sequence[ChannelGroup], plan: Plan) -> None:
+        """Slim the copy, and what the optimizer knows of its parameters (averages of gradients) with them."""
+        smaller = slim(self.network, groups, plan)
+        optimizer = make_optimizer(smaller, self._spec)
+        new, averages = dict(smaller.named_parameters()), dict[str, dict[str, Tensor]]()
+        for name, parameter in self.network.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    averages.setdefault(key, {})[name] = value
+                else:  # a count of steps
+                    optimizer.state[new[name]][key] = value
+        for key, tensors in averages.items():
+            for name, value in cut_tensors(tensors, groups, plan).items():
+                optimizer.state[new[name]][key] = value
+        self.network, self._optimizer = smaller, optimizer
 
     def forget_(self) -> None:
         """Drop the gradients of the step before."""
@@ -40,7 +65,7 @@ class Rehearsal:
     def step_(self, step: int) -> None:
         """Move the weights along their gradients; steps count from 0."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._lr * min(1.0, (step + 1) / WARMUP_STEPS)
+            group["lr"] = self._spec.lr * min(1.0, (step + 1) / WARMUP_STEPS)
         self._optimizer.step()
 
     def has_numbers(self) -> bool:

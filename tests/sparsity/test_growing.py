@@ -110,7 +110,14 @@ def _task(net: nn.Module, channels, **settings: float) -> _Task:
 
     budget = Budget.of("macs", 0.5, channels.costs)
     return _Task(
-        net, channels.prunable, F.cross_entropy, channels.costs, budget, PassSettings(round_to=1, **settings), ALONE
+        net,
+        channels.prunable,
+        F.cross_entropy,
+        channels.costs,
+        budget,
+        PassSettings(round_to=1, **settings),
+        ALONE,
+        net,
     )
 
 

@@ -111,7 +111,7 @@ def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
     channels = map_channels(net, IMAGE)
     budget = Budget.of("macs", 0.5, channels.costs)
     settings = PassSettings(steps=100, anneal=0.8, round_to=1)
-    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, ALONE)
+    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, ALONE, net)
     limits = [task.limit_at(step) for step in range(100)]
     assert limits == sorted(limits, reverse=True)
     assert limits[79:] == [budget.limit] * 21

@@ -1,0 +1,95 @@
+"""What the rows of `accuracy.py` say: who is ahead of whom, and every figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Rows = Sequence[dict[str, Any]]
+# PASS, whether its opponents are baselines with extra steps, and what else it is compared with: itself with less
+COMPARISONS = {
+    "PASS, rehearsed": (False, ("iterative Taylor, rehearsed",)),
+    "PASS": (True, ("iterative Taylor", "PASS, no prompt", "PASS, mlp", "PASS, uniform")),
+}
+
+
+def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_images: int | None) -> str:
+    """Both tables, with a line that says what was run."""
+    tested = "all test images" if test_images is None else f"{test_images:,} of the test images (a subset)"
+    return "\n".join(
+        [
+            f"ResNet-20, {mask_steps} steps of mask learning, {finetune_steps} of fine-tuning, batches of {batch}, "
+            f"{tested}; one CPU thread.",
+            "",
+            "PASS against the baseline with the best mean at as many steps of training that are kept, and against",
+            "itself with less, in points of top-1:",
+            "",
+            *verdicts(rows),
+            "",
+            "Every method; spread is the largest minus the smallest over the seeds:",
+            "",
+            *table(rows),
+            "",
+        ]
+    )
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """One line per setting, budget and opponent, from the seeds that both were measured with."""
+    lines = [
+        "| setting | MACs | PASS | against | mean difference | of single seeds | seeds |",
+        "|" + "---|" * 7,
+    ]
+    for setting, share in sorted({(row["setting"], row["share"]) for row in rows}, key=lambda p: (p[0], -p[1])):
+        here = [row for row in rows if (row["setting"], row["share"]) == (setting, share)]
+        for ours, (is_extra, ablations) in COMPARISONS.items():
+            mine = _by_seed(here, ours, is_extra=False)
+            opponents = {
+                (row["method"], row["extra"])
+                for row in here
+                if not row["method"].startswith(("PASS", "iterative"))
+                and (row["extra"] or row["method"] == "growing") == is_extra
+            }
+            best = _best({key: _by_seed(here, key[0], is_extra=key[1]) for key in opponents}, mine.keys())
+            against = [(best[0], best[1], "the best baseline: ")] if best else []
+            for name, extra, kind in (*against, *((name, False, "") for name in ablations)):
+                theirs = _by_seed(here, name, is_extra=extra)
+                if gaps := [100 * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]:
+                    lines.append(
+                        f"| {setting} | {share:.0%} | {ours} | {kind}{name}{', extra steps' if extra else ''} | "
+                        f"{statistics.mean(gaps):+.2f} | {' '.join(f'{gap:+.2f}' for gap in gaps)} | {len(gaps)} |"
+                    )
+    return lines
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """One line per setting, budget and method: mean top-1, spread and every seed."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
+    lines = [
+        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | seeds |",
+        "|" + "---|" * 8,
+    ]
+    order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
+    for setting, share, extra, method in order:
+        found = sorted(cells[setting, share, extra, method], key=lambda row: row["seed"])
+        values = [row["top1"] for row in found]
+        before = statistics.mean(row["top1_before_finetune"] for row in found)
+        lines.append(
+            f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
+            f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
+        )
+    return lines
+
+
+def _by_seed(rows: Rows, method: str, *, is_extra: bool) -> dict[int, float]:
+    return {row["seed"]: row["top1"] for row in rows if (row["method"], row["extra"]) == (method, is_extra)}
+
+
+def _best(found: dict[tuple[str, bool], dict[int, float]], seeds: Iterable[int]) -> tuple[str, bool] | None:
+    """The method with the best mean over `seeds`, of those that were measured with all of them."""
+    means = {key: statistics.mean(top1[seed] for seed in seeds) for key, top1 in found.items()
+             if seeds and top1.keys() >= set(seeds)}  # fmt: skip
+    return max(sorted(means), key=lambda key: means[key]) if means else None
