@@ -40,7 +40,7 @@ class Sketch:
 
 def bare(tensor: Tensor) -> Tensor:
     """`tensor` without its values; whole numbers keep them."""
-    empty = torch.empty_like(tensor, device="meta") if _has_fractions(tensor) else tensor.detach().clone()
+    empty = torch.empty_like(tensor, device="meta") if _has_fractions(tensor) else tensor.detach().to("cpu", copy=True)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
