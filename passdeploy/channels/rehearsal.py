@@ -33,6 +33,9 @@ class Rehearsal(Onlooker):
         self.position = 0  # operations that went well
         self.blamed: int | None = None  # where the network first did something else than in the walk
         self._is_in_step = True
+        # Sizes of dimensions with channels: a whole number that is none of them does not count channels.
+        tensors = (tensor for one in script for tensor in (*one.inputs, *one.results)) if not is_sketch else ()
+        self._widths = {shape[dim] for shape, labels in tensors for dim in labels}
 
     @property
     def expected(self) -> Happening:
@@ -50,7 +53,7 @@ class Rehearsal(Onlooker):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
-            if call.factors != self.expected.factors:
+            if self._differ(self.expected.factors, call.factors):
                 raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
             for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
                 if not labels or result.ndim != len(dense):
@@ -73,9 +76,16 @@ class Rehearsal(Onlooker):
             number for number, one in enumerate(self._script) if (one.op, one.source) == (call.name, source) and source
         ]
         known = [self._script[number].factors for number in alike]
-        if known and call.factors not in known:
+        if known and all(self._differ(factors, call.factors) for factors in known):
             self.blamed = alike[0]
             raise WrongSizeError(f"a factor of {known[0]} that is now {call.factors}")
+
+    def _differ(self, before: tuple[float, ...], now: tuple[float, ...]) -> bool:
+        """Whether factors follow a width; those of who decides by values may follow how many boxes there are."""
+        if self.is_sketch or len(before) != len(now):
+            return before != now
+        pairs = zip(before, now, strict=True)
+        return any(old != new and (old in self._widths or not float(old).is_integer()) for old, new in pairs)
 
 
 _STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes

@@ -113,3 +113,28 @@ def test_vivid_weights_vary_and_the_others_are_shared():
         assert (after is before) == (before.std() > 0)
     assert (net[2].weight == 0).all()
     assert (net[1].weight == 1).all()
+
+
+class CountingPlaces(nn.Module):
+    """Divides by how many places it found, as detectors do, and later by a number that counts channels, or not."""
+
+    def __init__(self, *, counts_channels: bool) -> None:
+        super().__init__()
+        self.counts_channels = counts_channels
+        self.first, self.inner, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nets.Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        places = torch.nonzero(x.sum(1) > 0).size(0) + 100  # no width is as large
+        x = self.inner(x / (x.size(1) if self.counts_channels else 1))
+        return self.head(x) / places
+
+
+@pytest.mark.parametrize("counts_channels", [False, True])
+def test_what_a_network_counts_may_change_unless_it_is_channels(counts_channels: bool):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = CountingPlaces(counts_channels=counts_channels).eval()
+    assert not follow(net, IMAGES).is_sketched
+    groups = find_groups(net, IMAGES)
+    assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]
