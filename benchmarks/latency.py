@@ -131,6 +131,7 @@ def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: in
         "slim_ms": summarise(*fast).median_ms,
         "speedup": gained.ratio,
         "speedup_ci": [gained.low, gained.high],
+        "sittings": sittings,
     }
 
 

@@ -16,6 +16,7 @@ from passdeploy.profiling.environment import busy_ticks
 from passdeploy.profiling.gpus import read_gpus
 
 OTHERS_BUSY = 0.3  # cores that other processes may use without being mentioned
+_LONG_ENOUGH_S = 0.5  # ticks are hundredths of a second: over less they say little
 _CLOCK_FELL = 0.95  # of what it was before
 _CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 _CPUS = Path("/sys/devices/system/cpu")
@@ -43,7 +44,7 @@ def disturbances(before: Glance, after: Glance) -> tuple[str, ...]:
     """What happened in between, as notes of a row; none where it was quiet."""
     found = []
     elapsed = after.at - before.at
-    if before.busy is not None and after.busy is not None and elapsed > 0:
+    if before.busy is not None and after.busy is not None and elapsed > _LONG_ENOUGH_S:
         others = (after.busy - before.busy) / os.sysconf("SC_CLK_TCK") - (after.own - before.own)
         if others / elapsed > OTHERS_BUSY:
             found.append(f"disturbed: other processes kept {others / elapsed:.1f} cores busy")

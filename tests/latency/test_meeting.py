@@ -108,3 +108,19 @@ def test_a_sweep_says_which_rounding_keeps_the_most(channels: ChannelMap, scores
     assert "the fastest that can be reached" in rows[2]["refused"]
     assert rows[1]["achieved"] <= 0.2 * (1 + TOLERANCE)
     assert 0 < rows[1]["kept"] < 1
+
+
+def test_a_plan_is_measured_again_where_another_program_disturbed_it(
+    channels: ChannelMap, scores, monkeypatch: pytest.MonkeyPatch
+):
+    happened = iter([("disturbed",), ("disturbed",), ()])
+    measured: list[int] = []
+    monkeypatch.setattr("passdeploy.latency.meeting.disturbances", lambda before, after: next(happened))
+    monkeypatch.setattr(
+        "passdeploy.latency.meeting.measure_pair",
+        lambda *_: measured.append(1) or (torch.ones(8, 1).numpy(), torch.full((8, 1), 0.5).numpy()),
+    )
+    target = meeting(channels, FakeProber())
+    trial = target.try_out(target.plan(scores, Request(share=0.5)), Request(share=0.5))
+    assert trial.found == pytest.approx(0.5)
+    assert len(measured) == 3

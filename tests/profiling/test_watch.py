@@ -36,6 +36,10 @@ def test_what_happened_in_between_is_said(changed: dict[str, int], words: str):
     assert disturbances(BEFORE, after(**changed)) == (words,)
 
 
+def test_a_moment_is_too_short_to_tell():
+    assert disturbances(BEFORE, after(at=10.1, busy=1000 + TICKS, own=5.0)) == ()
+
+
 def test_what_cannot_be_read_disturbs_nothing():
     blind = {"busy": None, "stopped": None, "too_hot": None}
     assert disturbances(replace(BEFORE, **blind), after(**blind)) == ()  # type: ignore[arg-type]

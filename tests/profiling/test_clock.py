@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from passdeploy.profiling.clock import CudaClock, HostClock, clock_for
+
+
+class Device:
+    """A stream whose work takes 5 ms of its own time, and notes the order of what happens to it."""
+
+    def __init__(self) -> None:
+        self.log, self.ms = list[str](), 0.0
+
+    def synchronize(self) -> None:
+        self.log.append("wait")
+
+    def work(self) -> None:
+        self.log.append("work")
+        self.ms += 5.0
+
+
+class Event:
+    """A moment on the stream."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0.0
+
+    def record(self, stream: Device) -> None:
+        stream.log.append("event")
+        self.at, self.stream = stream.ms, stream
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+    def elapsed_time(self, later: Event) -> float:
+        return later.at - self.at
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    made = Device()
+    monkeypatch.setattr(torch, "cuda", SimpleNamespace(current_stream=lambda device: made, Event=Event))
+    return made
+
+
+def test_work_on_a_device_is_timed_between_two_events(device: Device):
+    clock: Any = clock_for(torch.device("cuda"))
+    assert isinstance(clock, CudaClock)
+    assert clock.time_ms(device.work) == 5.0
+    assert device.log == ["event", "work", "event", "wait"]
+
+
+def test_queueing_is_timed_on_the_host_and_the_device_is_waited_for_afterwards(device: Device):
+    queued = CudaClock(torch.device("cuda")).enqueue_ms(device.work)
+    assert queued is not None
+    assert 0 < queued < 5.0  # the host does not wait for the 5 ms
+    assert device.log == ["work", "wait"]
+
+
+def test_on_the_host_nothing_is_queued():
+    assert clock_for(torch.device("cpu")).enqueue_ms(lambda: None) is None
+    assert isinstance(clock_for(torch.device("cpu")), HostClock)
