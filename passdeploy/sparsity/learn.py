@@ -5,8 +5,9 @@ In every step the scores become a plan under the budget (one threshold for all g
 gradient passes straight through the masks to the scores. The network is any network, the loss any differentiable loss.
 
 Three things are ours, and `benchmarks/results/accuracy-trials.md` says what each is worth. The hypernetwork corrects
-a prior that is measured again in every step (`sensitivity.py`). The budget shrinks gradually: what is gone stays gone.
-And the weights learn along with the masks (`rehearsal.py`), unless they are to be frozen as in the paper.
+a prior that is measured again in every step (`sensitivity.py`). The budget shrinks gradually, and what is gone is cut
+out for good (`shrinking.py`). And the weights learn along with the masks (`rehearsal.py`), unless they are to be frozen
+as in the paper.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Sensitivity:
     def logits(self) -> dict[str, Tensor]:
         """Group name -> logits whose sigmoid is nearly proportional to the scores, on one scale for all groups.
 
-        Those of channels that are gone are far lower: they come back only where nothing else fits into the budget.
+        Those of channels that are gone are far lower.
         """
         largest = torch.stack([values.max() for values in self.scores.values()]).max().clamp_min(1e-30)
         return {

@@ -79,6 +79,19 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
 
 
+def test_another_teacher_is_asked_where_one_is_given():
+    net, asked = HalfUseless().eval(), []
+
+    class Teacher(HalfUseless):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            return super().forward(x)
+
+    settings = PassSettings(**SETTINGS, distill=0.5)
+    learn_masks(net, map_channels(net, IMAGE).groups, BATCHES, F.cross_entropy, settings=settings, teacher=Teacher())
+    assert asked == [32] * 8  # once a step
+
+
 class Normed(nn.Module):
     """A layer norm over channels that are cut."""
 
