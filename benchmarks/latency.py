@@ -3,7 +3,8 @@
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
     python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
     python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
-    python -m benchmarks.latency same               the same file as dense and as slim, 100 times; and back to back
+    python -m benchmarks.latency same               the same file as dense and as slim, 100 times; a little smaller one
+                                                    as slim, 20 times; and back to back
     python -m benchmarks.latency table              how long a table takes, and how long from the cache
     python -m benchmarks.latency accuracy --cifar DIR --weights FILE       latency planning against MACs planning
     python -m benchmarks.latency show               the tables of all that was measured

@@ -6,6 +6,7 @@ a network down, so that times say where time goes, not how much there is of it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,6 +87,7 @@ def trace_module(runner: TorchRunner, images: Tensor, *, calls: int = _CALLS) ->
     for _ in range(_WARM_UPS):
         runner.run()
     on_gpu = torch.device(runner.device).type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler tells a terminal of GPUs that it does not find
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, record_shapes=True, acc_events=True) as seen:
         for _ in range(calls):

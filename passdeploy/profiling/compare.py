@@ -119,9 +119,8 @@ class _Comparison:
         with stream_of(device):
             clock = self.clock or _clock_of(backend, device)
             built = _Built(self, backend, images)
-            before = Glance.now(with_gpus=device.type == "cuda")
             samples = measure_sittings(built.anew, clock, self.budget, sittings=self.sittings_of(backend))
-            happened = disturbances(before, Glance.now(with_gpus=device.type == "cuda"))
+            happened = disturbances(built.before, Glance.now(with_gpus=device.type == "cuda"))
             found = [summarise(*taken, seed=self.seed) for taken in samples]
             gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
             beside = [
@@ -147,6 +146,7 @@ class _Built:
         self.runners: list[Runner] = []
         self.memory: list[float | None] = [None] * len(comparison.subjects)
         self._comparison, self._backend, self._images = comparison, backend, images
+        self.before = Glance.now()
 
     def anew(self, sitting: int) -> Sequence[Runner]:
         """Runners in the order of the subjects, whatever order they are built in."""
@@ -167,6 +167,8 @@ class _Built:
             if sitting == 0:
                 self.memory[number] = taken
         self.runners = [made[number] for number in order]
+        if sitting == 0:  # a compiler works in processes of its own, which disturb nobody
+            self.before = Glance.now(with_gpus=device.type == "cuda")
         return self.runners
 
 
