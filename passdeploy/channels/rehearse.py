@@ -35,7 +35,8 @@ from passdeploy.running import evaluating
 from passdeploy.slimming import slim
 
 MOST_REPAIRS = 150
-TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
+SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
+MOST_TAKES = 5  # where one did not
 VALUE_TAKES = 2  # of these, cuts that are compared, too
 MOST_ATTEMPTS = 100  # to repair or tie
 MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
@@ -86,7 +87,7 @@ class Stage:
                 return
             if not self.repair(stop) and not self.tie(stop):
                 self.protect_around(stop)
-            # From here on the cut is another one: it must stand every test again.
+            # From here on the cut is another one: it must stand every test again, and more of them.
             self._repairs_left -= 1
             self.has_stumbled = True
             if self.removable <= least:
@@ -135,7 +136,9 @@ class Stage:
 
     @property
     def _takes(self) -> int:
-        return TAKES if self._states_sizes or self.has_stumbled else 1
+        if self.has_stumbled:
+            return MOST_TAKES
+        return SOME_TAKES if self._states_sizes else 1
 
     @cached_property
     def _states_sizes(self) -> bool:
