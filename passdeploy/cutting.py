@@ -17,6 +17,9 @@ def cut_tensors(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], p
     cut = dict(tensors)
     for (name, dim), places in _kept_places(cut, groups, plan):
         whole = cut[name].detach()
+        if whole.is_meta:
+            cut[name] = whole.new_empty((*whole.shape[:dim], len(places), *whole.shape[dim + 1 :]))
+            continue
         is_last = (
             whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
         )

@@ -62,6 +62,7 @@ class Stage:
         self.doubt = doubt(trace, lambda name: type(sketch.model.get_submodule(name)))
         self.has_stumbled = False
         self.gone = torch.zeros(0, dtype=torch.bool)  # see `_gone`
+        self._sizes: dict[int, int] = {}  # see `size_of`
         self._is_settled = False
         self.take = 0  # which of the random cuts
         self.trials_left = MOST_TRIALS
@@ -152,7 +153,7 @@ class Stage:
         """Decide on the next random cut."""
         self.groups = self.gatherer.gather(self.numbers)
         self.plan = _random_plan(self.groups, self.take)
-        self.gone = self._gone(self.plan)
+        self.gone, self._sizes = self._gone(self.plan), {}
 
     def play(self) -> Stop | None:
         """Cut at random and run; where it stopped, or None."""
@@ -173,7 +174,9 @@ class Stage:
 
     def size_of(self, labels: Tensor) -> int:
         """How many channels of a dimension the last cut left."""
-        return len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
+        if id(labels) not in self._sizes:  # of labels in the trace, which keeps them
+            self._sizes[id(labels)] = len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
+        return self._sizes[id(labels)]
 
     def repair(self, stop: Stop) -> bool:
         """Find numbers that are stale and let them follow the widths; returns whether that gets the network further."""
