@@ -221,6 +221,10 @@ def source_line() -> str:
 _OUTERMOST = Onlooker.watch.__code__  # who ran the model
 
 
+_HERE = Path(__file__).parent
+_AROUND_MODELS = {_HERE.parent / f"{name}.py" for name in ("decisions", "norms", "statistics")}
+
+
 @cache
 def _owner_of(filename: str) -> tuple[str, str]:
     """Whose code a file is (model, torch module, torch, ours), and its name."""
@@ -228,4 +232,5 @@ def _owner_of(filename: str) -> tuple[str, str]:
     if "torch" in file.parts:
         is_module = file.parent.name == "modules" and file.name != "module.py"
         return ("torch module" if is_module else "torch"), file.name
-    return ("ours" if Path(__file__).parent in file.parents else "model"), file.name
+    is_ours = _HERE in file.parents or file in _AROUND_MODELS
+    return ("ours" if is_ours else "model"), file.name

@@ -10,6 +10,8 @@ from torch import Tensor
 from passdeploy.channels.onlooker import Call, Onlooker, source_line
 from passdeploy.channels.trace import Happening
 
+FactorsOfLines = dict[tuple[str, str], set[tuple[float, ...]]]  # operation and file:line -> what it computes with
+
 
 @dataclass(frozen=True)
 class Stop:
@@ -25,17 +27,29 @@ class WrongSizeError(Exception):
 
 
 class Rehearsal(Onlooker):
-    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size."""
+    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size.
 
-    def __init__(self, script: Sequence[Happening], size_of: Callable[[Tensor], int], *, is_sketch: bool) -> None:
+    Args:
+        script: what happens in the whole network.
+        size_of: how many channels are left of a dimension with these labels.
+        factors: by line of code, those of the masked network; of a network that decides by values they tell what
+            follows a width and what a value. None: those of the script.
+        is_sketch: whether it is run without values.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[Happening],
+        size_of: Callable[[Tensor], int],
+        *,
+        factors: FactorsOfLines | None = None,
+        is_sketch: bool,
+    ) -> None:
         super().__init__(is_sketch=is_sketch)
-        self._script, self._size_of = script, size_of
+        self._script, self._size_of, self._factors = script, size_of, factors
         self.position = 0  # operations that went well
         self.blamed: int | None = None  # where the network first did something else than in the walk
         self._is_in_step = True
-        # Sizes of dimensions with channels: a whole number that is none of them does not count channels.
-        tensors = (tensor for one in script for tensor in (*one.inputs, *one.results)) if not is_sketch else ()
-        self._widths = {shape[dim] for shape, labels in tensors for dim in labels}
 
     @property
     def expected(self) -> Happening:
@@ -53,7 +67,7 @@ class Rehearsal(Onlooker):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
-            if self._differ(self.expected.factors, call.factors):
+            if self._factors is None and call.factors != self.expected.factors:
                 raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
             for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
                 if not labels or result.ndim != len(dense):
@@ -65,27 +79,33 @@ class Rehearsal(Onlooker):
                     wanted = [size if size != whole else own for size, whole, own in found]
                 if list(result.shape) != wanted:
                     raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
-        elif call.factors:
+        if call.factors and (self._factors is not None or not self._is_in_step):
             self._check_factors(call)
         self.position += 1
 
     def _check_factors(self, call: Call) -> None:
-        """Out of step it is the line of code that tells what should have happened."""
-        source = source_line()
-        alike = [
-            number for number, one in enumerate(self._script) if (one.op, one.source) == (call.name, source) and source
-        ]
-        known = [self._script[number].factors for number in alike]
-        if known and all(self._differ(factors, call.factors) for factors in known):
+        """By line of code: out of step, or beside the masked network, that is what tells what should have happened."""
+        line = call.name, source_line()
+        alike = [number for number, one in enumerate(self._script) if (one.op, one.source) == line and line[1]]
+        known = {self._script[number].factors for number in alike}
+        if alike and self._factors is not None:
+            known = self._factors.get(line, known)
+        if known and call.factors not in known:
             self.blamed = alike[0]
-            raise WrongSizeError(f"a factor of {known[0]} that is now {call.factors}")
+            raise WrongSizeError(f"a factor of {min(known)} that is now {call.factors}")
 
-    def _differ(self, before: tuple[float, ...], now: tuple[float, ...]) -> bool:
-        """Whether factors follow a width; those of who decides by values may follow how many boxes there are."""
-        if self.is_sketch or len(before) != len(now):
-            return before != now
-        pairs = zip(before, now, strict=True)
-        return any(old != new and (old in self._widths or not float(old).is_integer()) for old, new in pairs)
+
+class FactorsByLine(Onlooker):
+    """Notes which factors every line of code computes with."""
+
+    def __init__(self) -> None:
+        super().__init__(is_sketch=False)
+        self.found: FactorsOfLines = {}
+
+    def happen(self, call: Call) -> None:
+        """One operation."""
+        if call.factors:
+            self.found.setdefault((call.name, source_line()), set()).add(call.factors)
 
 
 _STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes

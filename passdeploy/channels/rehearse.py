@@ -13,6 +13,7 @@ A network that leaves no doubt (trust.py), such as one of convolutions, batch no
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -24,15 +25,16 @@ from passdeploy.chance import generator
 from passdeploy.channels.compare import Comparison
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
-from passdeploy.channels.rehearsal import Rehearsal, Stop
+from passdeploy.channels.rehearsal import FactorsByLine, FactorsOfLines, Rehearsal, Stop
 from passdeploy.channels.repairs import Repairs
 from passdeploy.channels.sketch import Sketch
 from passdeploy.channels.ties import ties
 from passdeploy.channels.trace import Happening, Trace
 from passdeploy.channels.trust import Doubt, doubt, states_sizes
+from passdeploy.decisions import Decisions
 from passdeploy.plan import Plan
 from passdeploy.running import evaluating
-from passdeploy.slimming import slim
+from passdeploy.slimming import masked, slim
 
 MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
@@ -164,13 +166,25 @@ class Stage:
     def _run(self) -> Stop | None:
         network, inputs = self._stage
         self.cut = slim(network, self.groups, self.plan)
-        rehearsal = Rehearsal(self.trace.happenings, self.size_of, is_sketch=self.trace.is_sketched)
+        factors, decisions = (None, nullcontext()) if self.trace.is_sketched else self._beside_masked()
+        rehearsal = Rehearsal(self.trace.happenings, self.size_of, factors=factors, is_sketch=self.trace.is_sketched)
         try:
-            with torch.no_grad(), evaluating(self.cut):
+            with torch.no_grad(), evaluating(self.cut), decisions:
                 rehearsal.watch(self.cut, inputs)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             return Stop(rehearsal.position, rehearsal.expected, _first_line(error))
         return None
+
+    def _beside_masked(self) -> tuple[FactorsOfLines, AbstractContextManager[None]]:
+        """What the masked network computes with, and a way to decide as it did.
+
+        A network that decides by values computes with what it found, such as the sizes of boxes. In the masked network
+        these are the same, and widths are those of the whole one.
+        """
+        reference, decisions, seen = masked(self.model, self.groups, self.plan), Decisions(), FactorsByLine()
+        with torch.no_grad(), evaluating(reference), decisions.making():
+            seen.watch(reference, self.inputs)
+        return seen.found, decisions.repeating()
 
     def size_of(self, labels: Tensor) -> int:
         """How many channels of a dimension the last cut left."""
