@@ -172,7 +172,9 @@ class Stage:
             with torch.no_grad(), evaluating(self.cut), decisions:
                 rehearsal.watch(self.cut, inputs)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
-            return Stop(rehearsal.position, rehearsal.expected, _first_line(error))
+            # Who decides by values may have gone on for longer than its walk.
+            position = min(rehearsal.position, len(self.trace.happenings) - 1)
+            return Stop(position, rehearsal.expected, _first_line(error))
         return None
 
     def _beside_masked(self) -> tuple[FactorsOfLines, AbstractContextManager[None]]:
