@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
@@ -29,9 +29,14 @@ def clone(model: Network, instead: Callable[[str, Tensor], Tensor]) -> Network:
         model: left as it is. Modules and tensors that it shares are shared in the copy.
         instead: name and tensor -> what takes its place, which may be the same tensor.
     """
-    state = (*model.named_parameters(), *model.named_buffers())
-    copied: Network = _cloned(model, {id(old): instead(name, old) for name, old in state})
+    copied: Network = _cloned(model, {id(old): instead(name, old) for name, old in named_state(model)})
     return copied
+
+
+def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, each once, with their first names."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def _cloned(value: Any, memo: dict[int, Any]) -> Any:

@@ -67,19 +67,12 @@ def groups_after(
     after = []
     for group in groups:
         kept = torch.tensor(plan.kept.get(group.name, range(group.width)))
-        slots = [
-            replace(slot, index=new_place[slot.tensor, slot.dim][slot.index[kept]]
-                    if (slot.tensor, slot.dim) in new_place else slot.index)
-            for slot in group.slots
-        ]  # fmt: skip
+        slots = []
+        for slot in group.slots:
+            places = new_place.get((slot.tensor, slot.dim))
+            slots.append(slot if places is None else replace(slot, index=places[slot.index[kept]]))
         after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=()))
     return tuple(after)
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, each once, with their first names."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def like(old: Tensor, values: Tensor) -> Tensor:

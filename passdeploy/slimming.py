@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules.contractions import cuts_whole_groups
-from passdeploy.cloning import clone
+from passdeploy.cloning import clone, named_state
 from passdeploy.collection import no_collection
-from passdeploy.cutting import cut_tensors, like, named_state, removed_places
+from passdeploy.cutting import cut_tensors, like, removed_places
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import KeptPlaces, with_restricted_norms_

@@ -35,6 +35,7 @@ from passdeploy.channels.trace import (
     Trace,
     Work,
 )
+from passdeploy.cloning import named_state
 from passdeploy.running import evaluating
 from passdeploy.statistics import Turns
 
@@ -64,7 +65,7 @@ class Walk(Onlooker):
         self.trace = Trace(self.book, tuple(self._label_state(model)), sizes, is_sketched=is_sketch)
 
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
-        state = [*model.named_parameters(), *model.named_buffers()]
+        state = list(named_state(model))
         # A dimension of size one has nothing to remove.
         dims = [
             (name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1

@@ -8,8 +8,7 @@ produced, the batch dimension it really kept open. Whether the numbers agree is 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from passdeploy.export.ort_session import first_line
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
 from passdeploy.export.silence import quietly
 from passdeploy.files import atomic_path
+from passdeploy.running import evaluating
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
@@ -63,7 +63,7 @@ def export_onnx(
     sizes = BatchRange.of(batch)
     choose_opset("fp32", opset)
     example = _example_batch(model, example_inputs, sizes)
-    with evaluating(model), quietly():
+    with torch.no_grad(), evaluating(model), quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
     _check(proto, opset, sizes, model)
     _forget_origin(proto)
@@ -85,19 +85,6 @@ def write_onnx(proto: Any, path: Path, precision: str) -> Artifact:
     batch = next((json.loads(entry.value) for entry in proto.metadata_props if entry.key == "batch"), None)
     facts = {"opset": find_opset(proto), "batch": batch, "input": dims, "nodes": len(proto.graph.node)}
     return describe(path, kind="onnx", precision=precision, facts=facts)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every submodule is as it was."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in was_training.items():
-            module.training = training
 
 
 def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], sizes: BatchRange) -> Tensor:

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from passdeploy.errors import ParityError, UsageError
 from passdeploy.export.casting import rounded
-from passdeploy.export.onnx_graph import evaluating
 from passdeploy.export.ort_session import first_line, open_session
 from passdeploy.export.precision import CAST, LIMITS, Limits
+from passdeploy.running import evaluating
 
 _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relative to
 
@@ -99,7 +99,7 @@ def reference_of(
     if len(images) == 0:
         raise UsageError("parity needs at least one image to compare on.")
     trials = []
-    with evaluating(model):
+    with torch.no_grad(), evaluating(model):
         for batch, picked, fresh in _batches(images.detach().cpu().float(), batch_sizes, seed):
             known = labels[picked] if labels is not None and picked is not None else None
             trials.append(Trial(batch, model(batch), known, fresh, is_real and picked is not None))

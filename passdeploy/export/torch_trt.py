@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from passdeploy.errors import ExportError, MissingError, ParityError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.driver import require_gpu
-from passdeploy.export.onnx_graph import INPUT, evaluating
+from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.ort_session import first_line
 from passdeploy.export.parity import compare, problem_of, reference_of, rejected
 from passdeploy.export.precision import Limits
 from passdeploy.export.trt_engine import EngineOptions
 from passdeploy.files import atomic_path
+from passdeploy.running import evaluating
 from passdeploy.versions import package_versions
 
 PROGRAM_PRECISIONS = ("fp32", "fp16", "bf16")
@@ -107,7 +108,7 @@ def compile_program(
     if not sizes.is_fixed:
         dynamic = ({0: torch.export.Dim("batch", min=sizes.smallest, max=sizes.largest)},)
     try:
-        with evaluating(module):
+        with torch.no_grad(), evaluating(module):
             example = torch.zeros(sizes.typical if sizes.is_fixed else max(2, sizes.typical), *image_shape).cuda()
             program = torch.export.export(module, (example,), dynamic_shapes=dynamic)
             compiled = torch_trt.dynamo.compile(program, arg_inputs=described, **settings_of(precision, options))

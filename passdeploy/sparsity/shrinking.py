@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.cloning import named_state
 from passdeploy.cutting import groups_after, put_back_
 from passdeploy.norms import RestrictedNorms
 from passdeploy.plan import Plan
@@ -124,4 +125,4 @@ class ShrinkingNetwork:
 
     @staticmethod
     def _tensors(network: nn.Module) -> dict[str, Tensor]:
-        return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        return dict(named_state(network))

@@ -121,7 +121,7 @@ def test_a_provider_that_is_missing_is_named(backend: str, relu: Path):
 
 
 class Gpu:
-    """Stands in for a session, its binding and ONNX Runtime's values on a GPU: notes what is bound where."""
+    """Stands in for ONNX Runtime's session on a GPU, its binding and its values: notes what is bound where."""
 
     def __init__(self) -> None:
         self.bound: list[Any] = []
