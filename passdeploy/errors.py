@@ -131,3 +131,9 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name != module.split(".")[0]:
             raise  # installed but broken inside: let its own traceback speak
         raise MissingExtra(module, extra) from error
+
+
+def first_line(error: BaseException, *, longest: int = 300) -> str:
+    """The first line of an exception's text, cut to what fits in a message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:longest]

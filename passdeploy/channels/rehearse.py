@@ -32,6 +32,7 @@ from passdeploy.channels.ties import ties
 from passdeploy.channels.trace import Happening, Trace
 from passdeploy.channels.trust import Doubt, doubt, states_sizes
 from passdeploy.decisions import Decisions
+from passdeploy.errors import first_line
 from passdeploy.plan import Plan
 from passdeploy.running import evaluating
 from passdeploy.slimming import masked, slim
@@ -174,7 +175,7 @@ class Stage:
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             # Who decides by values may have gone on for longer than its walk.
             position = min(rehearsal.position, len(self.trace.happenings) - 1)
-            return Stop(position, rehearsal.expected, _first_line(error))
+            return Stop(position, rehearsal.expected, first_line(error))
         return None
 
     def _beside_masked(self) -> tuple[FactorsOfLines, AbstractContextManager[None]]:
@@ -330,10 +331,6 @@ class Stage:
         slot = group.slots[0]
         state = next(s for s in self.trace.state if (s.tensor, s.dim) == (slot.tensor, slot.dim))
         return state.labels[slot.index[:, 0]]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:

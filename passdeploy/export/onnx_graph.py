@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy import __version__
-from passdeploy.errors import ExportError, UsageError
+from passdeploy.errors import ExportError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.casting import find_opset
-from passdeploy.export.ort_session import first_line
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
 from passdeploy.export.silence import quietly
 from passdeploy.files import atomic_path

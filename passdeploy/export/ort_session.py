@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.errors import CorruptArtifact, MissingError, RunError, require
+from passdeploy.errors import CorruptArtifact, MissingError, RunError, first_line, require
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -75,9 +75,3 @@ def open_session(
             "the provider could not start.\nIts libraries are missing or do not fit the driver."
         )
     return session
-
-
-def first_line(error: BaseException, *, longest: int = 300) -> str:
-    """The first line of an exception's text, cut to what fits in a message."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:longest]

@@ -23,9 +23,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from passdeploy.errors import ParityError, UsageError
+from passdeploy.errors import ParityError, UsageError, first_line
 from passdeploy.export.casting import rounded
-from passdeploy.export.ort_session import first_line, open_session
+from passdeploy.export.ort_session import open_session
 from passdeploy.export.precision import CAST, LIMITS, Limits
 from passdeploy.running import evaluating
 

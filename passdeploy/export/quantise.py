@@ -20,9 +20,8 @@ import onnx
 from onnx import ModelProto
 from torch import Tensor
 
-from passdeploy.errors import ExportError, UsageError, require
+from passdeploy.errors import ExportError, UsageError, first_line, require
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.ort_session import first_line
 from passdeploy.export.silence import quietly
 
 Quantiser = Literal["ort", "modelopt"]

@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import ExportError, MissingError, ParityError, UsageError
+from passdeploy.errors import ExportError, MissingError, ParityError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.driver import require_gpu
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.ort_session import first_line
 from passdeploy.export.parity import compare, problem_of, reference_of, rejected
 from passdeploy.export.precision import Limits
 from passdeploy.export.trt_engine import EngineOptions

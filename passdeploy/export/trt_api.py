@@ -12,9 +12,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from passdeploy.errors import MissingError, UsageError
+from passdeploy.errors import MissingError, UsageError, first_line
 from passdeploy.export.driver import require_cuda, require_gpu
-from passdeploy.export.ort_session import first_line
 
 if TYPE_CHECKING:
     import tensorrt

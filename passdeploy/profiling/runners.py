@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingError, UsageError, require
-from passdeploy.export.ort_session import first_line, open_session
+from passdeploy.errors import MissingError, UsageError, first_line, require
+from passdeploy.export.ort_session import open_session
 from passdeploy.profiling.setting import Setting, captured
 
 if TYPE_CHECKING:

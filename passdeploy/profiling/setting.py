@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.devices import find_device
-from passdeploy.errors import MissingError, UsageError
-from passdeploy.export.ort_session import first_line
+from passdeploy.errors import MissingError, UsageError, first_line
 
 ON_GPU = ("ort-cuda", "ort-trt", "tensorrt", "torch-trt")  # backends that run nowhere else
 BACKENDS = ("torch", "compile", "ort", *ON_GPU)

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import CorruptArtifact, UsageError
-from passdeploy.export.ort_session import first_line
+from passdeploy.errors import CorruptArtifact, UsageError, first_line
 from passdeploy.export.torch_trt import load_torch_trt
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
 from passdeploy.profiling.setting import Setting, require_gpu_of_torch
