@@ -34,10 +34,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accuracy_report import report
-from accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setting, Size, train_
 from torch import Tensor, nn
 
+from benchmarks.accuracy_report import report
+from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setting, Size, train_
 from passdeploy import count as count_model
 from passdeploy.chance import seed_of
 from passdeploy.files import write_atomically

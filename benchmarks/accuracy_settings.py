@@ -12,6 +12,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +21,12 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
 from passdeploy.data import ImageData, load_data
 from passdeploy.models import build_model, replace_classifier_
-from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec
+from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec, OptimizerSpec, TrainSpec
 from passdeploy.train import evaluate, fit
 
 BATCH = 32
+DENSE_BATCH = 64
+DENSE_TRAINING = TrainSpec(epochs=1, warmup_epochs=0.05, optimizer=OptimizerSpec(lr=0.1))
 TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
 
 
@@ -112,6 +115,15 @@ def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher
     fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
+def train_dense(network: nn.Module, data: ImageData, weights: Path, *, steps: int) -> None:
+    """Train a network from nothing, and keep what it learned in `weights`."""
+    network.to(memory_format=torch.channels_last)
+    part = replace(data, train=Steps(data.train, steps, DENSE_BATCH))
+    fit(network, part, DENSE_TRAINING, batch_size=DENSE_BATCH, seed=0, device="cpu")
+    tensors = {name: tensor.contiguous() for name, tensor in network.eval().state_dict().items()}
+    safetensors.torch.save_file(tensors, weights)
+
+
 def _home(asked: argparse.Namespace, size: Size) -> Setting:
     data = _images(asked.cifar, size)
     return Setting.of(
@@ -128,10 +140,11 @@ def _signs(asked: argparse.Namespace, size: Size) -> Setting:
 
 def _halves(asked: argparse.Namespace, size: Size) -> Setting:
     first, second = (_only(_images(asked.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5))
-    dense = build_model("passdeploy/resnet20_cifar", num_classes=5)
-    start = Setting("first half", dense, first, 0.0, map_channels(dense, torch.zeros(1, *first.image_shape)))
-    train_(dense, start, 5 * size.finetune_steps, 0, teacher=None)
-    return _adapted("halves", dense, 5, second, size)
+    model = "passdeploy/resnet20_cifar"
+    weights = asked.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
+    if not weights.is_file():
+        train_dense(build_model(model, num_classes=5), first, weights, steps=15 * size.finetune_steps)
+    return _adapted("halves", build_model(model, num_classes=5, weights=str(weights)), 5, second, size)
 
 
 def _adapted(name: str, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:

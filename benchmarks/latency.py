@@ -17,31 +17,27 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.latency_accuracy import SUBJECTS, accuracy
 from benchmarks.latency_report import NETWORKS, report
-from passdeploy.chance import seed_of
+from benchmarks.latency_rows import MEASURE, Rows, against
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
 from passdeploy.counts import count
-from passdeploy.errors import BudgetError, PassDeployError
+from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.files import write_atomically
 from passdeploy.latency.fastest import fastest_widths
 from passdeploy.latency.meeting import Meeting, Request
 from passdeploy.latency.networks import prober_for
@@ -50,25 +46,18 @@ from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.price import LatencyPrice
 from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
-from passdeploy.plan import Budget as PlanBudget
-from passdeploy.plan import Plan, Scores, choose_channels, rungs_of
+from passdeploy.plan import rungs_of
 from passdeploy.profiling.clock import HostClock
-from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
+from passdeploy.profiling.measure import Budget
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.profiling.statistics import speedup_over, summarise
-from passdeploy.slimming import slim
-from passdeploy.sparsity.baselines import magnitude_scores, taylor_scores
-from passdeploy.train import evaluate, recalibrate_batch_norm_
+from passdeploy.sparsity.baselines import magnitude_scores
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 SHARES = (0.75, 0.5, 0.35)
 IMAGE = (3, 224, 224)
-MEASURE = Budget(seconds=4.0)
 # Multiples of torch-pruning's widths; and what each of our groups keeps at least: nothing in particular, or half of it.
 PEER = ((None, 0.0), (8, 0.0), (8, 0.35))
 LITTLE_LESS = 0.03  # of the multiply-adds, to see whether such a difference is found
-TAYLOR_IMAGES = 1024  # that scores are taken over
 
 
 @dataclass
@@ -111,29 +100,6 @@ class Unit:
             rungs = rungs_of(group, block_of("ort"), is_strict=True)
             widths[group.name] = int(rungs[abs(rungs - share * group.width).argmin()])
         return widths
-
-
-Build = Callable[[], Runner]  # a network, loaded and prepared
-
-
-def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS) -> dict[str, Any]:
-    """Both in turns, as `passdeploy profile` does."""
-
-    def build(sitting: int) -> tuple[Runner, Runner]:
-        if sitting % 2 == 0:
-            return dense(), slim()
-        second, first = slim(), dense()
-        return first, second
-
-    slow, fast = measure_sittings(build, HostClock(), budget, sittings=sittings)
-    gained = speedup_over(slow, fast)
-    return {
-        "dense_ms": summarise(*slow).median_ms,
-        "slim_ms": summarise(*fast).median_ms,
-        "speedup": gained.ratio,
-        "speedup_ci": [gained.low, gained.high],
-        "sittings": sittings,
-    }
 
 
 def targets(asked: argparse.Namespace, rows: Rows) -> None:
@@ -284,113 +250,6 @@ def table(asked: argparse.Namespace, rows: Rows) -> None:
         rows.add({"part": "table", **unit.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})
 
 
-def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
-    """ResNet-20 at half its measured latency: planned for the latency, and planned for multiply-adds.
-
-    The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
-    measuring. Accuracy is counted on all test images. `--plans` stops before the training, which may be disturbed.
-    """
-    from benchmarks.accuracy import FULL, Setting, _images, train_
-    from passdeploy.models import build_model
-
-    if asked.cifar is None or asked.weights is None:
-        sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
-    torch.set_num_threads(1)
-    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
-    setting = Setting.of("home", dense, _images(asked.cifar, FULL))
-    groups = setting.channels.prunable
-    scores = {
-        seed: taylor_scores(
-            copy.deepcopy(dense),
-            groups,
-            islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch),
-            F.cross_entropy,
-        )
-        for seed in asked.seeds
-    }
-    _plan_for_accuracy(dense, setting.channels, tuple(setting.data.image_shape), scores, asked, rows)
-    for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
-        planned = rows.find(part="accuracy plan", seed=seed, plan=kind)
-        if planned is None or rows.find(part="accuracy", seed=seed, plan=kind) is not None:
-            continue
-        kept = {
-            name: tuple(sorted(scores[seed][name].sort(descending=True, stable=True).indices[:width].tolist()))
-            for name, width in planned["widths"].items()
-        }
-        smaller = slim(dense, setting.channels.groups, Plan(kept))
-        recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
-        train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=dense)
-        top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
-        more = {"part": "accuracy", "top1": top1, "dense_top1": setting.top1, "steps": asked.steps}
-        rows.add({**planned, **more})
-
-
-def _plan_for_accuracy(
-    dense: nn.Module,
-    channels: ChannelMap,
-    shape: tuple[int, ...],
-    scores: dict[int, Scores],
-    asked: argparse.Namespace,
-    rows: Rows,
-) -> None:
-    """Both plans of every seed, measured."""
-    images = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    prober = prober_for("ort", dense, channels, images, threads=1)
-    path = asked.tables / "resnet20-8-1.json"
-    place = Place.here(backend="ort", threads=1, batch=8, image_shape=shape)
-    found = LatencyTable.load(path) if path.is_file() else survey(prober, channels.groups, place, Survey())
-    found.save(path)
-    dense_again, costs = partial(prober.runner, {}, "dense"), channels.costs
-    for seed, kind in product(asked.seeds, ("latency", "macs")):
-        if rows.find(part="accuracy plan", seed=seed, plan=kind) is not None:
-            continue
-        if kind == "latency":
-            meeting = Meeting(prober, channels, found, round_to=block_of("ort"), seconds=2.0)
-            plan = meeting.meet(scores[seed], Request(share=0.5)).trial.plan
-        else:
-            low, high = 0.1, 0.9
-            for _ in range(7):
-                share = (low + high) / 2
-                budget = PlanBudget.of("macs", share, costs)
-                try:
-                    tried = choose_channels(scores[seed], channels.prunable, costs, budget, round_to=8)
-                except BudgetError:  # so few cannot be kept
-                    low = share
-                    continue
-                took = against(dense_again, partial(prober.runner, tried.widths(), "slim"), Budget(seconds=1.0))
-                if took["slim_ms"] <= 0.5 * took["dense_ms"]:
-                    low, plan = share, tried
-                else:
-                    high = share
-        measured = against(dense_again, partial(prober.runner, plan.widths(), "slim"))
-        rows.add({
-            "part": "accuracy plan", "seed": seed, "plan": kind, **measured,
-            "found": measured["slim_ms"] / measured["dense_ms"],
-            "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
-        })  # fmt: skip
-
-
-class Rows:
-    """What was measured, on disk as soon as it is known."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.all: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
-
-    def find(self, **wanted: Any) -> dict[str, Any] | None:
-        """The row that has these values."""
-        return next((row for row in self.all if all(row.get(key) == value for key, value in wanted.items())), None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Write it and show it."""
-        self.all.append(row)
-        document = {"environment": read_environment(threads=int(row.get("threads", 1))), "rows": self.all}
-        self._path.parent.mkdir(exist_ok=True)
-        write_atomically(self._path, json.dumps(document, indent=1) + "\n")
-        write_atomically(self._path.with_suffix(".md"), "\n".join([*report(self.all), ""]))
-        print(json.dumps({key: value for key, value in row.items() if key != "widths"}), flush=True)
-
-
 def units(
     asked: argparse.Namespace,
     rows: Rows,
@@ -427,7 +286,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning, in the part accuracy")
     parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
-    parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images")
+    parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images; others are kept beside it")
+    parser.add_argument("--subjects", type=_list_of(str), default=tuple(SUBJECTS), help="of the part accuracy")
     parser.add_argument("--tables", type=Path, default=RESULTS.parent / "latency-tables", help="where tables are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()

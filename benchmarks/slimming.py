@@ -44,11 +44,11 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from slimming_report import ROUNDED, details, markdown, summary_table
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
-from zoo import ZOOS, Entry, entries
 
+from benchmarks.slimming_report import ROUNDED, details, markdown, summary_table
+from benchmarks.zoo import ZOOS, Entry, entries
 from passdeploy import chance
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.mapping import map_channels

@@ -7,7 +7,8 @@ from statistics import median
 from typing import Any
 
 from rich.table import Table
-from zoo import ZOOS
+
+from benchmarks.zoo import ZOOS
 
 ROUNDED = ("regnet_y_400mf", "resnext50_32x4d", "efficientnet_b0")  # the rows of `round_to=8`
 A_THIRD_CUT = 2 / 3  # of the parameters are left

@@ -80,7 +80,7 @@ def _torchvision_names() -> Sequence[str]:
 
 
 def _timm_names() -> Sequence[str]:
-    from timm_models import EXTRA, SMALLEST
+    from benchmarks.timm_models import EXTRA, SMALLEST
 
     return [*SMALLEST, *(name for name in EXTRA if name not in SMALLEST)]
 
@@ -131,7 +131,8 @@ def _detector(name: str) -> nn.Module:
 def _timm(name: str) -> nn.Module:
     """A network of timm; one that comes without classes is given some, or its stream would be its output."""
     import timm
-    from timm_models import OPTIONS
+
+    from benchmarks.timm_models import OPTIONS
 
     headless = {} if timm.models.get_pretrained_cfg(name).num_classes else {"num_classes": 1000}
     model: nn.Module = timm.create_model(name, pretrained=False, **headless, **OPTIONS.get(name, {}))
@@ -155,7 +156,8 @@ def _torchvision_shape(name: str) -> tuple[int, ...]:
 
 def _timm_shape(name: str) -> tuple[int, ...]:
     import timm
-    from timm_models import SIZE
+
+    from benchmarks.timm_models import SIZE
 
     channels, *size = timm.models.get_pretrained_cfg(name).input_size
     return (channels, SIZE[name], SIZE[name]) if name in SIZE else (channels, *size)

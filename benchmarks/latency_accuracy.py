@@ -1,0 +1,163 @@
+"""Accuracy at equal measured latency: plans made for the latency against plans made for multiply-adds.
+
+Two networks at half their latency (ONNX Runtime, batch 8, one thread): ResNet-20, whose weights are given, and
+torchvision's MobileNetV2 on the same images enlarged to 64 pixels, which is trained here first; its weights are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.accuracy_settings import DENSE_BATCH, Setting, train_, train_dense
+from benchmarks.latency_rows import Rows, against
+from passdeploy.chance import seed_of
+from passdeploy.data import ImageData, load_data
+from passdeploy.errors import BudgetError
+from passdeploy.latency.meeting import Meeting, Request
+from passdeploy.latency.networks import prober_for
+from passdeploy.latency.place import Place, block_of
+from passdeploy.latency.survey import Survey, survey
+from passdeploy.latency.table import LatencyTable
+from passdeploy.models import build_model
+from passdeploy.plan import Budget as PlanBudget
+from passdeploy.plan import Plan, Scores, choose_channels
+from passdeploy.profiling.measure import Budget
+from passdeploy.recipe import DataSpec
+from passdeploy.slimming import slim
+from passdeploy.sparsity.baselines import taylor_scores
+from passdeploy.train import evaluate, recalibrate_batch_norm_
+
+TAYLOR_IMAGES = 1024  # that scores are taken over
+BATCH = 8  # whose latency is asked for
+SHARE = 0.5
+DENSE_STEPS = 4000  # of training MobileNetV2
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, and the size of the images it sees."""
+
+    model: str
+    pixels: int
+    title: str
+
+
+SUBJECTS = {
+    "resnet20": Subject("passdeploy/resnet20_cifar", 32, "ResNet-20"),
+    "mobilenet_v2": Subject("torchvision/mobilenet_v2", 64, "MobileNetV2 (64 pixels)"),
+}
+
+
+def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
+    """Networks at half their measured latency: planned for the latency, and planned for multiply-adds.
+
+    The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
+    measuring. Accuracy is counted on all test images. `--plans` stops before the training, which may be disturbed.
+    """
+    if asked.cifar is None or asked.weights is None:
+        sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
+    torch.set_num_threads(1)
+    for name, subject in SUBJECTS.items():
+        if name in asked.subjects:
+            data = _images(asked.cifar, subject)
+            weights = asked.weights if name == "resnet20" else asked.weights.with_name(f"{name}-cifar10.safetensors")
+            if not weights.is_file():
+                train_dense(_network(subject, None), data, weights, steps=DENSE_STEPS)
+            _measure(name, Setting.of(name, _network(subject, weights), data), asked, rows)
+
+
+def _measure(name: str, setting: Setting, asked: argparse.Namespace, rows: Rows) -> None:
+    scores = {seed: _scores(setting, seed) for seed in asked.seeds}
+    _plan(name, setting, scores, asked, rows)
+    for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
+        planned = rows.find(part="accuracy plan", network=name, seed=seed, plan=kind)
+        if planned is None or rows.find(part="accuracy", network=name, seed=seed, plan=kind) is not None:
+            continue
+        kept = {
+            group: tuple(sorted(scores[seed][group].sort(descending=True, stable=True).indices[:width].tolist()))
+            for group, width in planned["widths"].items()
+        }
+        smaller = slim(setting.dense, setting.channels.groups, Plan(kept))
+        recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
+        train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=setting.dense)
+        top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
+        more = {"part": "accuracy", "top1": top1, "dense_top1": setting.top1, "steps": asked.steps}
+        rows.add({**planned, **more})
+
+
+def _plan(name: str, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows) -> None:
+    """Both plans of every seed, measured."""
+    shape = tuple(setting.data.image_shape)
+    images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    prober = prober_for("ort", setting.dense, setting.channels, images, threads=1)
+    path = asked.tables / f"{name}-cifar-{BATCH}-1.json"
+    if not path.is_file():
+        place = Place.here(backend="ort", threads=1, batch=BATCH, image_shape=shape)
+        survey(prober, setting.channels.groups, place, Survey()).save(path)
+    table = LatencyTable.load(path)
+    dense_again, costs = partial(prober.runner, {}, "dense"), setting.channels.costs
+    for seed, kind in product(asked.seeds, ("latency", "macs")):
+        if rows.find(part="accuracy plan", network=name, seed=seed, plan=kind) is not None:
+            continue
+        if kind == "latency":
+            meeting = Meeting(prober, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
+            plan = meeting.meet(scores[seed], Request(share=SHARE)).trial.plan
+        else:
+
+            def is_fast_enough(plan: Plan) -> bool:
+                took = against(dense_again, partial(prober.runner, plan.widths(), "slim"), Budget(seconds=1.0))
+                return took["slim_ms"] <= SHARE * took["dense_ms"]
+
+            plan = _most_macs(setting, scores[seed], is_fast_enough)
+        measured = against(dense_again, partial(prober.runner, plan.widths(), "slim"))
+        rows.add({
+            "part": "accuracy plan", "network": name, "seed": seed, "plan": kind, **measured,
+            "found": measured["slim_ms"] / measured["dense_ms"],
+            "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
+        })  # fmt: skip
+
+
+def _most_macs(setting: Setting, scores: Scores, is_fast_enough: Callable[[Plan], bool]) -> Plan:
+    """The plan with the most multiply-adds that is fast enough, found by halving."""
+    costs, best = setting.channels.costs, None
+    low, high = 0.1, 0.9
+    for _ in range(7):
+        share = (low + high) / 2
+        budget = PlanBudget.of("macs", share, costs)
+        try:
+            tried = choose_channels(scores, setting.channels.prunable, costs, budget, round_to=8)
+        except BudgetError:  # so few cannot be kept
+            low = share
+            continue
+        if is_fast_enough(tried):
+            low, best = share, tried
+        else:
+            high = share
+    if best is None:
+        sys.exit("no plan for multiply-adds is fast enough")
+    return best
+
+
+def _scores(setting: Setting, seed: int) -> Scores:
+    batches = islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch)
+    return taylor_scores(copy.deepcopy(setting.dense), setting.channels.prunable, batches, F.cross_entropy)
+
+
+def _images(root: Path, subject: Subject) -> ImageData:
+    """Decoded once, kept in memory as uint8."""
+    return load_data(DataSpec(name="imagefolder", root=str(root), image_size=subject.pixels, batch_size=DENSE_BATCH))
+
+
+def _network(subject: Subject, weights: Path | None) -> nn.Module:
+    return build_model(subject.model, num_classes=10, weights=None if weights is None else str(weights))

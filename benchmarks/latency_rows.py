@@ -1,0 +1,60 @@
+"""What `latency.py` measured, kept on disk, and how two networks are measured against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency_report import report
+from passdeploy.files import write_atomically
+from passdeploy.profiling.clock import HostClock
+from passdeploy.profiling.environment import read_environment
+from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
+from passdeploy.profiling.runners import Runner
+from passdeploy.profiling.statistics import speedup_over, summarise
+
+MEASURE = Budget(seconds=4.0)
+Build = Callable[[], Runner]  # a network, loaded and prepared
+
+
+class Rows:
+    """What was measured, on disk as soon as it is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.all: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+
+    def find(self, **wanted: Any) -> dict[str, Any] | None:
+        """The row that has these values."""
+        return next((row for row in self.all if all(row.get(key) == value for key, value in wanted.items())), None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write it and show it."""
+        self.all.append(row)
+        document = {"environment": read_environment(threads=int(row.get("threads", 1))), "rows": self.all}
+        self._path.parent.mkdir(exist_ok=True)
+        write_atomically(self._path, json.dumps(document, indent=1) + "\n")
+        write_atomically(self._path.with_suffix(".md"), "\n".join([*report(self.all), ""]))
+        print(json.dumps({key: value for key, value in row.items() if key != "widths"}), flush=True)
+
+
+def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS) -> dict[str, Any]:
+    """Both in turns, as `passdeploy profile` does."""
+
+    def build(sitting: int) -> tuple[Runner, Runner]:
+        if sitting % 2 == 0:
+            return dense(), slim()
+        second, first = slim(), dense()
+        return first, second
+
+    slow, fast = measure_sittings(build, HostClock(), budget, sittings=sittings)
+    gained = speedup_over(slow, fast)
+    return {
+        "dense_ms": summarise(*slow).median_ms,
+        "slim_ms": summarise(*fast).median_ms,
+        "speedup": gained.ratio,
+        "speedup_ci": [gained.low, gained.high],
+        "sittings": sittings,
+    }
