@@ -82,7 +82,8 @@ def _measure(name: str, setting: Setting, asked: argparse.Namespace, rows: Rows)
     _plan(name, setting, scores, asked, rows)
     for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
         planned = rows.find(part="accuracy plan", network=name, seed=seed, plan=kind)
-        if planned is None or rows.find(part="accuracy", network=name, seed=seed, plan=kind) is not None:
+        key = {"part": "accuracy", "network": name, "seed": seed, "plan": kind, "steps": asked.steps}
+        if planned is None or rows.find(**key) is not None:
             continue
         kept = {
             group: tuple(sorted(scores[seed][group].sort(descending=True, stable=True).indices[:width].tolist()))
@@ -92,8 +93,7 @@ def _measure(name: str, setting: Setting, asked: argparse.Namespace, rows: Rows)
         recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
         train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=setting.dense)
         top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
-        more = {"part": "accuracy", "top1": top1, "dense_top1": setting.top1, "steps": asked.steps}
-        rows.add({**planned, **more})
+        rows.add({**planned, **key, "top1": top1, "dense_top1": setting.top1})
 
 
 def _plan(name: str, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows) -> None:

@@ -14,7 +14,8 @@ What counts:
   than a hundred times the tolerance is `unjudged`. One of which nothing may be cut is `uncut`.
 * Detectors: random weights rank all boxes alike, and rounding decides which survive. So the outputs of every head are
   compared instead, before boxes are chosen; those of the box heads on boxes that the masked network proposed.
-* Times are CPU seconds of the one thread: what it would take on a machine that has nothing else to do. The limit holds
+* Times are CPU seconds of the one thread: what it would take on a machine that has nothing else to do. Of what takes
+  less than some seconds the least of three is taken, theirs and ours: single ones differ by half here. The limit holds
   for finding groups and slimming; checks afterwards may take five times as long.
 """
 
@@ -36,10 +37,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -61,8 +63,10 @@ SHARE = 0.5
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 MEMORY_GIB = 8.0
 CHECKS_TAKE = 5  # times the limit
+TIMED, TIMED_S = 3, 10.0  # how often work is timed, while it has taken less than so many CPU seconds in all
 
 Say = Callable[[Mapping[str, Any]], None]
+Result = TypeVar("Result")
 
 
 # What a process does with one network
@@ -74,14 +78,11 @@ def measure_ours(entry: Entry, say: Say) -> None:
     dense = _outputs(model, inputs, entry)
     grads = [parameter.requires_grad for parameter in model.parameters()]
     say({"phase": "groups"})
-    start = time.process_time()
-    channels = map_channels(model, inputs)
-    groups_s = time.process_time() - start
+    channels, groups_s = _timed(partial(map_channels, model, inputs))
     plan = halved(channels.groups, entry.key)
     say({**_described(channels, plan), "groups_s": groups_s, "phase": "slim"})
-    start = time.process_time()
-    smaller = slim(model, channels.groups, plan)
-    say({"slim_s": time.process_time() - start, "phase": "compare"})
+    smaller, slim_s = _timed(partial(slim, model, channels.groups, plan))
+    say({"slim_s": slim_s, "phase": "compare"})
 
     reference = masked(model, channels.groups, plan)
     del model
@@ -116,6 +117,17 @@ def measure_ours(entry: Entry, say: Say) -> None:
         except Exception as error:
             say({name: _first_line(error)})
         gc.collect()
+
+
+def _timed(work: Callable[..., Result], *prepare: Callable[[], Any]) -> tuple[Result, float]:
+    """What work on what was prepared for it comes to, and the CPU seconds of the fastest time."""
+    found: list[float] = []
+    while len(found) < TIMED and sum(found) < TIMED_S:
+        prepared = [make() for make in prepare]
+        start = time.process_time()
+        result = work(*prepared)
+        found.append(time.process_time() - start)
+    return result, min(found)
 
 
 def halved(groups: Sequence[ChannelGroup], key: str) -> Plan:
@@ -306,17 +318,23 @@ def measure_torch_pruning(entry: Entry, say: Say) -> None:
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == entry.classes
     ]
     say({"phase": "slim"})
-    start = time.process_time()
-    pruner = tp.pruner.MetaPruner(
-        model,
-        inputs[0],
-        importance=tp.importance.RandomImportance(),
-        pruning_ratio=SHARE,
-        global_pruning=False,
-        ignored_layers=last,
-    )
-    pruner.step()
-    say({"slim_s": time.process_time() - start, "phase": "compare"})
+
+    names = [name for name, module in model.named_modules() if any(module is one for one in last)]
+
+    def cut(network: nn.Module) -> nn.Module:
+        pruner = tp.pruner.MetaPruner(
+            network,
+            inputs[0],
+            importance=tp.importance.RandomImportance(),
+            pruning_ratio=SHARE,
+            global_pruning=False,
+            ignored_layers=[network.get_submodule(name) for name in names],
+        )
+        pruner.step()
+        return network
+
+    model, slim_s = _timed(cut, partial(deepcopy, model))
+    say({"slim_s": slim_s, "phase": "compare"})
     with torch.no_grad():
         found = [leaf.shape for leaf in tree_leaves(model(*inputs))]
     left = sum(parameter.numel() for parameter in model.parameters())

@@ -7,61 +7,130 @@ A network is hundreds of modules, each with two dozen attributes, most of them e
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Instead = Callable[[str, Tensor], Tensor]  # name and tensor -> what takes its place, which may be the same tensor
 
 _AS_THEY_ARE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _DICTIONARIES = frozenset({dict, OrderedDict})
+_TABLES = ("_parameters", "_buffers", "_modules")
 _OWN_WAYS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
 _HARMLESS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)  # of old files
 
 
-def clone(model: Network, instead: Callable[[str, Tensor], Tensor]) -> Network:
-    """A copy of `model` whose parameters and buffers are what `instead` makes of them.
+class Mould(Generic[Network]):
+    """What copies of a network are cast from; of a network that stays as it is as many as are wanted.
 
     Args:
-        model: left as it is. Modules and tensors that it shares are shared in the copy.
-        instead: name and tensor -> what takes its place, which may be the same tensor.
+        model: left as it is. Modules and tensors that it shares are shared in its copies.
     """
-    copied: Network = _cloned(model, {id(old): instead(name, old) for name, old in named_state(model)})
-    return copied
+
+    def __init__(self, model: Network) -> None:
+        self.model = model
+        self.state = dict(named_state(model))  # what `instead` is asked about
+        self._ids = {name: id(tensor) for name, tensor in self.state.items()}
+        modules = [module for _, module in modules_by_name(model)]
+        empty = Counter(
+            id(held) for module in modules for held in vars(module).values() if type(held) in _DICTIONARIES and not held
+        )
+        alone = {key for key, count in empty.items() if count == 1}
+        kinds: set[Any] = {type(module) for module in modules}
+        is_plain = all(_is_plain(kind) for kind in kinds)
+        self._parts = [_Part(module, alone) for module in modules] if is_plain else None
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Mould[Network]:
+        """The same with other tensors of these names and shapes."""
+        other = copy.copy(self)
+        other.state = dict(state)
+        return other
+
+    def copy(self, instead: Instead) -> Network:
+        """A copy whose parameters and buffers are what `instead` makes of them."""
+        memo: dict[int, Any] = {self._ids[name]: instead(name, old) for name, old in self.state.items()}
+        if self._parts is None:
+            return copy.deepcopy(self.model, memo)
+        for part in self._parts:
+            memo[part.key] = part.kind.__new__(part.kind)
+        for part in self._parts:
+            part.fill(memo[part.key].__dict__, memo)
+        return cast(Network, memo[id(self.model)])
+
+
+class _Part:
+    """One module: how its attributes are copied.
+
+    Args:
+        module: of a class that is its attributes and nothing else.
+        alone: ids of empty dictionaries that no other module holds.
+    """
+
+    def __init__(self, module: nn.Module, alone: set[int]) -> None:
+        self.key, self.kind = id(module), type(module)
+        self._template = dict(vars(module))  # in order; what is plain stays as it is
+        self._empty: list[tuple[str, type]] = []
+        self._tables: list[tuple[str, type, list[tuple[str, int | None]]]] = []
+        self._others: list[tuple[str, Any]] = []
+        for name, held in vars(module).items():
+            if type(held) in _DICTIONARIES and not held and id(held) in alone:
+                self._empty.append((name, type(held)))
+            elif name in _TABLES:
+                ids = [(key, None if value is None else id(value)) for key, value in held.items()]
+                self._tables.append((name, type(held), ids))
+            elif not _is_immutable(held):
+                self._others.append((name, held))
+
+    def fill(self, attributes: dict[str, Any], memo: dict[int, Any]) -> None:
+        """Give a new module its attributes; `memo` has for the id of an object what stands in its place."""
+        attributes.update(self._template)
+        for name, kind in self._empty:
+            attributes[name] = kind()
+        for name, kind, ids in self._tables:
+            attributes[name] = kind((key, None if place is None else memo[place]) for key, place in ids)
+        for name, held in self._others:
+            attributes[name] = copy.deepcopy(held, memo)
+
+
+def clone(model: Network, instead: Instead) -> Network:
+    """A copy of `model` whose parameters and buffers are what `instead` makes of them."""
+    return Mould(model).copy(instead)
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, each once, with their first names."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    """Parameters and then buffers, each once, with their first names."""
+    modules = modules_by_name(model)
+    for table in ("_parameters", "_buffers"):
+        seen: set[int] = set()
+        for prefix, module in modules:
+            for name, tensor in module.__dict__[table].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
 
 
-def _cloned(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy; `memo` has for the id of an object what stands in its place."""
-    kind: Any = type(value)
-    if kind in _AS_THEY_ARE:
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    copied: Any
-    if kind is set and not value:
-        memo[id(value)] = copied = set()
-        return copied
-    if kind in _DICTIONARIES:
-        memo[id(value)] = copied = kind()
-        for key, held in value.items():
-            copied[key] = _cloned(held, memo)
-        return copied
-    if isinstance(value, nn.Module) and _is_plain(kind):
-        memo[id(value)] = copied = kind.__new__(kind)
-        attributes = copied.__dict__
-        for name, held in value.__dict__.items():
-            attributes[name] = held if type(held) in _AS_THEY_ARE else _cloned(held, memo)
-        return copied
-    return copy.deepcopy(value, memo)
+def modules_by_name(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As `named_modules` gives them, in a fraction of the time, which it spends handing each up to the root."""
+    found, seen = list[tuple[str, nn.Module]](), set[int]()
+
+    def visit(name: str, module: nn.Module) -> None:
+        if id(module) not in seen:
+            seen.add(id(module))
+            found.append((name, module))
+            for child_name, child in module._modules.items():
+                if child is not None:
+                    visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    return found
+
+
+def _is_immutable(value: Any) -> bool:
+    return type(value) in _AS_THEY_ARE or (type(value) is tuple and all(type(held) in _AS_THEY_ARE for held in value))
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,20 +12,28 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.plan import Plan
 
 
-def cut_tensors(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan) -> dict[str, Tensor]:
-    """Tensors of a network, or others of their names and shapes, without what `plan` drops; in their memory order."""
-    cut = dict(tensors)
-    for (name, dim), places in _kept_places(cut, groups, plan):
+def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
+    """Tensors of a network, or others of their names and shapes, without some places; in their memory order.
+
+    Args:
+        tensors: by name.
+        gone: as `removed_places` tells.
+    """
+    cut, sizes = dict(tensors), dict[str, list[int]]()
+    for (name, dim), removed in gone.items():
+        if name not in cut:
+            continue
         whole = cut[name].detach()
         if whole.is_meta:
-            cut[name] = whole.new_empty((*whole.shape[:dim], len(places), *whole.shape[dim + 1 :]))
+            sizes.setdefault(name, list(whole.shape))[dim] -= len(removed)
             continue
+        places = _kept_places(whole.size(dim), removed)
         is_last = (
             whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
         )
         order = torch.channels_last if is_last else torch.contiguous_format
         cut[name] = whole.index_select(dim, places.to(whole.device)).contiguous(memory_format=order)
-    return cut
+    return cut | {name: cut[name].new_empty(left) for name, left in sizes.items()}
 
 
 def put_back_(
@@ -33,8 +41,9 @@ def put_back_(
 ) -> None:
     """Write tensors that `plan` cut into the places they were cut from; what was dropped stays as it is."""
     places: dict[str, dict[int, Tensor]] = {}
-    for (name, dim), kept in _kept_places(tensors, groups, plan):
-        places.setdefault(name, {})[dim] = kept
+    for (name, dim), removed in removed_places(groups, plan).items():
+        if name in tensors:
+            places.setdefault(name, {})[dim] = _kept_places(tensors[name].size(dim), removed)
     with torch.no_grad():
         for name, whole in tensors.items():
             along = [
@@ -56,14 +65,13 @@ def groups_after(
         groups: of the network before, with all that are cut.
         plan: of these groups.
         sizes: name -> shape of the tensors before.
-
-    Statistics over channels, which only `masked` needs, are not carried over.
     """
     new_place = {}
     for (name, dim), removed in removed_places(groups, plan).items():
         stays = torch.ones(sizes[name][dim], dtype=torch.int64)
         stays[removed] = 0
         new_place[name, dim] = stays.cumsum(0) - 1
+    stays_of = _staying_places(groups, plan)
     after = []
     for group in groups:
         kept = torch.tensor(plan.kept.get(group.name, range(group.width)))
@@ -71,8 +79,26 @@ def groups_after(
         for slot in group.slots:
             places = new_place.get((slot.tensor, slot.dim))
             slots.append(slot if places is None else replace(slot, index=places[slot.index[kept]]))
-        after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=()))
+        number = torch.full((group.width + 1,), -1)  # of the channel among those that stay; the last: of none, -1
+        number[kept] = torch.arange(len(kept))
+        statistics = tuple(
+            replace(one, channels=number[one.channels[stays_of[one.module, one.turn, one.dim]]])
+            for one in group.statistics
+        )
+        after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=statistics))
     return tuple(after)
+
+
+def _staying_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int, int], Tensor]:
+    """(module, turn, dimension) of a statistic -> whether each place along it stays, whoever it belongs to."""
+    stays: dict[tuple[str, int, int], Tensor] = {}
+    for group in groups:
+        removed = torch.as_tensor(plan.removed(group))
+        for one in group.statistics:
+            key = one.module, one.turn, one.dim
+            stays[key] = stays.get(key, torch.ones(len(one.channels), dtype=torch.bool))
+            stays[key] &= ~torch.isin(one.channels, removed)
+    return stays
 
 
 def like(old: Tensor, values: Tensor) -> Tensor:
@@ -83,15 +109,11 @@ def like(old: Tensor, values: Tensor) -> Tensor:
     return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
 
 
-def _kept_places(
-    tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan
-) -> Iterator[tuple[tuple[str, int], Tensor]]:
-    """(tensor, dimension) and the places along it that stay, for those that `plan` cuts."""
-    for (name, dim), removed in removed_places(groups, plan).items():
-        if name in tensors:
-            stays = torch.ones(tensors[name].size(dim), dtype=torch.bool)
-            stays[removed] = False
-            yield (name, dim), stays.nonzero().flatten()
+def _kept_places(size: int, removed: Tensor) -> Tensor:
+    """The places along a dimension of that size that stay."""
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[removed] = False
+    return stays.nonzero().flatten()
 
 
 def removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Tensor]:

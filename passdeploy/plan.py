@@ -64,9 +64,11 @@ class Plan:
 
     def removed(self, group: ChannelGroup) -> Tensor:
         """The channels of `group` that go, ascending."""
-        stays = torch.zeros(group.width, dtype=torch.bool)
-        stays[list(self.kept.get(group.name, range(group.width)))] = True
-        return (~stays).nonzero().flatten()
+        if group.name not in self.kept:
+            return torch.zeros(0, dtype=torch.int64)
+        stays = np.zeros(group.width, bool)
+        stays[list(self.kept[group.name])] = True
+        return torch.from_numpy(np.flatnonzero(~stays))
 
     def to_json(self) -> dict[str, object]:
         """Group name -> kept channels, in plain lists."""

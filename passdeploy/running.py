@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from passdeploy.cloning import modules_by_name
+
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
@@ -35,10 +37,10 @@ def step_by_step() -> Iterator[None]:
 @contextmanager
 def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Put every module into evaluation mode (or training mode), and back into the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    others = [module for _, module in modules_by_name(model) if module.training is not training]
+    model.train(training)  # even where all are in it: some modules forget here what they keep for evaluation
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in others:
+            module.training = not training

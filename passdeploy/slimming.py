@@ -6,7 +6,7 @@ The two compute the same, to rounding: that is the promise of the whole project,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules.contractions import cuts_whole_groups
-from passdeploy.cloning import clone, named_state
+from passdeploy.cloning import Mould, modules_by_name, named_state
 from passdeploy.collection import no_collection
 from passdeploy.cutting import cut_tensors, like, removed_places
 from passdeploy.decisions import Decisions
@@ -25,6 +25,7 @@ from passdeploy.plan import Plan
 from passdeploy.running import evaluating
 from passdeploy.statistics import CallKey, Existing
 
+NOTHING = torch.zeros(0, dtype=torch.int64)
 NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
 
 
@@ -37,11 +38,24 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
     Raises:
         PlanError: the plan does not fit the groups.
     """
+    return slim_from(Mould(model), groups, plan)
+
+
+def slim_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """`slim` of a network of which many copies are wanted."""
     plan.check(groups)
-    state = cut_tensors(dict(named_state(model)), groups, plan)
-    smaller = clone(model, lambda name, old: like(old, state[name]))
-    for module in smaller.modules():
-        _state_true_widths_(module)
+    removed = removed_places(groups, plan)
+    state = cut_tensors(mould.state, removed)
+    gone: dict[int, Tensor] = {}  # id of a tensor -> what it lost along its first dimension
+
+    def cut(name: str, old: Tensor) -> Tensor:
+        new = like(old, state[name])
+        gone[id(new)] = removed.get((name, 0), NOTHING)
+        return new
+
+    smaller = mould.copy(cut)
+    for _, module in modules_by_name(smaller):
+        _state_true_widths_(module, lambda weight: gone.get(id(weight)))
     for number, value in numbers_after(groups, plan):
         write_number_(smaller, number, value)
     return smaller
@@ -66,8 +80,13 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
     Raises:
         PlanError: the plan does not fit the groups.
     """
+    return masked_from(Mould(model), groups, plan)
+
+
+def masked_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """`masked` of a network of which many copies are wanted."""
     plan.check(groups)
-    reference = clone(model, lambda _, old: like(old, old))
+    reference = mould.copy(lambda _, old: like(old, old))
     parameters = dict(reference.named_parameters())
     kept: dict[str, KeptPlaces] = {}
     with torch.no_grad():
@@ -156,7 +175,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
             for attribute, old in table.items():
                 if old is not None:
                     table[attribute] = new[id(old)]  # type: ignore[assignment]
-        _state_true_widths_(module)
+        _state_true_widths_(module, lambda _: None)
     for number, value in numbers:
         write_number_(model, number, value)
 
@@ -164,8 +183,27 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
 _GATES = {"LSTM": 4, "GRU": 3}  # rows of a recurrent network's weights for each of its units
 
 
-def _state_true_widths_(module: nn.Module) -> None:
-    """Make a module's own numbers agree with its weights."""
+def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Tensor | None) -> bool:
+    """Whether some of the groups of channels of a layer go, else all of them become narrower.
+
+    Args:
+        groups: how many there were.
+        size: channels of all of them, along the first dimension of the weight.
+        inputs_per_group: how many there were.
+        removed: places along that dimension that went; None: the layer is rebuilt from the widths it was made with.
+    """
+    if removed is None:
+        return cuts_whole_groups(groups, inputs_per_group)
+    return groups > 1 and bool((torch.bincount(removed // (size // groups), minlength=groups) == size // groups).any())
+
+
+def _state_true_widths_(module: nn.Module, removed_of: Callable[[Tensor], Tensor | None]) -> None:
+    """Make a module's own numbers agree with its weights.
+
+    Args:
+        module: with its new weights, and the old numbers.
+        removed_of: weight -> places along its first dimension that went, or None where nobody knows.
+    """
     if isinstance(module, nn.RNNBase):
         module.input_size = module.get_parameter("weight_ih_l0").size(1)
         module.hidden_size = module.get_parameter("weight_hh_l0").size(0) // _GATES.get(module.mode, 1)
@@ -176,11 +214,9 @@ def _state_true_widths_(module: nn.Module) -> None:
         return
     if isinstance(module, nn.modules.conv._ConvNd):
         inputs, outputs = (weight.size(0), weight.size(1)) if module.transposed else (weight.size(1), weight.size(0))
-        if cuts_whole_groups(module.groups, module.in_channels // module.groups):
-            spelled_out, per_group = (
-                (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
-            )
-            module.groups = spelled_out // (per_group // module.groups)
+        spelled_out, size = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+        if _loses_groups(module.groups, size, module.in_channels // module.groups, removed_of(weight)):
+            module.groups = spelled_out // (size // module.groups)
         module.in_channels = inputs if module.transposed else inputs * module.groups
         module.out_channels = outputs * module.groups if module.transposed else outputs
     elif isinstance(module, nn.Linear):
@@ -191,7 +227,7 @@ def _state_true_widths_(module: nn.Module) -> None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm):
         per_group = module.num_channels // module.num_groups
-        if cuts_whole_groups(module.num_groups, per_group):
+        if _loses_groups(module.num_groups, module.num_channels, per_group, removed_of(weight)):
             module.num_groups = len(weight) // per_group
         module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU):

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from passdeploy.cloning import modules_by_name
+
 CallKey = tuple[str, int]  # the module that was running, and how many statistics it had taken before
 Existing = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
 
@@ -50,7 +52,7 @@ class Turns:
 
         self._taken = {}
         hooks = []
-        for name, module in model.named_modules():
+        for name, module in modules_by_name(model):
             hooks.append(module.register_forward_pre_hook(enter(name)))
             hooks.append(module.register_forward_hook(leave, always_call=True))
         try:

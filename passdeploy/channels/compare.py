@@ -7,7 +7,7 @@ lies between is decided in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,15 +18,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from passdeploy.chance import generator
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.trace import Trace
-from passdeploy.cloning import clone
-from passdeploy.cutting import like
+from passdeploy.cloning import Mould
+from passdeploy.cutting import groups_after, like
 from passdeploy.decisions import Decisions, decides
 from passdeploy.plan import Plan
 from passdeploy.running import evaluating, plain_attention
-from passdeploy.slimming import masked, relative_error, slim
+from passdeploy.slimming import masked_from, relative_error, slim_from
 
 SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
 TOLERANCE = 1e-9  # in float64, for what lies between
+MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 MOST_DOUBLED = 100_000_000  # parameters of a network that is compared in float64: a large one in float32 alone
 
 
@@ -34,49 +35,80 @@ class Comparison:
     """Of the slim networks of one network with its masked ones.
 
     Args:
-        model: the network.
+        mould: of the network.
         inputs: what it is called with.
-        trace: of its walk.
+        trace: of its walk, or of that of the network it was cut out of.
+        groups: its channels.
     """
 
-    def __init__(self, model: nn.Module, inputs: Sequence[Any], trace: Trace) -> None:
-        self._model, self._dull, self._inputs = vivid(model), model, inputs
+    def __init__(
+        self, mould: Mould[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
+    ) -> None:
+        self._mould, self._dull, self._inputs = mould.with_state(vivid(mould.state)), mould, inputs
+        self._trace, self.groups = trace, groups
         self._decides = decides([happening.op for happening in trace.happenings])
+        self._left: tuple[Plan, Mould[nn.Module]] | None = None  # what was cut last
         self.is_large = sum(trace.parameters.values()) > MOST_DOUBLED
 
-    def is_exact(self, groups: Sequence[ChannelGroup], plan: Plan) -> bool:
+    def is_exact(self, plan: Plan) -> bool:
         """Whether cutting equals masking."""
         try:
-            error = self._error_of(groups, plan, None)
+            error = self._error_of(plan, None)
             if self.is_large or not SURE[0] < error < SURE[1]:
                 return error < SURE[1]
-            return self._error_of(groups, plan, torch.float64) <= TOLERANCE
+            return self._error_of(plan, torch.float64) <= TOLERANCE
         except Exception:  # a part of a cut that ran may meet a number that depends on the rest
             return False
 
-    def _error_of(self, groups: Sequence[ChannelGroup], plan: Plan, dtype: torch.dtype | None) -> float:
+    def after(self, plan: Plan) -> Comparison:
+        """The same for what `plan` leaves: if that is exact, so is a cut of it, and it is sooner compared."""
+        sizes = {name: tuple(tensor.shape) for name, tensor in self._mould.state.items()}
+        left = self._left[1] if self._left and self._left[0] is plan else None
+        left = left or Mould(slim_from(self._mould, self.groups, plan))
+        return Comparison(left, self._inputs, self._trace, groups_after(self.groups, plan, sizes))
+
+    def _error_of(self, plan: Plan, dtype: torch.dtype | None) -> float:
         decisions, nothing = Decisions(), nullcontext()
-        expected = self._outputs_of(masked, groups, plan, dtype, decisions.making() if self._decides else nothing)
-        if self._model is not self._dull and not _tells(expected):
-            self._model = self._dull  # it was made for its own weights
-            return self._error_of(groups, plan, dtype)
-        found = self._outputs_of(slim, groups, plan, dtype, decisions.repeating() if self._decides else nothing)
+        reference = masked_from(self._mould, self.groups, plan)
+        expected = self._outputs_of(reference, dtype, decisions.making() if self._decides else nothing)
+        if self._mould is not self._dull and not _tells(expected):
+            self._mould = self._dull  # it was made for its own weights
+            return self._error_of(plan, dtype)
+        smaller = slim_from(self._mould, self.groups, plan)
+        if dtype is None:
+            self._left = plan, Mould(smaller)  # as it is before it runs
+        found = self._outputs_of(smaller, dtype, decisions.repeating() if self._decides else nothing)
         if len(expected) != len(found):
             return float("inf")
         return max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
     def _outputs_of(
-        self,
-        build: Callable[..., nn.Module],
-        groups: Sequence[ChannelGroup],
-        plan: Plan,
-        dtype: torch.dtype | None,
-        deciding: AbstractContextManager[None],
+        self, network: nn.Module, dtype: torch.dtype | None, deciding: AbstractContextManager[None]
     ) -> list[Tensor]:
-        network = build(self._model, groups, plan).to(dtype)
+        if dtype:
+            network.to(dtype)
         with torch.no_grad(), evaluating(network), plain_attention(), deciding:
             outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self._inputs)))
         return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+class Culprits:
+    """The groups of a plan that spoil a comparison, found by halving."""
+
+    def __init__(self, comparison: Comparison, plan: Plan) -> None:
+        self._comparison, self._plan, self._trials_left = comparison, plan, MOST_TRIALS
+        self.found = set(self._among(list(plan.kept)))
+
+    def _among(self, suspects: Sequence[str]) -> list[str]:
+        if len(suspects) == 1 or self._trials_left <= 0:
+            return list(suspects)
+        self._trials_left -= 2
+        halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
+        guilty = [half for half in halves if not self._is_exact(half)]
+        return [name for half in guilty for name in self._among(half)] or list(suspects)
+
+    def _is_exact(self, names: Sequence[str]) -> bool:
+        return self._comparison.is_exact(Plan({name: self._plan.kept[name] for name in names}))
 
 
 def _tells(outputs: Sequence[Tensor]) -> bool:
@@ -84,9 +116,9 @@ def _tells(outputs: Sequence[Tensor]) -> bool:
     return all(output.numel() and bool(output.isfinite().all()) for output in outputs)
 
 
-def vivid(model: nn.Module) -> nn.Module:
-    """A copy of `model` without parameters that are all the same; it shares those that vary."""
-    return clone(model, lambda name, old: like(old, _varied(name, old)) if _is_even(old) else old)
+def vivid(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a network without parameters that are all the same; those that vary are shared."""
+    return {name: like(old, _varied(name, old)) if _is_even(old) else old for name, old in state.items()}
 
 
 def _is_even(tensor: Tensor) -> bool:

@@ -129,7 +129,7 @@ class Gatherer:
         )
         self._dims = np.repeat(np.arange(len(sizes)), sizes)
         self._places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
-        self._known: tuple[int, list[tuple[ChannelGroup, np.ndarray]], _Sizes] | None = None
+        self._known: dict[int, tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]] = {}  # by version
 
     def gather(self, numbers: Sequence[Number] = ()) -> tuple[ChannelGroup, ...]:
         """The groups as they are now.
@@ -147,10 +147,11 @@ class Gatherer:
 
     def _now(self) -> tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]:
         version = self._trace.book.version
-        if self._known is None or self._known[0] != version:
+        if version not in self._known:
             groups = _with_statistics(self._gather(), self._trace)
-            self._known = version, groups, _Sizes(self._trace, groups)
-        return self._known[1:]
+            last = list(self._known.items())[-1:]  # what was tried in vain is forgotten, and the one before comes back
+            self._known = dict(last) | {version: (groups, _Sizes(self._trace, groups))}
+        return self._known[version]
 
     def _gather(self) -> list[tuple[ChannelGroup, np.ndarray]]:
         """Groups with the roots of their channels, in the order in which layers first put them out."""
@@ -162,7 +163,7 @@ class Gatherer:
         is_channel[roots[put_out[self._dims]]] = True
         mine = is_channel[roots]
         dims, places, roots = self._dims[mine], self._places[mine], roots[mine]
-        by_root = np.lexsort((places, dims, roots))
+        by_root = np.argsort(roots, kind="stable")  # in which dimensions and places keep their order
         dims, places, roots = dims[by_root], places[by_root], roots[by_root]
         found: list[tuple[int, ChannelGroup, np.ndarray]] = []
         for rows, reason in self._kinds(dims, roots):
@@ -248,7 +249,9 @@ def _with_numbers(
         factor = sizes.of(number.labels)
         if factor.spans:
             follows.setdefault(factor.spans[0][0], []).append((number.key, factor))
-    return tuple(replace(group, numbers=tuple(follows.get(group.name, ()))) for group, _ in groups)
+    return tuple(
+        replace(group, numbers=tuple(follows[group.name])) if group.name in follows else group for group, _ in groups
+    )
 
 
 def _left_out(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:

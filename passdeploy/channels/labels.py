@@ -10,6 +10,7 @@ are protected. What is joined in the end is one removable channel.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ class LabelBook:
     def __init__(self) -> None:
         self._parent = np.zeros(1, np.int64)  # NONE is its own root
         self._protections: list[tuple[np.ndarray, Reason]] = []
-        self.version = 0  # goes up with every change of who is joined with whom, and of who must stay
+        self.version = 0  # another one for every state of who is joined with whom, and of who must stay
+        self._versions = count(1)
 
     @property
     def size(self) -> int:
@@ -76,21 +78,20 @@ class LabelBook:
             differ = roots != others
             if not differ.any():
                 return
-            self.version += 1
+            self.version = next(self._versions)
             low, high = np.minimum(roots, others)[differ], np.maximum(roots, others)[differ]
             # Where one root is to go below several others, the lowest wins; the next round sees to the rest.
             np.minimum.at(self._parent, high, low)
 
-    def save(self) -> tuple[np.ndarray, int]:
+    def save(self) -> tuple[np.ndarray, int, int]:
         """All that was joined and protected so far, to return to."""
-        return self._parent.copy(), len(self._protections)
+        return self._parent.copy(), len(self._protections), self.version
 
-    def restore(self, saved: tuple[np.ndarray, int]) -> None:
+    def restore(self, saved: tuple[np.ndarray, int, int]) -> None:
         """Forget what was joined and protected since it was saved."""
-        parent, protections = saved
+        parent, protections, self.version = saved
         self._parent = parent.copy()
         del self._protections[protections:]
-        self.version += 1
 
     def join_rows(self, rows: Tensor, reason: Reason) -> Tensor:
         """Join each row of `rows` (count, width) into one label; returns one label a row, shape (count,)."""
@@ -105,7 +106,7 @@ class LabelBook:
     def _protect(self, labels: np.ndarray, reason: Reason) -> None:
         labels = labels[labels != NONE]
         if len(labels):
-            self.version += 1
+            self.version = next(self._versions)
             self._protections.append((np.unique(labels), reason))
 
     def protections(self) -> tuple[np.ndarray, list[Reason]]:
@@ -131,6 +132,10 @@ class LabelBook:
         asked[roots] = True
         return {reason.module for labels, reason in self._protections if asked[self._roots(labels)].any()}
 
+    def _are_one(self, labels: Tensor) -> bool:
+        roots = self._roots(labels.numpy().reshape(-1))
+        return bool((roots == roots[0]).all())
+
     def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.
 
@@ -148,6 +153,9 @@ class LabelBook:
         for dim in range(field.ndim):  # most dimensions are spread: drop them before looking closer
             if field.stride(dim) == 0 and field.size(dim) > 1:
                 field = field.narrow(dim, 0, 1)
+        if sum(size > 1 for size in field.shape) == 1 and not self._are_one(field):
+            dim = next(dim for dim, size in enumerate(field.shape) if size > 1)
+            return {dim: field.reshape(-1)}, 1
         roots = self.find(field)
         varying = [
             dim for dim in range(field.ndim) if field.size(dim) > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())

@@ -29,19 +29,20 @@ class Call:
     """One tensor operation as it happened: arguments by their schema's names."""
 
     op: torch._ops.OpOverload
-    arguments: Mapping[str, Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     result: Any
 
-    @classmethod
-    def bind(cls, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Call:
-        """Name the arguments, in the schema's order and with its defaults filled in."""
-        arguments = {}
-        for place, slot in enumerate(op._schema.arguments):
-            if place < len(args):
-                arguments[slot.name] = args[place]
-            elif slot.name in kwargs or slot.has_default_value():
-                arguments[slot.name] = kwargs.get(slot.name, slot.default_value)
-        return cls(op, arguments, result)
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """By name, in the schema's order and with its defaults filled in."""
+        named = {}
+        for place, (name, has_default, default) in enumerate(_signature(self.op)):
+            if place < len(self.args):
+                named[name] = self.args[place]
+            elif name in self.kwargs or has_default:
+                named[name] = self.kwargs.get(name, default)
+        return named
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -49,16 +50,18 @@ class Call:
     @property
     def name(self) -> str:
         """The operation without its overload: `aten.convolution`."""
-        return str(self.op.overloadpacket)
+        return _name_of(self.op)
 
     @cached_property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, lists included."""
         return list(_tensors_in(self.arguments.values()))
 
-    @property
+    @cached_property
     def factors(self) -> tuple[float, ...]:
         """The numbers it computes with: those with a fraction, and in arithmetic whole ones, too."""
+        if not _takes_factors(self.op):
+            return ()
         kinds = (int, float) if self.name in _ARITHMETIC else (float,)
         return tuple(value for value in self.arguments.values() if type(value) in kinds)
 
@@ -66,6 +69,24 @@ class Call:
     def results(self) -> list[Tensor]:
         """Every tensor among the results."""
         return list(_tensors_in((self.result,)))
+
+
+@cache
+def _signature(op: torch._ops.OpOverload) -> list[tuple[str, bool, Any]]:
+    """The arguments by name, in order; whether they have a default, and which."""
+    return [(slot.name, slot.has_default_value(), slot.default_value) for slot in op._schema.arguments]
+
+
+@cache
+def _takes_factors(op: torch._ops.OpOverload) -> bool:
+    """Whether any of its arguments may be a number that it computes with."""
+    kinds = [str(slot.type) for slot in op._schema.arguments]
+    return _name_of(op) in _ARITHMETIC or any("float" in kind or "number" in kind or kind == "Scalar" for kind in kinds)
+
+
+@cache
+def _name_of(op: torch._ops.OpOverload) -> str:
+    return str(op.overloadpacket)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -113,7 +134,7 @@ class WholeFunctions(TorchFunctionMode):
         if func in _WHOLE:
             return self._whole(func, args, kwargs or {})
         if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else it is a packed sequence
-            self._tell(Call.bind(_RECURRENT[func], args, {}, args[1]))
+            self._tell(Call(_RECURRENT[func], args, {}, args[1]))
             with step_by_step():
                 return func(*args)
         if func in _DERIVING:
@@ -127,7 +148,7 @@ class WholeFunctions(TorchFunctionMode):
     def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _disable_current_modes():
             result = shapes_of(func, args, kwargs) if self._is_sketch else func(*args, **kwargs)
-            self._tell(Call.bind(_WHOLE[func], args, kwargs, result))
+            self._tell(Call(_WHOLE[func], args, kwargs, result))
         return result
 
 
@@ -180,7 +201,7 @@ class Onlooker(TorchDispatchMode):
         """Any operation, on its way."""
         given = kwargs or {}
         result = shapes_of(func, args, given) if self.is_sketch else func(*args, **given)
-        self.happen(Call.bind(func, args, given, result))
+        self.happen(Call(func, args, given, result))
         return result
 
     def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:

@@ -59,17 +59,19 @@ class Rehearsal(Onlooker):
 
     def happen(self, call: Call) -> None:
         """Compare one operation with what the walk saw in its place."""
-        if call.name in _STRIDES and self.expected.op != call.name:
+        name, expected = call.name, self.expected
+        if name in _STRIDES and expected.op != name:
             return
-        while self.expected.op in _STRIDES and self.expected.op != call.name and self.position < len(self._script) - 1:
+        while expected.op in _STRIDES and expected.op != name and self.position < len(self._script) - 1:
             self.position += 1
-        if self._is_in_step and not _is_same(self.expected.op, call.name):
+            expected = self.expected
+        if self._is_in_step and not _is_same(expected.op, name):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
-            if self._factors is None and call.factors != self.expected.factors:
-                raise WrongSizeError(f"a factor of {self.expected.factors} that is now {call.factors}")
-            for result, (dense, labels) in zip(call.results, self.expected.results, strict=False):
+            if self._factors is None and call.factors != expected.factors:
+                raise WrongSizeError(f"a factor of {expected.factors} that is now {call.factors}")
+            for result, (dense, labels) in zip(call.results, expected.results, strict=False):
                 if not labels or result.ndim != len(dense):
                     continue
                 wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]

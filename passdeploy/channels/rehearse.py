@@ -22,27 +22,28 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from passdeploy.chance import generator
-from passdeploy.channels.compare import Comparison
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, Gatherer, Number
+from passdeploy.channels.compare import Comparison, Culprits
+from passdeploy.channels.groups import ChannelMap, Gatherer, Number
 from passdeploy.channels.labels import NONE, Reason
 from passdeploy.channels.rehearsal import FactorsByLine, FactorsOfLines, Rehearsal, Stop
 from passdeploy.channels.repairs import Repairs
 from passdeploy.channels.sketch import Sketch
 from passdeploy.channels.ties import ties
 from passdeploy.channels.trace import Happening, Trace
+from passdeploy.channels.trial import Trial, random_plan
 from passdeploy.channels.trust import Doubt, doubt, states_sizes
+from passdeploy.cloning import Mould
 from passdeploy.decisions import Decisions
 from passdeploy.errors import first_line
-from passdeploy.plan import Plan
 from passdeploy.running import evaluating
-from passdeploy.slimming import masked, slim
+from passdeploy.slimming import masked_from
 
 MOST_REPAIRS = 150
-SOME_TAKES = 3  # cuts that must go well where sizes are spelled out: a wrong number may be right by chance
-MOST_TAKES = 5  # where one did not
-VALUE_TAKES = 2  # of these, cuts that are compared, too
+SOME_TAKES = 3  # cuts that must go well where sizes are spelled out, or one did not: a number may be right by chance
+MOST_TAKES = 5  # where one did not, and groups are so narrow that this is likely
+NARROW = 16  # channels
+VALUE_TAKES = 3  # cuts that are compared, too: the first of these, one of what it leaves, and one of what that leaves
 MOST_ATTEMPTS = 100  # to repair or tie
-MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
 
 
 class Stage:
@@ -58,17 +59,17 @@ class Stage:
     def __init__(self, model: nn.Module, inputs: Sequence[Any], sketch: Sketch, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.inputs = tuple(tree_map(_noise_like, list(inputs)))
-        self._stage = (sketch.model, sketch.inputs) if trace.is_sketched else (self.model, self.inputs)
+        network, self._inputs_on_stage = (sketch.model, sketch.inputs) if trace.is_sketched else (model, self.inputs)
+        self._mould = Mould(network)
         self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
         self._repairs = Repairs(model, trace.happenings)
         self.doubt = doubt(trace, lambda name: type(sketch.model.get_submodule(name)))
         self.has_stumbled = False
-        self.gone = torch.zeros(0, dtype=torch.bool)  # see `_gone`
-        self._sizes: dict[int, int] = {}  # see `size_of`
+        self._cast: tuple[int, int] | None = None  # version of the labels and number of the cut that is tried
+        self._beside: tuple[FactorsOfLines, Decisions] | None = None  # see `_beside_masked`
         self._is_settled = False
         self.take = 0  # which of the random cuts
-        self.trials_left = MOST_TRIALS
         self._repairs_left, self._attempts_left = MOST_REPAIRS, MOST_ATTEMPTS
         self._ties: list[tuple[str, ...]] = []  # those that are kept
         self._tied_in_vain: set[tuple[str, ...]] = set()
@@ -91,7 +92,7 @@ class Stage:
                 return
             if not self.repair(stop) and not self.tie(stop):
                 self.protect_around(stop)
-            # From here on the cut is another one: it must stand every test again, and more of them.
+            # From here on the cut is another one: it must stand every test again.
             self._repairs_left -= 1
             self.has_stumbled = True
             if self.removable <= least:
@@ -106,19 +107,18 @@ class Stage:
         """Protect until the cut network computes what the masked one does."""
         if self._is_settled:
             return
-        self._is_settled, self.take = True, 0
-        while self._may_differ and self.take < self._value_takes:
-            self.cast()  # it runs: that was tried
-            if not self.protect_culprits():
-                self.take += 1
-                continue
+        self._is_settled = True
+        while self._may_differ and (culprits := self._culprits()):
             if self._repairs_left <= 0:
                 self.give_up()
                 return
+            for group in self.groups:
+                if group.name in culprits:
+                    words = "the function changes with their number, in a way that no mask can follow"
+                    self.trace.book.protect(self.trial.labels_of(group), Reason(words, module=group.layers[0]))
             self._repairs_left -= 1
             self.has_stumbled = True
             self.settle_sizes()
-            self.take = 0
 
     def found(self) -> ChannelMap:
         """The groups as they are now, and what they cost."""
@@ -129,34 +129,27 @@ class Stage:
         """How many channels, of all groups together, nothing forbids to remove."""
         return sum(group.width * group.span for group in self.gatherer.gather(self.numbers) if group.is_prunable)
 
-    @cached_property
-    def comparison(self) -> Comparison:
-        """Tells whether a cut is exact."""
-        return Comparison(self.model, self.inputs, self.trace)
-
     @property
     def _may_differ(self) -> bool:
         return self.doubt is Doubt.VALUES or self.has_stumbled
 
     @property
     def _takes(self) -> int:
-        if self.has_stumbled:
+        if self.has_stumbled and any(group.is_prunable and group.width < NARROW for group in self.groups):
             return MOST_TAKES
-        return SOME_TAKES if self._states_sizes else 1
+        return SOME_TAKES if self.has_stumbled or self._states_sizes else 1
 
     @cached_property
     def _states_sizes(self) -> bool:
         return states_sizes(self.trace)
 
-    @property
-    def _value_takes(self) -> int:
-        return 1 if self.comparison.is_large else min(VALUE_TAKES, self._takes)
-
     def cast(self) -> None:
-        """Decide on the next random cut."""
+        """Decide on the next random cut, which is the last one where nothing but numbers has changed."""
         self.groups = self.gatherer.gather(self.numbers)
-        self.plan = _random_plan(self.groups, self.take)
-        self.gone, self._sizes = self._gone(self.plan), {}
+        if self._cast != (key := (self.trace.book.version, self.take)):
+            plain = self.gatherer.gather()
+            self.trial = Trial(self._mould, self.trace, self._state_labels, plain, random_plan(plain, self.take))
+            self._cast, self._beside = key, None
 
     def play(self) -> Stop | None:
         """Cut at random and run; where it stopped, or None."""
@@ -165,13 +158,15 @@ class Stage:
         return self.outcome
 
     def _run(self) -> Stop | None:
-        network, inputs = self._stage
-        self.cut = slim(network, self.groups, self.plan)
+        if not self.trace.is_sketched:
+            self.trial.forget()
+        cut = self.trial.cut(self.groups)
         factors, decisions = (None, nullcontext()) if self.trace.is_sketched else self._beside_masked()
-        rehearsal = Rehearsal(self.trace.happenings, self.size_of, factors=factors, is_sketch=self.trace.is_sketched)
+        size_of, is_sketch = self.trial.size_of, self.trace.is_sketched
+        rehearsal = Rehearsal(self.trace.happenings, size_of, factors=factors, is_sketch=is_sketch)
         try:
-            with torch.no_grad(), evaluating(self.cut), decisions:
-                rehearsal.watch(self.cut, inputs)
+            with torch.no_grad(), evaluating(cut), decisions:
+                rehearsal.watch(cut, self._inputs_on_stage)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             # Who decides by values may have gone on for longer than its walk.
             position = min(rehearsal.position, len(self.trace.happenings) - 1)
@@ -184,20 +179,24 @@ class Stage:
         A network that decides by values computes with what it found, such as the sizes of boxes. In the masked network
         these are the same, and widths are those of the whole one.
         """
-        reference, decisions, seen = masked(self.model, self.groups, self.plan), Decisions(), FactorsByLine()
-        with torch.no_grad(), evaluating(reference), decisions.making():
-            seen.watch(reference, self.inputs)
-        return seen.found, decisions.repeating()
-
-    def size_of(self, labels: Tensor) -> int:
-        """How many channels of a dimension the last cut left."""
-        if id(labels) not in self._sizes:  # of labels in the trace, which keeps them
-            self._sizes[id(labels)] = len(labels) - int(self.gone[self.trace.book.find(labels)].sum())
-        return self._sizes[id(labels)]
+        if self._beside is None:
+            reference, decisions, seen = (
+                masked_from(self._mould, self.groups, self.trial.plan),
+                Decisions(),
+                FactorsByLine(),
+            )
+            with torch.no_grad(), evaluating(reference), decisions.making():
+                seen.watch(reference, self.inputs)
+            self._beside = seen.found, decisions
+        factors, decisions = self._beside
+        return factors, decisions.repeating()
 
     def repair(self, stop: Stop) -> bool:
         """Find numbers that are stale and let them follow the widths; returns whether that gets the network further."""
-        return any(self.improves(repair, stop) for repair in self._repairs.of(stop, self.cut, self.size_of))
+        trial = self.trial
+        return any(
+            self.improves(repair, stop) for repair in self._repairs.of(stop, trial.cut(self.groups), trial.size_of)
+        )
 
     def tie(self, stop: Stop) -> bool:
         """Find widths that must be the same and join them; returns whether that gets the network further."""
@@ -243,6 +242,8 @@ class Stage:
         if after is None or after.position > stop.position:
             return True
         self.numbers = before
+        self.groups = self.gatherer.gather(before)
+        self.trial.cut(self.groups)  # says again what it said
         self._vain.add(attempt)
         return False
 
@@ -294,64 +295,29 @@ class Stage:
             self.trace.book.protect(state.labels, Reason("the network does not run once anything is cut"))
         self.outcome = None
 
-    def protect_culprits(self) -> bool:
-        """Groups without which the cut network would equal the masked one must stay; returns whether there are any."""
-        suspects = list(self.plan.kept)
-        if not suspects or self._is_exact(suspects):
-            return False
-        self.trials_left = MOST_TRIALS
-        guilty = set(self._culprits(suspects))
-        for group in self.groups:
-            if group.name in guilty:
-                words = "the function changes with their number, in a way that no mask can follow"
-                self.trace.book.protect(self._labels_of(group), Reason(words, module=group.layers[0]))
-        return True
+    def _culprits(self) -> set[str]:
+        """Names of groups without which the cut network would equal the masked one."""
+        self.take = 0
+        self.cast()  # it runs: that was tried
+        comparison, plan = Comparison(self._mould_with_values, self.inputs, self.trace, self.groups), self.trial.plan
+        takes = 1 if comparison.is_large else min(VALUE_TAKES, self._takes)
+        while plan.kept:
+            if not comparison.is_exact(plan):
+                return Culprits(comparison, plan).found
+            self.take += 1
+            if self.take == takes:
+                break
+            comparison = comparison.after(plan)
+            plan = random_plan(comparison.groups, self.take)
+        return set()
 
-    def _culprits(self, suspects: Sequence[str]) -> list[str]:
-        if len(suspects) == 1 or self.trials_left <= 0:
-            return list(suspects)
-        self.trials_left -= 2
-        halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
-        guilty = [half for half in halves if not self._is_exact(half)]
-        return [name for half in guilty for name in self._culprits(half)] or list(suspects)
+    @cached_property
+    def _mould_with_values(self) -> Mould[nn.Module]:
+        return Mould(self.model) if self.trace.is_sketched else self._mould
 
-    def _is_exact(self, names: Sequence[str]) -> bool:
-        return self.comparison.is_exact(self.groups, Plan({name: self.plan.kept[name] for name in names}))
-
-    def _gone(self, plan: Plan) -> Tensor:
-        """For every label, whether it is the representative of a channel that goes."""
-        gone = torch.zeros(self.trace.book.size, dtype=torch.bool)
-        for group in self.groups:
-            if len(removed := plan.removed(group)):
-                gone[self.trace.book.find(self._labels_of(group)[removed])] = True
-        return gone
-
-    def _labels_of(self, group: ChannelGroup) -> Tensor:
-        """One label of each channel of a group."""
-        slot = group.slots[0]
-        state = next(s for s in self.trace.state if (s.tensor, s.dim) == (slot.tensor, slot.dim))
-        return state.labels[slot.index[:, 0]]
-
-
-def _random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
-    """Channels in no order: about half of every group, then little and much of it in turns, then any share.
-
-    In turns, so that neighbours such as the two halves of a split are not cut alike by chance.
-    """
-    kept = {}
-    for number, group in enumerate(group for group in groups if group.is_prunable):
-        chance = generator("rehearse", take, group.name)
-        share = float(torch.rand((), generator=chance))
-        if take == 0:
-            share = 0.4 + 0.2 * share
-        elif take in (1, 2):
-            share = (0.1, 0.7)[(number + take) % 2] + 0.2 * share
-        # After the first cut small groups may stay whole: of two that lose one channel each nobody can tell the sums.
-        most = group.width if take else group.width - 1
-        width = max(min(max(round(share * group.width), 1 if take else 2), most), 1)
-        if width < group.width:
-            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[:width].tolist()))
-    return Plan(kept)
+    @cached_property
+    def _state_labels(self) -> dict[tuple[str, int], Tensor]:
+        return {(state.tensor, state.dim): state.labels for state in self.trace.state}
 
 
 def _noise_like(leaf: Any) -> Any:

@@ -39,7 +39,7 @@ class Repairs:
             # A method of a child that is not called itself runs in the name of its parent.
             for child, owner in (("", module), *module.named_children()):
                 together: list[Number] = []
-                for attribute, value in vars(owner).items():
+                for attribute, value in list(vars(owner).items()):
                     if attribute in _OF_TORCH and isinstance(owner, _TORCH_MODULES):
                         continue  # is true already
                     for number, places in enumerate(_explanations(value, changed)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.cutting import cut_tensors
+from passdeploy.cutting import cut_tensors, removed_places
 from passdeploy.optimizers import make_optimizer
 from passdeploy.plan import Plan
 from passdeploy.slimming import slim
@@ -54,7 +54,7 @@ class Rehearsal:
                 else:  # a count of steps
                     optimizer.state[new[name]][key] = value
         for key, tensors in averages.items():
-            for name, value in cut_tensors(tensors, groups, plan).items():
+            for name, value in cut_tensors(tensors, removed_places(groups, plan)).items():
                 optimizer.state[new[name]][key] = value
         self.network, self._optimizer = smaller, optimizer
 

@@ -26,6 +26,7 @@ def on_meta(*shape: int) -> Tensor:
 
 X, ROW, COLUMN, ONE = on_meta(2, 6, 4, 4), on_meta(6), on_meta(6, 1, 1), on_meta(1)
 BETWEEN = [(X, X), (X, COLUMN), (X, ONE), (X, 2.5), (COLUMN, X), (X, X.transpose(2, 3)), (on_meta(4, 4), X)]
+OVER = [(X, [2, 3]), (X, [-1], True)]
 ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
     aten.native_batch_norm.default: [
         (X, ROW, ROW, ROW, ROW, False, 0.1, 1e-5),
@@ -35,7 +36,19 @@ ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
         (on_meta(2, 5, 6), [6], ROW, ROW, 1e-5),
         (on_meta(2, 5, 6), [5, 6], None, None, 1e-5),
     ],
+    aten.native_group_norm.default: [(X, ROW, ROW, 2, 6, 16, 3, 1e-5), (X, None, None, 2, 6, 16, 2, 1e-5)],
     aten.addmm.default: [(ROW, on_meta(3, 4), on_meta(4, 6))],
+    aten.cat.default: [([X, X],), ([X, on_meta(2, 1, 4, 4)], 1), ([X, on_meta(2, 6, 4, 3)], -1)],
+    aten.roll.default: [(X, [1, -2], [2, 3]), (X, [3])],
+    aten.cumsum.default: [(X, 1)],
+    aten.linalg_vector_norm.default: [(X,), (X, 2, [1]), (X, 2, [-1, 2], True)],
+    aten.div.Tensor_mode: [(X, X), (X, 2.5)],
+    aten.pow.Tensor_Scalar: [(X, 2), (X, 0.5)],
+    aten.clamp.default: [(X, 0.5), (X, None, 2)],
+    aten._softmax.default: [(X, -1, False)],
+    aten.clamp_min.default: [(X, 1e-6)],
+    aten.clamp_max.default: [(X, 1e-6)],
+    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default), OVER),
     F.scaled_dot_product_attention: [(on_meta(2, 3, 5, 4), on_meta(2, 3, 7, 4), on_meta(2, 3, 7, 9))],
     **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), BETWEEN),
 }
@@ -44,9 +57,11 @@ ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
 @pytest.mark.parametrize("func", [*sketch._SHAPES, *sketch._ONE_BY_ONE, *sketch._IN_PLACE], ids=str)
 def test_shapes_are_those_that_torch_tells(func: Any):
     for arguments in ARGUMENTS.get(func, [(X,), (X.transpose(1, 2),)]):
-        found, told = shapes_of(func, arguments, {}), func(*arguments)
+        named = {"rounding_mode": "floor"} if func is aten.div.Tensor_mode else {}
+        found, told = shapes_of(func, arguments, named), func(*arguments, **named)
         for ours, theirs in zip(*((r,) if isinstance(r, Tensor) else r for r in (found, told)), strict=True):
             assert (ours.shape, ours.dtype, ours.is_meta) == (theirs.shape, theirs.dtype, True)
+            assert ours.stride() == theirs.stride()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +69,8 @@ def test_shapes_are_those_that_torch_tells(func: Any):
     [
         (aten.native_batch_norm.default, (X, on_meta(5), None, ROW, ROW, False, 0.1, 1e-5)),
         (aten.native_layer_norm.default, (on_meta(2, 5, 6), [5], None, None, 1e-5)),
+        (aten.native_group_norm.default, (X, on_meta(5), ROW, 2, 6, 16, 3, 1e-5)),
+        (aten.cat.default, ([X, on_meta(2, 6, 5, 4)], 1)),
         (aten.addmm.default, (ROW, on_meta(3, 4), on_meta(5, 6))),
         (aten.add.Tensor, (X, on_meta(5, 1, 1))),
         (F.scaled_dot_product_attention, (on_meta(2, 3, 5, 4), on_meta(2, 3, 7, 5), on_meta(2, 3, 7, 9))),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -38,8 +40,12 @@ def movement(walk: Walk, call: Call) -> None:
     if call.op.overloadpacket in (aten.split, aten.unsafe_split):
         _keep_halves_equal(walk, call)
     found: list[DimLabels] = [{} for _ in call.results]
+    is_view = call.op.overloadpacket in _VIEWS
     for dim, vector in labels.items():
-        moved = _moved(call, _spread(vector, dim, source.shape))
+        if is_view:
+            moved = [_viewed(vector, dim, source.shape, call.results[0].shape)]
+        else:
+            moved = _moved(call, _spread(vector, dim, source.shape))
         for target, values in zip(found, moved, strict=True):
             for new_dim, new in walk.box(values).items():
                 if new_dim in target:  # two dimensions became one: only the more numerous stay removable
@@ -74,10 +80,27 @@ def _moved(call: Call, field: Tensor) -> list[Tensor]:
     arguments = dict(call.arguments)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
     arguments[first] = field
-    if call.op.overloadpacket in (aten.view, aten._unsafe_view, aten._reshape_alias):
-        return [field.reshape(call.results[0].shape)]  # a spread field has no strides to view
     result = call.op(**arguments)
     return [result] if isinstance(result, Tensor) else list(result)
+
+
+_VIEWS = (aten.view, aten._unsafe_view, aten._reshape_alias)
+
+
+def _viewed(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Labels along one dimension as a field over the tensor in its new shape.
+
+    A view divides and merges neighbours: of the others nothing is spelled out, for that would take as much memory as
+    the tensor. (It could not be a view, either: a spread field has no strides for that.)
+    """
+    if 0 in old:
+        return _spread(vector, dim, old).reshape(list(new))
+    before, after = [1, *accumulate(old, mul)], [1, *accumulate(new, mul)]  # elements up to each dimension
+    start = max(place for place in range(dim + 1) if before[place] in after)
+    end = min(place for place in range(dim + 1, len(old) + 1) if before[place] in after)
+    begin, stop = after.index(before[start]), after.index(before[end])
+    block = _spread(vector, dim - start, old[start:end]).reshape(list(new[begin:stop]))
+    return block.view([*[1] * begin, *block.shape, *[1] * (len(new) - stop)]).expand(*new)
 
 
 @rule("constant_pad_nd")
