@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
+LOSS = 0.01  # of top-1, at which methods are compared by what they cost
+MOST_GAP = 0.8  # below which share nothing is said about what lies between it and the whole network
 ABLATIONS = (
     "iterative Taylor", "PASS, no prompt", "PASS, full prompt", "PASS, mlp", "PASS, conv", "PASS, free scores",
     "PASS, uniform", "PASS, prompt not kept",
@@ -39,6 +41,11 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
                     ("PASS, rehearsed", "iterative Taylor, rehearsed", False),
                 ],
             ),
+            "",
+            f"The least share of the MACs that still reaches dense top-1 minus {100 * LOSS:.0f} point, on a straight",
+            "line between the shares that were measured on either side of it (means of the seeds there are):",
+            "",
+            *reach(rows),
             "",
             "Every method; spread is the largest minus the smallest over the seeds:",
             "",
@@ -79,6 +86,34 @@ def _best_baseline(here: Rows, mine: dict[int, float], *, is_extra: bool) -> tup
         and (row["extra"] or (row["method"] == "growing" and is_extra)) == is_extra
     }
     return _best({key: _by_seed(here, key[0], is_extra=key[1]) for key in opponents}, mine.keys())
+
+
+def reach(rows: Rows) -> list[str]:
+    """One line per setting, method and number of steps that was measured at several budgets, the least share first."""
+    tops: dict[tuple[Any, ...], dict[float, list[float]]] = {}
+    dense = {row["setting"]: row["dense_top1"] for row in rows}
+    for row in rows:
+        tops.setdefault((row["setting"], row["method"], row["extra"]), {}).setdefault(row["share"], []).append(
+            row["top1"]
+        )
+    found = []
+    for (setting, method, extra), by_share in tops.items():
+        line = sorted((share, statistics.mean(values)) for share, values in by_share.items())
+        if len(line) > 1:
+            share, words = _crossing([*line, (1.0, dense[setting])], dense[setting] - LOSS)
+            found.append((setting, share, f"| {setting} | {method}{', extra steps' if extra else ''} | {words} |"))
+    return ["| setting | method | MACs |", "|---|---|---|", *(words for *_, words in sorted(found))]
+
+
+def _crossing(line: list[tuple[float, float]], wanted: float) -> tuple[float, str]:
+    """Where a line of (share, top-1) reaches what is wanted, going down from the whole network; and in words."""
+    for (low, below), (high, above) in zip(reversed(line[:-1]), reversed(line[1:]), strict=True):
+        if below < wanted:
+            if high == 1.0 and low < MOST_GAP:
+                return high, f"more than {low:.0%}"
+            share = low + (high - low) * (wanted - below) / (above - below)
+            return share, f"{share:.0%}"
+    return line[0][0], f"less than {line[0][0]:.0%}"
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
