@@ -91,6 +91,7 @@ def _best_baseline(here: Rows, mine: dict[int, float], *, is_extra: bool) -> tup
 def reach(rows: Rows) -> list[str]:
     """One line per setting, method and number of steps that was measured at several budgets, the least share first."""
     tops: dict[tuple[Any, ...], dict[float, list[float]]] = {}
+    times: dict[tuple[Any, ...], dict[float, float]] = {}  # slim over dense latency, where it was measured
     dense = {row["setting"]: row["dense_top1"] for row in rows}
     for row in rows:
         tops.setdefault((row["setting"], row["method"], row["extra"]), {}).setdefault(row["share"], []).append(
@@ -101,8 +102,20 @@ def reach(rows: Rows) -> list[str]:
         line = sorted((share, statistics.mean(values)) for share, values in by_share.items())
         if len(line) > 1:
             share, words = _crossing([*line, (1.0, dense[setting])], dense[setting] - LOSS)
+            time = _between({**times.get((setting, method, extra), {}), 1.0: 1.0}, share)
+            words += f" | {time:.0%}" if time and words[0].isdigit() else " | "
             found.append((setting, share, f"| {setting} | {method}{', extra steps' if extra else ''} | {words} |"))
-    return ["| setting | method | MACs |", "|---|---|---|", *(words for *_, words in sorted(found))]
+    heading = ["| setting | method | MACs | latency (ONNX Runtime, batch 8) |", "|---|---|---|---|"]
+    return [*heading, *(words for *_, words in sorted(found))]
+
+
+def _between(times: dict[float, float], share: float) -> float | None:
+    """The latency at a share between two that were measured."""
+    low = max((one for one in times if one <= share), default=None)
+    high = min((one for one in times if one >= share), default=None)
+    if low is None or high is None:
+        return None
+    return times[low] + (times[high] - times[low]) * (share - low) / ((high - low) or 1)
 
 
 def _crossing(line: list[tuple[float, float]], wanted: float) -> tuple[float, str]:

@@ -1,0 +1,62 @@
+"""What the networks of `accuracy.py` cost in time: ONNX Runtime, batch 8, one thread, against the dense network.
+
+    python -m benchmarks.accuracy_latency --shares 0.85,0.7,0.1,0.05 [--rows benchmarks/results/accuracy.json]
+
+Adds `latency`, slim over dense, to the rows of these budgets. A network takes as long with any weights, so random ones
+do. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.accuracy_report import report
+from benchmarks.accuracy_settings import BATCH
+from benchmarks.latency_rows import against
+from passdeploy.channels.mapping import map_channels
+from passdeploy.files import write_atomically
+from passdeploy.latency.networks import prober_for
+from passdeploy.models import build_model
+from passdeploy.profiling.measure import Budget
+
+RESULTS = Path(__file__).parent / "results" / "accuracy.json"
+LATENCY_BATCH = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",")], required=True)
+    parser.add_argument("--rows", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10)
+    images = torch.randn(LATENCY_BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    prober = prober_for("ort", dense, map_channels(dense, images[:1]), images, threads=1)
+    document = json.loads(asked.rows.read_text())
+    known: dict[str, float] = {}
+    for row in document["rows"]:
+        if row["share"] not in asked.shares or row["method"].startswith("torch-pruning"):
+            continue
+        key = json.dumps(row["widths"], sort_keys=True)
+        if key not in known:
+            slim = partial(prober.runner, row["widths"], "slim")
+            took = against(partial(prober.runner, {}, "dense"), slim, Budget(seconds=2.0))
+            known[key] = took["slim_ms"] / took["dense_ms"]
+            print(
+                f"{row['setting']} {row['share']:.0%} seed {row['seed']} {row['method']}: {known[key]:.1%}", flush=True
+            )
+        row["latency"] = known[key]
+    write_atomically(asked.rows, json.dumps(document, indent=1) + "\n")
+    size: dict[str, Any] = document["size"]
+    text = report(document["rows"], size["mask_steps"], size["finetune_steps"], BATCH, size["test_images"])
+    write_atomically(asked.rows.with_suffix(".md"), text)
+
+
+if __name__ == "__main__":
+    main()
