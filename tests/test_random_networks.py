@@ -110,3 +110,8 @@ ONCE_FAILED = {
 @pytest.mark.parametrize("layers", ONCE_FAILED.values(), ids=ONCE_FAILED.keys())
 def test_networks_that_once_failed(layers: Body, seed: int):
     examine(Network((3, 6, 6), layers), seed)
+
+
+@pytest.mark.parametrize("seed", [583, 1040, 1241, 1316, 1372, 51058, 51480, 60763, 61373])
+def test_networks_that_fewer_or_other_random_cuts_get_wrong(seed: int):
+    examine(network_of_seed(seed), seed)

@@ -42,7 +42,9 @@ MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out, or one did not: a number may be right by chance
 MOST_TAKES = 5  # where one did not, and groups are so narrow that this is likely
 NARROW = 16  # channels
-VALUE_TAKES = 3  # cuts that are compared, too: the first of these, one of what it leaves, and one of what that leaves
+VALUE_TAKES = (
+    2  # of these, cuts that are compared, too; where no group is narrow the second is one of what the first left
+)
 MOST_ATTEMPTS = 100  # to repair or tie
 
 
@@ -135,7 +137,7 @@ class Stage:
 
     @property
     def _takes(self) -> int:
-        if self.has_stumbled and any(group.is_prunable and group.width < NARROW for group in self.groups):
+        if self.has_stumbled and self._is_narrow:
             return MOST_TAKES
         return SOME_TAKES if self.has_stumbled or self._states_sizes else 1
 
@@ -299,17 +301,24 @@ class Stage:
         """Names of groups without which the cut network would equal the masked one."""
         self.take = 0
         self.cast()  # it runs: that was tried
-        comparison, plan = Comparison(self._mould_with_values, self.inputs, self.trace, self.groups), self.trial.plan
+        comparison = Comparison(self._mould_with_values, self.inputs, self.trace, self.groups)
         takes = 1 if comparison.is_large else min(VALUE_TAKES, self._takes)
+        plan = self.trial.plan
         while plan.kept:
             if not comparison.is_exact(plan):
                 return Culprits(comparison, plan).found
             self.take += 1
             if self.take == takes:
                 break
-            comparison = comparison.after(plan)
+            if not self._is_narrow:
+                comparison = comparison.after(plan)
             plan = random_plan(comparison.groups, self.take)
         return set()
+
+    @property
+    def _is_narrow(self) -> bool:
+        """Whether there are groups of which one cut leaves so few channels that they tell little about another."""
+        return any(group.is_prunable and group.width < NARROW for group in self.groups)
 
     @cached_property
     def _mould_with_values(self) -> Mould[nn.Module]:

@@ -79,8 +79,7 @@ class Trial:
 def random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
     """Channels in no order: about half of every group, then little and much of it in turns, then any share.
 
-    In turns, so that neighbours such as the two halves of a split are not cut alike by chance; and never the first ones
-    of a group, which code keeps, too, that knows nothing of channels.
+    In turns, so that neighbours such as the two halves of a split are not cut alike by chance.
     """
     kept = {}
     for number, group in enumerate(group for group in groups if group.is_prunable):
@@ -94,7 +93,5 @@ def random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
         most = group.width if take else group.width - 1
         width = max(min(max(round(share * group.width), 1 if take else 2), most), 1)
         if width < group.width:
-            stays = sorted(torch.randperm(group.width, generator=chance)[:width].tolist())
-            is_first = stays[-1] == width - 1
-            kept[group.name] = tuple(range(group.width - width, group.width) if is_first else stays)
+            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[:width].tolist()))
     return Plan(kept)

