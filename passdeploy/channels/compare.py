@@ -61,7 +61,7 @@ class Comparison:
             return False
 
     def after(self, plan: Plan) -> Comparison:
-        """The same for what `plan` leaves: if that is exact, so is a cut of it, and it is sooner compared."""
+        """The same for what `plan` leaves, whose cuts are sooner compared; that `plan` is exact was found before."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self._mould.state.items()}
         left = self._left[1] if self._left and self._left[0] is plan else None
         left = left or Mould(slim_from(self._mould, self.groups, plan))
