@@ -43,7 +43,8 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             ),
             "",
             f"The least share of the MACs that still reaches dense top-1 minus {100 * LOSS:.0f} point, on a straight",
-            "line between the shares that were measured on either side of it (means of the seeds there are):",
+            "line between the shares measured on either side of it (means of the seeds there are); and how long that",
+            "takes at such widths, which here are not rounded to what the hardware likes:",
             "",
             *reach(rows),
             "",
@@ -94,9 +95,10 @@ def reach(rows: Rows) -> list[str]:
     times: dict[tuple[Any, ...], dict[float, float]] = {}  # slim over dense latency, where it was measured
     dense = {row["setting"]: row["dense_top1"] for row in rows}
     for row in rows:
-        tops.setdefault((row["setting"], row["method"], row["extra"]), {}).setdefault(row["share"], []).append(
-            row["top1"]
-        )
+        key = row["setting"], row["method"], row["extra"]
+        tops.setdefault(key, {}).setdefault(row["share"], []).append(row["top1"])
+        if "latency" in row:
+            times.setdefault(key, {})[row["share"]] = row["latency"]
     found = []
     for (setting, method, extra), by_share in tops.items():
         line = sorted((share, statistics.mean(values)) for share, values in by_share.items())
