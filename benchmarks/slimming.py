@@ -302,9 +302,23 @@ def _check_rebuilding(
             raise ValueError(f"output {name} differs by {relative_error(expected[name], value):.1e}")
 
 
+def _prune_(network: nn.Module, example: Tensor, kept: Sequence[nn.Module], **options: Any) -> None:
+    """Let torch-pruning cut `SHARE` of all layers but those that are kept."""
+    import torch_pruning as tp
+
+    pruner = tp.pruner.MetaPruner(
+        network,
+        example,
+        importance=tp.importance.RandomImportance(),
+        pruning_ratio=SHARE,
+        ignored_layers=list(kept),
+        **options,
+    )
+    pruner.step()
+
+
 def measure_torch_pruning(entry: Entry, say: Say) -> None:
     """Cut the same share of the same network with torch-pruning."""
-    import torch_pruning as tp
 
     model, inputs = entry.build(), entry.inputs()
     if entry.zoo == "detection":  # its tracer takes tensors only: the backbone
@@ -322,15 +336,7 @@ def measure_torch_pruning(entry: Entry, say: Say) -> None:
     names = [name for name, module in model.named_modules() if any(module is one for one in last)]
 
     def cut(network: nn.Module) -> nn.Module:
-        pruner = tp.pruner.MetaPruner(
-            network,
-            inputs[0],
-            importance=tp.importance.RandomImportance(),
-            pruning_ratio=SHARE,
-            global_pruning=False,
-            ignored_layers=[network.get_submodule(name) for name in names],
-        )
-        pruner.step()
+        _prune_(network, inputs[0], [network.get_submodule(name) for name in names], global_pruning=False)
         return network
 
     model, slim_s = _timed(cut, partial(deepcopy, model))
@@ -376,21 +382,12 @@ def measure_rounding(entry: Entry, say: Say) -> None:
 
 def measure_rounding_torch_pruning(entry: Entry, say: Say) -> None:
     """The same with torch-pruning, which rounds each group's width."""
-    import torch_pruning as tp
 
     model, inputs = entry.build(), entry.inputs()
     dense = deepcopy(model)
     last = [module for module in model.modules() if getattr(module, "out_features", None) == entry.classes]
     say({"phase": "slim"})
-    pruner = tp.pruner.MetaPruner(
-        model,
-        inputs[0],
-        importance=tp.importance.RandomImportance(),
-        pruning_ratio=SHARE,
-        ignored_layers=last,
-        round_to=8,
-    )
-    pruner.step()
+    _prune_(model, inputs[0], last, round_to=8)
     layers, uncut = _uncut(dense, model, None)
     say({"layers": layers, "uncut": uncut, "status": "ok"})
 

@@ -81,7 +81,7 @@ def _signature(op: torch._ops.OpOverload) -> list[tuple[str, bool, Any]]:
 def _takes_factors(op: torch._ops.OpOverload) -> bool:
     """Whether any of its arguments may be a number that it computes with."""
     kinds = [str(slot.type) for slot in op._schema.arguments]
-    return _name_of(op) in _ARITHMETIC or any("float" in kind or "number" in kind or kind == "Scalar" for kind in kinds)
+    return _name_of(op) in _ARITHMETIC or any("float" in kind or "number" in kind for kind in kinds)
 
 
 @cache
