@@ -87,7 +87,7 @@ def masked_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: P
     """`masked` of a network of which many copies are wanted."""
     plan.check(groups)
     reference = mould.copy(lambda _, old: like(old, old))
-    parameters = dict(reference.named_parameters())
+    parameters = {name: tensor for name, tensor in named_state(reference) if isinstance(tensor, nn.Parameter)}
     kept: dict[str, KeptPlaces] = {}
     with torch.no_grad():
         for (name, dim), removed in removed_places(groups, plan).items():

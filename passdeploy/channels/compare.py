@@ -47,13 +47,13 @@ class Comparison:
         self._mould, self._dull, self._inputs = mould.with_state(vivid(mould.state)), mould, inputs
         self._trace, self.groups = trace, groups
         self._decides = decides([happening.op for happening in trace.happenings])
-        self._left: tuple[Plan, Mould[nn.Module]] | None = None  # what was cut last
+        self._left: Mould[nn.Module] | None = None  # what the plan left that was to be kept
         self.is_large = sum(trace.parameters.values()) > MOST_DOUBLED
 
-    def is_exact(self, plan: Plan) -> bool:
-        """Whether cutting equals masking."""
+    def is_exact(self, plan: Plan, *, keep: bool = False) -> bool:
+        """Whether cutting equals masking; `keep`: what the plan leaves will be compared next, with `after`."""
         try:
-            error = self._error_of(plan, None)
+            error = self._error_of(plan, None, keep=keep)
             if self.is_large or not SURE[0] < error < SURE[1]:
                 return error < SURE[1]
             return self._error_of(plan, torch.float64) <= TOLERANCE
@@ -61,22 +61,21 @@ class Comparison:
             return False
 
     def after(self, plan: Plan) -> Comparison:
-        """The same for what `plan` leaves, whose cuts are sooner compared; that `plan` is exact was found before."""
+        """The same for what `plan`, found exact and kept, leaves: its cuts are sooner compared."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self._mould.state.items()}
-        left = self._left[1] if self._left and self._left[0] is plan else None
-        left = left or Mould(slim_from(self._mould, self.groups, plan))
-        return Comparison(left, self._inputs, self._trace, groups_after(self.groups, plan, sizes))
+        assert self._left is not None, "is_exact(plan, keep=True) comes first"
+        return Comparison(self._left, self._inputs, self._trace, groups_after(self.groups, plan, sizes))
 
-    def _error_of(self, plan: Plan, dtype: torch.dtype | None) -> float:
+    def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:
         decisions, nothing = Decisions(), nullcontext()
         reference = masked_from(self._mould, self.groups, plan)
         expected = self._outputs_of(reference, dtype, decisions.making() if self._decides else nothing)
         if self._mould is not self._dull and not _tells(expected):
             self._mould = self._dull  # it was made for its own weights
-            return self._error_of(plan, dtype)
+            return self._error_of(plan, dtype, keep=keep)
         smaller = slim_from(self._mould, self.groups, plan)
-        if dtype is None:
-            self._left = plan, Mould(smaller)  # as it is before it runs
+        if keep:
+            self._left = Mould(smaller)  # as it is before it runs
         found = self._outputs_of(smaller, dtype, decisions.repeating() if self._decides else nothing)
         if len(expected) != len(found):
             return float("inf")

@@ -32,7 +32,6 @@ from passdeploy.channels.ties import ties
 from passdeploy.channels.trace import Happening, Trace
 from passdeploy.channels.trial import Trial, random_plan
 from passdeploy.channels.trust import Doubt, doubt, states_sizes
-from passdeploy.cloning import Mould
 from passdeploy.decisions import Decisions
 from passdeploy.errors import first_line
 from passdeploy.running import evaluating
@@ -61,8 +60,9 @@ class Stage:
     def __init__(self, model: nn.Module, inputs: Sequence[Any], sketch: Sketch, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.inputs = tuple(tree_map(_noise_like, list(inputs)))
-        network, self._inputs_on_stage = (sketch.model, sketch.inputs) if trace.is_sketched else (model, self.inputs)
-        self._mould = Mould(network)
+        self._mould_with_values = sketch.whole
+        self._mould = sketch.mould if trace.is_sketched else sketch.whole
+        self._inputs_on_stage = sketch.inputs if trace.is_sketched else self.inputs
         self.gatherer = Gatherer(trace)
         self.numbers: list[Number] = []
         self._repairs = Repairs(model, trace.happenings)
@@ -305,11 +305,12 @@ class Stage:
         takes = 1 if comparison.is_large else min(VALUE_TAKES, self._takes)
         plan = self.trial.plan
         while plan.kept:
-            if not comparison.is_exact(plan):
+            goes_on = self.take + 1 < takes
+            if not comparison.is_exact(plan, keep=goes_on and not self._is_narrow):
                 return Culprits(comparison, plan).found
-            self.take += 1
-            if self.take == takes:
+            if not goes_on:
                 break
+            self.take += 1
             if not self._is_narrow:
                 comparison = comparison.after(plan)
             plan = random_plan(comparison.groups, self.take)
@@ -319,10 +320,6 @@ class Stage:
     def _is_narrow(self) -> bool:
         """Whether there are groups of which one cut leaves so few channels that they tell little about another."""
         return any(group.is_prunable and group.width < NARROW for group in self.groups)
-
-    @cached_property
-    def _mould_with_values(self) -> Mould[nn.Module]:
-        return Mould(self.model) if self.trace.is_sketched else self._mould
 
     @cached_property
     def _state_labels(self) -> dict[tuple[str, int], Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,23 +20,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from passdeploy.cloning import clone
+from passdeploy.cloning import Mould
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """A network without values, and its inputs likewise."""
+    """A network without values, and its inputs likewise.
 
+    Args:
+        whole: the mould of the network itself.
+        model: its copy without values.
+        inputs: an example of what it is called with, without values.
+    """
+
+    whole: Mould[nn.Module]
     model: nn.Module
     inputs: tuple[Any, ...]
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Sequence[Any]) -> Sketch:
         """The sketch of `model`, which is left as it is."""
-        copied = clone(model, lambda _, tensor: bare(tensor))
-        return cls(copied, tuple(tree_map(lambda leaf: bare(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))))
+        whole = Mould(model)
+        bare_inputs = tree_map(lambda leaf: bare(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
+        return cls(whole, whole.copy(lambda _, tensor: bare(tensor)), tuple(bare_inputs))
+
+    @cached_property
+    def mould(self) -> Mould[nn.Module]:
+        """Of the copy without values."""
+        return Mould(self.model)
 
 
 def bare(tensor: Tensor) -> Tensor:
