@@ -41,14 +41,6 @@ class How:
         device = str(find_device(self.device))
         return Setting(device, self.precision, self.channels_last, self.cuda_graph)
 
-    def require_usual(self) -> None:
-        """Raise UsageError where anything but a CPU in fp32 is asked for: tables are of nothing else."""
-        if (self.device, self.precision, self.channels_last, self.cuda_graph) != ("cpu", "fp32", False, False):
-            raise UsageError(
-                "latency tables are of the CPU in fp32 in this version: leave out --device, --precision,\n"
-                "--channels-last and --cuda-graph."
-            )
-
 
 @dataclass(frozen=True)
 class Subjects:
@@ -99,8 +91,7 @@ class Subjects:
             ).to_json()  # fmt: skip
             listener.console.print(latency_table(found["rows"]))
             return found, [*map(str, self.files), "next: passdeploy profile, for a run"]
-        how.require_usual()
-        found = self.make_tables(backends or (), batches, threads, allow_code, listener)
+        found = self.make_tables(backends or (), batches, threads, how.setting(), allow_code, listener)
         lines = [
             f"{found['dense_ms']:.3g} ms dense; the table is off by {found['error']['median']:.1%} in the median",
             *sweep_lines(found.get("sweep", ())),
@@ -146,22 +137,30 @@ class Subjects:
         return dense, map_channels(dense, torch.zeros(1, 3, size, size)), (3, size, size)
 
     def make_tables(
-        self, backends: Sequence[str], batches: Sequence[int], threads: int | None, allow_code: bool, tell: Listener
+        self,
+        backends: Sequence[str],
+        batches: Sequence[int],
+        threads: int | None,
+        setting: Setting,
+        allow_code: bool,
+        tell: Listener,
     ) -> dict[str, Any]:
         """Measure a network's table, or take it from the cache, and write it; with a sweep, plan and measure by it."""
         from time import perf_counter
 
         from passdeploy.latency import target
         from passdeploy.latency.meeting import Meeting, Request
+        from passdeploy.latency.networks import require_table
         from passdeploy.latency.place import Place
         from passdeploy.latency.target import example_images, find_table, sweep_round
         from passdeploy.sparsity.baselines import magnitude_scores
 
         if len(backends) != 1 or len(batches) != 1:
             raise UsageError("a table is of one backend and one batch size: give --backend ort --batch 8, for example.")
+        require_table(backends[0], setting)
         threads = threads or 1
         dense, channels, shape = self.network(allow_code)
-        place = Place.here(backend=backends[0], threads=threads, batch=batches[0], image_shape=shape)
+        place = Place.here(backend=backends[0], threads=threads, batch=batches[0], image_shape=shape, setting=setting)
         images = example_images(batches[0], shape)
         began = perf_counter()
         table = find_table(place, dense, channels, images, fresh=self.fresh, tell=tell)
@@ -174,13 +173,16 @@ class Subjects:
             table.save(self.table)
             document["path"] = str(self.table)
         if self.sweep:
-            prober = target.prober_at(place, dense, channels, images)
             scores = magnitude_scores(dense, channels.groups, norm="l2")
-            document["sweep"] = sweep_round(
-                self.sweep,
-                lambda step: Meeting(prober, channels, table, round_to=step, threads=threads, seconds=target.SECONDS),
-                scores, Request(share=self.share),
-            )  # fmt: skip
+            with target.prober_at(place, dense, channels, images) as prober:
+                document["sweep"] = sweep_round(
+                    self.sweep,
+                    lambda step: Meeting(
+                        prober, channels, table, round_to=step, threads=threads, seconds=target.SECONDS,
+                        device=setting.device_of(place.backend),
+                    ),
+                    scores, Request(share=self.share),
+                )  # fmt: skip
         return document
 
 

@@ -157,9 +157,7 @@ def profile_run(
                     for subject in subjects
                 )
             channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
-            changes = compare_layers(
-                dense, slim, block=block_of(backends[0], setting.precision), groups=channels.groups
-            )
+            changes = compare_layers(dense, slim, block=block_of(backends[0], setting), groups=channels.groups)
             document["layers"] = [change.to_json() for change in changes]
             document["groups"] = by_group(changes)
         folder.write_json("profile.json", document, kind="profile")

@@ -153,8 +153,20 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "no such device": (["profile", "--device", "tpu"], 2, "no device is called 'tpu'"),
         "layers of a file": (["profile", "--layers", "a.onnx"], 2, "--layers lays two networks of a run"),
         "files in two backends": (["profile", "--backend", "ort,torch", "a.onnx"], 2, "a file runs in one backend"),
-        "table of a GPU": (
-            ["profile", "--table", "t.json", "--model", "torchvision/resnet18", "--precision", "fp16"],
+        "table in fp16": (
+            [
+                "profile",
+                "--table",
+                "t.json",
+                "--model",
+                "torchvision/resnet18",
+                "--backend",
+                "ort",
+                "--batch",
+                "8",
+                "--precision",
+                "fp16",
+            ],
             2,
             "in fp32",
         ),
@@ -166,7 +178,7 @@ MISTAKES = (
     "no recipe", "no such recipe", "unknown key", "unreachable budget", "unknown model", "code not allowed",
     "damaged weights", "missing weights", "missing folder", "damaged image", "one class", "no such run", "no run yet",
     "no GPU", "odd batch", "no GPU to profile on", "no such device", "layers of a file", "files in two backends",
-    "table of a GPU", "unknown option",
+    "table in fp16", "unknown option",
 )  # fmt: skip
 
 

@@ -21,37 +21,60 @@ from passdeploy.latency.place import block_of
 from passdeploy.latency.resizing import ResizableGraph
 from passdeploy.latency.torch_probe import TorchProber
 from passdeploy.plan import Plan, floor_width
+from passdeploy.profiling.setting import Setting
 from passdeploy.slimming import slim
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-BACKENDS = ("ort", "torch")
+BACKENDS = ("ort", "torch", "compile")
 
 
-def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: Tensor, *, threads: int) -> Prober:
+def prober_for(
+    backend: str,
+    model: nn.Module,
+    channels: ChannelMap,
+    images: Tensor,
+    *,
+    threads: int,
+    setting: Setting | None = None,
+) -> Prober:
     """What looks at `model` at any widths.
 
     Args:
-        backend: `ort` or `torch`, on the CPU.
+        backend: `ort`, on the CPU, or `torch` or `compile`, on any device.
         model: the dense network; it is left as it was.
         channels: of it.
         images: the batch that is timed, shape (batch, 3, height, width).
-        threads: of the backend.
+        threads: of the backend, on a CPU.
+        setting: device, precision and layout of PyTorch.
 
     Raises:
-        UsageError: no table can be measured on this backend.
+        UsageError: no table can be measured on this backend, or not like this.
+        MissingError: the device is not here.
     """
+    setting = setting or Setting()
+    require_table(backend, setting)
+    setting.require_possible((backend,))
     if backend == "ort":
         graphs = OnnxNetworks(model, channels, images)
         return OrtProber(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
-    if backend == "torch":
-        cut = SlimNetworks(model, channels)
-        return TorchProber(cut.at, images, threads=threads, block=block_of("torch"))
-    raise UsageError(
-        f"no latency table can be measured on {backend} in this version: choose {' or '.join(BACKENDS)}.\n"
-        "Ask for macs, export, and measure with: passdeploy profile"
-    )
+    cut, block = SlimNetworks(model, channels), block_of(backend, setting)
+    return TorchProber(cut.at, images, threads=threads, block=block, backend=backend, setting=setting)
+
+
+def require_table(backend: str, setting: Setting) -> None:
+    """Raise UsageError where no table can be measured, on any machine."""
+    if backend not in BACKENDS:
+        raise UsageError(
+            f"no latency table can be measured on {backend} in this version: choose from {', '.join(BACKENDS)}.\n"
+            "Ask for macs, export, and measure with: passdeploy profile"
+        )
+    if backend == "ort" and setting != Setting():
+        raise UsageError(
+            "ONNX Runtime's latency tables are of the CPU in fp32 in this version.\n"
+            "For another device, precision or layout choose the backend torch or compile."
+        )
 
 
 class SlimNetworks:

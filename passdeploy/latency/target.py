@@ -19,14 +19,15 @@ from passdeploy.events import Listener, Stage, silent, stage
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.latency.allocate import allocate
 from passdeploy.latency.meeting import Meeting, Met, Request, Trial
-from passdeploy.latency.networks import prober_for
+from passdeploy.latency.networks import prober_for, require_table
 from passdeploy.latency.observation import Prober
 from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.price import NS_PER_MS, LatencyPrice
 from passdeploy.latency.survey import Survey, cache_folder, cached_table, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import Budget, Plan, Scores
-from passdeploy.profiling.runners import OrtRunner, Runner, TorchRunner
+from passdeploy.profiling.runners import CompiledRunner, OrtRunner, Runner, TorchRunner
+from passdeploy.profiling.setting import Setting, stream_of
 from passdeploy.slimming import slim
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
 
@@ -59,14 +60,19 @@ class LatencyTarget:
     def on(self) -> dict[str, Any]:
         """What it is measured on, for a summary."""
         place = self.place
-        return {"backend": place.backend, "batch": place.batch, "threads": place.threads, "round_to": self.round_to}
+        how = {"device": place.device, "precision": place.precision, "options": list(place.setting.options)}
+        return {
+            "backend": place.backend, **how, "batch": place.batch, "threads": place.threads, "round_to": self.round_to,
+        }  # fmt: skip
 
     def rows(self, timed: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What was measured, as rows of a profile: the dense network's and the slim one's; none where nothing was."""
         if not timed["is_measured"]:
             return []
         place = self.place
-        alike = {"backend": place.backend, "device": "cpu", "precision": "fp32", "batch": place.batch}
+        alike = {
+            "backend": place.backend, "device": place.device, "precision": place.precision, "batch": place.batch,
+        }  # fmt: skip
         return [
             {"model": "dense", **alike, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
             {
@@ -98,7 +104,11 @@ def prepare_target(
         PlanError: the table is of another network.
     """
     measure = prune.measure
-    place = Place.here(backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape)
+    setting = Setting(measure.device, measure.precision, measure.channels_last, measure.cuda_graph)
+    require_table(measure.backend, setting)
+    place = Place.here(
+        backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape, setting=setting
+    )
     is_here = True
     if measure.table is not None:
         table = LatencyTable.load(Path(measure.table))
@@ -115,11 +125,11 @@ def prepare_target(
     if request.ms is not None and request.ms >= table.dense_ms:
         raise UsageError(
             f"prune.target.latency_ms: asked for {request.ms:g} ms, but the dense network takes "
-            f"{table.dense_ms:.3g} ms ({measure.backend}, batch {measure.batch}, {measure.threads} threads).\n"
+            f"{table.dense_ms:.3g} ms ({place.words}).\n"
             "Ask for less, or do not prune."
         )
     limit = int(request.ms * NS_PER_MS) if request.ms is not None else int((request.share or 1.0) * whole)
-    round_to = block_of(measure.backend) if prune.round_to == "auto" else int(prune.round_to)
+    round_to = block_of(measure.backend, setting) if prune.round_to == "auto" else int(prune.round_to)
     return LatencyTarget(request, place, table, channels, Budget("latency", limit), round_to, is_here)
 
 
@@ -148,19 +158,21 @@ def find_table(
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
-    words = f"{place.backend}, batch {place.batch}, {place.threads} thread{'s' if place.threads > 1 else ''}"
-    with stage("table", f"how long layers take: {words}", tell) as progress:
-        prober = prober_at(place, dense, channels, images)
-        table = survey(prober, channels.groups, place, plan or USUAL_SURVEY, progress)
+    with stage("table", f"how long layers take: {place.words}", tell) as progress:
+        with prober_at(place, dense, channels, images) as prober:
+            table = survey(prober, channels.groups, place, plan or USUAL_SURVEY, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)
     return table
 
 
-def prober_at(place: Place, dense: nn.Module, channels: ChannelMap, images: Tensor) -> Prober:
-    """What looks at a network as `place` says."""
-    return prober_for(place.backend, dense, channels, images, threads=place.threads)
+@contextmanager
+def prober_at(place: Place, dense: nn.Module, channels: ChannelMap, images: Tensor) -> Iterator[Prober]:
+    """What looks at a network as `place` says; on a GPU work is queued on a stream of its own meanwhile."""
+    prober = prober_for(place.backend, dense, channels, images, threads=place.threads, setting=place.setting)
+    with stream_of(place.setting.device_of(place.backend)):
+        yield prober
 
 
 def meet_target(
@@ -185,12 +197,12 @@ def meet_target(
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
     image_shape = tuple(int(size) for size in measure.image.split("x"))
     images = example_images(measure.batch, image_shape)
-    prober = prober_at(measure, dense, target.channels, images)
-    meeting = Meeting(
-        prober, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
-        allocation=allocation, seconds=SECONDS,
-    )  # fmt: skip
-    met = meeting.meet(scores, target.request, progress)
+    with prober_at(measure, dense, target.channels, images) as prober:
+        meeting = Meeting(
+            prober, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
+            allocation=allocation, seconds=SECONDS, device=measure.setting.device_of(measure.backend),
+        )  # fmt: skip
+        met = meeting.meet(scores, target.request, progress)
     return met.trial.plan, {**measured(met.trial), "trials": len(met.trials), "is_measured": True}
 
 
@@ -209,12 +221,13 @@ def as_used(
         def build(plan: Plan) -> Runner:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
             runner: Runner
-            if place.backend == "torch":
-                runner = TorchRunner("slim", network)
-            else:
+            if place.backend == "ort":
                 path = Path(folder) / "slim.onnx"
                 export_onnx(network, images[:1], path, batch=(place.batch,) * 3)
                 runner = OrtRunner("slim", path, threads=place.threads)
+            else:
+                kind = CompiledRunner if place.backend == "compile" else TorchRunner
+                runner = kind("slim", network, setting=place.setting)
             runner.prepare(images)
             return runner
 

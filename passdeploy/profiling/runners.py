@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-_CALLS_UNTIL_CAPTURED = 3  # the compiler's graphs are captured in the second call and settled in the third
+CALLS_UNTIL_CAPTURED = 3  # the compiler's graphs are captured in the second call and settled in the third
 
 
 class Runner(Protocol):
@@ -86,9 +86,13 @@ class TorchRunner:
         """The batch once more from the host to the device."""
         self.images.copy_(self._staged, non_blocking=True)
 
-    def _forward(self) -> None:
+    def run_eagerly(self) -> None:
+        """One forward pass operator by operator, whatever `run` replays or has compiled."""
         with torch.inference_mode():
             self.module(self.images)
+
+    def _forward(self) -> None:
+        self.run_eagerly()
 
 
 class CompiledRunner(TorchRunner):
@@ -113,7 +117,7 @@ class CompiledRunner(TorchRunner):
         self._staged = self.setting.staged(images)
         self.images = self._staged.to(self.device)
         try:
-            for _ in range(_CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
+            for _ in range(CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
                 self.run()
         except Exception as error:  # the compiler's own, whatever it wraps
             raise MissingError(

@@ -62,11 +62,19 @@ class Target(Section):
 class MeasureSpec(Section):
     """What a latency target is measured on."""
 
-    backend: Literal["torch", "ort", "tensorrt"] = Field(
-        default="ort", description="torch: PyTorch. ort: ONNX Runtime. tensorrt: a TensorRT engine."
+    backend: Literal["torch", "compile", "ort", "tensorrt"] = Field(
+        default="ort",
+        description="torch: PyTorch. compile: torch.compile. ort: ONNX Runtime on the CPU. "
+        "tensorrt: a TensorRT engine, not in this version.",
     )
     batch: int = Field(default=8, ge=1, description="Images per call.")
     threads: int = Field(default=1, ge=1, description="CPU threads of the backend.")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Of torch and compile: cpu, cuda or cuda:N."
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="Of torch and compile.")
+    channels_last: bool = Field(default=False, description="Memory format of torch's and compile's images and weights.")
+    cuda_graph: bool = Field(default=False, description="One launch for a whole network, on a GPU.")
     table: FilePath | None = Field(
         default=None,
         description="A latency table that `passdeploy profile --table` made on the target machine; "

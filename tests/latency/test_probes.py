@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +13,21 @@ from torch import nn
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.mapping import map_channels
-from passdeploy.errors import UsageError
+from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.latency.layers import ELSEWHERE, LayerTime, by_group, compare_layers, trace_layers
 from passdeploy.latency.networks import prober_for
 from passdeploy.latency.observation import Observation, Prober, undisturbed
 from passdeploy.latency.place import Place, block_of
 from passdeploy.latency.survey import Survey, survey
+from passdeploy.latency.table import LatencyTable
 from passdeploy.latency.target import find_table
+from passdeploy.latency.torch_probe import OperatorTimer
 from passdeploy.plan import Plan
+from passdeploy.profiling import Setting
+from passdeploy.profiling.runners import CompiledRunner, TorchRunner
 from passdeploy.slimming import slim
+from tests.profiling.fakes import FakeClock
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
 
@@ -101,9 +108,98 @@ def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: Chann
         find_table(place, net, channels, IMAGES)  # a damaged one is measured again
 
 
-def test_no_table_of_a_backend_that_cannot_be_looked_into(net: nn.Module, channels: ChannelMap):
-    with pytest.raises(UsageError, match="no latency table can be measured on tensorrt"):
-        prober_for("tensorrt", net, channels, IMAGES, threads=1)
+@pytest.mark.parametrize(
+    ("backend", "setting", "error", "words"),
+    [
+        ("tensorrt", Setting(), UsageError, "no latency table can be measured on tensorrt"),
+        ("ort", Setting(precision="fp16"), UsageError, "ONNX Runtime's latency tables are of the CPU in fp32"),
+        ("ort", Setting(device="cuda"), UsageError, "choose the backend torch or compile"),
+        ("torch", Setting(cuda_graph=True), UsageError, "--cuda-graph needs a GPU"),
+        pytest.param(
+            *("torch", Setting(device="cuda"), MissingError, "asked for cuda, but 0 NVIDIA GPUs"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here"),
+        ),
+    ],
+)
+def test_no_table_of_what_cannot_be_looked_into(
+    backend: str, setting: Setting, error: type[Exception], words: str, net: nn.Module, channels: ChannelMap
+):
+    with pytest.raises(error, match=words):
+        prober_for(backend, net, channels, IMAGES, threads=1, setting=setting)
+
+
+def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: ChannelMap):
+    setting = Setting(precision="bf16", channels_last=True)
+    prober = prober_for("torch", net, channels, IMAGES, threads=1, setting=setting)
+    runner = prober.runner({"second": 16}, "slim")
+    assert runner.images.dtype == torch.bfloat16
+    assert runner.images.is_contiguous(memory_format=torch.channels_last)
+    assert runner.module.second.weight.shape[0] == 16
+    place = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
+    assert place.setting == setting
+    assert place.words == "torch, bf16, channels-last, batch 2, 1 thread"
+    table = survey(prober, channels.groups, place, Survey(looks=8, rounds=1, seconds=0.01))
+    again = LatencyTable.from_json(table.to_json())
+    assert again.place == place
+    usual = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
+    assert [words.partition(":")[0] for words in again.place.differences(usual)] == ["precision", "channels_last"]
+
+
+def test_a_compiled_network_is_timed_whole_and_its_operators_in_eager_mode(net: nn.Module, channels: ChannelMap):
+    prober = prober_for("compile", net, channels, IMAGES, threads=1)
+    runner = prober.runner({}, "dense")
+    assert isinstance(runner, CompiledRunner)
+    timed: list[str] = []
+    runner.run_eagerly = lambda: timed.append("eagerly") or TorchRunner.run_eagerly(runner)  # type: ignore[func-returns-value]
+    prober.runner = lambda widths, name: runner
+    look = prober.observe({}, seconds=0.01)
+    assert [node.kind.split(".")[1] for node in look.nodes].count("conv2d") == 3
+    assert timed
+    assert look.total_ms > 0
+
+
+def test_a_gpu_is_told_by_its_name_and_by_what_it_can_compute(monkeypatch: pytest.MonkeyPatch):
+    fake = SimpleNamespace(
+        is_available=lambda: True, device_count=lambda: 2, get_device_capability=lambda device: (9, 0),
+        get_device_name=lambda device: f"GPU {device.index or 0}",
+    )  # fmt: skip
+    monkeypatch.setattr("passdeploy.latency.place.torch", SimpleNamespace(cuda=fake, version=torch.version))
+
+    def here(device: str) -> Place:
+        return Place.here(
+            backend="torch", threads=1, batch=8, image_shape=(3, 8, 8), setting=Setting(device=device, cuda_graph=True)
+        )
+
+    assert (here("cuda:1").processor, here("cuda:1").instructions) == ("GPU 1", "sm_90")
+    assert here("cuda:1").words == "torch on GPU 1, cuda-graph, batch 8"
+    assert here("cuda:1").differences(here("cuda")) == ["processor: made with GPU 1, wanted is GPU 0"]
+    assert here("cuda:2").processor == "no such GPU"
+    assert not here("cuda").differences(here("cuda:0"))  # the same GPU by another name
+
+
+def test_operators_on_a_gpu_are_read_once_the_call_is_over():
+    log: list[str] = []
+
+    class Clock(FakeClock):
+        """A device that is as far behind the host as it can be."""
+
+        def hold(self, ms: float) -> None:
+            log.append(f"hold {ms:g}")
+
+        def span(self, work: Callable[[], object]) -> Callable[[], float]:
+            work()
+            self.seconds += 0.001  # of the host, for a launch
+            log.append("queued")
+            return lambda: log.append("read") or 7.0  # type: ignore[func-returns-value]
+
+    timer = OperatorTimer(Clock())
+    for _ in range(2):
+        timer.time(lambda: torch.ones(3).sin().cos())
+    assert log == [*("hold 0", *["queued"] * 3, *["read"] * 3), *("hold 4.5", *["queued"] * 3, *["read"] * 3)]
+    assert [(node.name, node.ms) for node in timer.nodes()][1:] == [
+        ("1:aten.sin.default", 7.0),
+        ("2:aten.cos.default", 7.0),
+    ]
 
 
 def test_of_two_looks_the_undisturbed_counts():
@@ -113,7 +209,9 @@ def test_of_two_looks_the_undisturbed_counts():
 
 def test_blocks_are_those_of_the_vectors_and_of_the_precision(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("passdeploy.latency.place.cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
-    assert (block_of("ort"), block_of("ort", "int8"), block_of("tensorrt", "fp16")) == (16, 32, 8)
+    assert block_of("ort") == block_of("torch") == 16
+    assert (block_of("ort", Setting(precision="int8")), block_of("tensorrt", Setting(precision="fp16"))) == (32, 8)
+    assert block_of("torch", Setting(device="cuda")) == block_of("torch", Setting(precision="bf16")) == 8
     monkeypatch.setattr("passdeploy.latency.place.cpu_flags", lambda: frozenset({"avx2"}))
     assert (block_of("ort"), block_of("torch")) == (8, 8)
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
@@ -15,8 +14,9 @@ from passdeploy import pipeline
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.cli import main
 from passdeploy.errors import CorruptArtifact, UsageError
-from passdeploy.latency import meeting, networks, target
+from passdeploy.latency import meeting, target
 from passdeploy.latency.survey import Survey
+from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs import RunFolder
 
@@ -30,9 +30,9 @@ def steady():
     """Networks that take what their widths say, however busy this machine is."""
     probers: list[SteadyProber] = []
 
-    def prober_for(backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int):
-        if backend == "tensorrt":
-            return networks.prober_for(backend, model, channels, torch.zeros(1), threads=threads)
+    def prober_for(
+        backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int, setting: Setting
+    ):
         probers.append(SteadyProber(channels))
         return probers[-1]
 
@@ -47,7 +47,7 @@ def steady():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, "prober_for", prober_for)
         patch.setattr(pipeline, "as_used", as_used)
-        patch.setattr(meeting, "HostClock", Clock)
+        patch.setattr(meeting, "clock_for", lambda device: Clock())
         patch.setattr(target, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
         patch.setattr(target, "SECONDS", 0.1)
         yield

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_work_on_a_device_is_timed_between_two_events(device: Device):
     assert isinstance(clock, CudaClock)
     assert clock.time_ms(device.work) == 5.0
     assert device.log == ["event", "work", "event", "wait"]
+
+
+def test_steps_of_a_call_are_told_apart_without_waiting_for_any(device: Device, monkeypatch: pytest.MonkeyPatch):
+    slept: list[int] = []
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(), raising=False)
+    clock = CudaClock(torch.device("cuda"))
+    clock.hold(2.0)
+    spans = [clock.span(device.work) for _ in range(2)]
+    assert slept == [4_000_000]
+    assert device.log == ["event", "work", "event", "work", "event"]  # one event between two steps, and no wait
+    assert [took() for took in spans] == [5.0, 5.0]
+    assert device.log[5:] == ["wait", "wait"]
 
 
 def test_queueing_is_timed_on_the_host_and_the_device_is_waited_for_afterwards(device: Device):
