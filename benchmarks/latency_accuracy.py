@@ -1,7 +1,7 @@
 """Accuracy at equal measured latency: plans made for the latency against plans made for multiply-adds.
 
-Two networks at half their latency (ONNX Runtime, batch 8, one thread): ResNet-20, whose weights are given, and
-torchvision's MobileNetV2 on the same images enlarged to 64 pixels, which is trained here first; its weights are kept.
+Two networks at half their latency (ONNX Runtime, one thread): ResNet-20, whose weights are given, and torchvision's
+MobileNetV2 on the same images enlarged to 64 pixels, which is trained here first; its weights are kept.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from passdeploy.sparsity.baselines import taylor_scores
 from passdeploy.train import evaluate, recalibrate_batch_norm_
 
 TAYLOR_IMAGES = 1024  # that scores are taken over
-BATCH = 8  # whose latency is asked for
 SHARE = 0.5
+KINDS = ("latency", "macs")  # what is planned for
 DENSE_STEPS = 4000  # of training MobileNetV2
 
 
@@ -74,15 +74,20 @@ def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
             weights = asked.weights if name == "resnet20" else asked.weights.with_name(f"{name}-cifar10.safetensors")
             if not weights.is_file():
                 train_dense(_network(subject, None), data, weights, steps=DENSE_STEPS)
-            _measure(name, Setting.of(name, _network(subject, weights), data), asked, rows)
+            setting = Setting.of(name, _network(subject, weights), data)
+            scores = {seed: _scores(setting, seed) for seed in asked.seeds}
+            for batch in asked.batches:
+                _plan(name, batch, setting, scores, asked, rows)
+            if not asked.plans:
+                _finetune(name, setting, scores, asked, rows)
 
 
-def _measure(name: str, setting: Setting, asked: argparse.Namespace, rows: Rows) -> None:
-    scores = {seed: _scores(setting, seed) for seed in asked.seeds}
-    _plan(name, setting, scores, asked, rows)
-    for seed, kind in product(() if asked.plans else asked.seeds, ("latency", "macs")):
-        planned = rows.find(part="accuracy plan", network=name, seed=seed, plan=kind)
-        key = {"part": "accuracy", "network": name, "seed": seed, "plan": kind, "steps": asked.steps}
+def _finetune(name: str, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows) -> None:
+    """Cut by each plan, fine-tune and count."""
+    for batch, seed, kind in product(asked.batches, asked.seeds, KINDS):
+        which = {"network": name, "batch": batch, "seed": seed, "plan": kind}
+        planned = rows.find(part="accuracy plan", **which)
+        key = {"part": "accuracy", **which, "steps": asked.steps}
         if planned is None or rows.find(**key) is not None:
             continue
         kept = {
@@ -96,19 +101,22 @@ def _measure(name: str, setting: Setting, asked: argparse.Namespace, rows: Rows)
         rows.add({**planned, **key, "top1": top1, "dense_top1": setting.top1})
 
 
-def _plan(name: str, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows) -> None:
+def _plan(
+    name: str, batch: int, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows
+) -> None:
     """Both plans of every seed, measured."""
     shape = tuple(setting.data.image_shape)
-    images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
     prober = prober_for("ort", setting.dense, setting.channels, images, threads=1)
-    path = asked.tables / f"{name}-cifar-{BATCH}-1.json"
+    path = asked.tables / f"{name}-cifar-{batch}-1.json"
     if not path.is_file():
-        place = Place.here(backend="ort", threads=1, batch=BATCH, image_shape=shape)
+        place = Place.here(backend="ort", threads=1, batch=batch, image_shape=shape)
         survey(prober, setting.channels.groups, place, Survey()).save(path)
     table = LatencyTable.load(path)
     dense_again, costs = partial(prober.runner, {}, "dense"), setting.channels.costs
-    for seed, kind in product(asked.seeds, ("latency", "macs")):
-        if rows.find(part="accuracy plan", network=name, seed=seed, plan=kind) is not None:
+    for seed, kind in product(asked.seeds, KINDS):
+        key = {"part": "accuracy plan", "network": name, "batch": batch, "seed": seed, "plan": kind}
+        if rows.find(**key) is not None:
             continue
         if kind == "latency":
             meeting = Meeting(prober, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
@@ -122,8 +130,7 @@ def _plan(name: str, setting: Setting, scores: dict[int, Scores], asked: argpars
             plan = _most_macs(setting, scores[seed], is_fast_enough)
         measured = against(dense_again, partial(prober.runner, plan.widths(), "slim"))
         rows.add({
-            "part": "accuracy plan", "network": name, "seed": seed, "plan": kind, **measured,
-            "found": measured["slim_ms"] / measured["dense_ms"],
+            **key, **measured, "found": measured["slim_ms"] / measured["dense_ms"],
             "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
         })  # fmt: skip
 

@@ -116,14 +116,15 @@ def _table_report(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for every network."""
+    """A table for every network, batch and schedule."""
     lines: list[str] = []
-    for network, steps in dict.fromkeys((row["network"], row["steps"]) for row in rows):
-        own = [row for row in rows if (row["network"], row["steps"]) == (network, steps)]
+    for key in dict.fromkeys((row["network"], row["batch"], row["steps"]) for row in rows):
+        network, batch, steps = key
+        own = [row for row in rows if (row["network"], row["batch"], row["steps"]) == key]
         own.sort(key=lambda row: (row["plan"], row["seed"]))
         lines += [
-            f"{network} on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch 8, one thread), "
-            f"{steps} steps of fine-tuning; dense top-1 {own[0]['dense_top1']:.2%}:", "",
+            f"{network} on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch {batch}, "
+            f"one thread), {steps} steps of fine-tuning; dense top-1 {own[0]['dense_top1']:.2%}:", "",
             *_heading("planned for", "seed", "top-1", "measured", "MACs kept"),
         ]  # fmt: skip
         for row in own:
