@@ -1,6 +1,7 @@
 """Latency: targets that are asked for and hit, tables that predict, and claims that hold.
 
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
+    python -m benchmarks.latency targets --backend compile --device cuda --precision fp16 --channels-last --cuda-graph
     python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
     python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
     python -m benchmarks.latency same               the same file as dense and as slim, 100 times; a little smaller one
@@ -10,7 +11,8 @@
     python -m benchmarks.latency show               the tables of all that was measured
 
 Every row is written as soon as it is known to `results/latency.json`; what is there is not measured again. Networks
-have random weights and take images of 224 pixels; ONNX Runtime on the CPU. The machine should have nothing else to do.
+have random weights and take images of 224 pixels; ONNX Runtime on the CPU, but for targets where another backend is
+asked for. The machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,9 +49,10 @@ from passdeploy.latency.price import LatencyPrice
 from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import rungs_of
-from passdeploy.profiling.clock import HostClock
-from passdeploy.profiling.measure import Budget
+from passdeploy.profiling.clock import HostClock, clock_for
+from passdeploy.profiling.measure import SITTINGS, Budget
 from passdeploy.profiling.runners import OrtRunner, Runner
+from passdeploy.profiling.setting import Setting, stream_of
 from passdeploy.sparsity.baselines import magnitude_scores
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
@@ -67,25 +70,38 @@ class Unit:
     network: str
     batch: int
     threads: int
+    backend: str = "ort"
+    setting: Setting = field(default_factory=Setting)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
         self.model: nn.Module = getattr(torchvision.models, self.network)(weights=None).eval()
         self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE))
         self.images: Tensor = torch.randn(self.batch, *IMAGE, generator=torch.Generator().manual_seed(0))
-        self.place = Place.here(backend="ort", threads=self.threads, batch=self.batch, image_shape=IMAGE)
+        self.place = Place.here(
+            backend=self.backend, threads=self.threads, batch=self.batch, image_shape=IMAGE, setting=self.setting
+        )
+        self.device = self.setting.device_of(self.backend)
         self.macs = self.channels.costs.of("macs")
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"network": self.network, "batch": self.batch, "threads": self.threads}
+        return {
+            "network": self.network,
+            "batch": self.batch,
+            "threads": self.threads,
+            "on": on(self.backend, self.setting),
+        }
 
     def prober(self) -> Prober:
-        return prober_for("ort", self.model, self.channels, self.images, threads=self.threads)
+        return prober_for(
+            self.backend, self.model, self.channels, self.images, threads=self.threads, setting=self.setting
+        )
 
     def table(self, prober: Prober, folder: Path) -> tuple[LatencyTable, float]:
         """The table, and the seconds that it took; kept in `folder` for the other parts."""
-        path = folder / f"{self.network}-{self.batch}-{self.threads}.json"
+        kind = "" if self.backend == "ort" else "-" + on(self.backend, self.setting).replace(", ", "-").replace(":", "")
+        path = folder / f"{self.network}-{self.batch}-{self.threads}{kind}.json"
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
@@ -104,29 +120,46 @@ class Unit:
 
 def targets(asked: argparse.Namespace, rows: Rows) -> None:
     """Ask for three latencies, and measure what came of it once more."""
-    for unit in units(asked, rows, "target", len(SHARES)):
-        began = perf_counter()
-        prober = unit.prober()
-        table, seconds = unit.table(prober, asked.tables)
-        meeting = Meeting(prober, unit.channels, table, round_to=block_of("ort"), threads=unit.threads, seconds=3.0)
-        scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
-        dense = partial(prober.runner, {}, "dense")
-        for share in SHARES:
-            row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
-            try:
-                met = meeting.meet(scores, Request(share=share))
-            except PassDeployError as error:
-                rows.add({**row, "refused": str(error)})
-                continue
-            widths = met.trial.plan.widths()
-            found = against(dense, partial(prober.runner, widths, "slim"))
-            first = met.trials[0]
-            rows.add({
-                **row, **found, "found": found["slim_ms"] / found["dense_ms"], "trials": len(met.trials),
-                "predicted": first.predicted, "first_found": first.found,
-                "macs": unit.channels.costs.of("macs", widths) / unit.macs, "widths": widths,
-                "seconds": round(perf_counter() - began, 1),
-            })  # fmt: skip
+    setting = Setting(asked.device, asked.precision, asked.channels_last, asked.cuda_graph)
+    for unit in units(asked, rows, "target", len(SHARES), backend=asked.backend, setting=setting):
+        with stream_of(unit.device):
+            _meet(unit, asked, rows)
+
+
+def _meet(unit: Unit, asked: argparse.Namespace, rows: Rows) -> None:
+    began = perf_counter()
+    prober = unit.prober()
+    table, seconds = unit.table(prober, asked.tables)
+    meeting = Meeting(
+        prober, unit.channels, table, round_to=block_of(unit.backend, unit.setting), threads=unit.threads,
+        seconds=3.0, device=unit.device,
+    )  # fmt: skip
+    scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
+    dense = partial(prober.runner, {}, "dense")
+    sittings = 1 if unit.backend == "compile" else SITTINGS  # building takes longer than measuring
+    for share in SHARES:
+        row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
+        try:
+            met = meeting.meet(scores, Request(share=share))
+        except PassDeployError as error:
+            rows.add({**row, "refused": str(error)})
+            continue
+        widths = met.trial.plan.widths()
+        found = against(dense, partial(prober.runner, widths, "slim"), clock=clock_for(unit.device), sittings=sittings)
+        first = met.trials[0]
+        rows.add({
+            **row, **found, "found": found["slim_ms"] / found["dense_ms"], "trials": len(met.trials),
+            "predicted": first.predicted, "first_found": first.found,
+            "macs": unit.channels.costs.of("macs", widths) / unit.macs, "widths": widths,
+            "seconds": round(perf_counter() - began, 1),
+        })  # fmt: skip
+
+
+def on(backend: str, setting: Setting) -> str:
+    """A backend and how it is run, in words."""
+    device = () if setting.device == "cpu" else (setting.device,)
+    precision = () if setting.precision == "fp32" else (setting.precision,)
+    return ", ".join((backend, *device, *precision, *setting.options))
 
 
 def halving(asked: argparse.Namespace, rows: Rows) -> None:
@@ -259,18 +292,21 @@ def units(
     networks: tuple[str, ...] = (),
     batches: tuple[int, ...] = (),
     threads: tuple[int, ...] = (),
+    backend: str = "ort",
+    setting: Setting | None = None,
 ) -> Iterator[Unit]:
     """Those asked for that do not have all their rows."""
     for cores in threads or asked.threads:
         for batch in batches or asked.batches:
             for network in networks or asked.networks:
-                key = {"network": network, "batch": batch, "threads": cores}
+                setting = setting or Setting()
+                key = {"network": network, "batch": batch, "threads": cores, "on": on(backend, setting)}
                 there = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
                 if len(there) < rows_each:
                     for row in there:
                         rows.all.remove(row)  # an unfinished unit is measured whole
                     torch.set_num_threads(cores)
-                    yield Unit(network, batch, cores)
+                    yield Unit(network, batch, cores, backend, setting)
 
 
 _PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table, "accuracy": accuracy}
@@ -282,6 +318,11 @@ def main() -> None:
     parser.add_argument("--networks", type=_list_of(str), default=NETWORKS)
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
+    parser.add_argument("--backend", choices=("ort", "torch", "compile"), default="ort", help="of the part targets")
+    parser.add_argument("--device", default="cpu", help="of torch and compile")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of torch and compile")
+    parser.add_argument("--channels-last", action="store_true", help="of torch and compile")
+    parser.add_argument("--cuda-graph", action="store_true", help="of torch and compile, on a GPU")
     parser.add_argument("--seeds", type=_list_of(int), default=(0, 1, 2), help="of the part accuracy")
     parser.add_argument("--steps", type=int, default=1000, help="of fine-tuning, in the part accuracy")
     parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")

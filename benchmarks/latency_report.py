@@ -23,9 +23,18 @@ def report(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _target_report(rows: list[dict[str, Any]]) -> list[str]:
+    """A table for every backend and way to run it."""
+    lines: list[str] = []
+    for on in dict.fromkeys(row["on"] for row in rows):
+        title = "ONNX Runtime on the CPU" if on == "ort" else on
+        lines += [f"{title}:", "", *_targets_on([row for row in rows if row["on"] == on]), ""]
+    return lines[:-1]
+
+
+def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
     met = [row for row in rows if "found" in row]
     hit = sum(row["found"] <= row["asked"] * (1 + TOLERANCE) for row in met)
-    off = [abs(row["predicted"] / row["first_found"] - 1) for row in met]
+    off = [abs(row["predicted"] / row["first_found"] - 1) for row in met] or [float("nan")]
     lines = [
         f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, measured again after the plan was "
         f"made. The table's first plan against its measurement: median {statistics.median(off):.1%}, largest "

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.latency_report import report
 from passdeploy.files import write_atomically
-from passdeploy.profiling.clock import HostClock
+from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import read_environment
 from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
 from passdeploy.profiling.runners import Runner
@@ -40,7 +40,9 @@ class Rows:
         print(json.dumps({key: value for key, value in row.items() if key != "widths"}), flush=True)
 
 
-def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS) -> dict[str, Any]:
+def against(
+    dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS, clock: Clock | None = None
+) -> dict[str, Any]:
     """Both in turns, as `passdeploy profile` does."""
 
     def build(sitting: int) -> tuple[Runner, Runner]:
@@ -49,7 +51,7 @@ def against(dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: in
         second, first = slim(), dense()
         return first, second
 
-    slow, fast = measure_sittings(build, HostClock(), budget, sittings=sittings)
+    slow, fast = measure_sittings(build, clock or HostClock(), budget, sittings=sittings)
     gained = speedup_over(slow, fast)
     return {
         "dense_ms": summarise(*slow).median_ms,

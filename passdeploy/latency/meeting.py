@@ -22,7 +22,7 @@ from passdeploy.plan import Budget, Plan, Scores, choose_channels
 from passdeploy.profiling.clock import Clock, clock_for
 from passdeploy.profiling.measure import Budget as TimeBudget
 from passdeploy.profiling.measure import measure_pair
-from passdeploy.profiling.runners import CALLS_UNTIL_CAPTURED, Runner, torch_threads
+from passdeploy.profiling.runners import Runner, torch_threads
 from passdeploy.profiling.statistics import Speedup, speedup, summarise
 from passdeploy.profiling.watch import Glance, disturbances
 
@@ -187,9 +187,6 @@ class Meeting:
         for _ in range(_PATIENCE):
             before = Glance.now(with_gpus=self._is_on_gpu)
             with torch_threads(self._threads):
-                for _ in range(CALLS_UNTIL_CAPTURED):  # the compiler forgets one network over the next
-                    self._dense.run()
-                    runner.run()
                 dense, slim = measure_pair(self._dense, runner, self._clock, self._time)
             if not disturbances(before, Glance.now(with_gpus=self._is_on_gpu)):
                 break

@@ -23,6 +23,7 @@ from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.statistics import Samples
 
 _WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
+_FIRST_CALLS = 3  # in which a compiler compiles, captures and settles
 _LATER_WARM_UP_MS = 50.0  # of a sitting after the first: the processor is awake by then
 SITTINGS = 8
 _UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
@@ -115,8 +116,11 @@ def measure_sittings(
 def warm_up(work: Callable[[], object], clock: Clock, budget: Budget) -> float:
     """Repeat `work` until its time has settled; the time of one call, in milliseconds.
 
-    It always takes `budget.warm_up_ms`, and gives up waiting for calm after five times that.
+    It always takes `budget.warm_up_ms`, and gives up waiting for calm after five times that. The first calls are not
+    looked at: a compiler that has met another network since compiles this one again, which takes seconds.
     """
+    for _ in range(_FIRST_CALLS):
+        work()
     began, before = clock.now(), float("inf")
     while True:
         window = [clock.time_ms(work)]

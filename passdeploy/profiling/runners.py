@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-CALLS_UNTIL_CAPTURED = 3  # the compiler's graphs are captured in the second call and settled in the third
+_CALLS_UNTIL_CAPTURED = 3  # the compiler's graphs are captured in the second call and settled in the third
 
 
 class Runner(Protocol):
@@ -117,7 +117,7 @@ class CompiledRunner(TorchRunner):
         self._staged = self.setting.staged(images)
         self.images = self._staged.to(self.device)
         try:
-            for _ in range(CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
+            for _ in range(_CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
                 self.run()
         except Exception as error:  # the compiler's own, whatever it wraps
             raise MissingError(
