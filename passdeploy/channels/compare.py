@@ -7,6 +7,7 @@ lies between is decided in float64.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -64,7 +65,10 @@ class Comparison:
         """The same for what `plan`, found exact and kept, leaves: its cuts are sooner compared."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self._mould.state.items()}
         assert self._left is not None, "is_exact(plan, keep=True) comes first"
-        return Comparison(self._left, self._inputs, self._trace, groups_after(self.groups, plan, sizes))
+        after = copy.copy(self)
+        after._mould = after._dull = self._left  # its weights tell already, or else they must not
+        after.groups, after._left = groups_after(self.groups, plan, sizes), None
+        return after
 
     def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:
         decisions, nothing = Decisions(), nullcontext()

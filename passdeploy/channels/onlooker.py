@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from unittest.mock import patch
 
 import torch
@@ -24,20 +24,42 @@ from passdeploy.statistics import STATISTICS
 _ARITHMETIC = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
 
 
-@dataclass(frozen=True)
+Value = TypeVar("Value")
+
+
+class _Lazy(Generic[Value]):
+    """As `functools.cached_property`, whose lock in Python 3.11 takes longer than most of these values."""
+
+    def __init__(self, value_of: Callable[[Any], Value]) -> None:
+        self._value_of, self._name = value_of, value_of.__name__
+        self.__doc__ = value_of.__doc__
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Value:
+        value: Value = self._value_of(owner)
+        owner.__dict__[self._name] = value  # found sooner than this from now on
+        return value
+
+
 class Call:
-    """One tensor operation as it happened: arguments by their schema's names."""
+    """One tensor operation as it happened: arguments by their schema's names.
 
-    op: torch._ops.OpOverload
-    args: Sequence[Any]
-    kwargs: Mapping[str, Any]
-    result: Any
+    Args:
+        op: the operation.
+        args: by place.
+        kwargs: by name.
+        result: what it returned.
+    """
 
-    @cached_property
+    def __init__(self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+        self.op, self.args, self.kwargs, self.result = op, args, kwargs, result
+        self._kind = _kind_of(op)
+        self.name = self._kind.name  # the operation without its overload: `aten.convolution`
+
+    @_Lazy
     def arguments(self) -> dict[str, Any]:
         """By name, in the schema's order and with its defaults filled in."""
         named = {}
-        for place, (name, has_default, default) in enumerate(_signature(self.op)):
+        for place, (name, has_default, default) in enumerate(self._kind.signature):
             if place < len(self.args):
                 named[name] = self.args[place]
             elif name in self.kwargs or has_default:
@@ -47,46 +69,39 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    @property
-    def name(self) -> str:
-        """The operation without its overload: `aten.convolution`."""
-        return _name_of(self.op)
-
-    @cached_property
+    @_Lazy
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, lists included."""
         return list(_tensors_in(self.arguments.values()))
 
-    @cached_property
+    @_Lazy
     def factors(self) -> tuple[float, ...]:
         """The numbers it computes with: those with a fraction, and in arithmetic whole ones, too."""
-        if not _takes_factors(self.op):
-            return ()
-        kinds = (int, float) if self.name in _ARITHMETIC else (float,)
-        return tuple(value for value in self.arguments.values() if type(value) in kinds)
+        kinds = self._kind.factors
+        return tuple(value for value in self.arguments.values() if type(value) in kinds) if kinds else ()
 
-    @cached_property
+    @_Lazy
     def results(self) -> list[Tensor]:
         """Every tensor among the results."""
         return list(_tensors_in((self.result,)))
 
 
-@cache
-def _signature(op: torch._ops.OpOverload) -> list[tuple[str, bool, Any]]:
-    """The arguments by name, in order; whether they have a default, and which."""
-    return [(slot.name, slot.has_default_value(), slot.default_value) for slot in op._schema.arguments]
+@dataclass(frozen=True)
+class _Kind:
+    """What is the same for all calls of an operation."""
+
+    name: str
+    signature: list[tuple[str, bool, Any]]  # arguments by name, in order; whether they have a default, and which
+    factors: tuple[type, ...]  # of the arguments that are numbers it computes with; none where no argument can be
 
 
 @cache
-def _takes_factors(op: torch._ops.OpOverload) -> bool:
-    """Whether any of its arguments may be a number that it computes with."""
-    kinds = [str(slot.type) for slot in op._schema.arguments]
-    return _name_of(op) in _ARITHMETIC or any("float" in kind or "number" in kind for kind in kinds)
-
-
-@cache
-def _name_of(op: torch._ops.OpOverload) -> str:
-    return str(op.overloadpacket)
+def _kind_of(op: torch._ops.OpOverload) -> _Kind:
+    name, slots = str(op.overloadpacket), op._schema.arguments
+    factors: tuple[type, ...] = (int, float) if name in _ARITHMETIC else ()
+    if not factors and any("float" in str(slot.type) or "number" in str(slot.type) for slot in slots):
+        factors = (float,)
+    return _Kind(name, [(slot.name, slot.has_default_value(), slot.default_value) for slot in slots], factors)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
