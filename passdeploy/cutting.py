@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,27 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.plan import Plan
 
 
-def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
+class Removed:
+    """Places along one dimension that go: how many, and, once somebody asks, which."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, index: Tensor, channels: Tensor) -> None:
+        """Of these channels; `index` has the places of all, shape (width, places of one)."""
+        self._parts.append((index, channels))
+
+    def __len__(self) -> int:
+        return sum(len(channels) * index.size(1) for index, channels in self._parts)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Which, shape (places,)."""
+        found = [index[channels].flatten() for index, channels in self._parts]
+        return found[0] if len(found) == 1 else torch.cat([torch.zeros(0, dtype=torch.int64), *found])
+
+
+def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Removed]) -> dict[str, Tensor]:
     """Tensors of a network, or others of their names and shapes, without some places; in their memory order.
 
     Args:
@@ -27,7 +49,7 @@ def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Te
         if whole.is_meta:
             sizes.setdefault(name, list(whole.shape))[dim] -= len(removed)
             continue
-        places = _kept_places(whole.size(dim), removed)
+        places = _kept_places(whole.size(dim), removed.places)
         is_last = (
             whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
         )
@@ -43,7 +65,7 @@ def put_back_(
     places: dict[str, dict[int, Tensor]] = {}
     for (name, dim), removed in removed_places(groups, plan).items():
         if name in tensors:
-            places.setdefault(name, {})[dim] = _kept_places(tensors[name].size(dim), removed)
+            places.setdefault(name, {})[dim] = _kept_places(tensors[name].size(dim), removed.places)
     with torch.no_grad():
         for name, whole in tensors.items():
             along = [
@@ -69,7 +91,7 @@ def groups_after(
     new_place = {}
     for (name, dim), removed in removed_places(groups, plan).items():
         stays = torch.ones(sizes[name][dim], dtype=torch.int64)
-        stays[removed] = 0
+        stays[removed.places] = 0
         new_place[name, dim] = stays.cumsum(0) - 1
     stays_of = _staying_places(groups, plan)
     after = []
@@ -116,12 +138,12 @@ def _kept_places(size: int, removed: Tensor) -> Tensor:
     return stays.nonzero().flatten()
 
 
-def removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Tensor]:
+def removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], Removed]:
     """(tensor, dimension) -> the places along it that go."""
-    places: dict[tuple[str, int], list[Tensor]] = {}
+    found: defaultdict[tuple[str, int], Removed] = defaultdict(Removed)
     for group in groups:
-        removed = plan.removed(group)
-        if len(removed):
+        channels = plan.removed(group)
+        if len(channels):
             for slot in group.slots:
-                places.setdefault((slot.tensor, slot.dim), []).append(slot.index[removed].flatten())
-    return {key: torch.cat(parts) for key, parts in places.items()}
+                found[slot.tensor, slot.dim].add(slot.index, channels)
+    return found

@@ -17,7 +17,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.rules.contractions import cuts_whole_groups
 from passdeploy.cloning import Mould, modules_by_name, named_state
 from passdeploy.collection import no_collection
-from passdeploy.cutting import cut_tensors, like, removed_places
+from passdeploy.cutting import Removed, cut_tensors, like, removed_places
 from passdeploy.decisions import Decisions
 from passdeploy.errors import EquivalenceError
 from passdeploy.norms import KeptPlaces, with_restricted_norms_
@@ -25,7 +25,7 @@ from passdeploy.plan import Plan
 from passdeploy.running import evaluating
 from passdeploy.statistics import CallKey, Existing
 
-NOTHING = torch.zeros(0, dtype=torch.int64)
+NOTHING = Removed()
 NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
 
 
@@ -46,10 +46,11 @@ def slim_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Pla
     plan.check(groups)
     removed = removed_places(groups, plan)
     state = cut_tensors(mould.state, removed)
-    gone: dict[int, Tensor] = {}  # id of a tensor -> what it lost along its first dimension
+    gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
 
     def cut(name: str, old: Tensor) -> Tensor:
-        new = like(old, state[name])
+        is_shape_alone = old.is_meta and state[name] is old
+        new = old if is_shape_alone else like(old, state[name])
         gone[id(new)] = removed.get((name, 0), NOTHING)
         return new
 
@@ -93,8 +94,8 @@ def masked_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: P
         for (name, dim), removed in removed_places(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
-                parameter.index_fill_(dim, removed.to(parameter.device), 0.0)
-                kept.setdefault(name, KeptPlaces(parameter.shape)).removed[dim] = removed
+                parameter.index_fill_(dim, removed.places.to(parameter.device), 0.0)
+                kept.setdefault(name, KeptPlaces(parameter.shape)).removed[dim] = removed.places
     return with_restricted_norms_(reference, kept, _existing(groups, plan))
 
 
@@ -183,7 +184,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
 _GATES = {"LSTM": 4, "GRU": 3}  # rows of a recurrent network's weights for each of its units
 
 
-def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Tensor | None) -> bool:
+def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Removed | None) -> bool:
     """Whether some of the groups of channels of a layer go, else all of them become narrower.
 
     Args:
@@ -194,10 +195,13 @@ def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Tensor
     """
     if removed is None:
         return cuts_whole_groups(groups, inputs_per_group)
-    return groups > 1 and bool((torch.bincount(removed // (size // groups), minlength=groups) == size // groups).any())
+    if groups == 1 or not len(removed):
+        return False
+    lost = torch.bincount(removed.places // (size // groups), minlength=groups)
+    return bool((lost == size // groups).any())
 
 
-def _state_true_widths_(module: nn.Module, removed_of: Callable[[Tensor], Tensor | None]) -> None:
+def _state_true_widths_(module: nn.Module, removed_of: Callable[[Tensor], Removed | None]) -> None:
     """Make a module's own numbers agree with its weights.
 
     Args:
