@@ -25,6 +25,7 @@ import argparse
 import copy
 import json
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -67,6 +68,8 @@ class Method:
     hypernet: str = "lstm"
     lr: float = PassSettings.lr
     weights: str = "trained"
+    weights_lr: float = TRAINING.optimizer.lr
+    distill: float = 0.5
 
     @property
     def learns(self) -> bool:
@@ -103,6 +106,11 @@ METHODS = {
     "PASS, conv": Method("pass", per_mac=True, hypernet="conv"),
     "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
     "PASS, uniform": Method("pass", uniform=True),
+    "PASS, labels alone": Method("pass", per_mac=True, distill=0.0),
+    "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * TRAINING.optimizer.lr),
+    "PASS, labels alone, twice the rate": Method(
+        "pass", per_mac=True, distill=0.0, weights_lr=2 * TRAINING.optimizer.lr
+    ),
 }
 FULL_METHODS = ("taylor per MAC", "l1 uniform", "iterative Taylor", "PASS", "PASS, rehearsed")
 QUICK_METHODS = ("l1 uniform", "taylor per MAC", "iterative Taylor", "PASS, rehearsed", "PASS")
@@ -200,8 +208,9 @@ def _choose(
     if method.score == "pass":
         settings = PassSettings(
             steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
-            hypernet_kind=method.hypernet, distill=0.5, temperature=4.0, per_cost=method.per_mac,
-            allocation=allocation, weights=method.weights, weights_optimizer=TRAINING.optimizer, seed=seed,
+            hypernet_kind=method.hypernet, distill=method.distill, temperature=4.0, per_cost=method.per_mac,
+            allocation=allocation, weights=method.weights, seed=seed,
+            weights_optimizer=TRAINING.optimizer.model_copy(update={"lr": method.weights_lr}),
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
@@ -251,8 +260,12 @@ def _cut_by_torch_pruning(
         macs = count_model(network, image).macs
         return network.eval(), macs, {name: layer.out_channels for name, layer in inner.items()}
 
-    low, high = 0.0, 0.999
-    for _ in range(10):  # a thousandth of the ratio
+    # A layer that would lose all its channels it leaves whole: beyond some ratio there is more left, not less.
+    high = next((ratio for ratio in torch.arange(0.1, 1.0, 0.1).tolist() if cut(ratio)[1] <= budget.limit), None)
+    if high is None:
+        sys.exit(f"{method.score}: torch-pruning cannot cut to {budget.limit:,} multiply-adds")
+    low = high - 0.1
+    for _ in range(7):  # a thousandth of the ratio
         middle = (low + high) / 2
         low, high = (low, middle) if cut(middle)[1] <= budget.limit else (middle, high)
     return cut(high)
