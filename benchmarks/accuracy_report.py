@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
+TRANSFER = "PASS, labels alone, twice the rate"
 LOSS = 0.01  # of top-1, at which methods are compared by what they cost
 MOST_GAP = 0.8  # below which share nothing is said about what lies between it and the whole network
 ABLATIONS = (
     "iterative Taylor", "PASS, no prompt", "PASS, full prompt", "PASS, mlp", "PASS, conv", "PASS, free scores",
-    "PASS, uniform", "PASS, prompt not kept",
+    "PASS, uniform", "PASS, prompt not kept", "PASS, labels alone", TRANSFER,
 )  # fmt: skip
 
 
@@ -24,13 +25,14 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             f"{tested}; one CPU thread. Differences are points of top-1, of the means and of every seed.",
             "",
             "At equal fine-tuning steps, against the baseline with the best mean. `PASS` has trained its weights while",
-            "it learned masks; `PASS, rehearsed` takes nothing but the plan and the prompt out of mask learning:",
+            "it learned masks; `PASS, rehearsed` takes nothing but the plan and the prompt out of mask learning;",
+            f"`{TRANSFER}` learns masks without the dense network as a teacher, and faster:",
             "",
-            *verdicts(rows, [(ours, None, False) for ours in ("PASS", "PASS, rehearsed")]),
+            *verdicts(rows, [(ours, None, False) for ours in ("PASS", "PASS, rehearsed", TRANSFER)]),
             "",
             "At equal cost: the baselines fine-tune for as many steps more as PASS learns masks:",
             "",
-            *verdicts(rows, [("PASS", None, True)]),
+            *verdicts(rows, [(ours, None, True) for ours in ("PASS", TRANSFER)]),
             "",
             "PASS against itself with less, or with something else:",
             "",
