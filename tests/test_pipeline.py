@@ -23,6 +23,7 @@ from passdeploy.errors import (
     DataError,
     PlanError,
     RunError,
+    TrainingError,
     UsageError,
 )
 from passdeploy.events import StageFinished, StageStarted, Step
@@ -105,6 +106,12 @@ def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
     for name in ("plan.json", "slim.safetensors", "dense.safetensors"):
         assert (tmp_path / "latest" / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_the_weights_learn_masks_at_a_rate_of_their_own(tiny_recipe: Path, tmp_path: Path):
+    recipe = load_recipe(tiny_recipe, ["prune.weights_lr=1e20"])
+    with pytest.raises(TrainingError, match="step"):
+        pipeline.run(recipe, out=tmp_path)
 
 
 @pytest.mark.parametrize("stage", STAGES)

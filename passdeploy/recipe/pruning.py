@@ -177,6 +177,9 @@ class PruneSpec(Section):
         "as finetune.optimizer says but at a constant rate, so that masks foresee fine-tuning; it is thrown away. "
         "trained: the copy is kept, and mask learning is fine-tuning too.",
     )
+    weights_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Learning rate of that copy; null: as finetune.optimizer.lr."
+    )
     per_cost: bool = Field(
         default=True,
         description="true: compare channels by score per unit of what the target counts. "

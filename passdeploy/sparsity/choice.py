@@ -88,6 +88,9 @@ def choose(
         allocation = "uniform" if prune.method == "uniform" else "global"
     text = f"{len(groups)} groups scored by {prune.method}"
     if prune.method == "pass":
+        weights_optimizer = recipe.finetune.optimizer
+        if prune.weights_lr is not None:
+            weights_optimizer = weights_optimizer.model_copy(update={"lr": prune.weights_lr})
         settings = PassSettings(
             steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
             optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
@@ -95,7 +98,7 @@ def choose(
             hidden=prune.hypernet.hidden, distill=prune.distill.alpha if prune.distill else 0.0,
             temperature=prune.distill.temperature if prune.distill else 1.0,
             round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
-            weights=prune.weights, weights_optimizer=recipe.finetune.optimizer, seed=recipe.seed,
+            weights=prune.weights, weights_optimizer=weights_optimizer, seed=recipe.seed,
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, stream, _cross_entropy, costs=channels.costs, budget=budget, settings=settings,
