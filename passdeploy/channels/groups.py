@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -168,25 +167,22 @@ class Gatherer:
         dims, places, roots = dims[by_root], places[by_root], roots[by_root]
         found: list[tuple[int, ChannelGroup, np.ndarray]] = []
         for rows, reason in self._kinds(dims, roots):
-            own = dims[rows[0]]  # which dimensions one channel has places in, ascending; the same for all of a kind
-            starts = np.flatnonzero(np.diff(own, prepend=-1))
-            columns = dict(zip(own[starts].tolist(), pairwise([*starts.tolist(), len(own)]), strict=True))
-            order = sorted(columns, key=lambda dim: (made.get(dim, len(trace.produced)), dim))
-            lead = order[0]
-            rows = rows[np.argsort(places[rows[:, columns[lead][0]]])]
-            table = torch.from_numpy(places[rows])  # (width, places of one channel)
+            own = dims[rows[0]]  # which dimensions one channel has places in; the same for all of a kind
+            order = {int(dim): made.get(int(dim), len(trace.produced)) for dim in np.unique(own)}
+            lead = min(order, key=lambda dim: (order[dim], dim))
+            rows = rows[np.argsort(places[rows[:, np.flatnonzero(own == lead)[0]]])]
+            table = places[rows]  # (width, places of one channel)
             slots = tuple(
                 Slot(
                     trace.state[dim].tensor,
                     trace.state[dim].dim,
-                    table[:, slice(*columns[dim])],
+                    torch.from_numpy(table[:, own == dim]),
                     is_output=dim in made,
                     is_input=dim in self._read,
                 )
-                for dim in order
+                for dim in sorted(order, key=lambda dim: (order[dim], dim))
             )
-            group = ChannelGroup(slots[0].layer, len(rows), slots, reason)
-            found.append((made.get(lead, len(trace.produced)), group, roots[rows[:, 0]]))
+            found.append((order[lead], ChannelGroup(slots[0].layer, len(rows), slots, reason), roots[rows[:, 0]]))
         named: list[tuple[ChannelGroup, np.ndarray]] = []
         taken: dict[str, int] = {}
         for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):

@@ -41,9 +41,8 @@ MOST_REPAIRS = 150
 SOME_TAKES = 3  # cuts that must go well where sizes are spelled out, or one did not: a number may be right by chance
 MOST_TAKES = 5  # where one did not, and groups are so narrow that this is likely
 NARROW = 16  # channels
-VALUE_TAKES = (
-    2  # of these, cuts that are compared, too; where no group is narrow the second is one of what the first left
-)
+# Of these cuts that many are compared, too; where no group is narrow the second is one of what the first left.
+VALUE_TAKES = 2
 MOST_ATTEMPTS = 100  # to repair or tie
 
 

@@ -26,8 +26,9 @@ from passdeploy.latency.price import NS_PER_MS, LatencyPrice
 from passdeploy.latency.survey import Survey, cache_folder, cached_table, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import Budget, Plan, Scores
-from passdeploy.profiling.runners import CompiledRunner, OrtRunner, Runner, TorchRunner
+from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.setting import Setting, stream_of
+from passdeploy.profiling.subjects import Subject, runner_of
 from passdeploy.slimming import slim
 from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
 
@@ -220,14 +221,11 @@ def as_used(
 
         def build(plan: Plan) -> Runner:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
-            runner: Runner
+            path = Path(folder) / "slim.onnx"
             if place.backend == "ort":
-                path = Path(folder) / "slim.onnx"
                 export_onnx(network, images[:1], path, batch=(place.batch,) * 3)
-                runner = OrtRunner("slim", path, threads=place.threads)
-            else:
-                kind = CompiledRunner if place.backend == "compile" else TorchRunner
-                runner = kind("slim", network, setting=place.setting)
+            subject = Subject("slim", module=network, onnx=path)
+            runner = runner_of(subject, place.backend, place.threads, place.setting)
             runner.prepare(images)
             return runner
 

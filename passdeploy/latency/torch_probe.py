@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.latency.observation import FEWEST_CALLS, NodeTime, Observation, Shape, median_ms, typical
 from passdeploy.profiling.clock import StepClock, clock_for
-from passdeploy.profiling.runners import CompiledRunner, TorchRunner, torch_threads
+from passdeploy.profiling.runners import TorchRunner, torch_threads
 from passdeploy.profiling.setting import Setting
+from passdeploy.profiling.subjects import Subject, runner_of
 
 _SKIPPED_CALLS = 1
 _AHEAD = 1.5  # how much longer a device is held than the host takes to queue a call
@@ -54,8 +55,9 @@ class TorchProber:
 
     def runner(self, widths: Mapping[str, int], name: str) -> TorchRunner:
         """The network at `widths`, ready to be timed."""
-        kind = CompiledRunner if self.backend == "compile" else TorchRunner
-        runner = kind(name, self._network_at(widths), setting=self._setting)
+        subject = Subject(name, module=self._network_at(widths))
+        runner = runner_of(subject, self.backend, self._threads, self._setting)
+        assert isinstance(runner, TorchRunner)
         runner.prepare(self._images)
         return runner
 
