@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
+from passdeploy.channels.mapping import map_channels
 from passdeploy.cloning import clone
+from passdeploy.plan import Plan
+from passdeploy.running import evaluating
+from passdeploy.slimming import masked, slim
 
 
 class Tied(nn.Module):
@@ -86,3 +92,23 @@ def test_a_cloned_network_computes_the_same():
     with torch.no_grad():
         found: Tensor = other(images)
         assert torch.equal(net(images), found)
+
+
+def test_what_is_dropped_is_gone_at_once() -> None:
+    """Not when the garbage collector comes by: until then copies of a large network would pile up."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    groups = map_channels(net, torch.zeros(1, 3, 8, 8)).groups
+    plan = Plan({group.name: (0, 1) for group in groups if group.is_prunable})
+    gc.collect()
+    gc.disable()
+    try:
+        for make in (lambda: clone(net, lambda _, old: old), lambda: masked(net, groups, plan),
+                     lambda: slim(net, groups, plan)):  # fmt: skip
+            made = make()
+            with evaluating(made):
+                made(torch.zeros(1, 3, 8, 8))
+            trace = weakref.ref(made)
+            del made
+            assert trace() is None
+    finally:
+        gc.enable()
