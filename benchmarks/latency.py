@@ -105,7 +105,7 @@ class Unit:
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
-        table = survey(prober, self.channels.groups, self.place, Survey(most_seconds=180.0))
+        table = survey(prober, self.channels, self.place, Survey(most_seconds=180.0))
         table.save(path)
         return table, perf_counter() - began
 

@@ -111,7 +111,7 @@ def _plan(
     path = asked.tables / f"{name}-cifar-{batch}-1.json"
     if not path.is_file():
         place = Place.here(backend="ort", threads=1, batch=batch, image_shape=shape)
-        survey(prober, setting.channels.groups, place, Survey()).save(path)
+        survey(prober, setting.channels, place, Survey()).save(path)
     table = LatencyTable.load(path)
     dense_again, costs = partial(prober.runner, {}, "dense"), setting.channels.costs
     for seed, kind in product(asked.seeds, KINDS):

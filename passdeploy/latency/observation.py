@@ -41,12 +41,22 @@ class Observation:
     total_ms: float  # median of untraced calls
     nodes: tuple[NodeTime, ...]  # in the order of a call
 
+    def times(self, factor: float) -> Observation:
+        """The same on a machine that takes `factor` times as long."""
+        nodes = tuple(replace(node, ms=factor * node.ms) for node in self.nodes)
+        return replace(self, total_ms=factor * self.total_ms, nodes=nodes)
+
 
 class Prober(Protocol):
     """A backend that can run, and look into, a network at any widths."""
 
     backend: str
     block: int  # kernels compute channels in blocks of this many
+
+    @property
+    def clock(self) -> Clock:
+        """What times them."""
+        ...
 
     def runner(self, widths: Mapping[str, int], name: str) -> Runner:
         """The network at `widths`, ready to be timed."""
@@ -64,13 +74,13 @@ def undisturbed(first: Observation, second: Observation) -> Observation:
     return replace(first, total_ms=min(first.total_ms, second.total_ms), nodes=nodes)
 
 
-def median_ms(work: Callable[[], object], clock: Clock, *, seconds: float) -> float:
-    """The median time of one call, after calls that are not timed."""
+def median_ms(work: Callable[[], object], clock: Clock, *, seconds: float, fewest: int = FEWEST_CALLS) -> float:
+    """The median time of one call, of `fewest` or more, after calls that are not timed."""
     began, found = clock.now(), list[float]()
     while clock.now() - began < 0.25 * seconds or not found:
         found.append(clock.time_ms(work))
     began, found = clock.now(), []
-    while len(found) < FEWEST_CALLS or clock.now() - began < 0.75 * seconds:
+    while len(found) < fewest or clock.now() - began < 0.75 * seconds:
         found.append(clock.time_ms(work))
     return median(found)
 

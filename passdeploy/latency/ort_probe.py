@@ -48,7 +48,7 @@ class OrtProber:
         clock: Clock | None = None,
     ) -> None:
         self.block, self._layers = block, layers or {}
-        self._graph_at, self._images, self._threads, self._clock = graph_at, images, threads, clock or HostClock()
+        self._graph_at, self._images, self._threads, self.clock = graph_at, images, threads, clock or HostClock()
 
     def runner(self, widths: Mapping[str, int], name: str) -> OrtRunner:
         """The network at `widths`, ready to be timed."""
@@ -57,14 +57,14 @@ class OrtProber:
     def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         graph = self._graph_at(widths)
-        total = median_ms(self._bound(graph, "network").run, self._clock, seconds=seconds / 2)
+        total = median_ms(self._bound(graph, "network").run, self.clock, seconds=seconds / 2)
         return Observation(dict(widths), total, self._trace(graph, seconds / 2))
 
     def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:
         with TemporaryDirectory() as folder:
             runner = self._bound(graph, "traced", profile_to=Path(folder) / "trace")
-            began, calls = self._clock.now(), 0
-            while calls < _SKIPPED_CALLS + FEWEST_CALLS or self._clock.now() - began < seconds:
+            began, calls = self.clock.now(), 0
+            while calls < _SKIPPED_CALLS + FEWEST_CALLS or self.clock.now() - began < seconds:
                 runner.run()
                 calls += 1
             nodes = read_trace(json.loads(Path(runner.session.end_profiling()).read_text()))

@@ -115,6 +115,7 @@ class LatencyTable:
                 else:
                     waiting += max(scale * node.ms + extra, 0.0)
             times[-1, number] += waiting
+            times[:, number] *= look.total_ms / times[:, number].sum()
         looks = tuple((dict(look.widths), look.total_ms) for look in observations)
         return cls(place, dict(widths), block, tuple(nodes), looks, times)
 

@@ -161,7 +161,7 @@ def find_table(
         return table
     with stage("table", f"how long layers take: {place.words}", tell) as progress:
         with prober_at(place, dense, channels, images) as prober:
-            table = survey(prober, channels.groups, place, plan or USUAL_SURVEY, progress)
+            table = survey(prober, channels, place, plan or USUAL_SURVEY, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)

@@ -52,6 +52,7 @@ class TorchProber:
         self.backend, self.block = backend, block
         self._network_at, self._images, self._threads = network_at, images, threads
         self._setting = setting or Setting()
+        self.clock = clock_for(torch.device(self._setting.device))
 
     def runner(self, widths: Mapping[str, int], name: str) -> TorchRunner:
         """The network at `widths`, ready to be timed."""
@@ -63,8 +64,7 @@ class TorchProber:
 
     def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
-        clock = clock_for(torch.device(self._setting.device))
-        runner = self.runner(widths, "network")
+        clock, runner = self.clock, self.runner(widths, "network")
         with torch_threads(self._threads):
             total = median_ms(runner.run, clock, seconds=seconds / 2)
             timer, began, calls = OperatorTimer(clock), clock.now(), 0

@@ -94,4 +94,4 @@ class SteadyProber:
 
 
 def table_of(prober: FakeProber, channels: ChannelMap, plan: Survey = QUICK) -> LatencyTable:
-    return survey(prober, channels.groups, HERE, plan)
+    return survey(prober, channels, HERE, plan)

@@ -89,7 +89,7 @@ def test_a_table_of_a_real_network_knows_its_groups(backend: str, prober: Prober
     if backend == "torch":
         prober = prober_for(backend, net, channels, IMAGES, threads=1)
     place = Place.here(backend=backend, threads=1, batch=2, image_shape=(3, 16, 16))
-    table = survey(prober, channels.groups, place, Survey(looks=10, rounds=1, seconds=0.02))
+    table = survey(prober, channels, place, Survey(looks=10, rounds=1, seconds=0.02))
     followed = {name for node in table.nodes for size in node.sizes for name, _ in size.spans}
     assert followed == {"first", "second"}
     assert table.predict_ms({"first": 16, "second": 16}) < table.predict_ms({})
@@ -138,7 +138,7 @@ def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: Chann
     place = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
     assert place.setting == setting
     assert place.words == "torch, bf16, channels-last, batch 2, 1 thread"
-    table = survey(prober, channels.groups, place, Survey(looks=8, rounds=1, seconds=0.01))
+    table = survey(prober, channels, place, Survey(looks=8, rounds=1, seconds=0.01))
     again = LatencyTable.from_json(table.to_json())
     assert again.place == place
     usual = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))

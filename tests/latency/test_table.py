@@ -31,7 +31,7 @@ def test_the_table_knows_networks_that_it_has_not_seen(table: LatencyTable):
     truth = FakeProber()
     seen = {tuple(widths.items()) for widths, _ in table.looks}
     off = []
-    for widths in ({"0": 40, "2": 24, "4": 48}, {"0": 8, "2": 96, "4": 16}, {"0": 64, "2": 48, "4": 8}):
+    for widths in ({"0": 40, "2": 24, "4": 48}, {"0": 8, "2": 88, "4": 16}, {"0": 64, "2": 48, "4": 8}):
         assert tuple(widths.items()) not in seen
         off.append(abs(table.predict_ms(widths) / truth.total(widths) - 1))
     assert max(off) < 0.05
@@ -104,9 +104,9 @@ def test_a_price_agrees_with_its_table_and_falls_with_the_widths(table: LatencyT
     names = list(channels.costs.widths)
     price = LatencyPrice(table, names)
     full = channels.costs.vector({})
-    assert price.value(full) == pytest.approx(1e6 * table.predict_ms({}), rel=1e-6)
+    assert price.value(full) == pytest.approx(1e6 * table.predict_ms({}), abs=1)
     narrow = channels.costs.vector({"0": 16, "2": 16, "4": 16})
-    assert price.value(narrow) == pytest.approx(1e6 * table.predict_ms({"0": 16, "2": 16, "4": 16}), rel=1e-6)
+    assert price.value(narrow) == pytest.approx(1e6 * table.predict_ms({"0": 16, "2": 16, "4": 16}), abs=1)
     slope = price.gradient(full)
     # A channel of '2' is read by '4' and made from 64; one of '0' is made from 3 and read by 96.
     by_hand = [in_blocks(3, 64) + in_blocks(64, 96) - in_blocks(3, 32) - in_blocks(32, 96)]
