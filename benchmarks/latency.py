@@ -50,7 +50,7 @@ from passdeploy.latency.survey import Survey, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import rungs_of
 from passdeploy.profiling.clock import HostClock, clock_for
-from passdeploy.profiling.measure import SITTINGS, Budget
+from passdeploy.profiling.measure import BUILT_ONCE, SITTINGS, Budget
 from passdeploy.profiling.runners import OrtRunner, Runner
 from passdeploy.profiling.setting import Setting, stream_of
 from passdeploy.sparsity.baselines import magnitude_scores
@@ -136,7 +136,7 @@ def _meet(unit: Unit, asked: argparse.Namespace, rows: Rows) -> None:
     )  # fmt: skip
     scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
     dense = partial(prober.runner, {}, "dense")
-    sittings = 1 if unit.backend == "compile" else SITTINGS  # building takes longer than measuring
+    sittings = 1 if unit.backend in BUILT_ONCE else SITTINGS
     for share in SHARES:
         row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
         try:
@@ -148,7 +148,7 @@ def _meet(unit: Unit, asked: argparse.Namespace, rows: Rows) -> None:
         found = against(dense, partial(prober.runner, widths, "slim"), clock=clock_for(unit.device), sittings=sittings)
         first = met.trials[0]
         rows.add({
-            **row, **found, "found": found["slim_ms"] / found["dense_ms"], "trials": len(met.trials),
+            **row, **found, "found": 1 / found["speedup"], "trials": len(met.trials),
             "predicted": first.predicted, "first_found": first.found,
             "macs": unit.channels.costs.of("macs", widths) / unit.macs, "widths": widths,
             "seconds": round(perf_counter() - began, 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from benchmarks.latency_report import report
 from passdeploy.files import write_atomically
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
-from passdeploy.profiling.runners import Runner
+from passdeploy.profiling.measure import SITTINGS, Budget, Build, in_turns, measure_sittings
 from passdeploy.profiling.statistics import speedup_over, summarise
 
 MEASURE = Budget(seconds=4.0)
-Build = Callable[[], Runner]  # a network, loaded and prepared
 
 
 class Rows:
@@ -44,14 +41,7 @@ def against(
     dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS, clock: Clock | None = None
 ) -> dict[str, Any]:
     """Both in turns, as `passdeploy profile` does."""
-
-    def build(sitting: int) -> tuple[Runner, Runner]:
-        if sitting % 2 == 0:
-            return dense(), slim()
-        second, first = slim(), dense()
-        return first, second
-
-    slow, fast = measure_sittings(build, clock or HostClock(), budget, sittings=sittings)
+    slow, fast = measure_sittings(in_turns(dense, slim), clock or HostClock(), budget, sittings=sittings)
     gained = speedup_over(slow, fast)
     return {
         "dense_ms": summarise(*slow).median_ms,

@@ -26,6 +26,7 @@ from passdeploy.latency.price import NS_PER_MS, LatencyPrice
 from passdeploy.latency.survey import Survey, cache_folder, cached_table, survey
 from passdeploy.latency.table import LatencyTable
 from passdeploy.plan import Budget, Plan, Scores
+from passdeploy.profiling.measure import Build
 from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.setting import Setting, stream_of
 from passdeploy.profiling.subjects import Subject, runner_of
@@ -181,7 +182,7 @@ def meet_target(
     scores: Scores,
     dense: nn.Module,
     *,
-    confirm: Callable[[Plan], Runner] | None = None,
+    confirm: Callable[[Plan], Build] | None = None,
     allocation: str = "global",
     progress: Stage | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
@@ -194,7 +195,8 @@ def meet_target(
         limit = target.budget.limit
         groups = target.channels.prunable
         plan = allocate(scores, groups, target.channels.costs, limit, round_to=target.round_to)
-        predicted = target.request.of(target.table.predict_ms(plan.widths()), target.table.dense_ms)
+        says = target.table.predict_ms(plan.widths())
+        predicted = target.request.of(says, says / target.table.dense_ms)
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
     image_shape = tuple(int(size) for size in measure.image.split("x"))
     images = example_images(measure.batch, image_shape)
@@ -210,8 +212,10 @@ def meet_target(
 @contextmanager
 def as_used(
     place: Place, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
-) -> Iterator[Callable[[Plan], Runner]]:
-    """What builds the network of a plan as it will be delivered: cut with its weights, behind its prompt, exported.
+) -> Iterator[Callable[[Plan], Build]]:
+    """What makes the network of a plan as it will be delivered (cut with its weights, behind its prompt, exported).
+
+    It returns what loads that network, ready to be timed.
 
     Files are gone when the context ends.
     """
@@ -219,17 +223,21 @@ def as_used(
     images = example_images(place.batch, image_shape)
     with TemporaryDirectory() as folder:
 
-        def build(plan: Plan) -> Runner:
+        def make(plan: Plan) -> Build:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
             path = Path(folder) / "slim.onnx"
             if place.backend == "ort":
                 export_onnx(network, images[:1], path, batch=(place.batch,) * 3)
             subject = Subject("slim", module=network, onnx=path)
-            runner = runner_of(subject, place.backend, place.threads, place.setting)
-            runner.prepare(images)
-            return runner
 
-        yield build
+            def load() -> Runner:
+                runner = runner_of(subject, place.backend, place.threads, place.setting)
+                runner.prepare(images)
+                return runner
+
+            return load
+
+        yield make
 
 
 def measured(trial: Trial) -> dict[str, Any]:

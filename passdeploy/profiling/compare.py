@@ -19,7 +19,7 @@ from passdeploy.events import Listener, Warned, silent, stage
 from passdeploy.profiling.clock import Clock, HostClock, clock_for
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.launches import launch_note
-from passdeploy.profiling.measure import SITTINGS, Budget, measure_sittings
+from passdeploy.profiling.measure import BUILT_ONCE, SITTINGS, Budget, measure_sittings
 from passdeploy.profiling.rows import Beside, Profile, Row, row_of
 from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
 from passdeploy.profiling.setting import ON_GPU, Setting, memory_of, stream_of
@@ -28,7 +28,6 @@ from passdeploy.profiling.subjects import Subject, runner_of
 from passdeploy.profiling.watch import OTHERS_BUSY, Glance, disturbances
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
-_BUILT_ONCE = ("compile",)  # building takes longer than measuring
 _FEW_SITTINGS = 4  # for a quick look
 _APART = 20  # calls, of what is measured beside the latency
 
@@ -134,7 +133,7 @@ class _Comparison:
 
     def sittings_of(self, backend: str) -> int:
         """How often both networks are built anew."""
-        if backend in _BUILT_ONCE:
+        if backend in BUILT_ONCE:
             return 1
         return SITTINGS if self.budget.seconds >= FULL_SECONDS else _FEW_SITTINGS
 

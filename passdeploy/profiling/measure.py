@@ -22,10 +22,13 @@ from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.statistics import Samples
 
+Build = Callable[[], Runner]  # loads a network, ready to be timed
+
 _WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
 _FIRST_CALLS = 3  # in which a compiler compiles, captures and settles
 _LATER_WARM_UP_MS = 50.0  # of a sitting after the first: the processor is awake by then
 SITTINGS = 8
+BUILT_ONCE = ("compile",)  # backends where building takes longer than measuring
 _UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
 
 
@@ -86,14 +89,25 @@ def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
     return np.array(blocks)
 
 
+def in_turns(first: Build, second: Build) -> Callable[[int], tuple[Runner, Runner]]:
+    """What builds both for a sitting, another one first every other time: the second may find better memory."""
+
+    def build(sitting: int) -> tuple[Runner, Runner]:
+        if sitting % 2 == 0:
+            return first(), second()
+        late, early = second(), first()
+        return early, late
+
+    return build
+
+
 def measure_sittings(
     build: Callable[[int], Sequence[Runner]], clock: Clock, budget: Budget, *, sittings: int = SITTINGS
 ) -> list[list[Samples]]:
     """Time one or two networks that are built anew for every sitting.
 
     Args:
-        build: the runners of a sitting, by its number, prepared. It should build another one of the two first every
-            other time: the second may find better memory.
+        build: the runners of a sitting, by its number, prepared; see `in_turns`.
         clock: what times them.
         budget: of all sittings together.
         sittings: how many.

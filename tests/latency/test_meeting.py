@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import BudgetError, UsageError
 from passdeploy.latency.meeting import MOST_TRIALS, TOLERANCE, Meeting, Request
 from passdeploy.latency.target import sweep_round
+from passdeploy.plan import Plan
 from tests.profiling.fakes import FakeRunner
 
 from .fakes import FakeProber, chain, table_of
@@ -73,9 +74,9 @@ def test_what_will_be_used_is_what_counts(channels: ChannelMap, scores):
     prober = FakeProber()
     built = []
 
-    def confirm(plan: object) -> FakeRunner:
+    def confirm(plan: Plan) -> Callable[[], FakeRunner]:
         built.append(plan)
-        return FakeRunner("slim", prober.clock, 1.1 * prober.total(plan.widths()))  # type: ignore[attr-defined]
+        return lambda: FakeRunner("slim", prober.clock, 1.1 * prober.total(plan.widths()))
 
     met = meeting(channels, prober, confirm=confirm).meet(scores, Request(share=0.5))
     assert met.trial.found <= (1 + TOLERANCE) * 0.5
@@ -117,10 +118,26 @@ def test_a_plan_is_measured_again_where_another_program_disturbed_it(
     measured: list[int] = []
     monkeypatch.setattr("passdeploy.latency.meeting.disturbances", lambda before, after: next(happened))
     monkeypatch.setattr(
-        "passdeploy.latency.meeting.measure_pair",
-        lambda *_: measured.append(1) or (torch.ones(8, 1).numpy(), torch.full((8, 1), 0.5).numpy()),
+        "passdeploy.latency.meeting.measure_sittings",
+        lambda *_, **__: measured.append(1) or ([torch.ones(8, 1).numpy()], [torch.full((8, 1), 0.5).numpy()]),
     )
     target = meeting(channels, FakeProber())
     trial = target.try_out(target.plan(scores, Request(share=0.5)), Request(share=0.5))
     assert trial.found == pytest.approx(0.5)
     assert len(measured) == 3
+
+
+def test_what_counts_is_how_fast_a_network_is_wherever_it_is_loaded(channels: ChannelMap, scores):
+    prober = FakeProber()
+    loads: dict[str, int] = {}
+
+    def load(widths: Mapping[str, int], name: str) -> FakeRunner:
+        loads[name] = loads.get(name, 0) + 1
+        unlucky = name == "slim" and loads[name] % 2 == 0
+        return FakeRunner(name, prober.clock, prober.total(widths) * (1.44 if unlucky else 1.0))
+
+    target = meeting(channels, prober)
+    prober.runner = load  # type: ignore[method-assign]
+    trial = target.try_out(target.plan(scores, Request(share=0.5)), Request(share=0.5))
+    assert loads["slim"] == loads["dense"] > 1
+    assert trial.found / trial.predicted == pytest.approx(1.2, rel=0.02)  # the geometric mean of 1 and 1.44
