@@ -44,22 +44,35 @@ class Lesson:
             images: what the teacher is asked about.
             labels: (batch,) class numbers, or those of a blend.
         """
-        if isinstance(labels, Blend):
-            truth = labels.share * self._entropy(logits, labels.labels)
-            truth = truth + (1 - labels.share) * self._entropy(logits, labels.others)
-        else:
-            truth = self._entropy(logits, labels)
         if self.teacher is None or self.distill is None:
-            return truth
+            return self._truth(logits, labels)
         with torch.no_grad():
             answers = logits_of(self.teacher(images))
-        return imitation_loss(logits, answers, truth, alpha=self.distill.alpha, temperature=self.distill.temperature)
+        each = None
+        if self.distill.only_better:
+            each = self._truth(logits, labels, reduction="none"), self._truth(answers, labels, reduction="none")
+        return imitation_loss(
+            logits, answers, self._truth(logits, labels), alpha=self.distill.alpha,
+            temperature=self.distill.temperature, each=each,
+        )  # fmt: skip
 
-    def _entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def _truth(self, logits: Tensor, labels: Tensor | Blend, *, reduction: str = "mean") -> Tensor:
+        """The loss from the labels: the mean over the batch, or (`none`) of every image."""
+        if isinstance(labels, Blend):
+            first, other = (self._truth(logits, part, reduction=reduction) for part in (labels.labels, labels.others))
+            return labels.share * first + (1 - labels.share) * other
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
 
 
-def imitation_loss(logits: Tensor, answers: Tensor, truth: Tensor, *, alpha: float, temperature: float) -> Tensor:
+def imitation_loss(
+    logits: Tensor,
+    answers: Tensor,
+    truth: Tensor,
+    *,
+    alpha: float,
+    temperature: float,
+    each: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """`truth`, of which a share `alpha` is replaced by the divergence from a teacher's softened answers.
 
     Args:
@@ -68,15 +81,16 @@ def imitation_loss(logits: Tensor, answers: Tensor, truth: Tensor, *, alpha: flo
         truth: the loss from the labels, a scalar.
         alpha: the teacher's share.
         temperature: divides both before they are compared.
+        each: losses of every image from the labels, the student's and the teacher's, (batch,) both; where the
+            teacher's is not the lower one, it has nothing to teach, and the labels take its share.
     """
-    imitation = F.kl_div(
-        F.log_softmax(logits / temperature, dim=1),
-        F.log_softmax(answers / temperature, dim=1),
-        reduction="batchmean",
-        log_target=True,
-    )
     # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
-    return (1 - alpha) * truth + alpha * temperature**2 * imitation
+    soft, wanted = (F.log_softmax(scores / temperature, dim=1) for scores in (logits, answers))
+    taught = temperature**2 * F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1)
+    if each is not None:
+        own, theirs = each
+        taught = torch.where(theirs < own.detach(), taught, own)
+    return (1 - alpha) * truth + alpha * taught.mean()
 
 
 @dataclass(frozen=True)

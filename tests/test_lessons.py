@@ -11,7 +11,7 @@ from passdeploy.data import ImageData, load_data
 from passdeploy.errors import MissingError, TrainingError
 from passdeploy.lessons import Blend, Lesson, Mixing
 from passdeploy.optimizers import WeightAverage
-from passdeploy.recipe import DataSpec, TrainSpec
+from passdeploy.recipe import DataSpec, DistillSpec, TrainSpec
 from passdeploy.train import evaluate, fit
 from tests.test_train import Memory, same_bits, small_net
 
@@ -64,6 +64,24 @@ def test_a_blend_costs_the_shares_of_what_its_parts_cost():
     blend = Blend(LABELS, LABELS.flip(0), 0.3)
     expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.7 * F.cross_entropy(logits, LABELS.flip(0))
     torch.testing.assert_close(Lesson().loss(logits, IMAGES, blend), expected)
+
+
+def test_a_teacher_that_knows_less_about_an_image_is_not_listened_to_there():
+    logits, answers = (torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+
+    class Teacher(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return answers
+
+    own, theirs = (F.cross_entropy(scores, LABELS, reduction="none") for scores in (logits, answers))
+    assert 0 < (theirs < own).sum() < 4
+    p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
+    taught = torch.where(theirs < own, 4 * (p * (p / q).log()).sum(1), own)
+    lesson = Lesson(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
+    expected = 0.7 * own.mean() + 0.3 * taught.mean()
+    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), expected)
+    answers = -10 * F.one_hot(LABELS, 4).float()
+    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), F.cross_entropy(logits, LABELS))
 
 
 def test_an_average_follows_the_weights_and_forgets_the_first_ones():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -48,15 +49,17 @@ class OrtProber:
         clock: Clock | None = None,
     ) -> None:
         self.block, self._layers = block, layers or {}
-        self._graph_at, self._images, self._threads, self.clock = graph_at, images, threads, clock or HostClock()
+        self._images, self._threads, self.clock = images, threads, clock or HostClock()
+        # the dense network and a plan are loaded in turns
+        self._graph_at = lru_cache(maxsize=2)(lambda widths: graph_at(dict(widths)))
 
     def runner(self, widths: Mapping[str, int], name: str) -> OrtRunner:
         """The network at `widths`, ready to be timed."""
-        return self._bound(self._graph_at(widths), name)
+        return self._bound(self._graph_at(tuple(widths.items())), name)
 
     def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
-        graph = self._graph_at(widths)
+        graph = self._graph_at(tuple(widths.items()))
         total = median_ms(self._bound(graph, "network").run, self.clock, seconds=seconds / 2)
         return Observation(dict(widths), total, self._trace(graph, seconds / 2))
 

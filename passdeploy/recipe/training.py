@@ -57,6 +57,11 @@ class DistillSpec(Section):
         description="Share of the loss that is the dense model's; the labels have the rest.",
     )
     temperature: float = Field(default=4.0, gt=0, description="Softens both answers before they are compared.")
+    only_better: bool = Field(
+        default=False,
+        description="Learn the dense model's answers for those images alone for which its own loss is the lower one. "
+        "For a dense model that was trained briefly, and would hold the smaller one back.",
+    )
 
 
 class TrainSpec(Section):

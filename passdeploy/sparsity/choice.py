@@ -97,6 +97,7 @@ def choose(
             prompt_kind=prune.prompt.kind, prompt_size=prune.prompt.size, hypernet_kind=prune.hypernet.kind,
             hidden=prune.hypernet.hidden, distill=prune.distill.alpha if prune.distill else 0.0,
             temperature=prune.distill.temperature if prune.distill else 1.0,
+            only_better=bool(prune.distill and prune.distill.only_better),
             round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
             weights=prune.weights, weights_optimizer=weights_optimizer, seed=recipe.seed,
         )  # fmt: skip

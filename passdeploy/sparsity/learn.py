@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.chance import global_chance
@@ -60,6 +61,7 @@ class PassSettings:
     prompt_size: int = 8
     distill: float = 0.0  # share of the loss that is the dense network's answers; for class scores only
     temperature: float = 4.0  # softens both answers before they are compared
+    only_better: bool = False  # answers count where the dense network's loss is the lower one; targets are classes then
     hypernet_kind: str = "lstm"
     hidden: int = 64
     round_to: int = 8
@@ -197,10 +199,12 @@ class _Task:
             return value, gates
         with torch.no_grad():
             answers = logits_of(self._teacher(images))
-        value = imitation_loss(
-            logits_of(output), answers, value, alpha=self.settings.distill, temperature=self.settings.temperature
-        )
-        return value, gates
+        logits, each = logits_of(output), None
+        if self.settings.only_better:
+            own, theirs = (F.cross_entropy(scores, targets, reduction="none") for scores in (logits, answers))
+            each = own, theirs
+        alpha, temperature = self.settings.distill, self.settings.temperature
+        return imitation_loss(logits, answers, value, alpha=alpha, temperature=temperature, each=each), gates
 
 
 def _descend(

@@ -77,6 +77,8 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
     ]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
+    task = _task(net, channels, distill=1.0, only_better=True)  # and a dense network that does no better
+    torch.testing.assert_close(task.loss(scores, everything, None, images, labels)[0], losses[0])
 
 
 def test_another_teacher_is_asked_where_one_is_given():
