@@ -42,6 +42,7 @@ from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setti
 from passdeploy import count as count_model
 from passdeploy.chance import seed_of
 from passdeploy.files import write_atomically
+from passdeploy.lessons import Imitation
 from passdeploy.plan import Budget, Plan, choose_channels
 from passdeploy.slimming import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
@@ -70,6 +71,7 @@ class Method:
     weights: str = "trained"
     weights_lr: float = TRAINING.optimizer.lr
     distill: float = 0.5
+    chosen_by: str = ""  # growing: the score that says what will go
 
     @property
     def learns(self) -> bool:
@@ -91,7 +93,10 @@ METHODS = {
         for suffix in ("global", "per MAC", "uniform")
     },
     **{f"torch-pruning, {name}": Method(name) for name in PARTNERS},
-    "growing": Method("growing", per_mac=True),
+    "growing": Method("growing", per_mac=True, chosen_by="l1", distill=0.0, weights_lr=0.02),
+    "growing, taylor per MAC": Method("growing", per_mac=True, chosen_by="taylor", distill=0.0),
+    "growing, taylor per MAC, distilled": Method("growing", per_mac=True, chosen_by="taylor"),
+    "growing, l1 uniform, distilled": Method("growing", uniform=True, chosen_by="l1"),
     "iterative Taylor": Method("pass", per_mac=True, prompt="none", hypernet="none", lr=0.0),
     "iterative Taylor, rehearsed": Method(
         "pass", per_mac=True, prompt="none", hypernet="none", lr=0.0, weights="rehearsed"
@@ -99,6 +104,8 @@ METHODS = {
     "PASS": Method("pass", per_mac=True),
     "PASS, rehearsed": Method("pass", per_mac=True, weights="rehearsed"),
     "PASS, frozen": Method("pass", per_mac=True, weights="frozen"),
+    "PASS, frozen, no prompt": Method("pass", per_mac=True, weights="frozen", prompt="none"),
+    "iterative Taylor, frozen": Method("pass", per_mac=True, weights="frozen", prompt="none", hypernet="none", lr=0.0),
     "PASS, prompt not kept": Method("pass", per_mac=True, keep_prompt=False),
     "PASS, no prompt": Method("pass", per_mac=True, prompt="none"),
     "PASS, full prompt": Method("pass", per_mac=True, prompt="full"),
@@ -218,13 +225,15 @@ def _choose(
         )  # fmt: skip
         trained = learned.weights.to(memory_format=torch.contiguous_format) if learned.weights else setting.dense
         return learned.plan, learned.prompt if method.keep_prompt else None, trained
-    scores = _scores(setting, dense, method, seed)
+    scores = _scores(setting, dense, method.chosen_by or method.score, seed)
     plan = choose_channels(
         scores, groups, costs, budget, round_to=1, per_cost=method.per_mac, allocation=allocation
     )  # fmt: skip
     if method.score == "growing":
-        batches = setting.stream("learn", seed)
-        dense = grow_penalty(dense, groups, plan, batches, F.cross_entropy, steps=size.mask_steps, lr=0.02)
+        dense = grow_penalty(
+            dense, groups, plan, setting.stream("learn", seed), F.cross_entropy, steps=size.mask_steps,
+            lr=method.weights_lr, imitation=Imitation(setting.teacher, method.distill) if method.distill else None,
+        )  # fmt: skip
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
     return plan, None, setting.dense
 
@@ -285,15 +294,15 @@ def _accumulate(network: nn.Module, scores: Any, batches: Iterable[tuple[Tensor,
             F.cross_entropy(network(images), labels).backward()
 
 
-def _scores(setting: Setting, dense: nn.Module, method: Method, seed: int) -> dict[str, Tensor]:
+def _scores(setting: Setting, dense: nn.Module, score: str, seed: int) -> dict[str, Tensor]:
     groups = setting.channels.prunable
-    if method.score == "random":
+    if score == "random":
         return random_scores(groups, seed=seed)
-    if method.score == "bn":
+    if score == "bn":
         return bn_scale_scores(dense, groups)
-    if method.score == "taylor":
+    if score == "taylor":
         return taylor_scores(dense, groups, islice(setting.stream("learn", seed), PRIOR_BATCHES), F.cross_entropy)
-    return magnitude_scores(dense, groups, norm="l2" if method.score == "l2" else "l1")
+    return magnitude_scores(dense, groups, norm=score)
 
 
 def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:

@@ -26,6 +26,7 @@ from passdeploy.train import evaluate, fit
 
 BATCH = 32
 DENSE_BATCH = 64
+DENSE_FACTOR = 16  # steps of training a dense network in a transfer setting for one of fine-tuning a pruned one
 DENSE_TRAINING = TrainSpec(epochs=1, warmup_epochs=0.05, optimizer=OptimizerSpec(lr=0.1))
 TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
 
@@ -120,7 +121,11 @@ def train_dense(network: nn.Module, data: ImageData, weights: Path, *, steps: in
     network.to(memory_format=torch.channels_last)
     part = replace(data, train=Steps(data.train, steps, DENSE_BATCH))
     fit(network, part, DENSE_TRAINING, batch_size=DENSE_BATCH, seed=0, device="cpu")
-    tensors = {name: tensor.contiguous() for name, tensor in network.eval().state_dict().items()}
+    _save(network, weights)
+
+
+def _save(network: nn.Module, weights: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, weights)
 
 
@@ -135,7 +140,7 @@ def _signs(asked: argparse.Namespace, size: Size) -> Setting:
     if asked.signs is None:
         sys.exit("the setting signs needs --signs FOLDER; leave it out with --settings home,halves")
     dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
-    return _adapted("signs", dense, 10, _images(asked.signs, size), size)
+    return _adapted("signs", asked.weights, dense, 10, _images(asked.signs, size), size)
 
 
 def _halves(asked: argparse.Namespace, size: Size) -> Setting:
@@ -144,17 +149,26 @@ def _halves(asked: argparse.Namespace, size: Size) -> Setting:
     weights = asked.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
     if not weights.is_file():
         train_dense(build_model(model, num_classes=5), first, weights, steps=15 * size.finetune_steps)
-    return _adapted("halves", build_model(model, num_classes=5, weights=str(weights)), 5, second, size)
+    return _adapted("halves", asked.weights, build_model(model, num_classes=5, weights=str(weights)), 5, second, size)
 
 
-def _adapted(name: str, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:
-    """The network with a new head, trained on the data it will be pruned on."""
+def _adapted(name: str, weights: Path, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:
+    """The network with a new head, trained on the data it will be pruned on; kept beside `weights` once it is.
+
+    As long as a user would train it. A network trained briefly is what pruned ones end above: then every method
+    reaches "dense", and half of what is measured is who trains most while it prunes (`results/accuracy-trials.md`).
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         replace_classifier_(dense, old_classes=classes, num_classes=data.num_classes)
-    before = Setting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
-    train_(dense, before, 2 * size.finetune_steps, 0, teacher=None)
-    return Setting.of(name, dense.eval(), data)
+    steps = DENSE_FACTOR * size.finetune_steps
+    trained = weights.with_name(f"resnet20-{name}-{steps}.safetensors")
+    if not trained.is_file():
+        before = Setting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
+        train_(dense, before, steps, 0, teacher=None)
+        _save(dense, trained)
+    dense.load_state_dict(safetensors.torch.load_file(trained))
+    return Setting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data)
 
 
 SETTINGS = {"home": _home, "signs": _signs, "halves": _halves}

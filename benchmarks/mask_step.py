@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from queue import Queue
@@ -31,7 +32,7 @@ from torch import Tensor
 from passdeploy.channels.mapping import map_channels
 from passdeploy.events import Stage
 from passdeploy.files import write_atomically
-from passdeploy.lessons import imitation_loss
+from passdeploy.lessons import Imitation
 from passdeploy.networks import resnet20_cifar
 from passdeploy.optimizers import make_optimizer
 from passdeploy.recipe import OptimizerSpec
@@ -127,9 +128,8 @@ def _plain(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
         logits = network(batch[0])
         loss = F.cross_entropy(logits, batch[1])
         if distill:
-            with torch.no_grad():
-                answers = teacher(batch[0])
-            loss = imitation_loss(logits, answers, loss, alpha=distill, temperature=4.0)
+            each = partial(F.cross_entropy, target=batch[1], reduction="none")
+            loss = Imitation(teacher, distill).loss(loss, logits, batch[0], each)
         loss.backward()
         optimizer.step()
         yield process_time() - began

@@ -6,6 +6,7 @@ CutMix, Yun et al. (arXiv:1905.04899).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +45,11 @@ class Lesson:
             images: what the teacher is asked about.
             labels: (batch,) class numbers, or those of a blend.
         """
+        truth = self._truth(logits, labels)
         if self.teacher is None or self.distill is None:
-            return self._truth(logits, labels)
-        with torch.no_grad():
-            answers = logits_of(self.teacher(images))
-        each = None
-        if self.distill.only_better:
-            each = self._truth(logits, labels, reduction="none"), self._truth(answers, labels, reduction="none")
-        return imitation_loss(
-            logits, answers, self._truth(logits, labels), alpha=self.distill.alpha,
-            temperature=self.distill.temperature, each=each,
-        )  # fmt: skip
+            return truth
+        asked = Imitation(self.teacher, self.distill.alpha, self.distill.temperature, self.distill.only_better)
+        return asked.loss(truth, logits, images, lambda scores: self._truth(scores, labels, reduction="none"))
 
     def _truth(self, logits: Tensor, labels: Tensor | Blend, *, reduction: str = "mean") -> Tensor:
         """The loss from the labels: the mean over the batch, or (`none`) of every image."""
@@ -64,33 +59,34 @@ class Lesson:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
 
 
-def imitation_loss(
-    logits: Tensor,
-    answers: Tensor,
-    truth: Tensor,
-    *,
-    alpha: float,
-    temperature: float,
-    each: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """`truth`, of which a share `alpha` is replaced by the divergence from a teacher's softened answers.
+@dataclass(frozen=True)
+class Imitation:
+    """A teacher's answers as a share of a loss."""
 
-    Args:
-        logits: the student's, (batch, classes).
-        answers: the teacher's logits, (batch, classes).
-        truth: the loss from the labels, a scalar.
-        alpha: the teacher's share.
-        temperature: divides both before they are compared.
-        each: losses of every image from the labels, the student's and the teacher's, (batch,) both; where the
-            teacher's is not the lower one, it has nothing to teach, and the labels take its share.
-    """
-    # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
-    soft, wanted = (F.log_softmax(scores / temperature, dim=1) for scores in (logits, answers))
-    taught = temperature**2 * F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1)
-    if each is not None:
-        own, theirs = each
-        taught = torch.where(theirs < own.detach(), taught, own)
-    return (1 - alpha) * truth + alpha * taught.mean()
+    teacher: nn.Module  # of class scores, in evaluation mode
+    alpha: float = 0.5  # the teacher's share; the labels have the rest
+    temperature: float = 4.0  # divides the scores of both before they are compared
+    only_better: bool = False  # the teacher counts only for images on which its own loss is the lower one
+
+    def loss(self, truth: Tensor, logits: Tensor, images: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
+        """`truth`, of which the teacher's share is replaced by the divergence from its softened answers.
+
+        Args:
+            truth: the loss from the labels, a scalar.
+            logits: the student's, (batch, classes).
+            images: what the teacher is asked about.
+            each: class scores -> their loss from the labels, of every image, (batch,); for `only_better`, where the
+                labels take the teacher's share of the images that it has nothing to teach about.
+        """
+        with torch.no_grad():
+            answers = logits_of(self.teacher(images))
+        # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
+        soft, wanted = (F.log_softmax(scores / self.temperature, dim=1) for scores in (logits, answers))
+        taught = self.temperature**2 * F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1)
+        if self.only_better:
+            own, theirs = each(logits), each(answers)
+            taught = torch.where(theirs < own.detach(), taught, own)
+        return (1 - self.alpha) * truth + self.alpha * taught.mean()
 
 
 @dataclass(frozen=True)

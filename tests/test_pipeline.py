@@ -156,6 +156,19 @@ def test_every_baseline_runs_from_the_same_recipe(
     assert result.summary["slim"]["params"] <= 0.6 * result.summary["dense"]["params"]
 
 
+def test_growing_chooses_by_the_score_it_is_given(finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path):
+    shared = [f"model.weights={finished.path / 'dense.safetensors'}", "prune.target.params=0.6", "finetune.epochs=0"]
+    plans = set()
+    for score, method in {"taylor": "taylor", "l1": "magnitude"}.items():
+        grown, plain = (
+            pipeline.run(tiny_recipe, out=tmp_path, overrides=[*shared, *extra])
+            for extra in (["prune.method=growing", f"prune.growing.score={score}"], [f"prune.method={method}"])
+        )
+        assert (grown.path / "chosen.json").read_bytes() == (plain.path / "chosen.json").read_bytes()
+        plans.add((grown.path / "chosen.json").read_bytes())
+    assert len(plans) == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [

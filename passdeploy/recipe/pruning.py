@@ -111,6 +111,18 @@ class HypernetSpec(Section):
     hidden: int = Field(default=64, ge=1, description="Width of its hidden state.")
 
 
+class GrowingSpec(Section):
+    """Growing regularisation: the channels that will go are chosen first, then their weights are pushed to zero."""
+
+    score: Literal["taylor", "l1", "l2"] = Field(
+        default="taylor", description="What they are chosen by, once, in the dense network."
+    )
+    ceiling: float = Field(
+        default=1.0, gt=0, description="The penalty's factor at the end; it adds so much of a weight to its gradient."
+    )
+    ramp: float = Field(default=0.75, gt=0, le=1, description="Share of the steps over which that factor grows.")
+
+
 class PruneSpec(Section):
     """Which channels go."""
 
@@ -121,7 +133,8 @@ class PruneSpec(Section):
         "magnitude (the same norm, all groups together), bn_scale, taylor, growing (the weights that will go are "
         "pushed to zero first, which trains the others too).",
     )
-    norm: Literal["l1", "l2"] = Field(default="l1", description="Norm of uniform, magnitude and growing.")
+    norm: Literal["l1", "l2"] = Field(default="l1", description="Norm of uniform and magnitude.")
+    growing: GrowingSpec = Field(default=GrowingSpec(), description="How method growing chooses and pushes.")
     allocation: Literal["auto", "global", "uniform"] = Field(
         default="auto",
         description="global: one threshold for all groups. uniform: the same share of every group. "
@@ -144,7 +157,9 @@ class PruneSpec(Section):
         strict=False,
         description="Layers whose output channels stay all the same, and with them all that share these channels.",
     )
-    steps: int = Field(default=300, ge=0, description="Steps of mask learning, one batch each.")
+    steps: int = Field(
+        default=300, ge=0, description="Steps of mask learning, or of growing regularisation; one batch each."
+    )
     from_run: FilePath | None = Field(
         default=None,
         description="A run of the same network, on other data perhaps, to take over what `reuse` names from.",
@@ -162,7 +177,7 @@ class PruneSpec(Section):
     )
     distill: DistillSpec | None = Field(
         default=DistillSpec(alpha=0.5, temperature=4.0),
-        description="Learn masks from the dense model's answers too; null: from the labels alone.",
+        description="Learn masks (and grow penalties) from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(
         default=0.9,
@@ -178,7 +193,9 @@ class PruneSpec(Section):
         "trained: the copy is kept, and mask learning is fine-tuning too.",
     )
     weights_lr: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Learning rate of that copy; null: as finetune.optimizer.lr."
+        default=None,
+        description="Learning rate of that copy, or of the weights that growing trains; "
+        "null: as finetune.optimizer.lr.",
     )
     per_cost: bool = Field(
         default=True,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import RunError
 from passdeploy.events import Stage
-from passdeploy.lessons import logits_of
+from passdeploy.lessons import Imitation, logits_of
 from passdeploy.plan import Budget, Plan, choose_channels
 from passdeploy.processes import ALONE, Processes
 from passdeploy.runs import RunFolder
@@ -87,10 +87,10 @@ def choose(
     if allocation == "auto":
         allocation = "uniform" if prune.method == "uniform" else "global"
     text = f"{len(groups)} groups scored by {prune.method}"
+    weights_optimizer = recipe.finetune.optimizer
+    if prune.weights_lr is not None:
+        weights_optimizer = weights_optimizer.model_copy(update={"lr": prune.weights_lr})
     if prune.method == "pass":
-        weights_optimizer = recipe.finetune.optimizer
-        if prune.weights_lr is not None:
-            weights_optimizer = weights_optimizer.model_copy(update={"lr": prune.weights_lr})
         settings = PassSettings(
             steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
             optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
@@ -115,8 +115,11 @@ def choose(
     )
     if prune.method != "growing":
         return Choice(plan, scores, text)
+    asked = prune.distill
     grown = grow_penalty(
-        dense, groups, plan, stream(), _cross_entropy, steps=prune.steps, lr=recipe.finetune.optimizer.lr,
+        dense, groups, plan, stream(), _cross_entropy, steps=prune.steps, lr=weights_optimizer.lr,
+        ceiling=prune.growing.ceiling, ramp=prune.growing.ramp,
+        imitation=Imitation(dense.eval(), asked.alpha, asked.temperature, asked.only_better) if asked else None,
         stage=stage, processes=processes,
     )  # fmt: skip
     return Choice(plan, scores, text, weights=grown)
@@ -152,10 +155,11 @@ def _baseline(
         return random_scores(groups, seed=recipe.seed)
     if prune.method == "bn_scale":
         return bn_scale_scores(dense, groups)
-    if prune.method == "taylor":
+    score = {"taylor": "taylor", "growing": prune.growing.score}.get(prune.method, prune.norm)
+    if score == "taylor":
         batches = islice(stream(), PassSettings.prior_batches)
         return taylor_scores(dense, groups, batches, _cross_entropy, processes=processes)
-    return magnitude_scores(dense, groups, norm=prune.norm)
+    return magnitude_scores(dense, groups, norm=score)
 
 
 def _cross_entropy(output: Any, labels: Tensor) -> Tensor:

@@ -1,23 +1,26 @@
 """Growing regularisation: push to zero what will be cut, harder and harder, while the rest learns to do without.
 
 Source: Wang et al., Neural Pruning via Growing Regularization (arXiv:2012.09243), GReg-1: the channels that go are
-chosen by their norm; a penalty on their weights then grows step by step to its ceiling. Here the penalty is on every
-slice that a removed channel owns, its normalisation and its consumers among them: before a batch norm the scale of a
-filter alone changes nothing. Unlike every other method it trains the weights, so its steps are fine-tuning too.
+chosen first (there by their norm); a penalty on their weights then grows step by step to its ceiling. Here the penalty
+is on every slice that a removed channel owns, its normalisation and its consumers among them: before a batch norm the
+scale of a filter alone changes nothing. Like PASS it trains the weights, so its steps are fine-tuning too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import TrainingError
 from passdeploy.events import Stage, silent
+from passdeploy.lessons import Imitation, logits_of
 from passdeploy.plan import Plan
 from passdeploy.processes import ALONE, Processes
 from passdeploy.sparsity.baselines import Loss
@@ -34,6 +37,7 @@ def grow_penalty(
     lr: float,
     ceiling: float = 1.0,
     ramp: float = 0.75,
+    imitation: Imitation | None = None,
     stage: Stage | None = None,
     processes: Processes = ALONE,
 ) -> nn.Module:
@@ -49,6 +53,7 @@ def grow_penalty(
         lr: learning rate.
         ceiling: the penalty's factor at the end; it adds `factor * weight` to a gradient.
         ramp: share of the steps over which the factor grows, in a straight line.
+        imitation: what a teacher's answers add to the loss; for class scores only.
         stage: told about every step.
         processes: that train together, each with its part of every batch.
 
@@ -63,7 +68,11 @@ def grow_penalty(
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
     for step, (images, targets) in enumerate(islice(batches, steps)):
         with processes.sharing_statistics():
-            value = loss(trained(images), targets)
+            output = trained(images)
+            value = loss(output, targets)
+            if imitation:
+                each = partial(F.cross_entropy, target=targets, reduction="none")
+                value = imitation.loss(value, logits_of(output), images, each)
         found = float(processes.mean_over_batch(value.detach(), len(images)))
         if not abs(found) < float("inf"):
             raise TrainingError(

@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -28,7 +29,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.events import Stage, silent
-from passdeploy.lessons import imitation_loss, logits_of
+from passdeploy.lessons import Imitation, logits_of
 from passdeploy.plan import Budget, Plan, choose_channels, floor_width
 from passdeploy.processes import ALONE, Processes
 from passdeploy.recipe import OptimizerSpec
@@ -162,7 +163,10 @@ class _Task:
         if settings.weights != "frozen":
             self.rehearsal = Rehearsal(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
         self.network, self._loss = ShrinkingNetwork(model, cut, costs, self.rehearsal), loss
-        self._teacher = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()  # shares the parameters
+        self._imitation = None
+        if settings.distill:
+            asked = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()  # shares the parameters
+            self._imitation = Imitation(asked, settings.distill, settings.temperature, settings.only_better)
         self.whole = costs.of(budget.kind)
         floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to, budget.kind) for group in cut})
         self._least = min(floor, budget.limit)
@@ -195,16 +199,10 @@ class _Task:
         """
         output, gates = self.network.run(scores, plan, prompt(images) if prompt else images)
         value = self._loss(output, targets)
-        if not self.settings.distill:
-            return value, gates
-        with torch.no_grad():
-            answers = logits_of(self._teacher(images))
-        logits, each = logits_of(output), None
-        if self.settings.only_better:
-            own, theirs = (F.cross_entropy(scores, targets, reduction="none") for scores in (logits, answers))
-            each = own, theirs
-        alpha, temperature = self.settings.distill, self.settings.temperature
-        return imitation_loss(logits, answers, value, alpha=alpha, temperature=temperature, each=each), gates
+        if self._imitation:
+            each = partial(F.cross_entropy, target=targets, reduction="none")
+            value = self._imitation.loss(value, logits_of(output), images, each)
+        return value, gates
 
 
 def _descend(

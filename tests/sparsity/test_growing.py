@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import DataError, TrainingError
+from passdeploy.lessons import Imitation
 from passdeploy.plan import Plan
 from passdeploy.slimming import masked
 from passdeploy.sparsity.baselines import magnitude_scores
@@ -38,6 +39,27 @@ def test_growing_stops_at_a_loss_that_is_not_a_number():
     nn.init.constant_(net.head.bias, float("nan"))
     with pytest.raises(TrainingError, match=r"step 1 of growing regularisation, with a learning rate of 0\.05"):
         grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, lr=0.05)
+
+
+def test_a_teacher_alone_can_be_what_grows():
+    net, asked = HalfUseless().eval(), []
+
+    class Teacher(HalfUseless):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            return super().forward(x)
+
+    def ruinous(output: Tensor, labels: Tensor) -> Tensor:
+        return 1000 * F.cross_entropy(output, labels)
+
+    whole, groups = Plan({"features": tuple(range(12))}), map_channels(net, IMAGE).groups
+    moved = [
+        max((own - dense).abs().max().item() for own, dense in zip(grown.parameters(), net.parameters(), strict=True))
+        for imitation in (Imitation(Teacher().eval(), alpha=1.0), None)
+        for grown in [grow_penalty(net, groups, whole, BATCHES, ruinous, steps=4, lr=0.01, imitation=imitation)]
+    ]
+    assert asked == [32] * 4
+    assert moved[0] < 0.1 < moved[1]  # nothing goes, and the teacher is the network; labels have no share
 
 
 def test_l2_is_the_norm_of_the_filters_over_their_mean():
