@@ -126,7 +126,8 @@ class Subjects:
             recipe = load_recipe(self.recipe)
             data = load_data(recipe.data)
             dense = build_model(
-                recipe.model.name, num_classes=data.num_classes, weights=recipe.model.weights, allow_code=allow_code,
+                recipe.model.name, num_classes=data.num_classes, weights=recipe.model.weights,
+                new_head=recipe.model.new_head, allow_code=allow_code,
                 seed=recipe.seed,
             )  # fmt: skip
             prune, shape = recipe.prune, tuple(data.image_shape)

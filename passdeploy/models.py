@@ -36,7 +36,13 @@ _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
 def build_model(
-    name: str, *, num_classes: int, weights: str | None = None, allow_code: bool = False, seed: int = 0
+    name: str,
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    new_head: bool = False,
+    allow_code: bool = False,
+    seed: int = 0,
 ) -> nn.Module:
     """Build the network a recipe names.
 
@@ -46,6 +52,7 @@ def build_model(
         num_classes: width of the network's output.
         weights: None (random), "pretrained" (the library's own; where those are for another number of
             classes the final classifier is new), or the path of a .safetensors file.
+        new_head: leave the final classifier of `weights` out, whatever classes it is for: it starts at random.
         allow_code: whether `package.module:factory` may be imported and called.
         seed: random weights are a function of it; the global generator stays as it was.
 
@@ -65,20 +72,42 @@ def build_model(
         )
     with global_chance("model", seed, device=torch.device("cpu")):
         model = _create(name, num_classes, weights == PRETRAINED, allow_code)
+        if new_head and weights == PRETRAINED:
+            replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:
-        load_weights_(model, Path(str(weights)).expanduser(), model_name=name)
+        classifier = _classifier_of(model, num_classes) if new_head else None
+        load_weights_(model, Path(str(weights)).expanduser(), model_name=name, but=classifier)
     return model.cpu().eval()
 
 
-def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the network") -> None:
+def comes_trained(name: str, *, num_classes: int, weights: str | None, new_head: bool = False) -> bool:
+    """Whether what `build_model` makes of these knows its classes; if not, it must be trained first.
+
+    A factory of the reader's own is taken at its word.
+    """
+    if weights is None or new_head:
+        return False
+    return weights != PRETRAINED or _published_classes(name) in (None, num_classes)
+
+
+def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the network", but: str | None = None) -> None:
     """Fill every tensor of `model` from a .safetensors file.
 
     Names may carry one common prefix, such as the `module.` of DataParallel.
 
+    Args:
+        model: the network.
+        path: of the file.
+        model_name: what to call the network in errors.
+        but: a layer that stays as it is, whatever the file has for it.
+
     Raises:
         WeightsError: unreadable, not finite, or tensors are missing, unexpected or of another shape.
     """
-    tensors = _without_wrappers(_read_tensors(path), model.state_dict())
+    own = model.state_dict()
+    tensors = _without_wrappers(_read_tensors(path), own)
+    if but is not None:
+        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(f"{but}.")}
     if lesson := _misfit_lesson(tensors, model, path, model_name):
         raise WeightsError(lesson)
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -103,15 +132,20 @@ def find_classifier(model: nn.Module, num_classes: int) -> str | None:
     return found
 
 
+def _classifier_of(model: nn.Module, num_classes: int) -> str:
+    name = find_classifier(model, num_classes)
+    if not name:
+        raise ModelError(f"found no final classifier of {num_classes} classes that a new one could replace.")
+    return name
+
+
 def replace_classifier_(model: nn.Module, *, old_classes: int, num_classes: int) -> None:
     """Put a new, randomly initialised final classifier in the place of the old one.
 
     Raises:
         ModelError: no layer is `old_classes` wide.
     """
-    name = find_classifier(model, old_classes)
-    if not name:
-        raise ModelError(f"found no final classifier of {old_classes} classes to replace by one of {num_classes}.")
+    name = _classifier_of(model, old_classes)
     old = model.get_submodule(name)
     has_bias = old.bias is not None
     new: nn.Module
@@ -149,10 +183,24 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modul
         model = _module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
     if name == "inception_v3":
         model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]
-    trained_for = len(torchvision.models.get_model_weights(name).DEFAULT.meta["categories"])
+    trained_for = _published_classes(f"torchvision/{name}")
+    assert trained_for is not None
     if trained_for != num_classes:
         replace_classifier_(model, old_classes=trained_for, num_classes=num_classes)
     return model
+
+
+def _published_classes(name: str) -> int | None:
+    """How many classes a library's own weights of a network are for; None where nobody says."""
+    source, _, short = name.partition("/")
+    if source == "torchvision":
+        import torchvision
+
+        return len(torchvision.models.get_model_weights(short).DEFAULT.meta["categories"])
+    if source == "timm":
+        known = require("timm", extra="timm").get_pretrained_cfg(short)
+        return known.num_classes if known else None
+    return None
 
 
 def _torchvision_names(torchvision: Any) -> list[str]:
@@ -295,7 +343,8 @@ def _misfit_lesson(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, 
         if {name.rpartition(".")[0] for name in misshapen} == {classifier}:
             return (
                 f"{path} does not fit {model_name}: only its final classifier '{classifier}' differs.\n"
-                f"It is for {found} classes and the data has {classes}: use data or weights that match."
+                f"It is for {found} classes and the data has {classes}: use weights that match, "
+                "or train a new one first with model.new_head: true."
             )
     troubles = [_trouble(missing, "missing"), _trouble(unexpected, "unexpected")]
     if misshapen:

@@ -31,7 +31,7 @@ from passdeploy.errors import AccuracyError, DataError, PassDeployError, RunErro
 from passdeploy.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.latency.target import LatencyTarget, as_used, meet_target, prepare_target
 from passdeploy.lessons import logits_of
-from passdeploy.models import build_model
+from passdeploy.models import build_model, comes_trained
 from passdeploy.plan import Budget, Plan, smallest_plan
 from passdeploy.plan_file import plan_from_json, plan_to_json
 from passdeploy.processes import ALONE, Processes, joined
@@ -128,6 +128,7 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent
         recipe.model.name,
         num_classes=data.num_classes,
         weights=recipe.model.weights,
+        new_head=recipe.model.new_head,
         allow_code=allow_code,
         seed=recipe.seed,
     )
@@ -204,7 +205,11 @@ class _Job:
     # The stages
 
     def _dense(self, progress: Stage) -> dict[str, Any]:
-        if self.recipe.model.weights is None:
+        spec = self.recipe.model
+        is_trained = comes_trained(
+            spec.name, num_classes=self.data.num_classes, weights=spec.weights, new_head=spec.new_head
+        )
+        if not is_trained:
             fit(
                 self.dense, self.data, self.recipe.train, batch_size=self.batch, seed=self.recipe.seed,
                 device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"), processes=self.processes,

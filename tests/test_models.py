@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,7 +18,7 @@ from passdeploy.errors import (
     RecipeError,
     WeightsError,
 )
-from passdeploy.models import build_model, find_classifier, replace_classifier_
+from passdeploy.models import build_model, comes_trained, find_classifier, replace_classifier_
 
 OURS = "passdeploy/resnet20_cifar"
 
@@ -166,6 +167,30 @@ def test_a_classifier_for_other_classes_is_recognised(weights):
     assert "10 classes and the data has 5" in message
 
 
+def test_a_new_head_takes_all_weights_but_those_of_the_classifier(weights):
+    saved = {name: tensor + 1 for name, tensor in tensors_of(num_classes=10).items()}
+    for classes in (5, 10):  # even where the old one would fit
+        network = build_model(
+            "passdeploy/resnet20_cifar", num_classes=classes, weights=str(weights(saved)), new_head=True
+        )
+        own = network.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in saved.items() if not name.startswith("linear."))
+        assert own["linear.weight"].shape == (classes, 64)
+        assert not torch.equal(own["linear.weight"][:5], saved["linear.weight"][:5])
+
+
+def test_what_has_a_new_classifier_must_be_trained_first():
+    resnet = partial(comes_trained, "torchvision/resnet18")
+    assert not resnet(num_classes=1000, weights=None)
+    assert resnet(num_classes=1000, weights="pretrained")
+    assert not resnet(num_classes=10, weights="pretrained")
+    assert not resnet(num_classes=1000, weights="pretrained", new_head=True)
+    assert resnet(num_classes=10, weights="mine.safetensors")
+    assert not comes_trained("timm/resnet18", num_classes=10, weights="pretrained")
+    assert comes_trained("timm/resnet18", num_classes=1000, weights="pretrained")
+    assert comes_trained("mine.networks:small", num_classes=10, weights="pretrained")  # the factory knows
+
+
 def test_quantised_weights_are_not_taken_for_real_ones(weights):
     saved = tensors_of()
     saved["conv1.weight"] = saved["conv1.weight"].to(torch.int8)
@@ -201,6 +226,9 @@ def test_pretrained_weights_get_a_new_classifier_for_other_classes(published):
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
     twin = build_model("torchvision/resnet18", num_classes=4, weights="pretrained")
     assert torch.equal(network.fc.weight, twin.fc.weight)  # the new classifier follows from the seed
+    other = build_model("torchvision/resnet18", num_classes=1000, weights="pretrained", new_head=True)
+    assert torch.equal(other.conv1.weight, published["conv1.weight"])
+    assert not torch.equal(other.fc.weight, published["fc.weight"])
 
 
 @pytest.mark.parametrize("error", [URLError("no network"), TimeoutError(), RuntimeError("invalid hash value")])

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import passdeploy
 from passdeploy import deploy, pipeline
@@ -154,6 +155,20 @@ def test_every_baseline_runs_from_the_same_recipe(
     assert result.summary["dense"]["top1"] == finished.summary["dense"]["top1"]
     assert result.summary["budget"]["kind"] == "params"
     assert result.summary["slim"]["params"] <= 0.6 * result.summary["dense"]["params"]
+
+
+def test_weights_of_other_images_are_trained_with_a_new_head_before_anything_is_cut(
+    finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = finished.path / "dense.safetensors"
+    overrides = [f"model.weights={weights}", "finetune.epochs=0", "prune.steps=2"]
+    old, new = (
+        pipeline.run(tiny_recipe, out=tmp_path, overrides=[*overrides, f"model.new_head={new_head}"])
+        for new_head in ("false", "true")
+    )
+    given, kept, trained = (load_file(path) for path in (weights, *(r.path / weights.name for r in (old, new))))
+    assert all(torch.equal(given[name], kept[name]) for name in given)
+    assert not any(torch.equal(given[name], trained[name]) for name in ("conv1.weight", "linear.weight"))
 
 
 def test_growing_chooses_by_the_score_it_is_given(finished: pipeline.RunResult, tiny_recipe: Path, tmp_path: Path):

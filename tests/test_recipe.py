@@ -57,6 +57,11 @@ def test_a_recipe_of_two_names_has_every_default():
     assert (recipe.data.image_size, recipe.data.batch_size, recipe.data.workers) == (64, 64, "auto")
 
 
+def test_a_new_head_is_one_of_given_weights():
+    assert load(SMALL, "model.weights=pretrained", "model.new_head=true").model.new_head
+    assert "Name some in model.weights" in refusal(SMALL, "model.new_head=true")
+
+
 def test_the_name_is_the_files_name_where_none_is_given():
     assert load(name="my nets.yaml").name == "my-nets"
     assert load("name: other\n" + SMALL).name == "other"

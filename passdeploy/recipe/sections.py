@@ -34,9 +34,21 @@ class ModelSpec(Section):
     )
     weights: FilePath | None = Field(
         default=None,
-        description="null: train the dense model first, as `train` says. pretrained: the library's own. "
+        description="null: train the dense model first, as `train` says. pretrained: the library's own; where those "
+        "are for another number of classes, with a new classifier, and trained first. "
         "Otherwise the path of a .safetensors file, relative to the current directory.",
     )
+    new_head: bool = Field(
+        default=False,
+        description="true: leave the final classifier of `weights` out, and train the dense model with a new one "
+        "first, as `train` says: for weights that learned other classes or other images.",
+    )
+
+    @model_validator(mode="after")
+    def _head_is_of_weights(self) -> ModelSpec:
+        if self.new_head and self.weights is None:
+            raise ValueError("new_head is true, but there are no weights.\nName some in model.weights.")
+        return self
 
 
 class DataSpec(Section):
@@ -105,7 +117,9 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="All chance in a run follows from this number.")
     model: ModelSpec = Field(description="The network to prune.")
     data: DataSpec = Field(description="The images it is for.")
-    train: TrainSpec = Field(default=TrainSpec(), description="Dense training; used where model.weights is null.")
+    train: TrainSpec = Field(
+        default=TrainSpec(), description="Dense training; used where model.weights is null, or its classifier is new."
+    )
     prune: PruneSpec = Field(default=PruneSpec(), description="Which channels go.")
     finetune: FinetuneSpec = Field(default=FinetuneSpec(), description="Training of the slim model.")
     gates: GatesSpec = Field(default=GatesSpec(), description="Promises that a run checks.")

@@ -250,7 +250,8 @@ def _descend(
 def _diverged(what: str, step: int, lr: float) -> TrainingError:
     return TrainingError(
         f"{what} at step {step + 1} of mask learning, with a learning rate of {lr:.3g}.\n"
-        "The dense network is as it was. Lower prune.optimizer.lr or finetune.optimizer.lr, or check the data."
+        "The dense network is as it was. Lower prune.optimizer.lr, or the rate of the weights (prune.weights_lr, "
+        "without it finetune.optimizer.lr), or check the data."
     )
 
 
