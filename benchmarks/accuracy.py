@@ -4,8 +4,8 @@
 
 Three settings. `home`: ResNet-20 with weights trained on the CIFAR-10 images it is pruned on. `signs`: the same weights
 with a new head, first fine-tuned on photographs of hands. `halves`: a ResNet-20 trained on the first half of the CIFAR
-classes, with a new head fine-tuned on the other half. Both are fine-tuned dense until they gain no more, and kept
-beside the weights.
+classes, with a new head fine-tuned on the other half. Both are fine-tuned dense for sixteen times as long as pruned
+networks will be, and kept beside the weights.
 
 Every method gets the same budget, batches, recalibration and fine-tuning steps, and the dense network as its teacher.
 There are two comparisons. At equal fine-tuning steps, `PASS, rehearsed` and `PASS, frozen` are the fair opponents:
