@@ -301,7 +301,9 @@ def check(
     name = _recipe_of(recipe_option, recipe_argument)
     recipe = load_recipe(name, _overrides(overrides))
 
-    from passdeploy.inspection import describe, describe_run, latency_words, table
+    from passdeploy.devices import find_device
+    from passdeploy.forecast import forecast
+    from passdeploy.inspection import describe, describe_run, latency_words, table, time_words
     from passdeploy.pipeline import prepare
 
     with _listener(quiet) as listener:
@@ -310,10 +312,11 @@ def check(
             "recipe": recipe.name,
             **describe_run(prepared),
             **describe(prepared.channels, round_to=prepared.round_to),
+            "seconds": forecast(prepared, find_device()),
         }
         if not as_json:
             listener.console.print(table(document))
-    words = [*document["words"], *latency_words(document["latency"])]
+    words = [*document["words"], *latency_words(document["latency"]), time_words(document["seconds"])]
     _finish(document, as_json, *words, f"next: passdeploy prune --recipe {name}")
 
 

@@ -13,6 +13,7 @@ from passdeploy.channels.mapping import map_channels
 from passdeploy.errors import UsageError
 from passdeploy.models import build_model
 from passdeploy.plan import floor_width
+from passdeploy.terminal import duration
 
 if TYPE_CHECKING:
     from passdeploy.latency.target import LatencyTarget
@@ -95,6 +96,13 @@ def latency_words(latency: Mapping[str, Any] | None) -> list[str]:
         f"threads); asked for {latency['asked_ms']:.3g} ms, the fastest that can be reached is about "
         f"{latency['fastest_ms']:.3g} ms; the table is off by {latency['error']:.1%} in the median"
     ]
+
+
+def time_words(seconds: Mapping[str, float]) -> str:
+    """How long a run will take here, in a line."""
+    names = {"dense": "dense network", "learn": "mask learning", "finetune": "fine-tuning"}
+    parts = ", ".join(f"{names[stage]} {duration(took)}" for stage, took in seconds.items() if took >= 1)
+    return f"a run takes about {duration(sum(seconds.values()))} here{f' ({parts})' if parts else ''}"
 
 
 def _latency(target: LatencyTarget) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class TerminalListener:
     def close(self) -> None:
         """Take the bar down, and name the stages that did not finish."""
         for name, running in self._running.items():
-            seconds = _duration(self._clock() - running.began_s)
+            seconds = duration(self._clock() - running.began_s)
             if self.console.is_terminal:
                 self._line(self._stop_mark, "red", name, "stopped", seconds)
             else:
@@ -111,7 +111,7 @@ class TerminalListener:
             running.spoke_s = self._clock()
             made = event.done - running.first_done + 1
             left = (running.spoke_s - running.began_s) / made * (event.total - event.done)
-            parts = [f"{event.done}/{event.total}", metrics, f"about {_duration(left)} left"]
+            parts = [f"{event.done}/{event.total}", metrics, f"about {duration(left)} left"]
             self._say(f"{event.stage}: " + "  ".join(part for part in parts if part))
 
     def _finish(self, event: StageFinished) -> None:
@@ -119,7 +119,7 @@ class TerminalListener:
         if running and running.task is not None and self._bar:
             self._bar.remove_task(running.task)
         text = event.text or (running.text if running else "")
-        seconds = "from before" if event.is_skipped else _duration(event.seconds)
+        seconds = "from before" if event.is_skipped else duration(event.seconds)
         if self.console.is_terminal:
             self._line(self._done_mark, "green", event.stage, text, seconds)
         else:
@@ -298,10 +298,10 @@ def _milliseconds(value: float | None) -> str:
     return _UNKNOWN if value is None else f"{value:.3g} ms"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """As a person says it.
 
-    >>> _duration(0.42), _duration(75), _duration(7260)
+    >>> duration(0.42), duration(75), duration(7260)
     ('0.4 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 60:
