@@ -17,8 +17,8 @@ from passdeploy.running import evaluating
 if TYPE_CHECKING:
     from passdeploy.pipeline import Prepared
 
-IMAGES = 8  # of a timed step; a whole batch of a large network would take too long
-PATIENCE = 3.0  # seconds after which no further step is timed
+FEW = 8  # images of the first timed steps; a whole batch of a large network would take too long
+STEPS, PATIENCE = 4, 3.0  # steps that are timed, or seconds after which no further one is
 _BACKWARD = 2.0  # a backward pass takes about as long as two forward passes
 
 
@@ -48,11 +48,14 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
 
 
 def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
-    """Of a step of dense training, loading the images included; the fastest of a few."""
+    """Of a step of dense training, loading the images included; in whole batches where those do not take long."""
     data, network = prepared.data, copy.deepcopy(prepared.dense).to(device)
-    optimizer, times = make_optimizer(network, prepared.recipe.train.optimizer), list[float]()
-    size, began = min(IMAGES, len(data.train)), perf_counter()
-    with evaluating(network, training=True), torch.random.fork_rng():
+    optimizer = make_optimizer(network, prepared.recipe.train.optimizer)
+    few, many = (min(size, len(data.train)) for size in (FEW, prepared.recipe.data.batch_size))
+
+    def fastest(size: int) -> float:
+        """Seconds of the fastest of a few steps."""
+        times, began = list[float](), perf_counter()
         last = began
         for images, labels in data.train.batches(size, epoch=0, seed=0, augment=True, drop_last=True):
             optimizer.zero_grad()
@@ -62,6 +65,10 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
             loss.item()  # waits for the device
             times.append(perf_counter() - last)
             last = perf_counter()
-            if len(times) == 5 or last - began > PATIENCE:
+            if len(times) == STEPS or last - began > PATIENCE:
                 break
-    return min(times) / size
+        return min(times)
+
+    with evaluating(network, training=True), torch.random.fork_rng():
+        each = fastest(few) / few
+        return fastest(many) / many if each * many < PATIENCE / 2 else each
