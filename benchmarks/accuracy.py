@@ -119,8 +119,9 @@ METHODS = {
     "PASS, labels alone": Method("pass", per_mac=True, distill=0.0),
     "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * TRAINING.optimizer.lr),
 }
-FULL_METHODS = ("taylor per MAC", "l1 uniform", "iterative Taylor", "PASS", "PASS, rehearsed")
-QUICK_METHODS = ("l1 uniform", "taylor per MAC", "iterative Taylor", "PASS, rehearsed", "PASS")
+MAIN_METHODS = (
+    "l1 uniform", "taylor per MAC", "growing, taylor per MAC, distilled", "iterative Taylor", "PASS, rehearsed", "PASS",
+)  # fmt: skip
 
 FULL = Size(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
@@ -145,7 +146,7 @@ def main() -> None:
     if asked.steps:
         changes |= {"mask_steps": asked.steps, "finetune_steps": asked.steps}
     size = replace(size, **changes)
-    names = QUICK_METHODS if asked.quick else FULL_METHODS
+    names = MAIN_METHODS
     if asked.methods:
         names = tuple(METHODS) if asked.methods == "all" else tuple(asked.methods.split(";"))
     out = asked.out or (RESULTS.with_stem("accuracy-quick") if asked.quick else RESULTS)
