@@ -304,7 +304,7 @@ def check(
     from passdeploy.devices import find_device
     from passdeploy.forecast import forecast
     from passdeploy.inspection import describe, describe_run, latency_words, table, time_words
-    from passdeploy.pipeline import prepare
+    from passdeploy.preparation import prepare
 
     with _listener(quiet) as listener:
         prepared = prepare(recipe, allow_code=allow_code, tell=listener)

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from passdeploy.lessons import logits_of
-from passdeploy.models import comes_trained
 from passdeploy.optimizers import make_optimizer
 from passdeploy.running import evaluating
 
 if TYPE_CHECKING:
-    from passdeploy.pipeline import Prepared
+    from passdeploy.preparation import Prepared
 
 FEW = 8  # images of the first timed steps; a whole batch of a large network would take too long
 STEPS, PATIENCE = 4, 3.0  # steps that are timed, or seconds after which no further one is
@@ -36,12 +35,9 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
     image = _seconds_per_image(prepared, device)
     taught, batch = 1 + 1 / (1 + _BACKWARD), min(recipe.data.batch_size, len(data.train))  # a teacher's forward pass
     epoch, test = image * len(data.train), image * len(data.test) / (1 + _BACKWARD)
-    is_trained = comes_trained(
-        recipe.model.name, num_classes=data.num_classes, weights=recipe.model.weights, new_head=recipe.model.new_head
-    )
     learn = image * (recipe.prune.batch_size or batch) * (taught if recipe.prune.distill else 1)
     return {
-        "dense": test + (0 if is_trained else recipe.train.epochs * epoch),
+        "dense": test + (0 if prepared.is_trained else recipe.train.epochs * epoch),
         "learn": recipe.prune.steps * learn if recipe.prune.method in ("pass", "growing") else 0.0,
         "finetune": 2 * test + recipe.finetune.epochs * epoch * (taught if recipe.finetune.distill else 1),
     }

@@ -17,7 +17,7 @@ from passdeploy.terminal import duration
 
 if TYPE_CHECKING:
     from passdeploy.latency.target import LatencyTarget
-    from passdeploy.pipeline import Prepared
+    from passdeploy.preparation import Prepared
 
 
 def inspect_model(

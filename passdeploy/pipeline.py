@@ -22,24 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.chance import seed_of
-from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.data import ImageData, load_data
 from passdeploy.deploy import load_network
 from passdeploy.devices import find_device
-from passdeploy.errors import AccuracyError, DataError, PassDeployError, RunError, UsageError
+from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
-from passdeploy.latency.target import LatencyTarget, as_used, meet_target, prepare_target
-from passdeploy.lessons import logits_of
-from passdeploy.models import build_model, comes_trained
-from passdeploy.plan import Budget, Plan, smallest_plan
+from passdeploy.latency.target import LatencyTarget, as_used, meet_target
+from passdeploy.plan import Plan
 from passdeploy.plan_file import plan_from_json, plan_to_json
+from passdeploy.preparation import Prepared, prepare
 from passdeploy.processes import ALONE, Processes, joined
 from passdeploy.profiling import Subject, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs import RunFolder
 from passdeploy.slimming import hidden_state, slim, verify
-from passdeploy.sparsity.choice import choose, read_source
+from passdeploy.sparsity.choice import choose
 from passdeploy.sparsity.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
 from passdeploy.summary import summarise
 from passdeploy.train import evaluate, fit, recalibrate_batch_norm_
@@ -55,24 +51,6 @@ class RunResult:
     path: Path
     summary: dict[str, Any]  # as in summary.json
     is_first: bool = True  # of several processes, the one that writes and speaks
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A recipe with everything that it names loaded and checked, before any training."""
-
-    recipe: Recipe
-    data: ImageData
-    dense: nn.Module  # on the CPU; random where the recipe trains it first
-    channels: ChannelMap
-    budget: Budget
-    round_to: int
-    target: LatencyTarget | None = None  # where the budget is one of latency
-
-    @property
-    def image(self) -> Tensor:
-        """An example input, shape (1, 3, height, width)."""
-        return torch.zeros(1, *self.data.image_shape)
 
 
 def run(
@@ -104,7 +82,7 @@ def run(
     place = find_device(device)
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, allow_code=allow_code, tell=tell)
-        progress.text = _describe(prepared)
+        progress.text = prepared.text
         if prepared.data.skipped:
             listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
             tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{listed}"))
@@ -116,44 +94,6 @@ def run(
         path = processes.tell_all(folder.path)
     _check_accuracy(recipe, summary)
     return RunResult(path, summary, processes.is_first)
-
-
-def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent) -> Prepared:
-    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing.
-
-    For a latency target it also finds the network's latency table, which is measured where it is not in the cache.
-    """
-    data = load_data(recipe.data)
-    dense = build_model(
-        recipe.model.name,
-        num_classes=data.num_classes,
-        weights=recipe.model.weights,
-        new_head=recipe.model.new_head,
-        allow_code=allow_code,
-        seed=recipe.seed,
-    )
-    image = torch.zeros(1, *data.image_shape)
-    logits = logits_of(_on_image(dense, image, recipe))
-    if logits.shape != (1, data.num_classes):
-        raise DataError(
-            f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
-            "classes.\nA classifier must give one score for each class."
-        )
-    channels = map_channels(dense, image, include=recipe.prune.include, exclude=recipe.prune.exclude)
-    if not channels.prunable:
-        reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
-        raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
-    target = None
-    if recipe.prune.target.kind in ("latency", "latency_ms"):
-        target = prepare_target(recipe.prune, dense, channels, data.image_shape, tell=tell)
-        channels, budget, round_to = target.channels, target.budget, target.round_to
-    else:
-        budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
-        round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
-    smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
-    if recipe.prune.from_run is not None:
-        read_source(recipe, channels)
-    return Prepared(recipe, data, dense, channels, budget, round_to, target)
 
 
 class _Job:
@@ -205,11 +145,7 @@ class _Job:
     # The stages
 
     def _dense(self, progress: Stage) -> dict[str, Any]:
-        spec = self.recipe.model
-        is_trained = comes_trained(
-            spec.name, num_classes=self.data.num_classes, weights=spec.weights, new_head=spec.new_head
-        )
-        if not is_trained:
+        if not self.prepared.is_trained:
             fit(
                 self.dense, self.data, self.recipe.train, batch_size=self.batch, seed=self.recipe.seed,
                 device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"), processes=self.processes,
@@ -412,18 +348,6 @@ def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
         )
 
 
-def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
-    try:
-        with torch.no_grad():
-            return model.eval()(image)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        size = recipe.data.image_size
-        raise UsageError(
-            f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
-            "Set data.image_size to what the network was made for."
-        ) from error
-
-
 @contextmanager
 def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
     """The run folder of the first process; the others, perhaps on other machines, work in copies that go away."""
@@ -452,12 +376,4 @@ def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:
     raise RunError(
         f"no run in {out} was made with this recipe, so there is nothing to resume.\n"
         "Give the same recipe and --set options as before, or leave --resume out."
-    )
-
-
-def _describe(prepared: Prepared) -> str:
-    prunable, groups = prepared.channels.prunable, prepared.channels.groups
-    return (
-        f"{prepared.recipe.model.name}, {len(prepared.data.train):,} + {len(prepared.data.test):,} images of "
-        f"{prepared.data.num_classes} classes, {len(prunable)} of {len(groups)} channel groups can be cut"
     )

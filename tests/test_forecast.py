@@ -10,7 +10,7 @@ import torch
 from passdeploy import forecast as module
 from passdeploy.forecast import forecast
 from passdeploy.inspection import time_words
-from passdeploy.pipeline import Prepared, prepare
+from passdeploy.preparation import Prepared, prepare
 from passdeploy.recipe import load_recipe
 
 CPU = torch.device("cpu")

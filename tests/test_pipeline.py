@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import passdeploy
-from passdeploy import deploy, pipeline
+from passdeploy import deploy, pipeline, preparation
 from passdeploy.data import load_data
 from passdeploy.errors import (
     AccuracyError,
@@ -218,7 +218,7 @@ def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: P
 def test_a_head_that_does_not_fit_the_classes_is_refused(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pipeline, "build_model", lambda *_, **__: resnet20_cifar(num_classes=7))
+    monkeypatch.setattr(preparation, "build_model", lambda *_, **__: resnet20_cifar(num_classes=7))
     with pytest.raises(DataError, match=r"shape \(1, 7\), but the data has 2 classes"):
         pipeline.run(tiny_recipe, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()

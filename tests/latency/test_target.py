@@ -16,6 +16,7 @@ from passdeploy.cli import main
 from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.latency import meeting, target
 from passdeploy.latency.survey import Survey
+from passdeploy.preparation import prepare
 from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs import RunFolder
@@ -86,7 +87,7 @@ def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, tab
     assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 8, 1)
     assert [row["model"] for row in found.summary["latency"]] == ["dense", "slim"]
     assert RunFolder.open(found.path).read_json("timed.json").keys() == {
-        group.name for group in pipeline.prepare(recipe).channels.prunable
+        group.name for group in prepare(recipe).channels.prunable
     }
     assert found.summary["slim"]["macs"] < found.summary["dense"]["macs"]
 
@@ -94,7 +95,7 @@ def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, tab
 def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, elsewhere: Path, tmp_path: Path):
     recipe = load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={elsewhere}"])
     with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is .*\n.*--force"):
-        pipeline.prepare(recipe)
+        prepare(recipe)
     options = [part for override in [*LATENCY, f"prune.measure.table={elsewhere}"] for part in ("--set", override)]
     forced = call("check", tiny_recipe, *options, "--force", "--json")
     assert forced.exit_code == 0, forced.output
@@ -112,13 +113,13 @@ def test_a_table_for_another_batch_is_refused(tiny_recipe: Path, table: Path):
         tiny_recipe, [*LATENCY, "prune.measure={backend: torch, batch: 2}", f"prune.measure.table={table}"]
     )
     with pytest.raises(UsageError, match="batch: made with 8, wanted is 2"):
-        pipeline.prepare(recipe)
+        prepare(recipe)
 
 
 def test_more_milliseconds_than_the_dense_network_takes_are_refused(tiny_recipe: Path, table: Path):
     asked = [*LATENCY, "prune.target={latency_ms: 100000}", f"prune.measure.table={table}"]
     with pytest.raises(UsageError, match=r"asked for 100000 ms, but the dense network takes"):
-        pipeline.prepare(load_recipe(tiny_recipe, asked))
+        prepare(load_recipe(tiny_recipe, asked))
 
 
 @pytest.mark.parametrize(
@@ -142,15 +143,15 @@ def test_what_cannot_be_reached_says_what_can(tiny_recipe: Path, table: Path):
 def test_a_table_that_is_missing_or_damaged_is_named(tiny_recipe: Path, tmp_path: Path):
     (tmp_path / "broken.json").write_text("[]")
     with pytest.raises(CorruptArtifact, match="is no latency table"):
-        pipeline.prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/broken.json"]))
+        prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/broken.json"]))
     with pytest.raises(UsageError, match="there is no latency table"):
-        pipeline.prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/none.json"]))
+        prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/none.json"]))
 
 
 def test_tensorrt_has_no_table_in_this_version(tiny_recipe: Path):
     asked = ["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"]
     with pytest.raises(UsageError, match="no latency table can be measured on tensorrt"):
-        pipeline.prepare(load_recipe(tiny_recipe, asked))
+        prepare(load_recipe(tiny_recipe, asked))
 
 
 def test_a_sweep_of_roundings_is_planned_and_measured(tiny_recipe: Path):
