@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,20 @@ from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
 
 BATCHES = [stripes(32, seed) for seed in range(4)]
 SETTINGS = {"steps": 8, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01}
+
+
+class Teacher(HalfUseless):
+    """Remembers how many images the newest one, or a copy of it, was asked about, call by call."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked.clear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(len(x))
+        return super().forward(x)
 
 
 def test_what_will_go_fades_and_what_stays_does_not():
@@ -42,12 +58,7 @@ def test_growing_stops_at_a_loss_that_is_not_a_number():
 
 
 def test_a_teacher_alone_can_be_what_grows():
-    net, asked = HalfUseless().eval(), []
-
-    class Teacher(HalfUseless):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append(len(x))
-            return super().forward(x)
+    net, teacher = HalfUseless().eval(), Teacher().eval()
 
     def ruinous(output: Tensor, labels: Tensor) -> Tensor:
         return 1000 * F.cross_entropy(output, labels)
@@ -55,10 +66,10 @@ def test_a_teacher_alone_can_be_what_grows():
     whole, groups = Plan({"features": tuple(range(12))}), map_channels(net, IMAGE).groups
     moved = [
         max((own - dense).abs().max().item() for own, dense in zip(grown.parameters(), net.parameters(), strict=True))
-        for imitation in (Imitation(Teacher().eval(), alpha=1.0), None)
+        for imitation in (Imitation(teacher, alpha=1.0), None)
         for grown in [grow_penalty(net, groups, whole, BATCHES, ruinous, steps=4, lr=0.01, imitation=imitation)]
     ]
-    assert asked == [32] * 4
+    assert teacher.asked == [32] * 4
     assert moved[0] < 0.1 < moved[1]  # nothing goes, and the teacher is the network; labels have no share
 
 
@@ -104,16 +115,10 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
 
 
 def test_another_teacher_is_asked_where_one_is_given():
-    net, asked = HalfUseless().eval(), []
-
-    class Teacher(HalfUseless):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append(len(x))
-            return super().forward(x)
-
+    net, teacher = HalfUseless().eval(), Teacher()
     settings = PassSettings(**SETTINGS, distill=0.5)
-    learn_masks(net, map_channels(net, IMAGE).groups, BATCHES, F.cross_entropy, settings=settings, teacher=Teacher())
-    assert asked == [32] * 8  # once a step
+    learn_masks(net, map_channels(net, IMAGE).groups, BATCHES, F.cross_entropy, settings=settings, teacher=teacher)
+    assert teacher.asked == [32] * 8  # once a step
 
 
 class Normed(nn.Module):
