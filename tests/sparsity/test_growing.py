@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 import pytest
@@ -110,7 +111,9 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
     ]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
-    task = _task(net, channels, distill=1.0, only_better=True)  # and a dense network that does no better
+    worse = copy.deepcopy(net)
+    worse.head.weight.data.neg_()
+    task = _task(net, channels, worse, distill=1.0, only_better=True)  # a teacher that has nothing to teach
     torch.testing.assert_close(task.loss(scores, everything, None, images, labels)[0], losses[0])
 
 
@@ -146,7 +149,7 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
     torch.testing.assert_close(found, F.cross_entropy(reference(images), labels))
 
 
-def _task(net: nn.Module, channels, **settings: float) -> _Task:
+def _task(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> _Task:
     from passdeploy.plan import Budget
     from passdeploy.processes import ALONE
 
@@ -159,7 +162,7 @@ def _task(net: nn.Module, channels, **settings: float) -> _Task:
         budget,
         PassSettings(round_to=1, **settings),
         ALONE,
-        net,
+        teacher or net,
     )
 
 
