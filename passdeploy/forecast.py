@@ -67,4 +67,4 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
 
     with evaluating(network, training=True), torch.random.fork_rng():
         each = fastest(few) / few
-        return fastest(many) / many if each * many < PATIENCE / 2 else each
+        return fastest(many) / many if few < many and each * many < PATIENCE / 2 else each
