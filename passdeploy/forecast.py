@@ -45,8 +45,10 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
 
 def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
     """Of a step of dense training, loading the images included; in whole batches where those do not take long."""
-    data, network = prepared.data, copy.deepcopy(prepared.dense).to(device)
-    optimizer = make_optimizer(network, prepared.recipe.train.optimizer)
+    data, spec = prepared.data, prepared.recipe.train
+    order = torch.channels_last if spec.channels_last else torch.contiguous_format
+    network = copy.deepcopy(prepared.dense).to(device, memory_format=order)  # type: ignore[call-overload]
+    optimizer = make_optimizer(network, spec.optimizer)
     few, many = (min(size, len(data.train)) for size in (FEW, prepared.recipe.data.batch_size))
 
     def fastest(size: int) -> float:
@@ -55,7 +57,7 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
         last = began
         for images, labels in data.train.batches(size, epoch=0, seed=0, augment=True, drop_last=True):
             optimizer.zero_grad()
-            loss = F.cross_entropy(logits_of(network(images.to(device))), labels.to(device))
+            loss = F.cross_entropy(logits_of(network(images.to(device, memory_format=order))), labels.to(device))
             loss.backward()
             optimizer.step()
             loss.item()  # waits for the device
