@@ -11,8 +11,8 @@ Every method gets the same budget, batches, recalibration and fine-tuning steps,
 There are two comparisons. At equal fine-tuning steps, `PASS, rehearsed` and `PASS, frozen` are the fair opponents:
 they take nothing but the plan and the prompt out of mask learning. `PASS` keeps the weights that learned along, so its
 opponents are the rows with extra steps (`--extra`), baselines that fine-tune for as many steps more, and growing
-regularisation, which trains its weights for as many steps before it cuts: as it was published, chosen by L1, and made
-stronger by Taylor scores per MAC and the dense network's answers.
+regularisation, which trains its weights for as many steps before it cuts: `growing` goes by L1 per MAC, the others by
+Taylor scores per MAC or by L1 with the same share of every group, and listen to the dense network where they say so.
 
 `iterative Taylor` is PASS without its hypernetwork and prompt, what is left being a Taylor score that is measured again
 in every step while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut

@@ -33,12 +33,14 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
     """
     recipe, data = prepared.recipe, prepared.data
     image = _seconds_per_image(prepared, device)
-    taught, batch = 1 + 1 / (1 + _BACKWARD), min(recipe.data.batch_size, len(data.train))  # a teacher's forward pass
+    taught = 1 + 1 / (1 + _BACKWARD)  # with a teacher's forward pass
+    batch = min(recipe.prune.batch_size or recipe.data.batch_size, len(data.train))
     epoch, test = image * len(data.train), image * len(data.test) / (1 + _BACKWARD)
-    learn = image * (recipe.prune.batch_size or batch) * (taught if recipe.prune.distill else 1)
+    is_learned = recipe.prune.method in ("pass", "growing") and not recipe.prune.takes_plan
+    learn = recipe.prune.steps * image * batch * (taught if recipe.prune.distill else 1)
     return {
         "dense": test + (0 if prepared.is_trained else recipe.train.epochs * epoch),
-        "learn": recipe.prune.steps * learn if recipe.prune.method in ("pass", "growing") else 0.0,
+        "learn": learn if is_learned else 0.0,
         "finetune": 2 * test + recipe.finetune.epochs * epoch * (taught if recipe.finetune.distill else 1),
     }
 

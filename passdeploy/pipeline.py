@@ -293,7 +293,7 @@ class _Job:
     def _prompt(self) -> VisualPrompt | None:
         """The prompt that the slim network will look through, untrained."""
         prune, spec = self.recipe.prune, self.recipe.prune.prompt
-        is_learned = prune.method == "pass" and not (prune.from_run is not None and prune.reuse == "plan")
+        is_learned = prune.method == "pass" and not prune.takes_plan
         if not is_learned or spec.kind == "none" or not spec.keep:
             return None
         return VisualPrompt(spec.kind, self.data.image_shape, spec.size)

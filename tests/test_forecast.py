@@ -40,6 +40,8 @@ def test_what_is_left_out_takes_no_time(tiny_recipe: Path, a_tenth: None, tmp_pa
     assert plain["finetune"] == pytest.approx(whole["finetune"] - 2 * 4.8 / 3)
     larger = forecast(prepared(tiny_recipe, "prune.batch_size=32", "prune.distill=null"), CPU)
     assert larger["learn"] == pytest.approx(6 * 3.2)
+    all_of_them = forecast(prepared(tiny_recipe, "prune.batch_size=1000", "prune.distill=null"), CPU)
+    assert all_of_them["learn"] == pytest.approx(6 * 4.8)
 
 
 def test_the_steps_that_are_timed_leave_the_network_as_it_was(tiny_recipe: Path):

@@ -204,3 +204,8 @@ class PruneSpec(Section):
     )
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
     hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that proposes the scores.")
+
+    @property
+    def takes_plan(self) -> bool:
+        """Whether the channels are those of another run, and nothing is learned."""
+        return self.from_run is not None and self.reuse == "plan"
