@@ -43,17 +43,19 @@ from torch import Tensor, nn
 from benchmarks.accuracy_report import report
 from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setting, Size, train_
 from passdeploy import count as count_model
-from passdeploy.chance import seed_of
-from passdeploy.files import write_atomically
-from passdeploy.lessons import Imitation
-from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.slimming import slim
+from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.plan import Plan
+from passdeploy.models.prompt import VisualPrompt, with_prompt
+from passdeploy.runtime.files import write_atomically
+from passdeploy.runtime.seeds import seed_of
+from passdeploy.runtime.versions import package_versions
+from passdeploy.slimming.slim import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
-from passdeploy.train import evaluate, recalibrate_batch_norm_
-from passdeploy.versions import package_versions
+from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.evaluate import evaluate
+from passdeploy.training.losses import Imitation
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 8, 20, 4

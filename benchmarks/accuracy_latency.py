@@ -19,11 +19,11 @@ import torch
 from benchmarks.accuracy_report import report
 from benchmarks.accuracy_settings import BATCH
 from benchmarks.latency_rows import against
-from passdeploy.channels.mapping import map_channels
-from passdeploy.files import write_atomically
-from passdeploy.latency.networks import prober_for
-from passdeploy.models import build_model
-from passdeploy.profiling.measure import Budget
+from passdeploy.grouping.find import map_channels
+from passdeploy.latency.resized_networks import prober_for
+from passdeploy.models.build import build_model
+from passdeploy.profiling.interleaved import Budget
+from passdeploy.runtime.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 LATENCY_BATCH = 8

@@ -16,13 +16,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from passdeploy.chance import seed_of
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.data import ImageData, load_data
-from passdeploy.models import build_model, replace_classifier_
+from passdeploy.data.splits import ImageData, load_data
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.build import build_model
+from passdeploy.models.classifier import replace_classifier_
 from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec, OptimizerSpec, TrainSpec
-from passdeploy.train import evaluate, fit
+from passdeploy.runtime.seeds import seed_of
+from passdeploy.training.evaluate import evaluate
+from passdeploy.training.loop import fit
 
 BATCH = 32
 DENSE_BATCH = 64

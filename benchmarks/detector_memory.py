@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torchvision.models import get_model
 
-from passdeploy.channels.mapping import map_channels
-from passdeploy.files import write_atomically
-from passdeploy.versions import package_versions
+from passdeploy.grouping.find import map_channels
+from passdeploy.runtime.files import write_atomically
+from passdeploy.runtime.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "detector-memory.json"
 NETWORKS = (

@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from passdeploy.data import ImageData, Split, load_data
-from passdeploy.deploy import load
+from passdeploy.commands.prune import run
+from passdeploy.data.splits import ImageData, Split, load_data
 from passdeploy.errors import GateError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
-from passdeploy.export.run_export import CALIBRATION_IMAGES
-from passdeploy.files import write_atomically
-from passdeploy.models import build_model
-from passdeploy.pipeline import run
+from passdeploy.export.settings import CALIBRATION_IMAGES
+from passdeploy.models.build import build_model
 from passdeploy.recipe import DataSpec, load_recipe
-from passdeploy.versions import package_versions
+from passdeploy.runs.load import load
+from passdeploy.runtime.files import write_atomically
+from passdeploy.runtime.versions import package_versions
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")

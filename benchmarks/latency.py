@@ -32,28 +32,29 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.fastest_widths import fastest_widths
 from benchmarks.latency_accuracy import SUBJECTS, accuracy
 from benchmarks.latency_report import NETWORKS, report
 from benchmarks.latency_rows import MEASURE, Rows, against
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.counts import count
+from passdeploy.channels.widths import rungs_of
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.latency.fastest import fastest_widths
-from passdeploy.latency.meeting import Meeting, Request
-from passdeploy.latency.networks import prober_for
-from passdeploy.latency.observation import Prober
-from passdeploy.latency.place import Place, block_of
-from passdeploy.latency.price import LatencyPrice
-from passdeploy.latency.survey import Survey, survey
+from passdeploy.grouping.find import map_channels
+from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.hardware import Place, block_of
+from passdeploy.latency.network_timing import Prober
+from passdeploy.latency.resized_networks import prober_for
+from passdeploy.latency.sampling import Survey, survey
+from passdeploy.latency.search import Meeting, Request
 from passdeploy.latency.table import LatencyTable
-from passdeploy.plan import rungs_of
 from passdeploy.profiling.clock import HostClock, clock_for
-from passdeploy.profiling.measure import BUILT_ONCE, SITTINGS, Budget
+from passdeploy.profiling.cuda import stream_of
+from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.interleaved import BUILT_ONCE, SITTINGS, Budget
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.profiling.setting import Setting, stream_of
 from passdeploy.sparsity.baselines import magnitude_scores
+from passdeploy.tracing.counts import count
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 SHARES = (0.75, 0.5, 0.35)

@@ -21,22 +21,24 @@ from torch import nn
 
 from benchmarks.accuracy_settings import DENSE_BATCH, Setting, train_, train_dense
 from benchmarks.latency_rows import Rows, against
-from passdeploy.chance import seed_of
-from passdeploy.data import ImageData, load_data
+from passdeploy.channels.allocation import Budget as PlanBudget
+from passdeploy.channels.allocation import choose_channels
+from passdeploy.channels.plan import Plan, Scores
+from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import BudgetError
-from passdeploy.latency.meeting import Meeting, Request
-from passdeploy.latency.networks import prober_for
-from passdeploy.latency.place import Place, block_of
-from passdeploy.latency.survey import Survey, survey
+from passdeploy.latency.hardware import Place, block_of
+from passdeploy.latency.resized_networks import prober_for
+from passdeploy.latency.sampling import Survey, survey
+from passdeploy.latency.search import Meeting, Request
 from passdeploy.latency.table import LatencyTable
-from passdeploy.models import build_model
-from passdeploy.plan import Budget as PlanBudget
-from passdeploy.plan import Plan, Scores, choose_channels
-from passdeploy.profiling.measure import Budget
+from passdeploy.models.build import build_model
+from passdeploy.profiling.interleaved import Budget
 from passdeploy.recipe import DataSpec
-from passdeploy.slimming import slim
+from passdeploy.runtime.seeds import seed_of
+from passdeploy.slimming.slim import slim
 from passdeploy.sparsity.baselines import taylor_scores
-from passdeploy.train import evaluate, recalibrate_batch_norm_
+from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.evaluate import evaluate
 
 TAYLOR_IMAGES = 1024  # that scores are taken over
 SHARE = 0.5

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency_report import report
-from passdeploy.files import write_atomically
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.measure import SITTINGS, Budget, Build, in_turns, measure_sittings
+from passdeploy.profiling.interleaved import SITTINGS, Budget, Build, in_turns, measure_sittings
 from passdeploy.profiling.statistics import speedup_over, summarise
+from passdeploy.runtime.files import write_atomically
 
 MEASURE = Budget(seconds=4.0)
 

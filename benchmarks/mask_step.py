@@ -29,15 +29,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from passdeploy.channels.mapping import map_channels
-from passdeploy.events import Stage
-from passdeploy.files import write_atomically
-from passdeploy.lessons import Imitation
-from passdeploy.networks import resnet20_cifar
-from passdeploy.optimizers import make_optimizer
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.recipe import OptimizerSpec
+from passdeploy.runtime.events import Stage
+from passdeploy.runtime.files import write_atomically
+from passdeploy.runtime.versions import package_versions
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.versions import package_versions
+from passdeploy.training.losses import Imitation
+from passdeploy.training.optimizers import make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "mask_step.json"
 BATCH = 64

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from passdeploy.files import write_atomically
+from passdeploy.runtime.files import write_atomically
 from tests.exported_networks import BATCH, export_and_compare
 from tests.random_networks import Network, describe, network_of_seed, shrink
 

@@ -35,7 +35,7 @@ from rich.console import Console
 from benchmarks.slimming_jobs import run_all
 from benchmarks.slimming_report import ROUNDED, details, markdown, summary_table
 from benchmarks.zoo import ZOOS, entries
-from passdeploy.files import write_atomically
+from passdeploy.runtime.files import write_atomically
 
 
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)

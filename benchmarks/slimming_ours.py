@@ -16,12 +16,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.slimming_sides import SHARE, Say, first_line, timed, uncut_layers
 from benchmarks.zoo import Entry
-from passdeploy import chance
+from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.counts import count
-from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.slimming import hidden_state, masked, numbers_after, relative_error, resize_, slim
+from passdeploy.channels.plan import Plan
+from passdeploy.grouping.find import map_channels
+from passdeploy.runtime import seeds
+from passdeploy.slimming.masked import masked
+from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.slim import hidden_state, resize_, slim
+from passdeploy.slimming.verify import relative_error
+from passdeploy.tracing.counts import count
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -75,7 +79,7 @@ def measure_ours(entry: Entry, say: Say) -> None:
 
 def halved(groups: Sequence[ChannelGroup], key: str) -> Plan:
     """Half of the channels of every group that may be cut, at random; never all of them."""
-    draw = random.Random(chance.seed_of("plan", key))
+    draw = random.Random(seeds.seed_of("plan", key))
     kept = {}
     for group in groups:
         if group.is_prunable:
@@ -251,7 +255,7 @@ def measure_rounding(entry: Entry, say: Say) -> None:
     say({"phase": "slim"})
     channels = map_channels(model, inputs)
     scores = {
-        group.name: torch.rand(group.width, generator=chance.generator("round", entry.key, group.name))
+        group.name: torch.rand(group.width, generator=seeds.generator("round", entry.key, group.name))
         for group in channels.prunable
     }
     budget = Budget.of("macs", SHARE, channels.costs)

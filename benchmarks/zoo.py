@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy import chance
+from passdeploy.runtime import seeds
 
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 DETECTION = (
@@ -51,7 +51,7 @@ class Entry:
     def inputs(self, batch: int = 1) -> tuple[Any, ...]:
         """Positional arguments for the network, random and the same every time."""
         shape = _SHAPES[self.zoo](self.name)
-        images = torch.randn(batch, *shape, generator=chance.generator("input", self.key))
+        images = torch.randn(batch, *shape, generator=seeds.generator("input", self.key))
         return (list(images.sigmoid()),) if self.zoo == "detection" else (images,)
 
     def training_inputs(self) -> tuple[Any, ...]:
@@ -176,7 +176,7 @@ def _target(image: Tensor) -> dict[str, Tensor]:
     boxes = torch.tensor([[16.0, 16.0, 96.0, 112.0], [60.0, 40.0, 200.0, 180.0]])
     masks = torch.zeros(2, *image.shape[1:], dtype=torch.uint8)
     masks[:, 50:90, 65:90] = 1
-    points = torch.rand(2, 17, 1, generator=chance.generator("points")) * 70 + 40
+    points = torch.rand(2, 17, 1, generator=seeds.generator("points")) * 70 + 40
     keypoints = torch.cat([points, points, torch.ones_like(points)], 2)  # (boxes, points, x y visible)
     return {"boxes": boxes, "labels": torch.tensor([1, 1]), "masks": masks, "keypoints": keypoints}
 
@@ -190,7 +190,7 @@ def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
     Freshly built networks start many scales at 1, shifts at 0 and residual gates at 0 or 1e-6. Here every batch
     norm gets statistics of its own, every constant shift (a bias) and every constant scale some noise.
     """
-    draw = chance.generator("zoo", seed)
+    draw = seeds.generator("zoo", seed)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(getattr(module, "running_var", None), Tensor):  # batch norms of any class, frozen ones too

@@ -9,40 +9,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from passdeploy.channels.allocation import choose_channels as choose_channels
     from passdeploy.channels.groups import ChannelGroup as ChannelGroup
-    from passdeploy.channels.mapping import find_groups as find_groups
-    from passdeploy.counts import Counts as Counts
-    from passdeploy.counts import count as count
-    from passdeploy.deploy import load as load
+    from passdeploy.channels.plan import Plan as Plan
+    from passdeploy.channels.plan import reconcile as reconcile
+    from passdeploy.commands.prune import run as run
     from passdeploy.export import export_onnx as export_onnx
-    from passdeploy.pipeline import run as run
-    from passdeploy.plan import Plan as Plan
-    from passdeploy.plan import choose_channels as choose_channels
-    from passdeploy.plan import reconcile as reconcile
-    from passdeploy.slimming import masked as masked
-    from passdeploy.slimming import slim as slim
-    from passdeploy.slimming import verify as verify
+    from passdeploy.grouping.find import find_groups as find_groups
+    from passdeploy.runs.load import load as load
+    from passdeploy.runtime.versions import __version__ as __version__
+    from passdeploy.slimming.masked import masked as masked
+    from passdeploy.slimming.slim import slim as slim
+    from passdeploy.slimming.verify import verify as verify
     from passdeploy.sparsity.learn import learn_masks as learn_masks
-
-__version__ = "0.1.0"
+    from passdeploy.tracing.counts import Counts as Counts
+    from passdeploy.tracing.counts import count as count
 
 _HOME = {
     "ChannelGroup": "passdeploy.channels.groups",
-    "find_groups": "passdeploy.channels.mapping",
-    "Counts": "passdeploy.counts",
-    "count": "passdeploy.counts",
+    "Counts": "passdeploy.tracing.counts",
+    "Plan": "passdeploy.channels.plan",
+    "__version__": "passdeploy.runtime.versions",
+    "choose_channels": "passdeploy.channels.allocation",
+    "count": "passdeploy.tracing.counts",
     "export_onnx": "passdeploy.export",
+    "find_groups": "passdeploy.grouping.find",
     "learn_masks": "passdeploy.sparsity.learn",
-    "load": "passdeploy.deploy",
-    "run": "passdeploy.pipeline",
-    "Plan": "passdeploy.plan",
-    "choose_channels": "passdeploy.plan",
-    "reconcile": "passdeploy.plan",
-    "masked": "passdeploy.slimming",
-    "slim": "passdeploy.slimming",
-    "verify": "passdeploy.slimming",
+    "load": "passdeploy.runs.load",
+    "masked": "passdeploy.slimming.masked",
+    "reconcile": "passdeploy.channels.plan",
+    "run": "passdeploy.commands.prune",
+    "slim": "passdeploy.slimming.slim",
+    "verify": "passdeploy.slimming.verify",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from passdeploy import __version__
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_profile import How, Subjects, run_options, subject_options
 from passdeploy.errors import PassDeployError, UsageError
+from passdeploy.runtime.versions import __version__
 
 if TYPE_CHECKING:
-    from passdeploy.terminal import TerminalListener
+    from passdeploy.display.progress import TerminalListener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130
@@ -124,7 +124,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 
 def _listener(quiet: bool) -> TerminalListener:
-    from passdeploy.terminal import TerminalListener
+    from passdeploy.display.progress import TerminalListener
 
     return TerminalListener(quiet=quiet)
 
@@ -171,8 +171,8 @@ def prune(
 
     recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), _overrides(overrides))
 
-    from passdeploy.pipeline import run
-    from passdeploy.terminal import closing_table
+    from passdeploy.commands.prune import run
+    from passdeploy.display.tables import closing_table
 
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun, one process for all
     with _listener(quiet or not speaks) as listener:
@@ -263,8 +263,9 @@ def profile(
             found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, how, listener)
         _finish(found, as_json, *lines)
         return
-    from passdeploy.deploy import profile_run, summary_of
-    from passdeploy.terminal import closing_table, group_table, layer_table
+    from passdeploy.commands.profile_run import profile_run
+    from passdeploy.display.tables import closing_table, group_table, layer_table
+    from passdeploy.runs.load import summary_of
 
     with _listener(quiet) as listener:
         document = profile_run(
@@ -301,10 +302,11 @@ def check(
     name = _recipe_of(recipe_option, recipe_argument)
     recipe = load_recipe(name, _overrides(overrides))
 
-    from passdeploy.devices import find_device
-    from passdeploy.forecast import forecast
-    from passdeploy.inspection import describe, describe_run, latency_words, table, time_words
-    from passdeploy.preparation import prepare
+    from passdeploy.commands.describe import describe, describe_run
+    from passdeploy.commands.forecast import forecast
+    from passdeploy.commands.prepare import prepare
+    from passdeploy.display.check_report import latency_words, table, time_words
+    from passdeploy.runtime.devices import find_device
 
     with _listener(quiet) as listener:
         prepared = prepare(recipe, allow_code=allow_code, tell=listener)
@@ -341,7 +343,8 @@ def inspect(
     quiet: bool,
 ) -> None:
     """Show the channel groups of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
-    from passdeploy.inspection import describe, inspect_model, table
+    from passdeploy.commands.describe import describe, inspect_model
+    from passdeploy.display.check_report import table
 
     with _listener(quiet) as listener:
         channels = inspect_model(
@@ -395,7 +398,7 @@ def show_schema(as_json: bool, quiet: bool) -> None:
 @common
 def doctor(as_json: bool, quiet: bool) -> None:
     """Say what this machine can do: devices, packages, and what is missing for which command."""
-    from passdeploy.doctor import examine
+    from passdeploy.commands.doctor import examine
 
     report = examine()
     _finish(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from passdeploy.deploy import Exported
-    from passdeploy.events import Listener
+    from passdeploy.commands.export_run import Exported
     from passdeploy.export import EngineOptions, ExportSettings
-    from passdeploy.export.delivery import Delivery
+    from passdeploy.export.packaging import Delivery
+    from passdeploy.runtime.events import Listener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
@@ -141,7 +141,7 @@ class ExportRequest:
 
     def delivery(self, exported: str) -> Delivery:
         """What to gather: into the folders that were named, as seen from here, or beside the files in `exported`."""
-        from passdeploy.export.delivery import Delivery
+        from passdeploy.export.packaging import Delivery
 
         def folder(asked: Path | None, usual: str) -> Path | None:
             return Path(exported, usual) if str(asked) == _OURS else asked and asked.absolute()
@@ -156,7 +156,7 @@ class ExportRequest:
         Raises:
             click.UsageError: options that do not go together.
         """
-        from passdeploy.deploy import Exported, export_run
+        from passdeploy.commands.export_run import Exported, export_run
 
         if self.from_bundle is not None:
             from passdeploy.export.bundle import build_bundle
@@ -165,7 +165,7 @@ class ExportRequest:
             return Exported(self.from_bundle, tuple(build_bundle(self.from_bundle, flavour=flavour, tell=tell)))
         settings = self.settings(batch)
         if self.model is not None:
-            from passdeploy.export_model import export_model
+            from passdeploy.commands.export_model import export_model
 
             return export_model(
                 self.model, settings, weights=self.weights, classes=self.classes, image_size=self.image_size or 224,
@@ -232,7 +232,7 @@ def _flag(name: str) -> str:
 
 def check_engine(path: Path, trust_engine: bool) -> dict[str, Any]:
     """Load an engine here, and say what it is."""
-    from passdeploy.export.trt_census import count_engine_layers
+    from passdeploy.export.trt_layer_precisions import count_engine_layers
     from passdeploy.export.trt_sidecar import load_engine
 
     trt, engine = load_engine(path, trust_engine=trust_engine)

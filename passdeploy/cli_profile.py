@@ -13,12 +13,9 @@ import click
 from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from passdeploy.channels.groups import ChannelMap
-    from passdeploy.events import Listener
+    from passdeploy.display.progress import TerminalListener
     from passdeploy.profiling import Setting
-    from passdeploy.terminal import TerminalListener
+    from passdeploy.runtime.events import Listener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -35,8 +32,8 @@ class How:
 
     def setting(self) -> Setting:
         """For measuring; the device is one that is here."""
-        from passdeploy.devices import find_device
         from passdeploy.profiling import Setting
+        from passdeploy.runtime.devices import find_device
 
         device = str(find_device(self.device))
         return Setting(device, self.precision, self.channels_last, self.cuda_graph)
@@ -79,8 +76,8 @@ class Subjects:
         """Measure; the document, and what the command says at its end."""
         self.check()
         if self.files:
-            from passdeploy.profiling.artifacts import profile_files
-            from passdeploy.terminal import latency_table
+            from passdeploy.display.tables import latency_table
+            from passdeploy.profiling.profile_files import profile_files
 
             if backends is not None and len(backends) != 1:
                 raise UsageError("a file runs in one backend: give one, or leave out --backend.")
@@ -91,7 +88,9 @@ class Subjects:
             ).to_json()  # fmt: skip
             listener.console.print(latency_table(found["rows"]))
             return found, [*map(str, self.files), "next: passdeploy profile, for a run"]
-        found = self.make_tables(backends or (), batches, threads, how.setting(), allow_code, listener)
+        from passdeploy.display.tables import sweep_lines
+
+        found = self._measure_table(backends or (), batches, threads, how.setting(), allow_code, listener)
         lines = [
             f"{found['dense_ms']:.3g} ms dense; the table is off by {found['error']['median']:.1%} in the median",
             *sweep_lines(found.get("sweep", ())),
@@ -112,32 +111,7 @@ class Subjects:
         if not 0 < self.share < 1:
             raise UsageError(f"--share {self.share:g} makes no sense: it is of the dense latency, between 0 and 1.")
 
-    def network(self, allow_code: bool) -> tuple[nn.Module, ChannelMap, tuple[int, ...]]:
-        """The network, its groups, and the shape of an image."""
-        import torch
-
-        from passdeploy.channels.mapping import map_channels
-        from passdeploy.models import build_model
-
-        if self.recipe is not None:
-            from passdeploy.data import load_data
-            from passdeploy.recipe import load_recipe
-
-            recipe = load_recipe(self.recipe)
-            data = load_data(recipe.data)
-            dense = build_model(
-                recipe.model.name, num_classes=data.num_classes, weights=recipe.model.weights,
-                new_head=recipe.model.new_head, allow_code=allow_code,
-                seed=recipe.seed,
-            )  # fmt: skip
-            prune, shape = recipe.prune, tuple(data.image_shape)
-            channels = map_channels(dense.eval(), torch.zeros(1, *shape), include=prune.include, exclude=prune.exclude)
-            return dense, channels, shape
-        size = self.image_size or 224
-        dense = build_model(str(self.model), num_classes=self.classes, allow_code=allow_code).eval()
-        return dense, map_channels(dense, torch.zeros(1, 3, size, size)), (3, size, size)
-
-    def make_tables(
+    def _measure_table(
         self,
         backends: Sequence[str],
         batches: Sequence[int],
@@ -146,45 +120,31 @@ class Subjects:
         allow_code: bool,
         tell: Listener,
     ) -> dict[str, Any]:
-        """Measure a network's table, or take it from the cache, and write it; with a sweep, plan and measure by it."""
-        from time import perf_counter
-
-        from passdeploy.latency import target
-        from passdeploy.latency.meeting import Meeting, Request
-        from passdeploy.latency.networks import require_table
-        from passdeploy.latency.place import Place
-        from passdeploy.latency.target import example_images, find_table, sweep_round
-        from passdeploy.sparsity.baselines import magnitude_scores
+        from passdeploy.commands.latency_table import measure_table, network_by_name, network_of_recipe
+        from passdeploy.latency.resized_networks import require_table
 
         if len(backends) != 1 or len(batches) != 1:
             raise UsageError("a table is of one backend and one batch size: give --backend ort --batch 8, for example.")
-        require_table(backends[0], setting)
-        threads = threads or 1
-        dense, channels, shape = self.network(allow_code)
-        place = Place.here(backend=backends[0], threads=threads, batch=batches[0], image_shape=shape, setting=setting)
-        images = example_images(batches[0], shape)
-        began = perf_counter()
-        table = find_table(place, dense, channels, images, fresh=self.fresh, tell=tell)
-        document: dict[str, Any] = {
-            "place": table.to_json()["place"], "dense_ms": table.dense_ms, "seconds": round(perf_counter() - began, 2),
-            "error": {"median": table.error[0], "largest": table.error[1]},
-            "layers": len({node.layer for node in table.nodes}), "networks": len(table.looks),
-        }  # fmt: skip
-        if self.table is not None:
-            table.save(self.table)
-            document["path"] = str(self.table)
-        if self.sweep:
-            scores = magnitude_scores(dense, channels.groups, norm="l2")
-            with target.prober_at(place, dense, channels, images) as prober:
-                document["sweep"] = sweep_round(
-                    self.sweep,
-                    lambda step: Meeting(
-                        prober, channels, table, round_to=step, threads=threads, seconds=target.SECONDS,
-                        device=setting.device_of(place.backend),
-                    ),
-                    scores, Request(share=self.share),
-                )  # fmt: skip
-        return document
+        require_table(backends[0], setting)  # before a network is built
+        network = (
+            network_of_recipe(self.recipe, allow_code=allow_code)
+            if self.recipe is not None
+            else network_by_name(
+                str(self.model), classes=self.classes, image_size=self.image_size or 224, allow_code=allow_code
+            )
+        )
+        return measure_table(
+            network,
+            backend=backends[0],
+            batch=batches[0],
+            threads=threads or 1,
+            setting=setting,
+            path=self.table,
+            sweep=self.sweep,
+            share=self.share,
+            fresh=self.fresh,
+            tell=tell,
+        )
 
 
 def run_options(command: Command) -> Command:
@@ -245,20 +205,3 @@ def _steps(_: click.Context, parameter: click.Parameter, value: str | None) -> t
     if steps and min(steps) < 1:
         raise click.BadParameter(f"{value!r} is not a list of positive whole numbers, such as 1,8,16")
     return steps
-
-
-def sweep_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What a sweep found, a line each, the best last."""
-    lines, met = [], [row for row in rows if "refused" not in row]
-    for row in rows:
-        if "refused" in row:
-            lines.append(f"multiples of {row['round_to']:>3}: {row['refused']}")
-        else:
-            lines.append(
-                f"multiples of {row['round_to']:>3}: {row['slim_ms']:.3g} ms ({row['achieved']:.1%} of dense), "
-                f"keeps {row['kept']:.1%} of the score"
-            )
-    if met:
-        best = max(met, key=lambda row: row["kept"])
-        lines.append(f"best: prune.round_to={best['round_to']}, which keeps the most in that time")
-    return lines

@@ -137,3 +137,9 @@ def first_line(error: BaseException, *, longest: int = 300) -> str:
     """The first line of an exception's text, cut to what fits in a message."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:longest]
+
+
+def clipped(value: object, limit: int = 80) -> str:
+    """Any value as one short line of printable characters, for error messages."""
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -26,9 +26,11 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy import Plan, count, masked, slim
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.mapping import map_channels
-from passdeploy.counts import Counts
-from passdeploy.slimming import numbers_after, relative_error, resize_
+from passdeploy.grouping.find import map_channels
+from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.slim import resize_
+from passdeploy.slimming.verify import relative_error
+from passdeploy.tracing.counts import Counts
 
 Shape = tuple[int, ...]
 T = TypeVar("T")

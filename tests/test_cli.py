@@ -198,21 +198,21 @@ def test_a_mistake_is_explained_in_three_lines_and_leaves_nothing(call, tmp_path
 
 
 def test_an_interrupt_exits_with_130(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):
-    import passdeploy.pipeline
+    import passdeploy.commands.prune
 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(passdeploy.pipeline, "run", interrupted)
+    monkeypatch.setattr(passdeploy.commands.prune, "run", interrupted)
     assert call("prune", tiny_recipe).exit_code == 130
 
 
 def test_a_bug_keeps_its_traceback(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):
-    import passdeploy.pipeline
+    import passdeploy.commands.prune
 
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(passdeploy.pipeline, "run", broken)
+    monkeypatch.setattr(passdeploy.commands.prune, "run", broken)
     result = call("prune", tiny_recipe)
     assert isinstance(result.exception, ZeroDivisionError)

@@ -26,7 +26,8 @@ def test_every_public_name_can_be_had():
 
 def test_a_public_name_stays_what_it_is_whatever_is_imported():
     code = (
-        "import passdeploy.slimming, passdeploy.runs, passdeploy.plan, passdeploy.counts, passdeploy.pipeline\n"
+        "import passdeploy.slimming.slim, passdeploy.runs.folder, passdeploy.channels.plan\n"
+        "import passdeploy.tracing.counts, passdeploy.commands.prune\n"
         "import passdeploy as pd\n"
         "print([n for n in pd.__all__ if n != '__version__' and not callable(getattr(pd, n))])"
     )

@@ -1,1 +1,1 @@
-"""Channels followed through a real forward pass, and the groups in which they can be cut."""
+"""Channel groups, their costs and the plan that says which channels stay: values, no network and no tracing."""

@@ -1,9 +1,10 @@
 """Exported files, each checked against the model it came from."""
 
 from passdeploy.export.artifact import Artifact, BatchRange
+from passdeploy.export.exporter import export_artifacts
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.parity import Parity, check_parity
-from passdeploy.export.run_export import ExportSettings, Samples, export_artifacts
+from passdeploy.export.settings import ExportSettings, Samples
 from passdeploy.export.trt_api import load_trt
 from passdeploy.export.trt_engine import EngineOptions, build_engine
 from passdeploy.export.trt_sidecar import load_engine

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.errors import UsageError
-from passdeploy.files import sha256_of
+from passdeploy.runtime.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,8 @@ class BatchRange:
     def as_list(self) -> list[int]:
         """`[min, opt, max]`, as it is written to metadata."""
         return [self.smallest, self.typical, self.largest]
+
+
+def stem(prefix: str, precision: str) -> str:
+    """How the files of a precision are called: `model`, `model-fp16`."""
+    return prefix if precision == "fp32" else f"{prefix}-{precision}"

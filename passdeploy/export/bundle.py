@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from passdeploy import __version__
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.events import Listener, silent, stage
 from passdeploy.export.artifact import Artifact, describe
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions, build_engine
 from passdeploy.export.trt_sidecar import engine_of
-from passdeploy.files import atomic_path, sha256_of, write_atomically
+from passdeploy.runtime.events import Listener, silent, stage
+from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
+from passdeploy.runtime.versions import __version__
 
 if TYPE_CHECKING:
-    from passdeploy.export.run_export import ExportSettings, Samples
+    from passdeploy.export.settings import ExportSettings, Samples
 
 MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
 

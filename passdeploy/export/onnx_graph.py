@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy import __version__
 from passdeploy.errors import ExportError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.casting import find_opset
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
-from passdeploy.export.silence import quietly
-from passdeploy.files import atomic_path
-from passdeploy.running import evaluating
+from passdeploy.export.quiet import quietly
+from passdeploy.models.modes import evaluating
+from passdeploy.runtime.files import atomic_path
+from passdeploy.runtime.versions import __version__
 
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 
@@ -100,7 +100,7 @@ def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 
 def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -> Any:
     """Run torch's exporter; the result is an `onnx.ModelProto`."""
-    from passdeploy.export.translations import TRANSLATIONS  # imports onnxscript, which takes a while
+    from passdeploy.export.onnx_operators import TRANSLATIONS  # imports onnxscript, which takes a while
 
     try:
         program = torch.onnx.export(

@@ -27,7 +27,7 @@ from passdeploy.errors import ParityError, UsageError, first_line
 from passdeploy.export.casting import rounded
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.precision import CAST, LIMITS, Limits
-from passdeploy.running import evaluating
+from passdeploy.models.modes import evaluating
 
 _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relative to
 

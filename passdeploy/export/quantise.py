@@ -22,7 +22,7 @@ from torch import Tensor
 
 from passdeploy.errors import ExportError, UsageError, first_line, require
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.silence import quietly
+from passdeploy.export.quiet import quietly
 
 Quantiser = Literal["ort", "modelopt"]
 Lowering = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the graph without them

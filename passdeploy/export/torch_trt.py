@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingError, ParityError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe
-from passdeploy.export.driver import require_gpu
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.parity import compare, problem_of, reference_of, rejected
 from passdeploy.export.precision import Limits
 from passdeploy.export.trt_engine import EngineOptions
-from passdeploy.files import atomic_path
-from passdeploy.running import evaluating
-from passdeploy.versions import package_versions
+from passdeploy.models.modes import evaluating
+from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.runtime.files import atomic_path
+from passdeploy.runtime.versions import package_versions
 
 PROGRAM_PRECISIONS = ("fp32", "fp16", "bf16")
 _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

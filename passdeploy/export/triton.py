@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, ValueInfoProto
 
 from passdeploy.export.artifact import Artifact, BatchRange, describe
-from passdeploy.files import atomic_path, write_atomically
+from passdeploy.runtime.files import atomic_path, write_atomically
 
 _QUEUE_MICROSECONDS = 100  # how long a request may wait for others to share its batch
 _TYPES = {

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from passdeploy.errors import MissingError, UsageError, first_line
-from passdeploy.export.driver import require_cuda, require_gpu
+from passdeploy.runtime.cuda_driver import require_cuda, require_gpu
 
 if TYPE_CHECKING:
     import tensorrt
@@ -28,31 +28,31 @@ class TensorRT(Protocol):
     __version__: str
 
     @property
-    def Builder(self) -> Callable[[tensorrt.ILogger], tensorrt.Builder]: ...  # noqa: D102
+    def Builder(self) -> Callable[[tensorrt.ILogger], tensorrt.Builder]: ...
     @property
-    def OnnxParser(  # noqa: D102
+    def OnnxParser(
         self,
     ) -> Callable[[tensorrt.INetworkDefinition, tensorrt.ILogger], tensorrt.OnnxParser]: ...
     @property
-    def Runtime(self) -> Callable[[tensorrt.ILogger], tensorrt.Runtime]: ...  # noqa: D102
+    def Runtime(self) -> Callable[[tensorrt.ILogger], tensorrt.Runtime]: ...
     @property
-    def ILogger(self) -> type[tensorrt.ILogger]: ...  # noqa: D102
+    def ILogger(self) -> type[tensorrt.ILogger]: ...
     @property
-    def NetworkDefinitionCreationFlag(self) -> type[tensorrt.NetworkDefinitionCreationFlag]: ...  # noqa: D102
+    def NetworkDefinitionCreationFlag(self) -> type[tensorrt.NetworkDefinitionCreationFlag]: ...
     @property
-    def MemoryPoolType(self) -> type[tensorrt.MemoryPoolType]: ...  # noqa: D102
+    def MemoryPoolType(self) -> type[tensorrt.MemoryPoolType]: ...
     @property
-    def ProfilingVerbosity(self) -> type[tensorrt.ProfilingVerbosity]: ...  # noqa: D102
+    def ProfilingVerbosity(self) -> type[tensorrt.ProfilingVerbosity]: ...
     @property
-    def BuilderFlag(self) -> type[tensorrt.BuilderFlag]: ...  # noqa: D102
+    def BuilderFlag(self) -> type[tensorrt.BuilderFlag]: ...
     @property
-    def HardwareCompatibilityLevel(self) -> type[tensorrt.HardwareCompatibilityLevel]: ...  # noqa: D102
+    def HardwareCompatibilityLevel(self) -> type[tensorrt.HardwareCompatibilityLevel]: ...
     @property
-    def TensorIOMode(self) -> type[tensorrt.TensorIOMode]: ...  # noqa: D102
+    def TensorIOMode(self) -> type[tensorrt.TensorIOMode]: ...
     @property
-    def IProfiler(self) -> type[tensorrt.IProfiler]: ...  # noqa: D102
+    def IProfiler(self) -> type[tensorrt.IProfiler]: ...
     @property
-    def LayerInformationFormat(self) -> type[tensorrt.LayerInformationFormat]: ...  # noqa: D102
+    def LayerInformationFormat(self) -> type[tensorrt.LayerInformationFormat]: ...
 
 
 if TYPE_CHECKING:

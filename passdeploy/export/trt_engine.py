@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.collection import no_collection
 from passdeploy.errors import CorruptArtifact, ExportError, RunError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
-from passdeploy.export.driver import probe_driver
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
-from passdeploy.export.trt_census import require_precision, take_census
+from passdeploy.export.trt_layer_precisions import require_precision, take_census
 from passdeploy.export.trt_log import BuilderLog, create, make_logger, parse_failure
 from passdeploy.export.trt_sidecar import write_sidecar
-from passdeploy.files import atomic_path, sha256_of, write_atomically
+from passdeploy.runtime.cuda_driver import probe_driver
+from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
+from passdeploy.runtime.garbage import no_collection
 
 if TYPE_CHECKING:
     import tensorrt

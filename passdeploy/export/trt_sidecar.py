@@ -11,13 +11,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.collection import no_collection
 from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunError, UsageError
 from passdeploy.export.artifact import Artifact
-from passdeploy.export.driver import require_gpu
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
 from passdeploy.export.trt_log import BuilderLog, create, make_logger
-from passdeploy.files import sha256_of, write_atomically
+from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.runtime.files import sha256_of, write_atomically
+from passdeploy.runtime.garbage import no_collection
 
 if TYPE_CHECKING:
     import tensorrt

@@ -13,7 +13,7 @@ from itertools import product
 
 import numpy as np
 
-from passdeploy.latency.sizes import round_up
+from passdeploy.latency.size_inference import round_up
 
 _REACH = 1.5  # octaves over which what was learned at one size is believed at another
 _WANDERS = 0.3  # how far times stray from the backbone, as a logarithm

@@ -17,11 +17,11 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.files import atomic_path
+from passdeploy.latency.hardware import Place
 from passdeploy.latency.layer_model import LayerModel
-from passdeploy.latency.observation import Observation
-from passdeploy.latency.place import Place
-from passdeploy.latency.sizes import Dictionary, sizes_of
+from passdeploy.latency.network_timing import Observation
+from passdeploy.latency.size_inference import Dictionary, sizes_of
+from passdeploy.runtime.files import atomic_path
 
 FORMAT = 1
 _FOLDS = 6

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from passdeploy.channels.allocation import Budget
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.errors import BudgetError, UsageError
-from passdeploy.events import Listener, Stage, silent, stage
-from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.latency.allocate import allocate
-from passdeploy.latency.meeting import Meeting, Met, Request, Trial
-from passdeploy.latency.networks import prober_for, require_table
-from passdeploy.latency.observation import Prober
-from passdeploy.latency.place import Place, block_of
-from passdeploy.latency.price import NS_PER_MS, LatencyPrice
-from passdeploy.latency.survey import Survey, cache_folder, cached_table, survey
+from passdeploy.channels.plan import Plan, Scores
+from passdeploy.errors import UsageError
+from passdeploy.latency.cost import NS_PER_MS, LatencyPrice
+from passdeploy.latency.find_table import find_table, prober_at
+from passdeploy.latency.hardware import Place, block_of
+from passdeploy.latency.knapsack import allocate
+from passdeploy.latency.resized_networks import require_table
+from passdeploy.latency.search import Meeting, Request, Trial
 from passdeploy.latency.table import LatencyTable
-from passdeploy.plan import Budget, Plan, Scores
-from passdeploy.profiling.measure import Build
-from passdeploy.profiling.runners import Runner
-from passdeploy.profiling.setting import Setting, stream_of
-from passdeploy.profiling.subjects import Subject, runner_of
-from passdeploy.slimming import slim
-from passdeploy.sparsity.prompt import VisualPrompt, with_prompt
+from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.inputs import example_images
+from passdeploy.profiling.interleaved import Build
+from passdeploy.runtime.events import Listener, Stage, silent
 
 if TYPE_CHECKING:
     from passdeploy.recipe import PruneSpec
 
-
-USUAL_SURVEY = Survey()
 SECONDS = 3.0  # of every measurement of a plan
 
 
@@ -135,48 +125,6 @@ def prepare_target(
     return LatencyTarget(request, place, table, channels, Budget("latency", limit), round_to, is_here)
 
 
-def find_table(
-    place: Place,
-    dense: nn.Module,
-    channels: ChannelMap,
-    images: Tensor,
-    *,
-    plan: Survey | None = None,
-    fresh: bool = False,
-    tell: Listener = silent,
-) -> LatencyTable:
-    """The table of a network on this machine, from the cache or measured now.
-
-    Args:
-        place: here.
-        dense: the network.
-        channels: of it.
-        images: the batch to time, shape (batch, 3, height, width).
-        plan: how much to look, where it is measured.
-        fresh: measure it even if it is in the cache.
-        tell: hears of the progress.
-    """
-    path = cache_folder() / f"latency-{place.key(_structure(channels))}.json"
-    table = None if fresh else cached_table(path)
-    if table is not None:
-        return table
-    with stage("table", f"how long layers take: {place.words}", tell) as progress:
-        with prober_at(place, dense, channels, images) as prober:
-            table = survey(prober, channels, place, plan or USUAL_SURVEY, progress)
-        typical, largest = table.error
-        progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
-    table.save(path)
-    return table
-
-
-@contextmanager
-def prober_at(place: Place, dense: nn.Module, channels: ChannelMap, images: Tensor) -> Iterator[Prober]:
-    """What looks at a network as `place` says; on a GPU work is queued on a stream of its own meanwhile."""
-    prober = prober_for(place.backend, dense, channels, images, threads=place.threads, setting=place.setting)
-    with stream_of(place.setting.device_of(place.backend)):
-        yield prober
-
-
 def meet_target(
     target: LatencyTarget,
     scores: Scores,
@@ -209,37 +157,6 @@ def meet_target(
     return met.trial.plan, {**measured(met.trial), "trials": len(met.trials), "is_measured": True}
 
 
-@contextmanager
-def as_used(
-    place: Place, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
-) -> Iterator[Callable[[Plan], Build]]:
-    """What makes the network of a plan as it will be delivered (cut with its weights, behind its prompt, exported).
-
-    It returns what loads that network, ready to be timed.
-
-    Files are gone when the context ends.
-    """
-    image_shape = tuple(int(size) for size in place.image.split("x"))
-    images = example_images(place.batch, image_shape)
-    with TemporaryDirectory() as folder:
-
-        def make(plan: Plan) -> Build:
-            network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
-            path = Path(folder) / "slim.onnx"
-            if place.backend == "ort":
-                export_onnx(network, images[:1], path, batch=(place.batch,) * 3)
-            subject = Subject("slim", module=network, onnx=path)
-
-            def load() -> Runner:
-                runner = runner_of(subject, place.backend, place.threads, place.setting)
-                runner.prepare(images)
-                return runner
-
-            return load
-
-        yield make
-
-
 def measured(trial: Trial) -> dict[str, Any]:
     """A trial in plain values."""
     return {
@@ -250,41 +167,3 @@ def measured(trial: Trial) -> dict[str, Any]:
         "speedup": trial.gained.ratio,
         "speedup_ci": [trial.gained.low, trial.gained.high],
     }
-
-
-def sweep_round(
-    steps: Sequence[int], meeting: Callable[[int], Meeting], scores: Scores, request: Request
-) -> list[dict[str, Any]]:
-    """Plan and measure the same request with widths in multiples of each of `steps`.
-
-    Returns:
-        One row per step: `round_to`, the share of the score that is `kept`, and what was measured; or why it was
-        `refused`.
-    """
-    rows = []
-    whole = sum(float(values.sum()) for values in scores.values())
-    for step in steps:
-        try:
-            met: Met = meeting(step).meet(scores, request)
-        except BudgetError as error:
-            rows.append({"round_to": step, "refused": str(error).splitlines()[0]})
-            continue
-        kept = sum(float(scores[name][list(channels)].sum()) for name, channels in met.trial.plan.kept.items())
-        rows.append({"round_to": step, "kept": kept / whole, **measured(met.trial)})
-    return rows
-
-
-def example_images(batch: int, image_shape: tuple[int, ...]) -> Tensor:
-    """Noise to time with, the same every time, shape (batch, *image_shape)."""
-    return torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(0))
-
-
-def _structure(channels: ChannelMap) -> str:
-    """What makes two networks the same to a table: their groups, and every layer's place in the count of MACs."""
-    digest = hashlib.sha256()
-    for group in channels.groups:
-        digest.update(f"{group.name} {group.width} {group.is_prunable} {group.layers}".encode())
-    for part in (channels.costs.macs, channels.costs.params):
-        for array in (part.unit, part.fixed, part.spans):
-            digest.update(array.tobytes())
-    return digest.hexdigest()

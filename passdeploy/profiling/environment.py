@@ -12,8 +12,8 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from passdeploy.profiling.gpus import read_gpus
-from passdeploy.versions import package_versions
+from passdeploy.profiling.nvml import read_gpus
+from passdeploy.runtime.versions import package_versions
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from passdeploy.errors import MissingError, UsageError, first_line, require
 from passdeploy.export.ort_session import open_session
-from passdeploy.profiling.setting import Setting, captured
+from passdeploy.profiling.cuda import captured
+from passdeploy.profiling.execution import Setting
 
 if TYPE_CHECKING:
     from onnx import ModelProto

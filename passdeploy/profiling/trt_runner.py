@@ -17,7 +17,7 @@ from torch import Tensor
 from passdeploy.errors import CorruptArtifact, ExportError, UsageError
 from passdeploy.export.trt_api import TensorRT
 from passdeploy.export.trt_sidecar import load_engine, read_sidecar
-from passdeploy.profiling.setting import captured, require_gpu_of_torch
+from passdeploy.profiling.cuda import captured, require_gpu_of_torch
 
 if TYPE_CHECKING:
     import tensorrt

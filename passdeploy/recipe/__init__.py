@@ -9,7 +9,7 @@ A key given on the command line as `--set a.b=c` is written over the file before
 
 from passdeploy.recipe.loading import find_recipe, load_recipe, parse_recipe, shipped_recipes
 from passdeploy.recipe.pruning import MeasureSpec, Method, PromptSpec, PruneSpec, Target, TargetKind
-from passdeploy.recipe.sections import DATASETS, DataSpec, GatesSpec, ModelSpec, Recipe, recipe_schema
+from passdeploy.recipe.schema import DATASETS, DataSpec, GatesSpec, ModelSpec, Recipe, recipe_schema
 from passdeploy.recipe.training import (
     DistillSpec,
     FinetuneOptimizerSpec,

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from passdeploy.strict_yaml import KeyPath
+from passdeploy.recipe.strict_yaml import KeyPath
 
 
 def _share_or_count(value: int | float) -> int | float:

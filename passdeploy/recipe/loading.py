@@ -9,11 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.errors import RecipeError
+from passdeploy.errors import RecipeError, clipped
 from passdeploy.recipe.base import choose
-from passdeploy.recipe.misfits import checked
-from passdeploy.recipe.sections import Recipe
-from passdeploy.strict_yaml import MAX_BYTES, Document, KeyPath, Mark, clipped, dotted, parse
+from passdeploy.recipe.schema import Recipe
+from passdeploy.recipe.strict_yaml import MAX_BYTES, Document, KeyPath, Mark, dotted, parse
+from passdeploy.recipe.validation import checked
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from passdeploy.chance import generator
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.processes import ALONE, Processes
-from passdeploy.sparsity.mask import MaskedWeights, run_with
-from passdeploy.sparsity.statistics import batch_statistics_only
+from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.seeds import generator
+from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
-from passdeploy.events import Stage, silent
-from passdeploy.lessons import Imitation, logits_of
-from passdeploy.plan import Plan
-from passdeploy.processes import ALONE, Processes
+from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.events import Stage, silent
 from passdeploy.sparsity.baselines import Loss
+from passdeploy.training.losses import Imitation, logits_of
 
 
 def grow_penalty(

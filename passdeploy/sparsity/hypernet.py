@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.groups import ChannelGroup
+
 
 class PromptEncoder(nn.Module):
     """Three convolutions from the prompt to one vector."""
@@ -100,3 +102,22 @@ class Hypernetwork(nn.Module):
         assert self.mix is not None
         mixed = self.mix(sequence) if self.kind == "mlp" else self.mix(sequence.T[None])[0].T
         return list(torch.tanh(mixed).split(1))
+
+
+def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+    """Per group, the standardised log-norm of each channel's filters, shape (width,).
+
+    The input of the hypernetwork (PASS, arXiv:2407.17412, section 3: an embedding of weight statistics).
+    """
+    state = dict(model.named_parameters())
+    statistics = []
+    for group in groups:
+        logs = []
+        for slot in group.slots:
+            if slot.is_output and slot.tensor in state:
+                weight = state[slot.tensor].detach().float()
+                norm = weight.movedim(slot.dim, 0).flatten(1).norm(dim=1)[slot.index.to(weight.device)].norm(dim=1)
+                logs.append(norm.clamp_min(1e-12).log())
+        values = torch.stack(logs).mean(0)
+        statistics.append((values - values.mean()) / values.std(unbiased=False).clamp_min(1e-6))
+    return statistics

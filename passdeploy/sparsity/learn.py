@@ -23,23 +23,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.chance import global_chance
+from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.mapping import map_channels
+from passdeploy.channels.plan import Plan
+from passdeploy.channels.widths import floor_width
 from passdeploy.errors import DataError, RunError, TrainingError
-from passdeploy.events import Stage, silent
-from passdeploy.lessons import Imitation, logits_of
-from passdeploy.plan import Budget, Plan, choose_channels, floor_width
-from passdeploy.processes import ALONE, Processes
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
+from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.events import Stage, silent
+from passdeploy.runtime.seeds import global_chance
 from passdeploy.sparsity.baselines import Loss, taylor_scores
-from passdeploy.sparsity.hypernet import Hypernetwork
-from passdeploy.sparsity.prompt import VisualPrompt
-from passdeploy.sparsity.rehearsal import Rehearsal
-from passdeploy.sparsity.sensitivity import Sensitivity
+from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
+from passdeploy.sparsity.importance import Sensitivity
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
-from passdeploy.sparsity.statistics import weight_statistics
+from passdeploy.sparsity.weight_trainer import Rehearsal
+from passdeploy.training.losses import Imitation, logits_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

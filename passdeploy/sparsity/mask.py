@@ -6,6 +6,7 @@ every slice that the group owns in every parameter, so producers, consumers and 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,3 +102,18 @@ def run_with(model: nn.Module, weights: Mapping[str, Tensor], images: Tensor) ->
 def _read_slots(group: ChannelGroup) -> Sequence[Slot]:
     """The slices that read a group; where nothing does (queries and keys), those that make it."""
     return [slot for slot in group.slots if slot.is_input] or group.slots
+
+
+def batch_statistics_only(model: nn.Module) -> nn.Module:
+    """A copy of `model` in evaluation mode whose batch norms use, and never store, the statistics of the batch.
+
+    Parameters are shared with `model`, not copied. With the running statistics of the dense network, masks would be
+    judged by how well they keep those instead of by what the network can do without them.
+    """
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    learner = copy.deepcopy(model, shared).eval()
+    for module in learner.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = 0.0
+    return learner

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.cloning import named_state
-from passdeploy.cutting import groups_after, put_back_
-from passdeploy.norms import RestrictedNorms
-from passdeploy.plan import Plan
-from passdeploy.slimming import slim
-from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
-from passdeploy.sparsity.rehearsal import Rehearsal
-from passdeploy.sparsity.statistics import batch_statistics_only
+from passdeploy.channels.plan import Plan
+from passdeploy.models.cloning import named_state
+from passdeploy.slimming.masked_norms import RestrictedNorms
+from passdeploy.slimming.slim import slim
+from passdeploy.slimming.tensors import groups_after, put_back_
+from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with, straight_through
+from passdeploy.sparsity.weight_trainer import Rehearsal
 
 SLACK = 0.1  # share of the network's multiply-adds that masks may hide before they are cut out
 _LEAST = 1e-12  # factor of the score of what is gone

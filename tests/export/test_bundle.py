@@ -15,7 +15,7 @@ from torch import Tensor
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.export import EngineOptions, ExportSettings, Samples, export_artifacts
 from passdeploy.export.bundle import build_bundle, write_bundle
-from passdeploy.files import sha256_of
+from passdeploy.runtime.files import sha256_of
 
 from .nets import SmallNet
 

@@ -14,8 +14,8 @@ import safetensors.torch
 from click.testing import CliRunner, Result
 
 from passdeploy.cli import main
-from passdeploy.export import driver
-from passdeploy.models import build_model
+from passdeploy.models.build import build_model
+from passdeploy.runtime import cuda_driver
 from tests.conftest import paint
 
 MODEL = "passdeploy/resnet20_cifar"
@@ -73,7 +73,7 @@ def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monke
     (engine,) = json.loads(built.stdout)["artifacts"]
     assert engine["facts"]["batch"] == [1, 2, 4]
 
-    monkeypatch.setattr(driver, "probe_driver", lambda: None)
+    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
     checked = call("--check-engine", engine["path"])
     assert (checked.exit_code, "no NVIDIA driver" in checked.stderr) == (3, True)
     Path(engine["path"]).write_bytes(b"something else")
@@ -83,11 +83,11 @@ def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monke
 def test_a_failed_gate_exits_with_4_and_leaves_the_file_as_rejected(
     call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from passdeploy.export import run_export
+    from passdeploy.export import settings
 
-    strict = {**run_export.LIMITS, "fp32": replace(run_export.LIMITS["fp32"], rel_error=0.0)}
-    monkeypatch.setattr(run_export, "LIMITS", strict)
-    monkeypatch.setattr(run_export.ExportSettings, "limits", lambda self, precision: strict[precision])
+    strict = {**settings.LIMITS, "fp32": replace(settings.LIMITS["fp32"], rel_error=0.0)}
+    monkeypatch.setattr(settings, "LIMITS", strict)
+    monkeypatch.setattr(settings.ExportSettings, "limits", lambda self, precision: strict[precision])
     result = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--batch", "1,2,4", "--out", "out")
     assert result.exit_code == 4, result.output
     assert "do not deploy it" in result.stderr
@@ -111,7 +111,7 @@ def test_a_failed_gate_exits_with_4_and_leaves_the_file_as_rejected(
 def test_what_cannot_be_done_is_said_in_three_lines(
     call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, words: str
 ):
-    monkeypatch.setattr(driver, "probe_driver", lambda: None)
+    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
     model = "torchvision/alexnet" if "--image-size" in arguments else MODEL
     size = [] if "--image-size" in arguments else ["--image-size", "16"]
     result = call("--model", model, *size, *arguments)

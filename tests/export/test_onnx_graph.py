@@ -12,7 +12,7 @@ from passdeploy.errors import ExportError, UsageError
 from passdeploy.export import Artifact, export_onnx
 from passdeploy.export import onnx_graph as module_under_test
 from passdeploy.export.ort_session import open_session
-from passdeploy.files import sha256_of
+from passdeploy.runtime.files import sha256_of
 
 from .nets import SmallNet, small_net
 

@@ -30,9 +30,9 @@ import pytest
 
 from passdeploy.errors import ExportError, MissingError
 from passdeploy.export import Artifact, build_engine, load_engine, load_trt, trt_sidecar
-from passdeploy.export.driver import Driver, probe_driver
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.torch_trt import load_torch_trt
+from passdeploy.runtime.cuda_driver import Driver, probe_driver
 
 from .nets import node, write_graph
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import passdeploy as pd
 from passdeploy.export import ExportSettings, Samples, export_artifacts
-from passdeploy.models import build_model
+from passdeploy.models.build import build_model
 
 NETWORKS = ("torchvision/mobilenet_v2", "torchvision/resnet18", "torchvision/efficientnet_b0")
 SIZE = 32

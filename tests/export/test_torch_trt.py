@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import MissingError, ParityError, UsageError
-from passdeploy.export import EngineOptions, driver, torch_trt
-from passdeploy.export.driver import Driver
+from passdeploy.export import EngineOptions, torch_trt
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.torch_trt import break_report, compile_program, load_torch_trt, settings_of
+from passdeploy.runtime import cuda_driver
+from passdeploy.runtime.cuda_driver import Driver
 
 from .nets import SmallNet, small_net
 
 
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
+    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
 
 
 def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
@@ -34,7 +35,7 @@ def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
 
 
 def test_without_a_driver_it_is_not_even_imported(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(driver, "probe_driver", lambda: None)
+    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
     imported_as(monkeypatch, AssertionError("it was imported"))
     with pytest.raises(MissingError, match="passdeploy export --torch-trt"):
         load_torch_trt()

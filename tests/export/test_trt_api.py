@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from passdeploy.errors import MissingError, UsageError
-from passdeploy.export import driver, load_trt, trt_api
-from passdeploy.export.driver import Driver
+from passdeploy.export import load_trt, trt_api
+from passdeploy.runtime import cuda_driver
+from passdeploy.runtime.cuda_driver import Driver
 
 GPU = Driver((13, 2), ("Imaginary GPU",))
 
@@ -36,21 +37,21 @@ def refusal(flavour: Any = "tensorrt") -> str:
 class TestWhatIsMissing:
     @pytest.fixture(autouse=True)
     def a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(driver, "probe_driver", lambda: GPU)
+        monkeypatch.setattr(cuda_driver, "probe_driver", lambda: GPU)
 
     def test_no_driver_is_found_before_tensorrt_is_touched(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: None)
+        monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
         imported_as(monkeypatch, AssertionError("TensorRT was imported"))
         said = refusal()
         assert "--flavour rtx" in said
         assert "--bundle" in said
 
     def test_a_driver_without_a_visible_gpu(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((13, 0), ()))
+        monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((13, 0), ()))
         assert "CUDA_VISIBLE_DEVICES" in refusal()
 
     def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(driver, "probe_driver", lambda: Driver((12, 8), ("Imaginary GPU",)))
+        monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((12, 8), ("Imaginary GPU",)))
         imported_as(monkeypatch, SimpleNamespace(__version__="11.4.0.106"))
         assert "runs CUDA up to 12.8; TensorRT 11.4.0.106 needs 13" in refusal()
 
@@ -82,5 +83,5 @@ def test_an_unknown_flavour_lists_the_known_ones():
 
 
 def test_the_driver_probe_answers_on_this_machine_without_raising():
-    found = driver.probe_driver()
+    found = cuda_driver.probe_driver()
     assert found is None or found.cuda > (0, 0)

@@ -14,7 +14,7 @@ import pytest
 from passdeploy.errors import CorruptArtifact, ExportError, PassDeployError, RunError
 from passdeploy.export import Artifact, build_engine, trt_engine
 from passdeploy.export.trt_log import BuilderLog
-from passdeploy.files import sha256_of
+from passdeploy.runtime.files import sha256_of
 
 from .nets import node, write_graph
 

@@ -17,9 +17,9 @@ SETTINGS = """
 [mypy]
 strict = true
 follow_imports = skip
-[mypy-tensorrt.*,numpy.*,passdeploy.collection,passdeploy.errors,passdeploy.files]
+[mypy-tensorrt.*,numpy.*,passdeploy.errors,passdeploy.runtime.files,passdeploy.runtime.garbage]
 follow_imports = normal
-[mypy-passdeploy.export.artifact,passdeploy.export.driver]
+[mypy-passdeploy.export.artifact,passdeploy.runtime.cuda_driver]
 follow_imports = normal
 """
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
-from passdeploy.latency.observation import NodeTime, Observation
-from passdeploy.latency.place import Place
-from passdeploy.latency.survey import Survey, survey
+from passdeploy.grouping.find import map_channels
+from passdeploy.latency.hardware import Place
+from passdeploy.latency.network_timing import Observation
+from passdeploy.latency.sampling import Survey, survey
 from passdeploy.latency.table import LatencyTable
+from passdeploy.profiling.kernel_times import NodeTime
 from tests.profiling.fakes import FakeClock, FakeRunner
 
 WIDTHS = (64, 96, 48)

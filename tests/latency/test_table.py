@@ -9,9 +9,9 @@ import pytest
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact, PlanError, RunError, UsageError
+from passdeploy.latency.cost import LatencyPrice
 from passdeploy.latency.layer_model import LayerModel
-from passdeploy.latency.price import LatencyPrice
-from passdeploy.latency.survey import Survey, draw_widths
+from passdeploy.latency.sampling import Survey, draw_widths
 from passdeploy.latency.table import LatencyTable
 
 from .fakes import HERE, WIDTHS, FakeProber, chain, in_blocks, table_of

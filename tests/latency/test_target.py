@@ -10,16 +10,16 @@ import pytest
 from click.testing import CliRunner, Result
 from torch import nn
 
-from passdeploy import pipeline
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.cli import main
+from passdeploy.commands import prune
+from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, UsageError
-from passdeploy.latency import meeting, target
-from passdeploy.latency.survey import Survey
-from passdeploy.preparation import prepare
+from passdeploy.latency import find_table, search, target
+from passdeploy.latency.sampling import Survey
 from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
-from passdeploy.runs import RunFolder
+from passdeploy.runs.folder import RunFolder
 
 from .fakes import SteadyProber
 
@@ -46,10 +46,10 @@ def steady():
             return getattr(probers[-1].clock, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target, "prober_for", prober_for)
-        patch.setattr(pipeline, "as_used", as_used)
-        patch.setattr(meeting, "clock_for", lambda device: Clock())
-        patch.setattr(target, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
+        patch.setattr(find_table, "prober_for", prober_for)
+        patch.setattr(prune, "as_used", as_used)
+        patch.setattr(search, "clock_for", lambda device: Clock())
+        patch.setattr(find_table, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
         patch.setattr(target, "SECONDS", 0.1)
         yield
 
@@ -79,7 +79,7 @@ def call(*arguments: object) -> Result:
 
 def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, table: Path, tmp_path: Path):
     recipe = load_recipe(tiny_recipe, [*LATENCY, "prune.target={latency: 0.7}", f"prune.measure.table={table}"])
-    found = pipeline.run(recipe, out=tmp_path)
+    found = prune.run(recipe, out=tmp_path)
     budget = found.summary["budget"]
     assert (budget["kind"], budget["requested"], budget["is_measured"]) == ("latency", 0.7, True)
     assert budget["achieved"] <= 0.7

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.channels.mapping import map_channels
+from passdeploy.channels.plan import Plan
 from passdeploy.errors import DataError, TrainingError
-from passdeploy.lessons import Imitation
-from passdeploy.plan import Plan
-from passdeploy.slimming import masked
+from passdeploy.grouping.find import map_channels
+from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import magnitude_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, _Task, learn_masks
+from passdeploy.training.losses import Imitation
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
 
@@ -150,8 +150,8 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
 
 
 def _task(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> _Task:
-    from passdeploy.plan import Budget
-    from passdeploy.processes import ALONE
+    from passdeploy.channels.allocation import Budget
+    from passdeploy.runtime.distributed import ALONE
 
     budget = Budget.of("macs", 0.5, channels.costs)
     return _Task(

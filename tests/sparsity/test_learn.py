@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.mapping import map_channels
+from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
-from passdeploy.plan import Budget, Plan, choose_channels
-from passdeploy.slimming import masked
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.prompt import Prompted, VisualPrompt, tensors_of
+from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
-from passdeploy.sparsity.mask import MaskedWeights, run_with, straight_through
-from passdeploy.sparsity.prompt import Prompted, VisualPrompt, tensors_of
-from passdeploy.sparsity.statistics import batch_statistics_only
+from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with, straight_through
 from tests import nets
 
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.channels.mapping import map_channels
-from passdeploy.plan import Plan
+from passdeploy.channels.plan import Plan
+from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity import shrinking
 from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
-from passdeploy.sparsity.rehearsal import Rehearsal
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
+from passdeploy.sparsity.weight_trainer import Rehearsal
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, stripes
 

@@ -1,0 +1,97 @@
+"""What of a network can be cut: its groups as plain data, and as a table for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.widths import floor_width
+from passdeploy.errors import UsageError
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.build import build_model
+
+if TYPE_CHECKING:
+    from passdeploy.commands.prepare import Prepared
+    from passdeploy.latency.target import LatencyTarget
+
+
+def inspect_model(
+    name: str, *, num_classes: int, image_size: int, weights: str | None = None, allow_code: bool = False
+) -> ChannelMap:
+    """The channel groups of a model by name, followed with one image.
+
+    Raises:
+        ModelError: the model is unknown.
+        UsageError: it does not take images of this size.
+    """
+    model = build_model(name, num_classes=num_classes, weights=weights, allow_code=allow_code)
+    try:
+        return map_channels(model, torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(
+            f"{name} cannot take images of {image_size} x {image_size} pixels: {str(error).splitlines()[0][:160]}.\n"
+            "Choose another --image-size."
+        ) from error
+
+
+def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
+    """Groups, counts and reachable minima, ready for JSON.
+
+    Each group has its `name`, `width`, `layers`, whether it `is_prunable`, else the `reason`, and `macs_share`: the
+    share of the multiply-adds that would go if only this group were cut to nothing, so shares add up to more than 1.
+    """
+    costs, cut = channels.costs, channels.prunable
+    least = {group.name: floor_width(group, round_to) for group in cut}
+    macs = costs.of("macs")
+    total = sum(group.width * group.span for group in channels.groups)
+    removable = sum(group.width * group.span for group in cut)
+    counts = {kind: costs.of(kind) for kind in ("macs", "params")}
+    reachable = {kind: costs.of(kind, least) for kind in counts}
+    return {
+        **counts,
+        "smallest": reachable,
+        "round_to": round_to,
+        "groups": [
+            {
+                "name": group.name,
+                "width": group.width,
+                "layers": list(group.layers),
+                "macs_share": 1 - costs.of("macs", {group.name: 0}) / macs if group.is_prunable else 0.0,
+                "is_prunable": group.is_prunable,
+                "reason": "" if group.is_prunable else group.reason or "a single channel",
+            }
+            for group in channels.groups
+        ],
+        "words": [
+            f"{len(cut)} of {len(channels.groups)} channel groups can be cut, {removable / total:.0%} of the channels",
+            f"{counts['macs'] / 1e6:,.1f} M MACs and {counts['params'] / 1e6:,.2f} M parameters; with widths in "
+            f"multiples of {round_to} no fewer than {reachable['macs'] / macs:.1%} and "
+            f"{reachable['params'] / counts['params']:.1%} of them",
+        ],
+    }
+
+
+def describe_run(prepared: Prepared) -> dict[str, Any]:
+    """What a recipe will work on."""
+    return {
+        "model": prepared.recipe.model.name,
+        "images": {"train": len(prepared.data.train), "test": len(prepared.data.test)},
+        "classes": list(prepared.data.classes),
+        "budget": {"kind": prepared.budget.kind, "limit": prepared.budget.limit},
+        "latency": _latency(prepared.target) if prepared.target is not None else None,
+    }
+
+
+def _latency(target: LatencyTarget) -> dict[str, Any]:
+    """What a latency target comes to."""
+    cut = target.channels.prunable
+    least = {group.name: floor_width(group, target.round_to, "latency") for group in cut}
+    return {
+        **target.on,
+        "dense_ms": target.dense_ms,
+        "asked_ms": target.budget.limit / 1e6,
+        "fastest_ms": target.table.predict_ms(least),
+        "error": target.table.error[0],
+    }

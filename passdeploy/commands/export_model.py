@@ -1,0 +1,123 @@
+"""Export any network by name, without a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from passdeploy.commands.export_run import Exported
+from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
+from passdeploy.errors import UsageError, clipped
+from passdeploy.export import ExportSettings, Samples, export_artifacts
+from passdeploy.export.packaging import Delivery
+from passdeploy.export.settings import require_possible
+from passdeploy.models.build import build_model
+from passdeploy.models.classifier import find_classifier
+from passdeploy.models.weights import PRETRAINED
+from passdeploy.recipe import DataSpec
+from passdeploy.runtime.events import Listener, Warned, silent
+from passdeploy.runtime.files import sha256_of
+
+IMAGENET_CLASSES = 1000
+
+
+def export_model(
+    name: str,
+    settings: ExportSettings | None = None,
+    *,
+    weights: str | None = None,
+    classes: int | None = None,
+    image_size: int = 224,
+    images: Path | None = None,
+    out: Path | None = None,
+    delivery: Delivery | None = None,
+    allow_code: bool = False,
+    tell: Listener = silent,
+) -> Exported:
+    """Build a network, export it, and check what was exported.
+
+    Args:
+        name: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory.
+        settings: what to export; None: ONNX in fp32.
+        weights: pretrained, a .safetensors file, or None for random ones.
+        classes: outputs of the network; None: as many as `weights` are for.
+        image_size: of its input in pixels, both ways.
+        images: real images, as `data.root` of an imagefolder recipe; without them only noise is compared.
+        out: where the files go; None: `exports/NAME`.
+        delivery: what to gather from the files; its folders are relative to `out`.
+        allow_code: import the module of a factory.
+        tell: hears what happens.
+
+    Raises:
+        UsageError: the network does not take images of this size, or does not tell its images' classes apart.
+    """
+    settings = settings or ExportSettings()
+    require_possible(settings)
+    outputs = classes or _classes_of(name, weights, allow_code)
+    model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code)
+    _try(model, name, outputs, image_size)
+    short = name.rpartition("/")[2].replace(":", ".")
+    folder = out or Path("exports") / short
+    metadata: dict[str, Any] = {
+        "model": name, "classes": [str(label) for label in range(outputs)], "image_shape": [3, image_size, image_size],
+        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "network": "dense", "run": None,
+    }  # fmt: skip
+    if weights not in (None, PRETRAINED):
+        metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
+    if weights is None:
+        tell(Warned(f"{name} has random weights: name trained ones with --weights."))
+    samples = Samples.none((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
+    if images is not None:
+        data = load_data(DataSpec(name="imagefolder", root=str(images), image_size=image_size))
+        samples = _samples(data, settings, outputs)
+        if samples.labels is not None:
+            metadata["classes"] = list(data.classes)
+        else:
+            tell(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
+    written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, tell=tell))
+    if delivery is not None:
+        written += delivery.write(folder, written, settings, samples, name=short)
+    return Exported(folder, tuple(written))
+
+
+def _samples(data: ImageData, settings: ExportSettings, outputs: int) -> Samples:
+    """Images to check on; their labels count only where the folder's classes are the network's."""
+    samples = Samples.of(data, settings)
+    return samples if data.num_classes == outputs else replace(samples, labels=None)
+
+
+def _classes_of(name: str, weights: str | None, allow_code: bool) -> int:
+    """How many classes a weights file is for: as many rows as its final classifier has. ImageNet's where unknown."""
+    path = Path(str(weights)).expanduser()
+    if weights in (None, PRETRAINED) or not path.is_file() or path.suffix != ".safetensors":
+        return IMAGENET_CLASSES
+    classifier = find_classifier(
+        build_model(name, num_classes=IMAGENET_CLASSES, allow_code=allow_code), IMAGENET_CLASSES
+    )
+    try:
+        with safe_open(path, framework="pt") as stream:
+            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
+    except Exception:  # a damaged file; build_model says so in its own words
+        return IMAGENET_CLASSES
+    rows = [shape[0] for key, shape in shapes.items() if key.endswith(f"{classifier}.weight")]
+    return int(rows[0]) if len(rows) == 1 else IMAGENET_CLASSES
+
+
+def _try(model: nn.Module, name: str, outputs: int, image_size: int) -> None:
+    """One image through the network."""
+    try:
+        with torch.no_grad():
+            answer = model(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(
+            f"{name} cannot take images of {image_size} x {image_size} pixels: {clipped(error, 160)}.\n"
+            "Choose another --image-size."
+        ) from error
+    if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != (1, outputs):
+        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise UsageError(f"{name} answers with {shape}, not with one score for each of {outputs} classes.")

@@ -1,0 +1,116 @@
+"""Export the networks of a finished run: ONNX, TensorRT engines, Torch-TensorRT programs, Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from passdeploy.data.splits import load_data
+from passdeploy.errors import UsageError
+from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
+from passdeploy.export.packaging import Delivery
+from passdeploy.export.settings import require_possible
+from passdeploy.export.trt_sidecar import sidecar_path
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.load import LATEST, facts_of, load_network, recipe_of
+from passdeploy.runtime.events import Listener, silent
+
+EXPORTED = "export/artifacts.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    run: Path
+    artifacts: tuple[Artifact, ...]
+
+
+def export_run(
+    run: Path | str = LATEST,
+    settings: ExportSettings | None = None,
+    *,
+    dense: bool = False,
+    image_size: int | None = None,
+    delivery: Delivery | None = None,
+    allow_code: bool = False,
+    tell: Listener = silent,
+) -> Exported:
+    """Export the slim network of a run into its `export` folder, checked on images of its test set.
+
+    Args:
+        run: the run folder.
+        settings: what to export; None: ONNX in fp32.
+        dense: export the dense network too.
+        image_size: other than the run's own, in pixels; not for a network with a visual prompt.
+        delivery: what to gather from the files; its folders are relative to the run's.
+        allow_code: let the recipe name a model factory, which runs its module's code.
+        tell: hears what happens.
+    """
+    settings = settings or ExportSettings()
+    require_possible(settings)
+    with RunFolder.open(Path(run), write=True) as folder:
+        samples = samples_of(folder, settings, image_size)
+        written = [
+            artifact
+            for name in (("slim", "dense") if dense else ("slim",))
+            for artifact in export_network(folder, name, settings, samples, allow_code, tell)
+        ]
+        if delivery is not None:
+            name = folder.path.name.rpartition("-")[0]
+            made = delivery.write(folder.path, written, settings, samples, name=name)
+            for artifact in made:
+                if artifact.path.is_relative_to(folder.path):
+                    folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
+            written += made
+        return Exported(folder.path, tuple(written))
+
+
+FILE_PREFIX = {"dense": "dense", "slim": "model"}  # network -> how its exported files are called
+
+
+def export_network(
+    folder: RunFolder,
+    name: str,
+    settings: ExportSettings,
+    samples: Samples,
+    allow_code: bool,
+    tell: Listener,
+) -> list[Artifact]:
+    """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
+    facts, recipe = facts_of(folder), recipe_of(folder)
+    settings = replace(settings, fp32_tolerance=recipe.gates.parity)
+    manifest = folder.manifest()
+    metadata = {
+        **{key: facts[key] for key in ("model", "classes", "mean", "std")},
+        "image_shape": list(samples.image_shape),
+        "network": name,
+        "run": folder.path.name,
+        "sha256": {file: manifest[file]["sha256"] for file in (f"{name}.safetensors", "plan.json")},
+    }
+    network = load_network(folder, name, allow_code)
+    written = []
+    for artifact in export_artifacts(
+        network, samples, folder.path / "export", settings, metadata=metadata, prefix=FILE_PREFIX[name], tell=tell
+    ):
+        folder.adopt(f"export/{artifact.path.name}", artifact.kind)
+        if artifact.kind == "engine":
+            folder.adopt(f"export/{sidecar_path(artifact.path).name}", "sidecar")
+        is_known = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have emptied the folder
+        known = folder.read_json(EXPORTED) if is_known else {}
+        known[artifact.path.name] = {"network": name, **artifact.to_json()}
+        folder.write_json(EXPORTED, known)
+        written.append(artifact)
+    return written
+
+
+def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
+    """Images of the run's data to check on and to calibrate on, perhaps in another size."""
+    facts = facts_of(folder)
+    if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
+        raise UsageError(
+            f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"
+            "Leave --image-size out; with prune.prompt.keep: false, networks take other sizes too."
+        )
+    size = {} if image_size is None else {"image_size": image_size}
+    return Samples.of(load_data(recipe_of(folder).data.model_copy(update=size)), settings)

@@ -1,0 +1,126 @@
+"""Measure a network's latency table and write it; with a sweep, plan and measure by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.data.splits import load_data
+from passdeploy.grouping.find import map_channels
+from passdeploy.latency.find_table import find_table, prober_at
+from passdeploy.latency.hardware import Place
+from passdeploy.latency.search import Meeting, Request
+from passdeploy.latency.sweep import sweep_round
+from passdeploy.latency.target import SECONDS
+from passdeploy.models.build import build_model
+from passdeploy.profiling import Setting
+from passdeploy.profiling.inputs import example_images
+from passdeploy.recipe import load_recipe
+from passdeploy.runtime.events import Listener
+from passdeploy.sparsity.baselines import magnitude_scores
+
+
+@dataclass(frozen=True, eq=False)
+class TableNetwork:
+    """A network to measure a table of."""
+
+    dense: nn.Module
+    channels: ChannelMap
+    image_shape: tuple[int, ...]  # (channels, height, width)
+
+
+def network_of_recipe(recipe_name: str, *, allow_code: bool = False) -> TableNetwork:
+    """Build the network of a recipe, with the recipe's classes, image size and patterns of layers to cut."""
+    recipe = load_recipe(recipe_name)
+    data = load_data(recipe.data)
+    dense = build_model(
+        recipe.model.name,
+        num_classes=data.num_classes,
+        weights=recipe.model.weights,
+        new_head=recipe.model.new_head,
+        allow_code=allow_code,
+        seed=recipe.seed,
+    ).eval()
+    shape = tuple(data.image_shape)
+    prune = recipe.prune
+    channels = map_channels(dense, torch.zeros(1, *shape), include=prune.include, exclude=prune.exclude)
+    return TableNetwork(dense, channels, shape)
+
+
+def network_by_name(model: str, *, classes: int, image_size: int, allow_code: bool = False) -> TableNetwork:
+    """Build a network by its name (`torchvision/resnet50`), for square RGB images of `image_size` pixels."""
+    shape = (3, image_size, image_size)
+    dense = build_model(model, num_classes=classes, allow_code=allow_code).eval()
+    return TableNetwork(dense, map_channels(dense, torch.zeros(1, *shape)), shape)
+
+
+def measure_table(
+    network: TableNetwork,
+    *,
+    backend: str,
+    batch: int,
+    threads: int,
+    setting: Setting,
+    path: Path | None,
+    sweep: Sequence[int],
+    share: float,
+    fresh: bool,
+    tell: Listener,
+) -> dict[str, Any]:
+    """Measure a network's latency table, or take it from the cache.
+
+    Args:
+        network: whose layers are timed.
+        backend: that runs it.
+        batch: images per call.
+        threads: of the CPU.
+        setting: device, precision and memory format.
+        path: the table is written there; None: nowhere but the cache.
+        sweep: multiples that widths are rounded to; for each, a plan is made by the table and measured.
+        share: of the dense latency, that each plan of the sweep is made for.
+        fresh: measure the table even if it is in the cache.
+        tell: hears of the progress.
+
+    Returns:
+        The document that `passdeploy profile --table --json` prints.
+    """
+    dense, channels, shape = network.dense, network.channels, network.image_shape
+    place = Place.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
+    images = example_images(batch, shape)
+    began = perf_counter()
+    table = find_table(place, dense, channels, images, fresh=fresh, tell=tell)
+    document: dict[str, Any] = {
+        "place": table.to_json()["place"],
+        "dense_ms": table.dense_ms,
+        "seconds": round(perf_counter() - began, 2),
+        "error": {"median": table.error[0], "largest": table.error[1]},
+        "layers": len({node.layer for node in table.nodes}),
+        "networks": len(table.looks),
+    }
+    if path is not None:
+        table.save(path)
+        document["path"] = str(path)
+    if sweep:
+        scores = magnitude_scores(dense, channels.groups, norm="l2")
+        with prober_at(place, dense, channels, images) as prober:
+
+            def meeting(round_to: int) -> Meeting:
+                return Meeting(
+                    prober,
+                    channels,
+                    table,
+                    round_to=round_to,
+                    threads=threads,
+                    seconds=SECONDS,
+                    device=setting.device_of(backend),
+                )
+
+            document["sweep"] = sweep_round(sweep, meeting, scores, Request(share=share))
+    return document

@@ -1,0 +1,107 @@
+"""A recipe with all that it names loaded and checked: what can be found wrong without training is found here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.allocation import Budget, smallest_plan
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.commands.reuse import read_source
+from passdeploy.data.splits import ImageData, load_data
+from passdeploy.errors import DataError, UsageError
+from passdeploy.grouping.find import map_channels
+from passdeploy.latency.target import LatencyTarget, prepare_target
+from passdeploy.models.build import build_model, comes_trained
+from passdeploy.recipe import Recipe
+from passdeploy.runtime.events import Listener, silent
+from passdeploy.sparsity.select import Source
+from passdeploy.training.losses import logits_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe with everything that it names loaded and checked, before any training."""
+
+    recipe: Recipe
+    data: ImageData
+    dense: nn.Module  # on the CPU; random where the recipe trains it first
+    channels: ChannelMap
+    budget: Budget
+    round_to: int
+    target: LatencyTarget | None = None  # where the budget is one of latency
+    source: Source | None = None  # what another run has learned, where the recipe takes it over
+
+    @property
+    def image(self) -> Tensor:
+        """An example input, shape (1, 3, height, width)."""
+        return torch.zeros(1, *self.data.image_shape)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the dense network knows its classes; otherwise it is trained first."""
+        model = self.recipe.model
+        return comes_trained(
+            model.name, num_classes=self.data.num_classes, weights=model.weights, new_head=model.new_head
+        )
+
+    @property
+    def text(self) -> str:
+        """What was found, in a line."""
+        prunable, groups = self.channels.prunable, self.channels.groups
+        return (
+            f"{self.recipe.model.name}, {len(self.data.train):,} + {len(self.data.test):,} images of "
+            f"{self.data.num_classes} classes, {len(prunable)} of {len(groups)} channel groups can be cut"
+        )
+
+
+def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent) -> Prepared:
+    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing.
+
+    For a latency target it also finds the network's latency table, which is measured where it is not in the cache.
+    """
+    data = load_data(recipe.data)
+    dense = build_model(
+        recipe.model.name,
+        num_classes=data.num_classes,
+        weights=recipe.model.weights,
+        new_head=recipe.model.new_head,
+        allow_code=allow_code,
+        seed=recipe.seed,
+    )
+    image = torch.zeros(1, *data.image_shape)
+    logits = logits_of(_on_image(dense, image, recipe))
+    if logits.shape != (1, data.num_classes):
+        raise DataError(
+            f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
+            "classes.\nA classifier must give one score for each class."
+        )
+    channels = map_channels(dense, image, include=recipe.prune.include, exclude=recipe.prune.exclude)
+    if not channels.prunable:
+        reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
+        raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
+    target = None
+    if recipe.prune.target.kind in ("latency", "latency_ms"):
+        target = prepare_target(recipe.prune, dense, channels, data.image_shape, tell=tell)
+        channels, budget, round_to = target.channels, target.budget, target.round_to
+    else:
+        budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
+        round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
+    smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
+    source = read_source(recipe, channels) if recipe.prune.from_run is not None else None
+    return Prepared(recipe, data, dense, channels, budget, round_to, target, source)
+
+
+def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
+    try:
+        with torch.no_grad():
+            return model.eval()(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = recipe.data.image_size
+        raise UsageError(
+            f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
+            "Set data.image_size to what the network was made for."
+        ) from error

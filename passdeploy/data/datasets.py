@@ -1,0 +1,360 @@
+"""From a data set's name to its images on disk: one function per layout.
+
+Each reads the folders and lists as the data set's own archive unpacks them; a root that is missing says what to
+download and how it must lie. Nothing is downloaded here, and no image is decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from passdeploy.data.images import Augmentation, Found, Source, decoded, squared
+from passdeploy.errors import DataError, RecipeError, UsageError, require
+from passdeploy.runtime.seeds import generator
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import DataSpec
+
+TEST_SHARE = 0.2  # of every class, where the source has no test set of its own
+_SPLIT_KEY = ("held-out share", 0)  # a constant: which images are held out never depends on the recipe
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def find_images(spec: DataSpec) -> Found:
+    """The images of the data set that `spec` names.
+
+    Raises:
+        UsageError: no data set of that name.
+        RecipeError: `data.root` is missing or not there.
+        DataError: a class without images, or a file that is not what the layout says.
+    """
+    if spec.name.startswith("hf/"):
+        return _hugging_face(spec, spec.image_size)
+    if spec.name not in _LOADERS:
+        raise UsageError(f"data.name is {spec.name!r}, which cannot be loaded.\nKnown: {', '.join(sorted(_LOADERS))}.")
+    return _LOADERS[spec.name](spec, spec.image_size)
+
+
+def _held_out(labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Indices for training and for testing: a fixed fifth of every class, at least one image of each."""
+    train: list[int] = []
+    test: list[int] = []
+    for label in sorted(set(labels)):
+        members = [index for index, other in enumerate(labels) if other == label]
+        mixed = torch.randperm(len(members), generator=generator(*_SPLIT_KEY, label)).tolist()
+        count = max(1, round(TEST_SHARE * len(members)))
+        test += [members[i] for i in mixed[:count]]
+        train += [members[i] for i in mixed[count:]]
+    return sorted(train), sorted(test)
+
+
+def _digits(spec: DataSpec, size: int) -> Found:
+    """scikit-learn's 1,797 scanned digits, 8x8 (Alpaydin and Kaynak 1998)."""
+    bunch = require("sklearn.datasets", extra="demo").load_digits()
+    scans = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
+    source = Source(lambda i: squared(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
+    train, test = _held_out(source.labels)
+    names = tuple(str(name) for name in bunch.target_names)
+    return Found(names, source.only(train), source.only(test), Augmentation(flip=False))
+
+
+def _imagefolder(spec: DataSpec, size: int) -> Found:
+    """One folder per class, below train/ and test/ (or val/), or directly below the root."""
+    root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
+    is_checked = spec.on_unreadable == "error"
+    if not _subfolders(root / "train"):
+        classes, source = _folder_source(root, size, is_checked)
+        for label, count in Counter(source.labels).items():
+            if count < 2:
+                raise DataError(
+                    f"class {classes[label]!r} in {root} has one image, too few to train and to test on.\n"
+                    "Add images, or provide train/ and test/ folders."
+                )
+        train, test = _held_out(source.labels)
+        return Found(classes, source.only(train), source.only(test))
+    held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
+    if held_out is None:
+        raise DataError(
+            f"{root} has train/ but neither test/ nor val/.\n"
+            f"Add one, or set data.root to {root / 'train'}: a fixed fifth of each class is then held out."
+        )
+    classes, training = _folder_source(root / "train", size, is_checked)
+    test_classes, testing = _folder_source(held_out, size, is_checked)
+    if classes != test_classes:
+        odd = sorted(set(classes) ^ set(test_classes))
+        raise DataError(
+            f"train/ and {held_out.name}/ in {root} have different classes.\n"
+            f"Only one of them has {_some(odd)}; both need the same class folders."
+        )
+    return Found(classes, training, testing)
+
+
+def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], Source]:
+    """Class names, in alphabetical order, and every image below their folders."""
+    classes = _subfolders(root)
+    if not classes:
+        raise DataError(f"{root} holds no images.\nExpected one folder per class, with images in it.")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = _images_below(root / name, is_checked=is_checked)
+        if not found:
+            raise DataError(
+                f"class folder {root / name} holds no image ({', '.join(sorted(_SUFFIXES))}).\n"
+                "Add images, or remove the folder."
+            )
+        paths += found
+        labels += [label] * len(found)
+    return tuple(classes), Source(lambda i: decoded(paths[i], size), tuple(labels))
+
+
+def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
+    paths = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
+    ]
+    for path in (
+        paths if is_checked else ()
+    ):  # now rather than in the middle of an epoch, for sets too large to decode at once
+        if not path.is_file():
+            raise DataError(f"{path} is a link to a file that is not there.\nMend the link, or remove it.")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty (0 bytes), not an image.\nReplace the file, or remove it.")
+    return sorted(paths)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _cifar(spec: DataSpec, size: int) -> Found:
+    """CIFAR-10 and CIFAR-100 in the layout of their Python archives (Krizhevsky 2009).
+
+    torchvision checks the MD5 of every file before it reads them: they are pickles.
+    """
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    reader = datasets.CIFAR10 if spec.name == "cifar10" else datasets.CIFAR100
+    lesson = f"the folder that holds {reader.base_folder}/, unpacked from {reader.url}"
+    root = _root_of(spec, lesson)
+    folder = root / reader.base_folder
+    if not folder.is_dir():
+        raise RecipeError(f"{root} has no folder {reader.base_folder}.\ndata.root must be {lesson}")
+    for name, md5 in [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]:
+        if not check_integrity(str(folder / name), md5):
+            state = "is damaged (its MD5 is wrong)" if (folder / name).is_file() else "is missing"
+            raise DataError(f"{folder / name} {state}.\nUnpack {reader.url} again.")
+
+    def source(part: Any) -> Source:
+        return Source(lambda i: squared(Image.fromarray(part.data[i]), size), tuple(part.targets))
+
+    with warnings.catch_warnings():  # the archives were pickled by a NumPy that newer ones complain about
+        warnings.simplefilter("ignore")
+        train, test = (reader(str(root), train=is_train, download=False) for is_train in (True, False))
+    return Found(tuple(train.classes), source(train), source(test))
+
+
+def _root_of(spec: DataSpec, expected: str) -> Path:
+    if spec.root is None:
+        raise RecipeError(f"data.name {spec.name!r} needs data.root: {expected}.\nGive it with --set data.root=PATH.")
+    root = Path(spec.root).expanduser()
+    if not root.is_dir():
+        raise RecipeError(f"data.root {str(root)!r} is not a folder here.\nExpected {expected}.")
+    return root
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more
+
+
+def _imagenet(spec: DataSpec, size: int) -> Found:
+    """ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
+    layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
+    root = _root_of(spec, _lesson("ImageNet", "https://image-net.org/download", layout))
+    is_checked = spec.on_unreadable == "error"
+    parts = [_folder_source(_folder(root, name, spec), size, is_checked) for name in ("train", "val")]
+    (classes, train), (others, test) = parts
+    if classes != others:
+        raise DataError(f"train/ and val/ in {root} have different classes ({len(classes)} and {len(others)}).\n"
+                        "The validation images must be sorted into the same class folders.")  # fmt: skip
+    return Found(classes, train, test)
+
+
+def _tiny_imagenet(spec: DataSpec, size: int) -> Found:
+    """Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
+    layout = "tiny-imagenet-200/wnids.txt, train/ and val/"
+    root = _root_of(spec, _lesson("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
+    home = _folder(root, "tiny-imagenet-200", spec)
+    classes = tuple(_lines(home / "wnids.txt"))
+    label = {name: number for number, name in enumerate(classes)}
+    train = [
+        (path, number)
+        for name, number in label.items()
+        for path in sorted((home / "train" / name / "images").glob("*.JPEG"))
+    ]
+    rows = [line.split("\t") for line in _lines(home / "val" / "val_annotations.txt")]
+    test = [(home / "val" / "images" / row[0], _known(label, row[1], home)) for row in rows]
+    return Found(classes, _listed(train, classes, size), _listed(test, classes, size))
+
+
+def _food101(spec: DataSpec, size: int) -> Found:
+    """Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
+    layout = "food-101/images/CLASS/*.jpg and food-101/meta/train.json and test.json"
+    root = _root_of(spec, _lesson("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
+    home = _folder(root, "food-101", spec)
+    lists = [_json(home / "meta" / f"{part}.json") for part in ("train", "test")]
+    classes = tuple(sorted(lists[0]))
+    label = {name: number for number, name in enumerate(classes)}
+    train, test = (
+        _listed([(home / "images" / f"{image}.jpg", _known(label, name, home)) for name, images in sorted(part.items())
+                 for image in images], classes, size)
+        for part in lists
+    )  # fmt: skip
+    return Found(classes, train, test)
+
+
+def _dtd(spec: DataSpec, size: int) -> Found:
+    """Describable Textures (Cimpoi et al. 2014), its first partition: train and validation to learn from, test."""
+    archive = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
+    layout = "dtd/images/CLASS/*.jpg and dtd/labels/train1.txt, val1.txt and test1.txt"
+    root = _root_of(spec, _lesson("DTD", archive, layout))
+    home = _folder(root, "dtd", spec)
+    names = {part: _lines(home / "labels" / f"{part}1.txt") for part in ("train", "val", "test")}
+    classes = tuple(sorted({name.split("/")[0] for name in names["train"]}))
+    label = {name: number for number, name in enumerate(classes)}
+    train, test = (
+        _listed([(home / "images" / name, _known(label, name.split("/")[0], home)) for name in part], classes, size)
+        for part in (names["train"] + names["val"], names["test"])
+    )
+    return Found(classes, train, test)
+
+
+def _stanford_cars(spec: DataSpec, size: int) -> Found:
+    """Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 models of cars, in the layout torchvision reads."""
+    layout = "stanford_cars/cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat"
+    root = _root_of(spec, _lesson("Stanford Cars", "a mirror, since the original page is gone", layout))
+    home = _folder(root, "stanford_cars", spec)
+    reader = require("scipy.io", extra="demo")
+
+    def content(path: Path, key: str) -> Any:
+        try:
+            return np.atleast_1d(reader.loadmat(path, squeeze_me=True)[key])
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {error}.\nUnpack the data set again.") from error
+
+    classes = tuple(str(name) for name in content(home / "devkit" / "cars_meta.mat", "class_names"))
+    files = (
+        ("cars_train", home / "devkit" / "cars_train_annos.mat"),
+        ("cars_test", home / "cars_test_annos_withlabels.mat"),
+    )
+    train, test = (
+        _listed([(home / folder / str(row["fname"]), int(row["class"]) - 1) for row in content(path, "annotations")],
+                classes, size)
+        for folder, path in files
+    )  # fmt: skip
+    return Found(classes, train, test)
+
+
+def _hugging_face(spec: DataSpec, size: int) -> Found:
+    """Any image classification set of the Hugging Face hub, or a local folder in its format (data.root)."""
+    library = require("datasets", extra="hf")
+    name = spec.root or spec.name.removeprefix("hf/")
+    try:
+        parts = library.load_dataset(name)
+    except Exception as error:  # the library raises its own, urllib's and pyarrow's errors
+        raise DataError(
+            f"the data set {spec.name!r} cannot be loaded: {str(error).splitlines()[0][:120]}.\n"
+            "Go online once (it is kept), or set data.root to a folder that holds it."
+        ) from error
+    held_out = next((part for part in ("test", "validation") if part in parts), None)
+    if "train" not in parts or held_out is None:
+        raise DataError(
+            f"the data set {spec.name!r} has the parts {', '.join(parts)}.\nNeeded are train, and test or validation."
+        )
+    features = parts["train"].features
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    image, label = (
+        next((key for key, kind in kinds.items() if kind == wanted), None) for wanted in ("Image", "ClassLabel")
+    )
+    if image is None or label is None:
+        raise DataError(
+            f"the data set {spec.name!r} has the columns {', '.join(kinds)}.\nNeeded are an Image and a ClassLabel."
+        )
+
+    def source(part: Any) -> Source:
+        return Source(lambda i: squared(part[i][image], size), tuple(int(number) for number in part[label]))
+
+    return Found(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
+
+
+def _listed(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> Source:
+    """Images by path and label; every class must have one."""
+    missing = sorted(set(range(len(classes))) - {label for _, label in entries})
+    if missing:
+        raise DataError(
+            f"no image of {_some([classes[label] for label in missing])} is listed.\nUnpack the data set again."
+        )
+    return Source(lambda i: decoded(entries[i][0], size), tuple(label for _, label in entries))
+
+
+def _lesson(name: str, address: str, layout: str) -> str:
+    return f"the folder that holds {layout}; get {name} from {address}"
+
+
+def _folder(root: Path, name: str, spec: DataSpec) -> Path:
+    if not (root / name).is_dir():
+        raise RecipeError(f"{root} has no folder {name}.\ndata.root for {spec.name} is the folder that holds {name}/.")
+    return root / name
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip("\r\n") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.\nUnpack the data set again.") from error
+
+
+def _json(path: Path) -> dict[str, list[str]]:
+    try:
+        content = json.loads("\n".join(_lines(path)))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}.\nUnpack the data set again.") from error
+    assert isinstance(content, dict)
+    return content
+
+
+def _known(label: dict[str, int], name: str, home: Path) -> int:
+    if name not in label:
+        raise DataError(
+            f"a list in {home} names the class {name!r}, which the training images do not have.\nUnpack it again."
+        )
+    return label[name]
+
+
+_LOADERS: dict[str, Callable[[DataSpec, int], Found]] = {
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "digits": _digits,
+    "dtd": _dtd,
+    "food101": _food101,
+    "imagefolder": _imagefolder,
+    "imagenet": _imagenet,
+    "stanford-cars": _stanford_cars,
+    "tiny-imagenet": _tiny_imagenet,
+}

@@ -1,0 +1,290 @@
+"""From a name in a recipe to batches of images.
+
+A split is an ordered set of labelled images; `batches` walks it. The order of an epoch and the
+augmentation of every sample are drawn from (seed, epoch) for the whole epoch at once and belong to a
+position in that order: neither batch size, workers nor earlier draws change what a position gets.
+
+Every image is decoded by the same function: to RGB, the largest centred square, bilinear to
+`image_size`. Where train and test together fit in `HELD_BYTES` as uint8, that is done once, when the
+set is loaded, and a damaged file is found there; larger sets are decoded batch by batch, ahead of use,
+with the same bits. The decoders of Pillow release the interpreter lock, so workers are threads: no
+shared memory to run out of, and an error arrives as it was raised.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from passdeploy.data.datasets import find_images
+from passdeploy.data.images import Augmentation, Found, Pixels, Source
+from passdeploy.errors import DataError
+from passdeploy.runtime.seeds import generator
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import DataSpec
+
+HELD_BYTES = 512 * 2**20
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; what pretrained networks expect
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_BATCHES_AHEAD = 3
+_MOST_WORKERS = 16
+
+RGB = tuple[float, float, float]
+
+
+class Split(Protocol):
+    """An ordered set of labelled images."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the labels name."""
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        seed: int = 0,
+        augment: bool = False,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images, float32 (batch, 3, height, width), and labels, int64 (batch,).
+
+        Args:
+            batch_size: images per batch; the last one may be smaller, unless `drop_last`.
+            epoch: which shuffling; None walks the split in its own order.
+            seed: with `epoch`, the key of the order and of the augmentation.
+            augment: change the images as this data set allows without changing a label.
+            drop_last: leave out a last batch that is not full.
+            part: (which, of how many): this share of every batch only, for one of several processes.
+        """
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, decoded and split."""
+
+    name: str
+    classes: tuple[str, ...]  # label -> name
+    image_shape: tuple[int, int, int]  # (3, height, width)
+    mean: RGB  # of pixels in [0, 1]
+    std: RGB
+    train: Split
+    test: Split
+    skipped: tuple[str, ...] = ()  # images that could not be read and were left out, with the reason
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+
+def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
+    """Find, split and, where it is small, decode the data set that `spec` names.
+
+    Nothing here is drawn by the recipe's seed: images held out for testing are the same in every run.
+
+    Args:
+        spec: the `data` section of a recipe.
+        held_bytes: sets of at most this many bytes of pixels are kept in memory.
+
+    Raises:
+        UsageError: no data set of that name.
+        RecipeError: `data.root` is missing or not there.
+        DataError: a class without images, fewer than two classes, a damaged image, or a test set
+            with other classes than the training set.
+    """
+    size = spec.image_size
+    loaded = find_images(spec)
+    if len(loaded.classes) < 2:
+        raise DataError(
+            f"the data set {spec.name!r} has only one class, {loaded.classes[0]!r}.\n"
+            "A classifier needs at least two: put the images of each class in a folder of its own."
+        )
+    skipped: list[str] = []
+    if spec.on_unreadable == "skip":
+        loaded = _readable(loaded, worker_count(spec.workers), skipped)
+    total_bytes = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size
+
+    def split(source: Source, augmentation: Augmentation | None) -> ImageSplit:
+        return ImageSplit(
+            source,
+            num_classes=len(loaded.classes),
+            augmentation=augmentation,
+            workers=worker_count(spec.workers),
+            is_held=total_bytes <= held_bytes,
+        )
+
+    return ImageData(
+        name=spec.name,
+        classes=loaded.classes,
+        image_shape=(3, size, size),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        train=split(loaded.train, loaded.augmentation),
+        test=split(loaded.test, None),
+        skipped=tuple(skipped),
+    )
+
+
+def _readable(found: Found, workers: int, skipped: list[str]) -> Found:
+    """The images that can be read; why the others cannot goes to `skipped`."""
+    parts = []
+    for source in (found.train, found.test):
+        with _threads(workers) as pool:
+            problems = list(pool.map(source.problem_of, range(len(source.labels))))
+        skipped += [problem for problem in problems if problem]
+        parts.append(source.only([index for index, problem in enumerate(problems) if not problem]))
+        if lost := set(source.labels) - set(parts[-1].labels):
+            raise DataError(
+                f"no image of class {found.classes[min(lost)]!r} can be read; the first problem: {skipped[0]}.\n"
+                "Replace the files, or remove the class."
+            )
+    return replace(found, train=parts[0], test=parts[1])
+
+
+def worker_count(workers: int | str) -> int:
+    """How many threads decode; "auto" is one per processor that this process may use, at most 16."""
+    if isinstance(workers, int):
+        return max(1, workers)
+    try:
+        return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
+    except AttributeError:  # not on every system
+        return min(os.cpu_count() or 1, _MOST_WORKERS)
+
+
+class ImageSplit:
+    """The `Split` of every source: decoded pixels, or a way to decode them."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        num_classes: int,
+        augmentation: Augmentation | None,
+        workers: int,
+        is_held: bool,
+    ) -> None:
+        self.num_classes = num_classes
+        self.labels = torch.tensor(source.labels, dtype=torch.int64)
+        self._decode, self._workers, self._augmentation = source.decode, workers, augmentation
+        # (pixel / 255 - mean) / std, as one multiplication and one addition
+        mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        self._scale, self._offset = 1 / (255 * std), -mean / std
+        self._held = self._decode_all() if is_held else None  # uint8 (images, 3, height, width)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epoch: int | None = None,
+        seed: int = 0,
+        augment: bool = False,
+        drop_last: bool = False,
+        part: tuple[int, int] = (0, 1),
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `Split.batches`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; a batch has at least one image")
+        if augment and epoch is None:
+            raise ValueError("augmentation is drawn per epoch: give one, or leave augment off")
+        count = len(self) - len(self) % batch_size if drop_last else len(self)
+        if epoch is None:
+            order = torch.arange(count)
+        else:
+            order = torch.randperm(len(self), generator=generator("order", seed, epoch))[:count]
+        policy = self._augmentation if augment else None
+        return self._walk(order, batch_size, policy, generator("augment", seed, epoch or 0), part)
+
+    def _walk(
+        self,
+        order: Tensor,
+        batch_size: int,
+        policy: Augmentation | None,
+        chance: torch.Generator,
+        part: tuple[int, int],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        # one draw per position of the epoch, before it is known which batch the position falls into
+        draws = list(torch.split(torch.rand((len(self), 3), generator=chance)[: len(order)], batch_size))
+        which, of = part
+        mine = [batch.tensor_split(of)[which] for batch in torch.split(order, batch_size)]
+        draws = [drawn.tensor_split(of)[which] for drawn in draws]
+        for chosen, drawn, pixels in zip(mine, draws, self._pixels(mine), strict=True):
+            images = _augmented(pixels, policy, drawn) if policy else pixels
+            yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[chosen]
+
+    def _pixels(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images of each part, uint8 (batch, 3, height, width)."""
+        if self._held is not None:
+            for part in parts:
+                yield self._held[part]
+            return
+        with _threads(self._workers) as pool:
+            waiting: deque[list[Future[Pixels]]] = deque()
+            for part in parts:
+                waiting.append([pool.submit(self._decode, index) for index in part.tolist()])
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield _stacked([future.result() for future in waiting.popleft()])
+            while waiting:
+                yield _stacked([future.result() for future in waiting.popleft()])
+
+    def _decode_all(self) -> Tensor:
+        first = self._decode(0)
+        held = np.empty((len(self), 3, *first.shape[:2]), dtype=np.uint8)
+
+        def fill(index: int) -> None:
+            held[index] = self._decode(index).transpose(2, 0, 1)
+
+        with _threads(self._workers) as pool:
+            for _ in pool.map(fill, range(len(self))):  # in order, so that the first bad file is named
+                pass
+        return torch.from_numpy(held)
+
+
+class _threads(ThreadPoolExecutor):
+    """A thread pool that drops what has not begun when its block is left early."""
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
+
+
+def _stacked(images: Sequence[Pixels]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
+
+
+def _augmented(images: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
+    """Shift and flip each image by its own draws.
+
+    Args:
+        images: uint8 (batch, 3, height, width).
+        policy: which changes are allowed.
+        draws: uniform in [0, 1), (batch, 3): down, right, flip.
+    """
+    if policy.shift:
+        height, width = images.shape[2:]
+        reach = height // 8
+        framed = F.pad(images, (reach, reach, reach, reach))
+        corners = (draws[:, :2] * (2 * reach + 1)).long().tolist()
+        # a slice per image is four times faster on a CPU than one gather over the batch
+        images = torch.stack(
+            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(framed, corners, strict=True)]
+        )
+    if policy.flip:
+        images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
+    return images

@@ -1,0 +1,136 @@
+"""Tables of results for a terminal: accuracy and size, latency, layers, groups, sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from passdeploy.display.units import UNKNOWN, milliseconds, quantity, relative_change
+
+
+def sweep_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What a sweep found, a line each, the best last."""
+    lines, met = [], [row for row in rows if "refused" not in row]
+    for row in rows:
+        if "refused" in row:
+            lines.append(f"multiples of {row['round_to']:>3}: {row['refused']}")
+        else:
+            lines.append(
+                f"multiples of {row['round_to']:>3}: {row['slim_ms']:.3g} ms ({row['achieved']:.1%} of dense), "
+                f"keeps {row['kept']:.1%} of the score"
+            )
+    if met:
+        best = max(met, key=lambda row: row["kept"])
+        lines.append(f"best: prune.round_to={best['round_to']}, which keeps the most in that time")
+    return lines
+
+
+def closing_table(summary: Mapping[str, Any], profile_rows: Iterable[Mapping[str, Any]] = ()) -> Table:
+    """Dense against slim: accuracy and size of a run, and latency where it was measured.
+
+    Args:
+        summary: what `summary.json` holds; a number that is missing or null shows as a dash.
+        profile_rows: the `rows` of `profile.json`; a slim row pairs with the dense row that was
+            measured in the same way.
+    """
+    dense, slim = summary.get("dense") or {}, summary.get("slim") or {}
+    table = Table("", title=summary.get("model"), title_justify="left")
+    for heading in ("dense", "slim", "change"):
+        table.add_column(heading, justify="right")
+    table.add_row("top-1", *_accuracies(dense.get("top1"), slim.get("top1")))
+    for label, key in (("parameters", "params"), ("MACs", "macs")):
+        before, after = dense.get(key), slim.get(key)
+        table.add_row(label, quantity(before), quantity(after), relative_change(before, after))
+    rows = list(profile_rows)
+    devices = {str(row["device"]) for row in rows if row.get("device")}
+    if len(devices) == 1:
+        table.caption, table.caption_justify = f"latency: median on {devices.pop()}", "left"
+        rows = [{**row, "device": None} for row in rows]
+    unpruned = {_setting(row): row for row in rows if row["model"] == "dense"}
+    pruned = {_setting(row): row for row in rows if row["model"] == "slim"}
+    for setting in dict.fromkeys([*unpruned, *pruned]):
+        before, after = unpruned.get(setting, {}), pruned.get(setting, {})
+        table.add_row(
+            "latency " + setting,
+            milliseconds(before.get("median_ms")),
+            milliseconds(after.get("median_ms")),
+            _claim(after),
+        )
+    return table
+
+
+def _claim(row: Mapping[str, Any]) -> str:
+    """A speed-up with its interval, or that there is none to speak of."""
+    from passdeploy.profiling.statistics import is_measurable  # with it comes torch, which takes a while
+
+    speedup, interval = row.get("speedup"), row.get("speedup_ci")
+    if not speedup:
+        return UNKNOWN
+    if interval and not is_measurable(*interval):
+        return "no measurable difference"
+    words = f"{speedup:.2f}x faster" if speedup >= 1 else f"{1 / speedup:.2f}x slower"
+    return f"{words} ({interval[0]:.2f} to {interval[1]:.2f})" if interval else words
+
+
+def latency_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One line per row of a profile."""
+    table = Table(title_justify="left")
+    table.add_column("model", overflow="fold")
+    for heading in ("batch", "median", "p90", "p99", "images/s", "speed-up"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        low, high = row["speedup_ci"]
+        claim = "" if low == high == 1 else _claim(row)  # the first one is what the other is compared with
+        times = (milliseconds(row[key]) for key in ("median_ms", "p90_ms", "p99_ms"))
+        notes = "; ".join(dict.fromkeys(text for text in (claim, *row["notes"]) if text))
+        table.add_row(str(row["model"]), str(row["batch"]), *times, f"{row['images_per_s']:.3g}", notes)
+    return table
+
+
+def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
+    """Where the time of both networks goes, one layer a line."""
+    table = Table(title="time by layer (traced)", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    for heading in ("channels out, in", "dense", "slim", "speed-up"):
+        table.add_column(heading, justify="right")
+    table.add_column("no faster because", overflow="fold")
+    for layer in layers:
+        before, after = (", ".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+        gained = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else UNKNOWN
+        table.add_row(
+            layer["name"], before if before == after else f"{before} → {after}", milliseconds(layer["dense_ms"]),
+            milliseconds(layer["slim_ms"]), gained, layer["why"],
+        )  # fmt: skip
+    return table
+
+
+def group_table(groups: Iterable[Mapping[str, Any]]) -> Table:
+    """The same by channel group, the slowest first."""
+    table = Table(title="time by channel group (traced)", title_justify="left")
+    table.add_column("group", overflow="fold")
+    for heading in ("layers", "channels", "dense", "slim", "of the slim network"):
+        table.add_column(heading, justify="right")
+    table.add_column("no faster because", overflow="fold")
+    for group in groups:
+        before, after = group["dense_width"], group["slim_width"]
+        channels = str(before or "") if before == after else f"{before} → {after}"
+        table.add_row(
+            group["group"], str(len(group["layers"])), channels, milliseconds(group["dense_ms"]),
+            milliseconds(group["slim_ms"]), f"{group['share']:.0%}", group["why"],
+        )  # fmt: skip
+    return table
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    """How a row was measured; rows of one setting compare."""
+    options = row.get("options") or ()
+    parts = [row.get("backend"), row.get("precision"), f"batch {row.get('batch')}", row.get("device"), *options]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _accuracies(before: float | None, after: float | None) -> tuple[str, str, str]:
+    shown = [UNKNOWN if value is None else f"{100 * value:.2f} %" for value in (before, after)]
+    change = UNKNOWN if before is None or after is None else f"{100 * (after - before):+.2f} points"
+    return shown[0], shown[1], change

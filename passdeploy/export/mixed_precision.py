@@ -1,0 +1,121 @@
+"""From a float32 ONNX file to one in another precision that passes its gate.
+
+Casting and quantisation know nothing of accuracy, the gate nothing of graphs; here they meet: a lowered graph
+that fails its gate is made again with the most sensitive layers left in float32, until it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from passdeploy.errors import ExportError, ParityError
+from passdeploy.export.artifact import Artifact
+from passdeploy.export.casting import cast_graph, castable_nodes
+from passdeploy.export.layer_ranking import Lowered, lower_until_it_passes
+from passdeploy.export.onnx_graph import write_onnx
+from passdeploy.export.ort_session import open_session
+from passdeploy.export.parity import Reference, compare, open_plain, open_rounded, problem_of
+from passdeploy.export.precision import CAST, QUANTISED, Limits
+from passdeploy.export.quantise import Lowering, Quantiser, int8_lowering, modelopt_lowering, quantisable_nodes
+from passdeploy.runtime.events import Stage
+
+_RANKING_IMAGES = 32
+
+
+def lower_file(
+    source: Path,
+    path: Path,
+    precision: str,
+    *,
+    calibration: Tensor,
+    reference: Reference | None,
+    limits: Limits,
+    quantiser: Quantiser = "ort",
+    progress: Stage | None = None,
+) -> Artifact:
+    """Write `path`, the graph of `source` in `precision`; parity is for the caller to require.
+
+    Args:
+        source: a float32 ONNX file, as `export_onnx` writes it.
+        path: where to write.
+        precision: fp16, bf16, int8 or fp8.
+        calibration: images as the graph takes them, (n, 3, height, width): quantisation takes its ranges from
+            them, and layers are ranked by the error they make on them.
+        reference: the model's answers that the result is held to; None lowers everything, unseen.
+        limits: what the result must keep.
+        quantiser: of int8; fp8 is ModelOpt's in any case.
+        progress: hears of every layer that is measured, where any have to be.
+
+    Raises:
+        ExportError: no layer of it can have the precision.
+
+    Returns:
+        The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt.
+    """
+    model = onnx.load(source)
+    layers = castable_nodes(model, precision) if precision in CAST else quantisable_nodes(model)
+    if not layers:
+        raise ExportError(f"{path.name}: no layer of the network can be {precision}.\nExport it in another precision.")
+    lower = _lowering(model, source, precision, calibration, quantiser)
+    if reference is None:
+        lowered = Lowered(lower(()), (), None, 1)
+    else:
+        lowered = _search(lower, layers, source, precision, calibration, reference, limits, progress)
+    artifact = write_onnx(lowered.model, path, precision)
+    facts: dict[str, Any] = {"kept": list(lowered.kept), "graphs_judged": lowered.tried}
+    if precision in QUANTISED:
+        facts["quantiser"] = quantiser if precision == "int8" else "modelopt"
+    return artifact.with_facts(**facts)
+
+
+def _lowering(model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser) -> Lowering:
+    if precision in CAST:
+
+        def cast(keep: Collection[str]) -> ModelProto:
+            return cast_graph(model, precision, keep=keep)
+
+        return cast
+    if precision == "int8" and quantiser == "ort":
+        return int8_lowering(source, calibration)
+    return modelopt_lowering(source, calibration, precision)
+
+
+def _search(
+    lower: Lowering,
+    layers: tuple[str, ...],
+    source: Path,
+    precision: str,
+    calibration: Tensor,
+    reference: Reference,
+    limits: Limits,
+    progress: Stage | None,
+) -> Lowered:
+    def open_lowered(model: ModelProto) -> Any:
+        if precision in CAST:
+            return open_rounded(model)
+        return open_plain(model) if precision == "fp8" else open_session(model, threads=torch.get_num_threads())
+
+    def judge(model: ModelProto) -> str | None:
+        try:
+            return problem_of(compare(open_lowered(model), reference), limits)
+        except ParityError as error:
+            return str(error)
+
+    images = (calibration if len(calibration) else reference.trials[-1].images)[:_RANKING_IMAGES].numpy()
+    exact = open_session(source, threads=torch.get_num_threads())
+    name = exact.get_inputs()[0].name
+    (expected,) = exact.run(None, {name: images})
+
+    def measure(model: ModelProto) -> float:
+        (found,) = open_lowered(model).run(None, {name: images})
+        error = float(torch.from_numpy(found - expected).norm())
+        return error if error == error else float("inf")  # NaN would not sort
+
+    return lower_until_it_passes(lower, layers, judge, measure, progress=progress)

@@ -1,0 +1,124 @@
+"""Options of an export, the images it is checked with, and whether this machine can carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.data.splits import ImageData, Split
+from passdeploy.errors import UsageError, require
+from passdeploy.export.artifact import BatchRange
+from passdeploy.export.precision import LIMITS, QUANTISED, Limits, choose_opset, parse_precisions
+from passdeploy.export.preprocessing import OnPixels
+from passdeploy.export.quantise import Quantiser
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, load_torch_trt, settings_of
+from passdeploy.export.trt_api import Flavour, load_trt
+from passdeploy.export.trt_engine import EngineOptions
+
+KINDS = ("onnx", "trt", "torch-trt")
+
+
+# How many real images are compared on: 64 show an error, a share of 0.5 % needs more; and calibrated on.
+CHECK_IMAGES, CHECK_IMAGES_FP32, CALIBRATION_IMAGES = 512, 64, 256
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What to export."""
+
+    kinds: tuple[str, ...] = ("onnx",)  # an engine needs its ONNX file, so that is written either way
+    precisions: tuple[str, ...] = ("fp32",)
+    batch: tuple[int, ...] = (1, 8, 32)  # (min, opt, max)
+    opset: int | None = None  # None: what suits the precision
+    takes_pixels: bool = False  # normalisation inside the graph
+    fp32_tolerance: float = LIMITS["fp32"].rel_error
+    max_drop: float | None = None  # of top-1, a fraction; None: the usual for the precision
+    quantiser: Quantiser = "ort"
+    flavour: Flavour = "tensorrt"
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+    def limits(self, precision: str) -> Limits:
+        """The gate of a precision."""
+        limits = LIMITS[precision]
+        if precision == "fp32":
+            limits = replace(limits, rel_error=self.fp32_tolerance)
+        return limits if self.max_drop is None else replace(limits, top1_drop=self.max_drop)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Normalised images to check and to calibrate on, (n, 3, height, width), and how they were normalised."""
+
+    images: Tensor  # real ones that the model was not trained on; empty where there are none
+    calibration: Tensor  # others, likewise
+    image_shape: tuple[int, ...]  # (3, height, width)
+    mean: Sequence[float]
+    std: Sequence[float]
+    labels: Tensor | None = None  # of `images`, (n,)
+
+    @classmethod
+    def of(cls, data: ImageData, settings: ExportSettings) -> Samples:
+        """Test images to check on and training images to calibrate on, as many as the precisions need."""
+        is_lowered = set(settings.precisions) != {"fp32"}
+        images, labels = _sampled(data.test, CHECK_IMAGES if is_lowered else CHECK_IMAGES_FP32)
+        calibration, _ = _sampled(data.train, CALIBRATION_IMAGES if is_lowered else 1)
+        return cls(images, calibration, data.image_shape, data.mean, data.std, labels)
+
+    def as_taken(self, settings: ExportSettings) -> Samples:
+        """As the exported graphs take them: pixels, where they normalise by themselves."""
+        if not settings.takes_pixels:
+            return self
+        from_images = OnPixels(nn.Identity(), self.mean, self.std).pixels_of
+        return replace(self, images=from_images(self.images), calibration=from_images(self.calibration))
+
+    @classmethod
+    def none(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
+        """No real images at all."""
+        empty = torch.empty(0, *image_shape)
+        return cls(empty, empty, image_shape, mean, std)
+
+
+def require_possible(settings: ExportSettings, samples: Samples | None = None) -> None:
+    """Everything that is asked for makes sense and can be done here.
+
+    Args:
+        settings: what is asked for.
+        samples: where they are known already.
+
+    Raises:
+        UsageError: an unknown kind or precision, a batch that is no range, or int8 without images to calibrate on.
+        MissingError: TensorRT, Torch-TensorRT or a quantiser is missing.
+    """
+    if unknown := sorted(set(settings.kinds) - set(KINDS)):
+        raise UsageError(f"cannot export {', '.join(unknown)}: choose from {', '.join(KINDS)}.")
+    BatchRange.of(settings.batch)
+    for precision in parse_precisions(settings.precisions):
+        choose_opset(precision, settings.opset)
+        if precision in QUANTISED:
+            uses_modelopt = precision == "fp8" or settings.quantiser == "modelopt"
+            require("modelopt" if uses_modelopt else "onnxruntime", extra="quant" if uses_modelopt else "cpu")
+            if samples is not None and len(samples.calibration) == 0:
+                raise UsageError(
+                    f"{precision} takes its ranges from real images, and there are none.\n"
+                    "Give a folder of them with --images, or export a run, which knows its data."
+                )
+    if "trt" in settings.kinds:
+        settings.engine.require_possible(settings.flavour)
+        load_trt(settings.flavour)
+    if "torch-trt" in settings.kinds:
+        if other := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
+            raise UsageError(
+                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(other)}.\n"
+                "Export those with --onnx or --trt in a command of their own."
+            )
+        settings_of("fp32", settings.engine)
+        load_torch_trt()
+
+
+def _sampled(split: Split, count: int) -> tuple[Tensor, Tensor]:
+    """Up to `count` images of a split and their labels, always the same ones, of all classes."""
+    images, labels = next(split.batches(max(1, min(count, len(split))), epoch=0))
+    return images, labels

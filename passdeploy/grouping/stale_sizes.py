@@ -1,0 +1,110 @@
+"""Numbers that a module keeps and that may be stale once channels are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from passdeploy.grouping.gather import Number
+from passdeploy.grouping.shape_check import Stop
+from passdeploy.slimming.size_attributes import read_number
+from passdeploy.tracing.trace import Happening
+
+Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
+
+_TORCH_MODULES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd)
+_OF_TORCH = {  # attributes of these that slimming keeps true by itself
+    *("in_features", "out_features", "normalized_shape", "num_features", "in_channels", "out_channels", "groups"),
+}
+
+
+class Repairs:
+    """Finds the numbers that may explain why a cut network stopped.
+
+    Args:
+        model: the network.
+        script: what happens in it.
+    """
+
+    def __init__(self, model: nn.Module, script: Sequence[Happening]) -> None:
+        self._model, self._script = model, script
+
+    def of(self, stop: Stop, cut: nn.Module, size_of: Callable[[Tensor], int]) -> Iterator[list[Number]]:
+        """Numbers that may be stale, nearest module first, each with its like in other modules of that class."""
+        changed = {place: dense for place, (dense, labels) in _sizes(stop.happening) if size_of(labels) != dense}
+        for depth in range(1, len(stop.happening.modules) + 1):
+            module = cut.get_submodule(stop.happening.modules[-depth])
+            # A method of a child that is not called itself runs in the name of its parent.
+            for child, owner in (("", module), *module.named_children()):
+                together: list[Number] = []
+                for attribute, value in list(vars(owner).items()):
+                    if attribute in _OF_TORCH and isinstance(owner, _TORCH_MODULES):
+                        continue  # is true already
+                    for number, places in enumerate(_explanations(value, changed)):
+                        repair = list(self._alike(stop.happening, depth, child, attribute, places))
+                        together += repair if number == 0 else []
+                        yield repair
+                if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
+                    yield together
+
+    def _alike(
+        self, stopped: Happening, depth: int, child: str, attribute: str, places: Mapping[int | None, Place]
+    ) -> Iterator[Number]:
+        """The same numbers of every module of that class, where the same line of code runs for the same time."""
+        kind = type(self._model.get_submodule(stopped.modules[-depth]))
+        turns = self._turns(stopped, depth)
+        turn = next(number for same in turns.values() for number, one in enumerate(same) if one is stopped)
+        for module, same in turns.items():
+            if type(self._model.get_submodule(module)) is not kind or turn >= len(same):
+                continue
+            sizes, owner = dict(_sizes(same[turn])), ".".join(part for part in (module, child) if part)
+            for index, place in places.items():
+                dense, labels = sizes.get(place, (None, None))
+                if labels is not None and _has_number(self._model, (owner, attribute, index), dense):
+                    yield Number(owner, attribute, index, labels)
+
+    def _turns(self, stopped: Happening, depth: int) -> dict[str, list[Happening]]:
+        """Module at that depth -> what ran there by the same line of code, in order."""
+        turns: dict[str, list[Happening]] = {}
+        for happening in self._script:
+            if (happening.op, happening.source) == (stopped.op, stopped.source) and len(happening.modules) >= depth:
+                turns.setdefault(happening.modules[-depth], []).append(happening)
+        return turns
+
+
+def _sizes(happening: Happening) -> Iterator[tuple[Place, tuple[int, Tensor]]]:
+    """Every labelled dimension of the results and inputs: its place, and its dense size and labels."""
+    for side, tensors in enumerate((happening.results, happening.inputs)):
+        for number, (shape, labels) in enumerate(tensors):
+            for dim, vector in labels.items():
+                yield (side, number, dim), (shape[dim], vector)
+
+
+def _explanations(value: Any, changed: Mapping[Place, int]) -> Iterator[dict[int | None, Place]]:
+    """Ways in which an attribute may state sizes that changed: place in the attribute (None: all of it) -> which size.
+
+    The entries of a list are explained together: sizes of a split only make sense as a whole.
+    """
+    if type(value) is int:
+        for place, dense in changed.items():
+            if dense == value:
+                yield {None: place}
+    elif isinstance(value, tuple | list):
+        stated: dict[int | None, Place] = {}
+        for index, item in enumerate(value):
+            alike = [place for place, dense in changed.items() if type(item) is int and dense == item]
+            own = [place for place in alike if place[:2] == (0, index)]  # the size of the result of that number
+            if alike:
+                stated[index] = (own or alike)[0]
+        if stated:
+            yield stated
+
+
+def _has_number(model: nn.Module, key: tuple[str, str, int | None], value: int | None) -> bool:
+    try:
+        found = read_number(model, key)
+    except (AttributeError, IndexError, TypeError):
+        return False
+    return type(found) is int and found == value

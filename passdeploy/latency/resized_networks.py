@@ -1,0 +1,135 @@
+"""A network at any widths, as a backend takes it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.plan import Plan
+from passdeploy.channels.widths import floor_width
+from passdeploy.errors import UsageError
+from passdeploy.export.onnx_graph import export_onnx
+from passdeploy.export.ort_session import open_session
+from passdeploy.latency.hardware import block_of
+from passdeploy.latency.network_timing import Prober
+from passdeploy.latency.onnx_resizing import ResizableGraph
+from passdeploy.latency.ort_sampler import OrtProber
+from passdeploy.latency.torch_sampler import TorchProber
+from passdeploy.profiling.execution import Setting
+from passdeploy.slimming.slim import slim
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+BACKENDS = ("ort", "torch", "compile")
+
+
+def prober_for(
+    backend: str,
+    model: nn.Module,
+    channels: ChannelMap,
+    images: Tensor,
+    *,
+    threads: int,
+    setting: Setting | None = None,
+) -> Prober:
+    """What looks at `model` at any widths.
+
+    Args:
+        backend: `ort`, on the CPU, or `torch` or `compile`, on any device.
+        model: the dense network; it is left as it was.
+        channels: of it.
+        images: the batch that is timed, shape (batch, 3, height, width).
+        threads: of the backend, on a CPU.
+        setting: device, precision and layout of PyTorch.
+
+    Raises:
+        UsageError: no table can be measured on this backend, or not like this.
+        MissingError: the device is not here.
+    """
+    setting = setting or Setting()
+    require_table(backend, setting)
+    setting.require_possible((backend,))
+    if backend == "ort":
+        graphs = OnnxNetworks(model, channels, images)
+        return OrtProber(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
+    cut, block = SlimNetworks(model, channels), block_of(backend, setting)
+    return TorchProber(cut.at, images, threads=threads, block=block, backend=backend, setting=setting)
+
+
+def require_table(backend: str, setting: Setting) -> None:
+    """Raise UsageError where no table can be measured, on any machine."""
+    if backend not in BACKENDS:
+        raise UsageError(
+            f"no latency table can be measured on {backend} in this version: choose from {', '.join(BACKENDS)}.\n"
+            "Ask for macs, export, and measure with: passdeploy profile"
+        )
+    if backend == "ort" and setting != Setting():
+        raise UsageError(
+            "ONNX Runtime's latency tables are of the CPU in fp32 in this version.\n"
+            "For another device, precision or layout choose the backend torch or compile."
+        )
+
+
+class SlimNetworks:
+    """PyTorch modules; of every group the first channels stay."""
+
+    def __init__(self, model: nn.Module, channels: ChannelMap) -> None:
+        self._model, self._channels = copy.deepcopy(model).cpu().eval(), channels
+
+    def at(self, widths: Mapping[str, int]) -> nn.Module:
+        """The network at `widths`; groups not named are whole."""
+        return slim(self._model, self._channels.groups, Plan({name: tuple(range(n)) for name, n in widths.items()}))
+
+
+class OnnxNetworks:
+    """ONNX graphs: exported once and cut, or, where a graph does not let itself be cut, exported each time."""
+
+    def __init__(self, model: nn.Module, channels: ChannelMap, images: Tensor) -> None:
+        self._images, self._modules = images, SlimNetworks(_told_apart(model), channels)
+        self._graph = ResizableGraph(self._export({}), channels.groups)
+        narrow = {group.name: floor_width(group, block_of("ort"), "latency") for group in channels.prunable}
+        self._is_resizable = _runs(self._graph.at(narrow), images)
+        self.layers = self._graph.layers()
+
+    def at(self, widths: Mapping[str, int]) -> ModelProto:
+        """The graph at `widths`; groups not named are whole."""
+        return self._graph.at(widths) if self._is_resizable else self._export(widths)
+
+    def _export(self, widths: Mapping[str, int]) -> ModelProto:
+        import onnx
+
+        batch = len(self._images)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            export_onnx(self._modules.at(widths), self._images[:1], path, batch=(batch, batch, batch))
+            return onnx.load(path)
+
+
+def _told_apart(model: nn.Module) -> nn.Module:
+    """A copy in which no two tensors hold the same numbers: an exporter would make them one, which cannot be cut twice.
+
+    Times do not depend on the numbers.
+    """
+    copied, chance = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            if tensor.is_floating_point():
+                tensor += 1e-3 * torch.rand(tensor.shape, generator=chance, dtype=tensor.dtype)
+    return copied
+
+
+def _runs(graph: ModelProto, images: Tensor) -> bool:
+    try:
+        session = open_session(graph, threads=1)
+        session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    except Exception:  # whatever its exceptions are: the graph is no network
+        return False
+    return True

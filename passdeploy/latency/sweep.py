@@ -1,0 +1,33 @@
+"""Plan and measure one latency with several multiples of widths (`profile --sweep-round`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from passdeploy.channels.plan import Scores
+from passdeploy.errors import BudgetError
+from passdeploy.latency.search import Meeting, Met, Request
+from passdeploy.latency.target import measured
+
+
+def sweep_round(
+    steps: Sequence[int], meeting: Callable[[int], Meeting], scores: Scores, request: Request
+) -> list[dict[str, Any]]:
+    """Plan and measure the same request with widths in multiples of each of `steps`.
+
+    Returns:
+        One row per step: `round_to`, the share of the score that is `kept`, and what was measured; or why it was
+        `refused`.
+    """
+    rows = []
+    whole = sum(float(values.sum()) for values in scores.values())
+    for step in steps:
+        try:
+            met: Met = meeting(step).meet(scores, request)
+        except BudgetError as error:
+            rows.append({"round_to": step, "refused": str(error).splitlines()[0]})
+            continue
+        kept = sum(float(scores[name][list(channels)].sum()) for name, channels in met.trial.plan.kept.items())
+        rows.append({"round_to": step, "kept": kept / whole, **measured(met.trial)})
+    return rows

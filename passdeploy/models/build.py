@@ -1,0 +1,230 @@
+"""From a model's name to a network: built, weighted, in eval mode, on the CPU.
+
+The part before the slash says whose network it is: torchvision's, timm's or ours; `package.module:factory`
+is the reader's own code and runs only where that was allowed. Weights are tensors by name (safetensors);
+nothing pickled is opened. Training and devices are other modules' business.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, require
+from passdeploy.models.cifar_resnet import NETWORKS
+from passdeploy.models.classifier import classifier_of, replace_classifier_
+from passdeploy.models.weights import PRETRAINED, load_weights_
+from passdeploy.runtime.seeds import global_chance
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    new_head: bool = False,
+    allow_code: bool = False,
+    seed: int = 0,
+) -> nn.Module:
+    """Build the network a recipe names.
+
+    Args:
+        name: torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory. A factory is called
+            with `num_classes` (and `pretrained`) where it takes them.
+        num_classes: width of the network's output.
+        weights: None (random), "pretrained" (the library's own; where those are for another number of
+            classes the final classifier is new), or the path of a .safetensors file.
+        new_head: leave the final classifier of `weights` out, whatever classes it is for: it starts at random.
+        allow_code: whether `package.module:factory` may be imported and called.
+        seed: random weights are a function of it; the global generator stays as it was.
+
+    Returns:
+        The network in eval mode, on the CPU: (batch, 3, height, width) -> logits (batch, num_classes).
+
+    Raises:
+        ModelError: unknown name, a name that cannot be built, or code that was not allowed.
+        RecipeError: the weights file does not exist.
+        WeightsError: the weights file is unreadable or does not fit the network.
+        MissingError: a package is missing, or pretrained weights cannot be downloaded.
+    """
+    is_file = weights not in (None, PRETRAINED)
+    if is_file and not Path(str(weights)).expanduser().is_file():
+        raise RecipeError(
+            f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
+        )
+    with global_chance("model", seed, device=torch.device("cpu")):
+        model = _create(name, num_classes, weights == PRETRAINED, allow_code)
+        if new_head and weights == PRETRAINED:
+            replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
+    if is_file:
+        classifier = classifier_of(model, num_classes) if new_head else None
+        load_weights_(model, Path(str(weights)).expanduser(), model_name=name, but=classifier)
+    return model.cpu().eval()
+
+
+def comes_trained(name: str, *, num_classes: int, weights: str | None, new_head: bool = False) -> bool:
+    """Whether what `build_model` makes of these knows its classes; if not, it must be trained first.
+
+    A factory of the reader's own is taken at its word.
+    """
+    if weights is None or new_head:
+        return False
+    return weights != PRETRAINED or _published_classes(name) in (None, num_classes)
+
+
+def _create(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> nn.Module:
+    if ":" in name:
+        return _from_code(name, num_classes, pretrained, allow_code)
+    source, slash, short = name.partition("/")
+    if slash and source in _SOURCES:
+        return _SOURCES[source](short, num_classes, pretrained)
+    import torchvision
+
+    known = [f"torchvision/{known}" for known in _torchvision_names(torchvision)]
+    known += [f"passdeploy/{known}" for known in NETWORKS]
+    raise _unknown(name, known, "Models are torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory.")
+
+
+def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    import torchvision
+
+    if name not in _torchvision_names(torchvision):
+        raise _unknown(f"torchvision/{name}", [f"torchvision/{known}" for known in _torchvision_names(torchvision)])
+    if not pretrained:
+        # Their auxiliary classifiers only help training from scratch; init_weights=None would warn.
+        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return _module(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra))
+    with _downloading(f"torchvision/{name}"):
+        model = _module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
+    if name == "inception_v3":
+        model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]
+    trained_for = _published_classes(f"torchvision/{name}")
+    assert trained_for is not None
+    if trained_for != num_classes:
+        replace_classifier_(model, old_classes=trained_for, num_classes=num_classes)
+    return model
+
+
+def _published_classes(name: str) -> int | None:
+    """How many classes a library's own weights of a network are for; None where nobody says."""
+    source, _, short = name.partition("/")
+    if source == "torchvision":
+        import torchvision
+
+        return len(torchvision.models.get_model_weights(short).DEFAULT.meta["categories"])
+    if source == "timm":
+        known = require("timm", extra="timm").get_pretrained_cfg(short)
+        return known.num_classes if known else None
+    return None
+
+
+def _torchvision_names(torchvision: Any) -> list[str]:
+    """Its classifiers; detection, segmentation, video and quantised models have other outputs."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
+def _from_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    timm = require("timm", extra="timm")
+    if not timm.is_model(name):
+        raise _unknown(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+    with _downloading(f"timm/{name}"):
+        try:
+            return _module(timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+        except RuntimeError as error:  # a weights tag that does not exist, or no weights at all
+            raise ModelError(f"timm cannot build {name!r}: {clipped(error, 200)}") from error
+
+
+def _from_networks(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+    if name not in NETWORKS:
+        raise _unknown(f"passdeploy/{name}", [f"passdeploy/{known}" for known in NETWORKS])
+    if pretrained:
+        raise ModelError(
+            f"passdeploy/{name} comes without pretrained weights.\n"
+            "Set model.weights to a .safetensors file, or to null to train it first."
+        )
+    return NETWORKS[name](num_classes)
+
+
+_SOURCES: Mapping[str, Callable[[str, int, bool], nn.Module]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "passdeploy": _from_networks,
+}
+
+
+def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> nn.Module:
+    if not allow_code:
+        raise ModelError(
+            f"{clipped(name)!r} names Python code, which a recipe may not run by itself.\n"
+            "If you trust that code, say so with --allow-code."
+        )
+    module_name, _, attribute = name.partition(":")
+    with _current_directory_on_path():
+        try:
+            factory: Any = import_module(module_name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+            offered = {"num_classes": num_classes, **({"pretrained": True} if pretrained else {})}
+            model = factory(**{key: value for key, value in offered.items() if _takes(factory, key)})
+        except Exception as error:  # whatever the reader's code raises is news about that code
+            problem = f"{type(error).__name__}: {clipped(error, 200)}"
+            raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{clipped(name)!r} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+@contextmanager
+def _current_directory_on_path() -> Iterator[None]:
+    """As `python -m` has it; a console script does not. Last, so that nothing installed is hidden by it."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _downloading(name: str) -> Iterator[None]:
+    """Say what to do where a library's download fails: no network, a proxy, a damaged file."""
+    try:
+        yield
+    except Exception as error:
+        origin = type(error).__module__.partition(".")[0]
+        is_damaged = isinstance(error, RuntimeError) and "invalid hash" in str(error)
+        if not (is_damaged or isinstance(error, OSError) or origin in ("huggingface_hub", "httpx", "requests")):
+            raise
+        raise MissingError(
+            f"cannot download the pretrained weights of {name}: {clipped(error, 120)}\n"
+            "Go online once (they are kept), or set model.weights to a .safetensors file or to null."
+        ) from error
+
+
+def _unknown(name: str, known: Iterable[str], advice: str = "") -> ModelError:
+    """An error with the closest names; a bare `resnet18` is close to `torchvision/resnet18`."""
+    by_short = {full.partition("/")[2]: full for full in known}
+    short = name.rpartition("/")[2].lower()
+    close = [by_short[match] for match in difflib.get_close_matches(short, by_short, n=3, cutoff=0.6)]
+    guess = f"\nDid you mean {' or '.join(close)}?" if close else ""
+    return ModelError(f"unknown model {clipped(name)!r}.{guess}" + (f"\n{advice}" if advice else ""))
+
+
+def _module(model: Any) -> nn.Module:
+    assert isinstance(model, nn.Module)
+    return model

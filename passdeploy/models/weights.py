@@ -1,0 +1,117 @@
+"""Load weights from a safetensors file into a network, or say what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from passdeploy.errors import WeightsError, clipped
+from passdeploy.models.classifier import find_classifier
+
+PRETRAINED = "pretrained"
+
+
+_WRAPPERS = (
+    "module.",
+    "model.",
+    "_orig_mod.",
+)  # what DataParallel, trainers and torch.compile put before names
+
+
+_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+
+def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the network", but: str | None = None) -> None:
+    """Fill every tensor of `model` from a .safetensors file.
+
+    Names may carry one common prefix, such as the `module.` of DataParallel.
+
+    Args:
+        model: the network.
+        path: of the file.
+        model_name: what to call the network in errors.
+        but: a layer that stays as it is, whatever the file has for it.
+
+    Raises:
+        WeightsError: unreadable, not finite, or tensors are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    tensors = _without_wrappers(_read_tensors(path), own)
+    if but is not None:
+        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(f"{but}.")}
+    if lesson := _misfit_lesson(tensors, model, path, model_name):
+        raise WeightsError(lesson)
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{path} holds NaN or infinite values in '{clipped(broken[0])}'; no network works with them."
+        )
+    model.load_state_dict(tensors, strict=False)  # all there but, perhaps, batch counters of old files
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix.lower() in _PICKLES:
+        raise WeightsError(
+            f"{path} is a pickle, which can run code when it is opened; passdeploy reads .safetensors.\n"
+            "Convert it once: safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)"
+        )
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not a readable .safetensors file: {clipped(error, 120)}") from error
+    return tensors
+
+
+def _without_wrappers(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that all of them carry and the network's own do not."""
+    for prefix in _WRAPPERS * 2:  # twice: module.model. and model.module. both occur
+        is_common = bool(tensors) and all(name.startswith(prefix) for name in tensors)
+        if is_common and not any(name.startswith(prefix) for name in own):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _misfit_lesson(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:
+    """Why these tensors are not the network's, in at most three lines; None where they are."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    both = [name for name in own if name in tensors]
+    misshapen = [name for name in both if tensors[name].shape != own[name].shape]
+    retyped = [name for name in both if tensors[name].is_floating_point() != own[name].is_floating_point()]
+    if misshapen and not (missing or unexpected or retyped):
+        last = misshapen[-1]
+        classes, found = own[last].shape[0], tensors[last].shape[0]
+        classifier = find_classifier(model, classes)
+        if {name.rpartition(".")[0] for name in misshapen} == {classifier}:
+            return (
+                f"{path} does not fit {model_name}: only its final classifier '{classifier}' differs.\n"
+                f"It is for {found} classes and the data has {classes}: use weights that match, "
+                "or train a new one first with model.new_head: true."
+            )
+    troubles = [_trouble(missing, "missing"), _trouble(unexpected, "unexpected")]
+    if misshapen:
+        sizes = f"{_size(tensors[misshapen[0]])}, not {_size(own[misshapen[0]])}"
+        troubles.append(_trouble(misshapen, "of another shape", sizes))
+    troubles.append(_trouble(retyped, "of another type"))
+    if not any(troubles):
+        return None
+    return (
+        f"{path} does not fit {model_name}: {', '.join(filter(None, troubles))}.\n"
+        "Are these the weights of another network? Check model.name and model.weights."
+    )
+
+
+def _trouble(names: list[str], kind: str, detail: str = "") -> str:
+    """`3 tensors missing (first 'conv1.weight')`, or nothing."""
+    if not names:
+        return ""
+    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{count} {kind} (first '{clipped(names[0])}'{': ' if detail else ''}{detail})"
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

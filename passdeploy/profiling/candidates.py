@@ -1,0 +1,108 @@
+"""The networks of a comparison in the forms that can be run, and the runner for each backend."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.errors import CorruptArtifact, UsageError, first_line
+from passdeploy.export.torch_trt import load_torch_trt
+from passdeploy.profiling.cuda import require_gpu_of_torch
+from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
+from passdeploy.profiling.trt_runner import EngineRunner
+
+_FORM = {  # backend -> the form that it needs, in words
+    "torch": "module", "compile": "module", "tensorrt": "engine", "torch-trt": "Torch-TensorRT program",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the two networks compared, in the forms that can be run."""
+
+    name: str  # "dense" or "slim"
+    module: nn.Module | None = None  # for "torch" and "compile"
+    onnx: Path | None = None  # for "ort", "ort-cuda" and "ort-trt"
+    engine: Path | None = None  # for "tensorrt"
+    program: Path | None = None  # a .pt2, for "torch-trt" and, without TensorRT inside, for "torch"
+    weights: str = ""  # the file the module came from, for the record
+    trust_engine: bool = False  # load an engine without a sidecar, or one that runs code of its own
+
+
+def runner_of(subject: Subject, backend: str, threads: int, setting: Setting) -> Runner:
+    """The one function that knows which class runs which backend.
+
+    Raises:
+        UsageError: the subject lacks the form that the backend needs.
+        MissingError, CorruptArtifact, RunError, ExportError: the form cannot be opened here.
+    """
+    device = str(setting.device_of(backend))
+    if backend == "torch" and subject.module is not None:
+        return TorchRunner(subject.name, subject.module, artifact=subject.weights, setting=setting)
+    if backend == "compile" and subject.module is not None:
+        return CompiledRunner(subject.name, subject.module, artifact=subject.weights, setting=setting)
+    if backend in PROVIDERS and subject.onnx is not None:
+        return OrtRunner(subject.name, subject.onnx, threads=threads, backend=backend)
+    if backend == "tensorrt" and subject.engine is not None:
+        return EngineRunner(
+            subject.name, subject.engine, cuda_graph=setting.cuda_graph, trust_engine=subject.trust_engine,
+            device=device,
+        )  # fmt: skip
+    if backend in ("torch", "torch-trt") and subject.program is not None:
+        return ProgramRunner(
+            subject.name, open_program(subject.program, backend, device), artifact=subject.program.name,
+            backend=backend, device=device, precision=setting.precision if backend == "torch-trt" else "as in the file",
+            cuda_graph=setting.cuda_graph,
+        )  # fmt: skip
+    raise UsageError(f"the {subject.name} network has no {_FORM.get(backend, 'ONNX file')} to run in {backend}.")
+
+
+def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], Any]:
+    """What a `.pt2` does, on `device`; for `torch-trt`, Torch-TensorRT is imported first: it registers its operators.
+
+    Raises:
+        MissingError: Torch-TensorRT or its GPU is not here.
+        CorruptArtifact: it is no program.
+    """
+    if backend == "torch-trt":
+        load_torch_trt()
+        require_gpu_of_torch(path.name)
+    program = read_program(path)
+    if device != "cpu" and backend == "torch":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    function: Callable[[Tensor], Any] = program.module()
+    return function
+
+
+def read_program(path: Path) -> Any:
+    """The `torch.export.ExportedProgram` in a `.pt2`.
+
+    Raises:
+        CorruptArtifact: there is none that PyTorch can open.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # whatever a damaged archive, or one with foreign operators, raises
+        raise CorruptArtifact(
+            f"PyTorch cannot open {path.name}: {first_line(error)}\n"
+            "A program with TensorRT inside runs only where torch-tensorrt and its GPU are."
+        ) from error
+
+
+def has_tensorrt(path: Path) -> bool:
+    """Whether a `.pt2` calls operators of Torch-TensorRT; told from its text, without opening the program."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            texts = (name for name in archive.namelist() if name.endswith(".json"))
+            return any(b"torch.ops.tensorrt." in archive.read(name) for name in texts)
+    except (zipfile.BadZipFile, OSError):
+        return False

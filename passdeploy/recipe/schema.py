@@ -1,0 +1,148 @@
+"""A recipe and its sections: every key with its default, its unit and its meaning, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from passdeploy.errors import clipped
+from passdeploy.recipe.base import FilePath, Misfit, Section, choose
+from passdeploy.recipe.pruning import PruneSpec
+from passdeploy.recipe.strict_yaml import dump
+from passdeploy.recipe.training import FinetuneSpec, TrainSpec
+
+DATASETS = (
+    "digits",
+    "imagefolder",
+    "cifar10",
+    "cifar100",
+    "tiny-imagenet",
+    "food101",
+    "dtd",
+    "stanford-cars",
+    "imagenet",
+)
+
+
+class ModelSpec(Section):
+    """The network to prune."""
+
+    name: str = Field(
+        min_length=1,
+        description="torchvision/NAME, timm/NAME, passdeploy/NAME (ours, such as resnet20_cifar), or "
+        "package.module:factory (your code; it runs only with --allow-code).",
+    )
+    weights: FilePath | None = Field(
+        default=None,
+        description="null: train the dense model first, as `train` says. pretrained: the library's own; where those "
+        "are for another number of classes, with a new classifier, and trained first. "
+        "Otherwise the path of a .safetensors file, relative to the current directory.",
+    )
+    new_head: bool = Field(
+        default=False,
+        description="true: leave the final classifier of `weights` out, and train the dense model with a new one "
+        "first, as `train` says: for weights that learned other classes or other images.",
+    )
+
+    @model_validator(mode="after")
+    def _head_is_of_weights(self) -> ModelSpec:
+        if self.new_head and self.weights is None:
+            raise ValueError("new_head is true, but there are no weights.\nName some in model.weights.")
+        return self
+
+
+class DataSpec(Section):
+    """The images that masks are learned on, and accuracy is measured on."""
+
+    name: str = Field(description=f"One of {', '.join(DATASETS)}, or hf/NAME for a data set of the Hugging Face hub.")
+    root: FilePath | None = Field(
+        default=None,
+        description="Folder of the images, relative to the current directory; null where none is needed. "
+        "For imagefolder it holds train/CLASS/*.jpg and test/CLASS/*.jpg.",
+    )
+    image_size: int = Field(
+        default=64, ge=8, le=4096, description="Height and width of the network's input, in pixels."
+    )
+    batch_size: int = Field(default=64, ge=1, description="Images per step, in training and in evaluation.")
+    on_unreadable: Literal["error", "skip"] = Field(
+        default="error",
+        description="An image file that cannot be read: error stops and names it; skip leaves it out and lists it "
+        "(every file is then decoded once before anything starts).",
+    )
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="Processes or threads that prepare images; auto: as many as there are cores to spare. "
+        "The images and their order do not depend on it.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name in DATASETS or (name.startswith("hf/") and len(name) > 3):
+            return name
+        raise ValueError(f"{clipped(name)!r} is not a data set we know.\n{choose(name, (*DATASETS, 'hf/NAME'))}")
+
+
+class GatesSpec(Section):
+    """Promises that a run checks; it stops where one is broken."""
+
+    equivalence: float = Field(
+        default=1e-5,
+        gt=0,
+        description="Largest relative difference between the slim model's and the masked model's outputs.",
+    )
+    parity: float = Field(
+        default=1e-4,
+        gt=0,
+        description="Largest relative difference between the outputs of an exported fp32 artifact "
+        "and of the PyTorch model.",
+    )
+    top1_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=0.02,
+        description="Largest loss of top-1, dense to slim, as a fraction (0.02: 2 points). null: any.",
+    )
+
+
+class Recipe(Section):
+    """Everything that decides what a run does. Two runs of one recipe on one machine give the same files."""
+
+    version: Literal[1] = Field(default=1, description="Version of this format.")
+    name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=64,
+        description="Name of the run folder: letters, digits, dot, dash and underscore. "
+        "Left out, it is the name of the file.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="All chance in a run follows from this number.")
+    model: ModelSpec = Field(description="The network to prune.")
+    data: DataSpec = Field(description="The images it is for.")
+    train: TrainSpec = Field(
+        default=TrainSpec(), description="Dense training; used where model.weights is null, or its classifier is new."
+    )
+    prune: PruneSpec = Field(default=PruneSpec(), description="Which channels go.")
+    finetune: FinetuneSpec = Field(default=FinetuneSpec(), description="Training of the slim model.")
+    gates: GatesSpec = Field(default=GatesSpec(), description="Promises that a run checks.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        prompt, size = self.prune.prompt, self.data.image_size
+        if prompt.kind == "padding" and 2 * prompt.size >= size:
+            raise Misfit(
+                ("prune", "prompt", "size"),
+                f"a border of {prompt.size} pixels leaves nothing of an image of {size}; "
+                f"the widest is {(size - 1) // 2}, and kind: full has no border.",
+            )
+        if self.train.distill is not None:
+            raise Misfit(("train", "distill"), "dense training has no teacher; distill belongs under finetune.")
+        return self
+
+    def to_yaml(self) -> str:
+        """This recipe with every default filled in; loading it gives an equal Recipe."""
+        return dump(self.model_dump(mode="json"))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The format of recipes as JSON Schema (draft 2020-12), for editors and for other tools."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

@@ -1,0 +1,159 @@
+"""What is wrong with a recipe, in words: the key, where it stands, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from passdeploy.errors import RecipeError, clipped
+from passdeploy.recipe.base import Misfit, choose
+from passdeploy.recipe.schema import Recipe
+from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
+
+
+def checked(document: Document) -> Recipe:
+    """The recipe in a document.
+
+    Raises:
+        RecipeError: a key that does not fit, in at most three lines.
+    """
+    try:
+        return Recipe.model_validate(document.value)
+    except ValidationError as error:
+        raise RecipeError(_lesson(error.errors(), document)) from error
+
+
+def _lesson(errors: Sequence[ErrorDetails], document: Document) -> str:
+    """The first thing that is wrong, in at most three lines; how many others there are."""
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+    path = _key_path(first, document.value)
+    alike = [error for error in errors if _key_path(error, document.value) == path]
+    others = len({_key_path(error, document.value) for error in errors}) - 1
+    lesson = f"{_where(path, document)}: {_sentence(path, alike, document.value)}"
+    if others and lesson.count("\n") < 2:
+        lesson += f"\n{others} more {'key needs' if others == 1 else 'keys need'} a look too."
+    return lesson
+
+
+def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
+    """The path of the key that an error is about, without pydantic's names for members of a union."""
+    reason = error.get("ctx", {}).get("error")
+    if isinstance(reason, Misfit):
+        return reason.path
+    if error["type"] == "missing":
+        return error["loc"]
+    path: KeyPath = ()
+    for part in error["loc"]:
+        known = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if not known:
+            break
+        path, value = (*path, part), value[part]
+    return path
+
+
+def _where(path: KeyPath, document: Document) -> Mark:
+    """Where a key stands; for a key that is not there, where the nearest section around it does."""
+    return next(document.marks[path[:depth]] for depth in range(len(path), -1, -1) if path[:depth] in document.marks)
+
+
+def _sentence(path: KeyPath, errors: Sequence[ErrorDetails], value: Any) -> str:
+    """What is wrong with one key, from all that pydantic said about it; a second line says what to do."""
+    key, kind, message = dotted(path), errors[0]["type"], errors[0]["msg"]
+    if kind == "extra_forbidden":
+        return f"unknown key '{key}'.\n{_nearest_key(path)}"
+    if kind == "missing":
+        return f"the key '{key}' is missing; {_needed(path)}"
+    if kind == "value_error":
+        return f"{key}: {message.removeprefix('Value error, ')}"
+    found = _at(value, path)
+    if kind == "model_type":
+        known = ", ".join(_known_keys(path))
+        return f"{key}: found {_shown(found)}, where keys are expected.\nKnown here: {known}."
+    if kind == "string_pattern_mismatch":
+        return f"{key}: {_shown(found)} cannot name a folder; use letters, digits, dot, dash and underscore."
+    if kind == "literal_error" and len(errors) == 1:
+        return f"{key}: {_shown(found)} is not known.\n{choose(str(found), _choices(path))}"
+    wanted = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors)
+    if _PLAIN["a valid number"] in (plain := [_PLAIN.get(text, text) for text in wanted]):
+        plain = [text for text in plain if text != _PLAIN["a valid integer"]]
+    return f"{key}: found {_shown(found)}, expected {' or '.join(plain)}."
+
+
+_PLAIN = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid tuple": "a list",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+}
+
+
+def _nearest_key(path: KeyPath) -> str:
+    """A real key for one that is not: the same word elsewhere, a like word here, or all that are here."""
+    word, section = str(path[-1]), path[:-1]
+    elsewhere = sorted(_homes_of(word), key=lambda home: home[: len(section)] != section)
+    if elsewhere:
+        return f"Did you mean '{dotted(elsewhere[0])}'?"
+    known = _known_keys(section)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"Did you mean '{dotted((*section, close[0]))}'?"
+    return f"Known here: {', '.join(known)}."
+
+
+def _needed(path: KeyPath) -> str:
+    example = {"model": "torchvision/mobilenet_v2", "data": "digits"}[str(path[0])]  # the two keys without a default
+    return f"for example `{path[0]}: {{name: {example}}}`."
+
+
+def _shown(value: Any) -> str:
+    names = {"dict": "a section of keys", "list": "a list"}
+    if value is None:
+        return "nothing (null)"
+    return names.get(type(value).__name__) or clipped(repr(value) if isinstance(value, str) else dump(value).split()[0])
+
+
+def _at(value: Any, path: KeyPath) -> Any:
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _section_at(path: KeyPath) -> type[BaseModel]:
+    """The model class of a section that exists."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        section = _sections(section)[str(part)]
+    return section
+
+
+def _sections(section: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
+    """The sections directly below one, by key."""
+    below: dict[str, type[BaseModel]] = {}
+    for key, field in section.model_fields.items():
+        members = (field.annotation, *get_args(field.annotation))
+        for kind in members:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                below[key] = kind
+    return below
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    return list(_section_at(path).model_fields)
+
+
+def _choices(path: KeyPath) -> list[str]:
+    annotation = _section_at(path[:-1]).model_fields[str(path[-1])].annotation
+    return [str(choice) for choice in get_args(annotation)]
+
+
+def _homes_of(key: str, section: type[BaseModel] = Recipe, path: KeyPath = ()) -> list[KeyPath]:
+    """Every path whose last part is `key`: someone who writes `steps` at the top means `prune.steps`."""
+    homes: list[KeyPath] = [(*path, key)] if key in section.model_fields else []
+    for name, below in _sections(section).items():
+        homes += _homes_of(key, below, (*path, name))
+    return homes

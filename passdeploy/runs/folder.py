@@ -1,0 +1,444 @@
+"""The run folder: the one place that reads and writes results.
+
+    runs/<name>-0001/            runs/latest -> <name>-0001
+      manifest.json              what was written: sha256, size_bytes, kind and versions of every artifact
+      state.json                 which stages are finished, and what each one found
+      metrics.jsonl  run.log     appended to while the run goes on
+      checkpoints/               what unfinished stages need to go on
+      ...                        the artifacts
+
+An artifact is written under a temporary name, synced, renamed and recorded, in that order, and its
+bytes are compared with the record on every load. While an artifact is replaced it has no record, so
+that a process that dies in between leaves a file that is written anew, never one that seems damaged.
+Not in the manifest: the manifest itself and `state.json`, each replaced as a whole, and the two
+files that only ever grow. Tensors are safetensors; nothing is pickled. One process at a time writes,
+guarded by a lock that ends with the process; reading needs no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.runtime.events import Event, Listener, StageFinished, StageStarted, Step, Warned
+from passdeploy.runtime.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
+from passdeploy.runs.numbering import MANIFEST, locked, next_free, no_run_at, point, target_of
+from passdeploy.runtime.versions import package_versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE, METRICS, LOG = "state.json", "metrics.jsonl", "run.log"
+_DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # what atomic_path leaves when its process is killed
+_DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What `create` found, for `discard` to restore."""
+
+    had_out: bool
+    latest: str | None
+
+
+class RunFolder:
+    """One run on disk; whoever may write holds its lock until `close`, or the end of a `with`."""
+
+    def __init__(self, path: Path, *, lock: FileLock | None, before: _Before | None = None) -> None:
+        self.path = path
+        self._lock, self._before = lock, before
+        self._streams: dict[str, IO[str]] = {}
+
+    # --- coming and going
+
+    @classmethod
+    def create(cls, out: Path, name: str) -> RunFolder:
+        """Make `out/<name>-0001`, or the next free number, point `out/latest` at it, and lock it.
+
+        Raises:
+            RunError: `out` cannot be written to.
+        """
+        before = _Before(out.is_dir(), target_of(out / "latest"))
+        run = None
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            path = next_free(out, name)
+            run = cls(path, lock=locked(path), before=before)
+            run._write_manifest({})
+            point(out / "latest", path.name)
+        except OSError as error:
+            if run:
+                run.discard()
+            raise RunError(
+                f"cannot make a run folder in {out}: {error.strerror or error}.\nChoose another place with --out DIR."
+            ) from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path, *, write: bool = False) -> RunFolder:
+        """A run that exists; with `write`, locked, and rid of drafts that a killed process left.
+
+        Raises:
+            RunError: there is no run at `path`, or another process is writing to it.
+        """
+        folder = path.resolve()
+        if not (folder / MANIFEST).is_file():
+            raise RunError(no_run_at(path))
+        run = cls(folder, lock=locked(folder) if write else None)
+        if write:
+            for draft in folder.rglob(".*"):
+                if _DRAFT.fullmatch(draft.name) and draft.is_file():
+                    draft.unlink()
+        return run
+
+    def close(self) -> None:
+        """Close the growing files and let the next writer in."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    def discard(self) -> None:
+        """Remove a run that `create` made, and point `latest` where it pointed before.
+
+        For runs that fail before anything in them is of use.
+        """
+        assert self._before, "only a run that this process created can be discarded"
+        out, latest = self.path.parent, self.path.parent / "latest"
+        self.close()
+        shutil.rmtree(self.path)
+        if target_of(latest) == self.path.name:
+            latest.unlink()
+            if self._before.latest and (out / self._before.latest).is_dir():
+                point(latest, self._before.latest)
+        if not self._before.had_out:
+            with suppress(OSError):  # not empty: another process has a run there by now
+                out.rmdir()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / _checked(name)
+
+    # --- artifacts
+
+    @contextmanager
+    def adding(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> Iterator[Path]:
+        """A path to write an artifact to; recorded when the block ends well, gone when it does not.
+
+        Args:
+            name: its path inside the run, such as "export/model.onnx".
+            kind: what it is, for the manifest: "weights", "plan", "onnx", ...
+            versions: of further packages that made it, such as {"onnx": "1.21.0"}.
+        """
+        target = self / name
+        with self._writing(target):
+            with atomic_path(target) as draft:
+                yield draft
+                entry = _entry(draft, kind, versions)
+                self._forget(name)
+            self._write_manifest({**self.manifest(), name: entry})
+
+    def adopt(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> None:
+        """Record a file that another writer has put into the run, whole and under its final name."""
+        with self._writing(self / name):
+            self._write_manifest({**self.manifest(), name: _entry(self / name, kind, versions)})
+
+    def write_text(self, name: str, text: str, *, kind: str = "text") -> Path:
+        """Write and record a text file (UTF-8)."""
+        with self.adding(name, kind) as draft:
+            draft.write_bytes(text.encode())
+        return self / name
+
+    def write_json(self, name: str, value: Any, *, kind: str = "json") -> Path:
+        """Write and record JSON; a number that is not finite is a ValueError, since JSON has none."""
+        return self.write_text(name, _json(value), kind=kind)
+
+    def write_tensors(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        kind: str = "weights",
+    ) -> Path:
+        """Write and record tensors as safetensors, with text in the header; bytes depend on nothing else."""
+        with self.adding(name, kind) as draft:
+            draft.write_bytes(safetensors_bytes(tensors, metadata or {}))
+        return self / name
+
+    def read_text(self, name: str) -> str:
+        """An artifact's text, verified."""
+        return self.verified(name).read_bytes().decode()
+
+    def read_json(self, name: str) -> Any:
+        """An artifact's JSON, verified."""
+        return json.loads(self.read_text(name))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor]:
+        """An artifact's tensors on the CPU, verified."""
+        from safetensors.torch import load_file
+
+        loaded: dict[str, Tensor] = load_file(self.verified(name))
+        return loaded
+
+    def read_metadata(self, name: str) -> dict[str, str]:
+        """The text in the header of a file of tensors, verified."""
+        from safetensors import safe_open
+
+        with safe_open(self.verified(name), framework="pt") as stream:
+            return dict(stream.metadata() or {})
+
+    def verified(self, name: str) -> Path:
+        """The path of an artifact whose bytes are the recorded ones.
+
+        Raises:
+            RunError: the run has no such artifact.
+            CorruptArtifact: the file is gone, or is not what was written.
+        """
+        path, entry = self / name, self.manifest().get(name)
+        if entry is None:
+            state = "is not recorded as finished" if path.is_file() else "is not there"
+            raise RunError(
+                f"run {self.path} has no {name}: it {state}.\n"
+                "The step that writes it has not run, or was interrupted; run it (again)."
+            )
+        if not path.is_file():
+            raise CorruptArtifact(
+                f"{path} is recorded in {MANIFEST}, but the file is gone.\nPut it back, or make it again."
+            )
+        size_bytes = path.stat().st_size
+        if size_bytes != entry["size_bytes"] or sha256_of(path) != entry["sha256"]:
+            raise CorruptArtifact(
+                f"{path} is not the file that was written: its SHA-256 is not the one in {MANIFEST} "
+                f"({size_bytes:,} bytes here, {entry['size_bytes']:,} then).\n"
+                "It was damaged or edited. Put the original back, or run the step that writes it again."
+            )
+        return path
+
+    def has(self, name: str) -> bool:
+        """Whether an artifact of that name was written; its bytes are not looked at."""
+        return name in self.manifest()
+
+    def remove(self, name: str) -> None:
+        """Remove an artifact and its record."""
+        with self._writing(self / name):
+            self._forget(name)
+        (self / name).unlink(missing_ok=True)
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Every artifact by name: sha256, size_bytes, kind, versions."""
+        artifacts: dict[str, dict[str, Any]] = self._read_own(MANIFEST)["artifacts"]
+        return artifacts
+
+    def content(self) -> dict[str, bytes]:
+        """Every artifact, the manifest and the state as bytes by name, each verified: what a copy of the run needs."""
+        own = [name for name in (MANIFEST, STATE) if (self.path / name).is_file()]
+        return {name: (self.path / name).read_bytes() for name in own} | {
+            name: self.verified(name).read_bytes() for name in self.manifest()
+        }
+
+    # --- stages and checkpoints
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has finished, in this process or in an earlier one."""
+        return stage in self._stages()
+
+    def result_of(self, stage: str) -> dict[str, Any]:
+        """What a finished stage handed to `mark_done`.
+
+        Raises:
+            KeyError: it has not finished.
+        """
+        result: dict[str, Any] = self._stages()[stage]
+        return result
+
+    def mark_done(self, stage: str, result: Mapping[str, Any] | None = None) -> None:
+        """Record that a stage has finished, with what it found (JSON), and remove its checkpoints."""
+        with self._writing(self.path / STATE):
+            stages = {**self._stages(), stage: dict(result or {})}
+            write_atomically(self.path / STATE, _json({"version": 1, "stages": stages}))
+        RunCheckpoint(self, stage).clear()
+
+    def done_stages(self) -> tuple[str, ...]:
+        """The stages that have finished, in that order."""
+        return tuple(self._stages())
+
+    def checkpoint(self, stage: str) -> RunCheckpoint:
+        """Where a stage leaves what it needs to go on; a `train.Checkpoint`."""
+        return RunCheckpoint(self, stage)
+
+    # --- listeners
+
+    def metrics_listener(self) -> Listener:
+        """Appends every step to `metrics.jsonl`, one JSON object per line.
+
+        A resumed stage repeats the steps after its last checkpoint: of two lines for one step, the later
+        counts. A number that is not finite becomes null.
+        """
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Step):
+                line = {"stage": event.stage, "step": event.done, "total": event.total}
+                metrics = {key: x if math.isfinite(x) else None for key, x in event.metrics.items()}
+                self._append(METRICS, json.dumps({**line, **metrics}))
+
+        return listen
+
+    def log_listener(self) -> Listener:
+        """Appends the start and end of every stage, and every warning, to `run.log`."""
+
+        def listen(event: Event) -> None:
+            if not isinstance(event, Step):
+                now = datetime.now().astimezone().isoformat(timespec="seconds")
+                self._append(LOG, f"{now} {_log_line(event)}")
+
+        return listen
+
+    # --- below the surface
+
+    def _append(self, name: str, line: str) -> None:
+        with self._writing(self.path / name):
+            if name not in self._streams:
+                _mend_last_line(self.path / name)
+                self._streams[name] = (self.path / name).open("a", encoding="utf-8")
+            self._streams[name].write(line + "\n")
+            self._streams[name].flush()
+
+    def _stages(self) -> dict[str, dict[str, Any]]:
+        if not (self.path / STATE).is_file():
+            return {}
+        stages: dict[str, dict[str, Any]] = self._read_own(STATE)["stages"]
+        return stages
+
+    def _forget(self, name: str) -> None:
+        artifacts = self.manifest()
+        if artifacts.pop(name, None):
+            self._write_manifest(artifacts)
+
+    def _write_manifest(self, artifacts: Mapping[str, Any]) -> None:
+        content = {"version": 1, "artifacts": dict(sorted(artifacts.items()))}
+        write_atomically(self.path / MANIFEST, _json(content))
+
+    def _read_own(self, name: str) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(path.read_bytes())
+        except (ValueError, OSError) as error:
+            raise CorruptArtifact(
+                f"{path} cannot be read: {error}.\n"
+                "Without it the run cannot be trusted. Put it back, or start a new run."
+            ) from error
+
+    @contextmanager
+    def _writing(self, target: Path) -> Iterator[None]:
+        if self._lock is None:
+            raise RunError(f"cannot write {target}: this run was opened for reading, or is closed.")
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DISK_ERRNOS:
+                raise
+            raise RunError(f"cannot write {target}: {error.strerror}.\nMake room, or check the rights.") from error
+
+
+class RunCheckpoint:
+    """The newest state of one stage, as one file of tensors whose header holds the facts.
+
+    A new state gets a new name, and the old one goes when the new one is recorded: at every moment one
+    of them is whole.
+    """
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self._run, self._prefix = run, f"checkpoints/{_slug(stage)}-"
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest tensors and facts, verified, or None."""
+        names = self._names()
+        if not names:
+            return None
+        return self._run.read_tensors(names[-1]), json.loads(self._run.read_metadata(names[-1])["facts"])
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep these in place of earlier ones."""
+        old = self._names()
+        number = int(old[-1].removeprefix(self._prefix).split(".")[0]) + 1 if old else 1
+        name = f"{self._prefix}{number:06d}.safetensors"
+        header = {"facts": json.dumps(facts, allow_nan=False)}
+        self._run.write_tensors(name, tensors, header, kind="checkpoint")
+        for other in old:
+            self._run.remove(other)
+
+    def clear(self) -> None:
+        """Remove them all."""
+        for name in self._names():
+            self._run.remove(name)
+
+    def _names(self) -> list[str]:
+        ours = re.compile(re.escape(self._prefix) + r"\d{6}\.safetensors")
+        return sorted(name for name in self._run.manifest() if ours.fullmatch(name))
+
+
+def _entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {
+        "sha256": sha256_of(path),
+        "size_bytes": path.stat().st_size,
+        "kind": kind,
+        "versions": {**package_versions(), **(versions or {})},
+    }
+
+
+def _checked(name: str) -> str:
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"{name!r} is not the name of a file inside a run")
+    return name
+
+
+def _mend_last_line(path: Path) -> None:
+    """Drop a line that a killed process began."""
+    if path.is_file():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _log_line(event: Event) -> str:
+    if isinstance(event, StageStarted):
+        return f"{event.stage}: started, {event.text}"
+    if isinstance(event, StageFinished):
+        how = "taken over from before" if event.is_skipped else f"finished in {event.seconds:.1f} s"
+        return f"{event.stage}: {how}" + (f", {event.text}" if event.text else "")
+    assert isinstance(event, Warned)
+    return f"warning: {event.text}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")

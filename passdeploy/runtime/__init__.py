@@ -1,0 +1,1 @@
+"""Services of the process: seeds, devices, files, progress events, distributed processes, versions."""

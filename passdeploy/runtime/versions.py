@@ -1,0 +1,37 @@
+"""Versions of passdeploy and of what its results depend on, without importing any of it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+
+__version__ = "0.1.0"
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13-bindings",
+    "torch-tensorrt",
+    "nvidia-modelopt",
+)
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    """Package -> version, of those that are installed."""
+    found = {"passdeploy": __version__, "python": python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

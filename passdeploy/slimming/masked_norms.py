@@ -1,0 +1,168 @@
+"""Norms whose statistics are taken over the channels that exist.
+
+A layer, group or RMS norm over channels of which some are removed is, in the masked network, the norm over the others:
+that is what the slim network will compute. The norm is recognised by its scale, whatever module or function calls it.
+The same holds for weights that are standardised on the way (a batch norm of a parameter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from passdeploy.models.reduction_calls import CallKey, Turns
+from passdeploy.slimming.masked_reductions import Existing, RestrictedStatistics
+
+
+def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
+    """Layer norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    dims = tuple(range(x.ndim - kept.ndim, x.ndim))
+    count = kept.sum()
+    mean = (x * kept).sum(dims, keepdim=True) / count
+    centred = (x - mean) * kept
+    variance = centred.square().sum(dims, keepdim=True) / count
+    normal = centred * (variance + eps).rsqrt() * scale
+    return normal if shift is None else normal + shift * kept
+
+
+def rms_norm(x: Tensor, kept: Tensor, scale: Tensor, eps: float | None) -> Tensor:
+    """RMS norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    dims = tuple(range(x.ndim - kept.ndim, x.ndim))
+    present = x * kept
+    mean_square = present.square().sum(dims, keepdim=True) / kept.sum()
+    return present * (mean_square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt() * scale
+
+
+def group_norm(x: Tensor, groups: int, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
+    """Group norm of `x` (batch, channels, ...) over the channels of each group that are kept (channels,)."""
+    inside = x.reshape(x.size(0), groups, kept.numel() // groups, -1)  # (batch, groups, channels of one, places)
+    present = kept.view(1, groups, -1, 1)
+    count = (present.sum(2, keepdim=True) * inside.size(3)).clamp_min(1)
+    mean = (inside * present).sum((2, 3), keepdim=True) / count
+    centred = (inside - mean) * present
+    variance = centred.square().sum((2, 3), keepdim=True) / count
+    normal = (centred * (variance + eps).rsqrt()).reshape(x.shape)
+    along = (1, -1, *[1] * (x.ndim - 2))
+    normal = normal * scale.view(along)
+    return normal if shift is None else normal + (shift * kept).view(along)
+
+
+def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+    """Weight standardisation: rows (1, outputs, weights of one) to mean 0 and variance 1 over what is kept."""
+    count = kept.sum(2, keepdim=True).clamp_min(1)
+    centred = (rows - (rows * kept).sum(2, keepdim=True) / count) * kept
+    normal = centred * (centred.square().sum(2, keepdim=True) / count + eps).rsqrt()
+    if scale is not None:
+        normal = normal * scale.view(1, -1, 1)
+    return normal if shift is None else normal + shift.view(1, -1, 1) * kept
+
+
+@dataclass(frozen=True)
+class KeptPlaces:
+    """What exists of a parameter of which slices were removed; spelled out only for those that are asked for."""
+
+    shape: torch.Size
+    removed: dict[int, Tensor] = field(default_factory=dict)  # dimension -> places along it
+
+    def to(self, like: Tensor) -> Tensor:
+        """1 where it exists and 0 elsewhere, in the parameter's shape, with the dtype and device of `like`."""
+        kept = like.new_ones(self.shape)
+        for dim, places in self.removed.items():
+            kept.index_fill_(dim, places.to(kept.device), 0.0)
+        return kept
+
+
+class RestrictedNorms(TorchFunctionMode):
+    """While active, norms whose scale is in `kept`, and weights that are standardised, see only what is kept.
+
+    Args:
+        kept: parameters, each with what exists of it: its places, or a tensor of its shape that is 1 where it exists.
+    """
+
+    def __init__(self, kept: Sequence[tuple[Tensor, KeptPlaces | Tensor]]) -> None:
+        super().__init__()
+        self._of_scale = {id(parameter): exists for parameter, exists in kept}
+        self._of_storage = {parameter.untyped_storage().data_ptr(): exists for parameter, exists in kept}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, on its way."""
+        restricted = None
+        if (names := _ARGUMENTS.get(func)) is not None:
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+            restricted = self._batch_norm(given) if func is F.batch_norm else self._norm(func, given)
+        return func(*args, **(kwargs or {})) if restricted is None else restricted
+
+    def _norm(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:
+        places = self._of_scale.get(id(given.get("weight")))
+        if places is None:
+            return None
+        x, scale = given["input"], given["weight"]
+        kept = places.to(x)
+        if func in (F.group_norm, torch.group_norm):
+            return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
+        if func in (F.layer_norm, torch.layer_norm):
+            return layer_norm(x, kept, scale, given.get("bias"), given.get("eps", 1e-5))
+        return rms_norm(x, kept, scale, given.get("eps"))
+
+    def _batch_norm(self, given: Mapping[str, Any]) -> Tensor | None:
+        """A batch norm of a parameter standardises it; one of an activation is none of our business."""
+        x = given["input"]
+        if x.ndim != 3 or not given.get("training"):
+            return None
+        places = self._of_storage.get(x.untyped_storage().data_ptr())
+        if places is None or (kept := places.to(x)).numel() != x.numel():
+            return None
+        return standardise(x, kept.reshape(x.shape), given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
+
+
+_ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    torch.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    torch.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    torch.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+}
+
+
+def with_restricted_norms_(
+    model: nn.Module, kept: Mapping[str, KeptPlaces], statistics: Mapping[CallKey, Sequence[Existing]]
+) -> nn.Module:
+    """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
+
+    Args:
+        model: changed in place.
+        kept: name of a parameter -> what exists of it.
+        statistics: other statistics over channels, and what exists of these.
+    """
+    if not kept and not statistics:
+        return model
+    plain = type(model)
+
+    class Masked(plain):  # type: ignore[misc, valid-type]
+        """The network with norms over the channels that exist."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            """What the network does, with restricted norms."""
+            parameters = dict(self.named_parameters())
+            with ExitStack() as stack:
+                if statistics:
+                    turns = Turns()
+                    stack.enter_context(turns.following(self))
+                    stack.enter_context(RestrictedStatistics(turns, statistics))
+                stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]))
+                return super().forward(*args, **kwargs)
+
+    Masked.__name__, Masked.__qualname__, Masked.__module__ = plain.__name__, plain.__qualname__, plain.__module__
+    model.__class__ = Masked
+    return model

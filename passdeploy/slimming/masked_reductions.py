@@ -1,0 +1,50 @@
+"""Statistics over channels, of those that exist.
+
+A mean, a sum, a norm, a maximum or a softmax over channels of which some are removed is, in the masked network, that of
+the others: that is what the slim network will compute. Such a call has no scale by which it could be known, as norms
+have (norms.py); it is known by the module that makes it, and by how many of them the module made before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from passdeploy.models.reduction_calls import LARGEST, MEANS, STATISTICS, CallKey, Turns
+
+Existing = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
+
+
+class RestrictedStatistics(TorchFunctionMode):
+    """While active, statistics that are known see only what exists.
+
+    Args:
+        turns: follows the network that runs.
+        existing: which statistics, and over which channels they go.
+    """
+
+    def __init__(self, turns: Turns, existing: Mapping[CallKey, Sequence[Existing]]) -> None:
+        super().__init__()
+        self._turns, self._existing = turns, existing
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, on its way."""
+        known = self._existing.get(self._turns.next()) if func in STATISTICS else None
+        if known is None:
+            return func(*args, **(kwargs or {}))
+        given = dict(kwargs or {})
+        x = args[0] if args else given.pop("input")
+        for dim, exists in known:
+            gone = ~exists.to(x.device).view(-1, *[1] * (-1 - dim))
+            x = x.masked_fill(gone, -torch.inf if func in LARGEST else 0.0)
+        found = func(x, *args[1:], **given)
+        if func in MEANS:  # of as many as there were: the others count for nothing
+            for _, exists in known:
+                found = found * (exists.numel() / int(exists.sum()))
+        return found

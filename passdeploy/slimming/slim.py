@@ -1,0 +1,84 @@
+"""Cut the channels that a plan drops: a network and a plan become a smaller network.
+
+`slim` cuts removed channels out; `masked` (masked.py) leaves every shape alone and lets them contribute nothing.
+The two compute the same, to rounding: that is the promise of the whole project, and `verify` checks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.plan import Plan
+from passdeploy.models.cloning import Mould, modules_by_name, named_state
+from passdeploy.runtime.garbage import no_collection
+from passdeploy.slimming.size_attributes import NumberKey, numbers_after, update_size_attributes_, write_number_
+from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_places
+
+NOTHING = Removed()
+
+
+@no_collection()
+def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
+
+    Parameter names, training mode and `requires_grad` are as in `model`.
+
+    Raises:
+        PlanError: the plan does not fit the groups.
+    """
+    return slim_from(Mould(model), groups, plan)
+
+
+def slim_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """`slim` of a network of which many copies are wanted."""
+    plan.check(groups)
+    removed = removed_places(groups, plan)
+    state = cut_tensors(mould.state, removed)
+    gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
+
+    def cut(name: str, old: Tensor) -> Tensor:
+        is_shape_alone = old.is_meta and state[name] is old
+        new = old if is_shape_alone else like(old, state[name])
+        gone[id(new)] = removed.get((name, 0), NOTHING)
+        return new
+
+    smaller = mould.copy(cut)
+    for _, module in modules_by_name(smaller):
+        update_size_attributes_(module, lambda weight: gone.get(id(weight)))
+    for number, value in numbers_after(groups, plan):
+        write_number_(smaller, number, value)
+    return smaller
+
+
+def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
+    """Buffers of a slim network that were cut and that its state dict leaves out; rebuilding it takes them too."""
+    known = smaller.state_dict().keys()
+    names = {slot.tensor for group in groups if group.is_prunable for slot in group.slots} - known
+    return {name: smaller.get_buffer(name) for name in sorted(names)}
+
+
+def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tuple[NumberKey, int]] = ()) -> None:
+    """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
+
+    This is how a slim network is rebuilt from its factory and its tensors. Shared parameters stay shared.
+
+    Args:
+        model: as its factory made it.
+        state: its tensors by name; those that are missing stay.
+        numbers: as `numbers_after` gave them when the network was cut.
+    """
+    new = {
+        id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
+        for name, old in named_state(model)
+    }
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for attribute, old in table.items():
+                if old is not None:
+                    table[attribute] = new[id(old)]  # type: ignore[assignment]
+        update_size_attributes_(module, lambda _: None)
+    for number, value in numbers:
+        write_number_(model, number, value)

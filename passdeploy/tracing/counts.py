@@ -1,0 +1,28 @@
+"""How large a network is: parameters, and multiply-adds of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from passdeploy.tracing.follow import follow
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sizes of a network; one multiply-add counts once (FLOPs are about twice the MACs)."""
+
+    params: int
+    macs: int
+
+
+def count(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Counts:
+    """Parameters of `model`, each shared one once, and the multiply-adds it spends on `example_inputs`.
+
+    Convolutions, linear layers and matrix products are counted as they run, functional calls included; additions,
+    normalisations and activations are not. For figures per image hand in a batch of one.
+    """
+    trace = follow(model, example_inputs)
+    return Counts(sum(trace.parameters.values()), sum(work.macs for work in trace.work))

@@ -1,0 +1,181 @@
+"""See every tensor operation of a network that runs, and which line of its code it comes from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from passdeploy.models.modes import plain_attention, step_by_step
+from passdeploy.models.reduction_calls import STATISTICS
+from passdeploy.tracing.meta_model import shapes_of
+from passdeploy.tracing.op_call import Call
+
+
+class WholeFunctions(TorchFunctionMode):
+    """Shows functions that torch would take apart as one operation: their parts hide what they are.
+
+    An RMS norm, say, becomes a mean of squares over channels, which nobody could cut, and attention becomes another
+    kernel on every device. A recurrent network is the other way round: one kernel hides its steps, which are shown
+    after the states that they start from.
+
+    Args:
+        tell: hears of each call, and what it returned.
+        taking: is entered around each statistic that can be restricted to a part of the channels.
+        deriving: is entered around each function that reads sizes off its tensors and states none.
+        is_sketch: whether tensors have no values.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[[Call], None],
+        taking: Callable[[], AbstractContextManager[None]],
+        deriving: Callable[[], AbstractContextManager[None]],
+        *,
+        is_sketch: bool,
+    ) -> None:
+        super().__init__()
+        self._tell, self._taking, self._deriving, self._is_sketch = tell, taking, deriving, is_sketch
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any function of torch, on its way."""
+        if func is F.multi_head_attention_forward:  # what a function calls in turn, torch does not show to a mode
+            attend = partial(self._whole, F.scaled_dot_product_attention)
+            with patch.object(F, "scaled_dot_product_attention", lambda *args, **kwargs: attend(args, kwargs)):
+                return func(*args, **(kwargs or {}))
+        if func in _WHOLE:
+            return self._whole(func, args, kwargs or {})
+        if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else it is a packed sequence
+            self._tell(Call(_RECURRENT[func], args, {}, args[1]))
+            with step_by_step():
+                return func(*args)
+        if func in _DERIVING:
+            with self._deriving():
+                return func(*args, **(kwargs or {}))
+        if func in STATISTICS:
+            with self._taking():
+                return (_normalised if func is F.normalize else func)(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with _disable_current_modes():
+            result = shapes_of(func, args, kwargs) if self._is_sketch else func(*args, **kwargs)
+            self._tell(Call(_WHOLE[func], args, kwargs, result))
+        return result
+
+
+_RMS_NORM = torch.ops.aten.rms_norm.default
+_WHOLE: dict[Callable[..., Any], torch._ops.OpOverload] = {
+    torch.rms_norm: _RMS_NORM,
+    F.rms_norm: _RMS_NORM,
+    F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
+}
+
+
+def _normalised(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """`F.normalize`, by broadcasting: the norm that it expands to every channel would seem to have channels itself."""
+    return torch.div(input, input.norm(p, dim, keepdim=True).clamp_min(eps), out=out)
+
+
+_DERIVING = {
+    *(torch.flatten, Tensor.flatten, torch.chunk, Tensor.chunk, torch.unbind, Tensor.unbind),
+    *(F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.adaptive_avg_pool2d),
+}
+
+
+_RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
+    torch.lstm: torch.ops.aten.lstm.input,
+    torch.gru: torch.ops.aten.gru.input,
+    torch.rnn_tanh: torch.ops.aten.rnn_tanh.input,
+    torch.rnn_relu: torch.ops.aten.rnn_relu.input,
+}
+
+
+class Onlooker(TorchDispatchMode):
+    """Hears of every tensor operation after it ran; a subclass says what to make of it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a network is watched; torch's guard against it would cost more than the rules."""
+        return False
+
+    def __init__(self, *, is_sketch: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_sketch = is_sketch
+
+    def happen(self, call: Call) -> None:
+        """One operation, with what came out."""
+        raise AssertionError("a subclass says what to make of an operation")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Any operation, on its way."""
+        given = kwargs or {}
+        result = shapes_of(func, args, given) if self.is_sketch else func(*args, **given)
+        self.happen(Call(func, args, given, result))
+        return result
+
+    def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
+        """Run `model` and return its outputs; attention and other composites show as what they are."""
+        whole = WholeFunctions(self.happen, self.taking, self.deriving, is_sketch=self.is_sketch)
+        with plain_attention(), whole, self:
+            return model(*inputs)
+
+    def taking(self) -> AbstractContextManager[None]:
+        """What to do around a statistic that the network takes."""
+        return nullcontext()
+
+    is_deriving = False  # whether the sizes of what happens now are read off its tensors
+
+    @contextmanager
+    def deriving(self) -> Iterator[None]:
+        """Know that they are."""
+        self.is_deriving = True
+        try:
+            yield
+        finally:
+            self.is_deriving = False
+
+
+def source_line() -> str:
+    """File and line of the innermost running frame of the model's own code, or else of a torch module."""
+    frame, torch_module = sys._getframe(1), ""
+    while frame is not None and frame.f_code is not _OUTERMOST:
+        owner, name = _owner_of(frame.f_code.co_filename)
+        if owner == "model":
+            return f"{name}:{frame.f_lineno}"
+        if owner == "torch module" and not torch_module:
+            torch_module = f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return torch_module
+
+
+_OUTERMOST = Onlooker.watch.__code__  # who ran the model
+
+
+_PACKAGE = Path(__file__).parents[1]
+_OWN_NETWORKS = {_PACKAGE / "models" / name for name in ("cifar_resnet.py", "prompt.py")}  # models like any other
+
+
+@cache
+def _owner_of(filename: str) -> tuple[str, str]:
+    """Whose code a file is (model, torch module, torch, ours), and its name."""
+    file = Path(filename)
+    if "torch" in file.parts:
+        is_module = file.parent.name == "modules" and file.name != "module.py"
+        return ("torch module" if is_module else "torch"), file.name
+    is_ours = _PACKAGE in file.parents and file not in _OWN_NETWORKS
+    return ("ours" if is_ours else "model"), file.name

@@ -1,0 +1,51 @@
+"""Trace a network's forward pass: without values first, with values where its code reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.models.modes import evaluating
+from passdeploy.tracing.meta_model import Sketch
+from passdeploy.tracing.trace import ChoiceKey, Trace
+from passdeploy.tracing.tracer import Walk
+
+
+def follow(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Tensor],
+    *,
+    choose: Mapping[ChoiceKey, int] | None = None,
+    sketch: Sketch | None = None,
+) -> Trace:
+    """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
+
+    Args:
+        model: any network; its weights are read, never written.
+        example_inputs: one tensor, or a sequence of positional arguments. Every size that the
+            network decides on should be as in use; the batch may be 1.
+        choose: key of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
+        sketch: of the model and these inputs, if there is one already.
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    try:
+        sketch = sketch or Sketch.of(model, inputs)
+        return _walk(sketch.model, sketch.inputs, choose or {}, is_sketch=True)
+    except Exception:  # values are wanted; or something is wrong with the network, which will show
+        return _walk(model, inputs, choose or {}, is_sketch=False)
+
+
+def _walk(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int], *, is_sketch: bool) -> Trace:
+    from passdeploy.tracing.rules import find_rule
+
+    walk = Walk(model, find_rule, choose, is_sketch=is_sketch)
+    with torch.no_grad():
+        with walk.following(model), evaluating(model):
+            walk.run(model, inputs)
+        if walk.has_unseen(model):
+            with walk.following(model):
+                walk.run_in_training(model, inputs)
+    return walk.trace

@@ -1,0 +1,91 @@
+"""What operations do element by element, and what makes tensors of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.rules.registry import rule
+from passdeploy.tracing.trace import DimLabels
+from passdeploy.tracing.tracer import Walk
+
+
+@rule(
+    "copy_",
+    "hardswish",
+    "hardswish_",
+    "mish_",
+    "gelu_",
+    "log_sigmoid_forward",
+    "_prelu_kernel",
+    "native_dropout",
+)
+@rule(
+    "masked_fill_",
+    "rrelu_with_noise",
+    "fill_",
+    "zero_",
+    "normal_",
+    "uniform_",
+    "bernoulli_",
+    "feature_dropout",
+)
+def elementwise(walk: Walk, call: Call) -> None:
+    """Whatever shares a position shares its fate."""
+    operands = [(tensor.shape, walk.labels(tensor)) for tensor in call.tensors]
+    for result in call.results:
+        walk.set_labels(result, joined(walk, operands, result.ndim))
+
+
+def joined(walk: Walk, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim: int) -> DimLabels:
+    """Join the labels of operands (shape, labels) that broadcast against each other into `ndim` dimensions."""
+    meeting: dict[int, list[Tensor | None]] = {}
+    for shape, labels in operands:
+        for dim, size in enumerate(shape):
+            if size > 1:  # a dimension of size one broadcasts: it meets nobody
+                meeting.setdefault(ndim - len(shape) + dim, []).append(labels.get(dim))
+    result: DimLabels = {}
+    for dim, vectors in meeting.items():
+        labelled = [vector for vector in vectors if vector is not None]
+        if not labelled:
+            continue
+        for vector in labelled[1:]:
+            walk.join(labelled[0], vector, "meets channels that must stay")
+        if len(labelled) < len(vectors):
+            walk.protect(labelled[0], "meets a tensor whose size cannot change")
+        result[dim] = labelled[0]
+    return result
+
+
+@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
+@rule("clone", "detach", "alias", "_to_copy", "lift_fresh")
+def same_shape(walk: Walk, call: Call) -> None:
+    """A tensor made in the image of another has its channels."""
+    walk.set_labels(call.results[0], dict(walk.labels(call.tensors[0])))
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
+def unrelated(walk: Walk, call: Call) -> None:
+    """A tensor that takes only its kind from another has none of its channels."""
+    walk.set_labels(call.results[0], {})
+
+
+@rule("as_strided_")
+def restrided(walk: Walk, call: Call) -> None:
+    """Other strides for the same shape, as pooling to one pixel does; anything else is not followed."""
+    tensor = call["self"]
+    labels = walk.labels(tensor)
+    if any(dim >= tensor.ndim or tensor.size(dim) != len(vector) for dim, vector in labels.items()):
+        walk.give_up(call, "given another shape in place")
+
+
+@rule("glu")
+def gated(walk: Walk, call: Call) -> None:
+    """One half gates the other: both lose the same places."""
+    source = call["self"]
+    dim, labels = call["dim"] % source.ndim, dict(walk.labels(source))
+    if (vector := labels.get(dim)) is not None:
+        labels[dim] = walk.book.join_rows(vector.view(2, -1).T, walk.reason("gated by channels that must stay"))
+    walk.set_labels(call.result, labels)

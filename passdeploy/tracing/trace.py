@@ -1,0 +1,83 @@
+"""What a walk through a network leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from passdeploy.tracing.labels import LabelBook
+
+DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
+
+
+@dataclass(frozen=True)
+class StateDim:
+    """One dimension of one parameter or buffer, and its labels."""
+
+    tensor: str  # its first name in the state dict
+    dim: int
+    labels: Tensor  # shape (size,)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one operation, and the dimensions they grow with."""
+
+    module: str
+    macs: int
+    dims: tuple[Tensor, ...]  # the labels along each dimension that the count is proportional to
+
+
+Labelled = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its labels
+
+
+@dataclass(frozen=True)
+class Happening:
+    """One tensor operation of the walk: what ran, where, and the labels that went in and came out."""
+
+    op: str
+    modules: tuple[str, ...]  # those that were running, outermost first
+    source: str  # file:line of the model's own code
+    inputs: tuple[Labelled, ...]
+    results: tuple[Labelled, ...]
+    factors: tuple[float, ...]  # see `Call.factors`
+    is_derived: bool  # its sizes are read off its tensors: nobody could have stated them
+    has_constants: bool  # one of its tensors was made of numbers
+
+
+ChoiceKey = tuple[str, str, str, int]  # module, operation, source, and how often it came by there
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Labels varied along several dimensions, and one was chosen to remove channels along."""
+
+    labels: Tensor  # along the chosen dimension
+    options: int  # how many dimensions there were
+
+
+@dataclass(frozen=True)
+class TakenStatistic:
+    """A mean, a norm, a maximum or a softmax over channels: of those that are left, once some are gone."""
+
+    module: str  # that was running
+    turn: int  # how many statistics the module had taken before
+    dim: int  # of the tensor it was taken of, counted from the last: -1, -2, ...
+    labels: Tensor  # along that dimension
+
+
+@dataclass
+class Trace:
+    """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
+
+    book: LabelBook
+    state: tuple[StateDim, ...]
+    parameters: dict[str, int]  # name -> number of elements
+    produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
+    read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
+    work: list[Work] = field(default_factory=list)
+    choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
+    happenings: list[Happening] = field(default_factory=list)
+    statistics: list[TakenStatistic] = field(default_factory=list)
+    is_sketched: bool = False  # whether the network ran without values

@@ -1,0 +1,1 @@
+"""Dense training and fine-tuning: one loop, its losses, optimisers, evaluation and saved state."""

@@ -1,0 +1,71 @@
+"""Top-1 accuracy and loss of a network on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.data.splits import Split
+from passdeploy.models.modes import _mode
+from passdeploy.training.losses import logits_of
+from passdeploy.training.placement import device_of, placed_like
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well a model names the images of a split."""
+
+    top1: float  # correct / total
+    correct: int
+    total: int
+    loss: float  # mean cross-entropy
+
+
+def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.device | str | None = None) -> Accuracy:
+    """Top-1 accuracy and mean cross-entropy in eval mode, over the whole split in its own order.
+
+    Args:
+        model: its mode is restored afterwards.
+        split: images and labels.
+        batch_size: images per forward pass.
+        device: where to evaluate, and where the model is left; None: where it is.
+    """
+    place = torch.device(device) if device is not None else device_of(model)
+    model.to(place)
+    meter = AccuracyMeter()
+    with torch.no_grad(), _mode(model, training=False):
+        for images, labels in split.batches(batch_size):
+            logits, labels = logits_of(model(placed_like(model, images, place))), labels.to(place)
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
+            meter.add(loss, _hits(logits, labels), len(labels))
+    return Accuracy(meter.top1, int(meter.hits), meter.total, meter.loss)
+
+
+@dataclass
+class AccuracyMeter:
+    """Sums over samples."""
+
+    loss_sum: float = 0.0
+    hits: float = 0
+    total: int = 0
+
+    def add(self, loss_sum: float, hits: float, count: int) -> None:
+        """Add a batch: the sum of its losses, how many were right, and how many there were."""
+        self.loss_sum, self.hits, self.total = self.loss_sum + loss_sum, self.hits + hits, self.total + count
+
+    @property
+    def loss(self) -> float:
+        """Mean over all images so far."""
+        return self.loss_sum / max(1, self.total)
+
+    @property
+    def top1(self) -> float:
+        """Fraction of all images so far that were right."""
+        return self.hits / max(1, self.total)
+
+
+def _hits(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(dim=1) == labels).sum().item())

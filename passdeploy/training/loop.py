@@ -1,0 +1,197 @@
+"""One loop for dense training and for fine-tuning, on one device or on several processes with one each.
+
+What a step does follows from (seed, epoch, step) and the weights alone, so training that was interrupted
+and goes on from its checkpoint ends with the same bits as training that was not.
+
+The loop reports to the stage it is given and saves through the checkpoint it is given. It prints
+nothing, knows no folders, and leaves the global generators and the model's mode as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.data.splits import ImageData
+from passdeploy.errors import MissingError, TrainingError
+from passdeploy.models.modes import _mode
+from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.events import Stage, silent
+from passdeploy.runtime.seeds import global_chance
+from passdeploy.training.evaluate import AccuracyMeter
+from passdeploy.training.losses import Lesson, logits_of
+from passdeploy.training.mixing import Mixing
+from passdeploy.training.optimizers import Schedule, WeightAverage, make_optimizer
+from passdeploy.training.placement import channels_last_inside, placed_like
+from passdeploy.training.state import Checkpoint, Epoch, FitResult, TrainState
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import TrainSpec
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    spec: TrainSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    tell: Stage | None = None,
+    teacher: nn.Module | None = None,
+    checkpoint: Checkpoint | None = None,
+    clip_norm: float | None = None,
+    processes: Processes = ALONE,
+) -> FitResult:
+    """Train `model` in place on `data.train`.
+
+    Parameters that do not require a gradient stay as they are. A last batch that is not full is left
+    out of its epoch: batch norms need more than a few images.
+
+    Args:
+        model: moved to `device`, and left there; images take its dtype.
+        data: the training images; `data.test` is not looked at.
+        spec: epochs, optimiser, schedule, smoothing, mixing, averaging, precision, distillation.
+        batch_size: images per step, of all processes together; all of them, if there are fewer.
+        seed: key of the order, the augmentation, the mixing and dropout.
+        device: where to train.
+        tell: the stage that hears of every step: loss, top1 of its batch, lr.
+        teacher: answers for `spec.distill`, on the same device; unused without it.
+        checkpoint: loaded once at the start, saved after each epoch.
+        clip_norm: gradients are scaled to at most this norm; None leaves them.
+        processes: that train together, each on its part of every batch.
+
+    Raises:
+        TrainingError: the loss is no longer a finite number; the checkpoint of the last whole epoch stays.
+        RunError: the checkpoint belongs to a training with other settings.
+        MissingError: `spec.compile`, and no working compiler.
+    """
+    device, stage = torch.device(device), tell or Stage("train", silent)
+    model.to(device)
+    batch_size = min(batch_size, len(data.train))
+    steps_per_epoch = len(data.train) // batch_size
+    warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
+    schedule = Schedule(spec.optimizer.lr, warmup_steps, spec.epochs * steps_per_epoch)
+    settings = {
+        "spec": spec.model_dump(mode="json"), "batch_size": batch_size, "seed": seed, "clip_norm": clip_norm,
+        "images": len(data.train),
+    }  # fmt: skip
+    state = TrainState(
+        model, make_optimizer(model, spec.optimizer), settings,
+        scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
+        average=WeightAverage(model, spec.ema) if spec.ema else None,
+    )  # fmt: skip
+    worker = _Worker(state, spec, teacher, batch_size, clip_norm, processes)
+    with _mode(model, training=True), _mode(teacher, training=False), channels_last_inside(model, spec.channels_last):
+        saved = checkpoint.load() if checkpoint else None
+        if saved:
+            state.load_state_dict(*saved)
+        resumed_at = state.epoch
+        for epoch in range(resumed_at, spec.epochs):
+            batches = data.train.batches(
+                batch_size, epoch=epoch, seed=seed, augment=spec.augment != "none", drop_last=True, part=processes.part
+            )
+            meter, lr = AccuracyMeter(), 0.0
+            for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
+                lr = schedule.lr_at(step)
+                images, labels = placed_like(model, images, device), labels.to(device)
+                with global_chance("step", seed, epoch, step, processes.rank, device=device):
+                    loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
+                # A step that ruins the weights shows in the next loss; the last one of an epoch has no next.
+                if not math.isfinite(loss) or (step + 1 == (epoch + 1) * steps_per_epoch and not _has_numbers(model)):
+                    kept = f" The state after epoch {epoch} is kept." if checkpoint and epoch else ""
+                    what = "a weight is not a number" if math.isfinite(loss) else f"the loss is {loss}"
+                    raise TrainingError(
+                        f"training diverged: {what} at step {step + 1} of {schedule.steps}, "
+                        f"with a learning rate of {lr:.3g}.{kept}\n"
+                        f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
+                    )
+                meter.add(loss * batch_size, share * batch_size, batch_size)
+                stage.step(step + 1, schedule.steps, loss=loss, top1=share, lr=lr)
+            state.history.append(Epoch(epoch, meter.loss, meter.top1, lr))
+            if checkpoint:
+                checkpoint.save(*state.state_dict())
+        state.optimizer.zero_grad()
+        if state.average:
+            model.load_state_dict(state.average.tensors, strict=False)  # counts of batches have no average
+    return FitResult(tuple(state.history), resumed_at)
+
+
+class _Worker:
+    """One step of training, as the recipe asks for it."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        spec: TrainSpec,
+        teacher: nn.Module | None,
+        batch_size: int,
+        clip_norm: float | None,
+        processes: Processes,
+    ) -> None:
+        distill = spec.distill if teacher is not None else None
+        self.lesson = Lesson(spec.label_smoothing, teacher if distill else None, distill)
+        self.mixing = Mixing(spec.mixup, spec.cutmix)
+        self.state, self.batch_size, self.clip_norm, self.processes = state, batch_size, clip_norm, processes
+        self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.precision)
+        self.is_compiled = spec.compile
+        self.forward: Callable[[Tensor], Any] = torch.compile(state.model) if spec.compile else state.model
+        self.trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+
+    def step(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
+        """One step down the gradient, if the loss is a number; that loss, and the share of right answers."""
+        optimizer, scaler = self.state.optimizer, self.state.scaler
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        with self.processes.sharing_statistics(), self._autocast(images.device):
+            images, targets = self.mixing.mix(images, labels, *key)
+            with _compiling(self.is_compiled):
+                logits = logits_of(self.forward(images))
+            loss = self.lesson.loss(logits.float(), images, targets)
+        share = (logits.detach().argmax(dim=1) == labels).float().mean()
+        loss, share = (self.processes.weigh(value, len(labels), self.batch_size) for value in (loss, share))
+        found, right = (value.item() for value in self.processes.means([loss.detach(), share]))
+        if math.isfinite(found):
+            with self.processes.sharing_statistics():
+                torch.autograd.backward(scaler.scale(loss) if scaler else loss)
+            self.processes.average_gradients_(self.trained)
+            if scaler:
+                scaler.unscale_(optimizer)
+            if self.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
+            if scaler:
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                optimizer.step()
+            if self.state.average:
+                self.state.average.update_(self.state.model)
+        return found, right
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        return torch.autocast(device.type, self.precision) if self.precision else nullcontext()
+
+
+@contextmanager
+def _compiling(is_compiled: bool) -> Iterator[None]:
+    """The first call of a compiled network compiles; what fails there is news about the machine."""
+    try:
+        yield
+    except Exception as error:
+        if not is_compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise MissingError(
+            f"torch.compile does not work here: {str(error).strip().splitlines()[0][:120]}\n"
+            "Install a C++ compiler, or set compile: false."
+        ) from error
+
+
+def _has_numbers(model: nn.Module) -> bool:
+    """Whether every parameter is finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())

@@ -1,0 +1,133 @@
+"""Scores and a budget become a plan."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.plan import Plan, reconcile
+from passdeploy.channels.widths import width_step
+from passdeploy.errors import BudgetError, PlanError
+from passdeploy.grouping.find import map_channels
+from tests import nets
+
+IMAGES = torch.zeros(1, 3, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def residual() -> ChannelMap:
+    return map_channels(nets.Residual(), IMAGES)
+
+
+def scores_of(channels: ChannelMap, seed: int = 0) -> dict[str, torch.Tensor]:
+    chance = torch.Generator().manual_seed(seed)
+    return {group.name: torch.rand(group.width, generator=chance) for group in channels.prunable}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "channels"])
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.8])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_plan_keeps_to_its_budget_and_uses_it(residual: ChannelMap, kind: str, share: float, allocation: str):
+    budget = Budget.of(kind, share, residual.costs)
+    plan = choose_channels(
+        scores_of(residual), residual.groups, residual.costs, budget, round_to=1, allocation=allocation
+    )
+    spent = residual.costs.of(kind, plan.widths())
+    assert spent <= budget.limit
+    assert spent > 0.7 * budget.limit
+
+
+def test_one_threshold_is_shared_by_every_group(residual: ChannelMap):
+    scores = {
+        "stem.0": torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.85, 0.75, 0.65]),
+        "inner.0.0.0": torch.tensor([0.2, 0.1, 0.15, 0.3, 0.25, 0.05]),
+        "inner.1.0.0": torch.tensor([0.5, 0.12, 0.91, 0.22, 0.93, 0.32]),
+    }
+    plan = choose_channels(
+        scores,
+        residual.groups,
+        residual.costs,
+        Budget.of("channels", 18 / 25, residual.costs),
+        round_to=1,
+        per_cost=False,
+    )
+    assert plan.kept["stem.0"] == tuple(range(8))
+    assert plan.kept["inner.0.0.0"] == (3,)  # never an empty layer
+    assert plan.kept["inner.1.0.0"] == (0, 2, 4, 5)
+
+
+def test_the_best_channels_of_a_group_stay(residual: ChannelMap):
+    scores = scores_of(residual)
+    plan = choose_channels(scores, residual.groups, residual.costs, Budget.of("macs", 0.5, residual.costs), round_to=1)
+    for name, kept in plan.kept.items():
+        best = scores[name].argsort(descending=True)[: len(kept)]
+        assert set(kept) == set(best.tolist())
+
+
+@pytest.mark.parametrize("round_to", [2, 4])
+def test_layer_widths_are_multiples_of_what_the_hardware_likes(round_to: int):
+    channels = map_channels(nets.Depthwise(), IMAGES)
+    budget = Budget.of("macs", 0.6, channels.costs)
+    plan = choose_channels(scores_of(channels), channels.groups, channels.costs, budget, round_to=round_to)
+    for group in channels.prunable:
+        width = len(plan.kept[group.name]) * group.span
+        assert width % (round_to if group.width * group.span >= 2 * round_to else 2) == 0
+
+
+def test_a_layer_narrower_than_two_steps_is_cut_in_smaller_ones():
+    channels = map_channels(nets.SqueezeExcite(), IMAGES)
+    squeeze = next(group for group in channels.prunable if group.name == "squeeze")
+    assert (squeeze.width, width_step(squeeze, 8), width_step(squeeze, 2)) == (4, 2, 2)
+
+
+def test_a_channel_that_spans_several_counts_as_several():
+    channels = map_channels(nets.Grouped(), IMAGES)
+    stem = next(group for group in channels.prunable if group.name == "stem.0")
+    assert stem.span == 2
+    budget = Budget.of("macs", 0.7, channels.costs)
+    plan = choose_channels(scores_of(channels), channels.groups, channels.costs, budget, round_to=4)
+    assert len(plan.kept["stem.0"]) % 2 == 0  # two channels of the group are four of the layer
+
+
+def test_a_budget_below_the_narrowest_network_names_the_smallest_reachable(residual: ChannelMap):
+    with pytest.raises(BudgetError, match=r"smallest that can be reached is [\d,]+ \(") as caught:
+        choose_channels(
+            scores_of(residual), residual.groups, residual.costs, Budget.of("macs", 0.001, residual.costs), round_to=1
+        )
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_score_per_cost_prefers_cheap_channels(residual: ChannelMap):
+    equal = {group.name: torch.full((group.width,), 0.5) for group in residual.prunable}
+    budget = Budget.of("macs", 0.5, residual.costs)
+    plan = choose_channels(equal, residual.groups, residual.costs, budget, round_to=1, per_cost=True)
+    shares = {g.name: len(plan.kept[g.name]) / g.width for g in residual.prunable}
+    assert shares["stem.0"] < shares["inner.0.0.0"]  # the stream costs more than a block's inside
+
+
+def test_the_gradient_of_a_cost_is_its_slope(residual: ChannelMap):
+    full = residual.costs.vector({})
+    for position in range(len(full)):
+        fewer = full.copy()
+        fewer[position] -= 1
+        slope = residual.costs.macs.value(full) - residual.costs.macs.value(fewer)
+        assert residual.costs.macs.gradient(full)[position] in (0, pytest.approx(slope, rel=0.2))
+
+
+def test_masks_per_layer_are_reconciled_over_a_stream(residual: ChannelMap):
+    wants = {"stem.0": [0, 1, 2], "inner.0.1.0": [1, 2, 3], "inner.1.1.0": [2, 3, 4], "inner.0.0.0": [0, 5]}
+    masks = {layer: torch.zeros(8 if layer != "inner.0.0.0" else 6, dtype=torch.bool) for layer in wants}
+    for layer, kept in wants.items():
+        masks[layer][kept] = True
+    union = Plan.of_masks(reconcile(masks, residual.groups, how="union"))
+    assert union.kept == {"stem.0": (0, 1, 2, 3, 4), "inner.0.0.0": (0, 5)}
+    both = Plan.of_masks(reconcile(masks, residual.groups, how="intersection"))
+    assert both.kept == {"stem.0": (2,), "inner.0.0.0": (0, 5)}
+    scores = reconcile({name: mask.float() for name, mask in masks.items()}, residual.groups, how="mean")
+    torch.testing.assert_close(scores["stem.0"], torch.tensor([1, 2, 3, 2, 1, 0, 0, 0]) / 3)
+    with pytest.raises(PlanError, match="no layer 'steem'"):
+        reconcile({"steem": torch.ones(8)}, residual.groups)
+    with pytest.raises(PlanError, match="at least 8 channels, but 7 values"):
+        reconcile({"stem.0": torch.ones(7)}, residual.groups)

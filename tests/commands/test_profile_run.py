@@ -1,0 +1,61 @@
+"""Which files of a run are measured; the runs themselves are in test_prune.py and tests/test_cli.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passdeploy.commands import profile_run
+from passdeploy.errors import RunError
+from passdeploy.profiling import Setting
+from passdeploy.runtime.events import silent
+
+
+class Folder:
+    """A run folder that has these files."""
+
+    path = Path("runs/tiny-0001")
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    def verified(self, name: str) -> Path:
+        return self.path / name
+
+
+def subject(folder: Any, backend: str, precision: str) -> Any:
+    return profile_run._subject(folder, "slim", (backend,), Setting(precision=precision), False, silent)
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "names", "form", "found"),
+    [
+        ("tensorrt", "fp32", ("model.engine", "model-rtx.engine"), "engine", "model.engine"),
+        ("tensorrt", "fp16", ("model-fp16-rtx.engine",), "engine", "model-fp16-rtx.engine"),
+        ("ort", "int8", ("model-int8.onnx", "model.onnx"), "onnx", "model-int8.onnx"),
+        ("torch-trt", "bf16", ("model-bf16.pt2",), "program", "model-bf16.pt2"),
+    ],
+)
+def test_the_file_of_the_precision_is_measured(
+    backend: str, precision: str, names: tuple[str, ...], form: str, found: str
+):
+    folder = Folder(*(f"export/{name}" for name in names))
+    assert getattr(subject(folder, backend, precision), form) == folder.path / "export" / found
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("tensorrt", r"no export/model-fp16\.engine to measure\.\nWrite both.* --dense --trt --precision fp16"),
+        ("ort-cuda", r"no export/model-fp16\.onnx to measure\.\nWrite both.* --dense --onnx --precision fp16"),
+        ("torch-trt", r"no export/model-fp16\.pt2 to measure\.\nWrite both.* --dense --torch-trt --precision fp16"),
+    ],
+)
+def test_what_was_not_exported_is_named_with_the_command(backend: str, words: str):
+    with pytest.raises(RunError, match=words):
+        subject(Folder(), backend, "fp16")

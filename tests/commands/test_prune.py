@@ -1,0 +1,322 @@
+"""The main job from a recipe to a run folder, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import passdeploy
+from passdeploy.commands import prepare, prune
+from passdeploy.commands.export_run import export_run
+from passdeploy.commands.profile_run import profile_run
+from passdeploy.data.splits import load_data
+from passdeploy.errors import (
+    AccuracyError,
+    BudgetError,
+    CorruptArtifact,
+    DataError,
+    PlanError,
+    RunError,
+    TrainingError,
+    UsageError,
+)
+from passdeploy.export import ExportSettings
+from passdeploy.export.packaging import Delivery
+from passdeploy.models.cifar_resnet import resnet20_cifar
+from passdeploy.recipe import load_recipe
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.events import StageFinished, StageStarted, Step
+from passdeploy.training.evaluate import evaluate
+from tests.conftest import paint
+
+STAGES = ["dense", "learn", "slim", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> prune.RunResult:
+    return prune.run(tiny_recipe, out=tmp_path_factory.mktemp("runs"))
+
+
+def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
+    summary = json.loads((finished.path / "summary.json").read_text())
+    assert summary == finished.summary
+    assert summary["recipe"] == "tiny"
+    assert summary["model"] == "passdeploy/resnet20_cifar"
+    assert summary["method"] == "pass"
+    assert summary["seed"] == 0
+    assert summary["dense"].keys() == {"top1", "params", "macs"}
+    assert summary["slim"].keys() == {"top1", "top1_before_finetune", "params", "macs"}
+    assert summary["budget"]["kind"] == "macs"
+    assert summary["budget"]["requested"] == 0.6
+    assert summary["budget"]["achieved"] == summary["slim"]["macs"] / summary["dense"]["macs"] <= 0.6
+    assert 0 <= summary["equivalence"]["max_rel_error"] <= 1e-5
+    assert list(summary["seconds"]) == STAGES
+    assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert [row["model"] for row in summary["latency"]] == ["dense", "slim"]
+
+
+def test_every_file_of_the_run_is_there_and_recorded(finished: prune.RunResult):
+    files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
+    assert files == {
+        "recipe.resolved.yaml", "dense.safetensors", "slim.safetensors", "scores.safetensors", "plan.json",
+        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints", "chosen.json",
+        "hypernetwork.safetensors",
+    }  # fmt: skip
+    manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
+    assert {"dense.safetensors", "slim.safetensors", "plan.json", "summary.json", "recipe.resolved.yaml"} <= set(
+        manifest
+    )
+    assert (finished.path.parent / "latest").resolve() == finished.path.resolve()
+    assert load_recipe(finished.path / "recipe.resolved.yaml").prune.steps == 6
+
+
+def test_the_slim_network_loads_and_is_as_accurate_as_the_summary_says(finished: prune.RunResult):
+    network = passdeploy.load(finished.path)
+    assert not network.training
+    data = load_data(load_recipe(finished.path / "recipe.resolved.yaml").data)
+    assert evaluate(network, data.test, batch_size=16).top1 == finished.summary["slim"]["top1"]
+    counted = passdeploy.count(network, torch.zeros(1, 3, 16, 16))
+    assert counted.macs == finished.summary["slim"]["macs"]
+    assert counted.params == finished.summary["slim"]["params"] + 3 * 16 * 16  # and the prompt
+    dense = passdeploy.load(finished.path, "dense")
+    assert passdeploy.count(dense, torch.zeros(1, 3, 16, 16)).macs == finished.summary["dense"]["macs"]
+
+
+def test_a_run_of_another_version_is_refused_in_words(finished: prune.RunResult, tmp_path: Path):
+    copied = shutil.copytree(finished.path, tmp_path / "old")
+    with RunFolder.open(copied, write=True) as folder:
+        facts = folder.read_json("plan.json")
+        del facts["numbers"]
+        folder.write_json("plan.json", facts, kind="plan")
+    with pytest.raises(CorruptArtifact, match=r"says nothing of numbers: another version of passdeploy wrote it"):
+        passdeploy.load(copied)
+
+
+def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    code = f"from passdeploy.commands.prune import run; run({str(tiny_recipe)!r}, out={str(tmp_path)!r})"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+    for name in ("plan.json", "slim.safetensors", "dense.safetensors"):
+        assert (tmp_path / "latest" / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_the_weights_learn_masks_at_a_rate_of_their_own(tiny_recipe: Path, tmp_path: Path):
+    recipe = load_recipe(tiny_recipe, ["prune.weights_lr=1e20"])
+    with pytest.raises(TrainingError, match="step"):
+        prune.run(recipe, out=tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
+    stage: str, finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    def interrupt(event: object) -> None:
+        # in the second epoch of training, in the middle of learning, at the start of the rest
+        if (isinstance(event, Step) and event.stage == stage and event.done == 5) or (
+            isinstance(event, StageStarted) and event.stage == stage == "slim"
+        ):
+            raise KeyboardInterrupt
+
+    recipe = load_recipe(tiny_recipe)
+    with pytest.raises(KeyboardInterrupt):
+        prune.run(recipe, out=tmp_path, tell=interrupt)
+    heard: list[StageFinished] = []
+    resumed = prune.run(
+        recipe, out=tmp_path, resume=True, tell=lambda e: heard.append(e) if isinstance(e, StageFinished) else None
+    )
+    assert resumed.path.name == "tiny-0001"
+    assert [event.stage for event in heard if event.is_skipped] == STAGES[: STAGES.index(stage)]
+    for name in ("plan.json", "slim.safetensors"):
+        assert (resumed.path / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_resuming_needs_a_run_of_this_very_recipe(finished: prune.RunResult, tiny_recipe: Path):
+    with pytest.raises(RunError, match="nothing to resume"):
+        prune.run(tiny_recipe, out=finished.path.parent, overrides=["seed=1"], resume=True)
+
+
+@pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor", "growing"])
+def test_every_baseline_runs_from_the_same_recipe(
+    method: str, finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    overrides = [f"prune.method={method}", weights, "prune.target.params=0.6"]
+    result = prune.run(tiny_recipe, out=tmp_path, overrides=overrides)
+    assert result.summary["method"] == method
+    assert result.summary["dense"]["top1"] == finished.summary["dense"]["top1"]
+    assert result.summary["budget"]["kind"] == "params"
+    assert result.summary["slim"]["params"] <= 0.6 * result.summary["dense"]["params"]
+
+
+def test_weights_of_other_images_are_trained_with_a_new_head_before_anything_is_cut(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = finished.path / "dense.safetensors"
+    overrides = [f"model.weights={weights}", "finetune.epochs=0", "prune.steps=2"]
+    old, new = (
+        prune.run(tiny_recipe, out=tmp_path, overrides=[*overrides, f"model.new_head={new_head}"])
+        for new_head in ("false", "true")
+    )
+    given, kept, trained = (load_file(path) for path in (weights, *(r.path / weights.name for r in (old, new))))
+    assert all(torch.equal(given[name], kept[name]) for name in given)
+    assert not any(torch.equal(given[name], trained[name]) for name in ("conv1.weight", "linear.weight"))
+
+
+def test_growing_chooses_by_the_score_it_is_given(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
+    shared = [f"model.weights={finished.path / 'dense.safetensors'}", "prune.target.params=0.6", "finetune.epochs=0"]
+    plans = set()
+    for score, method in {"taylor": "taylor", "l1": "magnitude"}.items():
+        grown, plain = (
+            prune.run(tiny_recipe, out=tmp_path, overrides=[*shared, *extra])
+            for extra in (["prune.method=growing", f"prune.growing.score={score}"], [f"prune.method={method}"])
+        )
+        assert (grown.path / "chosen.json").read_bytes() == (plain.path / "chosen.json").read_bytes()
+        plans.add((grown.path / "chosen.json").read_bytes())
+    assert len(plans) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["prune.target.macs=0.0001"], BudgetError),
+        (["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"], UsageError),
+        (["data.root=/nowhere/at/all"], UsageError),
+        (["model.name=passdeploy/resnet21_cifar"], UsageError),
+        (["model.name=torchvision/vgg11_bn", "data.image_size=8", "prune.prompt.size=1"], UsageError),
+        (["prune.exclude=['*']"], UsageError),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_folder_is_made(
+    overrides: list[str], error: type[Exception], tiny_recipe: Path, tmp_path: Path
+):
+    with pytest.raises(error) as caught:
+        prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: Path):
+    alone = paint(tmp_path / "alone", classes=1)
+    with pytest.raises(DataError, match="only one class"):
+        prune.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={alone}"])
+    damaged = paint(tmp_path / "damaged")
+    (damaged / "train" / "class0" / "003.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"003\.png"):
+        prune.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={damaged}"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_head_that_does_not_fit_the_classes_is_refused(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(prepare, "build_model", lambda *_, **__: resnet20_cifar(num_classes=7))
+    with pytest.raises(DataError, match=r"shape \(1, 7\), but the data has 2 classes"):
+        prune.run(tiny_recipe, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = prune.evaluate
+    monkeypatch.setattr(  # a network that forgets whatever it was cut to
+        prune, "evaluate",
+        lambda model, *args, **options: real(model, *args, **options)
+        if isinstance(model, type(passdeploy.load(finished.path, "dense")))
+        else real(torch.nn.Sequential(model, torch.nn.Softmin(dim=1)), *args, **options),
+    )  # fmt: skip
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    with pytest.raises(AccuracyError, match="lost"):
+        prune.run(tiny_recipe, out=tmp_path, overrides=[weights, "gates.top1_drop=0.1"])
+    assert (tmp_path / "latest" / "summary.json").is_file()
+
+
+def test_export_and_profile_write_checked_files_into_the_run(finished: prune.RunResult):
+    settings = ExportSettings(precisions=("fp32", "fp16"), batch=(1, 2, 4))
+    delivery = Delivery(Path("export/triton"), Path("export/bundle"))
+    exported = export_run(finished.path, settings, delivery=delivery)
+    graph, half, *delivered = exported.artifacts
+    assert [graph.path.name, half.path.name] == ["model.onnx", "model-fp16.onnx"]
+    assert graph.facts["parity"]["max_rel_error"] <= 1e-4
+    assert half.facts["parity"]["real_images"] == 16
+    assert {artifact.kind for artifact in delivered} == {"triton", "bundle"}
+    metadata = {entry.key: entry.value for entry in onnx.load(half.path).metadata_props}
+    assert metadata["run"] == "tiny-0001"
+    assert json.loads(metadata["classes"]) == ["class0", "class1"]
+    weights = json.loads((finished.path / "manifest.json").read_text())["artifacts"]["slim.safetensors"]
+    assert json.loads(metadata["sha256"])["slim.safetensors"] == weights["sha256"]
+    shutil.rmtree(finished.path / "export")  # to make it anew
+    assert export_run(finished.path, ExportSettings(batch=(1, 2, 4))).artifacts[0].path.is_file()
+    with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
+        export_run(finished.path, settings, image_size=32)
+    document = profile_run(finished.path, batches=(2,), seconds=0.2)
+    assert {(row["model"], row["backend"]) for row in document["rows"]} == {
+        (model, backend) for model in ("dense", "slim") for backend in ("torch", "ort")
+    }
+    manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
+    assert {"export/model.onnx", "export/dense.onnx", "export/artifacts.json", "profile.json"} <= set(manifest)
+    assert {"export/bundle/manifest.json", "export/triton/tiny-fp16/config.pbtxt"} <= set(manifest)
+
+
+def test_a_file_that_was_changed_is_not_used(finished: prune.RunResult, tmp_path: Path):
+    import shutil
+
+    copy = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock"))
+    with (copy / "slim.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x07")
+    with pytest.raises(CorruptArtifact, match=r"slim\.safetensors is not the file that was written"):
+        passdeploy.load(copy)
+
+
+def test_a_plan_is_taken_over_for_other_data(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
+    other = paint(tmp_path / "other", classes=3)
+    overrides = [f"data.root={other}", f"prune.from_run={finished.path}", "train.epochs=1", "finetune.epochs=1"]
+    result = prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+    plans = [json.loads((path / "plan.json").read_text())["groups"] for path in (finished.path, result.path)]
+    assert plans[0] == plans[1]
+    assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
+
+
+def test_a_hypernetwork_is_taken_over_and_without_steps_gives_the_scores_it_had(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    overrides = [weights, f"prune.from_run={finished.path}", "prune.reuse=hypernetwork", "prune.steps=0",
+                 "prune.prompt.kind=padding", "finetune.epochs=0"]  # fmt: skip
+    result = prune.run(tiny_recipe, out=tmp_path, overrides=overrides)
+    with RunFolder.open(finished.path) as old, RunFolder.open(result.path) as new:
+        trained, taken = (folder.read_tensors("hypernetwork.safetensors") for folder in (old, new))
+    assert all(torch.equal(taken[name], tensor) for name, tensor in trained.items())
+
+
+def test_what_cannot_be_taken_over_is_refused(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
+    taken = f"prune.from_run={finished.path}"
+    for overrides, error in (
+        ([f"prune.from_run={tmp_path / 'nowhere'}"], RunError),
+        ([taken, "model.name=torchvision/mobilenet_v2"], PlanError),
+        ([taken, "prune.reuse=hypernetwork", "prune.method=taylor"], RunError),
+        ([taken, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9", "train.epochs=0"], RunError),
+    ):
+        with pytest.raises(error) as caught:
+            prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
+        assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_accuracy_is_reported_with_and_without_the_prompt(finished: prune.RunResult):
+    prompt = finished.summary["prompt"]
+    assert prompt["keep"] is True
+    assert prompt["top1_with"] == finished.summary["slim"]["top1"]
+    assert 0 <= prompt["top1_without"] <= 1
+    assert prompt["before_finetune"]["top1_with"] == finished.summary["slim"]["top1_before_finetune"]

@@ -1,0 +1,204 @@
+"""int8 graphs that TensorRT takes, and layers that stay in float because they hurt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
+from passdeploy.export import Artifact, export_onnx
+from passdeploy.export.layer_ranking import lower_until_it_passes
+from passdeploy.export.lint import lint
+from passdeploy.export.mixed_precision import lower_file
+from passdeploy.export.parity import reference_of, require_parity
+from passdeploy.export.precision import LIMITS
+from passdeploy.export.quantise import int8_lowering, modelopt_lowering, quantisable_nodes
+
+from .nets import node, small_net, write_graph
+
+
+@pytest.fixture(scope="module")
+def quantised(exported: Artifact, images: Tensor) -> ModelProto:
+    return int8_lowering(exported.path, images)(())
+
+
+def test_scales_of_weights_are_per_channel_and_no_zero_point_is_other_than_zero(quantised: ModelProto):
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
+    pairs = [one for one in quantised.graph.node if one.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    assert all(not constants[one.input[2]].any() for one in pairs)
+    producers = {one.output[0]: one for one in pairs}
+    convolutions = [one for one in quantised.graph.node if one.op_type == "Conv"]
+    assert len(convolutions) == 4
+    for one in convolutions:
+        scale, weight = (constants[producers[one.input[1]].input[place]] for place in (1, 0))
+        assert weight.dtype == np.int8
+        assert scale.shape == weight.shape[:1]
+
+
+def test_only_inputs_are_quantised_so_that_activations_fuse(quantised: ModelProto):
+    consumers = {name: one for one in quantised.graph.node for name in one.input}
+    for one in quantised.graph.node:
+        if one.op_type == "Conv" and one.output[0] in consumers:
+            following = consumers[one.output[0]].op_type
+            assert following in ("Clip", "QuantizeLinear")  # the residual sum's input is quantised, since it has one
+    assert quantised.graph.node[-1].output[0] == "logits" or "logits" in {
+        name for one in quantised.graph.node if one.op_type == "Gemm" for name in one.output
+    }
+
+
+def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
+    lower = int8_lowering(exported.path, images)
+    first = quantisable_nodes(onnx.load(exported.path))[0]
+    graph = lower([first]).graph
+    weight = next(one for one in graph.node if one.name == first).input[1]
+    assert next(t for t in graph.initializer if t.name == weight).data_type == TensorProto.FLOAT
+    everything = lower(()).graph  # the same ranges serve again
+    assert weight not in {name for one in everything.node if one.name == first for name in one.input}
+
+
+def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, images: Tensor):
+    with pytest.raises(UsageError, match="real images"):
+        int8_lowering(exported.path, images[:0])
+
+
+class Wide(nn.Module):
+    """Three convolutions of 32 channels: ModelOpt leaves narrower ones as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            *(layer for width in (3, 32, 32) for layer in (nn.Conv2d(width, 32, 3, padding=1), nn.ReLU()))
+        )
+        self.classifier = nn.Linear(32, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.convolutions(images).mean((2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("modelopt") is None, reason="ModelOpt is not installed (extra quant)")
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_modelopt_quantises_and_onnx_runtime_agrees(
+    precision: str, images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    model = Wide().eval()
+    source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
+    reference = reference_of(model, images, batch_sizes=(1, 4))
+    artifact = lower_file(
+        source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
+        limits=LIMITS[precision], quantiser="modelopt",
+    )  # fmt: skip
+    assert artifact.facts["quantiser"] == "modelopt"
+    assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
+    assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
+    assert capfd.readouterr().out == ""
+    int8_lowering(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
+
+
+@pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")
+def test_fp8_without_modelopt_names_the_extra(exported: Artifact, images: Tensor):
+    with pytest.raises(MissingExtra, match=r"passdeploy\[quant\]"):
+        modelopt_lowering(exported.path, images, "fp8")
+
+
+def named(kept: Collection[str]) -> ModelProto:
+    """Stands in for a graph: its name says which layers were kept."""
+    return SimpleNamespace(kept=frozenset(kept))  # type: ignore[return-value]
+
+
+LAYERS = tuple("abcdefghij")
+HURT = {"c": 9.0, "g": 5.0, "a": 3.0}  # the error of each layer
+
+
+def errors(model: ModelProto) -> float:
+    return sum(HURT.get(layer, 0.01) for layer in LAYERS if layer not in model.kept)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(20, ""), (9, "c"), (4, "cg"), (1, "cga")])
+def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: str):
+    found = lower_until_it_passes(
+        named, LAYERS, lambda model: None if errors(model) <= allowed else "too far", errors
+    )  # fmt: skip
+    assert "".join(found.kept) == kept
+    assert found.problem is None
+
+
+def test_a_graph_is_never_lowered_by_keeping_every_layer():
+    found = lower_until_it_passes(
+        named, LAYERS, lambda model: None if len(model.kept) == len(LAYERS) else "too far", errors
+    )  # fmt: skip
+    assert (found.problem, found.kept) == ("too far", ())
+
+
+def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: Tensor):
+    source = write_graph(tmp_path / "model.onnx", [node("Relu", "images")], shape=("batch", 3, 16, 16))
+    with pytest.raises(ExportError, match="no layer of the network can be int8"):
+        lower_file(
+            source, tmp_path / "model-int8.onnx", "int8", calibration=images, reference=None, limits=LIMITS["int8"]
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():
+    found = lower_until_it_passes(named, LAYERS, lambda model: "too far", errors)
+    assert (found.problem, found.kept) == ("too far", ())
+    assert found.tried < len(LAYERS)
+
+
+class Overflows(nn.Module):
+    """A small network with one sum that fp16 cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.net.stem(images)
+        large = features * 1e5
+        return self.net.head(((features + self.net.block(features)) + large * 1e-5).mean((2, 3)))
+
+
+def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path):
+    model = Overflows().eval()
+    source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
+    reference = reference_of(model, images, batch_sizes=(1, 4))
+    artifact = lower_file(
+        source.path, tmp_path / "model-fp16.onnx", "fp16", calibration=images, reference=reference,
+        limits=LIMITS["fp16"],
+    )  # fmt: skip
+    kept = artifact.facts["kept"]
+    assert 1 <= len(kept) <= 3
+    assert all("mul" in name.lower() for name in kept)
+    parity = require_parity(artifact.path, reference, "fp16", LIMITS["fp16"])
+    assert parity.max_rel_error < LIMITS["fp16"].rel_error
+
+    unseen = lower_file(
+        source.path, tmp_path / "bad.onnx", "fp16", calibration=images, reference=None, limits=LIMITS["fp16"]
+    )
+    with pytest.raises(ParityError, match="differs from the PyTorch model by inf"):
+        require_parity(unseen.path, reference, "fp16", LIMITS["fp16"])
+    assert [path.name for path in tmp_path.glob("*.rejected")] == ["bad.onnx.rejected"]
+
+
+def test_lowering_leaves_model_and_source_alone(exported: Artifact, images: Tensor, tmp_path: Path):
+    before = exported.path.read_bytes()
+    model = small_net()
+    state = copy.deepcopy(model.state_dict())
+    reference = reference_of(model, images, batch_sizes=(2,))
+    lower_file(
+        exported.path, tmp_path / "a.onnx", "int8", calibration=images, reference=reference, limits=LIMITS["int8"]
+    )
+    assert exported.path.read_bytes() == before
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

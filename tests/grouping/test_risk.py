@@ -1,0 +1,141 @@
+"""What has to be tried before it is trusted, and that trying finds what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from passdeploy import Plan, find_groups, masked, slim, verify
+from passdeploy.grouping.equivalence import vivid
+from passdeploy.grouping.risk import Doubt, doubt
+from passdeploy.tracing.follow import follow
+from tests import nets
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def doubt_about(net: nn.Module, images: Tensor = IMAGES) -> Doubt:
+    return doubt(follow(net.eval(), images), lambda name: type(net.get_submodule(name)))
+
+
+def cut_in_half(net: nn.Module) -> float:
+    """The error of the slim network; fails if nothing can be cut."""
+    groups = find_groups(net.eval(), IMAGES)
+    plan = Plan({group.name: tuple(range(group.width // 2)) for group in groups if group.is_prunable})
+    assert plan.kept
+    slim(net, groups, plan).train()(IMAGES)
+    return verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "mobilenet_v2", "densenet121", "convnext_tiny"])
+def test_networks_that_state_no_sizes_leave_no_doubt(name: str):
+    assert doubt_about(get_model(name, weights=None), torch.randn(1, 3, 64, 64)) is Doubt.NONE
+
+
+class Restating(nn.Module):
+    """Tells a view how many channels there are, which it knows already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.conv, self.head = nn.Conv2d(3, self.width, 1), nets.Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).view(x.size(0), self.width, 4, -1))
+
+
+class HandMadeDepthwise(nn.Module):
+    """A depthwise convolution of its own, whose groups are a number that it keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 6
+        self.conv, self.head = nn.Conv2d(3, self.dim, 1), nets.Head(6)
+        self.filters = nn.Parameter(torch.randn(self.dim, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.conv2d(self.conv(x), self.filters, padding=1, groups=self.dim))
+
+
+class HandMadeNorm(nn.Module):
+    """A layer norm of its own, over channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shape = (6,)
+        self.conv, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
+        self.weight, self.bias = nn.Parameter(torch.rand(6) + 0.5), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.layer_norm(self.conv(x).permute(0, 2, 3, 1), self.shape, self.weight, self.bias))
+
+
+@pytest.mark.parametrize("kind", [Restating, HandMadeDepthwise, HandMadeNorm])
+def test_numbers_of_a_module_are_tried_and_follow(kind: type[nn.Module]):
+    net = kind()
+    assert doubt_about(net) is Doubt.SIZES
+    assert cut_in_half(net) < 1e-5
+
+
+class Faded(nn.Module):
+    """Multiplies by a number of channels behind a scale that hides it, as layer scales do when training starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nets.Head(8)
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 1e-8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        inner = self.inner(x)
+        return self.head(x + self.scale * inner * torch.tensor(float(inner.size(1))))
+
+
+def test_what_the_weights_hide_is_seen():
+    net = Faded()
+    assert doubt_about(net) is Doubt.VALUES
+    groups = find_groups(net, IMAGES)
+    assert [group.is_prunable for group in groups[:2]] == [False, False]
+    plain = Plan({})
+    assert torch.equal(masked(net, groups, plain)(IMAGES), net(IMAGES))
+
+
+def test_vivid_weights_vary_and_the_others_are_shared():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    nn.init.zeros_(net[2].weight)
+    state = dict(net.named_parameters())
+    other = vivid(state)
+    assert other["0.weight"] is net[0].weight
+    for name, before in state.items():
+        assert other[name].std() > 0
+        assert (other[name] is before) == (before.std() > 0)
+    assert (net[2].weight == 0).all()
+    assert (net[1].weight == 1).all()
+
+
+class CountingPlaces(nn.Module):
+    """Divides by how many places it found, as detectors do, and later by a number that counts channels, or not."""
+
+    def __init__(self, *, counts_channels: bool) -> None:
+        super().__init__()
+        self.counts_channels = counts_channels
+        self.first, self.inner, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nets.Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        places = torch.nonzero(x.sum(1) > 0).size(0) + 100  # no width is as large
+        x = self.inner(x / (x.size(1) if self.counts_channels else 1))
+        return self.head(x) / places
+
+
+@pytest.mark.parametrize("counts_channels", [False, True])
+def test_what_a_network_counts_may_change_unless_it_is_channels(counts_channels: bool):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = CountingPlaces(counts_channels=counts_channels).eval()
+    assert not follow(net, IMAGES).is_sketched
+    groups = find_groups(net, IMAGES)
+    assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]

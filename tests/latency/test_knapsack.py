@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.costs import CostModel
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.widths import rungs_of
+from passdeploy.errors import BudgetError
+from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.knapsack import allocate
+
+from .fakes import FakeProber, chain, table_of
+
+
+@pytest.fixture(scope="module")
+def channels() -> ChannelMap:
+    return chain()
+
+
+@pytest.fixture(scope="module")
+def costs(channels: ChannelMap) -> CostModel:
+    table = table_of(FakeProber(), channels)
+    return replace(channels.costs, latency=LatencyPrice(table, list(channels.costs.widths)))
+
+
+@pytest.fixture(scope="module")
+def scores(channels: ChannelMap) -> dict[str, torch.Tensor]:
+    chance = torch.Generator().manual_seed(0)
+    return {g.name: torch.rand(g.width, generator=chance) ** 3 for g in channels.prunable}
+
+
+@pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
+def test_the_knapsack_is_nearly_as_good_as_trying_everything(
+    share: float, channels: ChannelMap, costs: CostModel, scores: dict[str, torch.Tensor]
+):
+    groups = channels.prunable
+    limit = int(share * costs.of("latency"))
+    plan = allocate(scores, groups, costs, limit, round_to=8)
+    kept = sum(float(scores[name][list(channels)].sum()) for name, channels in plan.kept.items())
+    best = 0.0
+    for widths in product(*(rungs_of(group, 8, is_strict=True).tolist() for group in groups)):
+        named = dict(zip((group.name for group in groups), widths, strict=True))
+        if costs.of("latency", named) <= limit:
+            best = max(best, sum(float(scores[n].sort(descending=True).values[:w].sum()) for n, w in named.items()))
+    assert costs.of("latency", plan.widths()) <= limit
+    assert kept >= 0.98 * best
+
+
+def test_the_best_channels_stay_in_whole_blocks(
+    channels: ChannelMap, costs: CostModel, scores: dict[str, torch.Tensor]
+):
+    plan = allocate(scores, channels.prunable, costs, int(0.5 * costs.of("latency")), round_to=16)
+    for name, kept in plan.kept.items():
+        assert len(kept) % 16 == 0
+        assert set(kept) == set(scores[name].topk(len(kept)).indices.tolist())
+
+
+def test_what_cannot_be_reached_names_what_can(channels: ChannelMap, costs: CostModel, scores: dict[str, torch.Tensor]):
+    with pytest.raises(BudgetError, match=r"the fastest that can be reached is 0\.\d+ ms \(\d+\.\d%\)"):
+        allocate(scores, channels.prunable, costs, int(0.01 * costs.of("latency")), round_to=16)
+
+
+def test_learning_chooses_by_score_per_time(channels: ChannelMap, costs: CostModel):
+    """Two groups of equal scores: the one whose channels take more time gives more of them."""
+    scores = {g.name: torch.linspace(1, 2, g.width) for g in channels.prunable}
+    budget = Budget("latency", int(0.6 * costs.of("latency")))
+    plan = choose_channels(scores, channels.prunable, costs, budget, round_to=8)
+    assert costs.of("latency", plan.widths()) <= budget.limit
+    price = costs.price("latency").gradient(costs.vector({}))
+    shares = {g.name: len(plan.kept[g.name]) / g.width for g in channels.prunable}
+    dearest, cheapest = max(zip(price, shares, strict=False))[1], min(zip(price, shares, strict=False))[1]
+    assert shares[dearest] < shares[cheapest]
+
+
+def test_a_layer_of_less_than_a_block_goes_in_halves(channels: ChannelMap):
+    wide, narrow = channels.prunable[0], replace(channels.prunable[0], width=12)
+    assert rungs_of(wide, 16, is_strict=True).tolist() == [16, 32, 48, 64]
+    assert rungs_of(narrow, 16, is_strict=True).tolist() == [4, 8, 12]
+    assert rungs_of(replace(wide, width=40), 16, is_strict=True).tolist() == [16, 32, 40]

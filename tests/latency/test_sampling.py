@@ -1,0 +1,61 @@
+"""A survey on a machine that is not always as fast, and at the networks that planners like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.latency.network_timing import Observation
+from tests.profiling.fakes import FakeRunner
+
+from .fakes import QUICK, FakeProber, chain, table_of
+
+
+class DrowsyProber(FakeProber):
+    """Takes half as long again from its fourth look to its seventh; what runs just then as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: list[dict[str, int]] = []
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        return super().total(widths) * (1.5 if 4 <= len(self.looks) <= 7 else 1.0)
+
+    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
+        return FakeRunner(name, self.clock, (self.total(widths) for _ in count()))
+
+    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+        self.looks.append(dict(widths))
+        return super().observe(widths, seconds=seconds)
+
+
+@pytest.fixture(scope="module")
+def channels() -> ChannelMap:
+    return chain()
+
+
+def test_what_was_seen_while_the_machine_was_slow_is_looked_at_again(channels: ChannelMap):
+    prober = DrowsyProber()
+    table = table_of(prober, channels, replace(QUICK, aims=()))
+    drowsy = prober.looks[3:7]
+    assert all(prober.looks.count(widths) == 2 for widths in drowsy)
+    assert prober.looks.count(prober.looks[12]) == 1
+    awake = FakeProber()
+    for widths in drowsy:
+        assert table.predict_ms(widths) == pytest.approx(awake.total(widths), rel=0.05)
+
+
+def test_the_last_looks_are_at_plans(channels: ChannelMap):
+    table = table_of(FakeProber(), channels, replace(QUICK, aims=(0.7, 0.4)))
+    assert len(table.looks) == QUICK.looks + 2
+    for (_, ms), share in zip(table.looks[-2:], (0.7, 0.4), strict=True):
+        assert 0.85 * share <= ms / table.dense_ms <= 1.05 * share
+
+
+def test_a_share_that_cannot_be_reached_is_left_out(channels: ChannelMap):
+    table = table_of(FakeProber(), channels, replace(QUICK, aims=(0.01,)))
+    assert len(table.looks) == QUICK.looks

@@ -1,0 +1,296 @@
+from functools import partial
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torch.testing import assert_close
+
+from passdeploy.errors import MissingError, MissingExtra, ModelError, PassDeployError, RecipeError, WeightsError
+from passdeploy.models import build
+from passdeploy.models.build import build_model, comes_trained
+from passdeploy.models.classifier import find_classifier, replace_classifier_
+
+OURS = "passdeploy/resnet20_cifar"
+
+
+def refusal(kind: type[PassDeployError], name: str = OURS, num_classes: int = 10, **options: object) -> str:
+    with pytest.raises(kind) as caught:
+        build_model(name, num_classes=num_classes, **options)
+    message = str(caught.value)
+    assert message.count("\n") <= 2
+    return message
+
+
+def tensors_of(name: str = OURS, num_classes: int = 10, seed: int = 0) -> dict[str, torch.Tensor]:
+    return dict(build_model(name, num_classes=num_classes, seed=seed).state_dict())
+
+
+@pytest.fixture
+def weights(tmp_path: Path):
+    """Writes tensors to a .safetensors file and returns its path."""
+
+    def write(tensors: dict[str, torch.Tensor]) -> str:
+        path = tmp_path / "weights.safetensors"
+        save_file(tensors, path)
+        return str(path)
+
+    return write
+
+
+def test_a_network_comes_in_eval_mode_with_the_classes_asked_for():
+    network = build_model("torchvision/mobilenet_v2", num_classes=7)
+    assert not any(module.training for module in network.modules())
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_with_auxiliary_classifiers_come_without_them(name):
+    network = build_model(f"torchvision/{name}", num_classes=3)  # warnings are errors here
+    assert not [key for key in network.state_dict() if key.lower().startswith("aux")]
+    assert network(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_random_weights_are_a_function_of_the_seed_alone():
+    before = torch.get_rng_state()
+    first = tensors_of(seed=3)
+    torch.rand(5)
+    again, other = tensors_of(seed=3), tensors_of(seed=4)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    torch.set_rng_state(before)
+    tensors_of(seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_unknown_name_names_the_closest_ones():
+    assert "torchvision/resnet18" in refusal(ModelError, "torchvision/resnet81")
+    assert "torchvision/resnet18" in refusal(ModelError, "ResNet18")
+    assert "passdeploy/resnet20_cifar" in refusal(ModelError, "passdeploy/resnet20")
+    assert "torchvision/NAME" in refusal(ModelError, "keras/xception")
+
+
+def test_torchvision_models_that_are_not_classifiers_are_unknown():
+    refusal(ModelError, "torchvision/deeplabv3_resnet50")
+
+
+def test_timm_builds_by_name():
+    pytest.importorskip("timm", reason="extra timm is not installed")
+    assert build_model("timm/mobilenetv3_small_050", num_classes=5)(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
+    assert "timm/resnet18" in refusal(ModelError, "timm/resnet18x")
+    assert "Invalid pretrained tag" in refusal(ModelError, "timm/resnet18.nobody_in1k")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    def missing(module: str, *, extra: str) -> None:
+        raise MissingExtra(module, extra)
+
+    monkeypatch.setattr(build, "require", missing)
+    assert "passdeploy[timm]" in refusal(MissingExtra, "timm/resnet18")
+
+
+# --- weights from a file
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
+def test_weights_load_whatever_common_prefix_they_carry(weights, prefix):
+    saved = tensors_of(seed=1)
+    path = weights({f"{prefix}{name}": tensor for name, tensor in saved.items()})
+    loaded = build_model(OURS, num_classes=10, weights=path).state_dict()
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved)
+
+
+def test_a_prefix_that_is_the_networks_own_stays(weights, tmp_path, monkeypatch):
+    write_module(tmp_path, monkeypatch, "class Net(nn.Module):\n  def __init__(self):\n    super().__init__()\n"
+                 "    self.model = nn.Linear(2, 3)\n")  # fmt: skip
+    saved = {"model.weight": torch.rand(3, 2), "model.bias": torch.rand(3)}
+    network = build_model("mine:Net", num_classes=3, weights=weights(saved), allow_code=True)
+    assert_close(network.state_dict()["model.weight"], saved["model.weight"])
+
+
+def test_files_without_batch_counters_load(weights):
+    saved = {name: tensor for name, tensor in tensors_of().items() if not name.endswith("num_batches_tracked")}
+    build_model(OURS, num_classes=10, weights=weights(saved))
+
+
+def test_a_missing_file_is_a_mistake_in_the_recipe():
+    assert "nowhere.safetensors" in refusal(RecipeError, weights="nowhere.safetensors")
+
+
+def test_a_home_directory_is_expanded(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights(tensors_of())
+    build_model(OURS, num_classes=10, weights="~/weights.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors at all", b"\xff" * 64])
+def test_a_file_of_something_else_is_unreadable(tmp_path, content):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    assert "not a readable .safetensors file" in refusal(WeightsError, weights=str(path))
+
+
+def test_a_truncated_file_is_unreadable(weights):
+    path = Path(weights(tensors_of()))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "not a readable .safetensors file" in refusal(WeightsError, weights=str(path))
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"anything")
+    assert "pickle" in refusal(WeightsError, weights=str(path))
+
+
+def test_weights_of_another_network_say_what_is_missing_unexpected_and_misshapen(weights):
+    saved = tensors_of()
+    del saved["layer1.0.conv1.weight"], saved["bn1.bias"]
+    saved |= {"fc.weight": torch.rand(2), "conv1.weight": torch.rand(8, 3, 3, 3)}
+    message = refusal(WeightsError, weights=weights(saved))
+    assert "2 tensors missing (first 'bn1.bias')" in message
+    assert "1 tensor unexpected (first 'fc.weight')" in message
+    assert "1 tensor of another shape (first 'conv1.weight': 8x3x3x3, not 16x3x3x3)" in message
+
+
+def test_a_classifier_for_other_classes_is_recognised(weights):
+    message = refusal(WeightsError, num_classes=5, weights=weights(tensors_of(num_classes=10)))
+    assert "only its final classifier 'linear' differs" in message
+    assert "10 classes and the data has 5" in message
+
+
+def test_a_new_head_takes_all_weights_but_those_of_the_classifier(weights):
+    saved = {name: tensor + 1 for name, tensor in tensors_of(num_classes=10).items()}
+    for classes in (5, 10):  # even where the old one would fit
+        network = build_model(
+            "passdeploy/resnet20_cifar", num_classes=classes, weights=str(weights(saved)), new_head=True
+        )
+        own = network.state_dict()
+        assert all(torch.equal(own[name], tensor) for name, tensor in saved.items() if not name.startswith("linear."))
+        assert own["linear.weight"].shape == (classes, 64)
+        assert not torch.equal(own["linear.weight"][:5], saved["linear.weight"][:5])
+
+
+def test_what_has_a_new_classifier_must_be_trained_first():
+    resnet = partial(comes_trained, "torchvision/resnet18")
+    assert not resnet(num_classes=1000, weights=None)
+    assert resnet(num_classes=1000, weights="pretrained")
+    assert not resnet(num_classes=10, weights="pretrained")
+    assert not resnet(num_classes=1000, weights="pretrained", new_head=True)
+    assert resnet(num_classes=10, weights="mine.safetensors")
+    assert not comes_trained("timm/resnet18", num_classes=10, weights="pretrained")
+    assert comes_trained("timm/resnet18", num_classes=1000, weights="pretrained")
+    assert comes_trained("mine.networks:small", num_classes=10, weights="pretrained")  # the factory knows
+
+
+def test_quantised_weights_are_not_taken_for_real_ones(weights):
+    saved = tensors_of()
+    saved["conv1.weight"] = saved["conv1.weight"].to(torch.int8)
+    assert "another type (first 'conv1.weight')" in refusal(WeightsError, weights=weights(saved))
+
+
+def test_weights_that_are_not_finite_are_refused(weights):
+    saved = tensors_of()
+    saved["bn1.weight"][3] = float("nan")
+    assert "'bn1.weight'" in refusal(WeightsError, weights=weights(saved))
+
+
+# --- the library's own weights
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """ResNet-18 weights that torchvision believes it has downloaded."""
+    torch.manual_seed(1)
+    tensors = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *args, **options: tensors)
+    return tensors
+
+
+def test_pretrained_weights_come_whole_for_their_own_classes(published):
+    network = build_model("torchvision/resnet18", num_classes=1000, weights="pretrained")
+    assert torch.equal(network.fc.weight, published["fc.weight"])
+
+
+def test_pretrained_weights_get_a_new_classifier_for_other_classes(published):
+    network = build_model("torchvision/resnet18", num_classes=4, weights="pretrained")
+    assert torch.equal(network.conv1.weight, published["conv1.weight"])
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+    twin = build_model("torchvision/resnet18", num_classes=4, weights="pretrained")
+    assert torch.equal(network.fc.weight, twin.fc.weight)  # the new classifier follows from the seed
+    other = build_model("torchvision/resnet18", num_classes=1000, weights="pretrained", new_head=True)
+    assert torch.equal(other.conv1.weight, published["conv1.weight"])
+    assert not torch.equal(other.fc.weight, published["fc.weight"])
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), TimeoutError(), RuntimeError("invalid hash value")])
+def test_a_failed_download_says_what_to_do(monkeypatch, error):
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
+    assert "Go online once" in refusal(MissingError, "torchvision/resnet18", weights="pretrained")
+
+
+def test_our_networks_have_no_pretrained_weights():
+    assert "model.weights" in refusal(ModelError, weights="pretrained")
+
+
+def test_the_classifier_is_the_last_layer_of_that_width():
+    network = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 3))
+    assert find_classifier(network, 10) == "1"
+    assert find_classifier(network, 7) is None
+    with pytest.raises(ModelError, match="7 classes"):
+        replace_classifier_(network, old_classes=7, num_classes=2)
+
+
+def test_a_convolutional_classifier_is_replaced_too():
+    network = torchvision.models.squeezenet1_1(weights=None, num_classes=10)
+    replace_classifier_(network, old_classes=10, num_classes=3)
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+# --- the reader's own code
+
+
+def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "mine") -> None:
+    (folder / f"{name}.py").write_text(f"from torch import nn\n{source}")
+    monkeypatch.chdir(folder)
+    monkeypatch.delitem(build.sys.modules, name, raising=False)
+
+
+def test_code_runs_only_where_it_was_allowed(tmp_path, monkeypatch):
+    write_module(tmp_path, monkeypatch, "raise SystemExit('this ran')")
+    assert "--allow-code" in refusal(ModelError, "mine:net")
+
+
+def test_a_factory_gets_the_keywords_that_it_takes(tmp_path, monkeypatch):
+    source = (
+        "def net(num_classes, width=4): return nn.Linear(width, num_classes)\ndef fixed(): return nn.Linear(2, 2)\n"
+    )
+    write_module(tmp_path, monkeypatch, source)
+    assert build_model("mine:net", num_classes=6, allow_code=True).out_features == 6
+    assert build_model("mine:fixed", num_classes=6, allow_code=True).out_features == 2
+    assert str(tmp_path) not in build.sys.path
+
+
+def test_a_factory_may_bring_trained_weights(tmp_path, monkeypatch):
+    write_module(tmp_path, monkeypatch, "def net(pretrained=False): return nn.Linear(2, 9 if pretrained else 2)\n")
+    assert build_model("mine:net", num_classes=2, weights="pretrained", allow_code=True).out_features == 9
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "news"),
+    [
+        ("def net(): raise ValueError('no\\nluck')", "mine:net", "ValueError: no"),
+        ("", "mine:nett", "nett"),
+        ("", "not_there:net", "not_there"),
+        ("import also_missing", "mine:net", "also_missing"),
+        ("def net(): return 3", "mine:net", "returned int"),
+    ],
+)
+def test_trouble_in_the_readers_code_is_reported_in_a_few_lines(tmp_path, monkeypatch, source, name, news):
+    write_module(tmp_path, monkeypatch, source)
+    assert news in refusal(ModelError, name, allow_code=True)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from passdeploy.profiling.disturbances import Glance, disturbances
+
+TICKS = os.sysconf("SC_CLK_TCK")
+BEFORE = Glance(at=10.0, busy=1000, own=5.0, stopped=3, too_hot=0)
+GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "processes": 1}
+
+
+def after(**changed: Any) -> Glance:
+    """Two seconds later, in which this process alone kept one core busy."""
+    return replace(BEFORE, **{"at": 12.0, "busy": 1000 + 2 * TICKS, "own": 7.0, **changed})
+
+
+def test_what_this_process_does_disturbs_nothing():
+    assert disturbances(BEFORE, after()) == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"busy": 1000 + 4 * TICKS}, "disturbed: other processes kept 1.0 cores busy"),
+        ({"stopped": 7}, "throttled: the container's CPU quota stopped us 4 times"),
+        ({"too_hot": 2}, "throttled: cores were too hot 2 times"),
+    ],
+)
+def test_what_happened_in_between_is_said(changed: dict[str, int], words: str):
+    assert disturbances(BEFORE, after(**changed)) == (words,)
+
+
+def test_a_moment_is_too_short_to_tell():
+    assert disturbances(BEFORE, after(at=10.1, busy=1000 + TICKS, own=5.0)) == ()
+
+
+def test_what_cannot_be_read_disturbs_nothing():
+    blind = {"busy": None, "stopped": None, "too_hot": None}
+    assert disturbances(replace(BEFORE, **blind), after(**blind)) == ()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ()),
+        ({"throttled_by": ["SwPowerCap"]}, ("throttled: Imaginary GPU by SwPowerCap",)),
+        ({"sm_clock_mhz": 1500}, ("throttled: the clock of Imaginary GPU fell from 1980 to 1500 MHz",)),
+        ({"sm_clock_mhz": 1950, "processes": 3}, ("disturbed: 2 other processes on Imaginary GPU",)),
+        ({"sm_clock_mhz": None, "processes": None, "throttled_by": None}, ()),
+    ],
+)
+def test_gpus_are_compared_with_what_they_were(changed: dict[str, Any], words: tuple[str, ...]):
+    assert disturbances(replace(BEFORE, gpus=(GPU,)), after(gpus=({**GPU, **changed},))) == words
+
+
+def test_counters_are_read_where_the_system_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("passdeploy.profiling.disturbances._CPU_STAT", tmp_path / "cpu.stat")
+    monkeypatch.setattr("passdeploy.profiling.disturbances._CPUS", tmp_path)
+    found = Glance.now()
+    assert (found.stopped, found.too_hot) == (None, None)
+    (tmp_path / "cpu.stat").write_text("nr_periods 10\nnr_throttled 4\n")
+    for cpu in range(2):
+        (tmp_path / f"cpu{cpu}" / "thermal_throttle").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}" / "thermal_throttle" / "core_throttle_count").write_text(f"{cpu + 1}\n")
+    found = Glance.now()
+    assert (found.stopped, found.too_hot) == (4, 3)
+    assert found.own > 0

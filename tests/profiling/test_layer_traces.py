@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from passdeploy.errors import RunError, UsageError
+from passdeploy.profiling import Subject, layer_traces
+from passdeploy.profiling.layer_times import ELSEWHERE
+from passdeploy.profiling.layer_traces import by_weight, layers_of, trace_engine_layers, trace_module, weights_of
+from passdeploy.profiling.runners import CompiledRunner, TorchRunner
+
+IMAGES = torch.randn(2, 3, 16, 16)
+
+
+class Net(nn.Module):
+    """Two layers of one shape, one depthwise, one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.third, self.depth = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, groups=8)
+        self.twice, self.norm, self.fc = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.third(self.second(self.first(images)).relu()))
+        x = self.twice(self.twice(self.depth(x)).relu())
+        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("kind", "backend"), [(TorchRunner, "torch"), (CompiledRunner, "compile")])
+def test_layers_of_a_module_are_told_apart(kind: type[TorchRunner], backend: str):
+    if backend == "compile":
+        try:
+            CompiledRunner("slim", nn.ReLU()).prepare(IMAGES)
+        except Exception:
+            pytest.skip("torch.compile finds no C++ compiler here")
+    found = trace_module(kind("slim", Net().eval()), IMAGES, calls=3)
+    assert [layer.name for layer in found] == ["first", "second", "third", "depth", "twice", "fc", ELSEWHERE]
+    assert [layer.is_depthwise for layer in found] == [layer.name == "depth" for layer in found]
+    assert all(layer.ms > 0 for layer in found)
+    assert found[1].weight == (8, 8, 3, 3)
+
+
+def test_the_backend_decides_who_looks():
+    subject = Subject("slim", module=Net())
+    assert layers_of(subject, "torch", IMAGES, threads=1)[0].name == "first"
+    with pytest.raises(UsageError, match="looks into torch, compile, ort, tensorrt, not into ort-cuda"):
+        layers_of(subject, "ort-cuda", IMAGES, threads=1)
+    with pytest.raises(UsageError, match="no form that ort can run"):
+        layers_of(subject, "ort", IMAGES, threads=1)
+
+
+def graph_of(cast: bool) -> Any:
+    """A convolution of a weight that may be cast on its way, a depthwise one, and a ReLU."""
+    weights = {
+        name: torch.zeros(shape).numpy() for name, shape in (("a.weight", (8, 3, 3, 3)), ("b.weight", (8, 1, 3, 3)))
+    }
+    nodes = [
+        helper.make_node("Conv", ["images", "cast" if cast else "a.weight"], ["x"], name="conv_1"),
+        helper.make_node("Relu", ["x"], ["y"], name="relu_1"),
+        helper.make_node("Conv", ["y", "b.weight"], ["z"], name="conv_2", group=8),
+    ]
+    if cast:
+        nodes.insert(0, helper.make_node("Cast", ["a.weight"], ["cast"], name="cast_1", to=TensorProto.FLOAT16))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("images", "z")]
+    return helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    )
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_layers_of_an_engine_carry_the_names_of_nodes(cast: bool):
+    times = {
+        "Reformatting CopyNode for Input Tensor 0 to conv_1": 0.1,
+        "conv_1 + relu_1": 0.5,
+        "conv_2": 0.25,
+        "[copy]": 0.05,
+    }
+    found = by_weight(times, weights_of(graph_of(cast)))
+    assert [(layer.name, layer.weight[0], layer.is_depthwise) for layer in found[:2]] == [
+        ("a", 8, False), ("b", 8, True),
+    ]  # fmt: skip
+    assert [layer.ms for layer in found] == [0.5, 0.25, pytest.approx(0.15)]
+    assert found[2].name == ELSEWHERE
+
+
+class FakeEngine:
+    def __init__(self, path: Path) -> None:
+        self.path, self.images = path, torch.empty(0)
+
+    def prepare(self, images: Tensor) -> None:
+        self.images = images
+
+
+def test_an_engine_is_explained_by_the_file_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runner: Any = FakeEngine(tmp_path / "model.engine")
+    monkeypatch.setattr(layer_traces, "read_sidecar", lambda path: {"onnx": "model.onnx"})
+    monkeypatch.setattr(layer_traces, "trace_engine", lambda runner: {"conv_1": 0.5})
+    with pytest.raises(RunError, match=r"built from: model\.onnx, which is gone"):
+        trace_engine_layers(runner, IMAGES)
+    (tmp_path / "model.onnx").write_bytes(helper.make_model(graph_of(False)).SerializeToString())
+    assert [layer.name for layer in trace_engine_layers(runner, IMAGES)] == ["a", ELSEWHERE]
+    assert runner.images is IMAGES

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from passdeploy.errors import MissingError, UsageError
+from passdeploy.export.artifact import describe
+from passdeploy.export.trt_sidecar import write_sidecar
+from passdeploy.profiling import Setting, Subject, pair, profile_pair
+from passdeploy.profiling.interleaved import SITTINGS
+from passdeploy.profiling.runners import Runner
+from passdeploy.runtime import cuda_driver
+from passdeploy.runtime.events import Event, Step
+
+from .fakes import FakeClock, FakeRunner
+
+CONTRACT = {
+    "model", "artifact", "backend", "device", "precision", "batch", "median_ms", "p90_ms", "p99_ms",
+    "ci95_rel", "images_per_s", "speedup", "speedup_ci", "notes",
+}  # fmt: skip
+BESIDE = {"options", "enqueue_ms", "copy_ms", "memory_mb"}
+DENSE, SLIM = Subject("dense"), Subject("slim")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(autouse=True)
+def nothing_disturbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that a fake clock counts passes in no time, in which a real machine may well be busy."""
+    monkeypatch.setattr(pair, "disturbances", lambda before, after: ())
+
+
+def runs_take(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, **ms: float | Iterator[float]) -> list[FakeRunner]:
+    """Let each subject take the given milliseconds on every backend."""
+    made: list[FakeRunner] = []
+
+    def runner(subject: Subject, backend: str, threads: int, setting: Setting) -> Runner:
+        made.append(FakeRunner(subject.name, clock, ms[subject.name]))
+        return made[-1]
+
+    monkeypatch.setattr(pair, "runner_of", runner)
+    return made
+
+
+def scatter(seed: int) -> Iterator[float]:
+    generator = np.random.default_rng(seed)
+    return (float(generator.lognormal(1.0, 0.1)) for _ in repeat(None))
+
+
+def test_the_rows_keep_the_contract(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    runs_take(monkeypatch, clock, dense=6.0, slim=3.0)
+    profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=(1, 8), threads=1, clock=clock)
+    found = json.loads(json.dumps(profile.to_json()))
+    assert set(found["rows"][0]) >= CONTRACT | BESIDE
+    assert [(row["model"], row["batch"]) for row in found["rows"]] == 2 * [
+        ("dense", 1), ("slim", 1), ("dense", 8), ("slim", 8),
+    ]  # fmt: skip
+    dense, slim = found["rows"][2:4]
+    assert (dense["speedup"], slim["speedup"]) == (1.0, pytest.approx(2.0))
+    assert slim["speedup_ci"] == pytest.approx([2.0, 2.0])
+    assert slim["images_per_s"] == pytest.approx(8 / 3e-3)
+    assert slim["notes"] == []
+    assert (slim["options"], slim["enqueue_ms"], slim["copy_ms"], slim["memory_mb"]) == ([], None, None, None)
+    assert found["environment"]["threads"] == 1
+
+
+def test_the_same_times_are_no_measurable_difference(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    runs_take(monkeypatch, clock, dense=scatter(1), slim=scatter(2))
+    profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, clock=clock)
+    slim = profile.rows[1]
+    assert slim.notes[0] == "no measurable difference"
+    assert not slim.is_faster
+
+
+def test_scatter_is_reported_as_unstable(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    generator = np.random.default_rng(0)
+    wild = (float(ms) for ms in generator.lognormal(3.0, 1.5, 10**6))
+    runs_take(monkeypatch, clock, dense=wild, slim=1.0)
+    rows = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, seconds=1, clock=clock
+    ).rows
+    assert "unstable" in rows[0].notes[0]
+    assert rows[1].notes == ()
+
+
+def test_what_happened_meanwhile_stands_in_both_rows(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    monkeypatch.setattr(pair, "disturbances", lambda before, after: ("throttled: too hot",))
+    rows = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, seconds=1, clock=clock
+    ).rows
+    assert [row.notes for row in rows] == [("throttled: too hot",)] * 2
+
+
+class Queueing(FakeClock):
+    """A device: the host takes `queued` milliseconds to queue a call, whatever the call takes."""
+
+    def __init__(self, queued: float) -> None:
+        super().__init__()
+        self.queued = queued
+
+    def enqueue_ms(self, work: Callable[[], object]) -> float:
+        work()
+        return self.queued
+
+
+class Copying(FakeRunner):
+    def copy(self) -> None:
+        self._clock.seconds += 5e-3
+
+
+def test_on_a_device_queueing_and_copying_are_measured_apart(monkeypatch: pytest.MonkeyPatch):
+    clock = Queueing(1.9)
+    made = {name: Copying(name, clock, ms) for name, ms in (("dense", 8.0), ("slim", 2.0))}
+    monkeypatch.setattr(pair, "runner_of", lambda subject, *_: made[subject.name])
+    dense, slim = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["torch"], batches=[1], threads=1, seconds=1, clock=clock
+    ).rows
+    assert (dense.median_ms, dense.enqueue_ms, dense.copy_ms) == (pytest.approx(8), 1.9, pytest.approx(5))
+    assert dense.notes == ()
+    assert slim.median_ms == pytest.approx(2)  # copies are no part of it
+    assert slim.notes[0].startswith("launch-bound: the host takes 1.9 ms to queue a call")
+    assert slim.notes[1] == "copying the batch to the GPU takes longer than the network"
+
+
+def test_both_networks_see_the_same_images_of_the_asked_batch(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[5], threads=1, clock=clock)
+    assert made[0].images.shape == (5, 3, 4, 6)
+    assert all(torch.equal(runner.images, made[0].images) for runner in made)
+
+
+def test_both_are_built_anew_for_every_sitting_and_neither_is_always_first(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+):
+    made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[1], threads=1, clock=clock)
+    assert [runner.name for runner in made] == ["dense", "slim", "slim", "dense"] * (SITTINGS // 2)
+    made.clear()
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["compile"], batches=[1], threads=1, clock=clock)
+    assert [runner.name for runner in made] == ["dense", "slim"]  # compiling takes longer than measuring
+
+
+def test_what_one_session_has_on_another_is_no_speedup(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    """Every session of one network is up to 3 % slower than the next, for as long as it lives."""
+    chance = np.random.default_rng(3)
+
+    def runner(subject: Subject, *_: object) -> Runner:
+        return FakeRunner(subject.name, clock, float(2.0 * (1 + 0.03 * chance.random())))
+
+    monkeypatch.setattr(pair, "runner_of", runner)
+    profile = profile_pair(
+        DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=range(1, 13), threads=1, clock=clock
+    )
+    assert sum(row.notes[:1] == ("no measurable difference",) for row in profile.rows[1::2]) >= 11
+
+
+def test_progress_is_told_per_comparison(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    events: list[Event] = []
+    runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=[1, 2], threads=1, clock=clock, tell=events.append)
+    assert [(event.done, event.total) for event in events if isinstance(event, Step)] == [
+        (1, 4),
+        (2, 4),
+        (3, 4),
+        (4, 4),
+    ]
+
+
+def test_pytorch_really_runs_and_its_threads_are_restored():
+    before = torch.get_num_threads()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    profile = profile_pair(
+        Subject("dense", net, weights="dense.safetensors"),
+        Subject("slim", net),
+        image_shape=(3, 8, 8),
+        backends=["torch"],
+        batches=[1],
+        threads=before,
+        seconds=0.2,
+    )
+    assert [row.artifact for row in profile.rows] == ["dense.safetensors", "Sequential"]
+    assert all(row.median_ms > 0 and row.n >= 8 for row in profile.rows)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"backends": ["onnx"]}, "unknown backend onnx: choose from torch, compile, ort"),
+        ({"batches": [8, 0]}, "batch 0 makes no sense"),
+        ({"threads": 0}, "0 threads"),
+        ({"backends": ["ort"]}, "the dense network has no ONNX file to run in ort"),
+        ({"backends": ["torch"]}, "the dense network has no module to run in torch"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong: dict[str, object], words: str):
+    with pytest.raises(UsageError, match=words):
+        profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), **wrong)  # type: ignore[arg-type]
+
+
+def test_an_engine_without_a_gpu_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"a plan")
+    write_sidecar(describe(path, kind="engine", precision="fp32", facts={}))
+    with pytest.raises(MissingError, match="no NVIDIA driver here"):
+        profile_pair(Subject("dense", engine=path), None, image_shape=(3, 4, 4), backends=["tensorrt"])
+
+
+def test_a_missing_file_names_the_command(tmp_path: Path):
+    pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+    dense = Subject("dense", onnx=tmp_path / "dense.onnx")
+    with pytest.raises(UsageError, match=r"no ONNX file .*dense\.onnx"):
+        profile_pair(dense, SLIM, image_shape=(3, 4, 4), backends=["ort"])

@@ -1,0 +1,129 @@
+"""Two processes make the step that one makes, and a lost one ends the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from passdeploy.runtime.distributed import ALONE, _shared_batch_norm, joined
+
+RUN = """
+import sys
+from passdeploy.cli import main
+main(["prune", "--recipe", sys.argv[1], "--out", sys.argv[2], "--json", *sys.argv[3:]])
+"""
+
+
+def together(code: str, *arguments: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Start `count` processes as torchrun does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+
+
+STEPS = """
+import json, torch
+from torch import nn
+from passdeploy import Plan
+from passdeploy.grouping.find import map_channels
+from passdeploy.data.splits import load_data
+from passdeploy.channels.allocation import Budget
+from passdeploy.runtime.distributed import joined
+from passdeploy.recipe import DataSpec, TrainSpec
+from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.training.loop import fit
+from tests.nets import Residual
+
+with joined(torch.device("cpu")) as processes:
+    data = load_data(DataSpec(name="digits", image_size=8))
+    torch.manual_seed(0)
+    net = Residual()
+    net.head.fc = nn.Linear(8, 10)
+    net.double()  # sums in another order differ by rounding, which training makes larger
+    fit(net, data, TrainSpec(epochs=1), batch_size=250, seed=0, device="cpu", processes=processes)
+    channels = map_channels(net, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    batches = [(images.double(), labels) for images, labels in
+               data.train.batches(100, epoch=0, augment=True, drop_last=True, part=processes.part)]
+    learned = learn_masks(net, channels.groups, batches, nn.functional.cross_entropy, costs=channels.costs,
+                          budget={"macs": 0.5}, settings=PassSettings(steps=8, round_to=1, prompt_size=1, hidden=8),
+                          processes=processes)
+    weights = {name: tensor.double().sum().item() for name, tensor in net.state_dict().items()}
+    print(json.dumps([learned.plan.to_json(), weights, learned.losses]))
+"""
+
+
+def test_two_processes_train_and_choose_as_one_does():
+    """A batch of 250 in parts of 125, one of 100 in parts of 50."""
+    (alone,), pair = together(STEPS, count=1), together(STEPS)
+    outputs = [process.communicate(timeout=300) for process in (alone, *pair)]
+    assert [process.returncode for process in (alone, *pair)] == [0, 0, 0], outputs
+    found = [json.loads(output) for output, _ in outputs]
+    assert found[0][0] == found[1][0] == found[2][0]  # the plan
+    assert found[1] == found[2]
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6, abs=1e-9)
+    assert found[1][2] == pytest.approx(found[0][2], rel=1e-6)
+
+
+def test_only_the_first_of_two_processes_writes(tiny_recipe: Path, tmp_path: Path):
+    pair = together(
+        RUN, str(tiny_recipe), str(tmp_path / "two"), "--set", "train.epochs=0", "--set", "finetune.epochs=1"
+    )
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], outputs
+    assert [path.name for path in sorted((tmp_path / "two").iterdir())] == ["latest", "tiny-0001"]
+    assert json.loads(outputs[0][0])["summary"]["model"] == "passdeploy/resnet20_cifar"
+    assert outputs[1][0] == ""
+
+
+def test_a_lost_process_ends_the_other_with_one_clear_error(tiny_recipe: Path, tmp_path: Path):
+    dies = "import sys, os\nfrom passdeploy.commands import prune\n" + (
+        "def tell(event):\n    pass\n"
+        "real = prune.fit\n"
+        "def fit(*args, **options):\n"
+        "    if os.environ['RANK'] == '1':\n        os._exit(9)\n"
+        "    return real(*args, **options)\n"
+        "prune.fit = fit\n"
+    )
+    pair = together(dies + RUN, str(tiny_recipe), str(tmp_path / "runs"))
+    outputs = [process.communicate(timeout=300) for process in pair]
+    assert [process.returncode for process in pair] == [3, 9], outputs
+    assert json.loads(outputs[0][0])["error"]["kind"] == "PeerError"
+    assert "another process of this training is gone" in outputs[0][1]
+    assert "Traceback" not in outputs[0][1]
+
+
+def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    chance = torch.Generator().manual_seed(0)
+    images, scale, shift = (torch.randn(shape, generator=chance) for shape in ((6, 4, 5, 5), (4,), (4,)))
+    gradients, states = [], []
+    for norm in (F.batch_norm, _shared_batch_norm):
+        x, mean, variance = images.clone().requires_grad_(), torch.zeros(4), torch.ones(4)
+        norm(x, mean, variance, scale, shift, True, 0.1, 1e-5).square().sum().sin().backward()
+        gradients.append(x.grad)
+        states.append((mean, variance))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(states[1], states[0])
+
+
+def test_without_torchrun_there_is_one_process():
+    with joined(torch.device("cpu"), environment={}) as processes:
+        assert processes == ALONE
+        value = torch.ones(2)
+        assert processes.means([value])[0] is value

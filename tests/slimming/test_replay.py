@@ -1,0 +1,68 @@
+"""What one network decides, another one takes over, so that only what is computed is compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from passdeploy import Plan, find_groups, verify
+from passdeploy.slimming.replay import Decisions, decides
+from tests import nets
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_ties_are_settled_as_the_first_network_settled_them():
+    scores = torch.tensor([0.5, 0.9, 0.9, 0.1])
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [5, 5, 9, 9], [0, 0, 1, 1]])
+    nudged = scores + torch.tensor([0, -1e-6, 0, 0])
+
+    def decide(scores: Tensor) -> tuple[Tensor, ...]:
+        values, places = scores.topk(2)
+        return values, places, scores.sort(descending=True)[1], nms(boxes, scores, 0.5), (scores > 0.899999).nonzero()
+
+    decisions = Decisions()
+    with decisions.making():
+        first = decide(scores)
+    with decisions.repeating():
+        second = decide(nudged)
+    assert first[1].tolist() == second[1].tolist() == [1, 2]
+    assert second[0].tolist() == nudged[[1, 2]].tolist()  # its own values, at the places of the other
+    assert all(torch.equal(a, b) for a, b in zip(first[2:], second[2:], strict=True))
+    assert not torch.equal(decide(nudged)[1], first[1])  # alone it decides otherwise
+
+
+def test_another_course_of_things_is_its_own():
+    decisions = Decisions()
+    with decisions.making():
+        torch.tensor([1.0, 2.0]).topk(1)
+    with decisions.repeating():
+        assert torch.tensor([3.0, 1.0, 2.0]).topk(2)[1].tolist() == [0, 2]
+        assert torch.tensor([5.0, 2.0]).topk(1)[1].tolist() == [0]
+
+
+def test_only_networks_that_rank_decide():
+    assert decides(["aten.convolution", "aten.topk"])
+    assert not decides(["aten.convolution", "aten.gt"])
+
+
+class Picker(nn.Module):
+    """Scores that saturate, so that most are equal but for rounding, and what is found at the best of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.score, self.what = nets.conv_bn(3, 8), nn.Conv2d(8, 1, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        scores = (self.score(x).flatten(1) * 3).sigmoid().mul(1e-9).add(1)
+        best = scores.topk(5).indices
+        return scores, self.what(x).flatten(2).gather(2, best[:, None].expand(-1, 4, -1))
+
+
+def test_a_network_that_picks_among_equals_is_cut_and_verified():
+    net = Picker().eval()
+    groups = find_groups(net, IMAGES)
+    assert groups[0].is_prunable
+    assert verify(net, groups, Plan({groups[0].name: (0, 2, 3, 6)}), IMAGES, tolerance=1e-5) <= 1e-5

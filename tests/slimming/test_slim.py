@@ -1,0 +1,209 @@
+"""The promise of the whole project: a slim network computes what the masked one did."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model
+
+from passdeploy import Plan, count, find_groups, masked, slim, verify
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.errors import EquivalenceError, PlanError
+from passdeploy.grouping.find import map_channels
+from passdeploy.grouping.gather import Gatherer
+from passdeploy.slimming.slim import resize_
+from passdeploy.slimming.verify import relative_error
+from passdeploy.tracing.follow import follow
+from tests import nets
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+
+
+def half_of(groups: tuple[ChannelGroup, ...], seed: int = 0) -> Plan:
+    """A random half of every prunable group."""
+    chance = torch.Generator().manual_seed(seed)
+    return Plan(
+        {
+            group.name: tuple(
+                sorted(torch.randperm(group.width, generator=chance)[: math.ceil(group.width / 2)].tolist())
+            )
+            for group in groups
+            if group.is_prunable
+        }
+    )
+
+
+def built(kind: type[nn.Module], seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nets.randomise_(kind())
+
+
+@pytest.mark.parametrize("kind", nets.EVERY, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slim_network_computes_what_the_masked_one_does(kind: type[nn.Module], seed: int):
+    net = built(kind, seed)
+    groups = find_groups(net, IMAGES)
+    plan = half_of(groups, seed)
+    smaller, reference = slim(net, groups, plan), masked(net, groups, plan)
+    with torch.no_grad():
+        dense, expected, found = net(IMAGES), reference(IMAGES), smaller(IMAGES)
+    assert relative_error(expected, found) < 1e-5
+    assert relative_error(dense, expected) > 1e-3  # the plan does change the function
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("kind", nets.EVERY, ids=lambda kind: kind.__name__)
+def test_the_cost_model_prices_a_plan_as_the_slim_network_counts(kind: type[nn.Module]):
+    net = built(kind)
+    channels = map_channels(net, IMAGES)
+    plan = half_of(channels.groups)
+    counted = count(slim(net, channels.groups, plan), IMAGES)
+    assert channels.costs.of("macs", plan.widths()) == counted.macs
+    assert channels.costs.of("params", plan.widths()) == counted.params
+    assert counted.macs < count(net, IMAGES).macs
+
+
+def test_masking_one_channel_removes_all_it_contributes():
+    net = built(nets.Residual)
+    groups = find_groups(net, IMAGES)
+    inner = next(group for group in groups if group.name == "inner.0.0.0")
+    reference = masked(net, groups, Plan({inner.name: (0, 1, 2, 4, 5)}))
+    by_hand = copy.deepcopy(net)
+    by_hand.inner[0][1][0].weight.data[:, 3] = 0  # nobody reads channel 3
+    with torch.no_grad():
+        torch.testing.assert_close(reference(IMAGES), by_hand(IMAGES))
+
+
+def test_slimming_leaves_the_network_as_it_was():
+    net = built(nets.Residual).train()
+    net.stem[0].weight.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups))
+    masked(net, groups, half_of(groups))
+    assert net.training
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert smaller.training
+    assert smaller.state_dict().keys() == before.keys()
+    assert [p.requires_grad for p in smaller.parameters()] == [p.requires_grad for p in net.parameters()]
+
+
+def test_modules_state_their_new_widths():
+    net = built(nets.Depthwise)
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups))
+    depthwise, doubled, norm = smaller.block[1][0], smaller.doubled[0], smaller.block[1][1]
+    assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (6, 6, 6)
+    assert (doubled.in_channels, doubled.out_channels, doubled.groups) == (3, 6, 3)
+    assert norm.num_features == 6
+    assert smaller.head.fc.in_features == 6
+
+
+def test_a_slim_network_trains():
+    net = built(nets.SqueezeExcite)
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups)).train()
+    smaller(IMAGES).square().mean().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in smaller.parameters())
+
+
+def test_a_shared_weight_stays_shared():
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.relu(self.one(x)) + torch.relu(self.two(x)))
+
+    net, inputs = Twins(), torch.randn(4, 3)
+    groups = find_groups(net, inputs)
+    smaller = slim(net, groups, half_of(groups))
+    assert smaller.one.weight is smaller.two.weight
+    assert smaller.one.weight.shape == (4, 3)
+    assert verify(net, groups, half_of(groups), inputs, tolerance=1e-6) <= 1e-6
+
+
+class Counting(nn.Module):
+    """The number of channels enters the result, as a factor or as a tensor."""
+
+    def __init__(self, how: Callable[[int], int | Tensor]) -> None:
+        super().__init__()
+        self.conv, self.out, self.how = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.out(x * self.how(x.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [(int, r"a factor of \(8,\) that is now"), (torch.tensor, "the function changes with their number")],
+)
+def test_a_width_that_enters_the_result_protects(how: Callable[[int], int | Tensor], reason: str):
+    assert re.search(reason, find_groups(Counting(how), IMAGES)[0].reason)
+
+
+def test_verify_refuses_a_network_that_is_not_the_masked_one():
+    net = Counting(int)
+    groups = Gatherer(follow(net, IMAGES)).gather()  # as if nobody had tried
+    with pytest.raises(EquivalenceError, match="differs from the masked one"):
+        verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5)
+
+
+def test_tensors_and_the_factory_rebuild_a_slim_network():
+    net = built(nets.Grouped)
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups))
+    rebuilt = nets.Grouped().eval()
+    resize_(rebuilt, smaller.state_dict())
+    with torch.no_grad():
+        assert torch.equal(rebuilt(IMAGES), smaller(IMAGES))
+    assert str(rebuilt) == str(smaller)
+
+
+@pytest.mark.parametrize(
+    ("kept", "lesson"),
+    [
+        ({"nowhere": (0,)}, "no such group"),
+        ({"stem.0": ()}, "keeps nothing"),
+        ({"stem.0": (0, 8)}, r"8 channels \(0 to 7\)"),
+        ({"stem.0": (-1, 3)}, "keeps channel -1"),
+        ({"stem.0": (3, 1)}, "out of order"),
+        ({"head.fc": (0, 1)}, "must stay whole: the model's output"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(kept: dict[str, tuple[int, ...]], lesson: str):
+    net = built(nets.Residual)
+    with pytest.raises(PlanError, match=lesson):
+        slim(net, find_groups(net, IMAGES), Plan(kept))
+
+
+FAMILIES = {
+    "resnet18": 0.99, "mobilenet_v2": 0.99, "vgg11_bn": 0.99, "densenet121": 0.99, "efficientnet_b0": 0.99,
+    "shufflenet_v2_x1_0": 0.7,
+}  # fmt: skip  # share of the channels, the classifier's outputs apart, that can be cut
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_families_of_torchvision_slim_exactly(name: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nets.randomise_(get_model(name, weights=None, num_classes=10))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    channels = map_channels(net, image)
+    plan = half_of(channels.groups)
+    assert verify(net, channels.groups, plan, image, tolerance=1e-5) <= 1e-5
+    inside = [group for group in channels.groups if "output" not in group.reason]
+    share = sum(g.width * g.span for g in inside if g.is_prunable) / sum(g.width * g.span for g in inside)
+    assert share >= FAMILIES[name]
+    assert channels.costs.of("macs", plan.widths()) < 0.5 * channels.costs.of("macs")

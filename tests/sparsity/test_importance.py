@@ -1,0 +1,119 @@
+"""The running score of channels, and the weights that learn along with the masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from passdeploy.channels.allocation import Budget
+from passdeploy.channels.plan import Plan
+from passdeploy.errors import TrainingError
+from passdeploy.grouping.find import map_channels
+from passdeploy.recipe import OptimizerSpec
+from passdeploy.runtime.distributed import ALONE
+from passdeploy.sparsity.importance import Sensitivity
+from passdeploy.sparsity.learn import Learned, PassSettings, _Task, learn_masks
+from passdeploy.sparsity.mask import MaskedWeights, run_with
+from tests import nets
+from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
+
+BATCHES = [stripes(32, seed) for seed in range(4)]
+
+
+def learned(net: nn.Module, **settings: object) -> Learned:
+    channels = map_channels(net, IMAGE)
+    chosen = PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings})
+    return learn_masks(net, channels.groups, BATCHES, F.cross_entropy, costs=channels.costs, settings=chosen)
+
+
+def test_the_score_is_a_running_average_of_squared_slopes():
+    measured = Sensitivity({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
+    measured.update_({"a": torch.tensor([3.0, 0.0])})
+    assert measured.scores["a"].tolist() == [0.75 + 0.25 * 9, 3.0]
+
+
+def test_a_channel_that_is_gone_keeps_its_score_and_ranks_behind_all_others():
+    measured = Sensitivity({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
+    measured.keep_(Plan({"a": (1,), "b": (0,)}))
+    measured.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
+    assert measured.scores["a"].tolist() == [9.0, 2.5]
+    logits = measured.logits()
+    assert logits["a"][0] < logits["b"][0] < logits["a"][1]
+
+
+def test_logits_are_the_scores_in_proportion_and_can_be_taken_over():
+    measured = Sensitivity({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
+    scores = measured.logits()["a"].sigmoid()
+    assert (scores[1] / scores[2]).item() == pytest.approx(10, rel=0.01)
+    assert (scores[0] / scores[1]).item() == pytest.approx(100, rel=0.15)
+    other = Sensitivity({"a": torch.zeros(3)}, memory=0.5)
+    other.take_over_([measured.logits()["a"]])
+    torch.testing.assert_close(other.scores["a"], measured.scores["a"])
+
+
+def test_the_slope_of_a_gate_is_that_of_masking_what_reads_the_channel_alone():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nets.randomise_(nets.Residual()).eval()
+    groups = map_channels(net, IMAGE).prunable
+    slopes = []
+    for reads_only in (True, False):
+        masks = {group.name: torch.ones(group.width) for group in groups}
+        gates = {name: mask.clone().requires_grad_() for name, mask in masks.items()}
+        weights = MaskedWeights(net, groups, reads_only=reads_only)
+        output = run_with(net, weights(gates) if reads_only else weights(masks, gates), BATCHES[0][0])
+        slopes.append(torch.autograd.grad(output.square().mean(), list(gates.values())))
+    for alone, beside in zip(*slopes, strict=True):
+        assert alone.abs().max() > 0
+        torch.testing.assert_close(beside, alone)
+
+
+def test_weights_learn_along_and_the_network_itself_stays():
+    net = HalfUseless().eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    kept = learned(net, weights="trained", weights_optimizer=OptimizerSpec(lr=0.1, weight_decay=0.0)).weights
+    assert kept is not None
+    assert not torch.equal(kept.head.bias, net.head.bias)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert learned(net, weights="rehearsed").weights is None
+    assert learned(net, weights="frozen").weights is None
+
+
+def test_frozen_parameters_stay_while_the_others_learn_along():
+    net = HalfUseless().eval()
+    net.head.weight.requires_grad_(False)
+    kept = learned(net, weights="trained").weights
+    assert kept is not None
+    assert torch.equal(kept.head.weight, net.head.weight)
+    assert not torch.equal(kept.head.bias, net.head.bias)
+
+
+def test_weights_that_learn_along_lower_the_loss_at_the_final_budget():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nets.randomise_(nets.SqueezeExcite())
+        net.head.fc = nn.Linear(6, 3)
+    losses = {
+        weights: learned(net, weights=weights, steps=60, anneal=0.5).losses[-10:] for weights in ("frozen", "trained")
+    }
+    assert sum(losses["trained"]) < 0.9 * sum(losses["frozen"])
+
+
+def test_a_rate_that_blows_the_weights_up_stops_with_the_step():
+    with pytest.raises(TrainingError, match="of mask learning") as caught:
+        learned(HalfUseless().eval(), weights_optimizer=OptimizerSpec(lr=1e20), steps=30)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
+    net = HalfUseless().eval()
+    channels = map_channels(net, IMAGE)
+    budget = Budget.of("macs", 0.5, channels.costs)
+    settings = PassSettings(steps=100, anneal=0.8, round_to=1)
+    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, ALONE, net)
+    limits = [task.limit_at(step) for step in range(100)]
+    assert limits == sorted(limits, reverse=True)
+    assert limits[79:] == [budget.limit] * 21
+    assert task.whole - limits[39] > 0.8 * (task.whole - budget.limit)

@@ -1,0 +1,146 @@
+"""Blends of images, averages of weights, and the options of a training step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy.data.splits import ImageData, load_data
+from passdeploy.errors import MissingError, TrainingError
+from passdeploy.recipe import DataSpec, DistillSpec, TrainSpec
+from passdeploy.training.evaluate import evaluate
+from passdeploy.training.loop import fit
+from passdeploy.training.losses import Lesson
+from passdeploy.training.mixing import Blend, Mixing
+from passdeploy.training.optimizers import WeightAverage
+from tests.training.test_loop import Memory, same_bits, small_net
+
+IMAGES = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+LABELS = torch.arange(4)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data(DataSpec(name="digits", image_size=8))
+
+
+def blended(mixing: Mixing, step: int) -> tuple[Tensor, Blend]:
+    images, labels = mixing.mix(IMAGES, LABELS, 0, step)
+    assert isinstance(labels, Blend)
+    return images, labels
+
+
+def test_without_mixing_images_and_labels_are_what_they_were():
+    images, labels = Mixing().mix(IMAGES, LABELS, 0)
+    assert images is IMAGES
+    assert labels is LABELS
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_mixup_blends_pixels_as_it_blends_labels(step: int):
+    images, blend = blended(Mixing(mixup=1.0), step)
+    expected = blend.share * blend.labels + (1 - blend.share) * blend.others
+    torch.testing.assert_close(images, expected.view(4, 1, 1, 1).expand_as(images))
+    assert 0 < blend.share < 1
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_cutmix_shares_are_the_shares_of_the_pixels(step: int):
+    images, blend = blended(Mixing(cutmix=1.0), step)
+    for image, own, other in zip(images, blend.labels, blend.others, strict=True):
+        assert set(image.unique().tolist()) <= {float(own), float(other)}
+        if own != other:
+            assert (image == own).float().mean().item() == pytest.approx(blend.share)
+
+
+def test_mixing_is_a_function_of_its_key():
+    first, again, other = (blended(Mixing(mixup=0.4, cutmix=1.0), step)[0] for step in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_blend_costs_the_shares_of_what_its_parts_cost():
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    blend = Blend(LABELS, LABELS.flip(0), 0.3)
+    expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.7 * F.cross_entropy(logits, LABELS.flip(0))
+    torch.testing.assert_close(Lesson().loss(logits, IMAGES, blend), expected)
+
+
+def test_a_teacher_that_knows_less_about_an_image_is_not_listened_to_there():
+    logits, answers = (torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+
+    class Teacher(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return answers
+
+    own, theirs = (F.cross_entropy(scores, LABELS, reduction="none") for scores in (logits, answers))
+    assert 0 < (theirs < own).sum() < 4
+    p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
+    taught = torch.where(theirs < own, 4 * (p * (p / q).log()).sum(1), own)
+    lesson = Lesson(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
+    expected = 0.7 * own.mean() + 0.3 * taught.mean()
+    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), expected)
+    answers = -10 * F.one_hot(LABELS, 4).float()
+    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), F.cross_entropy(logits, LABELS))
+
+
+def test_an_average_follows_the_weights_and_forgets_the_first_ones():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 0.0)
+    average = WeightAverage(net, 0.9)
+    nn.init.constant_(net.weight, 1.0)
+    average.update_(net)
+    assert average.tensors["weight"].item() == pytest.approx(1 - 2 / 11)
+    for _ in range(100):
+        average.update_(net)
+    assert average.tensors["weight"].item() == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("change", [{"mixup": 0.2, "cutmix": 1.0}, {"ema": 0.9}, {"precision": "bf16"}])
+def test_with_every_option_a_network_learns_and_resumes_to_the_bit(digits: ImageData, change: dict[str, object]):
+    spec = TrainSpec(epochs=3, optimizer={"lr": 0.1}, **change)
+    whole, torn, fresh = small_net(), small_net(), small_net(seed=9)
+    fit(whole, digits, spec, batch_size=64, seed=0, device="cpu")
+    assert evaluate(whole, digits.test, batch_size=512).top1 > 0.8
+    memory = Memory(stop_after=2)
+    with pytest.raises(KeyboardInterrupt):
+        fit(torn, digits, spec, batch_size=64, seed=0, device="cpu", checkpoint=memory)
+    fit(fresh, digits, spec, batch_size=64, seed=0, device="cpu", checkpoint=memory)
+    assert same_bits(fresh, whole)
+
+
+def test_the_average_is_what_training_ends_with(digits: ImageData):
+    plain, averaged = small_net(), small_net()
+    for net, ema in ((plain, None), (averaged, 0.99)):
+        fit(net, digits, TrainSpec(epochs=1, ema=ema), batch_size=64, seed=0, device="cpu")
+    assert not torch.equal(plain[0].weight, averaged[0].weight)
+
+
+def test_a_loss_that_is_no_number_leaves_the_state_of_the_last_epoch(digits: ImageData):
+    class Breaks(Memory):
+        def save(self, tensors, facts):
+            super().save(tensors, facts)
+            with torch.no_grad():
+                net[8].bias.fill_(float("nan"))
+
+    net, memory = small_net(), Breaks()
+    with pytest.raises(TrainingError, match="The state after epoch 1 is kept"):
+        fit(net, digits, TrainSpec(epochs=2), batch_size=64, seed=0, device="cpu", checkpoint=memory)
+    assert memory.saved is not None
+    assert all(tensor.isfinite().all() for tensor in memory.saved[0].values())
+
+
+def test_a_compiler_that_does_not_work_is_something_missing(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def compile_(model: nn.Module) -> object:
+        def forward(images: Tensor) -> Tensor:
+            raise BackendCompilerFailed("inductor", RuntimeError("no g++"), None)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    with pytest.raises(MissingError, match=r"torch\.compile does not work here"):
+        fit(small_net(), digits, TrainSpec(epochs=1, compile=True), batch_size=64, seed=0, device="cpu")
