@@ -55,7 +55,7 @@ from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
-from passdeploy.training.losses import Imitation
+from passdeploy.training.losses import DistillationLoss
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 8, 20, 4
@@ -235,7 +235,8 @@ def _choose(
     if method.score == "growing":
         dense = grow_penalty(
             dense, groups, plan, setting.stream("learn", seed), F.cross_entropy, steps=size.mask_steps,
-            lr=method.weights_lr, imitation=Imitation(setting.teacher, method.distill) if method.distill else None,
+            lr=method.weights_lr,
+            distillation=DistillationLoss(setting.teacher, method.distill) if method.distill else None,
         )  # fmt: skip
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
     return plan, None, setting.dense

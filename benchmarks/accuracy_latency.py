@@ -20,9 +20,9 @@ from benchmarks.accuracy_report import report
 from benchmarks.accuracy_settings import BATCH
 from benchmarks.latency_rows import against
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.resized_networks import prober_for
+from passdeploy.latency.resized_networks import sampler_for
 from passdeploy.models.build import build_model
-from passdeploy.profiling.interleaved import Budget
+from passdeploy.profiling.interleaved import TimeBudget
 from passdeploy.runtime.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(1)
     dense = build_model("passdeploy/resnet20_cifar", num_classes=10)
     images = torch.randn(LATENCY_BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    prober = prober_for("ort", dense, map_channels(dense, images[:1]), images, threads=1)
+    sampler = sampler_for("ort", dense, map_channels(dense, images[:1]), images, threads=1)
     document = json.loads(asked.rows.read_text())
     known: dict[str, float] = {}
     for row in document["rows"]:
@@ -45,8 +45,8 @@ def main() -> None:
             continue
         key = json.dumps(row["widths"], sort_keys=True)
         if key not in known:
-            slim = partial(prober.runner, row["widths"], "slim")
-            took = against(partial(prober.runner, {}, "dense"), slim, Budget(seconds=2.0))
+            slim = partial(sampler.runner, row["widths"], "slim")
+            took = against(partial(sampler.runner, {}, "dense"), slim, TimeBudget(seconds=2.0))
             known[key] = took["slim_ms"] / took["dense_ms"]
             print(
                 f"{row['setting']} {row['share']:.0%} seed {row['seed']} {row['method']}: {known[key]:.1%}", flush=True

@@ -14,9 +14,9 @@ import numpy as np
 
 from passdeploy.channels.costs import CostModel, Polynomial
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.widths import rungs_of
+from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.cost import LatencyCost
 
 _SWEEPS = 12
 _HALVINGS = 24
@@ -62,11 +62,11 @@ class _Search:
     def __init__(self, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int, least: float) -> None:
         place = {name: number for number, name in enumerate(costs.widths)}
         price = costs.price("latency")
-        assert isinstance(price, LatencyPrice)
+        assert isinstance(price, LatencyCost)
         self.groups, self.columns = groups, [place[group.name] for group in groups]
         self.full = costs.vector({})
         self._price, self._macs = price, costs.macs
-        ladders = (rungs_of(group, round_to, is_strict=True) for group in groups)
+        ladders = (candidate_widths(group, round_to, is_strict=True) for group in groups)
         self._rungs = [rungs[rungs >= least * group.width] for group, rungs in zip(groups, ladders, strict=True)]
 
     def time(self, widths: np.ndarray) -> float:
@@ -75,14 +75,14 @@ class _Search:
     def kept(self, widths: np.ndarray) -> int:
         return self._macs.value(widths)
 
-    def settle(self, worth: float) -> np.ndarray:
+    def settle(self, kept_score: float) -> np.ndarray:
         """Widths at which no group, by itself, gains by another one, where a multiply-add is worth so many ns."""
         widths: np.ndarray = self.full.copy()
         for _ in range(_SWEEPS):
             before = widths.copy()
             for column, rungs in zip(self.columns, self._rungs, strict=True):
                 times, macs = self._price.curve(widths, column, rungs), macs_along(self._macs, widths, column, rungs)
-                widths[column] = rungs[int((times - worth * macs).argmin())]
+                widths[column] = rungs[int((times - kept_score * macs).argmin())]
             if (widths == before).all():
                 break
         return widths

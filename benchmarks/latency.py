@@ -37,21 +37,21 @@ from benchmarks.latency_accuracy import SUBJECTS, accuracy
 from benchmarks.latency_report import NETWORKS, report
 from benchmarks.latency_rows import MEASURE, Rows, against
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.widths import rungs_of
+from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.cost import LatencyPrice
-from passdeploy.latency.hardware import Place, block_of
-from passdeploy.latency.network_timing import Prober
-from passdeploy.latency.resized_networks import prober_for
-from passdeploy.latency.sampling import Survey, survey
-from passdeploy.latency.search import Meeting, Request
+from passdeploy.latency.cost import LatencyCost
+from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.network_timing import LatencySampler
+from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.sampling import SamplingPlan, sample_latency
+from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import HostClock, clock_for
 from passdeploy.profiling.cuda import stream_of
 from passdeploy.profiling.execution import Setting
-from passdeploy.profiling.interleaved import BUILT_ONCE, SITTINGS, Budget
+from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget
 from passdeploy.profiling.runners import OrtRunner, Runner
 from passdeploy.sparsity.baselines import magnitude_scores
 from passdeploy.tracing.counts import count
@@ -79,7 +79,7 @@ class Unit:
         self.model: nn.Module = getattr(torchvision.models, self.network)(weights=None).eval()
         self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE))
         self.images: Tensor = torch.randn(self.batch, *IMAGE, generator=torch.Generator().manual_seed(0))
-        self.place = Place.here(
+        self.place = MeasurementContext.here(
             backend=self.backend, threads=self.threads, batch=self.batch, image_shape=IMAGE, setting=self.setting
         )
         self.device = self.setting.device_of(self.backend)
@@ -94,19 +94,19 @@ class Unit:
             "on": on(self.backend, self.setting),
         }
 
-    def prober(self) -> Prober:
-        return prober_for(
+    def sampler(self) -> LatencySampler:
+        return sampler_for(
             self.backend, self.model, self.channels, self.images, threads=self.threads, setting=self.setting
         )
 
-    def table(self, prober: Prober, folder: Path) -> tuple[LatencyTable, float]:
+    def table(self, sampler: LatencySampler, folder: Path) -> tuple[LatencyTable, float]:
         """The table, and the seconds that it took; kept in `folder` for the other parts."""
         kind = "" if self.backend == "ort" else "-" + on(self.backend, self.setting).replace(", ", "-").replace(":", "")
         path = folder / f"{self.network}-{self.batch}-{self.threads}{kind}.json"
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
-        table = survey(prober, self.channels, self.place, Survey(most_seconds=180.0))
+        table = sample_latency(sampler, self.channels, self.place, SamplingPlan(most_seconds=180.0))
         table.save(path)
         return table, perf_counter() - began
 
@@ -114,7 +114,7 @@ class Unit:
         """The same share of every group, aligned."""
         widths = {}
         for group in self.channels.prunable:
-            rungs = rungs_of(group, block_of("ort"), is_strict=True)
+            rungs = candidate_widths(group, block_of("ort"), is_strict=True)
             widths[group.name] = int(rungs[abs(rungs - share * group.width).argmin()])
         return widths
 
@@ -129,24 +129,24 @@ def targets(asked: argparse.Namespace, rows: Rows) -> None:
 
 def _meet(unit: Unit, asked: argparse.Namespace, rows: Rows) -> None:
     began = perf_counter()
-    prober = unit.prober()
-    table, seconds = unit.table(prober, asked.tables)
-    meeting = Meeting(
-        prober, unit.channels, table, round_to=block_of(unit.backend, unit.setting), threads=unit.threads,
+    sampler = unit.sampler()
+    table, seconds = unit.table(sampler, asked.tables)
+    meeting = LatencySearch(
+        sampler, unit.channels, table, round_to=block_of(unit.backend, unit.setting), threads=unit.threads,
         seconds=3.0, device=unit.device,
     )  # fmt: skip
     scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
-    dense = partial(prober.runner, {}, "dense")
-    sittings = 1 if unit.backend in BUILT_ONCE else SITTINGS
+    dense = partial(sampler.runner, {}, "dense")
+    sessions = 1 if unit.backend in BUILT_ONCE else SESSIONS
     for share in SHARES:
         row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
         try:
-            met = meeting.meet(scores, Request(share=share))
+            met = meeting.find(scores, LatencyGoal(share=share))
         except PassDeployError as error:
             rows.add({**row, "refused": str(error)})
             continue
         widths = met.trial.plan.widths()
-        found = against(dense, partial(prober.runner, widths, "slim"), clock=clock_for(unit.device), sittings=sittings)
+        found = against(dense, partial(sampler.runner, widths, "slim"), clock=clock_for(unit.device), sessions=sessions)
         first = met.trials[0]
         rows.add({
             **row, **found, "found": 1 / found["speedup"], "trials": len(met.trials),
@@ -166,8 +166,8 @@ def on(backend: str, setting: Setting) -> str:
 def halving(asked: argparse.Namespace, rows: Rows) -> None:
     """Every width halved: how much of what the MACs promise arrives."""
     for unit in units(asked, rows, "halving", 1):
-        prober, widths = unit.prober(), unit.uniform(0.5)
-        found = against(partial(prober.runner, {}, "dense"), partial(prober.runner, widths, "slim"))
+        sampler, widths = unit.sampler(), unit.uniform(0.5)
+        found = against(partial(sampler.runner, {}, "dense"), partial(sampler.runner, widths, "slim"))
         ideal = unit.macs / unit.channels.costs.of("macs", widths)
         rows.add({"part": "halving", **unit.key, **found, "ideal": ideal})
 
@@ -175,9 +175,9 @@ def halving(asked: argparse.Namespace, rows: Rows) -> None:
 def peer(asked: argparse.Namespace, rows: Rows) -> None:
     """The fastest widths by the table against what torch-pruning makes of the network, at the same kept MACs: half."""
     for unit in units(asked, rows, "peer", len(PEER)):
-        prober = unit.prober()
-        table, _ = unit.table(prober, asked.tables)
-        costs = replace(unit.channels.costs, latency=LatencyPrice(table, list(unit.channels.costs.widths)))
+        sampler = unit.sampler()
+        table, _ = unit.table(sampler, asked.tables)
+        costs = replace(unit.channels.costs, latency=LatencyCost(table, list(unit.channels.costs.widths)))
         for round_to, least in PEER:
             pruned = _torch_pruning(unit, 0.5, round_to)
             macs = count(pruned, torch.zeros(1, *IMAGE)).macs
@@ -185,7 +185,7 @@ def peer(asked: argparse.Namespace, rows: Rows) -> None:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "peer.onnx"
                 export_onnx(pruned, unit.images[:1], path, batch=(unit.batch,) * 3)
-                found = against(partial(_opened, path, unit), partial(prober.runner, widths, "ours"))
+                found = against(partial(_opened, path, unit), partial(sampler.runner, widths, "ours"))
             rows.add({
                 "part": "peer", **unit.key, "asked": round_to or 1, "least": least,
                 "our_macs": costs.of("macs", widths) / unit.macs, "their_macs": macs / unit.macs,
@@ -228,24 +228,24 @@ def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> nn.Module:
 def same(asked: argparse.Namespace, rows: Rows) -> None:
     """The same graph twice; one that is a little smaller; and against a plain loop, one call after the other."""
     unit = Unit("mobilenet_v2", 1, 1)
-    prober = unit.prober()
+    sampler = unit.sampler()
     narrow = unit.uniform(0.5)
-    whole, second = partial(prober.runner, narrow, "dense"), Budget(seconds=1.0)
+    whole, second = partial(sampler.runner, narrow, "dense"), TimeBudget(seconds=1.0)
     for number in range(100):
         if rows.find(part="same", run=number) is None:
-            rows.add({"part": "same", "run": number, **against(whole, partial(prober.runner, narrow, "slim"), second)})
+            rows.add({"part": "same", "run": number, **against(whole, partial(sampler.runner, narrow, "slim"), second)})
     costs = unit.channels.costs
     widths = _a_little_less(unit, narrow, LITTLE_LESS)
     for number in range(20):
         if rows.find(part="power", run=number) is None:
-            found = against(whole, partial(prober.runner, widths, "slim"))
+            found = against(whole, partial(sampler.runner, widths, "slim"))
             macs = costs.of("macs", widths) / costs.of("macs", narrow)
             rows.add({"part": "power", "run": number, "macs": macs, "seconds": MEASURE.seconds, **found})
     for number in range(10):
         if rows.find(part="back to back", run=number) is None:
-            other = prober.runner(narrow, "slim")
+            other = sampler.runner(narrow, "slim")
             before = _plain_loop(other, seconds=1.0)
-            in_turns = against(whole, lambda other=other: other, Budget(seconds=2.0), sittings=1)["slim_ms"]
+            in_turns = against(whole, lambda other=other: other, TimeBudget(seconds=2.0), sessions=1)["slim_ms"]
             plain = (before + _plain_loop(other, seconds=1.0)) / 2  # the machine changes from second to second
             rows.add({"part": "back to back", "run": number, "in_turns_ms": in_turns, "plain_ms": plain})
 
@@ -275,10 +275,10 @@ def table(asked: argparse.Namespace, rows: Rows) -> None:
     """Make the table of ResNet-50 on two threads, and read it again."""
     for unit in units(asked, rows, "table", 1, networks=("resnet50",), batches=(1,), threads=(2,)):
         with TemporaryDirectory() as folder:
-            prober = unit.prober()
-            made, seconds = unit.table(prober, Path(folder))
+            sampler = unit.sampler()
+            made, seconds = unit.table(sampler, Path(folder))
             began = perf_counter()
-            again, _ = unit.table(prober, Path(folder))
+            again, _ = unit.table(sampler, Path(folder))
             again.predict_ms({})
             read = perf_counter() - began
         rows.add({"part": "table", **unit.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})

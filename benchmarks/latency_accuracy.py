@@ -21,18 +21,17 @@ from torch import nn
 
 from benchmarks.accuracy_settings import DENSE_BATCH, Setting, train_, train_dense
 from benchmarks.latency_rows import Rows, against
-from passdeploy.channels.allocation import Budget as PlanBudget
-from passdeploy.channels.allocation import choose_channels
+from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import BudgetError
-from passdeploy.latency.hardware import Place, block_of
-from passdeploy.latency.resized_networks import prober_for
-from passdeploy.latency.sampling import Survey, survey
-from passdeploy.latency.search import Meeting, Request
+from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.sampling import SamplingPlan, sample_latency
+from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.table import LatencyTable
 from passdeploy.models.build import build_model
-from passdeploy.profiling.interleaved import Budget
+from passdeploy.profiling.interleaved import TimeBudget
 from passdeploy.recipe import DataSpec
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import slim
@@ -109,28 +108,28 @@ def _plan(
     """Both plans of every seed, measured."""
     shape = tuple(setting.data.image_shape)
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-    prober = prober_for("ort", setting.dense, setting.channels, images, threads=1)
+    sampler = sampler_for("ort", setting.dense, setting.channels, images, threads=1)
     path = asked.tables / f"{name}-cifar-{batch}-1.json"
     if not path.is_file():
-        place = Place.here(backend="ort", threads=1, batch=batch, image_shape=shape)
-        survey(prober, setting.channels, place, Survey()).save(path)
+        place = MeasurementContext.here(backend="ort", threads=1, batch=batch, image_shape=shape)
+        sample_latency(sampler, setting.channels, place, SamplingPlan()).save(path)
     table = LatencyTable.load(path)
-    dense_again, costs = partial(prober.runner, {}, "dense"), setting.channels.costs
+    dense_again, costs = partial(sampler.runner, {}, "dense"), setting.channels.costs
     for seed, kind in product(asked.seeds, KINDS):
         key = {"part": "accuracy plan", "network": name, "batch": batch, "seed": seed, "plan": kind}
         if rows.find(**key) is not None:
             continue
         if kind == "latency":
-            meeting = Meeting(prober, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
-            plan = meeting.meet(scores[seed], Request(share=SHARE)).trial.plan
+            meeting = LatencySearch(sampler, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
+            plan = meeting.find(scores[seed], LatencyGoal(share=SHARE)).trial.plan
         else:
 
             def is_fast_enough(plan: Plan) -> bool:
-                took = against(dense_again, partial(prober.runner, plan.widths(), "slim"), Budget(seconds=1.0))
+                took = against(dense_again, partial(sampler.runner, plan.widths(), "slim"), TimeBudget(seconds=1.0))
                 return took["slim_ms"] <= SHARE * took["dense_ms"]
 
             plan = _most_macs(setting, scores[seed], is_fast_enough)
-        measured = against(dense_again, partial(prober.runner, plan.widths(), "slim"))
+        measured = against(dense_again, partial(sampler.runner, plan.widths(), "slim"))
         rows.add({
             **key, **measured, "found": measured["slim_ms"] / measured["dense_ms"],
             "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
@@ -143,7 +142,7 @@ def _most_macs(setting: Setting, scores: Scores, is_fast_enough: Callable[[Plan]
     low, high = 0.1, 0.9
     for _ in range(7):
         share = (low + high) / 2
-        budget = PlanBudget.of("macs", share, costs)
+        budget = Budget.of("macs", share, costs)
         try:
             tried = choose_channels(scores, setting.channels.prunable, costs, budget, round_to=8)
         except BudgetError:  # so few cannot be kept

@@ -39,7 +39,7 @@ def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
         f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, measured again after the plan was "
         f"made. The table's first plan against its measurement: median {statistics.median(off):.1%}, largest "
         f"{max(off):.1%}, {sum(value <= 0.08 for value in off)} of {len(off)} within 8 %. Intervals of "
-        f"{sum('sittings' in row for row in met)} rows are over sittings, those of the others, which were measured "
+        f"{sum('sessions' in row for row in met)} rows are over sittings, those of the others, which were measured "
         "before, of one session each.",
         "",
         *_heading("network", "batch", "threads", "asked", "measured", "speed-up, 95 %", "table said", "first plan had",

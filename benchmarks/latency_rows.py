@@ -9,11 +9,11 @@ from typing import Any
 from benchmarks.latency_report import report
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.interleaved import SITTINGS, Budget, Build, in_turns, measure_sittings
-from passdeploy.profiling.statistics import speedup_over, summarise
+from passdeploy.profiling.interleaved import SESSIONS, Build, TimeBudget, in_turns, measure_sessions
+from passdeploy.profiling.statistics import speedup_over, summarise_times
 from passdeploy.runtime.files import write_atomically
 
-MEASURE = Budget(seconds=4.0)
+MEASURE = TimeBudget(seconds=4.0)
 
 
 class Rows:
@@ -38,15 +38,15 @@ class Rows:
 
 
 def against(
-    dense: Build, slim: Build, budget: Budget = MEASURE, *, sittings: int = SITTINGS, clock: Clock | None = None
+    dense: Build, slim: Build, budget: TimeBudget = MEASURE, *, sessions: int = SESSIONS, clock: Clock | None = None
 ) -> dict[str, Any]:
     """Both in turns, as `passdeploy profile` does."""
-    slow, fast = measure_sittings(in_turns(dense, slim), clock or HostClock(), budget, sittings=sittings)
+    slow, fast = measure_sessions(in_turns(dense, slim), clock or HostClock(), budget, sessions=sessions)
     gained = speedup_over(slow, fast)
     return {
-        "dense_ms": summarise(*slow).median_ms,
-        "slim_ms": summarise(*fast).median_ms,
+        "dense_ms": summarise_times(*slow).median_ms,
+        "slim_ms": summarise_times(*fast).median_ms,
         "speedup": gained.ratio,
         "speedup_ci": [gained.low, gained.high],
-        "sittings": sittings,
+        "sittings": sessions,
     }

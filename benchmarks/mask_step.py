@@ -36,7 +36,7 @@ from passdeploy.runtime.events import Stage
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.training.losses import Imitation
+from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.optimizers import make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "mask_step.json"
@@ -129,7 +129,7 @@ def _plain(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
         loss = F.cross_entropy(logits, batch[1])
         if distill:
             each = partial(F.cross_entropy, target=batch[1], reduction="none")
-            loss = Imitation(teacher, distill).loss(loss, logits, batch[0], each)
+            loss = DistillationLoss(teacher, distill).loss(loss, logits, batch[0], each)
         loss.backward()
         optimizer.step()
         yield process_time() - began

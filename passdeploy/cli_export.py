@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from passdeploy.commands.export_run import Exported
     from passdeploy.export import EngineOptions, ExportSettings
-    from passdeploy.export.packaging import Delivery
+    from passdeploy.export.packaging import Packaging
     from passdeploy.runtime.events import Listener
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -139,14 +139,14 @@ class ExportRequest:
             engine=self.engine(),
         )
 
-    def delivery(self, exported: str) -> Delivery:
+    def packaging(self, exported: str) -> Packaging:
         """What to gather: into the folders that were named, as seen from here, or beside the files in `exported`."""
-        from passdeploy.export.packaging import Delivery
+        from passdeploy.export.packaging import Packaging
 
         def folder(asked: Path | None, usual: str) -> Path | None:
             return Path(exported, usual) if str(asked) == _OURS else asked and asked.absolute()
 
-        return Delivery(folder(self.triton, "triton"), folder(self.bundle, "bundle"))
+        return Packaging(folder(self.triton, "triton"), folder(self.bundle, "bundle"))
 
     def carry_out(
         self, run_dir: Path, batch: tuple[int, ...], dense: bool, allow_code: bool, tell: Listener
@@ -169,10 +169,10 @@ class ExportRequest:
 
             return export_model(
                 self.model, settings, weights=self.weights, classes=self.classes, image_size=self.image_size or 224,
-                images=self.images, out=self.out, delivery=self.delivery(""), allow_code=allow_code, tell=tell,
+                images=self.images, out=self.out, packaging=self.packaging(""), allow_code=allow_code, tell=tell,
             )  # fmt: skip
         return export_run(
-            run_dir, settings, dense=dense, image_size=self.image_size, delivery=self.delivery("export"),
+            run_dir, settings, dense=dense, image_size=self.image_size, packaging=self.packaging("export"),
             allow_code=allow_code, tell=tell,
         )  # fmt: skip
 

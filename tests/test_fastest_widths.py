@@ -9,9 +9,9 @@ import pytest
 from benchmarks.fastest_widths import fastest_widths, macs_along
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.widths import rungs_of
+from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.cost import LatencyCost
 from tests.latency.fakes import FakeProber, chain, table_of
 
 
@@ -27,7 +27,7 @@ def channels() -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
-    price = LatencyPrice(table_of(FakeProber(law), channels), list(channels.costs.widths))
+    price = LatencyCost(table_of(FakeProber(law), channels), list(channels.costs.widths))
     return replace(channels.costs, latency=price)
 
 
@@ -43,7 +43,7 @@ def test_as_many_are_kept_as_asked_in_nearly_the_least_time(share: float, costs:
     macs = int(share * costs.of("macs"))
     found = fastest_widths(costs, channels.groups, macs, round_to=8)
     assert costs.of("macs", found) >= macs
-    ladders = {group.name: rungs_of(group, 8, is_strict=True).tolist() for group in channels.prunable}
+    ladders = {group.name: candidate_widths(group, 8, is_strict=True).tolist() for group in channels.prunable}
     everything = [dict(zip(ladders, widths, strict=True)) for widths in product(*ladders.values())]
     least = min(costs.of("latency", widths) for widths in everything if costs.of("macs", widths) >= macs)
     assert costs.of("latency", found) <= 1.05 * least

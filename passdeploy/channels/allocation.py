@@ -16,7 +16,7 @@ from torch import Tensor
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.channels.widths import STRICT_KINDS, floor_width, rungs_of
+from passdeploy.channels.widths import STRICT_KINDS, candidate_widths, minimum_width
 from passdeploy.errors import BudgetError
 
 
@@ -79,7 +79,7 @@ def smallest_plan(
     Raises:
         BudgetError: even they cost more than the budget.
     """
-    widths = {group.name: floor_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
+    widths = {group.name: minimum_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
     if smallest > budget.limit:
         least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
@@ -106,8 +106,8 @@ class _Ladder:
     """Every group as a ladder of widths, best channels first, and the worth of each rung."""
 
     orders: list[Tensor]  # per group: channels, best first
-    rungs: list[np.ndarray]  # per group: the widths it may have, ascending; the last one is full
-    worth: list[np.ndarray]  # per group: the mean score of the channels that each rung after the first adds
+    candidates: list[np.ndarray]  # per group: the widths it may have, ascending; the last one is full
+    kept_score: list[np.ndarray]  # per group: the mean score of the channels that each rung after the first adds
     columns: np.ndarray  # where each group's width stands in the cost model's vector
     full: np.ndarray  # the cost model's dense widths
 
@@ -125,19 +125,19 @@ class _Ladder:
         position = {name: number for number, name in enumerate(costs.widths)}
         columns = np.array([position[group.name] for group in groups], int)
         prices = costs.price(kind).gradient(full) if per_cost else np.ones(len(full))
-        orders, rungs, worth = [], [], []
+        orders, candidates, kept_score = [], [], []
         for group, column in zip(groups, columns, strict=True):
             values, order = scores[group.name].detach().double().cpu().sort(descending=True, stable=True)
-            widths = rungs_of(group, round_to, is_strict=kind in STRICT_KINDS)
+            widths = candidate_widths(group, round_to, is_strict=kind in STRICT_KINDS)
             values = values.numpy() / prices[column]
             orders.append(order)
-            rungs.append(widths)
-            worth.append(np.array([values[low:high].mean() for low, high in pairwise(widths)]))
-        return cls(orders, rungs, worth, columns, full)
+            candidates.append(widths)
+            kept_score.append(np.array([values[low:high].mean() for low, high in pairwise(widths)]))
+        return cls(orders, candidates, kept_score, columns, full)
 
     @property
     def floor(self) -> np.ndarray:
-        return np.array([widths[0] for widths in self.rungs], np.int64)
+        return np.array([widths[0] for widths in self.candidates], np.int64)
 
     def widths(self, kept: np.ndarray) -> np.ndarray:
         """The cost model's vector when each group keeps `kept` channels."""
@@ -148,9 +148,9 @@ class _Ladder:
     def climb(self, price: Callable[[np.ndarray], int], limit: int) -> np.ndarray:
         """Take rungs, best first over all groups: up to one threshold, then whatever still fits below it."""
         # A rung needs those below it, so it is worth no more than they are.
-        worth = [np.minimum.accumulate(values) for values in self.worth]
-        group = np.repeat(np.arange(len(worth)), [len(values) for values in worth])
-        group = group[np.argsort(-np.concatenate([*worth, []]), kind="stable")]
+        kept_score = [np.minimum.accumulate(values) for values in self.kept_score]
+        group = np.repeat(np.arange(len(kept_score)), [len(values) for values in kept_score])
+        group = group[np.argsort(-np.concatenate([*kept_score, []]), kind="stable")]
         low, high = 0, len(group)
         while low < high:  # the longest run of steps that the limit pays for: costs only grow along the ladder
             middle = (low + high + 1) // 2
@@ -174,13 +174,13 @@ class _Ladder:
         return self._share(high if price(self.widths(self._share(high))) <= limit else low)
 
     def _share(self, share: float) -> np.ndarray:
-        nearest = [widths[np.abs(widths - share * widths[-1]).argmin()] for widths in self.rungs]
+        nearest = [widths[np.abs(widths - share * widths[-1]).argmin()] for widths in self.candidates]
         return np.array(nearest, np.int64)
 
     def _heights(self, steps: np.ndarray) -> np.ndarray:
         """The rung of every group after `steps`, each one group's next rung."""
-        heights: np.ndarray = np.bincount(steps, minlength=len(self.rungs))
+        heights: np.ndarray = np.bincount(steps, minlength=len(self.candidates))
         return heights
 
     def _at(self, height: np.ndarray) -> np.ndarray:
-        return np.array([widths[h] for widths, h in zip(self.rungs, height, strict=True)], np.int64)
+        return np.array([widths[h] for widths, h in zip(self.candidates, height, strict=True)], np.int64)

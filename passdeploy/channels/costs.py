@@ -27,7 +27,7 @@ class Factor:
         return self.fixed + sum(span * widths[name] for name, span in self.spans)
 
 
-class Price(Protocol):
+class Cost(Protocol):
     """What widths cost, whatever it is counted in."""
 
     def value(self, widths: np.ndarray) -> int:
@@ -93,7 +93,7 @@ class CostModel:
     macs: Polynomial
     params: Polynomial
     channels: Polynomial
-    latency: Price | None = None  # nanoseconds of a batch, from a table
+    latency: Cost | None = None  # nanoseconds of a batch, from a table
 
     @classmethod
     def build(
@@ -116,9 +116,9 @@ class CostModel:
         """The count of `kind` (macs, params, channels, latency) at `widths`, by default those of the dense network."""
         return self.price(kind).value(self.vector(widths or {}))
 
-    def price(self, kind: str) -> Price:
+    def price(self, kind: str) -> Cost:
         """What counts `kind`."""
-        price: Price | None = getattr(self, kind)
+        price: Cost | None = getattr(self, kind)
         if price is None:
             raise AssertionError("latency is priced only where a table was measured")
         return price

@@ -23,7 +23,7 @@ def width_step(group: ChannelGroup, round_to: int) -> int:
     return 1 << (max(1, group.width // 2).bit_length() - 1)
 
 
-def rungs_of(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> np.ndarray:
+def candidate_widths(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> np.ndarray:
     """The widths that `group` may have, ascending; the last one is its own.
 
     Args:
@@ -42,6 +42,6 @@ def rungs_of(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> 
     return np.array(sorted({group.width, *(part for part in (step // 4, step // 2) if 0 < part < group.width)}))
 
 
-def floor_width(group: ChannelGroup, round_to: int, kind: str = "macs") -> int:
+def minimum_width(group: ChannelGroup, round_to: int, kind: str = "macs") -> int:
     """The least that may be kept of `group` under a budget of `kind`: one step."""
-    return int(rungs_of(group, round_to, is_strict=kind in STRICT_KINDS)[0])
+    return int(candidate_widths(group, round_to, is_strict=kind in STRICT_KINDS)[0])

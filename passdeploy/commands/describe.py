@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.widths import floor_width
+from passdeploy.channels.widths import minimum_width
 from passdeploy.errors import UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
@@ -43,7 +43,7 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
     share of the multiply-adds that would go if only this group were cut to nothing, so shares add up to more than 1.
     """
     costs, cut = channels.costs, channels.prunable
-    least = {group.name: floor_width(group, round_to) for group in cut}
+    least = {group.name: minimum_width(group, round_to) for group in cut}
     macs = costs.of("macs")
     total = sum(group.width * group.span for group in channels.groups)
     removable = sum(group.width * group.span for group in cut)
@@ -87,7 +87,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 def _latency(target: LatencyTarget) -> dict[str, Any]:
     """What a latency target comes to."""
     cut = target.channels.prunable
-    least = {group.name: floor_width(group, target.round_to, "latency") for group in cut}
+    least = {group.name: minimum_width(group, target.round_to, "latency") for group in cut}
     return {
         **target.on,
         "dense_ms": target.dense_ms,

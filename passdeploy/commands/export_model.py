@@ -14,7 +14,7 @@ from passdeploy.commands.export_run import Exported
 from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 from passdeploy.errors import UsageError, clipped
 from passdeploy.export import ExportSettings, Samples, export_artifacts
-from passdeploy.export.packaging import Delivery
+from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.models.build import build_model
 from passdeploy.models.classifier import find_classifier
@@ -35,7 +35,7 @@ def export_model(
     image_size: int = 224,
     images: Path | None = None,
     out: Path | None = None,
-    delivery: Delivery | None = None,
+    packaging: Packaging | None = None,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> Exported:
@@ -80,8 +80,8 @@ def export_model(
         else:
             tell(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
     written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, tell=tell))
-    if delivery is not None:
-        written += delivery.write(folder, written, settings, samples, name=short)
+    if packaging is not None:
+        written += packaging.write(folder, written, settings, samples, name=short)
     return Exported(folder, tuple(written))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from passdeploy.data.splits import load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
-from passdeploy.export.packaging import Delivery
+from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.runs.folder import RunFolder
@@ -32,7 +32,7 @@ def export_run(
     *,
     dense: bool = False,
     image_size: int | None = None,
-    delivery: Delivery | None = None,
+    packaging: Packaging | None = None,
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> Exported:
@@ -56,9 +56,9 @@ def export_run(
             for name in (("slim", "dense") if dense else ("slim",))
             for artifact in export_network(folder, name, settings, samples, allow_code, tell)
         ]
-        if delivery is not None:
+        if packaging is not None:
             name = folder.path.name.rpartition("-")[0]
-            made = delivery.write(folder.path, written, settings, samples, name=name)
+            made = packaging.write(folder.path, written, settings, samples, name=name)
             for artifact in made:
                 if artifact.path.is_relative_to(folder.path):
                     folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)

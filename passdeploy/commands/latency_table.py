@@ -14,9 +14,9 @@ from torch import nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.data.splits import load_data
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.find_table import find_table, prober_at
-from passdeploy.latency.hardware import Place
-from passdeploy.latency.search import Meeting, Request
+from passdeploy.latency.find_table import find_table, sampler_at
+from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.sweep import sweep_round
 from passdeploy.latency.target import SECONDS
 from passdeploy.models.build import build_model
@@ -92,28 +92,28 @@ def measure_table(
         The document that `passdeploy profile --table --json` prints.
     """
     dense, channels, shape = network.dense, network.channels, network.image_shape
-    place = Place.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
+    context = MeasurementContext.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
     images = example_images(batch, shape)
     began = perf_counter()
-    table = find_table(place, dense, channels, images, fresh=fresh, tell=tell)
+    table = find_table(context, dense, channels, images, fresh=fresh, tell=tell)
     document: dict[str, Any] = {
         "place": table.to_json()["place"],
         "dense_ms": table.dense_ms,
         "seconds": round(perf_counter() - began, 2),
         "error": {"median": table.error[0], "largest": table.error[1]},
         "layers": len({node.layer for node in table.nodes}),
-        "networks": len(table.looks),
+        "networks": len(table.measurements),
     }
     if path is not None:
         table.save(path)
         document["path"] = str(path)
     if sweep:
         scores = magnitude_scores(dense, channels.groups, norm="l2")
-        with prober_at(place, dense, channels, images) as prober:
+        with sampler_at(context, dense, channels, images) as sampler:
 
-            def meeting(round_to: int) -> Meeting:
-                return Meeting(
-                    prober,
+            def search_at(round_to: int) -> LatencySearch:
+                return LatencySearch(
+                    sampler,
                     channels,
                     table,
                     round_to=round_to,
@@ -122,5 +122,5 @@ def measure_table(
                     device=setting.device_of(backend),
                 )
 
-            document["sweep"] = sweep_round(sweep, meeting, scores, Request(share=share))
+            document["sweep"] = sweep_round(sweep, search_at, scores, LatencyGoal(share=share))
     return document

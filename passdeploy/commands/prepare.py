@@ -18,7 +18,7 @@ from passdeploy.latency.target import LatencyTarget, prepare_target
 from passdeploy.models.build import build_model, comes_trained
 from passdeploy.recipe import Recipe
 from passdeploy.runtime.events import Listener, silent
-from passdeploy.sparsity.select import Source
+from passdeploy.sparsity.select import ReusedRun
 from passdeploy.training.losses import logits_of
 
 
@@ -33,7 +33,7 @@ class Prepared:
     budget: Budget
     round_to: int
     target: LatencyTarget | None = None  # where the budget is one of latency
-    source: Source | None = None  # what another run has learned, where the recipe takes it over
+    reused: ReusedRun | None = None  # what another run has learned, where the recipe takes it over
 
     @property
     def image(self) -> Tensor:
@@ -91,8 +91,8 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent
         budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
         round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
-    source = read_source(recipe, channels) if recipe.prune.from_run is not None else None
-    return Prepared(recipe, data, dense, channels, budget, round_to, target, source)
+    reused = read_source(recipe, channels) if recipe.prune.from_run is not None else None
+    return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 
 
 def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:

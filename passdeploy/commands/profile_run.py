@@ -15,7 +15,7 @@ from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_of
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.hardware import block_of
-from passdeploy.profiling import Setting, Subject, physical_cores, profile_pair
+from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers
 from passdeploy.profiling.layer_traces import layers_of, require_traceable
@@ -66,12 +66,12 @@ def profile_run(
         require_traceable(backends[0])
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(facts_of(folder)["image_shape"])
-        subjects = [
+        candidates = [
             replace(_subject(folder, name, backends, setting, allow_code, tell), trust_engine=trust_engine)
             for name in FILE_PREFIX
         ]
         profile = profile_pair(
-            *subjects, image_shape=shape, backends=backends, batches=batches, threads=threads, setting=setting,
+            *candidates, image_shape=shape, backends=backends, batches=batches, threads=threads, setting=setting,
             seconds=seconds, tell=tell,
         )  # fmt: skip
         document = profile.to_json()
@@ -79,8 +79,8 @@ def profile_run(
             images = example_images(batches[0], shape)
             with torch_threads(threads or physical_cores()):
                 dense, slim = (
-                    layers_of(subject, backends[0], images, threads=threads or physical_cores(), setting=setting)
-                    for subject in subjects
+                    layers_of(candidate, backends[0], images, threads=threads or physical_cores(), setting=setting)
+                    for candidate in candidates
                 )
             channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
             changes = compare_layers(dense, slim, block=block_of(backends[0], setting), groups=channels.groups)
@@ -92,11 +92,11 @@ def profile_run(
 
 def _subject(
     folder: RunFolder, name: str, backends: Sequence[str], setting: Setting, allow_code: bool, tell: Listener
-) -> Subject:
+) -> Candidate:
     """A network of a run, in the forms that `backends` need."""
     wanted, files = set(backends), stem(FILE_PREFIX[name], setting.precision)
     module = load_network(folder, name, allow_code) if {"torch", "compile"} & wanted else None
-    found = Subject(name, module=module, weights=f"{name}.safetensors")
+    found = Candidate(name, module=module, weights=f"{name}.safetensors")
     if wanted & set(PROVIDERS):
         onnx = f"export/{files}.onnx"
         if setting.precision == "fp32" and not folder.has(onnx):

@@ -28,7 +28,7 @@ from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import as_used
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
-from passdeploy.profiling import Subject, profile_pair
+from passdeploy.profiling import Candidate, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network
@@ -163,7 +163,7 @@ class _Job:
         found = choose(
             self.recipe, self.prepared.channels, self.prepared.budget, self.prepared.round_to, self._trained_dense(),
             lambda: self._placed(self._stream("learn")), stage=progress, processes=self.processes,
-            source=self.prepared.source,
+            reused=self.prepared.reused,
         )  # fmt: skip
         tensors = {f"scores.{name}": values for name, values in found.scores.items()}
         if found.prompt is not None:
@@ -207,7 +207,7 @@ class _Job:
         if prompt is not None:
             prompt.take_(dict(saved))
         is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
-        with as_used(target.place, dense, self.channels, prompt) as confirm:
+        with as_used(target.context, dense, self.channels, prompt) as confirm:
             return meet_target(
                 target,
                 scores,
@@ -324,7 +324,7 @@ class _Job:
         if self.prepared.target is not None:  # measured already, on what was asked for
             return self.prepared.target.rows(self.folder.result_of("time")["timed"])
         pair = [
-            Subject(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
+            Candidate(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
             for which in ("dense", "slim")
         ]
         profile = profile_pair(

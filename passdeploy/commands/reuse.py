@@ -9,13 +9,13 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import RunError
 from passdeploy.runs.folder import RunFolder
-from passdeploy.sparsity.select import Source
+from passdeploy.sparsity.select import ReusedRun
 
 if TYPE_CHECKING:
     from passdeploy.recipe import Recipe
 
 
-def read_source(recipe: Recipe, channels: ChannelMap) -> Source:
+def read_source(recipe: Recipe, channels: ChannelMap) -> ReusedRun:
     """What `prune.from_run` and `prune.reuse` name, checked against the network.
 
     Raises:
@@ -28,10 +28,10 @@ def read_source(recipe: Recipe, channels: ChannelMap) -> Source:
         document: dict[str, Any] = folder.read_json("plan.json")["groups"]
         plan = Plan({name: tuple(entry["kept"]) for name, entry in document.items()})
         plan.check(channels.groups)
-        return Source(plan)
+        return ReusedRun(plan)
     if recipe.prune.method != "pass" or not folder.has("hypernetwork.safetensors"):
         raise RunError(
             f"prune.reuse is hypernetwork, but prune.method is {recipe.prune.method} or {path} learned none.\n"
             "Name a run that was made with prune.method pass, and use that method here."
         )
-    return Source(hypernetwork=folder.read_tensors("hypernetwork.safetensors"))
+    return ReusedRun(hypernetwork=folder.read_tensors("hypernetwork.safetensors"))

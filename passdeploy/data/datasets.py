@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from passdeploy.data.images import Augmentation, Found, Source, decoded, squared
+from passdeploy.data.images import Augmentation, FoundImages, ImageSource, decoded, squared
 from passdeploy.errors import DataError, RecipeError, UsageError, require
 from passdeploy.runtime.seeds import generator
 
@@ -30,7 +30,7 @@ _SPLIT_KEY = ("held-out share", 0)  # a constant: which images are held out neve
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def find_images(spec: DataSpec) -> Found:
+def find_images(spec: DataSpec) -> FoundImages:
     """The images of the data set that `spec` names.
 
     Raises:
@@ -58,17 +58,17 @@ def _held_out(labels: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(train), sorted(test)
 
 
-def _digits(spec: DataSpec, size: int) -> Found:
+def _digits(spec: DataSpec, size: int) -> FoundImages:
     """scikit-learn's 1,797 scanned digits, 8x8 (Alpaydin and Kaynak 1998)."""
     bunch = require("sklearn.datasets", extra="demo").load_digits()
     scans = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    source = Source(lambda i: squared(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
+    source = ImageSource(lambda i: squared(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
     train, test = _held_out(source.labels)
     names = tuple(str(name) for name in bunch.target_names)
-    return Found(names, source.only(train), source.only(test), Augmentation(flip=False))
+    return FoundImages(names, source.only(train), source.only(test), Augmentation(flip=False))
 
 
-def _imagefolder(spec: DataSpec, size: int) -> Found:
+def _imagefolder(spec: DataSpec, size: int) -> FoundImages:
     """One folder per class, below train/ and test/ (or val/), or directly below the root."""
     root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
     is_checked = spec.on_unreadable == "error"
@@ -81,7 +81,7 @@ def _imagefolder(spec: DataSpec, size: int) -> Found:
                     "Add images, or provide train/ and test/ folders."
                 )
         train, test = _held_out(source.labels)
-        return Found(classes, source.only(train), source.only(test))
+        return FoundImages(classes, source.only(train), source.only(test))
     held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
     if held_out is None:
         raise DataError(
@@ -96,10 +96,10 @@ def _imagefolder(spec: DataSpec, size: int) -> Found:
             f"train/ and {held_out.name}/ in {root} have different classes.\n"
             f"Only one of them has {_some(odd)}; both need the same class folders."
         )
-    return Found(classes, training, testing)
+    return FoundImages(classes, training, testing)
 
 
-def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], Source]:
+def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], ImageSource]:
     """Class names, in alphabetical order, and every image below their folders."""
     classes = _subfolders(root)
     if not classes:
@@ -115,7 +115,7 @@ def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, 
             )
         paths += found
         labels += [label] * len(found)
-    return tuple(classes), Source(lambda i: decoded(paths[i], size), tuple(labels))
+    return tuple(classes), ImageSource(lambda i: decoded(paths[i], size), tuple(labels))
 
 
 def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
@@ -141,7 +141,7 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _cifar(spec: DataSpec, size: int) -> Found:
+def _cifar(spec: DataSpec, size: int) -> FoundImages:
     """CIFAR-10 and CIFAR-100 in the layout of their Python archives (Krizhevsky 2009).
 
     torchvision checks the MD5 of every file before it reads them: they are pickles.
@@ -160,13 +160,13 @@ def _cifar(spec: DataSpec, size: int) -> Found:
             state = "is damaged (its MD5 is wrong)" if (folder / name).is_file() else "is missing"
             raise DataError(f"{folder / name} {state}.\nUnpack {reader.url} again.")
 
-    def source(part: Any) -> Source:
-        return Source(lambda i: squared(Image.fromarray(part.data[i]), size), tuple(part.targets))
+    def source(part: Any) -> ImageSource:
+        return ImageSource(lambda i: squared(Image.fromarray(part.data[i]), size), tuple(part.targets))
 
     with warnings.catch_warnings():  # the archives were pickled by a NumPy that newer ones complain about
         warnings.simplefilter("ignore")
         train, test = (reader(str(root), train=is_train, download=False) for is_train in (True, False))
-    return Found(tuple(train.classes), source(train), source(test))
+    return FoundImages(tuple(train.classes), source(train), source(test))
 
 
 def _root_of(spec: DataSpec, expected: str) -> Path:
@@ -183,7 +183,7 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + more
 
 
-def _imagenet(spec: DataSpec, size: int) -> Found:
+def _imagenet(spec: DataSpec, size: int) -> FoundImages:
     """ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
     root = _root_of(spec, _lesson("ImageNet", "https://image-net.org/download", layout))
@@ -193,10 +193,10 @@ def _imagenet(spec: DataSpec, size: int) -> Found:
     if classes != others:
         raise DataError(f"train/ and val/ in {root} have different classes ({len(classes)} and {len(others)}).\n"
                         "The validation images must be sorted into the same class folders.")  # fmt: skip
-    return Found(classes, train, test)
+    return FoundImages(classes, train, test)
 
 
-def _tiny_imagenet(spec: DataSpec, size: int) -> Found:
+def _tiny_imagenet(spec: DataSpec, size: int) -> FoundImages:
     """Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
     layout = "tiny-imagenet-200/wnids.txt, train/ and val/"
     root = _root_of(spec, _lesson("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
@@ -210,10 +210,10 @@ def _tiny_imagenet(spec: DataSpec, size: int) -> Found:
     ]
     rows = [line.split("\t") for line in _lines(home / "val" / "val_annotations.txt")]
     test = [(home / "val" / "images" / row[0], _known(label, row[1], home)) for row in rows]
-    return Found(classes, _listed(train, classes, size), _listed(test, classes, size))
+    return FoundImages(classes, _listed(train, classes, size), _listed(test, classes, size))
 
 
-def _food101(spec: DataSpec, size: int) -> Found:
+def _food101(spec: DataSpec, size: int) -> FoundImages:
     """Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
     layout = "food-101/images/CLASS/*.jpg and food-101/meta/train.json and test.json"
     root = _root_of(spec, _lesson("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
@@ -226,10 +226,10 @@ def _food101(spec: DataSpec, size: int) -> Found:
                  for image in images], classes, size)
         for part in lists
     )  # fmt: skip
-    return Found(classes, train, test)
+    return FoundImages(classes, train, test)
 
 
-def _dtd(spec: DataSpec, size: int) -> Found:
+def _dtd(spec: DataSpec, size: int) -> FoundImages:
     """Describable Textures (Cimpoi et al. 2014), its first partition: train and validation to learn from, test."""
     archive = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     layout = "dtd/images/CLASS/*.jpg and dtd/labels/train1.txt, val1.txt and test1.txt"
@@ -242,10 +242,10 @@ def _dtd(spec: DataSpec, size: int) -> Found:
         _listed([(home / "images" / name, _known(label, name.split("/")[0], home)) for name in part], classes, size)
         for part in (names["train"] + names["val"], names["test"])
     )
-    return Found(classes, train, test)
+    return FoundImages(classes, train, test)
 
 
-def _stanford_cars(spec: DataSpec, size: int) -> Found:
+def _stanford_cars(spec: DataSpec, size: int) -> FoundImages:
     """Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 models of cars, in the layout torchvision reads."""
     layout = "stanford_cars/cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat"
     root = _root_of(spec, _lesson("Stanford Cars", "a mirror, since the original page is gone", layout))
@@ -268,10 +268,10 @@ def _stanford_cars(spec: DataSpec, size: int) -> Found:
                 classes, size)
         for folder, path in files
     )  # fmt: skip
-    return Found(classes, train, test)
+    return FoundImages(classes, train, test)
 
 
-def _hugging_face(spec: DataSpec, size: int) -> Found:
+def _hugging_face(spec: DataSpec, size: int) -> FoundImages:
     """Any image classification set of the Hugging Face hub, or a local folder in its format (data.root)."""
     library = require("datasets", extra="hf")
     name = spec.root or spec.name.removeprefix("hf/")
@@ -297,20 +297,20 @@ def _hugging_face(spec: DataSpec, size: int) -> Found:
             f"the data set {spec.name!r} has the columns {', '.join(kinds)}.\nNeeded are an Image and a ClassLabel."
         )
 
-    def source(part: Any) -> Source:
-        return Source(lambda i: squared(part[i][image], size), tuple(int(number) for number in part[label]))
+    def source(part: Any) -> ImageSource:
+        return ImageSource(lambda i: squared(part[i][image], size), tuple(int(number) for number in part[label]))
 
-    return Found(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
+    return FoundImages(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
 
 
-def _listed(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> Source:
+def _listed(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> ImageSource:
     """Images by path and label; every class must have one."""
     missing = sorted(set(range(len(classes))) - {label for _, label in entries})
     if missing:
         raise DataError(
             f"no image of {_some([classes[label] for label in missing])} is listed.\nUnpack the data set again."
         )
-    return Source(lambda i: decoded(entries[i][0], size), tuple(label for _, label in entries))
+    return ImageSource(lambda i: decoded(entries[i][0], size), tuple(label for _, label in entries))
 
 
 def _lesson(name: str, address: str, layout: str) -> str:
@@ -347,7 +347,7 @@ def _known(label: dict[str, int], name: str, home: Path) -> int:
     return label[name]
 
 
-_LOADERS: dict[str, Callable[[DataSpec, int], Found]] = {
+_LOADERS: dict[str, Callable[[DataSpec, int], FoundImages]] = {
     "cifar10": _cifar,
     "cifar100": _cifar,
     "digits": _digits,

@@ -24,15 +24,15 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """Images that are not decoded yet."""
 
     decode: Callable[[int], Pixels]  # index -> (image_size, image_size, 3)
     labels: tuple[int, ...]
 
-    def only(self, indices: Sequence[int]) -> Source:
+    def only(self, indices: Sequence[int]) -> ImageSource:
         """The same images, fewer of them."""
-        return Source(lambda i: self.decode(indices[i]), tuple(self.labels[i] for i in indices))
+        return ImageSource(lambda i: self.decode(indices[i]), tuple(self.labels[i] for i in indices))
 
     def problem_of(self, index: int) -> str | None:
         """Why an image cannot be read, in one line; None where it can."""
@@ -44,12 +44,12 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundImages:
     """What a loader finds: names, and where train and test images come from."""
 
     classes: tuple[str, ...]
-    train: Source
-    test: Source
+    train: ImageSource
+    test: ImageSource
     augmentation: Augmentation = Augmentation()
 
 

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passdeploy.data.datasets import find_images
-from passdeploy.data.images import Augmentation, Found, Pixels, Source
+from passdeploy.data.images import Augmentation, FoundImages, ImageSource, Pixels
 from passdeploy.errors import DataError
 from passdeploy.runtime.seeds import generator
 
@@ -119,7 +119,7 @@ def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
         loaded = _readable(loaded, worker_count(spec.workers), skipped)
     total_bytes = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size
 
-    def split(source: Source, augmentation: Augmentation | None) -> ImageSplit:
+    def split(source: ImageSource, augmentation: Augmentation | None) -> ImageSplit:
         return ImageSplit(
             source,
             num_classes=len(loaded.classes),
@@ -140,7 +140,7 @@ def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
     )
 
 
-def _readable(found: Found, workers: int, skipped: list[str]) -> Found:
+def _readable(found: FoundImages, workers: int, skipped: list[str]) -> FoundImages:
     """The images that can be read; why the others cannot goes to `skipped`."""
     parts = []
     for source in (found.train, found.test):
@@ -171,7 +171,7 @@ class ImageSplit:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         *,
         num_classes: int,
         augmentation: Augmentation | None,
@@ -217,11 +217,11 @@ class ImageSplit:
         order: Tensor,
         batch_size: int,
         policy: Augmentation | None,
-        chance: torch.Generator,
+        generator: torch.Generator,
         part: tuple[int, int],
     ) -> Iterator[tuple[Tensor, Tensor]]:
         # one draw per position of the epoch, before it is known which batch the position falls into
-        draws = list(torch.split(torch.rand((len(self), 3), generator=chance)[: len(order)], batch_size))
+        draws = list(torch.split(torch.rand((len(self), 3), generator=generator)[: len(order)], batch_size))
         which, of = part
         mine = [batch.tensor_split(of)[which] for batch in torch.split(order, batch_size)]
         draws = [drawn.tensor_split(of)[which] for drawn in draws]

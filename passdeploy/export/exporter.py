@@ -20,7 +20,7 @@ from torch import nn
 
 from passdeploy.export.artifact import Artifact, BatchRange, stem
 from passdeploy.export.lint import Lint, lint
-from passdeploy.export.mixed_precision import lower_file
+from passdeploy.export.mixed_precision import convert_file
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.parity import Reference, judged_error, reference_of, rejected, rejected_path, require_parity
 from passdeploy.export.precision import Limits, choose_opset
@@ -84,7 +84,7 @@ def export_artifacts(
                     artifact = export_onnx(model, example, source, opset=opset, batch=settings.batch, metadata=known)
                     sources[opset] = source
                 if not is_source:
-                    artifact = lower_file(
+                    artifact = convert_file(
                         sources[opset], draft, precision, calibration=samples.calibration, reference=reference,
                         limits=settings.limits(precision), quantiser=settings.quantiser, progress=progress,
                     )  # fmt: skip

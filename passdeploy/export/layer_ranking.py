@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from passdeploy.export.quantise import Lowering
+from passdeploy.export.quantise import Conversion
 from passdeploy.runtime.events import Stage
 
 Judge = Callable[[ModelProto], str | None]  # what is wrong with a graph; None where it passes
@@ -21,7 +21,7 @@ Measure = Callable[[ModelProto], float]  # the error of a graph; larger is worse
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Converted:
     """A graph in lower precision and what it took to pass."""
 
     model: ModelProto
@@ -30,9 +30,9 @@ class Lowered:
     tried: int  # graphs that were judged
 
 
-def lower_until_it_passes(
-    lower: Lowering, layers: Sequence[str], judge: Judge, measure: Measure, *, progress: Stage | None = None
-) -> Lowered:
+def convert_until_it_passes(
+    lower: Conversion, layers: Sequence[str], judge: Judge, measure: Measure, *, progress: Stage | None = None
+) -> Converted:
     """Lower all layers; where that does not pass, all but the most sensitive ones.
 
     Args:
@@ -46,7 +46,7 @@ def lower_until_it_passes(
     problem = judge(everything)
     most = len(layers) - 1  # a graph in which every layer is kept would not be in lower precision at all
     if problem is None or most < 1:
-        return Lowered(everything, (), problem, 1)
+        return Converted(everything, (), problem, 1)
     ranked = rank(lower, layers, measure, progress)
 
     tried = 1
@@ -59,7 +59,7 @@ def lower_until_it_passes(
         if judge(candidate) is None:
             found = (count, candidate)
         elif count == most:
-            return Lowered(everything, (), problem, tried)
+            return Converted(everything, (), problem, tried)
         else:
             failed, count = count, 2 * count
     while found[0] - failed > 1:
@@ -70,10 +70,10 @@ def lower_until_it_passes(
             found = (count, candidate)
         else:
             failed = count
-    return Lowered(found[1], tuple(ranked[: found[0]]), None, tried)
+    return Converted(found[1], tuple(ranked[: found[0]]), None, tried)
 
 
-def rank(lower: Lowering, layers: Collection[str], measure: Measure, progress: Stage | None = None) -> list[str]:
+def rank(lower: Conversion, layers: Collection[str], measure: Measure, progress: Stage | None = None) -> list[str]:
     """The layers by the error that each makes alone, the worst first."""
     errors: dict[str, float] = {}
     for done, name in enumerate(layers, start=1):

@@ -18,18 +18,18 @@ from torch import Tensor
 from passdeploy.errors import ExportError, ParityError
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.casting import cast_graph, castable_nodes
-from passdeploy.export.layer_ranking import Lowered, lower_until_it_passes
+from passdeploy.export.layer_ranking import Converted, convert_until_it_passes
 from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.parity import Reference, compare, open_plain, open_rounded, problem_of
 from passdeploy.export.precision import CAST, QUANTISED, Limits
-from passdeploy.export.quantise import Lowering, Quantiser, int8_lowering, modelopt_lowering, quantisable_nodes
+from passdeploy.export.quantise import Conversion, Quantiser, int8_conversion, modelopt_conversion, quantisable_nodes
 from passdeploy.runtime.events import Stage
 
 _RANKING_IMAGES = 32
 
 
-def lower_file(
+def convert_file(
     source: Path,
     path: Path,
     precision: str,
@@ -63,9 +63,9 @@ def lower_file(
     layers = castable_nodes(model, precision) if precision in CAST else quantisable_nodes(model)
     if not layers:
         raise ExportError(f"{path.name}: no layer of the network can be {precision}.\nExport it in another precision.")
-    lower = _lowering(model, source, precision, calibration, quantiser)
+    lower = _conversion(model, source, precision, calibration, quantiser)
     if reference is None:
-        lowered = Lowered(lower(()), (), None, 1)
+        lowered = Converted(lower(()), (), None, 1)
     else:
         lowered = _search(lower, layers, source, precision, calibration, reference, limits, progress)
     artifact = write_onnx(lowered.model, path, precision)
@@ -75,7 +75,9 @@ def lower_file(
     return artifact.with_facts(**facts)
 
 
-def _lowering(model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser) -> Lowering:
+def _conversion(
+    model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser
+) -> Conversion:
     if precision in CAST:
 
         def cast(keep: Collection[str]) -> ModelProto:
@@ -83,12 +85,12 @@ def _lowering(model: ModelProto, source: Path, precision: str, calibration: Tens
 
         return cast
     if precision == "int8" and quantiser == "ort":
-        return int8_lowering(source, calibration)
-    return modelopt_lowering(source, calibration, precision)
+        return int8_conversion(source, calibration)
+    return modelopt_conversion(source, calibration, precision)
 
 
 def _search(
-    lower: Lowering,
+    lower: Conversion,
     layers: tuple[str, ...],
     source: Path,
     precision: str,
@@ -96,7 +98,7 @@ def _search(
     reference: Reference,
     limits: Limits,
     progress: Stage | None,
-) -> Lowered:
+) -> Converted:
     def open_lowered(model: ModelProto) -> Any:
         if precision in CAST:
             return open_rounded(model)
@@ -118,4 +120,4 @@ def _search(
         error = float(torch.from_numpy(found - expected).norm())
         return error if error == error else float("inf")  # NaN would not sort
 
-    return lower_until_it_passes(lower, layers, judge, measure, progress=progress)
+    return convert_until_it_passes(lower, layers, judge, measure, progress=progress)

@@ -13,7 +13,7 @@ from passdeploy.export.triton import write_repository
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Packaging:
     """Which of them to write, and where: folders relative to that of the export."""
 
     triton: Path | None = None

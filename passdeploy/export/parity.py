@@ -33,7 +33,7 @@ _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relativ
 
 
 @dataclass(frozen=True)
-class Trial:
+class CheckedBatch:
     """One batch, and what the model says of it."""
 
     images: Tensor  # (batch, 3, height, width)
@@ -47,7 +47,7 @@ class Trial:
 class Reference:
     """The PyTorch model's answers, computed once for all the artifacts made of it."""
 
-    trials: tuple[Trial, ...]
+    trials: tuple[CheckedBatch, ...]
     batch_sizes: tuple[int, ...]
     top1: float | None  # accuracy of the model on the labelled images
 
@@ -102,7 +102,7 @@ def reference_of(
     with torch.no_grad(), evaluating(model):
         for batch, picked, fresh in _batches(images.detach().cpu().float(), batch_sizes, seed):
             known = labels[picked] if labels is not None and picked is not None else None
-            trials.append(Trial(batch, model(batch), known, fresh, is_real and picked is not None))
+            trials.append(CheckedBatch(batch, model(batch), known, fresh, is_real and picked is not None))
     right = [_right(trial.expected, trial) for trial in trials if trial.labels is not None]
     top1 = sum(right) / len(images) if labels is not None else None
     return Reference(tuple(trials), tuple(batch_sizes), top1)
@@ -276,7 +276,7 @@ def rejected(path: Path, what: str, final: Path | None = None) -> ParityError:
     return ParityError(f"{final.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
 
 
-def _right(answers: Tensor, trial: Trial) -> int:
+def _right(answers: Tensor, trial: CheckedBatch) -> int:
     """How many of the trial's fresh images are answered with their label."""
     if trial.labels is None:
         return 0

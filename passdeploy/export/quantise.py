@@ -25,13 +25,13 @@ from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.quiet import quietly
 
 Quantiser = Literal["ort", "modelopt"]
-Lowering = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the graph without them
+Conversion = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the graph without them
 
 QUANTISED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 _CALIBRATION_BATCH = 16  # all activations of one batch are in memory at a time
 
 
-def int8_lowering(onnx_path: Path, images: Tensor) -> Lowering:
+def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
     """How to make int8 graphs of a float32 file, calibrated on `images` (n, 3, height, width), as the file takes them.
 
     Raises:
@@ -73,7 +73,7 @@ def int8_lowering(onnx_path: Path, images: Tensor) -> Lowering:
     return lower
 
 
-def modelopt_lowering(onnx_path: Path, images: Tensor, precision: str) -> Lowering:
+def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conversion:
     """The same with NVIDIA ModelOpt, for int8 or fp8; it calibrates anew each time.
 
     Raises:

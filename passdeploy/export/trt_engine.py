@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from passdeploy.errors import CorruptArtifact, ExportError, RunError, UsageError
 from passdeploy.export.artifact import Artifact, BatchRange, describe
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
-from passdeploy.export.trt_layer_precisions import require_precision, take_census
+from passdeploy.export.trt_layer_precisions import count_layer_precisions, require_precision
 from passdeploy.export.trt_log import BuilderLog, create, make_logger, parse_failure
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.runtime.cuda_driver import probe_driver
@@ -115,8 +115,8 @@ def build_engine(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"TensorRT cannot build an engine from {onnx_path.name}.\nIt says: {log.last_error()}")
-    census = take_census(trt, logger, plan, network, driver)
-    require_precision(census, precision)
+    layer_precisions = count_layer_precisions(trt, logger, plan, network, driver)
+    require_precision(layer_precisions, precision)
 
     with atomic_path(engine_path) as draft:
         draft.write_bytes(memoryview(plan))
@@ -132,7 +132,7 @@ def build_engine(
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_of(onnx_path),
         "layers": network.num_layers,
-        "census": census,
+        "census": layer_precisions,
     }
     engine = describe(engine_path, kind="engine", precision=precision, facts=facts)
     write_sidecar(engine)

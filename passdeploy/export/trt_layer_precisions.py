@@ -18,7 +18,7 @@ _CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
 _DATA_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
 
-def take_census(
+def count_layer_precisions(
     trt: TensorRT,
     logger: tensorrt.ILogger,
     plan: tensorrt.IHostMemory,
@@ -102,10 +102,10 @@ def _tabulate(layers: Counter[tuple[str, str]]) -> dict[str, Any]:
     return {"layers": dict(sorted(everything.items())), "convolutions": dict(sorted(convolutions.items()))}
 
 
-def require_precision(census: Mapping[str, Any], precision: str) -> None:
+def require_precision(layer_precisions: Mapping[str, Any], precision: str) -> None:
     """At least one convolution runs in the precision asked for; without convolutions, at least one layer."""
-    what = "convolutions" if census["convolutions"] else "layers"
-    counts: Mapping[str, int] = census[what]
+    what = "convolutions" if layer_precisions["convolutions"] else "layers"
+    counts: Mapping[str, int] = layer_precisions[what]
     if precision not in counts:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ExportError(

@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import Mould
+from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, plain_attention
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.masked import masked_from
-from passdeploy.slimming.replay import Decisions, decides
+from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
 from passdeploy.slimming.verify import relative_error
@@ -45,12 +45,12 @@ class Comparison:
     """
 
     def __init__(
-        self, mould: Mould[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
+        self, cloner: ModelCloner[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
     ) -> None:
-        self._mould, self._dull, self._inputs = mould.with_state(vivid(mould.state)), mould, inputs
+        self._cloner, self._original, self._inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
         self._trace, self.groups = trace, groups
-        self._decides = decides([happening.op for happening in trace.happenings])
-        self._left: Mould[nn.Module] | None = None  # what the plan left that was to be kept
+        self._decides = decides([record.op for record in trace.op_log])
+        self._left: ModelCloner[nn.Module] | None = None  # what the plan left that was to be kept
         self.is_large = sum(trace.parameters.values()) > MOST_DOUBLED
 
     def is_exact(self, plan: Plan, *, keep: bool = False) -> bool:
@@ -65,24 +65,24 @@ class Comparison:
 
     def after(self, plan: Plan) -> Comparison:
         """The same for what `plan`, found exact and kept, leaves: its cuts are sooner compared."""
-        sizes = {name: tuple(tensor.shape) for name, tensor in self._mould.state.items()}
+        sizes = {name: tuple(tensor.shape) for name, tensor in self._cloner.state.items()}
         assert self._left is not None, "is_exact(plan, keep=True) comes first"
         after = copy.copy(self)
-        after._mould = after._dull = self._left  # its weights tell already, or else they must not
+        after._cloner = after._original = self._left  # its weights tell already, or else they must not
         after.groups, after._left = groups_after(self.groups, plan, sizes), None
         return after
 
     def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:
-        decisions, nothing = Decisions(), nullcontext()
-        reference = masked_from(self._mould, self.groups, plan)
-        expected = self._outputs_of(reference, dtype, decisions.making() if self._decides else nothing)
-        if self._mould is not self._dull and not _tells(expected):
-            self._mould = self._dull  # it was made for its own weights
+        decisions, nothing = DecisionLog(), nullcontext()
+        reference = masked_from(self._cloner, self.groups, plan)
+        expected = self._outputs_of(reference, dtype, decisions.recording() if self._decides else nothing)
+        if self._cloner is not self._original and not _tells(expected):
+            self._cloner = self._original  # it was made for its own weights
             return self._error_of(plan, dtype, keep=keep)
-        smaller = slim_from(self._mould, self.groups, plan)
+        smaller = slim_from(self._cloner, self.groups, plan)
         if keep:
-            self._left = Mould(smaller)  # as it is before it runs
-        found = self._outputs_of(smaller, dtype, decisions.repeating() if self._decides else nothing)
+            self._left = ModelCloner(smaller)  # as it is before it runs
+        found = self._outputs_of(smaller, dtype, decisions.replaying() if self._decides else nothing)
         if len(expected) != len(found):
             return float("inf")
         return max((relative_error(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -97,7 +97,7 @@ class Comparison:
         return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-class Culprits:
+class FailingGroups:
     """The groups of a plan that spoil a comparison, found by halving."""
 
     def __init__(self, comparison: Comparison, plan: Plan) -> None:
@@ -121,7 +121,7 @@ def _tells(outputs: Sequence[Tensor]) -> bool:
     return all(output.numel() and bool(output.isfinite().all()) for output in outputs)
 
 
-def vivid(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def randomised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a network without parameters that are all the same; those that vary are shared."""
     return {name: like(old, _varied(name, old)) if _is_even(old) else old for name, old in state.items()}
 

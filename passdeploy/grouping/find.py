@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
-from passdeploy.grouping.trial_cuts import Stage
+from passdeploy.grouping.trial_cuts import TrialSearch
 from passdeploy.runtime.garbage import no_collection
 from passdeploy.tracing.follow import follow
-from passdeploy.tracing.meta_model import Sketch
+from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.trace import ChoiceKey, Trace
 
 MOST_ROUNDS = 4
@@ -43,12 +43,12 @@ def map_channels(
         exclude: patterns of layers whose output channels stay all the same.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    sketch = Sketch.of(model, inputs)
+    meta_model = MetaModel.of(model, inputs)
 
-    def staged(choose: Mapping[ChoiceKey, int]) -> Stage:
-        return Stage(model, inputs, sketch, follow(model, inputs, choose=choose, sketch=sketch))
+    def search_of(choose: Mapping[ChoiceKey, int]) -> TrialSearch:
+        return TrialSearch(model, inputs, meta_model, follow(model, inputs, choose=choose, meta_model=meta_model))
 
-    best, chosen = staged({}), dict[ChoiceKey, int]()
+    best, chosen = search_of({}), dict[ChoiceKey, int]()
     best.settle_sizes()
     _settle_values_where_chosen_well(best, {})
     widely, tried = False, list[Mapping[ChoiceKey, int]]()
@@ -57,9 +57,9 @@ def map_channels(
         choose = {**chosen, **vain}
         if vain and choose not in tried:
             tried.append(choose)
-            stage = _better(staged(choose), choose, best.removable)
-            if stage is not None:
-                best, chosen, widely = stage, choose, False
+            search = _better(search_of(choose), choose, best.removable)
+            if search is not None:
+                best, chosen, widely = search, choose, False
                 continue
         if widely:
             break
@@ -68,21 +68,21 @@ def map_channels(
     return best.found().chosen(include=include, exclude=exclude)
 
 
-def _better(stage: Stage, choose: Mapping[ChoiceKey, int], most: int) -> Stage | None:
+def _better(search: TrialSearch, choose: Mapping[ChoiceKey, int], most: int) -> TrialSearch | None:
     """The stage, settled, if more than `most` channels can be removed from it; the rehearsals only ever protect."""
-    if stage.removable > most:
-        stage.settle_sizes(least=most)
-        if stage.removable > most:
-            _settle_values_where_chosen_well(stage, choose)
-            if stage.removable > most:
-                return stage
+    if search.removable > most:
+        search.settle_sizes(least=most)
+        if search.removable > most:
+            _settle_values_where_chosen_well(search, choose)
+            if search.removable > most:
+                return search
     return None
 
 
-def _settle_values_where_chosen_well(stage: Stage, choose: Mapping[ChoiceKey, int]) -> None:
+def _settle_values_where_chosen_well(search: TrialSearch, choose: Mapping[ChoiceKey, int]) -> None:
     """Compare, unless other choices will be tried anyway."""
-    if not _choices_in_vain(stage.trace, choose, widely=True):
-        stage.settle_values()
+    if not _choices_in_vain(search.trace, choose, widely=True):
+        search.settle_values()
 
 
 def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int], *, widely: bool) -> dict[ChoiceKey, int]:
@@ -96,14 +96,14 @@ def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int], *, widely: b
         chosen: what was chosen other than the first option.
         widely: all of them; else those in the modules where the channels met their fate.
     """
-    book, vain = trace.book, {}
-    protections, _ = book.protections()
-    roots = {key: book.find(choice.labels).unique().numpy() for key, choice in trace.choices.items()}
+    union_find, vain = trace.union_find, {}
+    protections, _ = union_find.protections()
+    roots = {key: union_find.find(choice.labels).unique().numpy() for key, choice in trace.choices.items()}
     lost = {key: found[protections[found] >= 0] for key, found in roots.items()}
     near = {
         key
         for key, found in lost.items()
-        if any(name == key[0] or name.startswith(key[0] + ".") for name in book.modules_that_protect(found))
+        if any(name == key[0] or name.startswith(key[0] + ".") for name in union_find.modules_that_protect(found))
     }
     seen: dict[int, int] = {}  # root -> how many labels the last choice among them was about
     for key, choice in reversed(trace.choices.items()):

@@ -16,7 +16,7 @@ from passdeploy.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
-class Number:
+class LabelledSize:
     """A number that a module keeps and that is the size of a dimension, found by rehearsing a cut."""
 
     module: str
@@ -30,7 +30,7 @@ class Number:
         return self.module, self.attribute, self.index
 
 
-class Gatherer:
+class GroupBuilder:
     """Gathers the groups of a walk, again and again while its labels are joined and protected further."""
 
     def __init__(self, trace: Trace) -> None:
@@ -46,7 +46,7 @@ class Gatherer:
         self._places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
         self._known: dict[int, tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]] = {}  # by version
 
-    def gather(self, numbers: Sequence[Number] = ()) -> tuple[ChannelGroup, ...]:
+    def gather(self, numbers: Sequence[LabelledSize] = ()) -> tuple[ChannelGroup, ...]:
         """The groups as they are now.
 
         Args:
@@ -55,13 +55,13 @@ class Gatherer:
         groups, sizes = self._now()
         return _with_numbers(groups, numbers, sizes)
 
-    def assemble(self, numbers: Sequence[Number] = ()) -> ChannelMap:
+    def assemble(self, numbers: Sequence[LabelledSize] = ()) -> ChannelMap:
         """`gather`, and what the groups' widths cost."""
         groups, sizes = self._now()
         return ChannelMap(_with_numbers(groups, numbers, sizes), _price(self._trace, groups, sizes))
 
     def _now(self) -> tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]:
-        version = self._trace.book.version
+        version = self._trace.union_find.version
         if version not in self._known:
             groups = _with_statistics(self._gather(), self._trace)
             last = list(self._known.items())[-1:]  # what was tried in vain is forgotten, and the one before comes back
@@ -71,10 +71,10 @@ class Gatherer:
     def _gather(self) -> list[tuple[ChannelGroup, np.ndarray]]:
         """Groups with the roots of their channels, in the order in which layers first put them out."""
         trace, made = self._trace, self._made
-        roots = trace.book.find(self._labels).numpy()
+        roots = trace.union_find.find(self._labels).numpy()
         put_out = np.zeros(len(trace.state), bool)
         put_out[list(made)] = True
-        is_channel = np.zeros(trace.book.size, bool)
+        is_channel = np.zeros(trace.union_find.size, bool)
         is_channel[roots[put_out[self._dims]]] = True
         mine = is_channel[roots]
         dims, places, roots = self._dims[mine], self._places[mine], roots[mine]
@@ -120,7 +120,7 @@ class Gatherer:
             return
         first = np.flatnonzero(np.diff(roots, prepend=-1))
         counts = np.diff(first, append=len(roots))
-        protections, reasons = self._trace.book.protections()
+        protections, reasons = self._trace.union_find.protections()
         texts: dict[str, int] = {}
         alike = [texts.setdefault(text, len(texts)) for text in (*map(str, reasons), "")]  # "" is what -1 stands for
         why, words = np.array(alike)[protections[roots[first]]], list(texts)
@@ -142,12 +142,12 @@ def _with_statistics(
     """The groups, each with the statistics that go over its channels."""
     if not trace.statistics:
         return groups
-    group_of, channel_of = np.full((2, trace.book.size), -1)
+    group_of, channel_of = np.full((2, trace.union_find.size), -1)
     for number, (_, roots) in enumerate(groups):
         group_of[roots], channel_of[roots] = number, np.arange(len(roots))
     found: list[list[Statistic]] = [[] for _ in groups]
     for taken in trace.statistics:
-        roots = trace.book.find(taken.labels).numpy()
+        roots = trace.union_find.find(taken.labels).numpy()
         for number in np.unique(group_of[roots]):
             if number >= 0:
                 channels = np.where(group_of[roots] == number, channel_of[roots], -1)
@@ -156,7 +156,7 @@ def _with_statistics(
 
 
 def _with_numbers(
-    groups: Sequence[tuple[ChannelGroup, np.ndarray]], numbers: Sequence[Number], sizes: _Sizes
+    groups: Sequence[tuple[ChannelGroup, np.ndarray]], numbers: Sequence[LabelledSize], sizes: _Sizes
 ) -> tuple[ChannelGroup, ...]:
     """The groups, each with the numbers that follow its width; one that follows several is kept by the first."""
     follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
@@ -183,9 +183,11 @@ class _Sizes:
     """Sizes of dimensions as functions of the widths of the prunable groups."""
 
     def __init__(self, trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> None:
-        self._book, self._known = trace.book, dict[bytes, Factor]()
+        self._union_find, self._known = trace.union_find, dict[bytes, Factor]()
         self._groups = [group for group, _ in groups]
-        self._group_of = np.full(trace.book.size, len(groups))  # root -> number of its group; past the last: of none
+        self._group_of = np.full(
+            trace.union_find.size, len(groups)
+        )  # root -> number of its group; past the last: of none
         for number, (group, roots) in enumerate(groups):
             if group.is_prunable:
                 self._group_of[roots] = number
@@ -194,7 +196,7 @@ class _Sizes:
         """The size of the dimension that has these labels."""
         key = labels.numpy().tobytes()
         if key not in self._known:
-            counts = np.bincount(self._group_of[self._book.find(labels).numpy()], minlength=len(self._groups) + 1)
+            counts = np.bincount(self._group_of[self._union_find.find(labels).numpy()], minlength=len(self._groups) + 1)
             spans = ((self._groups[g].name, int(counts[g]) // self._groups[g].width) for g in counts[:-1].nonzero()[0])
             self._known[key] = Factor(int(counts[-1]), tuple(spans))
         return self._known[key]

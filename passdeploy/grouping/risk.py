@@ -12,10 +12,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor, nn
 
-from passdeploy.tracing.trace import Happening, Trace
+from passdeploy.tracing.trace import OpRecord, Trace
 
 
-class Doubt(IntEnum):
+class RequiredCheck(IntEnum):
     """What may go wrong when a network is cut by its labels."""
 
     NONE = 0
@@ -57,7 +57,7 @@ _STATING_EVERY_SIZE = {
 }
 
 
-def doubt(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> Doubt:
+def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> RequiredCheck:
     """The gravest doubt about a network.
 
     Args:
@@ -65,39 +65,39 @@ def doubt(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> Doubt:
         class_of: the class of a module of that name.
     """
 
-    def is_run_by(happening: Happening, kinds: type | tuple[type, ...]) -> bool:
-        return bool(happening.modules) and issubclass(class_of(happening.modules[-1]), kinds)
+    def is_run_by(record: OpRecord, kinds: type | tuple[type, ...]) -> bool:
+        return bool(record.modules) and issubclass(class_of(record.modules[-1]), kinds)
 
-    def about(happening: Happening) -> Doubt:
-        op = happening.op
+    def about(record: OpRecord) -> RequiredCheck:
+        op = record.op
         if op in _PER_CHANNEL or op in _ELEMENT_BY_ELEMENT or op in _CONTRACTIONS:
-            return Doubt.NONE
+            return RequiredCheck.NONE
         if op == "aten.convolution":  # the groups of other modules than torch's own are a number
-            return Doubt.NONE if is_run_by(happening, nn.modules.conv._ConvNd) else Doubt.SIZES
+            return RequiredCheck.NONE if is_run_by(record, nn.modules.conv._ConvNd) else RequiredCheck.SIZES
         if op in _NORMS:
-            return Doubt.NONE if is_run_by(happening, (nn.LayerNorm, nn.RMSNorm)) else Doubt.SIZES
-        if op in _ARITHMETIC and not happening.has_constants:
-            return Doubt.SIZES if set(happening.factors) - {1} else Doubt.NONE
-        if op in _SIZED and (happening.is_derived or _hands_on(happening)):
+            return RequiredCheck.NONE if is_run_by(record, (nn.LayerNorm, nn.RMSNorm)) else RequiredCheck.SIZES
+        if op in _ARITHMETIC and not record.has_constants:
+            return RequiredCheck.SIZES if set(record.factors) - {1} else RequiredCheck.NONE
+        if op in _SIZED and (record.is_derived or _hands_on(record)):
             # It may still have been told how many channels it hands on.
-            return Doubt.SIZES if op in _STATING_EVERY_SIZE and not happening.is_derived else Doubt.NONE
-        return Doubt.VALUES
+            return RequiredCheck.SIZES if op in _STATING_EVERY_SIZE and not record.is_derived else RequiredCheck.NONE
+        return RequiredCheck.VALUES
 
-    graves = (about(one) for one in trace.happenings if any(labels for _, labels in one.inputs))
-    return max(graves, default=Doubt.NONE)
+    graves = (about(one) for one in trace.op_log if any(labels for _, labels in one.inputs))
+    return max(graves, default=RequiredCheck.NONE)
 
 
 def states_sizes(trace: Trace) -> bool:
     """Whether a dimension with channels is taken apart, put together or picked from by numbers anywhere."""
-    return any(one.op in _SIZED and not one.is_derived and not _hands_on(one) for one in trace.happenings)
+    return any(one.op in _SIZED and not one.is_derived and not _hands_on(one) for one in trace.op_log)
 
 
-def _hands_on(happening: Happening) -> bool:
+def _hands_on(record: OpRecord) -> bool:
     """Whether every dimension with channels comes out as it went in."""
-    return all(_is_handed_on(vector, happening) for _, labels in happening.inputs for vector in labels.values())
+    return all(_is_handed_on(vector, record) for _, labels in record.inputs for vector in labels.values())
 
 
-def _is_handed_on(vector: Tensor, happening: Happening) -> bool:
+def _is_handed_on(vector: Tensor, record: OpRecord) -> bool:
     return any(
-        vector is other or torch.equal(vector, other) for _, labels in happening.results for other in labels.values()
+        vector is other or torch.equal(vector, other) for _, labels in record.results for other in labels.values()
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from passdeploy.tracing.dispatch import Onlooker, source_line
-from passdeploy.tracing.op_call import Call
-from passdeploy.tracing.trace import Happening
+from passdeploy.tracing.dispatch import OpObserver, source_line
+from passdeploy.tracing.op_call import OpCall
+from passdeploy.tracing.trace import OpRecord
 
-FactorsOfLines = dict[tuple[str, str], set[tuple[float, ...]]]  # operation and file:line -> what it computes with
+FactorsByLine = dict[tuple[str, str], set[tuple[float, ...]]]  # operation and file:line -> what it computes with
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Stop:
     """Where a rehearsal went wrong."""
 
     position: int  # operations that went well
-    happening: Happening  # what should have happened next
+    record: OpRecord  # what should have happened next
     error: str
 
 
@@ -27,7 +27,7 @@ class WrongSizeError(Exception):
     """A tensor of the cut network has another size than its labels foretell, or a factor follows a width."""
 
 
-class Rehearsal(Onlooker):
+class ShapeChecker(OpObserver):
     """Watches a cut network operation by operation and stops it at the first tensor of a wrong size.
 
     Args:
@@ -40,30 +40,30 @@ class Rehearsal(Onlooker):
 
     def __init__(
         self,
-        script: Sequence[Happening],
+        op_log: Sequence[OpRecord],
         size_of: Callable[[Tensor], int],
         *,
-        factors: FactorsOfLines | None = None,
-        is_sketch: bool,
+        factors: FactorsByLine | None = None,
+        is_meta: bool,
     ) -> None:
-        super().__init__(is_sketch=is_sketch)
-        self._script, self._size_of, self._factors = script, size_of, factors
+        super().__init__(is_meta=is_meta)
+        self._op_log, self._size_of, self._factors = op_log, size_of, factors
         self.position = 0  # operations that went well
         self.blamed: int | None = None  # where the network first did something else than in the walk
         self._is_in_step = True
 
     @property
-    def expected(self) -> Happening:
+    def expected(self) -> OpRecord:
         """What should happen next, or should have happened where it first went another way."""
         position = self.position if self.blamed is None else self.blamed
-        return self._script[min(position, len(self._script) - 1)]
+        return self._op_log[min(position, len(self._op_log) - 1)]
 
-    def happen(self, call: Call) -> None:
+    def on_op(self, call: OpCall) -> None:
         """Compare one operation with what the walk saw in its place."""
         name, expected = call.name, self.expected
         if name in _STRIDES and expected.op != name:
             return
-        while expected.op in _STRIDES and expected.op != name and self.position < len(self._script) - 1:
+        while expected.op in _STRIDES and expected.op != name and self.position < len(self._op_log) - 1:
             self.position += 1
             expected = self.expected
         if self._is_in_step and not _is_same(expected.op, name):
@@ -76,7 +76,7 @@ class Rehearsal(Onlooker):
                 if not labels or result.ndim != len(dense):
                     continue
                 wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]
-                if not self.is_sketch:
+                if not self.is_meta:
                     # Who decides by values, as a detector does on how many boxes there are, may come to other sizes.
                     found = zip(wanted, dense, result.shape, strict=True)
                     wanted = [size if size != whole else own for size, whole, own in found]
@@ -86,11 +86,11 @@ class Rehearsal(Onlooker):
             self._check_factors(call)
         self.position += 1
 
-    def _check_factors(self, call: Call) -> None:
+    def _check_factors(self, call: OpCall) -> None:
         """By line of code: out of step, or beside the masked network, that is what tells what should have happened."""
         line = call.name, source_line()
-        alike = [number for number, one in enumerate(self._script) if (one.op, one.source) == line and line[1]]
-        known = {self._script[number].factors for number in alike}
+        alike = [number for number, one in enumerate(self._op_log) if (one.op, one.source) == line and line[1]]
+        known = {self._op_log[number].factors for number in alike}
         if alike and self._factors is not None:
             known = self._factors.get(line, known)
         if known and call.factors not in known:
@@ -98,14 +98,14 @@ class Rehearsal(Onlooker):
             raise WrongSizeError(f"a factor of {min(known)} that is now {call.factors}")
 
 
-class FactorsByLine(Onlooker):
+class FactorRecorder(OpObserver):
     """Notes which factors every line of code computes with."""
 
     def __init__(self) -> None:
-        super().__init__(is_sketch=False)
-        self.found: FactorsOfLines = {}
+        super().__init__(is_meta=False)
+        self.found: FactorsByLine = {}
 
-    def happen(self, call: Call) -> None:
+    def on_op(self, call: OpCall) -> None:
         """One operation."""
         if call.factors:
             self.found.setdefault((call.name, source_line()), set()).add(call.factors)

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from passdeploy.grouping.gather import Number
+from passdeploy.grouping.gather import LabelledSize
 from passdeploy.grouping.shape_check import Stop
 from passdeploy.slimming.size_attributes import read_number
-from passdeploy.tracing.trace import Happening
+from passdeploy.tracing.trace import OpRecord
 
-Place = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
+DimPosition = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
 
 _TORCH_MODULES = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, nn.modules.conv._ConvNd)
 _OF_TORCH = {  # attributes of these that slimming keeps true by itself
@@ -20,7 +20,7 @@ _OF_TORCH = {  # attributes of these that slimming keeps true by itself
 }
 
 
-class Repairs:
+class AttributeFixes:
     """Finds the numbers that may explain why a cut network stopped.
 
     Args:
@@ -28,30 +28,30 @@ class Repairs:
         script: what happens in it.
     """
 
-    def __init__(self, model: nn.Module, script: Sequence[Happening]) -> None:
-        self._model, self._script = model, script
+    def __init__(self, model: nn.Module, op_log: Sequence[OpRecord]) -> None:
+        self._model, self._op_log = model, op_log
 
-    def of(self, stop: Stop, cut: nn.Module, size_of: Callable[[Tensor], int]) -> Iterator[list[Number]]:
+    def of(self, stop: Stop, cut: nn.Module, size_of: Callable[[Tensor], int]) -> Iterator[list[LabelledSize]]:
         """Numbers that may be stale, nearest module first, each with its like in other modules of that class."""
-        changed = {place: dense for place, (dense, labels) in _sizes(stop.happening) if size_of(labels) != dense}
-        for depth in range(1, len(stop.happening.modules) + 1):
-            module = cut.get_submodule(stop.happening.modules[-depth])
+        changed = {place: dense for place, (dense, labels) in _sizes(stop.record) if size_of(labels) != dense}
+        for depth in range(1, len(stop.record.modules) + 1):
+            module = cut.get_submodule(stop.record.modules[-depth])
             # A method of a child that is not called itself runs in the name of its parent.
             for child, owner in (("", module), *module.named_children()):
-                together: list[Number] = []
+                together: list[LabelledSize] = []
                 for attribute, value in list(vars(owner).items()):
                     if attribute in _OF_TORCH and isinstance(owner, _TORCH_MODULES):
                         continue  # is true already
                     for number, places in enumerate(_explanations(value, changed)):
-                        repair = list(self._alike(stop.happening, depth, child, attribute, places))
+                        repair = list(self._alike(stop.record, depth, child, attribute, places))
                         together += repair if number == 0 else []
                         yield repair
                 if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
                     yield together
 
     def _alike(
-        self, stopped: Happening, depth: int, child: str, attribute: str, places: Mapping[int | None, Place]
-    ) -> Iterator[Number]:
+        self, stopped: OpRecord, depth: int, child: str, attribute: str, places: Mapping[int | None, DimPosition]
+    ) -> Iterator[LabelledSize]:
         """The same numbers of every module of that class, where the same line of code runs for the same time."""
         kind = type(self._model.get_submodule(stopped.modules[-depth]))
         turns = self._turns(stopped, depth)
@@ -63,26 +63,26 @@ class Repairs:
             for index, place in places.items():
                 dense, labels = sizes.get(place, (None, None))
                 if labels is not None and _has_number(self._model, (owner, attribute, index), dense):
-                    yield Number(owner, attribute, index, labels)
+                    yield LabelledSize(owner, attribute, index, labels)
 
-    def _turns(self, stopped: Happening, depth: int) -> dict[str, list[Happening]]:
+    def _turns(self, stopped: OpRecord, depth: int) -> dict[str, list[OpRecord]]:
         """Module at that depth -> what ran there by the same line of code, in order."""
-        turns: dict[str, list[Happening]] = {}
-        for happening in self._script:
-            if (happening.op, happening.source) == (stopped.op, stopped.source) and len(happening.modules) >= depth:
-                turns.setdefault(happening.modules[-depth], []).append(happening)
+        turns: dict[str, list[OpRecord]] = {}
+        for record in self._op_log:
+            if (record.op, record.source) == (stopped.op, stopped.source) and len(record.modules) >= depth:
+                turns.setdefault(record.modules[-depth], []).append(record)
         return turns
 
 
-def _sizes(happening: Happening) -> Iterator[tuple[Place, tuple[int, Tensor]]]:
+def _sizes(record: OpRecord) -> Iterator[tuple[DimPosition, tuple[int, Tensor]]]:
     """Every labelled dimension of the results and inputs: its place, and its dense size and labels."""
-    for side, tensors in enumerate((happening.results, happening.inputs)):
+    for side, tensors in enumerate((record.results, record.inputs)):
         for number, (shape, labels) in enumerate(tensors):
             for dim, vector in labels.items():
                 yield (side, number, dim), (shape[dim], vector)
 
 
-def _explanations(value: Any, changed: Mapping[Place, int]) -> Iterator[dict[int | None, Place]]:
+def _explanations(value: Any, changed: Mapping[DimPosition, int]) -> Iterator[dict[int | None, DimPosition]]:
     """Ways in which an attribute may state sizes that changed: place in the attribute (None: all of it) -> which size.
 
     The entries of a list are explained together: sizes of a split only make sense as a whole.
@@ -92,7 +92,7 @@ def _explanations(value: Any, changed: Mapping[Place, int]) -> Iterator[dict[int
             if dense == value:
                 yield {None: place}
     elif isinstance(value, tuple | list):
-        stated: dict[int | None, Place] = {}
+        stated: dict[int | None, DimPosition] = {}
         for index, item in enumerate(value):
             alike = [place for place, dense in changed.items() if type(item) is int and dense == item]
             own = [place for place in alike if place[:2] == (0, index)]  # the size of the result of that number

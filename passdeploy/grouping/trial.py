@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import Mould
+from passdeploy.models.cloning import ModelCloner
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.size_attributes import NumberKey, numbers_after, read_number, write_number_
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.trace import Trace
 
 
-class Trial:
+class TrialCut:
     """A network cut by a plan, over and over with other numbers in its modules.
 
     Args:
@@ -29,18 +29,18 @@ class Trial:
 
     def __init__(
         self,
-        mould: Mould[nn.Module],
+        cloner: ModelCloner[nn.Module],
         trace: Trace,
         state_labels: Mapping[tuple[str, int], Tensor],
         groups: Sequence[ChannelGroup],
         plan: Plan,
     ) -> None:
-        self._mould, self._trace, self._state_labels = mould, trace, state_labels
+        self._cloner, self._trace, self._state_labels = cloner, trace, state_labels
         self._groups, self.plan = groups, plan
-        self._gone = torch.zeros(trace.book.size, dtype=torch.bool)  # which labels represent a channel that goes
+        self._gone = torch.zeros(trace.union_find.size, dtype=torch.bool)  # which labels represent a channel that goes
         for group in groups:
             if len(removed := plan.removed(group)):
-                self._gone[trace.book.find(self.labels_of(group)[removed])] = True
+                self._gone[trace.union_find.find(self.labels_of(group)[removed])] = True
         self._sizes: dict[int, int] = {}  # see `size_of`
         self._cut: nn.Module | None = None
         self._said: dict[NumberKey, int] = {}  # what modules of the cut network said before numbers were written
@@ -53,7 +53,7 @@ class Trial:
     def size_of(self, labels: Tensor) -> int:
         """How many channels of a dimension stay."""
         if id(labels) not in self._sizes:  # of labels in the trace, which keeps them
-            self._sizes[id(labels)] = len(labels) - int(self._gone[self._trace.book.find(labels)].sum())
+            self._sizes[id(labels)] = len(labels) - int(self._gone[self._trace.union_find.find(labels)].sum())
         return self._sizes[id(labels)]
 
     def cut(self, groups: Sequence[ChannelGroup]) -> nn.Module:
@@ -62,7 +62,7 @@ class Trial:
         It is one and the same network, whose modules are told other numbers.
         """
         if self._cut is None:
-            self._cut, self._said = slim_from(self._mould, self._groups, self.plan), {}
+            self._cut, self._said = slim_from(self._cloner, self._groups, self.plan), {}
         wanted = dict(numbers_after(groups, self.plan))
         for number in self._said.keys() - wanted.keys():
             write_number_(self._cut, number, self._said[number])
@@ -77,22 +77,22 @@ class Trial:
         self._cut = None
 
 
-def random_plan(groups: Sequence[ChannelGroup], take: int) -> Plan:
+def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
     """Channels in no order: about half of every group, then little and much of it in turns, then any share.
 
     In turns, so that neighbours such as the two halves of a split are not cut alike by chance.
     """
     kept = {}
     for number, group in enumerate(group for group in groups if group.is_prunable):
-        chance = generator("rehearse", take, group.name)
-        share = float(torch.rand((), generator=chance))
-        if take == 0:
+        draws = generator("rehearse", trial_index, group.name)
+        share = float(torch.rand((), generator=draws))
+        if trial_index == 0:
             share = 0.4 + 0.2 * share
-        elif take in (1, 2):
-            share = (0.1, 0.7)[(number + take) % 2] + 0.2 * share
+        elif trial_index in (1, 2):
+            share = (0.1, 0.7)[(number + trial_index) % 2] + 0.2 * share
         # After the first cut small groups may stay whole: of two that lose one channel each nobody can tell the sums.
-        most = group.width if take else group.width - 1
-        width = max(min(max(round(share * group.width), 1 if take else 2), most), 1)
+        most = group.width if trial_index else group.width - 1
+        width = max(min(max(round(share * group.width), 1 if trial_index else 2), most), 1)
         if width < group.width:
-            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=chance)[:width].tolist()))
+            kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=draws)[:width].tolist()))
     return Plan(kept)

@@ -12,8 +12,8 @@ from passdeploy.latency.table import LatencyTable
 NS_PER_MS = 1_000_000
 
 
-class LatencyPrice:
-    """What a table says of widths, as a `Price` in nanoseconds.
+class LatencyCost:
+    """What a table says of widths, as a `Cost` in nanoseconds.
 
     Args:
         table: of the network.
@@ -75,18 +75,18 @@ class LatencyPrice:
             slope + 1e-3
         )  # a channel of a layer that takes no time is nearly free, not free: scores are divided by it
 
-    def curve(self, widths: np.ndarray, group: int, rungs: np.ndarray) -> np.ndarray:
-        """Nanoseconds of all nodes that a group touches, were it as wide as each of `rungs`, the others as they are."""
+    def curve(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> np.ndarray:
+        """Nanoseconds of all nodes that a group touches, at each of the widths `candidates`, others unchanged."""
         sizes = self._fixed + self._spans @ widths
-        total = np.zeros(len(rungs))
+        total = np.zeros(len(candidates))
         for node in self._touching[group]:
             rows = self._rows[node]
             span = self._spans[rows, group]
             others = sizes[rows] - span * widths[group]
-            key = node, group, tuple(others.tolist()), rungs.tobytes()
+            key = node, group, tuple(others.tolist()), candidates.tobytes()
             if key not in self._curves:
                 layer = self.table.curves.layers[self.table.nodes[node].layer]
-                self._curves[key] = layer.predict(others + span * rungs[:, None]) * NS_PER_MS
+                self._curves[key] = layer.predict(others + span * candidates[:, None]) * NS_PER_MS
             total += self._curves[key]
         return total
 

@@ -12,9 +12,9 @@ from torch import nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.latency.hardware import Place
+from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.models.prompt import VisualPrompt, with_prompt
-from passdeploy.profiling.candidates import Subject, runner_of
+from passdeploy.profiling.candidates import Candidate, runner_of
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.interleaved import Build
 from passdeploy.profiling.runners import Runner
@@ -23,7 +23,7 @@ from passdeploy.slimming.slim import slim
 
 @contextmanager
 def as_used(
-    place: Place, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
+    context: MeasurementContext, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
 ) -> Iterator[Callable[[Plan], Build]]:
     """What makes the network of a plan as it will be delivered (cut with its weights, behind its prompt, exported).
 
@@ -31,19 +31,19 @@ def as_used(
 
     Files are gone when the context ends.
     """
-    image_shape = tuple(int(size) for size in place.image.split("x"))
-    images = example_images(place.batch, image_shape)
+    image_shape = tuple(int(size) for size in context.image.split("x"))
+    images = example_images(context.batch, image_shape)
     with TemporaryDirectory() as folder:
 
         def make(plan: Plan) -> Build:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
             path = Path(folder) / "slim.onnx"
-            if place.backend == "ort":
-                export_onnx(network, images[:1], path, batch=(place.batch,) * 3)
-            subject = Subject("slim", module=network, onnx=path)
+            if context.backend == "ort":
+                export_onnx(network, images[:1], path, batch=(context.batch,) * 3)
+            candidate = Candidate("slim", module=network, onnx=path)
 
             def load() -> Runner:
-                runner = runner_of(subject, place.backend, place.threads, place.setting)
+                runner = runner_of(candidate, context.backend, context.threads, context.setting)
                 runner.prepare(images)
                 return runner
 

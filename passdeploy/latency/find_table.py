@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact
-from passdeploy.latency.hardware import Place
-from passdeploy.latency.network_timing import Prober
-from passdeploy.latency.resized_networks import prober_for
-from passdeploy.latency.sampling import Survey, survey
+from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.network_timing import LatencySampler
+from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.cuda import stream_of
 from passdeploy.runtime.events import Listener, silent, stage
@@ -37,16 +37,16 @@ def cached_table(path: Path) -> LatencyTable | None:
         return None  # it is measured again, and written over
 
 
-USUAL_SURVEY = Survey()
+USUAL_SAMPLING = SamplingPlan()
 
 
 def find_table(
-    place: Place,
+    context: MeasurementContext,
     dense: nn.Module,
     channels: ChannelMap,
     images: Tensor,
     *,
-    plan: Survey | None = None,
+    plan: SamplingPlan | None = None,
     fresh: bool = False,
     tell: Listener = silent,
 ) -> LatencyTable:
@@ -61,13 +61,13 @@ def find_table(
         fresh: measure it even if it is in the cache.
         tell: hears of the progress.
     """
-    path = cache_folder() / f"latency-{place.key(_structure(channels))}.json"
+    path = cache_folder() / f"latency-{context.key(_structure(channels))}.json"
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
-    with stage("table", f"how long layers take: {place.words}", tell) as progress:
-        with prober_at(place, dense, channels, images) as prober:
-            table = survey(prober, channels, place, plan or USUAL_SURVEY, progress)
+    with stage("table", f"how long layers take: {context.words}", tell) as progress:
+        with sampler_at(context, dense, channels, images) as sampler:
+            table = sample_latency(sampler, channels, context, plan or USUAL_SAMPLING, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)
@@ -75,11 +75,13 @@ def find_table(
 
 
 @contextmanager
-def prober_at(place: Place, dense: nn.Module, channels: ChannelMap, images: Tensor) -> Iterator[Prober]:
-    """What looks at a network as `place` says; on a GPU work is queued on a stream of its own meanwhile."""
-    prober = prober_for(place.backend, dense, channels, images, threads=place.threads, setting=place.setting)
-    with stream_of(place.setting.device_of(place.backend)):
-        yield prober
+def sampler_at(
+    context: MeasurementContext, dense: nn.Module, channels: ChannelMap, images: Tensor
+) -> Iterator[LatencySampler]:
+    """What looks at a network as `context` says; on a GPU work is queued on a stream of its own meanwhile."""
+    sampler = sampler_for(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
+    with stream_of(context.setting.device_of(context.backend)):
+        yield sampler
 
 
 def _structure(channels: ChannelMap) -> str:

@@ -18,7 +18,7 @@ _PACKAGE = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "com
 
 
 @dataclass(frozen=True)
-class Place:
+class MeasurementContext:
     """Where, and how, latencies were measured; they say nothing about another place."""
 
     processor: str  # the GPU, where the backend runs on one
@@ -37,7 +37,7 @@ class Place:
     @classmethod
     def here(
         cls, *, backend: str, threads: int, batch: int, image_shape: tuple[int, ...], setting: Setting | None = None
-    ) -> Place:
+    ) -> MeasurementContext:
         """This machine, whether or not it has the device."""
         setting, versions = setting or Setting(), package_versions()
         version = next((f"{name} {versions[name]}" for name in _PACKAGE.get(backend, ()) if name in versions), "none")
@@ -76,7 +76,7 @@ class Place:
         text = json.dumps([asdict(self), *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
-    def differences(self, other: Place) -> list[str]:
+    def differences(self, other: MeasurementContext) -> list[str]:
         """What is different, in words: `processor: made on A, wanted is B`."""
         return [
             f"{field.name}: made with {getattr(self, field.name)}, wanted is {getattr(other, field.name)}"
@@ -84,7 +84,7 @@ class Place:
             if field.name != "device" and getattr(self, field.name) != getattr(other, field.name)
         ]  # a device is known by its processor, whatever its number is here
 
-    def require(self, wanted: Place, what: str) -> None:
+    def require(self, wanted: MeasurementContext, what: str) -> None:
         """Raise UsageError, which names the difference, unless `wanted` is this place."""
         if found := self.differences(wanted):
             raise UsageError(

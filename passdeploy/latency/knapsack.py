@@ -18,9 +18,9 @@ from passdeploy.channels.allocation import in_units
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.channels.widths import rungs_of
+from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.cost import LatencyCost
 
 _SWEEPS = 12
 _HALVINGS = 24
@@ -58,40 +58,40 @@ class _Knapsack:
 
     names: list[str]
     orders: list[Tensor]  # per group: channels, best first
-    rungs: list[np.ndarray]  # per group: widths, ascending
-    worth: list[np.ndarray]  # per group: the score that each rung keeps
+    candidates: list[np.ndarray]  # per group: widths, ascending
+    kept_score: list[np.ndarray]  # per group: the score that each rung keeps
     columns: list[int]
-    price: LatencyPrice
+    price: LatencyCost
     full: np.ndarray  # the cost model's dense widths
 
     @classmethod
     def pack(cls, scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, round_to: int) -> _Knapsack:
         cut = [group for group in groups if group.is_prunable and group.name in scores]
-        place = {name: number for number, name in enumerate(costs.widths)}
+        context = {name: number for number, name in enumerate(costs.widths)}
         price = costs.price("latency")
-        assert isinstance(price, LatencyPrice)
-        orders, rungs, worth = [], [], []
+        assert isinstance(price, LatencyCost)
+        orders, candidates, kept_score = [], [], []
         for group in cut:
             values, order = scores[group.name].detach().double().cpu().sort(descending=True, stable=True)
-            widths = rungs_of(group, round_to, is_strict=True)
+            widths = candidate_widths(group, round_to, is_strict=True)
             orders.append(order)
-            rungs.append(widths)
-            worth.append(np.cumsum(values.numpy())[widths - 1])
-        columns = [place[group.name] for group in cut]
-        return cls([group.name for group in cut], orders, rungs, worth, columns, price, costs.vector({}))
+            candidates.append(widths)
+            kept_score.append(np.cumsum(values.numpy())[widths - 1])
+        columns = [context[group.name] for group in cut]
+        return cls([group.name for group in cut], orders, candidates, kept_score, columns, price, costs.vector({}))
 
     def settle(self, price_of_time: float) -> np.ndarray:
         """Rungs at which no group, by itself, gains by another one; an infinite price asks for speed alone."""
-        at = np.array([len(widths) - 1 for widths in self.rungs])
+        at = np.array([len(widths) - 1 for widths in self.candidates])
         widths = self.widths(at)
         for _ in range(_SWEEPS):
             before = at.copy()
             for group, column in enumerate(self.columns):
-                if len(self.rungs[group]) > 1:
-                    times = self.price.curve(widths, column, self.rungs[group])
-                    gain = -times if np.isinf(price_of_time) else self.worth[group] - price_of_time * times
+                if len(self.candidates[group]) > 1:
+                    times = self.price.curve(widths, column, self.candidates[group])
+                    gain = -times if np.isinf(price_of_time) else self.kept_score[group] - price_of_time * times
                     at[group] = int(gain.argmax())
-                    widths[column] = self.rungs[group][at[group]]
+                    widths[column] = self.candidates[group][at[group]]
             if (at == before).all():
                 break
         return at
@@ -99,7 +99,7 @@ class _Knapsack:
     def best_within(self, limit: float, fastest: np.ndarray) -> np.ndarray:
         """The rungs of the lowest price of time that keep to `limit`; of those seen, the ones that keep the most."""
         best, most = fastest, self.score(fastest)
-        all_score, all_time = sum(float(worth[-1]) for worth in self.worth), self.price.sum(self.full)
+        all_score, all_time = sum(float(kept_score[-1]) for kept_score in self.kept_score), self.price.sum(self.full)
         low, high = 1e-4 * all_score / all_time, 1e4 * all_score / all_time
         for _ in range(_HALVINGS):
             middle = float(np.sqrt(low * high))
@@ -120,11 +120,11 @@ class _Knapsack:
             left = limit - self.price.sum(widths)
             steps: list[tuple[float, int, int]] = []
             for group, column in enumerate(self.columns):
-                times = self.price.curve(widths, column, self.rungs[group])
+                times = self.price.curve(widths, column, self.candidates[group])
                 for rung in range(at[group] + 1, len(times)):
                     extra = float(times[rung] - times[at[group]])
                     if extra <= left:
-                        kept = float(self.worth[group][rung] - self.worth[group][at[group]])
+                        kept = float(self.kept_score[group][rung] - self.kept_score[group][at[group]])
                         steps.append((kept / max(extra, 1.0), group, rung))
             if not steps:
                 return at
@@ -134,17 +134,17 @@ class _Knapsack:
     def widths(self, at: np.ndarray) -> np.ndarray:
         """The price's vector."""
         vector: np.ndarray = self.full.copy()
-        vector[self.columns] = [widths[rung] for widths, rung in zip(self.rungs, at, strict=True)]
+        vector[self.columns] = [widths[rung] for widths, rung in zip(self.candidates, at, strict=True)]
         return vector
 
     def time(self, at: np.ndarray) -> float:
         return self.price.sum(self.widths(at))
 
     def score(self, at: np.ndarray) -> float:
-        return sum(float(worth[rung]) for worth, rung in zip(self.worth, at, strict=True))
+        return sum(float(kept_score[rung]) for kept_score, rung in zip(self.kept_score, at, strict=True))
 
     def plan(self, at: np.ndarray) -> Plan:
         """The best channels of every group, as many as its rung says."""
-        widths = (self.rungs[group][rung] for group, rung in enumerate(at))
+        widths = (self.candidates[group][rung] for group, rung in enumerate(at))
         chosen = zip(self.names, self.orders, widths, strict=True)
         return Plan({name: tuple(sorted(order[: int(width)].tolist())) for name, order, width in chosen})

@@ -91,5 +91,5 @@ def _pooled(sizes: np.ndarray, ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Measurements at the same sizes as one: their median."""
     if not sizes.shape[1]:
         return sizes[:1], np.array([np.median(ms)])
-    distinct, place = np.unique(sizes, axis=0, return_inverse=True)
-    return distinct, np.array([np.median(ms[place.ravel() == number]) for number in range(len(distinct))])
+    distinct, context = np.unique(sizes, axis=0, return_inverse=True)
+    return distinct, np.array([np.median(ms[context.ravel() == number]) for number in range(len(distinct))])

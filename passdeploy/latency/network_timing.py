@@ -17,20 +17,20 @@ from passdeploy.profiling.runners import Runner
 
 
 @dataclass(frozen=True)
-class Observation:
+class NetworkTiming:
     """One network at one choice of widths."""
 
     widths: Mapping[str, int]  # group name -> channels kept; groups not named are whole
     total_ms: float  # median of untraced calls
     nodes: tuple[NodeTime, ...]  # in the order of a call
 
-    def times(self, factor: float) -> Observation:
+    def times(self, factor: float) -> NetworkTiming:
         """The same on a machine that takes `factor` times as long."""
         nodes = tuple(replace(node, ms=factor * node.ms) for node in self.nodes)
         return replace(self, total_ms=factor * self.total_ms, nodes=nodes)
 
 
-class Prober(Protocol):
+class LatencySampler(Protocol):
     """A backend that can run, and look into, a network at any widths."""
 
     backend: str
@@ -45,12 +45,12 @@ class Prober(Protocol):
         """The network at `widths`, ready to be timed."""
         ...
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Build the network at `widths` and look at it for about `seconds`."""
         ...
 
 
-def undisturbed(first: Observation, second: Observation) -> Observation:
+def undisturbed(first: NetworkTiming, second: NetworkTiming) -> NetworkTiming:
     """Two observations of one network as one: of everything the shorter time, since disturbances only add."""
     again = {node.name: node.ms for node in second.nodes}
     nodes = tuple(replace(node, ms=min(node.ms, again.get(node.name, node.ms))) for node in first.nodes)

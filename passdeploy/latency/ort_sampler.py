@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from passdeploy.latency.network_timing import Observation, median_ms
+from passdeploy.latency.network_timing import NetworkTiming, median_ms
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime, read_trace
 from passdeploy.profiling.onnx_layers import OnnxLayer, by_layer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-class OrtProber:
+class OrtSampler:
     """Times networks in ONNX Runtime on the CPU.
 
     Args:
@@ -54,11 +54,11 @@ class OrtProber:
         """The network at `widths`, ready to be timed."""
         return self._bound(self._graph_at(tuple(widths.items())), name)
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         graph = self._graph_at(tuple(widths.items()))
         total = median_ms(self._bound(graph, "network").run, self.clock, seconds=seconds / 2)
-        return Observation(dict(widths), total, self._trace(graph, seconds / 2))
+        return NetworkTiming(dict(widths), total, self._trace(graph, seconds / 2))
 
     def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:
         with TemporaryDirectory() as folder:

@@ -13,25 +13,25 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
-from passdeploy.channels.widths import floor_width
+from passdeploy.channels.widths import minimum_width
 from passdeploy.errors import UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.latency.hardware import block_of
-from passdeploy.latency.network_timing import Prober
+from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.onnx_resizing import ResizableGraph
-from passdeploy.latency.ort_sampler import OrtProber
-from passdeploy.latency.torch_sampler import TorchProber
+from passdeploy.latency.ort_sampler import OrtSampler
+from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.profiling.execution import Setting
 from passdeploy.slimming.slim import slim
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-BACKENDS = ("ort", "torch", "compile")
+TABLE_BACKENDS = ("ort", "torch", "compile")
 
 
-def prober_for(
+def sampler_for(
     backend: str,
     model: nn.Module,
     channels: ChannelMap,
@@ -39,7 +39,7 @@ def prober_for(
     *,
     threads: int,
     setting: Setting | None = None,
-) -> Prober:
+) -> LatencySampler:
     """What looks at `model` at any widths.
 
     Args:
@@ -59,16 +59,16 @@ def prober_for(
     setting.require_possible((backend,))
     if backend == "ort":
         graphs = OnnxNetworks(model, channels, images)
-        return OrtProber(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
+        return OrtSampler(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
     cut, block = SlimNetworks(model, channels), block_of(backend, setting)
-    return TorchProber(cut.at, images, threads=threads, block=block, backend=backend, setting=setting)
+    return TorchSampler(cut.at, images, threads=threads, block=block, backend=backend, setting=setting)
 
 
 def require_table(backend: str, setting: Setting) -> None:
     """Raise UsageError where no table can be measured, on any machine."""
-    if backend not in BACKENDS:
+    if backend not in TABLE_BACKENDS:
         raise UsageError(
-            f"no latency table can be measured on {backend} in this version: choose from {', '.join(BACKENDS)}.\n"
+            f"no latency table can be measured on {backend} in this version: choose from {', '.join(TABLE_BACKENDS)}.\n"
             "Ask for macs, export, and measure with: passdeploy profile"
         )
     if backend == "ort" and setting != Setting():
@@ -95,7 +95,7 @@ class OnnxNetworks:
     def __init__(self, model: nn.Module, channels: ChannelMap, images: Tensor) -> None:
         self._images, self._modules = images, SlimNetworks(_told_apart(model), channels)
         self._graph = ResizableGraph(self._export({}), channels.groups)
-        narrow = {group.name: floor_width(group, block_of("ort"), "latency") for group in channels.prunable}
+        narrow = {group.name: minimum_width(group, block_of("ort"), "latency") for group in channels.prunable}
         self._is_resizable = _runs(self._graph.at(narrow), images)
         self.layers = self._graph.layers()
 
@@ -118,11 +118,11 @@ def _told_apart(model: nn.Module) -> nn.Module:
 
     Times do not depend on the numbers.
     """
-    copied, chance = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
+    copied, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():
-                tensor += 1e-3 * torch.rand(tensor.shape, generator=chance, dtype=tensor.dtype)
+                tensor += 1e-3 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
     return copied
 
 

@@ -16,16 +16,15 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import BudgetError, UsageError
-from passdeploy.latency.cost import NS_PER_MS, LatencyPrice
+from passdeploy.latency.cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.network_timing import Prober
+from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import Clock, clock_for
-from passdeploy.profiling.disturbances import Glance, disturbances
-from passdeploy.profiling.interleaved import BUILT_ONCE, Build, in_turns, measure_sittings
-from passdeploy.profiling.interleaved import Budget as TimeBudget
+from passdeploy.profiling.disturbances import MachineCounters, disturbances
+from passdeploy.profiling.interleaved import BUILT_ONCE, Build, TimeBudget, in_turns, measure_sessions
 from passdeploy.profiling.runners import torch_threads
-from passdeploy.profiling.statistics import Speedup, speedup_over, summarise
+from passdeploy.profiling.statistics import Speedup, speedup_over, summarise_times
 from passdeploy.runtime.events import Stage, silent
 
 TOLERANCE = 0.03  # a plan may be this much slower than asked
@@ -33,12 +32,12 @@ MOST_TRIALS = 6
 _AIM = 0.975  # of what is asked: the middle of what ends the search, a little on the fast side,
 _NEAR_ENOUGH = 0.05  # so much faster at most
 _PATIENCE = 3  # measurements of a plan, where another program disturbs them
-_SITTINGS = 4  # of each: with two threads a network may be a quarter slower where it is loaded anew
+_SESSIONS = 4  # of each: with two threads a network may be a quarter slower where it is loaded anew
 _SURELY = 0.005  # and so much at least: measured again, it should still be as fast as asked
 
 
 @dataclass(frozen=True)
-class Request:
+class LatencyGoal:
     """How fast the slim network must be: one of the two."""
 
     share: float | None = None  # of the dense network's median latency
@@ -63,7 +62,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Trial:
+class MeasuredPlan:
     """A plan that was built and measured."""
 
     plan: Plan
@@ -76,14 +75,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Met:
+class SearchResult:
     """A plan that is as fast as asked."""
 
-    trial: Trial
-    trials: tuple[Trial, ...]  # all of them, in order; the first is the table's own
+    trial: MeasuredPlan
+    trials: tuple[MeasuredPlan, ...]  # all of them, in order; the first is the table's own
 
 
-class Meeting:
+class LatencySearch:
     """Plans for latency on one backend.
 
     Args:
@@ -102,7 +101,7 @@ class Meeting:
 
     def __init__(
         self,
-        prober: Prober,
+        sampler: LatencySampler,
         channels: ChannelMap,
         table: LatencyTable,
         *,
@@ -114,22 +113,22 @@ class Meeting:
         device: torch.device | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._prober, self._channels, self._table, self._round_to = prober, channels, table, round_to
+        self._sampler, self._channels, self._table, self._round_to = sampler, channels, table, round_to
         self._threads, self._time = threads, TimeBudget(seconds=seconds)
         device = device or torch.device("cpu")
         self._clock, self._is_on_gpu = clock or clock_for(device), device.type == "cuda"
-        self._sittings = 1 if prober.backend in BUILT_ONCE else _SITTINGS
+        self._sessions = 1 if sampler.backend in BUILT_ONCE else _SESSIONS
         self._allocation, self._confirm = allocation, confirm
-        self._costs = replace(channels.costs, latency=LatencyPrice(table, list(channels.costs.widths)))
+        self._costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
 
-    def meet(self, scores: Scores, request: Request, stage: Stage | None = None) -> Met:
+    def find(self, scores: Scores, request: LatencyGoal, stage: Stage | None = None) -> SearchResult:
         """The plan that keeps the most of `scores` and is measured to be as fast as asked.
 
         Raises:
             BudgetError: it cannot be reached, and what can; or the plan would be slower than the dense network.
         """
         stage = stage or Stage("plan", silent)
-        trials, tried, correction = list[Trial](), set[tuple[int, ...]](), 1.0
+        trials, tried, correction = list[MeasuredPlan](), set[tuple[int, ...]](), 1.0
         while len(trials) < MOST_TRIALS:
             try:
                 plan = self.plan(scores, request, correction)
@@ -165,9 +164,9 @@ class Meeting:
                 f"the plan is slower than the dense network: {met.slim_ms:.3g} ms against {met.dense_ms:.3g} ms.\n"
                 "Fewer channels do not help here; leave prune.round_to at auto, or ask for less."
             )
-        return Met(met, tuple(trials))
+        return SearchResult(met, tuple(trials))
 
-    def plan(self, scores: Scores, request: Request, correction: float = 1.0) -> Plan:
+    def plan(self, scores: Scores, request: LatencyGoal, correction: float = 1.0) -> Plan:
         """By the table: what is measured is taken to be `correction` times what the table says.
 
         Raises:
@@ -182,19 +181,25 @@ class Meeting:
             )
         return allocate(scores, self._channels.prunable, self._costs, limit, round_to=self._round_to)
 
-    def try_out(self, plan: Plan, request: Request, correction: float = 1.0, build: Build | None = None) -> Trial:
+    def try_out(
+        self, plan: Plan, request: LatencyGoal, correction: float = 1.0, build: Build | None = None
+    ) -> MeasuredPlan:
         """Time the network of `plan`, what `build` or the prober loads, in turns with the dense one."""
         widths, says = plan.widths(), self._table.predict_ms(plan.widths())
         predicted = correction * request.of(says, says / self._table.dense_ms)
         both = in_turns(
-            partial(self._prober.runner, {}, "dense"), build or partial(self._prober.runner, widths, "slim")
+            partial(self._sampler.runner, {}, "dense"), build or partial(self._sampler.runner, widths, "slim")
         )
         for _ in range(_PATIENCE):
-            before = Glance.now(with_gpus=self._is_on_gpu)
+            before = MachineCounters.now(with_gpus=self._is_on_gpu)
             with torch_threads(self._threads):
-                dense, slim = measure_sittings(both, self._clock, self._time, sittings=self._sittings)
-            if not disturbances(before, Glance.now(with_gpus=self._is_on_gpu)):
+                dense, slim = measure_sessions(both, self._clock, self._time, sessions=self._sessions)
+            if not disturbances(before, MachineCounters.now(with_gpus=self._is_on_gpu)):
                 break
-        gained, slim_ms, dense_ms = speedup_over(dense, slim), summarise(*slim).median_ms, summarise(*dense).median_ms
+        gained, slim_ms, dense_ms = (
+            speedup_over(dense, slim),
+            summarise_times(*slim).median_ms,
+            summarise_times(*dense).median_ms,
+        )
         found = request.of(slim_ms, 1 / gained.ratio)
-        return Trial(plan, predicted, found, found / request.amount - 1, slim_ms, dense_ms, gained)
+        return MeasuredPlan(plan, predicted, found, found / request.amount - 1, slim_ms, dense_ms, gained)

@@ -88,16 +88,16 @@ def sizes_of(node: Sequence[NodeTime], dictionary: Dictionary) -> tuple[str, tup
     if first.sizes is not None:
         return _signature(first), first.sizes
     explained: list[list[Factor | None]] = []
-    for place, shape in enumerate(first.shapes):
+    for context, shape in enumerate(first.shapes):
         dims, row = [], list[Factor | None]()
         for dim in range(len(shape)):
-            sizes = np.array([look.shapes[place][dim] for look in node], np.int64)
+            sizes = np.array([look.shapes[context][dim] for look in node], np.int64)
             if (sizes == sizes[0]).all():
                 dims.append(str(sizes[0]))
                 row.append(Factor(int(sizes[0]), ()))
                 continue
             factor = dictionary.explain(sizes)
-            if factor is None and place >= first.inputs:
+            if factor is None and context >= first.inputs:
                 factor = _joined(explained, dim, sizes, dictionary)
             row.append(factor)
             if factor is None:
@@ -107,9 +107,9 @@ def sizes_of(node: Sequence[NodeTime], dictionary: Dictionary) -> tuple[str, tup
                 factors.append(factor)
             dims.append("abcdefgh"[factors.index(factor)] if len(factors) <= 8 else "*")
         explained.append(row)
-        if place == len(first.shapes) - 1 and len(factors) > MOST_SIZES:  # a concatenation costs what it writes
+        if context == len(first.shapes) - 1 and len(factors) > MOST_SIZES:  # a concatenation costs what it writes
             factors = list(dict.fromkeys(factor for factor in row if factor is not None and factor.spans))[:MOST_SIZES]
-        words.append(("x".join(dims) or "scalar") if place < first.inputs else "->" + "x".join(dims))
+        words.append(("x".join(dims) or "scalar") if context < first.inputs else "->" + "x".join(dims))
     return " ".join(words), tuple(factors)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from passdeploy.channels.plan import Scores
 from passdeploy.errors import BudgetError
-from passdeploy.latency.search import Meeting, Met, Request
+from passdeploy.latency.search import LatencyGoal, LatencySearch, SearchResult
 from passdeploy.latency.target import measured
 
 
 def sweep_round(
-    steps: Sequence[int], meeting: Callable[[int], Meeting], scores: Scores, request: Request
+    steps: Sequence[int], search_at: Callable[[int], LatencySearch], scores: Scores, request: LatencyGoal
 ) -> list[dict[str, Any]]:
     """Plan and measure the same request with widths in multiples of each of `steps`.
 
@@ -24,7 +24,7 @@ def sweep_round(
     whole = sum(float(values.sum()) for values in scores.values())
     for step in steps:
         try:
-            met: Met = meeting(step).meet(scores, request)
+            met: SearchResult = search_at(step).find(scores, request)
         except BudgetError as error:
             rows.append({"round_to": step, "refused": str(error).splitlines()[0]})
             continue

@@ -17,15 +17,15 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.latency.hardware import Place
+from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.layer_model import LayerModel
-from passdeploy.latency.network_timing import Observation
+from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.size_inference import Dictionary, sizes_of
 from passdeploy.runtime.files import atomic_path
 
 FORMAT = 1
 _FOLDS = 6
-_TURNS = 3
+_ROUNDS = 3
 _MOST_BEND = 0.3
 
 
@@ -77,36 +77,34 @@ class LatencyTable:
             nodes is spread over them.
     """
 
-    place: Place
+    context: MeasurementContext
     widths: Mapping[str, int]
     block: int
     nodes: tuple[Node, ...]
-    looks: tuple[tuple[Mapping[str, int], float], ...]
+    measurements: tuple[tuple[Mapping[str, int], float], ...]
     times: np.ndarray
 
     @classmethod
     def build(
-        cls, place: Place, widths: Mapping[str, int], block: int, observations: Sequence[Observation]
+        cls, context: MeasurementContext, widths: Mapping[str, int], block: int, timings: Sequence[NetworkTiming]
     ) -> LatencyTable:
         """From observations of networks of different widths, the first of them the dense one."""
-        own = {node.name: number for number, node in enumerate(observations[0].nodes)}
-        everywhere = set.intersection(*({node.name for node in look.nodes} for look in observations))
-        vectors = {
-            name: np.array([look.widths.get(name, full) for look in observations]) for name, full in widths.items()
-        }
+        own = {node.name: number for number, node in enumerate(timings[0].nodes)}
+        everywhere = set.intersection(*({node.name for node in look.nodes} for look in timings))
+        vectors = {name: np.array([look.widths.get(name, full) for look in timings]) for name, full in widths.items()}
         dictionary = Dictionary(vectors, block)
-        nodes, times, home = list[Node](), np.zeros((len(own), len(observations))), dict[str, int]()
-        for node in observations[0].nodes:
+        nodes, times, home = list[Node](), np.zeros((len(own), len(timings))), dict[str, int]()
+        for node in timings[0].nodes:
             home[node.name] = len(nodes)
             layer, sizes = node.kind, tuple[Factor, ...]()
             if node.sizes is not None:
                 layer, sizes = sizes_of([node], dictionary)
             elif node.name in everywhere:
-                seen = [next(other for other in look.nodes if other.name == node.name) for look in observations]
+                seen = [next(other for other in look.nodes if other.name == node.name) for look in timings]
                 layer, sizes = sizes_of(seen, dictionary)
             nodes.append(Node(node.name, layer, sizes))
-        scale, extra = _untraced(observations)
-        for number, look in enumerate(observations):
+        scale, extra = _untraced(timings)
+        for number, look in enumerate(timings):
             waiting = 0.0  # of nodes that the dense network does not have: a change of layout, paid by who needs it
             for node in look.nodes:
                 if node.name in home:
@@ -116,18 +114,18 @@ class LatencyTable:
                     waiting += max(scale * node.ms + extra, 0.0)
             times[-1, number] += waiting
             times[:, number] *= look.total_ms / times[:, number].sum()
-        looks = tuple((dict(look.widths), look.total_ms) for look in observations)
-        return cls(place, dict(widths), block, tuple(nodes), looks, times)
+        measurements = tuple((dict(look.widths), look.total_ms) for look in timings)
+        return cls(context, dict(widths), block, tuple(nodes), measurements, times)
 
     @cached_property
     def curves(self) -> Curves:
         """The curve of every distinct layer, and how the network as a whole bends them."""
-        return self._fit(range(len(self.looks)))
+        return self._fit(range(len(self.measurements)))
 
     @property
     def dense_ms(self) -> float:
         """What the dense network took."""
-        return self.looks[0][1]
+        return self.measurements[0][1]
 
     def node_ms(self, widths: Mapping[str, int]) -> np.ndarray:
         """What every node takes at `widths`, shape (nodes,)."""
@@ -146,28 +144,28 @@ class LatencyTable:
 
         Every look is predicted from the others, a sixth of them left out at a time.
         """
-        count = len(self.looks)
+        count = len(self.measurements)
         off = []
         for fold in range(min(_FOLDS, count)):
             left_out = range(fold, count, _FOLDS)
             curves = self._fit([number for number in range(count) if number not in left_out])
             for number in left_out:
-                widths, total = self.looks[number]
+                widths, total = self.measurements[number]
                 found = curves.stretched(float(curves.nodes_ms(self.nodes, {**self.widths, **widths}).sum()))
                 off.append(abs(found / total - 1))
         return float(np.median(off)), float(max(off))
 
-    def _fit(self, looks: Sequence[int]) -> Curves:
+    def _fit(self, measurements: Sequence[int]) -> Curves:
         """Curves through some of the looks.
 
         The same kernel takes longer in a large network than in a small one, whose weights are still in a cache from
         the call before. By how much is found by turns: the curves, what they miss as a power of the total, and again.
         """
-        widths = [{**self.widths, **self.looks[look][0]} for look in looks]
-        times, bend = self.times[:, list(looks)], 0.0
+        widths = [{**self.widths, **self.measurements[look][0]} for look in measurements]
+        times, bend = self.times[:, list(measurements)], 0.0
         middle = float(np.median(times.sum(0)))
-        found = np.ones(len(looks))
-        for _ in range(_TURNS):
+        found = np.ones(len(measurements))
+        for _ in range(_ROUNDS):
             layers = self._layers(widths, times / (found / middle) ** bend)
             curves = Curves(layers, middle, bend)
             found = np.array([curves.nodes_ms(self.nodes, at).sum() for at in widths])
@@ -189,7 +187,7 @@ class LatencyTable:
         """Plain values."""
         return {
             "format": FORMAT,
-            "place": asdict(self.place),
+            "place": asdict(self.context),
             "groups": dict(self.widths),
             "block": self.block,
             "dense_ms": self.dense_ms,
@@ -205,7 +203,7 @@ class LatencyTable:
                 }
                 for node, times in zip(self.nodes, self.times, strict=True)
             ],
-            "looks": [{"widths": dict(widths), "ms": ms} for widths, ms in self.looks],
+            "looks": [{"widths": dict(widths), "ms": ms} for widths, ms in self.measurements],
         }
 
     @classmethod
@@ -224,17 +222,17 @@ class LatencyTable:
             )
             for entry in document["nodes"]
         )
-        looks = tuple(
+        measurements = tuple(
             ({str(name): int(width) for name, width in look["widths"].items()}, float(look["ms"]))
             for look in document["looks"]
         )
         times = np.array([entry["ms"] for entry in document["nodes"]], float)
-        if times.shape != (len(nodes), len(looks)) or not (times >= 0).all():
+        if times.shape != (len(nodes), len(measurements)) or not (times >= 0).all():
             raise ValueError("times that do not fit")
         widths = {str(name): int(width) for name, width in document["groups"].items()}
         if unknown := {name for node in nodes for size in node.sizes for name, _ in size.spans} - set(widths):
             raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
-        return cls(Place(**document["place"]), widths, int(document["block"]), nodes, looks, times)
+        return cls(MeasurementContext(**document["place"]), widths, int(document["block"]), nodes, measurements, times)
 
     def save(self, path: Path) -> None:
         """Write it as one JSON file, whole or not at all."""
@@ -260,15 +258,15 @@ class LatencyTable:
             ) from error
 
 
-def _untraced(observations: Sequence[Observation]) -> tuple[float, float]:
+def _untraced(timings: Sequence[NetworkTiming]) -> tuple[float, float]:
     """What turns a node's traced milliseconds into its part of an untraced call: a factor, and an addend.
 
     A tracer adds to every node, and misses what happens between them; both add up over the nodes of a call. The line
     through (mean node, total / nodes) of the networks is one that a disturbed network does not bend.
     """
-    mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in observations])
-    total = np.array([look.total_ms / len(look.nodes) for look in observations])
-    scale = float(np.clip(_slope(mean, total), 0.5, 2.0)) if len(observations) > 2 else float(np.median(total / mean))
+    mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in timings])
+    total = np.array([look.total_ms / len(look.nodes) for look in timings])
+    scale = float(np.clip(_slope(mean, total), 0.5, 2.0)) if len(timings) > 2 else float(np.median(total / mean))
     return scale, float(np.median(total - scale * mean))
 
 

@@ -13,12 +13,12 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
-from passdeploy.latency.cost import NS_PER_MS, LatencyPrice
-from passdeploy.latency.find_table import find_table, prober_at
-from passdeploy.latency.hardware import Place, block_of
+from passdeploy.latency.cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.find_table import find_table, sampler_at
+from passdeploy.latency.hardware import MeasurementContext, block_of
 from passdeploy.latency.knapsack import allocate
 from passdeploy.latency.resized_networks import require_table
-from passdeploy.latency.search import Meeting, Request, Trial
+from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import example_images
@@ -35,8 +35,8 @@ SECONDS = 3.0  # of every measurement of a plan
 class LatencyTarget:
     """What to meet, and all that is needed to plan for it."""
 
-    request: Request
-    place: Place
+    request: LatencyGoal
+    context: MeasurementContext
     table: LatencyTable
     channels: ChannelMap  # its cost model knows of latency
     budget: Budget
@@ -51,20 +51,27 @@ class LatencyTarget:
     @property
     def on(self) -> dict[str, Any]:
         """What it is measured on, for a summary."""
-        place = self.place
-        how = {"device": place.device, "precision": place.precision, "options": list(place.setting.options)}
+        context = self.context
+        how = {"device": context.device, "precision": context.precision, "options": list(context.setting.options)}
         return {
-            "backend": place.backend, **how, "batch": place.batch, "threads": place.threads, "round_to": self.round_to,
-        }  # fmt: skip
+            "backend": context.backend,
+            **how,
+            "batch": context.batch,
+            "threads": context.threads,
+            "round_to": self.round_to,
+        }
 
     def rows(self, timed: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What was measured, as rows of a profile: the dense network's and the slim one's; none where nothing was."""
         if not timed["is_measured"]:
             return []
-        place = self.place
+        context = self.context
         alike = {
-            "backend": place.backend, "device": place.device, "precision": place.precision, "batch": place.batch,
-        }  # fmt: skip
+            "backend": context.backend,
+            "device": context.device,
+            "precision": context.precision,
+            "batch": context.batch,
+        }
         return [
             {"model": "dense", **alike, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
             {
@@ -98,31 +105,31 @@ def prepare_target(
     measure = prune.measure
     setting = Setting(measure.device, measure.precision, measure.channels_last, measure.cuda_graph)
     require_table(measure.backend, setting)
-    place = Place.here(
+    context = MeasurementContext.here(
         backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape, setting=setting
     )
     is_here = True
     if measure.table is not None:
         table = LatencyTable.load(Path(measure.table))
-        is_here = not table.place.differences(place)
+        is_here = not table.context.differences(context)
         if not measure.force:
-            table.place.require(place, measure.table)
+            table.context.require(context, measure.table)
     else:
         images = example_images(measure.batch, image_shape)
-        table = find_table(place, dense, channels, images, tell=tell)
-    costs = replace(channels.costs, latency=LatencyPrice(table, list(channels.costs.widths)))
+        table = find_table(context, dense, channels, images, tell=tell)
+    costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
     channels = replace(channels, costs=costs)
-    request = Request(share=prune.target.latency, ms=prune.target.latency_ms)
+    request = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
     whole = costs.of("latency")
     if request.ms is not None and request.ms >= table.dense_ms:
         raise UsageError(
             f"prune.target.latency_ms: asked for {request.ms:g} ms, but the dense network takes "
-            f"{table.dense_ms:.3g} ms ({place.words}).\n"
+            f"{table.dense_ms:.3g} ms ({context.words}).\n"
             "Ask for less, or do not prune."
         )
     limit = int(request.ms * NS_PER_MS) if request.ms is not None else int((request.share or 1.0) * whole)
     round_to = block_of(measure.backend, setting) if prune.round_to == "auto" else int(prune.round_to)
-    return LatencyTarget(request, place, table, channels, Budget("latency", limit), round_to, is_here)
+    return LatencyTarget(request, context, table, channels, Budget("latency", limit), round_to, is_here)
 
 
 def meet_target(
@@ -138,7 +145,7 @@ def meet_target(
 
     Where the table is of another machine, nothing can be measured: the plan is the table's own.
     """
-    measure = target.place
+    measure = target.context
     if not target.is_here:
         limit = target.budget.limit
         groups = target.channels.prunable
@@ -148,16 +155,16 @@ def meet_target(
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
     image_shape = tuple(int(size) for size in measure.image.split("x"))
     images = example_images(measure.batch, image_shape)
-    with prober_at(measure, dense, target.channels, images) as prober:
-        meeting = Meeting(
-            prober, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
+    with sampler_at(measure, dense, target.channels, images) as sampler:
+        search_at = LatencySearch(
+            sampler, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
             allocation=allocation, seconds=SECONDS, device=measure.setting.device_of(measure.backend),
         )  # fmt: skip
-        met = meeting.meet(scores, target.request, progress)
+        met = search_at.find(scores, target.request, progress)
     return met.trial.plan, {**measured(met.trial), "trials": len(met.trials), "is_measured": True}
 
 
-def measured(trial: Trial) -> dict[str, Any]:
+def measured(trial: MeasuredPlan) -> dict[str, Any]:
     """A trial in plain values."""
     return {
         "achieved": trial.found,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from passdeploy.latency.network_timing import Observation, median_ms
-from passdeploy.profiling.candidates import Subject, runner_of
+from passdeploy.latency.network_timing import NetworkTiming, median_ms
+from passdeploy.profiling.candidates import Candidate, runner_of
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, NodeTime, Shape, typical
@@ -28,7 +28,7 @@ _AHEAD = 1.5  # how much longer a device is held than the host takes to queue a 
 _COUNTED_FOR_NOTHING = {"aten.detach.default", "aten.view.default", "aten.alias.default", "aten.t.default"}
 
 
-class TorchProber:
+class TorchSampler:
     """Times networks in PyTorch, eager or compiled.
 
     Args:
@@ -57,13 +57,13 @@ class TorchProber:
 
     def runner(self, widths: Mapping[str, int], name: str) -> TorchRunner:
         """The network at `widths`, ready to be timed."""
-        subject = Subject(name, module=self._network_at(widths))
-        runner = runner_of(subject, self.backend, self._threads, self._setting)
+        candidate = Candidate(name, module=self._network_at(widths))
+        runner = runner_of(candidate, self.backend, self._threads, self._setting)
         assert isinstance(runner, TorchRunner)
         runner.prepare(self._images)
         return runner
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         clock, runner = self.clock, self.runner(widths, "network")
         with torch_threads(self._threads):
@@ -72,7 +72,7 @@ class TorchProber:
             while calls < SKIPPED_CALLS + FEWEST_CALLS or clock.now() - began < seconds / 2:
                 timer.time(runner.run_eagerly)
                 calls += 1
-        return Observation(dict(widths), total, timer.nodes())
+        return NetworkTiming(dict(widths), total, timer.nodes())
 
 
 class OperatorTimer(TorchDispatchMode):

@@ -23,7 +23,7 @@ from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, re
 from passdeploy.models.cifar_resnet import NETWORKS
 from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
-from passdeploy.runtime.seeds import global_chance
+from passdeploy.runtime.seeds import global_generators
 
 
 def build_model(
@@ -61,7 +61,7 @@ def build_model(
         raise RecipeError(
             f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
         )
-    with global_chance("model", seed, device=torch.device("cpu")):
+    with global_generators("model", seed, device=torch.device("cpu")):
         model = _create(name, num_classes, weights == PRETRAINED, allow_code)
         if new_head and weights == PRETRAINED:
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)

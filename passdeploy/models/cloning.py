@@ -24,7 +24,7 @@ _OWN_WAYS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduc
 _HARMLESS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)  # of old files
 
 
-class Mould(Generic[Network]):
+class ModelCloner(Generic[Network]):
     """What copies of a network are cast from; of a network that stays as it is as many as are wanted.
 
     Args:
@@ -44,7 +44,7 @@ class Mould(Generic[Network]):
         is_plain = all(_is_plain(kind) for kind in kinds)
         self._parts = [_Part(module, alone) for module in modules] if is_plain else None
 
-    def with_state(self, state: Mapping[str, Tensor]) -> Mould[Network]:
+    def with_state(self, state: Mapping[str, Tensor]) -> ModelCloner[Network]:
         """The same with other tensors of these names and shapes."""
         other = copy.copy(self)
         other.state = dict(state)
@@ -98,7 +98,7 @@ class _Part:
 
 def clone(model: Network, instead: Instead) -> Network:
     """A copy of `model` whose parameters and buffers are what `instead` makes of them."""
-    return Mould(model).copy(instead)
+    return ModelCloner(model).copy(instead)
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from passdeploy.models.cloning import modules_by_name
 CallKey = tuple[str, int]  # the module that was running, and how many statistics it had taken before
 
 
-class Turns:
+class ReductionCallTracker:
     """Which module of a network runs, and how many statistics it has taken."""
 
     def __init__(self) -> None:

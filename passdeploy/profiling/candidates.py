@@ -24,7 +24,7 @@ _FORM = {  # backend -> the form that it needs, in words
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """One of the two networks compared, in the forms that can be run."""
 
     name: str  # "dense" or "slim"
@@ -36,7 +36,7 @@ class Subject:
     trust_engine: bool = False  # load an engine without a sidecar, or one that runs code of its own
 
 
-def runner_of(subject: Subject, backend: str, threads: int, setting: Setting) -> Runner:
+def runner_of(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
     """The one function that knows which class runs which backend.
 
     Raises:
@@ -44,24 +44,24 @@ def runner_of(subject: Subject, backend: str, threads: int, setting: Setting) ->
         MissingError, CorruptArtifact, RunError, ExportError: the form cannot be opened here.
     """
     device = str(setting.device_of(backend))
-    if backend == "torch" and subject.module is not None:
-        return TorchRunner(subject.name, subject.module, artifact=subject.weights, setting=setting)
-    if backend == "compile" and subject.module is not None:
-        return CompiledRunner(subject.name, subject.module, artifact=subject.weights, setting=setting)
-    if backend in PROVIDERS and subject.onnx is not None:
-        return OrtRunner(subject.name, subject.onnx, threads=threads, backend=backend)
-    if backend == "tensorrt" and subject.engine is not None:
+    if backend == "torch" and candidate.module is not None:
+        return TorchRunner(candidate.name, candidate.module, artifact=candidate.weights, setting=setting)
+    if backend == "compile" and candidate.module is not None:
+        return CompiledRunner(candidate.name, candidate.module, artifact=candidate.weights, setting=setting)
+    if backend in PROVIDERS and candidate.onnx is not None:
+        return OrtRunner(candidate.name, candidate.onnx, threads=threads, backend=backend)
+    if backend == "tensorrt" and candidate.engine is not None:
         return EngineRunner(
-            subject.name, subject.engine, cuda_graph=setting.cuda_graph, trust_engine=subject.trust_engine,
+            candidate.name, candidate.engine, cuda_graph=setting.cuda_graph, trust_engine=candidate.trust_engine,
             device=device,
         )  # fmt: skip
-    if backend in ("torch", "torch-trt") and subject.program is not None:
+    if backend in ("torch", "torch-trt") and candidate.program is not None:
         return ProgramRunner(
-            subject.name, open_program(subject.program, backend, device), artifact=subject.program.name,
+            candidate.name, open_program(candidate.program, backend, device), artifact=candidate.program.name,
             backend=backend, device=device, precision=setting.precision if backend == "torch-trt" else "as in the file",
             cuda_graph=setting.cuda_graph,
         )  # fmt: skip
-    raise UsageError(f"the {subject.name} network has no {_FORM.get(backend, 'ONNX file')} to run in {backend}.")
+    raise UsageError(f"the {candidate.name} network has no {_FORM.get(backend, 'ONNX file')} to run in {backend}.")
 
 
 def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], Any]:

@@ -23,7 +23,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
-class Glance:
+class MachineCounters:
     """The counters of the machine at one moment."""
 
     at: float  # seconds
@@ -34,13 +34,13 @@ class Glance:
     gpus: tuple[dict[str, Any], ...] = ()
 
     @classmethod
-    def now(cls, *, with_gpus: bool = False) -> Glance:
+    def now(cls, *, with_gpus: bool = False) -> MachineCounters:
         """Read them."""
         gpus = tuple(read_gpus()) if with_gpus else ()
         return cls(monotonic(), busy_ticks(), process_time(), _stopped(), _too_hot(), gpus)
 
 
-def disturbances(before: Glance, after: Glance) -> tuple[str, ...]:
+def disturbances(before: MachineCounters, after: MachineCounters) -> tuple[str, ...]:
     """What happened in between, as notes of a row; none where it was quiet."""
     found = []
     elapsed = after.at - before.at

@@ -19,7 +19,7 @@ import numpy as np
 
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
-from passdeploy.profiling.statistics import Samples
+from passdeploy.profiling.statistics import CallTimes
 from passdeploy.runtime.garbage import no_collection
 
 Build = Callable[[], Runner]  # loads a network, ready to be timed
@@ -27,13 +27,13 @@ Build = Callable[[], Runner]  # loads a network, ready to be timed
 _WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
 _FIRST_CALLS = 3  # in which a compiler compiles, captures and settles
 _LATER_WARM_UP_MS = 50.0  # of a sitting after the first: the processor is awake by then
-SITTINGS = 8
+SESSIONS = 8
 BUILT_ONCE = ("compile",)  # backends where building takes longer than measuring
 _UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """How long to measure two networks against each other, warm-up apart."""
 
     seconds: float = 4.0  # at least, for both together
@@ -44,11 +44,11 @@ class Budget:
     stable_within: float = 0.03  # warm when two windows agree to this
     fewest_pairs: int = 8  # of blocks: below this an interval over blocks means little
 
-    def of_sitting(self, number: int, sittings: int) -> Budget:
+    def of_session(self, number: int, sessions: int) -> TimeBudget:
         """The part of one sitting; its blocks may be few, since it is sittings that the interval is over."""
         return replace(
-            self, seconds=self.seconds / sittings, iterations=ceil(self.iterations / sittings),
-            most_seconds=self.most_seconds / sittings, fewest_pairs=ceil(self.fewest_pairs / sittings) + 1,
+            self, seconds=self.seconds / sessions, iterations=ceil(self.iterations / sessions),
+            most_seconds=self.most_seconds / sessions, fewest_pairs=ceil(self.fewest_pairs / sessions) + 1,
             warm_up_ms=self.warm_up_ms if number == 0 else min(self.warm_up_ms, _LATER_WARM_UP_MS),
         )  # fmt: skip
 
@@ -59,7 +59,7 @@ class Budget:
         return iterations >= self.iterations or elapsed_s >= self.most_seconds
 
 
-def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) -> tuple[Samples, Samples]:
+def measure_pair(first: Runner, second: Runner, clock: Clock, budget: TimeBudget) -> tuple[CallTimes, CallTimes]:
     """Time two prepared runners in turns.
 
     Returns:
@@ -79,7 +79,7 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: Budget) ->
     return np.array(blocks[0]), np.array(blocks[1])
 
 
-def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
+def measure_one(runner: Runner, clock: Clock, budget: TimeBudget) -> CallTimes:
     """Time one prepared runner by itself; milliseconds of each call, shape (blocks, calls in a block)."""
     with no_collection():
         calls = max(1, round(budget.block_ms / warm_up(runner.run, clock, budget)))
@@ -92,8 +92,8 @@ def measure_one(runner: Runner, clock: Clock, budget: Budget) -> Samples:
 def in_turns(first: Build, second: Build) -> Callable[[int], tuple[Runner, Runner]]:
     """What builds both for a sitting, another one first every other time: the second may find better memory."""
 
-    def build(sitting: int) -> tuple[Runner, Runner]:
-        if sitting % 2 == 0:
+    def build(session: int) -> tuple[Runner, Runner]:
+        if session % 2 == 0:
             return first(), second()
         late, early = second(), first()
         return early, late
@@ -101,9 +101,9 @@ def in_turns(first: Build, second: Build) -> Callable[[int], tuple[Runner, Runne
     return build
 
 
-def measure_sittings(
-    build: Callable[[int], Sequence[Runner]], clock: Clock, budget: Budget, *, sittings: int = SITTINGS
-) -> list[list[Samples]]:
+def measure_sessions(
+    build: Callable[[int], Sequence[Runner]], clock: Clock, budget: TimeBudget, *, sessions: int = SESSIONS
+) -> list[list[CallTimes]]:
     """Time one or two networks that are built anew for every sitting.
 
     Args:
@@ -115,11 +115,11 @@ def measure_sittings(
     Returns:
         For each network the samples of each sitting, as `measure_pair` returns them.
     """
-    found: list[list[Samples]] = []
-    for number in range(sittings):
-        runners, part = build(number), budget.of_sitting(number, sittings)
+    found: list[list[CallTimes]] = []
+    for number in range(sessions):
+        runners, part = build(number), budget.of_session(number, sessions)
         if len(runners) == 1:
-            taken: tuple[Samples, ...] = (measure_one(runners[0], clock, part),)
+            taken: tuple[CallTimes, ...] = (measure_one(runners[0], clock, part),)
         else:
             taken = measure_pair(runners[0], runners[1], clock, part)
         found.append(list(taken))
@@ -127,7 +127,7 @@ def measure_sittings(
     return [list(samples) for samples in zip(*found, strict=True)]
 
 
-def warm_up(work: Callable[[], object], clock: Clock, budget: Budget) -> float:
+def warm_up(work: Callable[[], object], clock: Clock, budget: TimeBudget) -> float:
     """Repeat `work` until its time has settled; the time of one call, in milliseconds.
 
     It always takes `budget.warm_up_ms`, and gives up waiting for calm after five times that. The first calls are not

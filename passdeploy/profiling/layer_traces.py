@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from passdeploy.errors import RunError, UsageError
 from passdeploy.export.trt_sidecar import read_sidecar
 from passdeploy.models.prompt import without_prompt
-from passdeploy.profiling.candidates import Subject
+from passdeploy.profiling.candidates import Candidate
 from passdeploy.profiling.cuda import stream_of
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, trace_layers
@@ -42,7 +42,7 @@ _PASSED_ON = ("Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")  # a we
 
 
 def layers_of(
-    subject: Subject, backend: str, images: Tensor, *, threads: int, setting: Setting | None = None
+    candidate: Candidate, backend: str, images: Tensor, *, threads: int, setting: Setting | None = None
 ) -> list[LayerTime]:
     """Every layer of a network, as `backend` runs it, in the order of a call.
 
@@ -58,17 +58,17 @@ def layers_of(
     """
     require_traceable(backend)
     setting = replace(setting or Setting(), cuda_graph=False)
-    if backend == "ort" and subject.onnx is not None:
-        return trace_layers(subject.onnx, images, threads=threads)
+    if backend == "ort" and candidate.onnx is not None:
+        return trace_layers(candidate.onnx, images, threads=threads)
     with stream_of(setting.device_of(backend)):
-        if backend in ("torch", "compile") and subject.module is not None:
+        if backend in ("torch", "compile") and candidate.module is not None:
             kind = TorchRunner if backend == "torch" else CompiledRunner
-            return trace_module(kind(subject.name, subject.module, setting=setting), images)
-        if backend == "tensorrt" and subject.engine is not None:
+            return trace_module(kind(candidate.name, candidate.module, setting=setting), images)
+        if backend == "tensorrt" and candidate.engine is not None:
             device = str(setting.device_of(backend))
-            runner = EngineRunner(subject.name, subject.engine, trust_engine=subject.trust_engine, device=device)
+            runner = EngineRunner(candidate.name, candidate.engine, trust_engine=candidate.trust_engine, device=device)
             return trace_engine_layers(runner, images)
-    raise UsageError(f"the {subject.name} network has no form that {backend} can run.")
+    raise UsageError(f"the {candidate.name} network has no form that {backend} can run.")
 
 
 def require_traceable(backend: str) -> None:

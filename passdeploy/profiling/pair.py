@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 from passdeploy.errors import UsageError
-from passdeploy.profiling.candidates import Subject, runner_of
+from passdeploy.profiling.candidates import Candidate, runner_of
 from passdeploy.profiling.clock import Clock, HostClock, clock_for
 from passdeploy.profiling.cuda import memory_of, stream_of
-from passdeploy.profiling.disturbances import OTHERS_BUSY, Glance, disturbances
+from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, disturbances
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.execution import ON_GPU, Setting
-from passdeploy.profiling.interleaved import BUILT_ONCE, SITTINGS, Budget, measure_sittings
+from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, measure_sessions
 from passdeploy.profiling.launch_overhead import launch_note
-from passdeploy.profiling.report import Beside, Profile, Row, row_of
+from passdeploy.profiling.report import ExtraMetrics, Profile, Row, row_of
 from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
-from passdeploy.profiling.statistics import Summary, speedup_over, summarise
+from passdeploy.profiling.statistics import Summary, speedup_over, summarise_times
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
-_FEW_SITTINGS = 4  # for a quick look
+_FEW_SESSIONS = 4  # for a quick look
 _APART = 20  # calls, of what is measured beside the latency
 
 
 def profile_pair(
-    dense: Subject,
-    slim: Subject | None,
+    dense: Candidate,
+    slim: Candidate | None,
     *,
     image_shape: tuple[int, ...],
     backends: Sequence[str] = ("torch", "ort"),
@@ -78,11 +78,13 @@ def profile_pair(
     _warn_if_busy(environment, tell)
     if iterations is None:
         iterations = FULL_ITERATIONS if seconds >= FULL_SECONDS else 0
-    subjects = [subject for subject in (dense, slim) if subject is not None]
-    comparison = _Comparison(subjects, threads, setting, Budget(seconds=seconds, iterations=iterations), seed, clock)
+    candidates = [candidate for candidate in (dense, slim) if candidate is not None]
+    comparison = _Comparison(
+        candidates, threads, setting, TimeBudget(seconds=seconds, iterations=iterations), seed, clock
+    )
     work = [(backend, batch) for backend in backends for batch in batches]
     rows: list[Row] = []
-    names = " and ".join(subject.name for subject in subjects)
+    names = " and ".join(candidate.name for candidate in candidates)
     words = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
     with stage("profile", words, tell, total=len(work)) as progress, torch_threads(threads):
         for done, (backend, batch) in enumerate(work, start=1):
@@ -106,10 +108,10 @@ class _Copies(Protocol):
 class _Comparison:
     """Everything that all backends and batches of a profile share."""
 
-    subjects: Sequence[Subject]
+    candidates: Sequence[Candidate]
     threads: int
     setting: Setting
-    budget: Budget
+    budget: TimeBudget
     seed: int
     clock: Clock | None
 
@@ -119,9 +121,9 @@ class _Comparison:
         with stream_of(device):
             clock = self.clock or _clock_of(backend, device)
             built = _Built(self, backend, images)
-            samples = measure_sittings(built.anew, clock, self.budget, sittings=self.sittings_of(backend))
-            happened = disturbances(built.before, Glance.now(with_gpus=device.type == "cuda"))
-            found = [summarise(*taken, seed=self.seed) for taken in samples]
+            samples = measure_sessions(built.anew, clock, self.budget, sessions=self.sessions_of(backend))
+            happened = disturbances(built.before, MachineCounters.now(with_gpus=device.type == "cuda"))
+            found = [summarise_times(*taken, seed=self.seed) for taken in samples]
             gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
             beside = [
                 replace(_apart(runner, summary, clock, happened), memory_mb=memory)
@@ -132,11 +134,11 @@ class _Comparison:
             for parts in zip(built.runners, found, gained, beside, strict=True)
         ]
 
-    def sittings_of(self, backend: str) -> int:
+    def sessions_of(self, backend: str) -> int:
         """How often both networks are built anew."""
         if backend in BUILT_ONCE:
             return 1
-        return SITTINGS if self.budget.seconds >= FULL_SECONDS else _FEW_SITTINGS
+        return SESSIONS if self.budget.seconds >= FULL_SECONDS else _FEW_SESSIONS
 
 
 class _Built:
@@ -144,31 +146,31 @@ class _Built:
 
     def __init__(self, comparison: _Comparison, backend: str, images: Tensor) -> None:
         self.runners: list[Runner] = []
-        self.memory: list[float | None] = [None] * len(comparison.subjects)
+        self.memory: list[float | None] = [None] * len(comparison.candidates)
         self._comparison, self._backend, self._images = comparison, backend, images
-        self.before = Glance.now()
+        self.before = MachineCounters.now()
 
-    def anew(self, sitting: int) -> Sequence[Runner]:
+    def anew(self, session: int) -> Sequence[Runner]:
         """Runners in the order of the subjects, whatever order they are built in."""
         device = self._comparison.setting.device_of(self._backend)
         if device.type == "cuda":
             self.runners = []  # a GPU may not have room for two of each; a CPU should not give the same memory again
         made: dict[int, Runner] = {}
-        order = range(len(self._comparison.subjects))
-        for number in order if sitting % 2 == 0 else reversed(order):
+        order = range(len(self._comparison.candidates))
+        for number in order if session % 2 == 0 else reversed(order):
 
             def build(number: int = number) -> None:
-                subject, setting = self._comparison.subjects[number], self._comparison.setting
-                made[number] = runner_of(subject, self._backend, self._comparison.threads, setting)
+                candidate, setting = self._comparison.candidates[number], self._comparison.setting
+                made[number] = runner_of(candidate, self._backend, self._comparison.threads, setting)
                 made[number].prepare(self._images)
                 made[number].run()
 
             taken = memory_of(device, build, by_driver=self._backend in ON_GPU)
-            if sitting == 0:
+            if session == 0:
                 self.memory[number] = taken
         self.runners = [made[number] for number in order]
-        if sitting == 0:  # a compiler works in processes of its own, which disturb nobody
-            self.before = Glance.now(with_gpus=device.type == "cuda")
+        if session == 0:  # a compiler works in processes of its own, which disturb nobody
+            self.before = MachineCounters.now(with_gpus=device.type == "cuda")
         return self.runners
 
 
@@ -180,7 +182,7 @@ def _clock_of(backend: str, device: torch.device) -> Clock:
     return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)
 
 
-def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> Beside:
+def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> ExtraMetrics:
     """What is measured after the latency, by calls of its own."""
     queued = [clock.enqueue_ms(runner.run) for _ in range(_APART)]
     enqueue = median(ms for ms in queued if ms is not None) if queued[0] is not None else None
@@ -190,10 +192,10 @@ def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ..
     notes = (launch_note(runner, found.median_ms, enqueue), *happened)
     if copied is not None and copied >= found.median_ms:
         notes = (*notes, "copying the batch to the GPU takes longer than the network")  # trtexec's warning
-    return Beside(enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
+    return ExtraMetrics(enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
 
 
-def _check(dense: Subject, slim: Subject | None, batches: Sequence[int], threads: int, seconds: float) -> None:
+def _check(dense: Candidate, slim: Candidate | None, batches: Sequence[int], threads: int, seconds: float) -> None:
     if wrong := [batch for batch in batches if batch < 1]:
         raise UsageError(f"batch {wrong[0]} makes no sense: a batch holds at least one image.")
     if threads < 1 or seconds <= 0:

@@ -10,7 +10,7 @@ from typing import Any
 from passdeploy.errors import RunError, UsageError
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.torch_trt import load_torch_trt
-from passdeploy.profiling.candidates import Subject, has_tensorrt, read_program
+from passdeploy.profiling.candidates import Candidate, has_tensorrt, read_program
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.pair import profile_pair
 from passdeploy.profiling.report import Profile
@@ -74,9 +74,9 @@ def profile_files(
             "Two files are compared on the same images: export one of them again."
         )
     form = {".onnx": "onnx", ".engine": "engine", ".pt2": "program"}[paths[0].suffix]
-    subjects = [Subject(str(path), **{form: path}, trust_engine=trust_engine) for path in paths]  # type: ignore[arg-type]
+    candidates = [Candidate(str(path), **{form: path}, trust_engine=trust_engine) for path in paths]  # type: ignore[arg-type]
     return profile_pair(
-        subjects[0], subjects[1] if len(subjects) > 1 else None, image_shape=shapes[0], backends=(backend,),
+        candidates[0], candidates[1] if len(candidates) > 1 else None, image_shape=shapes[0], backends=(backend,),
         batches=batches, threads=threads, setting=setting, seconds=seconds, tell=tell,
     )  # fmt: skip
 

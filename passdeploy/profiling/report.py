@@ -14,7 +14,7 @@ _UNSTABLE_ABOVE = 0.03  # of ci95_rel
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraMetrics:
     """What was measured apart from the latency."""
 
     enqueue_ms: float | None = None  # of the host, until a call was queued; None where nothing is queued
@@ -80,7 +80,7 @@ def row_of(
     runner: Runner,
     found: Summary,
     gained: Speedup | None,
-    beside: Beside,
+    beside: ExtraMetrics,
     *,
     batch: int,
     threads: int,

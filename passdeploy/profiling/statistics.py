@@ -17,13 +17,13 @@ from math import exp, hypot, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float64]  # milliseconds, shape (blocks, samples in a block)
+CallTimes = NDArray[np.float64]  # milliseconds, shape (blocks, samples in a block)
 
 SAMPLES_FOR_P99 = 1000  # below this, p99 rests on fewer than ten samples
 RESAMPLES = 1000
 _TAIL = 2.5  # percent on either side of a 95 % interval
 # Standard deviation of the logarithm of the ratio of two sessions of one file: benchmarks/latency.py, part same.
-BETWEEN_SITTINGS = 0.012
+BETWEEN_SESSIONS = 0.012
 _NORMAL = 1.96  # of the standard normal distribution, 97.5 %
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t with 1, 2, ... degrees
 _SURELY = 1.6  # a 95 % interval stretched by this is one of about 99 % (t with 5 degrees of freedom: 1.57)
@@ -68,7 +68,7 @@ class Speedup:
         return is_measurable(self.low, self.high)
 
 
-def percentile(samples: Sequence[float] | Samples, percent: float) -> float:
+def percentile(samples: Sequence[float] | CallTimes, percent: float) -> float:
     """trtexec's percentile: the sample that `percent` of all samples do not exceed.
 
     >>> percentile([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0], 90)
@@ -81,20 +81,20 @@ def percentile(samples: Sequence[float] | Samples, percent: float) -> float:
     return float(ordered[max(ordered.size - 1 - excluded, 0)])
 
 
-def summarise(*sittings: Samples, seed: int = 0) -> Summary:
+def summarise_times(*sessions: CallTimes, seed: int = 0) -> Summary:
     """The numbers of one network.
 
     Args:
         sittings: milliseconds of each, shape (blocks, samples in a block).
         seed: of the bootstrap; the same samples give the same interval.
     """
-    samples = np.concatenate([taken.ravel() for taken in sittings])
+    samples = np.concatenate([taken.ravel() for taken in sessions])
     median = float(np.median(samples))
-    if len(sittings) > 1:
-        _, half = _student([log(float(np.median(taken))) for taken in sittings])
+    if len(sessions) > 1:
+        _, half = _student([log(float(np.median(taken))) for taken in sessions])
         low, high = median * exp(-half), median * exp(half)
     else:
-        low, high = _interval([float(np.median(drawn)) for (drawn,) in _resampled(sittings, seed)])
+        low, high = _interval([float(np.median(drawn)) for (drawn,) in _resampled(sessions, seed)])
     return Summary(
         n=samples.size,
         median_ms=median,
@@ -106,7 +106,7 @@ def summarise(*sittings: Samples, seed: int = 0) -> Summary:
     )
 
 
-def speedup(slow: Samples, fast: Samples, *, seed: int = 0) -> Speedup:
+def speedup(slow: CallTimes, fast: CallTimes, *, seed: int = 0) -> Speedup:
     """The ratio of the medians of one sitting, slow / fast, and its interval.
 
     Block i of `slow` was measured next to block i of `fast`; both have the same number of blocks.
@@ -116,11 +116,11 @@ def speedup(slow: Samples, fast: Samples, *, seed: int = 0) -> Speedup:
     ratio = float(np.median(slow) / np.median(fast))
     ratios = [float(np.median(a) / np.median(b)) for a, b in _resampled((slow, fast), seed)]
     low, high = _interval(ratios)
-    down, up = (hypot(max(off, 0.0), _NORMAL * BETWEEN_SITTINGS) for off in (log(ratio / low), log(high / ratio)))
+    down, up = (hypot(max(off, 0.0), _NORMAL * BETWEEN_SESSIONS) for off in (log(ratio / low), log(high / ratio)))
     return Speedup(ratio, ratio * exp(-down), ratio * exp(up))
 
 
-def speedup_over(slow: Sequence[Samples], fast: Sequence[Samples]) -> Speedup:
+def speedup_over(slow: Sequence[CallTimes], fast: Sequence[CallTimes]) -> Speedup:
     """The speed-up over several sittings: the geometric mean of their middle ratios, and its interval.
 
     Sitting i of `slow` was measured in turns with sitting i of `fast`.
@@ -144,7 +144,7 @@ def _student(values: Sequence[float]) -> tuple[float, float]:
     return float(kept.mean()), _STUDENT[min(len(kept) - 1, len(_STUDENT)) - 1] * error
 
 
-def _resampled(series: tuple[Samples, ...], seed: int) -> list[tuple[Samples, ...]]:
+def _resampled(series: tuple[CallTimes, ...], seed: int) -> list[tuple[CallTimes, ...]]:
     """Every series with the same blocks drawn with replacement, RESAMPLES times."""
     generator = np.random.default_rng(seed)
     draws = generator.integers(0, len(series[0]), size=(RESAMPLES, len(series[0])))

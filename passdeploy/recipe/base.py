@@ -39,7 +39,7 @@ class Misfit(ValueError):
         self.path = path
 
 
-def choose(wrong: str, choices: Iterable[str]) -> str:
+def advice_on(wrong: str, choices: Iterable[str]) -> str:
     """One line: the nearest choice, and all of them."""
     choices = list(choices)
     close = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.6)

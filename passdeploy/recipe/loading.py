@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import RecipeError, clipped
-from passdeploy.recipe.base import choose
+from passdeploy.recipe.base import advice_on
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import MAX_BYTES, Document, KeyPath, Mark, dotted, parse
 from passdeploy.recipe.validation import checked
@@ -71,7 +71,7 @@ def _locate(name: str) -> tuple[Traversable, str]:
     for entry in _shipped():
         if entry.name in spellings:
             return entry, entry.name
-    ours = choose(name, shipped_recipes())
+    ours = advice_on(name, shipped_recipes())
     raise RecipeError(f"no recipe {clipped(name)!r}: not a file here, and not one of ours.\n{ours}")
 
 

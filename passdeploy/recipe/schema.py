@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from passdeploy.errors import clipped
-from passdeploy.recipe.base import FilePath, Misfit, Section, choose
+from passdeploy.recipe.base import FilePath, Misfit, Section, advice_on
 from passdeploy.recipe.pruning import PruneSpec
 from passdeploy.recipe.strict_yaml import dump
 from passdeploy.recipe.training import FinetuneSpec, TrainSpec
@@ -81,7 +81,7 @@ class DataSpec(Section):
     def _is_known(cls, name: str) -> str:
         if name in DATASETS or (name.startswith("hf/") and len(name) > 3):
             return name
-        raise ValueError(f"{clipped(name)!r} is not a data set we know.\n{choose(name, (*DATASETS, 'hf/NAME'))}")
+        raise ValueError(f"{clipped(name)!r} is not a data set we know.\n{advice_on(name, (*DATASETS, 'hf/NAME'))}")
 
 
 class GatesSpec(Section):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from passdeploy.errors import RecipeError, clipped
-from passdeploy.recipe.base import Misfit, choose
+from passdeploy.recipe.base import Misfit, advice_on
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
 
@@ -76,7 +76,7 @@ def _sentence(path: KeyPath, errors: Sequence[ErrorDetails], value: Any) -> str:
     if kind == "string_pattern_mismatch":
         return f"{key}: {_shown(found)} cannot name a folder; use letters, digits, dot, dash and underscore."
     if kind == "literal_error" and len(errors) == 1:
-        return f"{key}: {_shown(found)} is not known.\n{choose(str(found), _choices(path))}"
+        return f"{key}: {_shown(found)} is not known.\n{advice_on(str(found), _choices(path))}"
     wanted = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors)
     if _PLAIN["a valid number"] in (plain := [_PLAIN.get(text, text) for text in wanted]):
         plain = [text for text in plain if text != _PLAIN["a valid integer"]]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import Mould, named_state
+from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.reduction_calls import CallKey
-from passdeploy.slimming.masked_norms import KeptPlaces, with_restricted_norms_
-from passdeploy.slimming.masked_reductions import Existing
+from passdeploy.slimming.masked_norms import KeptMask, with_restricted_norms_
+from passdeploy.slimming.masked_reductions import KeptAlong
 from passdeploy.slimming.tensors import like, removed_places
 
 
@@ -22,25 +22,25 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.M
     Raises:
         PlanError: the plan does not fit the groups.
     """
-    return masked_from(Mould(model), groups, plan)
+    return masked_from(ModelCloner(model), groups, plan)
 
 
-def masked_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+def masked_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
     """`masked` of a network of which many copies are wanted."""
     plan.check(groups)
-    reference = mould.copy(lambda _, old: like(old, old))
+    reference = cloner.copy(lambda _, old: like(old, old))
     parameters = {name: tensor for name, tensor in named_state(reference) if isinstance(tensor, nn.Parameter)}
-    kept: dict[str, KeptPlaces] = {}
+    kept: dict[str, KeptMask] = {}
     with torch.no_grad():
         for (name, dim), removed in removed_places(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.places.to(parameter.device), 0.0)
-                kept.setdefault(name, KeptPlaces(parameter.shape)).removed[dim] = removed.places
+                kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.places
     return with_restricted_norms_(reference, kept, _existing(groups, plan))
 
 
-def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[Existing]]:
+def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[KeptAlong]]:
     """What exists of the channels that statistics go over, where any are gone."""
     found: dict[tuple[CallKey, int], Tensor] = {}
     for group in groups:
@@ -49,7 +49,7 @@ def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[
             exists = ~torch.isin(one.channels, torch.as_tensor(removed))
             key = (one.module, one.turn), one.dim
             found[key] = found[key] & exists if key in found else exists
-    by_call: dict[CallKey, list[Existing]] = {}
+    by_call: dict[CallKey, list[KeptAlong]] = {}
     for (call, dim), exists in found.items():
         by_call.setdefault(call, []).append((dim, exists))
     return by_call

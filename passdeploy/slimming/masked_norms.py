@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.models.reduction_calls import CallKey, Turns
-from passdeploy.slimming.masked_reductions import Existing, RestrictedStatistics
+from passdeploy.models.reduction_calls import CallKey, ReductionCallTracker
+from passdeploy.slimming.masked_reductions import KeptAlong, RestrictedStatistics
 
 
 def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
@@ -65,7 +65,7 @@ def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor 
 
 
 @dataclass(frozen=True)
-class KeptPlaces:
+class KeptMask:
     """What exists of a parameter of which slices were removed; spelled out only for those that are asked for."""
 
     shape: torch.Size
@@ -86,7 +86,7 @@ class RestrictedNorms(TorchFunctionMode):
         kept: parameters, each with what exists of it: its places, or a tensor of its shape that is 1 where it exists.
     """
 
-    def __init__(self, kept: Sequence[tuple[Tensor, KeptPlaces | Tensor]]) -> None:
+    def __init__(self, kept: Sequence[tuple[Tensor, KeptMask | Tensor]]) -> None:
         super().__init__()
         self._of_scale = {id(parameter): exists for parameter, exists in kept}
         self._of_storage = {parameter.untyped_storage().data_ptr(): exists for parameter, exists in kept}
@@ -136,7 +136,7 @@ _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
 
 
 def with_restricted_norms_(
-    model: nn.Module, kept: Mapping[str, KeptPlaces], statistics: Mapping[CallKey, Sequence[Existing]]
+    model: nn.Module, kept: Mapping[str, KeptMask], statistics: Mapping[CallKey, Sequence[KeptAlong]]
 ) -> nn.Module:
     """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
 
@@ -157,7 +157,7 @@ def with_restricted_norms_(
             parameters = dict(self.named_parameters())
             with ExitStack() as stack:
                 if statistics:
-                    turns = Turns()
+                    turns = ReductionCallTracker()
                     stack.enter_context(turns.following(self))
                     stack.enter_context(RestrictedStatistics(turns, statistics))
                 stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.models.reduction_calls import LARGEST, MEANS, STATISTICS, CallKey, Turns
+from passdeploy.models.reduction_calls import LARGEST, MEANS, STATISTICS, CallKey, ReductionCallTracker
 
-Existing = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
+KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
 
 
 class RestrictedStatistics(TorchFunctionMode):
@@ -27,7 +27,7 @@ class RestrictedStatistics(TorchFunctionMode):
         existing: which statistics, and over which channels they go.
     """
 
-    def __init__(self, turns: Turns, existing: Mapping[CallKey, Sequence[Existing]]) -> None:
+    def __init__(self, turns: ReductionCallTracker, existing: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
         super().__init__()
         self._turns, self._existing = turns, existing
 

@@ -19,21 +19,21 @@ CHOOSING = ("torchvision.nms", "aten.nonzero", "aten.argsort", "aten.argmax")
 COMPARING = ("aten.gt", "aten.ge", "aten.lt", "aten.le")
 
 
-class Decisions:
+class DecisionLog:
     """What a network decided, to be decided again by another one."""
 
     def __init__(self) -> None:
         self._made: list[tuple[str, Tensor]] = []
 
     @contextmanager
-    def making(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Remember what is decided in here."""
         self._made.clear()
         with _Watched(self._remember):
             yield
 
     @contextmanager
-    def repeating(self) -> Iterator[None]:
+    def replaying(self) -> Iterator[None]:
         """Decide in here as was decided before, as long as the questions are the same."""
         self._left = iter(self._made)
         with _Watched(self._repeat):

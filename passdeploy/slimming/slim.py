@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import Mould, modules_by_name, named_state
+from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
 from passdeploy.runtime.garbage import no_collection
 from passdeploy.slimming.size_attributes import NumberKey, numbers_after, update_size_attributes_, write_number_
 from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_places
@@ -29,14 +29,14 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Mod
     Raises:
         PlanError: the plan does not fit the groups.
     """
-    return slim_from(Mould(model), groups, plan)
+    return slim_from(ModelCloner(model), groups, plan)
 
 
-def slim_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
     """`slim` of a network of which many copies are wanted."""
     plan.check(groups)
     removed = removed_places(groups, plan)
-    state = cut_tensors(mould.state, removed)
+    state = cut_tensors(cloner.state, removed)
     gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
 
     def cut(name: str, old: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def slim_from(mould: Mould[nn.Module], groups: Sequence[ChannelGroup], plan: Pla
         gone[id(new)] = removed.get((name, 0), NOTHING)
         return new
 
-    smaller = mould.copy(cut)
+    smaller = cloner.copy(cut)
     for _, module in modules_by_name(smaller):
         update_size_attributes_(module, lambda weight: gone.get(id(weight)))
     for number, value in numbers_after(groups, plan):

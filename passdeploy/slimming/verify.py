@@ -13,7 +13,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError
 from passdeploy.models.modes import evaluating
 from passdeploy.slimming.masked import masked
-from passdeploy.slimming.replay import Decisions
+from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.slim import slim
 
 
@@ -34,11 +34,11 @@ def verify(
         EquivalenceError: it is above `tolerance`, or not a number.
     """
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    reference, smaller, decisions = masked(model, groups, plan), slim(model, groups, plan), Decisions()
+    reference, smaller, decisions = masked(model, groups, plan), slim(model, groups, plan), DecisionLog()
     with torch.no_grad(), evaluating(reference), evaluating(smaller):
-        with decisions.making():
+        with decisions.recording():
             expected = tree_leaves(reference(*arguments))
-        with decisions.repeating():
+        with decisions.replaying():
             found = tree_leaves(smaller(*arguments))
     error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor))
     if not error <= tolerance:

@@ -23,7 +23,7 @@ from passdeploy.errors import TrainingError
 from passdeploy.runtime.distributed import ALONE, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.sparsity.baselines import Loss
-from passdeploy.training.losses import Imitation, logits_of
+from passdeploy.training.losses import DistillationLoss, logits_of
 
 
 def grow_penalty(
@@ -37,7 +37,7 @@ def grow_penalty(
     lr: float,
     ceiling: float = 1.0,
     ramp: float = 0.75,
-    imitation: Imitation | None = None,
+    distillation: DistillationLoss | None = None,
     stage: Stage | None = None,
     processes: Processes = ALONE,
 ) -> nn.Module:
@@ -70,9 +70,9 @@ def grow_penalty(
         with processes.sharing_statistics():
             output = trained(images)
             value = loss(output, targets)
-            if imitation:
+            if distillation:
                 each = partial(F.cross_entropy, target=targets, reduction="none")
-                value = imitation.loss(value, logits_of(output), images, each)
+                value = distillation.loss(value, logits_of(output), images, each)
         found = float(processes.mean_over_batch(value.detach(), len(images)))
         if not abs(found) < float("inf"):
             raise TrainingError(

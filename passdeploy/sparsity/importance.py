@@ -16,7 +16,7 @@ from passdeploy.channels.plan import Plan
 _GONE = 14.0  # what a channel that is gone loses, in logits: a factor of a million
 
 
-class Sensitivity:
+class TaylorImportance:
     """Running average of the squared slope of a gate on every channel.
 
     Args:
@@ -35,9 +35,9 @@ class Sensitivity:
             self.is_kept[name].zero_()
             self.is_kept[name][list(kept)] = True
 
-    def update_(self, slopes: Mapping[str, Tensor]) -> None:
+    def update_(self, gate_gradients: Mapping[str, Tensor]) -> None:
         """Take in one step: group name -> slope of the loss by each gate, shape (width,)."""
-        for name, slope in slopes.items():
+        for name, slope in gate_gradients.items():
             fresh = torch.lerp(slope.square(), self.scores[name], self.memory)
             self.scores[name] = torch.where(self.is_kept[name], fresh, self.scores[name])
 

@@ -5,9 +5,9 @@ In every step the scores become a plan under the budget (one threshold for all g
 gradient passes straight through the masks to the scores. The network is any network, the loss any differentiable loss.
 
 Three things are ours, and `benchmarks/results/accuracy-trials.md` says what each is worth. The hypernetwork corrects
-a prior that is measured again in every step (`sensitivity.py`). The budget shrinks gradually, and what is gone is cut
-out for good (`shrinking.py`). And the weights learn along with the masks (`rehearsal.py`), unless they are to be frozen
-as in the paper.
+a prior that is measured again in every step (`importance.py`). The budget shrinks gradually, and what is gone is cut
+out for good (`shrinking.py`). And the weights learn along with the masks (`weight_trainer.py`), unless they are to be
+frozen as in the paper.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.channels.widths import floor_width
+from passdeploy.channels.widths import minimum_width
 from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.runtime.distributed import ALONE, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.runtime.seeds import global_chance
+from passdeploy.runtime.seeds import global_generators
 from passdeploy.sparsity.baselines import Loss, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
-from passdeploy.sparsity.importance import Sensitivity
+from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
-from passdeploy.sparsity.weight_trainer import Rehearsal
-from passdeploy.training.losses import Imitation, logits_of
+from passdeploy.sparsity.weight_trainer import CoTrainedWeights
+from passdeploy.training.losses import DistillationLoss, logits_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -134,12 +134,12 @@ def learn_masks(
         budget = Budget.of(kind, amount, costs)
     task = _Task(model, cut, loss, costs, budget, settings, processes, teacher or model)
     prior = taylor_scores(model, cut, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
-    sensitivity = Sensitivity({name: scores.to(inputs.device) for name, scores in prior.items()}, settings.memory)
-    prompt, hypernetwork = _students(model, cut, sensitivity, inputs, settings)
+    importance = TaylorImportance({name: scores.to(inputs.device) for name, scores in prior.items()}, settings.memory)
+    prompt, hypernetwork = _students(model, cut, importance, inputs, settings)
     if start is not None:
         _take_over_(hypernetwork, start)
-        sensitivity.take_over_(hypernetwork.prior())
-    losses = _descend(task, sensitivity, prompt, hypernetwork, _cycle(batches), stage)
+        importance.take_over_(hypernetwork.prior())
+    losses = _descend(task, importance, prompt, hypernetwork, _cycle(batches), stage)
     scores = {name: values.detach().cpu() for name, values in _scores(cut, prompt, hypernetwork).items()}
     kept = task.network.whole() if settings.weights == "trained" else None
     return Learned(scores, prompt, hypernetwork, losses, task.plan(scores, budget.limit), kept)
@@ -160,16 +160,18 @@ class _Task:
         teacher: nn.Module,
     ) -> None:
         self.cut, self.costs, self.budget, self.settings, self.processes = cut, costs, budget, settings, processes
-        self.rehearsal = None
+        self.co_trained = None
         if settings.weights != "frozen":
-            self.rehearsal = Rehearsal(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
-        self.network, self._loss = ShrinkingNetwork(model, cut, costs, self.rehearsal), loss
+            self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
+        self.network, self._loss = ShrinkingNetwork(model, cut, costs, self.co_trained), loss
         self._imitation = None
         if settings.distill:
             asked = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()  # shares the parameters
-            self._imitation = Imitation(asked, settings.distill, settings.temperature, settings.only_better)
+            self._imitation = DistillationLoss(asked, settings.distill, settings.temperature, settings.only_better)
         self.whole = costs.of(budget.kind)
-        floor = costs.of(budget.kind, {group.name: floor_width(group, settings.round_to, budget.kind) for group in cut})
+        floor = costs.of(
+            budget.kind, {group.name: minimum_width(group, settings.round_to, budget.kind) for group in cut}
+        )
         self._least = min(floor, budget.limit)
 
     def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:
@@ -207,11 +209,11 @@ class _Task:
 
 
 def _descend(
-    task: _Task, sensitivity: Sensitivity, prompt: VisualPrompt | None, hypernetwork: Hypernetwork,
+    task: _Task, importance: TaylorImportance, prompt: VisualPrompt | None, hypernetwork: Hypernetwork,
     batches: Iterator[tuple[Tensor, Tensor]], stage: Stage,
 ) -> tuple[float, ...]:  # fmt: skip
     """Train prompt and hypernetwork in place, the weights beside them, and measure the prior; returns all losses."""
-    settings, processes, rehearsal = task.settings, task.processes, task.rehearsal
+    settings, processes, co_trained = task.settings, task.processes, task.co_trained
     learned = [*hypernetwork.parameters(), *(prompt.parameters() if prompt else ())]
     optimizer = _optimizer(learned, settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
@@ -220,11 +222,11 @@ def _descend(
         limit = task.limit_at(step)
         scores = _scores(task.cut, prompt, hypernetwork)
         plan = task.plan(scores, limit)
-        sensitivity.keep_(plan)
+        importance.keep_(plan)
         task.network.shrink_(plan)
         optimizer.zero_grad(set_to_none=True)
-        if rehearsal:
-            rehearsal.forget_()
+        if co_trained:
+            co_trained.forget_()
         with processes.sharing_statistics():
             value, gates = task.loss(scores, plan, prompt, images, targets)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
@@ -234,16 +236,18 @@ def _descend(
         processes.average_gradients_(learned)
         optimizer.step()
         schedule.step()
-        if rehearsal:
-            processes.average_gradients_(rehearsal.parameters)  # apart: the network may be of another precision
-            rehearsal.step_(step)
-            if step + 1 == settings.steps and not rehearsal.has_numbers():  # earlier the next loss would show it
+        if co_trained:
+            processes.average_gradients_(co_trained.parameters)  # apart: the network may be of another precision
+            co_trained.step_(step)
+            if step + 1 == settings.steps and not co_trained.has_numbers():  # earlier the next loss would show it
                 raise _diverged("a weight is not a number", step, float(schedule.get_last_lr()[0]))
         with torch.no_grad():
-            slopes = task.network.slopes(gates)
-            mean = processes.mean_over_batch(torch.cat([*slopes.values()]), len(images))  # one message for all groups
-            sensitivity.update_(dict(zip(slopes, mean.split([*map(len, slopes.values())]), strict=True)))
-            hypernetwork.set_prior_([sensitivity.logits()[group.name] for group in task.cut])
+            gate_gradients = task.network.gate_gradients(gates)
+            mean = processes.mean_over_batch(
+                torch.cat([*gate_gradients.values()]), len(images)
+            )  # one message for all groups
+            importance.update_(dict(zip(gate_gradients, mean.split([*map(len, gate_gradients.values())]), strict=True)))
+            hypernetwork.set_prior_([importance.logits()[group.name] for group in task.cut])
         stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / task.whole)
     return tuple(losses)
 
@@ -264,7 +268,7 @@ def _scores(cut: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwo
 def _students(
     model: nn.Module,
     cut: Sequence[ChannelGroup],
-    sensitivity: Sensitivity,
+    importance: TaylorImportance,
     inputs: Tensor,
     settings: PassSettings,
 ) -> tuple[VisualPrompt | None, Hypernetwork]:
@@ -273,10 +277,10 @@ def _students(
     if settings.prompt_kind != "none":
         channels, height, width = inputs.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
-    with global_chance("hypernetwork", settings.seed, device=torch.device("cpu")):
+    with global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
             [values.cpu() for values in weight_statistics(model, cut)],
-            [sensitivity.logits()[group.name].cpu() for group in cut],
+            [importance.logits()[group.name].cpu() for group in cut],
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
             prompt_channels=inputs.size(1) if prompt else None,

@@ -22,7 +22,7 @@ from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, ran
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.learn import PassSettings, learn_masks
-from passdeploy.training.losses import Imitation, logits_of
+from passdeploy.training.losses import DistillationLoss, logits_of
 
 if TYPE_CHECKING:
     from passdeploy.recipe import Recipe
@@ -31,7 +31,7 @@ Stream = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # starts the same batche
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The channels that stay, and what else was learned with them."""
 
     plan: Plan
@@ -43,7 +43,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReusedRun:
     """What is taken over from another run."""
 
     plan: Plan | None = None
@@ -60,8 +60,8 @@ def choose(
     *,
     stage: Stage,
     processes: Processes = ALONE,
-    source: Source | None = None,
-) -> Choice:
+    reused: ReusedRun | None = None,
+) -> Selection:
     """Choose as `recipe.prune` says.
 
     Args:
@@ -76,10 +76,10 @@ def choose(
         source: taken over from another run, where the recipe names one.
     """
     prune, groups = recipe.prune, channels.prunable
-    source = source or Source()
-    if source.plan is not None:
-        scores = {group.name: _as_mask(source.plan, group.name, group.width) for group in groups}
-        return Choice(source.plan, scores, f"{len(groups)} groups as in {prune.from_run}")
+    reused = reused or ReusedRun()
+    if reused.plan is not None:
+        scores = {group.name: _as_mask(reused.plan, group.name, group.width) for group in groups}
+        return Selection(reused.plan, scores, f"{len(groups)} groups as in {prune.from_run}")
     dense = copy.deepcopy(dense)
     if recipe.train.channels_last:
         dense = dense.to(memory_format=torch.channels_last)
@@ -103,9 +103,9 @@ def choose(
         )  # fmt: skip
         learned = learn_masks(
             dense, groups, stream, _cross_entropy, costs=channels.costs, budget=budget, settings=settings,
-            start=source.hypernetwork, stage=stage, processes=processes,
+            start=reused.hypernetwork, stage=stage, processes=processes,
         )  # fmt: skip
-        return Choice(
+        return Selection(
             learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork,
             None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format),
         )  # fmt: skip
@@ -114,15 +114,17 @@ def choose(
         scores, groups, channels.costs, budget, round_to=round_to, per_cost=prune.per_cost, allocation=allocation
     )
     if prune.method != "growing":
-        return Choice(plan, scores, text)
+        return Selection(plan, scores, text)
     asked = prune.distill
     grown = grow_penalty(
         dense, groups, plan, stream(), _cross_entropy, steps=prune.steps, lr=weights_optimizer.lr,
         ceiling=prune.growing.ceiling, ramp=prune.growing.ramp,
-        imitation=Imitation(dense.eval(), asked.alpha, asked.temperature, asked.only_better) if asked else None,
+        distillation=(
+            DistillationLoss(dense.eval(), asked.alpha, asked.temperature, asked.only_better) if asked else None
+        ),
         stage=stage, processes=processes,
     )  # fmt: skip
-    return Choice(plan, scores, text, weights=grown)
+    return Selection(plan, scores, text, weights=grown)
 
 
 def _baseline(

@@ -22,7 +22,7 @@ from passdeploy.slimming.masked_norms import RestrictedNorms
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.tensors import groups_after, put_back_
 from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with, straight_through
-from passdeploy.sparsity.weight_trainer import Rehearsal
+from passdeploy.sparsity.weight_trainer import CoTrainedWeights
 
 SLACK = 0.1  # share of the network's multiply-adds that masks may hide before they are cut out
 _LEAST = 1e-12  # factor of the score of what is gone
@@ -39,12 +39,12 @@ class ShrinkingNetwork:
     """
 
     def __init__(
-        self, model: nn.Module, cut: Sequence[ChannelGroup], costs: CostModel, rehearsal: Rehearsal | None
+        self, model: nn.Module, cut: Sequence[ChannelGroup], costs: CostModel, co_trained: CoTrainedWeights | None
     ) -> None:
-        self._model, self._cut, self._costs, self._rehearsal = model, tuple(cut), costs, rehearsal
+        self._model, self._cut, self._costs, self._co_trained = model, tuple(cut), costs, co_trained
         self._kept = {group.name: tuple(range(group.width)) for group in cut}  # channels that the network still has
         self._left = dict(self._kept)  # of these, what masks left in the last step
-        self._follow(rehearsal.network if rehearsal else model, self._cut)
+        self._follow(co_trained.network if co_trained else model, self._cut)
 
     def demoted(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores, those of channels that are gone for good far below all others of their group."""
@@ -80,7 +80,7 @@ class ShrinkingNetwork:
         with RestrictedNorms(self._weights.existing(masks, weights)):
             return run_with(self._learner, weights, inputs), gates
 
-    def slopes(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gate_gradients(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Group name -> slope of a loss by the gate of every channel, shape (width,); zero where a channel is gone."""
         found = {}
         for group in self._cut:
@@ -102,9 +102,9 @@ class ShrinkingNetwork:
         place = {name: {channel: at for at, channel in enumerate(kept)} for name, kept in self._kept.items()}
         step = Plan({name: tuple(place[name][channel] for channel in kept) for name, kept in plan.kept.items()})
         sizes = {name: tensor.shape for name, tensor in self._tensors(self._network).items()}
-        if self._rehearsal:
-            self._rehearsal.cut_(self._groups, step)
-            network = self._rehearsal.network
+        if self._co_trained:
+            self._co_trained.cut_(self._groups, step)
+            network = self._co_trained.network
         else:
             network = slim(self._network, self._groups, step)
         self._kept = dict(self._left)
@@ -120,7 +120,7 @@ class ShrinkingNetwork:
     def _follow(self, network: nn.Module, groups: Sequence[ChannelGroup]) -> None:
         self._network, self._groups = network, tuple(groups)
         self._learner = batch_statistics_only(network)
-        self._weights = MaskedWeights(network, groups, is_trained=self._rehearsal is not None)
+        self._weights = MaskedWeights(network, groups, is_trained=self._co_trained is not None)
 
     @staticmethod
     def _tensors(network: nn.Module) -> dict[str, Tensor]:

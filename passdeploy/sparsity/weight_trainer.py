@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WARMUP_STEPS = 10
 
 
-class Rehearsal:
+class CoTrainedWeights:
     """A copy of a network, and what moves its weights.
 
     Args:

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from passdeploy.models.modes import plain_attention, step_by_step
 from passdeploy.models.reduction_calls import STATISTICS
 from passdeploy.tracing.meta_model import shapes_of
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 
 
 class WholeFunctions(TorchFunctionMode):
@@ -38,14 +38,19 @@ class WholeFunctions(TorchFunctionMode):
 
     def __init__(
         self,
-        tell: Callable[[Call], None],
-        taking: Callable[[], AbstractContextManager[None]],
-        deriving: Callable[[], AbstractContextManager[None]],
+        tell: Callable[[OpCall], None],
+        around_reduction: Callable[[], AbstractContextManager[None]],
+        around_size_reading: Callable[[], AbstractContextManager[None]],
         *,
-        is_sketch: bool,
+        is_meta: bool,
     ) -> None:
         super().__init__()
-        self._tell, self._taking, self._deriving, self._is_sketch = tell, taking, deriving, is_sketch
+        self._tell, self._around_reduction, self._around_size_reading, self._is_meta = (
+            tell,
+            around_reduction,
+            around_size_reading,
+            is_meta,
+        )
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -58,21 +63,21 @@ class WholeFunctions(TorchFunctionMode):
         if func in _WHOLE:
             return self._whole(func, args, kwargs or {})
         if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else it is a packed sequence
-            self._tell(Call(_RECURRENT[func], args, {}, args[1]))
+            self._tell(OpCall(_RECURRENT[func], args, {}, args[1]))
             with step_by_step():
                 return func(*args)
         if func in _DERIVING:
-            with self._deriving():
+            with self._around_size_reading():
                 return func(*args, **(kwargs or {}))
         if func in STATISTICS:
-            with self._taking():
+            with self._around_reduction():
                 return (_normalised if func is F.normalize else func)(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _whole(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _disable_current_modes():
-            result = shapes_of(func, args, kwargs) if self._is_sketch else func(*args, **kwargs)
-            self._tell(Call(_WHOLE[func], args, kwargs, result))
+            result = shapes_of(func, args, kwargs) if self._is_meta else func(*args, **kwargs)
+            self._tell(OpCall(_WHOLE[func], args, kwargs, result))
         return result
 
 
@@ -103,7 +108,7 @@ _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
 }
 
 
-class Onlooker(TorchDispatchMode):
+class OpObserver(TorchDispatchMode):
     """Hears of every tensor operation after it ran; a subclass says what to make of it."""
 
     @classmethod
@@ -111,11 +116,11 @@ class Onlooker(TorchDispatchMode):
         """Nothing is compiled while a network is watched; torch's guard against it would cost more than the rules."""
         return False
 
-    def __init__(self, *, is_sketch: bool) -> None:
+    def __init__(self, *, is_meta: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.is_sketch = is_sketch
+        self.is_meta = is_meta
 
-    def happen(self, call: Call) -> None:
+    def on_op(self, call: OpCall) -> None:
         """One operation, with what came out."""
         raise AssertionError("a subclass says what to make of an operation")
 
@@ -124,24 +129,24 @@ class Onlooker(TorchDispatchMode):
     ) -> Any:
         """Any operation, on its way."""
         given = kwargs or {}
-        result = shapes_of(func, args, given) if self.is_sketch else func(*args, **given)
-        self.happen(Call(func, args, given, result))
+        result = shapes_of(func, args, given) if self.is_meta else func(*args, **given)
+        self.on_op(OpCall(func, args, given, result))
         return result
 
     def watch(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` and return its outputs; attention and other composites show as what they are."""
-        whole = WholeFunctions(self.happen, self.taking, self.deriving, is_sketch=self.is_sketch)
+        whole = WholeFunctions(self.on_op, self.around_reduction, self.around_size_reading, is_meta=self.is_meta)
         with plain_attention(), whole, self:
             return model(*inputs)
 
-    def taking(self) -> AbstractContextManager[None]:
+    def around_reduction(self) -> AbstractContextManager[None]:
         """What to do around a statistic that the network takes."""
         return nullcontext()
 
     is_deriving = False  # whether the sizes of what happens now are read off its tensors
 
     @contextmanager
-    def deriving(self) -> Iterator[None]:
+    def around_size_reading(self) -> Iterator[None]:
         """Know that they are."""
         self.is_deriving = True
         try:
@@ -163,7 +168,7 @@ def source_line() -> str:
     return torch_module
 
 
-_OUTERMOST = Onlooker.watch.__code__  # who ran the model
+_OUTERMOST = OpObserver.watch.__code__  # who ran the model
 
 
 _PACKAGE = Path(__file__).parents[1]

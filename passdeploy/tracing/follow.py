@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.models.modes import evaluating
-from passdeploy.tracing.meta_model import Sketch
+from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.trace import ChoiceKey, Trace
 from passdeploy.tracing.tracer import Walk
 
@@ -19,7 +19,7 @@ def follow(
     example_inputs: Tensor | Sequence[Tensor],
     *,
     choose: Mapping[ChoiceKey, int] | None = None,
-    sketch: Sketch | None = None,
+    meta_model: MetaModel | None = None,
 ) -> Trace:
     """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
 
@@ -32,16 +32,16 @@ def follow(
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     try:
-        sketch = sketch or Sketch.of(model, inputs)
-        return _walk(sketch.model, sketch.inputs, choose or {}, is_sketch=True)
+        meta_model = meta_model or MetaModel.of(model, inputs)
+        return _walk(meta_model.model, meta_model.inputs, choose or {}, is_meta=True)
     except Exception:  # values are wanted; or something is wrong with the network, which will show
-        return _walk(model, inputs, choose or {}, is_sketch=False)
+        return _walk(model, inputs, choose or {}, is_meta=False)
 
 
-def _walk(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int], *, is_sketch: bool) -> Trace:
+def _walk(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int], *, is_meta: bool) -> Trace:
     from passdeploy.tracing.rules import find_rule
 
-    walk = Walk(model, find_rule, choose, is_sketch=is_sketch)
+    walk = Walk(model, find_rule, choose, is_meta=is_meta)
     with torch.no_grad():
         with walk.following(model), evaluating(model):
             walk.run(model, inputs)

@@ -33,7 +33,7 @@ class Reason:
         return self.text + (f" ({place})" if place else "") + (f" at {self.source}" if self.source else "")
 
 
-class LabelBook:
+class LabelUnionFind:
     """A union-find over labels that works on whole vectors at once, with a list of protections."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class LabelBook:
         roots = self._roots(labels.numpy().reshape(-1))
         return bool((roots == roots[0]).all())
 
-    def squeeze_to_box(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
+    def collapse_to_one_dim(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.
 
         Args:

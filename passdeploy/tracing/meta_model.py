@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from passdeploy.models.cloning import Mould
+from passdeploy.models.cloning import ModelCloner
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Sketch:
+class MetaModel:
     """A network without values, and its inputs likewise.
 
     Args:
@@ -35,24 +35,24 @@ class Sketch:
         inputs: an example of what it is called with, without values.
     """
 
-    whole: Mould[nn.Module]
+    whole: ModelCloner[nn.Module]
     model: nn.Module
     inputs: tuple[Any, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Sequence[Any]) -> Sketch:
+    def of(cls, model: nn.Module, inputs: Sequence[Any]) -> MetaModel:
         """The sketch of `model`, which is left as it is."""
-        whole = Mould(model)
-        bare_inputs = tree_map(lambda leaf: bare(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
-        return cls(whole, whole.copy(lambda _, tensor: bare(tensor)), tuple(bare_inputs))
+        whole = ModelCloner(model)
+        bare_inputs = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
+        return cls(whole, whole.copy(lambda _, tensor: to_meta(tensor)), tuple(bare_inputs))
 
     @cached_property
-    def mould(self) -> Mould[nn.Module]:
+    def cloner(self) -> ModelCloner[nn.Module]:
         """Of the copy without values."""
-        return Mould(self.model)
+        return ModelCloner(self.model)
 
 
-def bare(tensor: Tensor) -> Tensor:
+def to_meta(tensor: Tensor) -> Tensor:
     """`tensor` without its values; whole numbers keep them."""
     empty = torch.empty_like(tensor, device="meta") if _has_fractions(tensor) else tensor.detach().to("cpu", copy=True)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

@@ -29,7 +29,7 @@ class _Lazy(Generic[Value]):
         return value
 
 
-class Call:
+class OpCall:
     """One tensor operation as it happened: arguments by their schema's names.
 
     Args:

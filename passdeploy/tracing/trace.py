@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from passdeploy.tracing.labels import LabelBook
+from passdeploy.tracing.labels import LabelUnionFind
 
 DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
 
@@ -33,7 +33,7 @@ Labelled = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its labels
 
 
 @dataclass(frozen=True)
-class Happening:
+class OpRecord:
     """One tensor operation of the walk: what ran, where, and the labels that went in and came out."""
 
     op: str
@@ -41,7 +41,7 @@ class Happening:
     source: str  # file:line of the model's own code
     inputs: tuple[Labelled, ...]
     results: tuple[Labelled, ...]
-    factors: tuple[float, ...]  # see `Call.factors`
+    factors: tuple[float, ...]  # see `OpCall.factors`
     is_derived: bool  # its sizes are read off its tensors: nobody could have stated them
     has_constants: bool  # one of its tensors was made of numbers
 
@@ -71,13 +71,13 @@ class TakenStatistic:
 class Trace:
     """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
 
-    book: LabelBook
+    union_find: LabelUnionFind
     state: tuple[StateDim, ...]
     parameters: dict[str, int]  # name -> number of elements
     produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
     read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
     work: list[Work] = field(default_factory=list)
     choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
-    happenings: list[Happening] = field(default_factory=list)
+    op_log: list[OpRecord] = field(default_factory=list)
     statistics: list[TakenStatistic] = field(default_factory=list)
-    is_sketched: bool = False  # whether the network ran without values
+    is_meta: bool = False  # whether the network ran without values

@@ -23,26 +23,26 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.models.cloning import named_state
 from passdeploy.models.modes import evaluating
-from passdeploy.models.reduction_calls import Turns
-from passdeploy.tracing.dispatch import Onlooker, source_line
-from passdeploy.tracing.labels import LabelBook, Reason
-from passdeploy.tracing.op_call import Call
+from passdeploy.models.reduction_calls import ReductionCallTracker
+from passdeploy.tracing.dispatch import OpObserver, source_line
+from passdeploy.tracing.labels import LabelUnionFind, Reason
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import (
     Choice,
     ChoiceKey,
     DimLabels,
-    Happening,
     Labelled,
+    OpRecord,
     StateDim,
     TakenStatistic,
     Trace,
     Work,
 )
 
-Rule = Callable[["Walk", Call], None]
+Rule = Callable[["Walk", OpCall], None]
 
 
-class Walk(Onlooker):
+class Walk(OpObserver):
     """The mode under which the model runs; rules read and write labels through it."""
 
     def __init__(
@@ -51,18 +51,18 @@ class Walk(Onlooker):
         find_rule: Callable[[torch._ops.OpOverload], Rule | None],
         choose: Mapping[ChoiceKey, int],
         *,
-        is_sketch: bool,
+        is_meta: bool,
     ) -> None:
-        super().__init__(is_sketch=is_sketch)
-        self.book = LabelBook()
+        super().__init__(is_meta=is_meta)
+        self.union_find = LabelUnionFind()
         self._find_rule, self._choose = find_rule, choose
         self._labels = TensorTable[DimLabels]()
         self._state = TensorTable[str]()  # parameters and buffers, and their names
-        self._turns = Turns()
+        self._turns = ReductionCallTracker()
         self._taken: tuple[str, int] | None = None  # the statistic that is being taken: which module's, and its number
         self._used: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
-        self.trace = Trace(self.book, tuple(self._label_state(model)), sizes, is_sketched=is_sketch)
+        self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta)
 
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
         state = list(named_state(model))
@@ -74,7 +74,7 @@ class Walk(Onlooker):
         own = {name: DimLabels() for name, _ in state}
         for name, tensor in state:
             self._labels[tensor], self._state[tensor] = own[name], name
-        for (name, _, dim, _), labels in zip(dims, self.book.fresh(sum(sizes)).split(sizes), strict=True):
+        for (name, _, dim, _), labels in zip(dims, self.union_find.fresh(sum(sizes)).split(sizes), strict=True):
             own[name][dim] = labels
             yield StateDim(name, dim, labels)
 
@@ -100,11 +100,11 @@ class Walk(Onlooker):
 
     def join(self, first: Tensor, second: Tensor, why: str) -> None:
         """Join two label vectors; what meets NONE is protected for the reason `why`."""
-        self.book.join(first, second, self.reason(why))
+        self.union_find.join(first, second, self.reason(why))
 
     def protect(self, labels: Tensor, why: str) -> None:
         """These channels must stay."""
-        self.book.protect(labels, self.reason(why))
+        self.union_find.protect(labels, self.reason(why))
 
     def protect_all(self, tensors: Sequence[Tensor], why: str) -> None:
         """Every channel of these tensors must stay."""
@@ -131,7 +131,7 @@ class Walk(Onlooker):
         return Reason(why, op, self._turns.module, self._source)
 
     def box(self, field: Tensor) -> DimLabels:
-        """Labels of every element of a tensor as labels along its dimensions; see `LabelBook.squeeze_to_box`.
+        """Labels of every element of a tensor as labels along its dimensions; see `LabelUnionFind.collapse_to_one_dim`.
 
         Where there is a choice of dimension it is noted, so that `follow` can be told to choose again.
         """
@@ -142,12 +142,14 @@ class Walk(Onlooker):
         )
         key = (*place, sum(known[:3] == place for known in self.trace.choices))
         rank = self._choose.get(key, 0)
-        boxed, options = self.book.squeeze_to_box(field, self.reason("cannot be removed from a box"), rank=rank)
+        boxed, options = self.union_find.collapse_to_one_dim(
+            field, self.reason("cannot be removed from a box"), rank=rank
+        )
         if options > 1:
             self.trace.choices[key] = Choice(next(iter(boxed.values())), options)
         return boxed
 
-    def give_up(self, call: Call, why: str) -> None:
+    def give_up(self, call: OpCall, why: str) -> None:
         """Every channel that an operation touches must stay, and nothing is known of its results."""
         self.protect_all(call.tensors, why)
         for result in call.results:
@@ -169,7 +171,7 @@ class Walk(Onlooker):
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
                 for vector in self.labels(output).values():
-                    self.book.protect(vector, Reason("the model's output"))
+                    self.union_find.protect(vector, Reason("the model's output"))
 
     def has_unseen(self, model: nn.Module) -> bool:
         """Whether a parameter was not used."""
@@ -180,7 +182,7 @@ class Walk(Onlooker):
 
         Joins and protections are kept. What the pass cost and how it went are not: nobody deploys it.
         """
-        main, scratch = self.trace, Trace(self.book, self.trace.state, self.trace.parameters)
+        main, scratch = self.trace, Trace(self.union_find, self.trace.state, self.trace.parameters)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
         twice = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
         self.trace, self._choose = scratch, {}
@@ -188,7 +190,7 @@ class Walk(Onlooker):
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
                 self.run(model, twice)
         except Exception:
-            if self.is_sketch:
+            if self.is_meta:
                 raise  # with values it may go well
             self._running = None
         finally:
@@ -198,10 +200,10 @@ class Walk(Onlooker):
             main.produced += scratch.produced
             main.read += scratch.read
 
-    _running: Call | None = None
+    _running: OpCall | None = None
     _source = ""  # file:line of the model's own code that is running
 
-    def happen(self, call: Call) -> None:
+    def on_op(self, call: OpCall) -> None:
         """Pass the labels on through one operation, and note that it happened."""
         self._running, self._source = call, source_line()
         self._used.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
@@ -214,7 +216,7 @@ class Walk(Onlooker):
             try:
                 rule(self, call)
             except Exception as error:
-                if self.is_sketch:
+                if self.is_meta:
                     raise  # it may want values
                 # A case the rule did not foresee costs these channels, not the model.
                 self.give_up(call, f"could not be followed: {error}")
@@ -224,8 +226,8 @@ class Walk(Onlooker):
                 self._labels.forget(result)
             elif self._labels.get(result) is None:
                 self._labels[result] = {}
-        self.trace.happenings.append(
-            Happening(
+        self.trace.op_log.append(
+            OpRecord(
                 call.name,
                 tuple(self._turns.running),
                 self._source,
@@ -241,7 +243,7 @@ class Walk(Onlooker):
         return tuple((tuple(tensor.shape), self.labels(tensor)) for tensor in tensors)
 
     @contextmanager
-    def taking(self) -> Iterator[None]:
+    def around_reduction(self) -> Iterator[None]:
         """Know which statistic the operations of the next moments are part of."""
         self._taken = self._turns.next()
         try:

@@ -22,9 +22,9 @@ from passdeploy.errors import MissingError, TrainingError
 from passdeploy.models.modes import _mode
 from passdeploy.runtime.distributed import ALONE, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.runtime.seeds import global_chance
+from passdeploy.runtime.seeds import global_generators
 from passdeploy.training.evaluate import AccuracyMeter
-from passdeploy.training.losses import Lesson, logits_of
+from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.mixing import Mixing
 from passdeploy.training.optimizers import Schedule, WeightAverage, make_optimizer
 from passdeploy.training.placement import channels_last_inside, placed_like
@@ -100,7 +100,7 @@ def fit(
             for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
                 lr = schedule.lr_at(step)
                 images, labels = placed_like(model, images, device), labels.to(device)
-                with global_chance("step", seed, epoch, step, processes.rank, device=device):
+                with global_generators("step", seed, epoch, step, processes.rank, device=device):
                     loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
                 # A step that ruins the weights shows in the next loss; the last one of an epoch has no next.
                 if not math.isfinite(loss) or (step + 1 == (epoch + 1) * steps_per_epoch and not _has_numbers(model)):
@@ -135,7 +135,7 @@ class _Worker:
         processes: Processes,
     ) -> None:
         distill = spec.distill if teacher is not None else None
-        self.lesson = Lesson(spec.label_smoothing, teacher if distill else None, distill)
+        self.lesson = TrainingLoss(spec.label_smoothing, teacher if distill else None, distill)
         self.mixing = Mixing(spec.mixup, spec.cutmix)
         self.state, self.batch_size, self.clip_norm, self.processes = state, batch_size, clip_norm, processes
         self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.precision)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingLoss:
     """What a batch teaches: the labels, and with a teacher also its answers."""
 
     label_smoothing: float = 0.0
@@ -39,7 +39,7 @@ class Lesson:
         truth = self._truth(logits, labels)
         if self.teacher is None or self.distill is None:
             return truth
-        asked = Imitation(self.teacher, self.distill.alpha, self.distill.temperature, self.distill.only_better)
+        asked = DistillationLoss(self.teacher, self.distill.alpha, self.distill.temperature, self.distill.only_better)
         return asked.loss(truth, logits, images, lambda scores: self._truth(scores, labels, reduction="none"))
 
     def _truth(self, logits: Tensor, labels: Tensor | Blend, *, reduction: str = "mean") -> Tensor:
@@ -51,7 +51,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Imitation:
+class DistillationLoss:
     """A teacher's answers as a share of a loss."""
 
     teacher: nn.Module  # of class scores, in evaluation mode

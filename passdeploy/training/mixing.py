@@ -33,12 +33,12 @@ class Mixing:
         """
         if not (self.mixup or self.cutmix):
             return images, labels
-        chance = generator("mix", *key)
-        is_cut = bool(self.cutmix) and (not self.mixup or torch.rand((), generator=chance).item() < 0.5)
+        draws = generator("mix", *key)
+        is_cut = bool(self.cutmix) and (not self.mixup or torch.rand((), generator=draws).item() < 0.5)
         share = _beta(self.cutmix if is_cut else self.mixup, *key)
-        partner = torch.randperm(len(images), generator=chance).to(images.device)
+        partner = torch.randperm(len(images), generator=draws).to(images.device)
         if is_cut:
-            images, share = _pasted(images, partner, share, torch.rand(2, generator=chance).tolist())
+            images, share = _pasted(images, partner, share, torch.rand(2, generator=draws).tolist())
         else:
             images = share * images + (1 - share) * images[partner]
         return images, Blend(labels, labels[partner], share)

@@ -30,7 +30,7 @@ from passdeploy.errors import (
     UsageError,
 )
 from passdeploy.export import ExportSettings
-from passdeploy.export.packaging import Delivery
+from passdeploy.export.packaging import Packaging
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
@@ -244,8 +244,8 @@ def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
 
 def test_export_and_profile_write_checked_files_into_the_run(finished: prune.RunResult):
     settings = ExportSettings(precisions=("fp32", "fp16"), batch=(1, 2, 4))
-    delivery = Delivery(Path("export/triton"), Path("export/bundle"))
-    exported = export_run(finished.path, settings, delivery=delivery)
+    packaging = Packaging(Path("export/triton"), Path("export/bundle"))
+    exported = export_run(finished.path, settings, packaging=packaging)
     graph, half, *delivered = exported.artifacts
     assert [graph.path.name, half.path.name] == ["model.onnx", "model-fp16.onnx"]
     assert graph.facts["parity"]["max_rel_error"] <= 1e-4

@@ -125,7 +125,7 @@ def test_a_graph_without_the_precision_asked_for_is_refused(
     def keep_every_layer(source: Path, path: Path, precision: str, **_: object) -> Artifact:
         return write_onnx(onnx.load(source), path, precision)
 
-    monkeypatch.setattr(exporter, "lower_file", keep_every_layer)
+    monkeypatch.setattr(exporter, "convert_file", keep_every_layer)
     with pytest.raises(ParityError, match=r"model-fp16\.onnx is not fp16: found 0 of 5 convolutions"):
         export(net, images, tmp_path, precisions=("fp16",), batch=(1, 2, 4))
     assert [path.name for path in tmp_path.iterdir()] == ["model-fp16.onnx.rejected"]

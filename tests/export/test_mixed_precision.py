@@ -17,19 +17,19 @@ from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, export_onnx
-from passdeploy.export.layer_ranking import lower_until_it_passes
+from passdeploy.export.layer_ranking import convert_until_it_passes
 from passdeploy.export.lint import lint
-from passdeploy.export.mixed_precision import lower_file
+from passdeploy.export.mixed_precision import convert_file
 from passdeploy.export.parity import reference_of, require_parity
 from passdeploy.export.precision import LIMITS
-from passdeploy.export.quantise import int8_lowering, modelopt_lowering, quantisable_nodes
+from passdeploy.export.quantise import int8_conversion, modelopt_conversion, quantisable_nodes
 
 from .nets import node, small_net, write_graph
 
 
 @pytest.fixture(scope="module")
 def quantised(exported: Artifact, images: Tensor) -> ModelProto:
-    return int8_lowering(exported.path, images)(())
+    return int8_conversion(exported.path, images)(())
 
 
 def test_scales_of_weights_are_per_channel_and_no_zero_point_is_other_than_zero(quantised: ModelProto):
@@ -58,7 +58,7 @@ def test_only_inputs_are_quantised_so_that_activations_fuse(quantised: ModelProt
 
 
 def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
-    lower = int8_lowering(exported.path, images)
+    lower = int8_conversion(exported.path, images)
     first = quantisable_nodes(onnx.load(exported.path))[0]
     graph = lower([first]).graph
     weight = next(one for one in graph.node if one.name == first).input[1]
@@ -69,7 +69,7 @@ def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
 
 def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, images: Tensor):
     with pytest.raises(UsageError, match="real images"):
-        int8_lowering(exported.path, images[:0])
+        int8_conversion(exported.path, images[:0])
 
 
 class Wide(nn.Module):
@@ -96,7 +96,7 @@ def test_modelopt_quantises_and_onnx_runtime_agrees(
     model = Wide().eval()
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
     reference = reference_of(model, images, batch_sizes=(1, 4))
-    artifact = lower_file(
+    artifact = convert_file(
         source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
         limits=LIMITS[precision], quantiser="modelopt",
     )  # fmt: skip
@@ -104,13 +104,13 @@ def test_modelopt_quantises_and_onnx_runtime_agrees(
     assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
     assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
     assert capfd.readouterr().out == ""
-    int8_lowering(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
+    int8_conversion(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
 
 
 @pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")
 def test_fp8_without_modelopt_names_the_extra(exported: Artifact, images: Tensor):
     with pytest.raises(MissingExtra, match=r"passdeploy\[quant\]"):
-        modelopt_lowering(exported.path, images, "fp8")
+        modelopt_conversion(exported.path, images, "fp8")
 
 
 def named(kept: Collection[str]) -> ModelProto:
@@ -128,7 +128,7 @@ def errors(model: ModelProto) -> float:
 
 @pytest.mark.parametrize(("allowed", "kept"), [(20, ""), (9, "c"), (4, "cg"), (1, "cga")])
 def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: str):
-    found = lower_until_it_passes(
+    found = convert_until_it_passes(
         named, LAYERS, lambda model: None if errors(model) <= allowed else "too far", errors
     )  # fmt: skip
     assert "".join(found.kept) == kept
@@ -136,7 +136,7 @@ def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: st
 
 
 def test_a_graph_is_never_lowered_by_keeping_every_layer():
-    found = lower_until_it_passes(
+    found = convert_until_it_passes(
         named, LAYERS, lambda model: None if len(model.kept) == len(LAYERS) else "too far", errors
     )  # fmt: skip
     assert (found.problem, found.kept) == ("too far", ())
@@ -145,14 +145,14 @@ def test_a_graph_is_never_lowered_by_keeping_every_layer():
 def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: Tensor):
     source = write_graph(tmp_path / "model.onnx", [node("Relu", "images")], shape=("batch", 3, 16, 16))
     with pytest.raises(ExportError, match="no layer of the network can be int8"):
-        lower_file(
+        convert_file(
             source, tmp_path / "model-int8.onnx", "int8", calibration=images, reference=None, limits=LIMITS["int8"]
         )
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():
-    found = lower_until_it_passes(named, LAYERS, lambda model: "too far", errors)
+    found = convert_until_it_passes(named, LAYERS, lambda model: "too far", errors)
     assert (found.problem, found.kept) == ("too far", ())
     assert found.tried < len(LAYERS)
 
@@ -174,7 +174,7 @@ def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path
     model = Overflows().eval()
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
     reference = reference_of(model, images, batch_sizes=(1, 4))
-    artifact = lower_file(
+    artifact = convert_file(
         source.path, tmp_path / "model-fp16.onnx", "fp16", calibration=images, reference=reference,
         limits=LIMITS["fp16"],
     )  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path
     parity = require_parity(artifact.path, reference, "fp16", LIMITS["fp16"])
     assert parity.max_rel_error < LIMITS["fp16"].rel_error
 
-    unseen = lower_file(
+    unseen = convert_file(
         source.path, tmp_path / "bad.onnx", "fp16", calibration=images, reference=None, limits=LIMITS["fp16"]
     )
     with pytest.raises(ParityError, match="differs from the PyTorch model by inf"):
@@ -197,7 +197,7 @@ def test_lowering_leaves_model_and_source_alone(exported: Artifact, images: Tens
     model = small_net()
     state = copy.deepcopy(model.state_dict())
     reference = reference_of(model, images, batch_sizes=(2,))
-    lower_file(
+    convert_file(
         exported.path, tmp_path / "a.onnx", "int8", calibration=images, reference=reference, limits=LIMITS["int8"]
     )
     assert exported.path.read_bytes() == before

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from passdeploy import Plan, find_groups, masked, slim, verify
-from passdeploy.grouping.equivalence import vivid
-from passdeploy.grouping.risk import Doubt, doubt
+from passdeploy.grouping.equivalence import randomised
+from passdeploy.grouping.risk import RequiredCheck, required_check
 from passdeploy.tracing.follow import follow
 from tests import nets
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def doubt_about(net: nn.Module, images: Tensor = IMAGES) -> Doubt:
-    return doubt(follow(net.eval(), images), lambda name: type(net.get_submodule(name)))
+def doubt_about(net: nn.Module, images: Tensor = IMAGES) -> RequiredCheck:
+    return required_check(follow(net.eval(), images), lambda name: type(net.get_submodule(name)))
 
 
 def cut_in_half(net: nn.Module) -> float:
@@ -32,7 +32,7 @@ def cut_in_half(net: nn.Module) -> float:
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "mobilenet_v2", "densenet121", "convnext_tiny"])
 def test_networks_that_state_no_sizes_leave_no_doubt(name: str):
-    assert doubt_about(get_model(name, weights=None), torch.randn(1, 3, 64, 64)) is Doubt.NONE
+    assert doubt_about(get_model(name, weights=None), torch.randn(1, 3, 64, 64)) is RequiredCheck.NONE
 
 
 class Restating(nn.Module):
@@ -76,7 +76,7 @@ class HandMadeNorm(nn.Module):
 @pytest.mark.parametrize("kind", [Restating, HandMadeDepthwise, HandMadeNorm])
 def test_numbers_of_a_module_are_tried_and_follow(kind: type[nn.Module]):
     net = kind()
-    assert doubt_about(net) is Doubt.SIZES
+    assert doubt_about(net) is RequiredCheck.SIZES
     assert cut_in_half(net) < 1e-5
 
 
@@ -96,7 +96,7 @@ class Faded(nn.Module):
 
 def test_what_the_weights_hide_is_seen():
     net = Faded()
-    assert doubt_about(net) is Doubt.VALUES
+    assert doubt_about(net) is RequiredCheck.VALUES
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [False, False]
     plain = Plan({})
@@ -107,7 +107,7 @@ def test_vivid_weights_vary_and_the_others_are_shared():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
     nn.init.zeros_(net[2].weight)
     state = dict(net.named_parameters())
-    other = vivid(state)
+    other = randomised(state)
     assert other["0.weight"] is net[0].weight
     for name, before in state.items():
         assert other[name].std() > 0
@@ -136,6 +136,6 @@ def test_what_a_network_counts_may_change_unless_it_is_channels(counts_channels:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = CountingPlaces(counts_channels=counts_channels).eval()
-    assert not follow(net, IMAGES).is_sketched
+    assert not follow(net, IMAGES).is_meta
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]

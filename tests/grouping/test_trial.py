@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passdeploy.grouping.gather import Gatherer, Number
-from passdeploy.grouping.trial import Trial, random_plan
-from passdeploy.models.cloning import Mould
+from passdeploy.grouping.gather import GroupBuilder, LabelledSize
+from passdeploy.grouping.trial import TrialCut, random_plan
+from passdeploy.models.cloning import ModelCloner
 from passdeploy.tracing.follow import follow
 
 
@@ -28,30 +28,30 @@ class Stated(nn.Module):
 
 
 @pytest.fixture
-def trial() -> tuple[Trial, Gatherer, Tensor]:
+def trial() -> tuple[TrialCut, GroupBuilder, Tensor]:
     net = Stated().eval()
     trace = follow(net, torch.zeros(1, 3, 4, 4))
-    gatherer, labels = Gatherer(trace), {(state.tensor, state.dim): state.labels for state in trace.state}
-    groups = gatherer.gather()
-    return Trial(Mould(net), trace, labels, groups, random_plan(groups, 0)), gatherer, labels["conv.weight", 0]
+    builder, labels = GroupBuilder(trace), {(state.tensor, state.dim): state.labels for state in trace.state}
+    groups = builder.gather()
+    return TrialCut(ModelCloner(net), trace, labels, groups, random_plan(groups, 0)), builder, labels["conv.weight", 0]
 
 
-def test_numbers_are_written_and_taken_back(trial: tuple[Trial, Gatherer, Tensor]):
-    tried, gatherer, labels = trial
+def test_numbers_are_written_and_taken_back(trial: tuple[TrialCut, GroupBuilder, Tensor]):
+    tried, builder, labels = trial
     left = tried.size_of(labels)
     assert 2 <= left < 8
-    first = tried.cut(gatherer.gather([Number("", "width", None, labels)]))
+    first = tried.cut(builder.gather([LabelledSize("", "width", None, labels)]))
     assert (first.width, first.sizes, first.conv.out_channels) == (left, (8, 16), left)
-    second = tried.cut(gatherer.gather([Number("", "sizes", 0, labels)]))
+    second = tried.cut(builder.gather([LabelledSize("", "sizes", 0, labels)]))
     assert (second.width, second.sizes) == (8, (left, 16))
-    third = tried.cut(gatherer.gather())
+    third = tried.cut(builder.gather())
     assert (third.width, third.sizes) == (8, (8, 16))
     assert first is third
     tried.forget()
-    assert tried.cut(gatherer.gather()) is not first
+    assert tried.cut(builder.gather()) is not first
 
 
-def test_random_plans_cut_neighbours_differently(trial: tuple[Trial, Gatherer, Tensor]):
+def test_random_plans_cut_neighbours_differently(trial: tuple[TrialCut, GroupBuilder, Tensor]):
     groups = [replace(trial[1].gather()[0], name=str(number), width=24) for number in range(13)]
     plans = [random_plan(groups, take).kept for take in range(3)]
     assert all(8 <= len(kept) <= 15 for kept in plans[0].values())

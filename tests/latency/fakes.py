@@ -10,16 +10,16 @@ from torch import nn
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.hardware import Place
-from passdeploy.latency.network_timing import Observation
-from passdeploy.latency.sampling import Survey, survey
+from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.network_timing import NetworkTiming
+from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.kernel_times import NodeTime
 from tests.profiling.fakes import FakeClock, FakeRunner
 
 WIDTHS = (64, 96, 48)
-HERE = Place("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1, "3x8x8")
-QUICK = Survey(looks=18, rounds=1, seconds=0.01)
+HERE = MeasurementContext("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1, "3x8x8")
+QUICK = SamplingPlan(measurements=18, rounds=1, seconds=0.01)
 
 
 def chain() -> ChannelMap:
@@ -66,8 +66,8 @@ class FakeProber:
         self.built.append(widths)
         return FakeRunner(name, self.clock, self.total(widths))
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
-        return Observation(dict(widths), self.total(widths), self.nodes(widths))
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
+        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
 class SteadyProber:
@@ -90,9 +90,9 @@ class SteadyProber:
     def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
         return FakeRunner(name, self.clock, self.total(widths))
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
-        return Observation(dict(widths), self.total(widths), self.nodes(widths))
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
+        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
-def table_of(prober: FakeProber, channels: ChannelMap, plan: Survey = QUICK) -> LatencyTable:
-    return survey(prober, channels, HERE, plan)
+def table_of(sampler: FakeProber, channels: ChannelMap, plan: SamplingPlan = QUICK) -> LatencyTable:
+    return sample_latency(sampler, channels, HERE, plan)

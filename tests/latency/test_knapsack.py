@@ -9,9 +9,9 @@ import torch
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.widths import rungs_of
+from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.cost import LatencyCost
 from passdeploy.latency.knapsack import allocate
 
 from .fakes import FakeProber, chain, table_of
@@ -25,7 +25,7 @@ def channels() -> ChannelMap:
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
     table = table_of(FakeProber(), channels)
-    return replace(channels.costs, latency=LatencyPrice(table, list(channels.costs.widths)))
+    return replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_knapsack_is_nearly_as_good_as_trying_everything(
     plan = allocate(scores, groups, costs, limit, round_to=8)
     kept = sum(float(scores[name][list(channels)].sum()) for name, channels in plan.kept.items())
     best = 0.0
-    for widths in product(*(rungs_of(group, 8, is_strict=True).tolist() for group in groups)):
+    for widths in product(*(candidate_widths(group, 8, is_strict=True).tolist() for group in groups)):
         named = dict(zip((group.name for group in groups), widths, strict=True))
         if costs.of("latency", named) <= limit:
             best = max(best, sum(float(scores[n].sort(descending=True).values[:w].sum()) for n, w in named.items()))
@@ -79,6 +79,6 @@ def test_learning_chooses_by_score_per_time(channels: ChannelMap, costs: CostMod
 
 def test_a_layer_of_less_than_a_block_goes_in_halves(channels: ChannelMap):
     wide, narrow = channels.prunable[0], replace(channels.prunable[0], width=12)
-    assert rungs_of(wide, 16, is_strict=True).tolist() == [16, 32, 48, 64]
-    assert rungs_of(narrow, 16, is_strict=True).tolist() == [4, 8, 12]
-    assert rungs_of(replace(wide, width=40), 16, is_strict=True).tolist() == [16, 32, 40]
+    assert candidate_widths(wide, 16, is_strict=True).tolist() == [16, 32, 48, 64]
+    assert candidate_widths(narrow, 16, is_strict=True).tolist() == [4, 8, 12]
+    assert candidate_widths(replace(wide, width=40), 16, is_strict=True).tolist() == [16, 32, 40]

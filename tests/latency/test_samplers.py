@@ -17,10 +17,10 @@ from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table
-from passdeploy.latency.hardware import Place, block_of
-from passdeploy.latency.network_timing import Observation, Prober, undisturbed
-from passdeploy.latency.resized_networks import prober_for
-from passdeploy.latency.sampling import Survey, survey
+from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, undisturbed
+from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.latency.torch_sampler import OperatorTimer
 from passdeploy.profiling import Setting
@@ -60,12 +60,12 @@ def channels(net: nn.Module) -> ChannelMap:
 
 
 @pytest.fixture(scope="module")
-def prober(net: nn.Module, channels: ChannelMap) -> Prober:
-    return prober_for("ort", net, channels, IMAGES, threads=1)
+def sampler(net: nn.Module, channels: ChannelMap) -> LatencySampler:
+    return sampler_for("ort", net, channels, IMAGES, threads=1)
 
 
-def test_onnx_runtime_tells_every_layer_and_what_it_follows(prober: Prober):
-    dense, narrow = prober.observe({}, seconds=0.05), prober.observe({"second": 16}, seconds=0.05)
+def test_onnx_runtime_tells_every_layer_and_what_it_follows(sampler: LatencySampler):
+    dense, narrow = sampler.measure({}, seconds=0.05), sampler.measure({"second": 16}, seconds=0.05)
     sizes = [node.sizes for node in dense.nodes if node.sizes]
     first, second = Factor(0, (("first", 1),)), Factor(0, (("second", 1),))
     assert sizes == [(first,), (second, first), (first, second), (first,)]
@@ -76,7 +76,7 @@ def test_onnx_runtime_tells_every_layer_and_what_it_follows(prober: Prober):
 
 def test_pytorch_tells_every_operator(net: nn.Module, channels: ChannelMap):
     before = torch.get_num_threads()
-    look = prober_for("torch", net, channels, IMAGES, threads=1).observe({"second": 16}, seconds=0.05)
+    look = sampler_for("torch", net, channels, IMAGES, threads=1).measure({"second": 16}, seconds=0.05)
     kinds = [node.kind.split(".")[1] for node in look.nodes]
     assert kinds.count("conv2d") == 3
     assert look.nodes[0].shapes[:2] == ((2, 3, 16, 16), (32, 3, 3, 3))
@@ -85,11 +85,13 @@ def test_pytorch_tells_every_operator(net: nn.Module, channels: ChannelMap):
 
 
 @pytest.mark.parametrize("backend", ["ort", "torch"])
-def test_a_table_of_a_real_network_knows_its_groups(backend: str, prober: Prober, net: nn.Module, channels: ChannelMap):
+def test_a_table_of_a_real_network_knows_its_groups(
+    backend: str, sampler: LatencySampler, net: nn.Module, channels: ChannelMap
+):
     if backend == "torch":
-        prober = prober_for(backend, net, channels, IMAGES, threads=1)
-    place = Place.here(backend=backend, threads=1, batch=2, image_shape=(3, 16, 16))
-    table = survey(prober, channels, place, Survey(looks=10, rounds=1, seconds=0.02))
+        sampler = sampler_for(backend, net, channels, IMAGES, threads=1)
+    context = MeasurementContext.here(backend=backend, threads=1, batch=2, image_shape=(3, 16, 16))
+    table = sample_latency(sampler, channels, context, SamplingPlan(measurements=10, rounds=1, seconds=0.02))
     followed = {name for node in table.nodes for size in node.sizes for name, _ in size.spans}
     assert followed == {"first", "second"}
     assert table.predict_ms({"first": 16, "second": 16}) < table.predict_ms({})
@@ -97,15 +99,15 @@ def test_a_table_of_a_real_network_knows_its_groups(backend: str, prober: Prober
 
 def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: ChannelMap, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PASSDEPLOY_CACHE", str(tmp_path))
-    place = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
-    plan = Survey(looks=8, rounds=1, seconds=0.01)
-    first = find_table(place, net, channels, IMAGES, plan=plan)
+    context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
+    plan = SamplingPlan(measurements=8, rounds=1, seconds=0.01)
+    first = find_table(context, net, channels, IMAGES, plan=plan)
     (file,) = tmp_path.iterdir()
-    monkeypatch.setattr("passdeploy.latency.find_table.prober_for", None)  # measuring again would fail
-    assert find_table(place, net, channels, IMAGES).predict_ms({}) == pytest.approx(first.predict_ms({}), rel=1e-3)
+    monkeypatch.setattr("passdeploy.latency.find_table.sampler_for", None)  # measuring again would fail
+    assert find_table(context, net, channels, IMAGES).predict_ms({}) == pytest.approx(first.predict_ms({}), rel=1e-3)
     file.write_text("{")
     with pytest.raises(TypeError):
-        find_table(place, net, channels, IMAGES)  # a damaged one is measured again
+        find_table(context, net, channels, IMAGES)  # a damaged one is measured again
 
 
 @pytest.mark.parametrize(
@@ -125,34 +127,34 @@ def test_no_table_of_what_cannot_be_looked_into(
     backend: str, setting: Setting, error: type[Exception], words: str, net: nn.Module, channels: ChannelMap
 ):
     with pytest.raises(error, match=words):
-        prober_for(backend, net, channels, IMAGES, threads=1, setting=setting)
+        sampler_for(backend, net, channels, IMAGES, threads=1, setting=setting)
 
 
 def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: ChannelMap):
     setting = Setting(precision="bf16", channels_last=True)
-    prober = prober_for("torch", net, channels, IMAGES, threads=1, setting=setting)
-    runner = prober.runner({"second": 16}, "slim")
+    sampler = sampler_for("torch", net, channels, IMAGES, threads=1, setting=setting)
+    runner = sampler.runner({"second": 16}, "slim")
     assert runner.images.dtype == torch.bfloat16
     assert runner.images.is_contiguous(memory_format=torch.channels_last)
     assert runner.module.second.weight.shape[0] == 16
-    place = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
-    assert place.setting == setting
-    assert place.words == "torch, bf16, channels-last, batch 2, 1 thread"
-    table = survey(prober, channels, place, Survey(looks=8, rounds=1, seconds=0.01))
+    context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
+    assert context.setting == setting
+    assert context.words == "torch, bf16, channels-last, batch 2, 1 thread"
+    table = sample_latency(sampler, channels, context, SamplingPlan(measurements=8, rounds=1, seconds=0.01))
     again = LatencyTable.from_json(table.to_json())
-    assert again.place == place
-    usual = Place.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
-    assert [words.partition(":")[0] for words in again.place.differences(usual)] == ["precision", "channels_last"]
+    assert again.context == context
+    usual = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
+    assert [words.partition(":")[0] for words in again.context.differences(usual)] == ["precision", "channels_last"]
 
 
 def test_a_compiled_network_is_timed_whole_and_its_operators_in_eager_mode(net: nn.Module, channels: ChannelMap):
-    prober = prober_for("compile", net, channels, IMAGES, threads=1)
-    runner = prober.runner({}, "dense")
+    sampler = sampler_for("compile", net, channels, IMAGES, threads=1)
+    runner = sampler.runner({}, "dense")
     assert isinstance(runner, CompiledRunner)
     timed: list[str] = []
     runner.run_eagerly = lambda: timed.append("eagerly") or TorchRunner.run_eagerly(runner)  # type: ignore[func-returns-value]
-    prober.runner = lambda widths, name: runner
-    look = prober.observe({}, seconds=0.01)
+    sampler.runner = lambda widths, name: runner
+    look = sampler.measure({}, seconds=0.01)
     assert [node.kind.split(".")[1] for node in look.nodes].count("conv2d") == 3
     assert timed
     assert look.total_ms > 0
@@ -165,8 +167,8 @@ def test_a_gpu_is_told_by_its_name_and_by_what_it_can_compute(monkeypatch: pytes
     )  # fmt: skip
     monkeypatch.setattr("passdeploy.latency.hardware.torch", SimpleNamespace(cuda=fake, version=torch.version))
 
-    def here(device: str) -> Place:
-        return Place.here(
+    def here(device: str) -> MeasurementContext:
+        return MeasurementContext.here(
             backend="torch", threads=1, batch=8, image_shape=(3, 8, 8), setting=Setting(device=device, cuda_graph=True)
         )
 
@@ -203,7 +205,7 @@ def test_operators_on_a_gpu_are_read_once_the_call_is_over():
 
 
 def test_of_two_looks_the_undisturbed_counts():
-    slow, fast = Observation({}, 3.0, ()), Observation({}, 2.0, ())
+    slow, fast = NetworkTiming({}, 3.0, ()), NetworkTiming({}, 2.0, ())
     assert undisturbed(slow, fast).total_ms == 2.0
 
 

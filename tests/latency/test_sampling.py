@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.latency.network_timing import Observation
+from passdeploy.latency.network_timing import NetworkTiming
 from tests.profiling.fakes import FakeRunner
 
 from .fakes import QUICK, FakeProber, chain, table_of
@@ -20,17 +20,17 @@ class DrowsyProber(FakeProber):
 
     def __init__(self) -> None:
         super().__init__()
-        self.looks: list[dict[str, int]] = []
+        self.measurements: list[dict[str, int]] = []
 
     def total(self, widths: Mapping[str, int]) -> float:
-        return super().total(widths) * (1.5 if 4 <= len(self.looks) <= 7 else 1.0)
+        return super().total(widths) * (1.5 if 4 <= len(self.measurements) <= 7 else 1.0)
 
     def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
         return FakeRunner(name, self.clock, (self.total(widths) for _ in count()))
 
-    def observe(self, widths: Mapping[str, int], *, seconds: float) -> Observation:
-        self.looks.append(dict(widths))
-        return super().observe(widths, seconds=seconds)
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
+        self.measurements.append(dict(widths))
+        return super().measure(widths, seconds=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +39,23 @@ def channels() -> ChannelMap:
 
 
 def test_what_was_seen_while_the_machine_was_slow_is_looked_at_again(channels: ChannelMap):
-    prober = DrowsyProber()
-    table = table_of(prober, channels, replace(QUICK, aims=()))
-    drowsy = prober.looks[3:7]
-    assert all(prober.looks.count(widths) == 2 for widths in drowsy)
-    assert prober.looks.count(prober.looks[12]) == 1
+    sampler = DrowsyProber()
+    table = table_of(sampler, channels, replace(QUICK, target_shares=()))
+    drowsy = sampler.measurements[3:7]
+    assert all(sampler.measurements.count(widths) == 2 for widths in drowsy)
+    assert sampler.measurements.count(sampler.measurements[12]) == 1
     awake = FakeProber()
     for widths in drowsy:
         assert table.predict_ms(widths) == pytest.approx(awake.total(widths), rel=0.05)
 
 
 def test_the_last_looks_are_at_plans(channels: ChannelMap):
-    table = table_of(FakeProber(), channels, replace(QUICK, aims=(0.7, 0.4)))
-    assert len(table.looks) == QUICK.looks + 2
-    for (_, ms), share in zip(table.looks[-2:], (0.7, 0.4), strict=True):
+    table = table_of(FakeProber(), channels, replace(QUICK, target_shares=(0.7, 0.4)))
+    assert len(table.measurements) == QUICK.measurements + 2
+    for (_, ms), share in zip(table.measurements[-2:], (0.7, 0.4), strict=True):
         assert 0.85 * share <= ms / table.dense_ms <= 1.05 * share
 
 
 def test_a_share_that_cannot_be_reached_is_left_out(channels: ChannelMap):
-    table = table_of(FakeProber(), channels, replace(QUICK, aims=(0.01,)))
-    assert len(table.looks) == QUICK.looks
+    table = table_of(FakeProber(), channels, replace(QUICK, target_shares=(0.01,)))
+    assert len(table.measurements) == QUICK.measurements

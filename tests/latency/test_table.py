@@ -9,9 +9,9 @@ import pytest
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact, PlanError, RunError, UsageError
-from passdeploy.latency.cost import LatencyPrice
+from passdeploy.latency.cost import LatencyCost
 from passdeploy.latency.layer_model import LayerModel
-from passdeploy.latency.sampling import Survey, draw_widths
+from passdeploy.latency.sampling import SamplingPlan, draw_widths
 from passdeploy.latency.table import LatencyTable
 
 from .fakes import HERE, WIDTHS, FakeProber, chain, in_blocks, table_of
@@ -29,7 +29,7 @@ def table(channels: ChannelMap) -> LatencyTable:
 
 def test_the_table_knows_networks_that_it_has_not_seen(table: LatencyTable):
     truth = FakeProber()
-    seen = {tuple(widths.items()) for widths, _ in table.looks}
+    seen = {tuple(widths.items()) for widths, _ in table.measurements}
     off = []
     for widths in ({"0": 40, "2": 24, "4": 48}, {"0": 8, "2": 88, "4": 16}, {"0": 64, "2": 48, "4": 8}):
         assert tuple(widths.items()) not in seen
@@ -52,13 +52,13 @@ def test_what_a_network_takes_beyond_its_layers_is_learned(channels: ChannelMap)
 
 
 def test_a_tracer_that_costs_time_itself_is_seen_through(channels: ChannelMap):
-    prober = FakeProber(law=lambda a, b: in_blocks(a, b) + 0.05)  # 0.05 ms of each node is the tracer's
+    sampler = FakeProber(law=lambda a, b: in_blocks(a, b) + 0.05)  # 0.05 ms of each node is the tracer's
 
     def untraced(widths: dict[str, int]) -> float:
-        return sum(node.ms - 0.05 for node in prober.nodes(widths))
+        return sum(node.ms - 0.05 for node in sampler.nodes(widths))
 
-    prober.total = untraced  # type: ignore[method-assign, assignment]
-    table = table_of(prober, channels)
+    sampler.total = untraced  # type: ignore[method-assign, assignment]
+    table = table_of(sampler, channels)
     for widths in ({}, {"0": 16, "2": 24, "4": 16}):
         assert table.predict_ms(widths) == pytest.approx(untraced(widths), rel=0.05)
 
@@ -68,7 +68,7 @@ def test_a_table_goes_through_a_file_unchanged(table: LatencyTable, tmp_path: Pa
     again = LatencyTable.load(tmp_path / "table.json")
     for widths in ({}, {"0": 24, "2": 40}):
         assert again.predict_ms(widths) == pytest.approx(table.predict_ms(widths), rel=1e-3)
-    assert (again.place, again.nodes, again.widths) == (table.place, table.nodes, table.widths)
+    assert (again.context, again.nodes, again.widths) == (table.context, table.nodes, table.widths)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_table_of_another_machine_names_the_difference():
 
 def test_a_price_agrees_with_its_table_and_falls_with_the_widths(table: LatencyTable, channels: ChannelMap):
     names = list(channels.costs.widths)
-    price = LatencyPrice(table, names)
+    price = LatencyCost(table, names)
     full = channels.costs.vector({})
     assert price.value(full) == pytest.approx(1e6 * table.predict_ms({}), abs=1)
     narrow = channels.costs.vector({"0": 16, "2": 16, "4": 16})
@@ -112,11 +112,11 @@ def test_a_price_agrees_with_its_table_and_falls_with_the_widths(table: LatencyT
     by_hand = [in_blocks(3, 64) + in_blocks(64, 96) - in_blocks(3, 32) - in_blocks(32, 96)]
     assert slope[0] == pytest.approx(1e6 * by_hand[0] / 32, rel=0.1)
     with pytest.raises(PlanError, match="group '0', which this network does not have"):
-        LatencyPrice(table, ["stem"])
+        LatencyCost(table, ["stem"])
 
 
 def test_one_curve_of_a_group_is_the_difference_of_whole_networks(table: LatencyTable, channels: ChannelMap):
-    price = LatencyPrice(table, list(channels.costs.widths))
+    price = LatencyCost(table, list(channels.costs.widths))
     full = channels.costs.vector({})
     low, high = price.curve(full, 1, np.array([24, 96]))
     narrow = full.copy()
@@ -135,8 +135,10 @@ def test_designs_are_aligned_differ_and_are_the_same_every_time(channels: Channe
 
 
 def test_looking_stops_when_the_time_is_up(channels: ChannelMap):
-    table = table_of(FakeProber(), channels, Survey(looks=18, rounds=2, seconds=0.01, most_seconds=0.0, least=9))
-    assert len(table.looks) == 9
+    table = table_of(
+        FakeProber(), channels, SamplingPlan(measurements=18, rounds=2, seconds=0.01, most_seconds=0.0, least=9)
+    )
+    assert len(table.measurements) == 9
 
 
 def test_a_curve_goes_through_steps_that_no_line_would():

@@ -16,7 +16,7 @@ from passdeploy.commands import prune
 from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.latency import find_table, search, target
-from passdeploy.latency.sampling import Survey
+from passdeploy.latency.sampling import SamplingPlan
 from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
@@ -29,27 +29,27 @@ LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure=
 @pytest.fixture(scope="module", autouse=True)
 def steady():
     """Networks that take what their widths say, however busy this machine is."""
-    probers: list[SteadyProber] = []
+    samplers: list[SteadyProber] = []
 
-    def prober_for(
+    def sampler_for(
         backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int, setting: Setting
     ):
-        probers.append(SteadyProber(channels))
-        return probers[-1]
+        samplers.append(SteadyProber(channels))
+        return samplers[-1]
 
     @contextmanager
-    def as_used(place: object, dense: nn.Module, channels: ChannelMap, prompt: object):
-        yield lambda plan: lambda: probers[-1].runner(plan.widths(), "slim")
+    def as_used(context: object, dense: nn.Module, channels: ChannelMap, prompt: object):
+        yield lambda plan: lambda: samplers[-1].runner(plan.widths(), "slim")
 
     class Clock:
         def __getattr__(self, name: str) -> object:
-            return getattr(probers[-1].clock, name)
+            return getattr(samplers[-1].clock, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find_table, "prober_for", prober_for)
+        patch.setattr(find_table, "sampler_for", sampler_for)
         patch.setattr(prune, "as_used", as_used)
         patch.setattr(search, "clock_for", lambda device: Clock())
-        patch.setattr(find_table, "USUAL_SURVEY", Survey(looks=12, rounds=1, seconds=0.0))
+        patch.setattr(find_table, "USUAL_SAMPLING", SamplingPlan(measurements=12, rounds=1, seconds=0.0))
         patch.setattr(target, "SECONDS", 0.1)
         yield
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from passdeploy.errors import UsageError
-from passdeploy.profiling import Setting, Subject, candidates
+from passdeploy.profiling import Candidate, Setting, candidates
 from passdeploy.profiling.candidates import has_tensorrt, runner_of
 
 IMAGES = torch.randn(2, 3, 4, 4)
@@ -26,7 +26,7 @@ def program(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("backend", ["torch", "compile", "ort", "tensorrt", "torch-trt"])
 def test_a_form_that_is_missing_is_named(backend: str):
     with pytest.raises(UsageError, match=rf"the dense network has no .* to run in {backend}"):
-        runner_of(Subject("dense"), backend, 1, Setting())
+        runner_of(Candidate("dense"), backend, 1, Setting())
 
 
 def test_a_program_of_torch_tensorrt_runs_once_its_operators_are_known(program: Path, monkeypatch: pytest.MonkeyPatch):
@@ -36,7 +36,7 @@ def test_a_program_of_torch_tensorrt_runs_once_its_operators_are_known(program: 
     monkeypatch.setattr(candidates, "require_gpu_of_torch", lambda what: None)
     monkeypatch.setattr(candidates, "read_program", lambda path: happened.append("read") or read(path))
     monkeypatch.setattr(Setting, "device_of", lambda self, backend: torch.device("cpu"))
-    runner: Any = runner_of(Subject("slim", program=program), "torch-trt", 1, Setting(precision="fp16"))
+    runner: Any = runner_of(Candidate("slim", program=program), "torch-trt", 1, Setting(precision="fp16"))
     runner.prepare(IMAGES)
     runner.run()
     assert happened == ["imported", "read"]
@@ -47,7 +47,7 @@ def test_a_program_of_torch_tensorrt_runs_once_its_operators_are_known(program: 
 def test_a_program_is_captured_like_a_module(program: Path, monkeypatch: pytest.MonkeyPatch):
     captured: list[str] = []
     monkeypatch.setattr("passdeploy.profiling.runners.captured", lambda work, what: lambda: captured.append(what))
-    runner = runner_of(Subject("slim", program=program), "torch", 1, Setting(cuda_graph=True))
+    runner = runner_of(Candidate("slim", program=program), "torch", 1, Setting(cuda_graph=True))
     runner.prepare(IMAGES)
     runner.run()
     assert captured == ["model.pt2"]

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from passdeploy.profiling.disturbances import Glance, disturbances
+from passdeploy.profiling.disturbances import MachineCounters, disturbances
 
 TICKS = os.sysconf("SC_CLK_TCK")
-BEFORE = Glance(at=10.0, busy=1000, own=5.0, stopped=3, too_hot=0)
+BEFORE = MachineCounters(at=10.0, busy=1000, own=5.0, stopped=3, too_hot=0)
 GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "processes": 1}
 
 
-def after(**changed: Any) -> Glance:
+def after(**changed: Any) -> MachineCounters:
     """Two seconds later, in which this process alone kept one core busy."""
     return replace(BEFORE, **{"at": 12.0, "busy": 1000 + 2 * TICKS, "own": 7.0, **changed})
 
@@ -61,12 +61,12 @@ def test_gpus_are_compared_with_what_they_were(changed: dict[str, Any], words: t
 def test_counters_are_read_where_the_system_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("passdeploy.profiling.disturbances._CPU_STAT", tmp_path / "cpu.stat")
     monkeypatch.setattr("passdeploy.profiling.disturbances._CPUS", tmp_path)
-    found = Glance.now()
+    found = MachineCounters.now()
     assert (found.stopped, found.too_hot) == (None, None)
     (tmp_path / "cpu.stat").write_text("nr_periods 10\nnr_throttled 4\n")
     for cpu in range(2):
         (tmp_path / f"cpu{cpu}" / "thermal_throttle").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "thermal_throttle" / "core_throttle_count").write_text(f"{cpu + 1}\n")
-    found = Glance.now()
+    found = MachineCounters.now()
     assert (found.stopped, found.too_hot) == (4, 3)
     assert found.own > 0

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from passdeploy.profiling.clock import HostClock
-from passdeploy.profiling.interleaved import Budget, measure_pair, measure_sittings, warm_up
+from passdeploy.profiling.interleaved import TimeBudget, measure_pair, measure_sessions, warm_up
 
 from .fakes import FakeClock, FakeRunner
 
 
 def test_the_networks_take_turns_and_neither_is_always_first():
     clock, log = FakeClock(), list[str]()
-    measure_pair(FakeRunner("A", clock, 5.0, log), FakeRunner("B", clock, 5.0, log), clock, Budget(seconds=1.0))
+    measure_pair(FakeRunner("A", clock, 5.0, log), FakeRunner("B", clock, 5.0, log), clock, TimeBudget(seconds=1.0))
     turns = [(name, len(list(calls))) for name, calls in groupby(log)]
     warm_a, warm_b, first, *middle, _ = turns  # neighbouring turns of one network read as one long turn
     assert warm_a[0] == "A"
@@ -27,7 +27,7 @@ def test_the_networks_take_turns_and_neither_is_always_first():
 def test_both_get_equal_time_not_equal_calls():
     clock = FakeClock()
     slow, fast = measure_pair(
-        FakeRunner("slow", clock, 10.0), FakeRunner("fast", clock, 1.0), clock, Budget(seconds=1.0, block_ms=20)
+        FakeRunner("slow", clock, 10.0), FakeRunner("fast", clock, 1.0), clock, TimeBudget(seconds=1.0, block_ms=20)
     )
     assert len(slow) == len(fast) >= 8
     assert (slow.shape[1], fast.shape[1]) == (2, 20)
@@ -45,7 +45,7 @@ def test_the_calls_after_a_turn_are_not_timed():
             self._clock.seconds += 0.1 if is_cold else 0.0
 
     samples = measure_pair(
-        ColdAfterTurn("A", clock, 2.0, log), ColdAfterTurn("B", clock, 2.0, log), clock, Budget(seconds=0.5)
+        ColdAfterTurn("A", clock, 2.0, log), ColdAfterTurn("B", clock, 2.0, log), clock, TimeBudget(seconds=0.5)
     )
     assert samples[0].max() < 3.0
     assert samples[1].max() < 3.0
@@ -53,27 +53,27 @@ def test_the_calls_after_a_turn_are_not_timed():
 
 def test_a_slow_network_still_gets_enough_blocks():
     clock = FakeClock()
-    slow, _ = measure_pair(FakeRunner("A", clock, 900.0), FakeRunner("B", clock, 800.0), clock, Budget(seconds=0.1))
+    slow, _ = measure_pair(FakeRunner("A", clock, 900.0), FakeRunner("B", clock, 800.0), clock, TimeBudget(seconds=0.1))
     assert slow.shape == (8, 1)
 
 
 def test_every_sitting_has_its_part_of_the_budget():
     clock, built = FakeClock(), list[int]()
 
-    def build(sitting: int) -> list[FakeRunner]:
-        built.append(sitting)
-        return [FakeRunner("A", clock, 5.0 + sitting), FakeRunner("B", clock, 1.0)]
+    def build(session: int) -> list[FakeRunner]:
+        built.append(session)
+        return [FakeRunner("A", clock, 5.0 + session), FakeRunner("B", clock, 1.0)]
 
-    slow, fast = measure_sittings(build, clock, Budget(seconds=4.0), sittings=4)
+    slow, fast = measure_sessions(build, clock, TimeBudget(seconds=4.0), sessions=4)
     assert built == [0, 1, 2, 3]
     assert [float(np.median(taken)) for taken in slow] == pytest.approx([5.0, 6.0, 7.0, 8.0])
     assert all(0.9 < (a.sum() + b.sum()) / 1e3 * 1.25 < 1.2 for a, b in zip(slow, fast, strict=True))
-    (alone,) = measure_sittings(lambda _: [FakeRunner("A", clock, 5.0)], clock, Budget(seconds=1.0), sittings=3)
+    (alone,) = measure_sessions(lambda _: [FakeRunner("A", clock, 5.0)], clock, TimeBudget(seconds=1.0), sessions=3)
     assert len(alone) == 3
 
 
 def test_the_budget_asks_for_seconds_and_for_iterations_up_to_a_limit():
-    budget = Budget(seconds=3, iterations=1000, most_seconds=60)
+    budget = TimeBudget(seconds=3, iterations=1000, most_seconds=60)
     assert not budget.is_spent(elapsed_s=2.0, iterations=5000)
     assert not budget.is_spent(elapsed_s=10.0, iterations=999)
     assert budget.is_spent(elapsed_s=10.0, iterations=1000)
@@ -83,7 +83,7 @@ def test_the_budget_asks_for_seconds_and_for_iterations_up_to_a_limit():
 def test_warm_up_waits_until_the_time_has_settled():
     clock = FakeClock()
     falling = chain((50.0 * 0.9**i for i in range(40)), repeat(0.5))
-    settled = warm_up(FakeRunner("A", clock, falling).run, clock, Budget(warm_up_ms=200))
+    settled = warm_up(FakeRunner("A", clock, falling).run, clock, TimeBudget(warm_up_ms=200))
     assert settled == pytest.approx(0.5, rel=0.05)
     assert clock.now() >= 0.2
 
@@ -91,7 +91,7 @@ def test_warm_up_waits_until_the_time_has_settled():
 def test_warm_up_gives_up_on_a_network_that_never_settles():
     clock = FakeClock()
     restless = chain.from_iterable(repeat((50.0, 100.0)))
-    warm_up(FakeRunner("A", clock, restless).run, clock, Budget(warm_up_ms=200))
+    warm_up(FakeRunner("A", clock, restless).run, clock, TimeBudget(warm_up_ms=200))
     first = (50 + 100 + 50) / 1e3  # calls that are not looked at
     assert 1.0 <= clock.now() - first < 1.2
 
@@ -99,12 +99,12 @@ def test_warm_up_gives_up_on_a_network_that_never_settles():
 def test_warm_up_does_not_take_compiling_for_running():
     clock = FakeClock()
     calls = chain((30_000.0, 2_000.0, 500.0), repeat(10.0))  # compiled anew, captured, settled
-    assert warm_up(FakeRunner("A", clock, calls).run, clock, Budget(warm_up_ms=200)) == pytest.approx(10.0)
+    assert warm_up(FakeRunner("A", clock, calls).run, clock, TimeBudget(warm_up_ms=200)) == pytest.approx(10.0)
 
 
 def test_garbage_collection_is_on_again_afterwards():
     clock = FakeClock()
-    measure_pair(FakeRunner("A", clock, 5.0), FakeRunner("B", clock, 5.0), clock, Budget(seconds=0.1))
+    measure_pair(FakeRunner("A", clock, 5.0), FakeRunner("B", clock, 5.0), clock, TimeBudget(seconds=0.1))
     assert gc.isenabled()
 
 

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from passdeploy.errors import RunError, UsageError
-from passdeploy.profiling import Subject, layer_traces
+from passdeploy.profiling import Candidate, layer_traces
 from passdeploy.profiling.layer_times import ELSEWHERE
 from passdeploy.profiling.layer_traces import by_weight, layers_of, trace_engine_layers, trace_module, weights_of
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
@@ -47,12 +47,12 @@ def test_layers_of_a_module_are_told_apart(kind: type[TorchRunner], backend: str
 
 
 def test_the_backend_decides_who_looks():
-    subject = Subject("slim", module=Net())
-    assert layers_of(subject, "torch", IMAGES, threads=1)[0].name == "first"
+    candidate = Candidate("slim", module=Net())
+    assert layers_of(candidate, "torch", IMAGES, threads=1)[0].name == "first"
     with pytest.raises(UsageError, match="looks into torch, compile, ort, tensorrt, not into ort-cuda"):
-        layers_of(subject, "ort-cuda", IMAGES, threads=1)
+        layers_of(candidate, "ort-cuda", IMAGES, threads=1)
     with pytest.raises(UsageError, match="no form that ort can run"):
-        layers_of(subject, "ort", IMAGES, threads=1)
+        layers_of(candidate, "ort", IMAGES, threads=1)
 
 
 def graph_of(cast: bool) -> Any:

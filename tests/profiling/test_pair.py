@@ -13,8 +13,8 @@ from torch import nn
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.artifact import describe
 from passdeploy.export.trt_sidecar import write_sidecar
-from passdeploy.profiling import Setting, Subject, pair, profile_pair
-from passdeploy.profiling.interleaved import SITTINGS
+from passdeploy.profiling import Candidate, Setting, pair, profile_pair
+from passdeploy.profiling.interleaved import SESSIONS
 from passdeploy.profiling.runners import Runner
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.events import Event, Step
@@ -26,7 +26,7 @@ CONTRACT = {
     "ci95_rel", "images_per_s", "speedup", "speedup_ci", "notes",
 }  # fmt: skip
 BESIDE = {"options", "enqueue_ms", "copy_ms", "memory_mb"}
-DENSE, SLIM = Subject("dense"), Subject("slim")
+DENSE, SLIM = Candidate("dense"), Candidate("slim")
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def runs_take(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, **ms: float | I
     """Let each subject take the given milliseconds on every backend."""
     made: list[FakeRunner] = []
 
-    def runner(subject: Subject, backend: str, threads: int, setting: Setting) -> Runner:
-        made.append(FakeRunner(subject.name, clock, ms[subject.name]))
+    def runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
+        made.append(FakeRunner(candidate.name, clock, ms[candidate.name]))
         return made[-1]
 
     monkeypatch.setattr(pair, "runner_of", runner)
@@ -122,7 +122,7 @@ class Copying(FakeRunner):
 def test_on_a_device_queueing_and_copying_are_measured_apart(monkeypatch: pytest.MonkeyPatch):
     clock = Queueing(1.9)
     made = {name: Copying(name, clock, ms) for name, ms in (("dense", 8.0), ("slim", 2.0))}
-    monkeypatch.setattr(pair, "runner_of", lambda subject, *_: made[subject.name])
+    monkeypatch.setattr(pair, "runner_of", lambda candidate, *_: made[candidate.name])
     dense, slim = profile_pair(
         DENSE, SLIM, image_shape=(3, 4, 4), backends=["torch"], batches=[1], threads=1, seconds=1, clock=clock
     ).rows
@@ -145,7 +145,7 @@ def test_both_are_built_anew_for_every_sitting_and_neither_is_always_first(
 ):
     made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
     profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["ort"], batches=[1], threads=1, clock=clock)
-    assert [runner.name for runner in made] == ["dense", "slim", "slim", "dense"] * (SITTINGS // 2)
+    assert [runner.name for runner in made] == ["dense", "slim", "slim", "dense"] * (SESSIONS // 2)
     made.clear()
     profile_pair(DENSE, SLIM, image_shape=(3, 4, 6), backends=["compile"], batches=[1], threads=1, clock=clock)
     assert [runner.name for runner in made] == ["dense", "slim"]  # compiling takes longer than measuring
@@ -155,8 +155,8 @@ def test_what_one_session_has_on_another_is_no_speedup(monkeypatch: pytest.Monke
     """Every session of one network is up to 3 % slower than the next, for as long as it lives."""
     chance = np.random.default_rng(3)
 
-    def runner(subject: Subject, *_: object) -> Runner:
-        return FakeRunner(subject.name, clock, float(2.0 * (1 + 0.03 * chance.random())))
+    def runner(candidate: Candidate, *_: object) -> Runner:
+        return FakeRunner(candidate.name, clock, float(2.0 * (1 + 0.03 * chance.random())))
 
     monkeypatch.setattr(pair, "runner_of", runner)
     profile = profile_pair(
@@ -181,8 +181,8 @@ def test_pytorch_really_runs_and_its_threads_are_restored():
     before = torch.get_num_threads()
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     profile = profile_pair(
-        Subject("dense", net, weights="dense.safetensors"),
-        Subject("slim", net),
+        Candidate("dense", net, weights="dense.safetensors"),
+        Candidate("slim", net),
         image_shape=(3, 8, 8),
         backends=["torch"],
         batches=[1],
@@ -215,11 +215,11 @@ def test_an_engine_without_a_gpu_is_no_crash(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(b"a plan")
     write_sidecar(describe(path, kind="engine", precision="fp32", facts={}))
     with pytest.raises(MissingError, match="no NVIDIA driver here"):
-        profile_pair(Subject("dense", engine=path), None, image_shape=(3, 4, 4), backends=["tensorrt"])
+        profile_pair(Candidate("dense", engine=path), None, image_shape=(3, 4, 4), backends=["tensorrt"])
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path):
     pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
-    dense = Subject("dense", onnx=tmp_path / "dense.onnx")
+    dense = Candidate("dense", onnx=tmp_path / "dense.onnx")
     with pytest.raises(UsageError, match=r"no ONNX file .*dense\.onnx"):
         profile_pair(dense, SLIM, image_shape=(3, 4, 4), backends=["ort"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from passdeploy import Plan, find_groups, verify
-from passdeploy.slimming.replay import Decisions, decides
+from passdeploy.slimming.replay import DecisionLog, decides
 from tests import nets
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -22,10 +22,10 @@ def test_ties_are_settled_as_the_first_network_settled_them():
         values, places = scores.topk(2)
         return values, places, scores.sort(descending=True)[1], nms(boxes, scores, 0.5), (scores > 0.899999).nonzero()
 
-    decisions = Decisions()
-    with decisions.making():
+    decisions = DecisionLog()
+    with decisions.recording():
         first = decide(scores)
-    with decisions.repeating():
+    with decisions.replaying():
         second = decide(nudged)
     assert first[1].tolist() == second[1].tolist() == [1, 2]
     assert second[0].tolist() == nudged[[1, 2]].tolist()  # its own values, at the places of the other
@@ -34,10 +34,10 @@ def test_ties_are_settled_as_the_first_network_settled_them():
 
 
 def test_another_course_of_things_is_its_own():
-    decisions = Decisions()
-    with decisions.making():
+    decisions = DecisionLog()
+    with decisions.recording():
         torch.tensor([1.0, 2.0]).topk(1)
-    with decisions.repeating():
+    with decisions.replaying():
         assert torch.tensor([3.0, 1.0, 2.0]).topk(2)[1].tolist() == [0, 2]
         assert torch.tensor([5.0, 2.0]).topk(1)[1].tolist() == [0]
 

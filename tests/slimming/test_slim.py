@@ -16,7 +16,7 @@ from passdeploy import Plan, count, find_groups, masked, slim, verify
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import EquivalenceError, PlanError
 from passdeploy.grouping.find import map_channels
-from passdeploy.grouping.gather import Gatherer
+from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.follow import follow
@@ -155,7 +155,7 @@ def test_a_width_that_enters_the_result_protects(how: Callable[[int], int | Tens
 
 def test_verify_refuses_a_network_that_is_not_the_masked_one():
     net = Counting(int)
-    groups = Gatherer(follow(net, IMAGES)).gather()  # as if nobody had tried
+    groups = GroupBuilder(follow(net, IMAGES)).gather()  # as if nobody had tried
     with pytest.raises(EquivalenceError, match="differs from the masked one"):
         verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5)
 

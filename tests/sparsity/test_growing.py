@@ -17,7 +17,7 @@ from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import magnitude_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, _Task, learn_masks
-from passdeploy.training.losses import Imitation
+from passdeploy.training.losses import DistillationLoss
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
 
@@ -67,8 +67,8 @@ def test_a_teacher_alone_can_be_what_grows():
     whole, groups = Plan({"features": tuple(range(12))}), map_channels(net, IMAGE).groups
     moved = [
         max((own - dense).abs().max().item() for own, dense in zip(grown.parameters(), net.parameters(), strict=True))
-        for imitation in (Imitation(teacher, alpha=1.0), None)
-        for grown in [grow_penalty(net, groups, whole, BATCHES, ruinous, steps=4, lr=0.01, imitation=imitation)]
+        for imitation in (DistillationLoss(teacher, alpha=1.0), None)
+        for grown in [grow_penalty(net, groups, whole, BATCHES, ruinous, steps=4, lr=0.01, distillation=imitation)]
     ]
     assert teacher.asked == [32] * 4
     assert moved[0] < 0.1 < moved[1]  # nothing goes, and the teacher is the network; labels have no share

@@ -13,7 +13,7 @@ from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.runtime.distributed import ALONE
-from passdeploy.sparsity.importance import Sensitivity
+from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.learn import Learned, PassSettings, _Task, learn_masks
 from passdeploy.sparsity.mask import MaskedWeights, run_with
 from tests import nets
@@ -29,13 +29,13 @@ def learned(net: nn.Module, **settings: object) -> Learned:
 
 
 def test_the_score_is_a_running_average_of_squared_slopes():
-    measured = Sensitivity({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
+    measured = TaylorImportance({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
     measured.update_({"a": torch.tensor([3.0, 0.0])})
     assert measured.scores["a"].tolist() == [0.75 + 0.25 * 9, 3.0]
 
 
 def test_a_channel_that_is_gone_keeps_its_score_and_ranks_behind_all_others():
-    measured = Sensitivity({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
+    measured = TaylorImportance({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
     measured.keep_(Plan({"a": (1,), "b": (0,)}))
     measured.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
     assert measured.scores["a"].tolist() == [9.0, 2.5]
@@ -44,11 +44,11 @@ def test_a_channel_that_is_gone_keeps_its_score_and_ranks_behind_all_others():
 
 
 def test_logits_are_the_scores_in_proportion_and_can_be_taken_over():
-    measured = Sensitivity({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
+    measured = TaylorImportance({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
     scores = measured.logits()["a"].sigmoid()
     assert (scores[1] / scores[2]).item() == pytest.approx(10, rel=0.01)
     assert (scores[0] / scores[1]).item() == pytest.approx(100, rel=0.15)
-    other = Sensitivity({"a": torch.zeros(3)}, memory=0.5)
+    other = TaylorImportance({"a": torch.zeros(3)}, memory=0.5)
     other.take_over_([measured.logits()["a"]])
     torch.testing.assert_close(other.scores["a"], measured.scores["a"])
 
@@ -58,14 +58,14 @@ def test_the_slope_of_a_gate_is_that_of_masking_what_reads_the_channel_alone():
         torch.manual_seed(0)
         net = nets.randomise_(nets.Residual()).eval()
     groups = map_channels(net, IMAGE).prunable
-    slopes = []
+    gate_gradients = []
     for reads_only in (True, False):
         masks = {group.name: torch.ones(group.width) for group in groups}
         gates = {name: mask.clone().requires_grad_() for name, mask in masks.items()}
         weights = MaskedWeights(net, groups, reads_only=reads_only)
         output = run_with(net, weights(gates) if reads_only else weights(masks, gates), BATCHES[0][0])
-        slopes.append(torch.autograd.grad(output.square().mean(), list(gates.values())))
-    for alone, beside in zip(*slopes, strict=True):
+        gate_gradients.append(torch.autograd.grad(output.square().mean(), list(gates.values())))
+    for alone, beside in zip(*gate_gradients, strict=True):
         assert alone.abs().max() > 0
         torch.testing.assert_close(beside, alone)
 

@@ -13,7 +13,7 @@ from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity import shrinking
 from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
-from passdeploy.sparsity.weight_trainer import Rehearsal
+from passdeploy.sparsity.weight_trainer import CoTrainedWeights
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, stripes
 
@@ -68,7 +68,7 @@ def test_what_is_learned_is_the_same_whether_the_network_shrinks_or_not(
 def test_the_network_that_learns_has_only_the_channels_that_are_left_and_the_whole_one_has_them_all():
     net = made(nets.Plain)
     channels = map_channels(net.float(), IMAGE)
-    rehearsal = Rehearsal(net, SPECS["sgd"])
+    rehearsal = CoTrainedWeights(net, SPECS["sgd"])
     network = ShrinkingNetwork(net, channels.prunable, channels.costs, rehearsal)
     halves = Plan({group.name: tuple(range(1, group.width, 2)) for group in channels.prunable})
     assert network.shrink_(halves)

@@ -14,7 +14,7 @@ from torchvision.models import get_model
 from passdeploy import Plan, find_groups, verify
 from passdeploy.tracing import meta_model
 from passdeploy.tracing.follow import follow
-from passdeploy.tracing.meta_model import Sketch, shapes_of
+from passdeploy.tracing.meta_model import MetaModel, shapes_of
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 aten = torch.ops.aten
@@ -115,12 +115,12 @@ class Deciding(nn.Module):
 
 def test_who_decides_by_values_is_followed_with_values():
     trace = follow(Deciding(), IMAGES.abs())
-    assert not trace.is_sketched
-    assert {one.modules[-1] for one in trace.happenings if one.modules and one.op == "aten.convolution"} == {
+    assert not trace.is_meta
+    assert {one.modules[-1] for one in trace.op_log if one.modules and one.op == "aten.convolution"} == {
         "one",
         "head",
     }
-    assert follow(get_model("resnet18", weights=None), torch.randn(1, 3, 32, 32)).is_sketched
+    assert follow(get_model("resnet18", weights=None), torch.randn(1, 3, 32, 32)).is_meta
 
 
 def test_places_keep_their_values():
@@ -134,7 +134,7 @@ def test_places_keep_their_values():
             return self.head(self.conv(x)[:, self.order])
 
     net = Picking()
-    assert torch.equal(Sketch.of(net, (IMAGES,)).model.order, net.order)
+    assert torch.equal(MetaModel.of(net, (IMAGES,)).model.order, net.order)
     groups = find_groups(net, IMAGES)
     assert groups[0].is_prunable or "meets a tensor" in groups[0].reason or "picked" in groups[0].reason
     verify(net, groups, Plan({g.name: (0, 2) for g in groups if g.is_prunable}), IMAGES, tolerance=1e-5)

@@ -17,7 +17,7 @@ from passdeploy.runtime.events import Event, Stage, Step
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
-from passdeploy.training.losses import Lesson, logits_of
+from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.optimizers import Schedule, make_optimizer
 
 
@@ -226,9 +226,9 @@ def test_distillation_weighs_labels_against_the_teachers_softened_answers():
     p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
     expected = 0.7 * F.cross_entropy(logits, labels) + 0.3 * 4 * divergence
-    lesson = Lesson(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0))
+    lesson = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0))
     torch.testing.assert_close(lesson.loss(logits, images, labels), expected)
-    torch.testing.assert_close(Lesson().loss(logits, images, labels), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(TrainingLoss().loss(logits, images, labels), F.cross_entropy(logits, labels))
 
 
 def test_a_teacher_pulls_the_student_towards_its_answers_and_stays_as_it_is(digits: ImageData):

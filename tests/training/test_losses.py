@@ -12,7 +12,7 @@ from passdeploy.errors import MissingError, TrainingError
 from passdeploy.recipe import DataSpec, DistillSpec, TrainSpec
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
-from passdeploy.training.losses import Lesson
+from passdeploy.training.losses import TrainingLoss
 from passdeploy.training.mixing import Blend, Mixing
 from passdeploy.training.optimizers import WeightAverage
 from tests.training.test_loop import Memory, same_bits, small_net
@@ -65,7 +65,7 @@ def test_a_blend_costs_the_shares_of_what_its_parts_cost():
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     blend = Blend(LABELS, LABELS.flip(0), 0.3)
     expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.7 * F.cross_entropy(logits, LABELS.flip(0))
-    torch.testing.assert_close(Lesson().loss(logits, IMAGES, blend), expected)
+    torch.testing.assert_close(TrainingLoss().loss(logits, IMAGES, blend), expected)
 
 
 def test_a_teacher_that_knows_less_about_an_image_is_not_listened_to_there():
@@ -79,7 +79,7 @@ def test_a_teacher_that_knows_less_about_an_image_is_not_listened_to_there():
     assert 0 < (theirs < own).sum() < 4
     p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
     taught = torch.where(theirs < own, 4 * (p * (p / q).log()).sum(1), own)
-    lesson = Lesson(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
+    lesson = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
     expected = 0.7 * own.mean() + 0.3 * taught.mean()
     torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), expected)
     answers = -10 * F.one_hot(LABELS, 4).float()

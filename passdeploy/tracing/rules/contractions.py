@@ -7,7 +7,7 @@ from torch import Tensor
 
 from passdeploy.channels.groups import cuts_whole_groups
 from passdeploy.tracing.labels import NONE
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.elementwise import joined
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.trace import DimLabels
@@ -15,7 +15,7 @@ from passdeploy.tracing.tracer import Walk
 
 
 @rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
-def convolution(walk: Walk, call: Call) -> None:
+def convolution(walk: Walk, call: OpCall) -> None:
     """Input labels name the weight's input slices, the weight's output slices name the result's channels."""
     x, weight, bias, groups = call["input"], call["weight"], call.arguments.get("bias"), int(call["groups"])
     transposed = bool(call.arguments.get("transposed", False))
@@ -83,11 +83,11 @@ def _whole_groups(
         end(walk, coming, None)
         return None, ()
     reason = walk.reason("in one group with channels that must stay")
-    unit = walk.book.join_rows(rows.view(groups, -1), reason)
+    unit = walk.union_find.join_rows(rows.view(groups, -1), reason)
     if coming is None:
         walk.protect(unit, "reads an input that cannot be cut")
     else:
-        read = walk.book.join_rows(coming.view(groups, inputs // groups), reason)
+        read = walk.union_find.join_rows(coming.view(groups, inputs // groups), reason)
         walk.join(unit, read, "in one group with channels that must stay")
     made = unit.repeat_interleave(outputs // groups) if transposed else rows
     return made, (rows,)
@@ -108,20 +108,20 @@ def _same_places(
     if transposed:
         end(walk, coming, into)
         if into is not None:
-            walk.book.join_rows(into.view(groups, -1).T, reason)
+            walk.union_find.join_rows(into.view(groups, -1).T, reason)
         return (None if single is None else single.repeat(groups)), (into, out_of)
     if coming is not None:
-        read = walk.book.join_rows(coming.view(groups, -1).T, reason)
+        read = walk.union_find.join_rows(coming.view(groups, -1).T, reason)
         end(walk, read, into)
     else:
         end(walk, None, into)
     if spelled is not None:
-        walk.book.join_rows(spelled.view(groups, -1).T, reason)
+        walk.union_find.join_rows(spelled.view(groups, -1).T, reason)
     return spelled, (out_of, into)
 
 
 @rule("mm", "addmm", "bmm", "baddbmm")
-def product(walk: Walk, call: Call) -> None:
+def product(walk: Walk, call: OpCall) -> None:
     """A matrix product ends what it sums over; rows and columns pass, a batch of matrices is joined."""
     *added, left, right = call.tensors
     row, column = left.ndim - 2, left.ndim - 1

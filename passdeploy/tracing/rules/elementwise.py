@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import Walk
@@ -32,7 +32,7 @@ from passdeploy.tracing.tracer import Walk
     "bernoulli_",
     "feature_dropout",
 )
-def elementwise(walk: Walk, call: Call) -> None:
+def elementwise(walk: Walk, call: OpCall) -> None:
     """Whatever shares a position shares its fate."""
     operands = [(tensor.shape, walk.labels(tensor)) for tensor in call.tensors]
     for result in call.results:
@@ -61,19 +61,19 @@ def joined(walk: Walk, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim
 
 @rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 @rule("clone", "detach", "alias", "_to_copy", "lift_fresh")
-def same_shape(walk: Walk, call: Call) -> None:
+def same_shape(walk: Walk, call: OpCall) -> None:
     """A tensor made in the image of another has its channels."""
     walk.set_labels(call.results[0], dict(walk.labels(call.tensors[0])))
 
 
 @rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
-def unrelated(walk: Walk, call: Call) -> None:
+def unrelated(walk: Walk, call: OpCall) -> None:
     """A tensor that takes only its kind from another has none of its channels."""
     walk.set_labels(call.results[0], {})
 
 
 @rule("as_strided_")
-def restrided(walk: Walk, call: Call) -> None:
+def restrided(walk: Walk, call: OpCall) -> None:
     """Other strides for the same shape, as pooling to one pixel does; anything else is not followed."""
     tensor = call["self"]
     labels = walk.labels(tensor)
@@ -82,10 +82,10 @@ def restrided(walk: Walk, call: Call) -> None:
 
 
 @rule("glu")
-def gated(walk: Walk, call: Call) -> None:
+def gated(walk: Walk, call: OpCall) -> None:
     """One half gates the other: both lose the same places."""
     source = call["self"]
     dim, labels = call["dim"] % source.ndim, dict(walk.labels(source))
     if (vector := labels.get(dim)) is not None:
-        labels[dim] = walk.book.join_rows(vector.view(2, -1).T, walk.reason("gated by channels that must stay"))
+        labels[dim] = walk.union_find.join_rows(vector.view(2, -1).T, walk.reason("gated by channels that must stay"))
     walk.set_labels(call.result, labels)

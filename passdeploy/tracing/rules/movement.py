@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.tracing.labels import NONE
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.elementwise import joined
 from passdeploy.tracing.rules.registry import aten, rule
 from passdeploy.tracing.trace import DimLabels
@@ -34,7 +34,7 @@ from passdeploy.tracing.tracer import Walk
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
 @rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
-def movement(walk: Walk, call: Call) -> None:
+def movement(walk: Walk, call: OpCall) -> None:
     """Do to a tensor's labels what was done to the tensor."""
     source, labels = call.tensors[0], walk.labels(call.tensors[0])
     if call.op.overloadpacket in (aten.split, aten.unsafe_split):
@@ -57,7 +57,7 @@ def movement(walk: Walk, call: Call) -> None:
         walk.set_labels(result, dims)
 
 
-def _keep_halves_equal(walk: Walk, call: Call) -> None:
+def _keep_halves_equal(walk: Walk, call: OpCall) -> None:
     """`chunk` and `split` into equal parts will do so again on the slim network: the parts lose the same places."""
     dim = call["dim"] % call.tensors[0].ndim
     vector, size = walk.labels(call.tensors[0]).get(dim), call["split_size"]
@@ -65,7 +65,7 @@ def _keep_halves_equal(walk: Walk, call: Call) -> None:
         if len(vector) % size:
             walk.protect(vector, "split into parts of unequal size")
         else:
-            walk.book.join_rows(vector.view(-1, size).T, walk.reason("at the place of channels that must stay"))
+            walk.union_find.join_rows(vector.view(-1, size).T, walk.reason("at the place of channels that must stay"))
 
 
 def _spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
@@ -75,7 +75,7 @@ def _spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     return vector.view(ones).expand(*shape)
 
 
-def _moved(call: Call, field: Tensor) -> list[Tensor]:
+def _moved(call: OpCall, field: Tensor) -> list[Tensor]:
     """The operation, run on labels in place of values."""
     arguments = dict(call.arguments)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
@@ -104,7 +104,7 @@ def _viewed(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) ->
 
 
 @rule("constant_pad_nd")
-def pad(walk: Walk, call: Call) -> None:
+def pad(walk: Walk, call: OpCall) -> None:
     """Along their dimension channels get neighbours that must stay; padding of space belongs to each channel."""
     ndim, amounts = call.result.ndim, list(call["pad"])
     labels = {}
@@ -116,7 +116,7 @@ def pad(walk: Walk, call: Call) -> None:
 
 
 @rule("cat", "concat")
-def concatenate(walk: Walk, call: Call) -> None:
+def concatenate(walk: Walk, call: OpCall) -> None:
     """Along the joint the labels follow one another; across it they are joined."""
     parts = [part for part in call["tensors"] if part.ndim == call.result.ndim]  # torch skips empty 1-d ones
     joint = call["dim"] % call.result.ndim
@@ -133,7 +133,7 @@ def concatenate(walk: Walk, call: Call) -> None:
 
 
 @rule("stack")
-def stack(walk: Walk, call: Call) -> None:
+def stack(walk: Walk, call: OpCall) -> None:
     """Stacked tensors share every dimension but the new one."""
     joint = call["dim"] % call.result.ndim
     operands = [(tensor.shape, walk.labels(tensor)) for tensor in call["tensors"]]
@@ -142,7 +142,7 @@ def stack(walk: Walk, call: Call) -> None:
 
 
 @rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
-def picking(walk: Walk, call: Call) -> None:
+def picking(walk: Walk, call: OpCall) -> None:
     """Rows picked by an index keep the channels of the dimensions that no index runs along."""
     if call.op.overloadpacket is aten.embedding:
         table, index = call["weight"], call["indices"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from passdeploy.channels.groups import cuts_whole_groups
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.contractions import meet
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import Walk
@@ -16,7 +16,7 @@ from passdeploy.tracing.tracer import Walk
     "_batch_norm_no_update",
     "_batch_norm_impl_index",
 )
-def batch_norm(walk: Walk, call: Call) -> None:
+def batch_norm(walk: Walk, call: OpCall) -> None:
     """Each channel has its own statistics, scale and shift."""
     x = call["input"]
     labels = dict(walk.labels(x))
@@ -29,7 +29,7 @@ def batch_norm(walk: Walk, call: Call) -> None:
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(walk: Walk, call: Call) -> None:
+def layer_norm(walk: Walk, call: OpCall) -> None:
     """Statistics over channels: those that are left make their own, which `masked` knows by the scale's name."""
     x, scale, shift = call["input"], call.arguments.get("weight"), call.arguments.get("bias")
     labels = dict(walk.labels(x))
@@ -44,7 +44,7 @@ def layer_norm(walk: Walk, call: Call) -> None:
 
 
 @rule("native_group_norm")
-def group_norm(walk: Walk, call: Call) -> None:
+def group_norm(walk: Walk, call: OpCall) -> None:
     """Whole groups go, or the same places in every group; statistics as in a layer norm."""
     x, scale, groups = call["input"], call["weight"], int(call["group"])
     labels = dict(walk.labels(x))
@@ -52,9 +52,9 @@ def group_norm(walk: Walk, call: Call) -> None:
         reason = walk.reason("normalised together with channels that must stay")
         rows = channels.view(groups, -1)
         if cuts_whole_groups(groups, rows.size(1)):
-            walk.book.join_rows(rows, reason)
+            walk.union_find.join_rows(rows, reason)
         else:
-            walk.book.join_rows(rows.T, reason)
+            walk.union_find.join_rows(rows.T, reason)
             if not walk.is_state(scale):
                 walk.protect(channels, "a statistic over these channels depends on their number")
     for table in (scale, call["bias"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.elementwise import elementwise
 from passdeploy.tracing.rules.registry import aten, rule
 from passdeploy.tracing.tracer import Walk
@@ -27,7 +27,7 @@ _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._
 )
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
-def reduction(walk: Walk, call: Call) -> None:
+def reduction(walk: Walk, call: OpCall) -> None:
     """A statistic over channels changes with their number: `masked` takes it of those that are left, or they stay."""
     source = call.tensors[0]
     labels = walk.labels(source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.contractions import end
 from passdeploy.tracing.rules.elementwise import joined
 from passdeploy.tracing.rules.registry import rule
@@ -12,7 +12,7 @@ from passdeploy.tracing.tracer import Walk
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
 @rule("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention")
-def attention(walk: Walk, call: Call) -> None:
+def attention(walk: Walk, call: OpCall) -> None:
     """Heads are joined over queries, keys and values; the width of a value passes, that of a query is summed over."""
     query, key, value = call["query"], call["key"], call["value"]
     width, place = query.ndim - 1, query.ndim - 2
@@ -39,7 +39,7 @@ def attention(walk: Walk, call: Call) -> None:
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def recurrent(walk: Walk, call: Call) -> None:
+def recurrent(walk: Walk, call: OpCall) -> None:
     """The states that a recurrent network starts from have the channels that its weights read states by.
 
     One number states the width of all of them: every layer and direction loses the same places.

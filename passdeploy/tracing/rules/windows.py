@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from passdeploy.tracing.op_call import Call
+from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import Walk
 
@@ -24,7 +24,7 @@ _SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
 
 
 @rule(*_SPATIAL_DIMS)
-def window(walk: Walk, call: Call) -> None:
+def window(walk: Walk, call: OpCall) -> None:
     """Pooling, resizing and mirrored padding move along space; channels in front of it pass."""
     source = call.tensors[0]
     space = source.ndim - _SPATIAL_DIMS[call.name.removeprefix("aten.")]
@@ -35,7 +35,7 @@ def window(walk: Walk, call: Call) -> None:
         walk.set_labels(result, {d: v for d, v in walk.labels(source).items() if d < space})
 
 
-def regions(walk: Walk, call: Call) -> None:
+def regions(walk: Walk, call: OpCall) -> None:
     """Regions of a map, each resampled: its channels pass."""
     labels = walk.labels(call["input"])
     for dim, vector in labels.items():
