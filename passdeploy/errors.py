@@ -22,6 +22,8 @@ does not exist is usage (2); a file that exists and holds the wrong thing is dat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -133,8 +135,29 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingExtra(module, extra) from error
 
 
-def first_line(error: BaseException, *, longest: int = 300) -> str:
-    """The first line of an exception's text, cut to what fits in a message."""
+@contextmanager
+def image_size_errors(network: str, image_size: int, *, advice: str) -> Iterator[None]:
+    """Report the failure of a network on images of a size as an error of the user's choice of that size.
+
+    Args:
+        network: its name.
+        image_size: height and width of the images that it is given in this block, in pixels.
+        advice: a sentence that says how to choose another size.
+
+    Raises:
+        UsageError: the network cannot take such images.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = first_line(error, longest=160)
+        raise UsageError(
+            f"{network} cannot take images of {image_size} x {image_size} pixels: {reason}.\n{advice}"
+        ) from error
+
+
+def first_line(error: BaseException, *, longest: int | None = 300) -> str:
+    """Give the first line of an exception's text, cut to `longest` characters; the name of its class if it has none."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:longest]
 

@@ -8,7 +8,7 @@ import torch
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import minimum_width
-from passdeploy.errors import UsageError
+from passdeploy.errors import image_size_errors
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 
@@ -27,13 +27,8 @@ def inspect_model(
         UsageError: it does not take images of this size.
     """
     model = build_model(name, num_classes=num_classes, weights=weights, allow_code=allow_code)
-    try:
+    with image_size_errors(name, image_size, advice="Choose another --image-size."):
         return map_channels(model, torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"{name} cannot take images of {image_size} x {image_size} pixels: {str(error).splitlines()[0][:160]}.\n"
-            "Choose another --image-size."
-        ) from error
 
 
 def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from passdeploy.commands.export_run import Exported
 from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
-from passdeploy.errors import UsageError, clipped
+from passdeploy.errors import UsageError, image_size_errors
 from passdeploy.export import ExportSettings, Samples, export_artifacts
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
@@ -110,14 +110,8 @@ def _classes_of(name: str, weights: str | None, allow_code: bool) -> int:
 
 def _try(model: nn.Module, name: str, outputs: int, image_size: int) -> None:
     """One image through the network."""
-    try:
-        with torch.no_grad():
-            answer = model(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UsageError(
-            f"{name} cannot take images of {image_size} x {image_size} pixels: {clipped(error, 160)}.\n"
-            "Choose another --image-size."
-        ) from error
+    with image_size_errors(name, image_size, advice="Choose another --image-size."), torch.no_grad():
+        answer = model(torch.zeros(1, 3, image_size, image_size))
     if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != (1, outputs):
         shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise UsageError(f"{name} answers with {shape}, not with one score for each of {outputs} classes.")

@@ -12,7 +12,7 @@ from passdeploy.channels.allocation import Budget, smallest_plan
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands.reuse import read_source
 from passdeploy.data.splits import ImageData, load_data
-from passdeploy.errors import DataError, UsageError
+from passdeploy.errors import DataError, UsageError, image_size_errors
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.target import LatencyTarget, prepare_target
 from passdeploy.models.build import build_model, comes_trained
@@ -96,12 +96,6 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent
 
 
 def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
-    try:
-        with torch.no_grad():
-            return model.eval()(image)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        size = recipe.data.image_size
-        raise UsageError(
-            f"{recipe.model.name} cannot take images of {size} x {size} pixels: {str(error).splitlines()[0][:160]}.\n"
-            "Set data.image_size to what the network was made for."
-        ) from error
+    advice = "Set data.image_size to what the network was made for."
+    with image_size_errors(recipe.model.name, recipe.data.image_size, advice=advice), torch.no_grad():
+        return model.eval()(image)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from passdeploy.data.images import Augmentation, FoundImages, ImageSource, decoded, squared
-from passdeploy.errors import DataError, RecipeError, UsageError, require
+from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _hugging_face(spec: DataSpec, size: int) -> FoundImages:
         parts = library.load_dataset(name)
     except Exception as error:  # the library raises its own, urllib's and pyarrow's errors
         raise DataError(
-            f"the data set {spec.name!r} cannot be loaded: {str(error).splitlines()[0][:120]}.\n"
+            f"the data set {spec.name!r} cannot be loaded: {first_line(error, longest=120)}.\n"
             "Go online once (it is kept), or set data.root to a folder that holds it."
         ) from error
     held_out = next((part for part in ("test", "validation") if part in parts), None)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from passdeploy.errors import DataError
+from passdeploy.errors import DataError, first_line
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 
@@ -39,7 +39,7 @@ class ImageSource:
         try:
             self.decode(index)
         except DataError as error:
-            return str(error).splitlines()[0]
+            return first_line(error, longest=None)
         return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from passdeploy.channels.plan import Scores
-from passdeploy.errors import BudgetError
+from passdeploy.errors import BudgetError, first_line
 from passdeploy.latency.search import LatencyGoal, LatencySearch, SearchResult
 from passdeploy.latency.target import measured
 
@@ -26,7 +26,7 @@ def sweep_round(
         try:
             met: SearchResult = search_at(step).find(scores, request)
         except BudgetError as error:
-            rows.append({"round_to": step, "refused": str(error).splitlines()[0]})
+            rows.append({"round_to": step, "refused": first_line(error, longest=None)})
             continue
         kept = sum(float(scores[name][list(channels)].sum()) for name, channels in met.trial.plan.kept.items())
         rows.append({"round_to": step, "kept": kept / whole, **measured(met.trial)})

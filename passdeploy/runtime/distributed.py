@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.errors import PeerError
+from passdeploy.errors import PeerError, first_line
 
 PATIENCE_S = 600.0  # how long a process waits for the others before it gives up
 
@@ -125,7 +125,7 @@ def _listening() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
         raise PeerError(
-            f"another process of this training is gone or does not answer: {str(error).splitlines()[0][:120]}\n"
+            f"another process of this training is gone or does not answer: {first_line(error, longest=120)}\n"
             "All processes stop. Look for the first error above, then start again with --resume."
         ) from error
 

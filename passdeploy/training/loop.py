@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.data.splits import ImageData
-from passdeploy.errors import MissingError, TrainingError
+from passdeploy.errors import MissingError, TrainingError, first_line
 from passdeploy.models.modes import _mode
 from passdeploy.runtime.distributed import ALONE, Processes
 from passdeploy.runtime.events import Stage, silent
@@ -187,7 +187,7 @@ def _compiling(is_compiled: bool) -> Iterator[None]:
         if not is_compiled or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         raise MissingError(
-            f"torch.compile does not work here: {str(error).strip().splitlines()[0][:120]}\n"
+            f"torch.compile does not work here: {first_line(error, longest=120)}\n"
             "Install a C++ compiler, or set compile: false."
         ) from error
 
