@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from passdeploy.latency.network_timing import NetworkTiming, median_ms
 from passdeploy.profiling.clock import Clock, HostClock
-from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime, read_trace
+from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime
 from passdeploy.profiling.onnx_layers import OnnxLayer, by_layer
+from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 from passdeploy.profiling.runners import OrtRunner
 
 if TYPE_CHECKING:
@@ -61,16 +59,17 @@ class OrtSampler:
         return NetworkTiming(dict(widths), total, self._trace(graph, seconds / 2))
 
     def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:
-        with TemporaryDirectory() as folder:
-            runner = self._bound(graph, "traced", profile_to=Path(folder) / "trace")
-            began, calls = self.clock.now(), 0
-            while calls < SKIPPED_CALLS + FEWEST_CALLS or self.clock.now() - began < seconds:
-                runner.run()
-                calls += 1
-            nodes = read_trace(json.loads(Path(runner.session.end_profiling()).read_text()))
-        return by_layer(nodes, self._layers)
+        events = profile_kernels(
+            graph,
+            self._images,
+            threads=self._threads,
+            fewest_calls=SKIPPED_CALLS + FEWEST_CALLS,
+            seconds=seconds,
+            clock=self.clock,
+        )
+        return by_layer(node_times(events), self._layers)
 
-    def _bound(self, graph: ModelProto, name: str, profile_to: Path | None = None) -> OrtRunner:
-        runner = OrtRunner(name, graph, threads=self._threads, profile_to=profile_to)
+    def _bound(self, graph: ModelProto, name: str) -> OrtRunner:
+        runner = OrtRunner(name, graph, threads=self._threads)
         runner.prepare(self._images)
         return runner

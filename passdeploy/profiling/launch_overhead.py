@@ -7,11 +7,8 @@ are is counted, and what one costs is measured on a chain of operators with noth
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from passdeploy.profiling.clock import HostClock
+from passdeploy.profiling.ort_profiler import profile_kernels
 from passdeploy.profiling.runners import OrtRunner, Runner, TorchRunner
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def _count(runner: Runner) -> int:
             runner.run()
         return operators.count
     if runner.backend == "ort" and isinstance(runner, OrtRunner):
-        return _ort_kernels(runner)
+        return len(profile_kernels(runner.source, runner.images, threads=runner.threads))
     return 0
 
 
@@ -71,15 +69,6 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += int(not func.is_view)
         return func(*args, **(kwargs or {}))
-
-
-def _ort_kernels(runner: OrtRunner) -> int:
-    with TemporaryDirectory() as folder:
-        traced = OrtRunner("traced", runner.source, threads=runner.threads, profile_to=Path(folder) / "trace")
-        traced.prepare(runner.images)
-        traced.run()
-        events = json.loads(Path(traced.session.end_profiling()).read_text())
-    return sum(event.get("cat") == "Node" and event["name"].endswith("_kernel_time") for event in events)
 
 
 @lru_cache

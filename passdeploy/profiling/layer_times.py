@@ -7,22 +7,18 @@ backends are looked into by `passdeploy.latency.traces`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.profiling.clock import HostClock
-from passdeploy.profiling.kernel_times import read_trace
 from passdeploy.profiling.onnx_layers import by_layer, find_layers
-from passdeploy.profiling.runners import OrtRunner
+from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -77,17 +73,9 @@ def trace_layers(path: Path, images: Tensor, *, threads: int, seconds: float = 1
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     reads = {node.name: node for node in graph.graph.node if len(node.input) > 1 and node.input[1] in weights}
     layers = find_layers(graph.graph, {name: [Factor(size, ()) for size in dims] for name, dims in weights.items()})
-    with TemporaryDirectory() as folder:
-        runner = OrtRunner("traced", path, threads=threads, profile_to=Path(folder) / "trace")
-        runner.prepare(images)
-        clock = HostClock()
-        began, calls = clock.now(), 0
-        while calls < _FEW_CALLS or clock.now() - began < seconds:
-            runner.run()
-            calls += 1
-        nodes = by_layer(read_trace(json.loads(Path(runner.session.end_profiling()).read_text())), layers)
+    events = profile_kernels(path, images, threads=threads, fewest_calls=_FEW_CALLS, seconds=seconds)
     found, rest = [], 0.0
-    for node in nodes:
+    for node in by_layer(node_times(events), layers):
         if node.sizes is None:
             rest += node.ms
             continue
