@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.trial_cuts import TrialSearch
-from passdeploy.runtime.garbage import no_collection
-from passdeploy.tracing.follow import follow
+from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.tracing.meta_model import MetaModel
-from passdeploy.tracing.trace import ChoiceKey, Trace
+from passdeploy.tracing.trace import DimChoiceKey, Trace
+from passdeploy.tracing.trace_channels import trace_channels
 
 MOST_ROUNDS = 4
 
@@ -26,7 +26,7 @@ def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
     return map_channels(model, example_inputs).groups
 
 
-@no_collection()  # hundreds of thousands of small objects, hardly any of them garbage
+@garbage_collection_paused()  # hundreds of thousands of small objects, hardly any of them garbage
 def map_channels(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -45,13 +45,14 @@ def map_channels(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     meta_model = MetaModel.of(model, inputs)
 
-    def search_of(choose: Mapping[ChoiceKey, int]) -> TrialSearch:
-        return TrialSearch(model, inputs, meta_model, follow(model, inputs, choose=choose, meta_model=meta_model))
+    def search_of(choose: Mapping[DimChoiceKey, int]) -> TrialSearch:
+        trace = trace_channels(model, inputs, choose=choose, meta_model=meta_model)
+        return TrialSearch(model, inputs, meta_model, trace)
 
-    best, chosen = search_of({}), dict[ChoiceKey, int]()
+    best, chosen = search_of({}), dict[DimChoiceKey, int]()
     best.settle_sizes()
     _settle_values_where_chosen_well(best, {})
-    widely, tried = False, list[Mapping[ChoiceKey, int]]()
+    widely, tried = False, list[Mapping[DimChoiceKey, int]]()
     for _ in range(MOST_ROUNDS):
         vain = _choices_in_vain(best.trace, chosen, widely=widely)
         choose = {**chosen, **vain}
@@ -68,7 +69,7 @@ def map_channels(
     return best.found().chosen(include=include, exclude=exclude)
 
 
-def _better(search: TrialSearch, choose: Mapping[ChoiceKey, int], most: int) -> TrialSearch | None:
+def _better(search: TrialSearch, choose: Mapping[DimChoiceKey, int], most: int) -> TrialSearch | None:
     """The stage, settled, if more than `most` channels can be removed from it; the rehearsals only ever protect."""
     if search.removable > most:
         search.settle_sizes(least=most)
@@ -79,13 +80,13 @@ def _better(search: TrialSearch, choose: Mapping[ChoiceKey, int], most: int) -> 
     return None
 
 
-def _settle_values_where_chosen_well(search: TrialSearch, choose: Mapping[ChoiceKey, int]) -> None:
+def _settle_values_where_chosen_well(search: TrialSearch, choose: Mapping[DimChoiceKey, int]) -> None:
     """Compare, unless other choices will be tried anyway."""
     if not _choices_in_vain(search.trace, choose, widely=True):
         search.settle_values()
 
 
-def _choices_in_vain(trace: Trace, chosen: Mapping[ChoiceKey, int], *, widely: bool) -> dict[ChoiceKey, int]:
+def _choices_in_vain(trace: Trace, chosen: Mapping[DimChoiceKey, int], *, widely: bool) -> dict[DimChoiceKey, int]:
     """Choices whose channels must stay after all, and that have another option: which -> that option.
 
     Of choices that follow from each other it is the last, and those that are like it: heads are told from their widths

@@ -37,7 +37,7 @@ class GroupBuilder:
         self._trace = trace
         sizes = [len(state.labels) for state in trace.state]
         starts = np.array([int(state.labels[0]) for state in trace.state])
-        self._made, self._read = _dims_of(trace.produced, starts), _dims_of(trace.read, starts)
+        self._made, self._read = _dims_of(trace.output_labels, starts), _dims_of(trace.read_labels, starts)
         # One row per label of the state: which dimension, and which place along it.
         self._labels = (
             torch.cat([state.labels for state in trace.state]) if sizes else torch.zeros(0, dtype=torch.int64)
@@ -83,7 +83,7 @@ class GroupBuilder:
         found: list[tuple[int, ChannelGroup, np.ndarray]] = []
         for rows, reason in self._kinds(dims, roots):
             own = dims[rows[0]]  # which dimensions one channel has places in; the same for all of a kind
-            order = {int(dim): made.get(int(dim), len(trace.produced)) for dim in np.unique(own)}
+            order = {int(dim): made.get(int(dim), len(trace.output_labels)) for dim in np.unique(own)}
             lead = min(order, key=lambda dim: (order[dim], dim))
             rows = rows[np.argsort(places[rows[:, np.flatnonzero(own == lead)[0]]])]
             table = places[rows]  # (width, places of one channel)
@@ -140,18 +140,18 @@ def _with_statistics(
     groups: list[tuple[ChannelGroup, np.ndarray]], trace: Trace
 ) -> list[tuple[ChannelGroup, np.ndarray]]:
     """The groups, each with the statistics that go over its channels."""
-    if not trace.statistics:
+    if not trace.reductions:
         return groups
     group_of, channel_of = np.full((2, trace.union_find.size), -1)
     for number, (_, roots) in enumerate(groups):
         group_of[roots], channel_of[roots] = number, np.arange(len(roots))
     found: list[list[Statistic]] = [[] for _ in groups]
-    for taken in trace.statistics:
+    for taken in trace.reductions:
         roots = trace.union_find.find(taken.labels).numpy()
         for number in np.unique(group_of[roots]):
             if number >= 0:
                 channels = np.where(group_of[roots] == number, channel_of[roots], -1)
-                found[number].append(Statistic(taken.module, taken.turn, taken.dim, torch.from_numpy(channels)))
+                found[number].append(Statistic(taken.module, taken.call_index, taken.dim, torch.from_numpy(channels)))
     return [(replace(group, statistics=tuple(own)), roots) for (group, roots), own in zip(groups, found, strict=True)]
 
 
@@ -213,7 +213,7 @@ def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]], size
         channels.append((group.width * group.span, factors))
     return CostModel.build(
         {group.name: group.width for group, _ in groups},
-        macs=[(work.macs, [sizes.of(dim) for dim in work.dims]) for work in trace.work],
+        macs=[(op_macs.macs, [sizes.of(dim) for dim in op_macs.dims]) for op_macs in trace.op_macs],
         params=[(numel, along.get(name, [])) for name, numel in trace.parameters.items()],
         channels=channels,
     )

@@ -77,10 +77,11 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
         if op in _NORMS:
             return RequiredCheck.NONE if is_run_by(record, (nn.LayerNorm, nn.RMSNorm)) else RequiredCheck.SIZES
         if op in _ARITHMETIC and not record.has_constants:
-            return RequiredCheck.SIZES if set(record.factors) - {1} else RequiredCheck.NONE
-        if op in _SIZED and (record.is_derived or _hands_on(record)):
+            return RequiredCheck.SIZES if set(record.scalars) - {1} else RequiredCheck.NONE
+        if op in _SIZED and (record.has_derived_sizes or _hands_on(record)):
             # It may still have been told how many channels it hands on.
-            return RequiredCheck.SIZES if op in _STATING_EVERY_SIZE and not record.is_derived else RequiredCheck.NONE
+            states_all = op in _STATING_EVERY_SIZE and not record.has_derived_sizes
+            return RequiredCheck.SIZES if states_all else RequiredCheck.NONE
         return RequiredCheck.VALUES
 
     graves = (about(one) for one in trace.op_log if any(labels for _, labels in one.inputs))
@@ -89,7 +90,7 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
 
 def states_sizes(trace: Trace) -> bool:
     """Whether a dimension with channels is taken apart, put together or picked from by numbers anywhere."""
-    return any(one.op in _SIZED and not one.is_derived and not _hands_on(one) for one in trace.op_log)
+    return any(one.op in _SIZED and not one.has_derived_sizes and not _hands_on(one) for one in trace.op_log)
 
 
 def _hands_on(record: OpRecord) -> bool:

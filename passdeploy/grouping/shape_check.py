@@ -70,8 +70,8 @@ class ShapeChecker(OpObserver):
             # A kernel may be chosen by size; from there on only what breaks by itself is seen.
             self._is_in_step, self.blamed = False, self.position
         if self._is_in_step:
-            if self._factors is None and call.factors != expected.factors:
-                raise WrongSizeError(f"a factor of {expected.factors} that is now {call.factors}")
+            if self._factors is None and call.scalars != expected.scalars:
+                raise WrongSizeError(f"a factor of {expected.scalars} that is now {call.scalars}")
             for result, (dense, labels) in zip(call.results, expected.results, strict=False):
                 if not labels or result.ndim != len(dense):
                     continue
@@ -82,7 +82,7 @@ class ShapeChecker(OpObserver):
                     wanted = [size if size != whole else own for size, whole, own in found]
                 if list(result.shape) != wanted:
                     raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
-        if call.factors and (self._factors is not None or not self._is_in_step):
+        if call.scalars and (self._factors is not None or not self._is_in_step):
             self._check_factors(call)
         self.position += 1
 
@@ -90,12 +90,12 @@ class ShapeChecker(OpObserver):
         """By line of code: out of step, or beside the masked network, that is what tells what should have happened."""
         line = call.name, source_line()
         alike = [number for number, one in enumerate(self._op_log) if (one.op, one.source) == line and line[1]]
-        known = {self._op_log[number].factors for number in alike}
+        known = {self._op_log[number].scalars for number in alike}
         if alike and self._factors is not None:
             known = self._factors.get(line, known)
-        if known and call.factors not in known:
+        if known and call.scalars not in known:
             self.blamed = alike[0]
-            raise WrongSizeError(f"a factor of {min(known)} that is now {call.factors}")
+            raise WrongSizeError(f"a factor of {min(known)} that is now {call.scalars}")
 
 
 class FactorRecorder(OpObserver):
@@ -107,8 +107,8 @@ class FactorRecorder(OpObserver):
 
     def on_op(self, call: OpCall) -> None:
         """One operation."""
-        if call.factors:
-            self.found.setdefault((call.name, source_line()), set()).add(call.factors)
+        if call.scalars:
+            self.found.setdefault((call.name, source_line()), set()).add(call.scalars)
 
 
 _STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes

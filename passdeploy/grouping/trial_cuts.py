@@ -60,8 +60,8 @@ class TrialSearch:
     def __init__(self, model: nn.Module, inputs: Sequence[Any], meta_model: MetaModel, trace: Trace) -> None:
         self.model, self.trace = model, trace
         self.inputs = tuple(tree_map(_noise_like, list(inputs)))
-        self._cloner_with_values = meta_model.whole
-        self._cloner = meta_model.cloner if trace.is_meta else meta_model.whole
+        self._cloner_with_values = meta_model.original_cloner
+        self._cloner = meta_model.meta_cloner if trace.is_meta else meta_model.original_cloner
         self._inputs_on_stage = meta_model.inputs if trace.is_meta else self.inputs
         self.builder = GroupBuilder(trace)
         self.numbers: list[LabelledSize] = []
@@ -170,7 +170,7 @@ class TrialSearch:
         checker = ShapeChecker(self.trace.op_log, size_of, factors=factors, is_meta=is_meta)
         try:
             with torch.no_grad(), evaluating(cut), decisions:
-                checker.watch(cut, self._inputs_on_stage)
+                checker.run_model(cut, self._inputs_on_stage)
         except Exception as error:  # anything may break in code that meets other sizes than it knows
             # Who decides by values may have gone on for longer than its walk.
             position = min(checker.position, len(self.trace.op_log) - 1)
@@ -190,7 +190,7 @@ class TrialSearch:
                 FactorRecorder(),
             )
             with torch.no_grad(), evaluating(reference), decisions.recording():
-                seen.watch(reference, self.inputs)
+                seen.run_model(reference, self.inputs)
             self._beside = seen.found, decisions
         factors, decisions = self._beside
         return factors, decisions.replaying()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from passdeploy.tracing.follow import follow
+from passdeploy.tracing.trace_channels import trace_channels
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,5 @@ def count(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Counts
     Convolutions, linear layers and matrix products are counted as they run, functional calls included; additions,
     normalisations and activations are not. For figures per image hand in a batch of one.
     """
-    trace = follow(model, example_inputs)
-    return Counts(sum(trace.parameters.values()), sum(work.macs for work in trace.work))
+    trace = trace_channels(model, example_inputs)
+    return Counts(sum(trace.parameters.values()), sum(one.macs for one in trace.op_macs))

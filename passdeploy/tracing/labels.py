@@ -47,7 +47,7 @@ class LabelUnionFind:
         """How many labels there are, NONE included."""
         return len(self._parent)
 
-    def fresh(self, count: int) -> Tensor:
+    def new_labels(self, count: int) -> Tensor:
         """`count` new labels, shape (count,), ascending."""
         labels = np.arange(len(self._parent), len(self._parent) + count)
         self._parent = np.concatenate([self._parent, labels])
@@ -132,11 +132,13 @@ class LabelUnionFind:
         asked[roots] = True
         return {reason.module for labels, reason in self._protections if asked[self._roots(labels)].any()}
 
-    def _are_one(self, labels: Tensor) -> bool:
+    def _are_joined(self, labels: Tensor) -> bool:
         roots = self._roots(labels.numpy().reshape(-1))
         return bool((roots == roots[0]).all())
 
-    def collapse_to_one_dim(self, field: Tensor, reason: Reason, *, rank: int = 0) -> tuple[dict[int, Tensor], int]:
+    def collapse_to_one_dim(
+        self, element_labels: Tensor, reason: Reason, *, rank: int = 0
+    ) -> tuple[dict[int, Tensor], int]:
         """The rectangle rule: a tensor must stay a box, whatever is removed from it.
 
         Args:
@@ -148,23 +150,25 @@ class LabelUnionFind:
             At most one entry, dimension -> labels along it, and how many dimensions there were to choose from. Where
             labels vary along several dimensions they are joined across all but one.
         """
-        if not field.numel():
+        if not element_labels.numel():
             return {}, 0
-        for dim in range(field.ndim):  # most dimensions are spread: drop them before looking closer
-            if field.stride(dim) == 0 and field.size(dim) > 1:
-                field = field.narrow(dim, 0, 1)
-        if sum(size > 1 for size in field.shape) == 1 and not self._are_one(field):
-            dim = next(dim for dim, size in enumerate(field.shape) if size > 1)
-            return {dim: field.reshape(-1)}, 1
-        roots = self.find(field)
+        for dim in range(element_labels.ndim):  # most dimensions are spread: drop them before looking closer
+            if element_labels.stride(dim) == 0 and element_labels.size(dim) > 1:
+                element_labels = element_labels.narrow(dim, 0, 1)
+        if sum(size > 1 for size in element_labels.shape) == 1 and not self._are_joined(element_labels):
+            dim = next(dim for dim, size in enumerate(element_labels.shape) if size > 1)
+            return {dim: element_labels.reshape(-1)}, 1
+        roots = self.find(element_labels)
         varying = [
-            dim for dim in range(field.ndim) if field.size(dim) > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())
+            dim
+            for dim in range(element_labels.ndim)
+            if element_labels.size(dim) > 1 and bool((roots != roots.narrow(dim, 0, 1)).any())
         ]
-        for dim in set(range(field.ndim)) - set(varying):
-            field, roots = field.narrow(dim, 0, 1), roots.narrow(dim, 0, 1)
+        for dim in set(range(element_labels.ndim)) - set(varying):
+            element_labels, roots = element_labels.narrow(dim, 0, 1), roots.narrow(dim, 0, 1)
         if not varying:
             # One label for the whole tensor: there is no dimension to remove it from.
-            self.protect(field.reshape(-1), reason)
+            self.protect(element_labels.reshape(-1), reason)
             return {}, 0
 
         def rows(labels: Tensor, dim: int) -> Tensor:
@@ -174,7 +178,7 @@ class LabelUnionFind:
             # Of two that leave as many, the later: of a stack of three heads' queries, keys and values, the heads.
             varying.sort(key=lambda dim: (_count_components(rows(roots, dim)), dim), reverse=True)
         free = varying[min(rank, len(varying) - 1)]
-        return {free: self.join_rows(rows(field, free), reason)}, len(varying)
+        return {free: self.join_rows(rows(element_labels, free), reason)}, len(varying)
 
 
 def _count_components(rows: Tensor) -> int:

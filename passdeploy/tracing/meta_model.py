@@ -35,67 +35,71 @@ class MetaModel:
         inputs: an example of what it is called with, without values.
     """
 
-    whole: ModelCloner[nn.Module]
+    original_cloner: ModelCloner[nn.Module]
     model: nn.Module
     inputs: tuple[Any, ...]
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Sequence[Any]) -> MetaModel:
         """The sketch of `model`, which is left as it is."""
-        whole = ModelCloner(model)
+        original_cloner = ModelCloner(model)
         bare_inputs = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
-        return cls(whole, whole.copy(lambda _, tensor: to_meta(tensor)), tuple(bare_inputs))
+        return cls(original_cloner, original_cloner.copy(lambda _, tensor: to_meta(tensor)), tuple(bare_inputs))
 
     @cached_property
-    def cloner(self) -> ModelCloner[nn.Module]:
+    def meta_cloner(self) -> ModelCloner[nn.Module]:
         """Of the copy without values."""
         return ModelCloner(self.model)
 
 
 def to_meta(tensor: Tensor) -> Tensor:
     """`tensor` without its values; whole numbers keep them."""
-    empty = torch.empty_like(tensor, device="meta") if _has_fractions(tensor) else tensor.detach().to("cpu", copy=True)
+    empty = (
+        torch.empty_like(tensor, device="meta")
+        if _is_float_or_complex(tensor)
+        else tensor.detach().to("cpu", copy=True)
+    )
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _has_fractions(tensor: Tensor) -> bool:
+def _is_float_or_complex(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def shapes_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `func` returns for tensors without values; quickly where that is plain, else as torch says."""
     first = args[0] if args else None
     if isinstance(first, list) and first:
         first = first[0]
-    if isinstance(first, Tensor) and first.is_meta and (not kwargs or func in _TAKING_NAMES):
-        if func in _IN_PLACE:
+    if isinstance(first, Tensor) and first.is_meta and (not kwargs or func in _WITH_KEYWORDS):
+        if func in _POINTWISE_IN_PLACE:
             return first
-        if func in _ONE_BY_ONE and first.is_floating_point():
-            return _like(first)
-        if (shape := _SHAPES.get(func)) is not None and (found := shape(*args, **kwargs)) is not None:
+        if func in _POINTWISE and first.is_floating_point():
+            return _clone(first)
+        if (shape := _SHAPE_FUNCTIONS.get(func)) is not None and (found := shape(*args, **kwargs)) is not None:
             return found
     return func(*args, **kwargs)
 
 
-def _like(tensor: Tensor) -> Tensor:
+def _clone(tensor: Tensor) -> Tensor:
     copied: Tensor = aten.clone.default(tensor)
     return copied
 
 
-def _between_tensors(first: Tensor, second: Any, *_: Any, **__: Any) -> Tensor | None:
+def _binary_pointwise(first: Tensor, second: Any, *_: Any, **__: Any) -> Tensor | None:
     """Element by element, where one is spread over the other."""
     if isinstance(second, float | int):
-        return _like(first) if _has_fractions(first) else None
+        return _clone(first) if _is_float_or_complex(first) else None
     if not isinstance(second, Tensor) or not second.is_meta or second.dtype != first.dtype:
         return None
     if first.shape == second.shape:
-        return _like(first) if first.stride() == second.stride() else None
-    if _is_spread(second.shape, first.shape):
-        return _like(first)
-    return _like(second) if _is_spread(first.shape, second.shape) else None
+        return _clone(first) if first.stride() == second.stride() else None
+    if _broadcasts_to(second.shape, first.shape):
+        return _clone(first)
+    return _clone(second) if _broadcasts_to(first.shape, second.shape) else None
 
 
-def _is_spread(shape: Sequence[int], over: Sequence[int]) -> bool:
+def _broadcasts_to(shape: Sequence[int], over: Sequence[int]) -> bool:
     missing = len(over) - len(shape)
     return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, over[missing:], strict=True))
 
@@ -105,7 +109,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     if not all(table.shape == x.shape[1:2] for table in rest[:4] if isinstance(table, Tensor)):
         return None
     statistic = x.new_empty(x.size(1))
-    return _like(x), statistic, statistic
+    return _clone(x), statistic, statistic
 
 
 def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, _: float) -> tuple[Tensor, ...] | None:
@@ -123,27 +127,27 @@ def _group_norm(
     if x.numel() != images * channels * places or channels % groups or any(len(t) != channels for t in tables):
         return None
     statistic = x.new_empty(images, groups)
-    return _like(x), statistic, statistic
+    return _clone(x), statistic, statistic
 
 
-def _over_dims(x: Tensor, dims: Any, keepdim: bool = False) -> Tensor | None:
+def _reduce_dims(x: Tensor, dims: Any, keepdim: bool = False) -> Tensor | None:
     """A statistic over some dimensions."""
     if not dims or not x.is_floating_point():
         return None
-    gone = {dim % x.ndim for dim in dims}
-    kept = [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone]
+    reduced = {dim % x.ndim for dim in dims}
+    kept = [1 if dim in reduced else size for dim, size in enumerate(x.shape) if keepdim or dim not in reduced]
     return x.new_empty(kept)
 
 
 def _vector_norm(x: Tensor, _: float = 2, dims: Any = None, keepdim: bool = False) -> Tensor | None:
-    return _over_dims(x, dims, keepdim)
+    return _reduce_dims(x, dims, keepdim)
 
 
-def _cumulative(x: Tensor, _: int, *, dtype: torch.dtype | None = None) -> Tensor | None:
+def _cumsum(x: Tensor, _: int, *, dtype: torch.dtype | None = None) -> Tensor | None:
     return x.new_empty(x.shape, dtype=dtype) if (dtype or x.is_floating_point()) and x.is_contiguous() else None
 
 
-def _rolled(x: Tensor, *_: Any) -> Tensor | None:
+def _roll(x: Tensor, *_: Any) -> Tensor | None:
     return x.new_empty(x.shape) if x.is_contiguous() else None
 
 
@@ -171,22 +175,22 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return query.new_empty((*query.shape[:-1], value.size(-1))) if key.size(-2) == value.size(-2) else None
 
 
-_SHAPES: dict[Any, Callable[..., Any]] = {
+_SHAPE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten.addmm.default: _addmm,
     aten.cat.default: _cat,
-    aten.roll.default: _rolled,
-    aten.cumsum.default: _cumulative,
+    aten.roll.default: _roll,
+    aten.cumsum.default: _cumsum,
     aten.linalg_vector_norm.default: _vector_norm,
-    aten.div.Tensor_mode: _between_tensors,
+    aten.div.Tensor_mode: _binary_pointwise,
     F.scaled_dot_product_attention: _attention,
-    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default), _over_dims),
-    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _between_tensors),
+    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default), _reduce_dims),
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor), _binary_pointwise),
 }
-_TAKING_NAMES = {F.scaled_dot_product_attention, aten.cumsum.default, aten.div.Tensor_mode}
-_ONE_BY_ONE = {
+_WITH_KEYWORDS = {F.scaled_dot_product_attention, aten.cumsum.default, aten.div.Tensor_mode}
+_POINTWISE = {
     *(
         getattr(aten, name).default
         for name in (
@@ -197,7 +201,7 @@ _ONE_BY_ONE = {
     ),
     aten.pow.Tensor_Scalar,
 }
-_IN_PLACE = {
+_POINTWISE_IN_PLACE = {
     getattr(aten, name).default
     for name in ("relu_", "hardtanh_", "hardswish_", "hardsigmoid_", "silu_", "sigmoid_", "leaky_relu_", "elu_")
 }

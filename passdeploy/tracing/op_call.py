@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-_ARITHMETIC = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
+_WITH_INT_SCALARS = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
 
 
 Value = TypeVar("Value")
 
 
-class _Lazy(Generic[Value]):
+class _CachedProperty(Generic[Value]):
     """As `functools.cached_property`, whose lock in Python 3.11 takes longer than most of these values."""
 
     def __init__(self, value_of: Callable[[Any], Value]) -> None:
@@ -41,16 +41,16 @@ class OpCall:
 
     def __init__(self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         self.op, self.args, self.kwargs, self.result = op, args, kwargs, result
-        self._kind = _kind_of(op)
-        self.name = self._kind.name  # the operation without its overload: `aten.convolution`
+        self._schema = _schema_of(op)
+        self.name = self._schema.name  # the operation without its overload: `aten.convolution`
 
-    @_Lazy
+    @_CachedProperty
     def arguments(self) -> dict[str, Any]:
         """By name, in the schema's order and with its defaults filled in."""
         named = {}
-        for place, (name, has_default, default) in enumerate(self._kind.signature):
-            if place < len(self.args):
-                named[name] = self.args[place]
+        for position, (name, has_default, default) in enumerate(self._schema.signature):
+            if position < len(self.args):
+                named[name] = self.args[position]
             elif name in self.kwargs or has_default:
                 named[name] = self.kwargs.get(name, default)
         return named
@@ -58,39 +58,41 @@ class OpCall:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
-    @_Lazy
+    @_CachedProperty
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, lists included."""
         return list(_tensors_in(self.arguments.values()))
 
-    @_Lazy
-    def factors(self) -> tuple[float, ...]:
+    @_CachedProperty
+    def scalars(self) -> tuple[float, ...]:
         """The numbers it computes with: those with a fraction, and in arithmetic whole ones, too."""
-        kinds = self._kind.factors
+        kinds = self._schema.scalars
         return tuple(value for value in self.arguments.values() if type(value) in kinds) if kinds else ()
 
-    @_Lazy
+    @_CachedProperty
     def results(self) -> list[Tensor]:
         """Every tensor among the results."""
         return list(_tensors_in((self.result,)))
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _OpSchema:
     """What is the same for all calls of an operation."""
 
     name: str
     signature: list[tuple[str, bool, Any]]  # arguments by name, in order; whether they have a default, and which
-    factors: tuple[type, ...]  # of the arguments that are numbers it computes with; none where no argument can be
+    scalars: tuple[type, ...]  # of the arguments that are numbers it computes with; none where no argument can be
 
 
 @cache
-def _kind_of(op: torch._ops.OpOverload) -> _Kind:
-    name, slots = str(op.overloadpacket), op._schema.arguments
-    factors: tuple[type, ...] = (int, float) if name in _ARITHMETIC else ()
-    if not factors and any("float" in str(slot.type) or "number" in str(slot.type) for slot in slots):
-        factors = (float,)
-    return _Kind(name, [(slot.name, slot.has_default_value(), slot.default_value) for slot in slots], factors)
+def _schema_of(op: torch._ops.OpOverload) -> _OpSchema:
+    name, arguments = str(op.overloadpacket), op._schema.arguments
+    scalars: tuple[type, ...] = (int, float) if name in _WITH_INT_SCALARS else ()
+    if not scalars and any("float" in str(argument.type) or "number" in str(argument.type) for argument in arguments):
+        scalars = (float,)
+    return _OpSchema(
+        name, [(argument.name, argument.has_default_value(), argument.default_value) for argument in arguments], scalars
+    )
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ class StateDim:
 
 
 @dataclass(frozen=True)
-class Work:
+class OpMacs:
     """Multiply-adds of one operation, and the dimensions they grow with."""
 
     module: str
@@ -29,7 +29,7 @@ class Work:
     dims: tuple[Tensor, ...]  # the labels along each dimension that the count is proportional to
 
 
-Labelled = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its labels
+LabelledShape = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its labels
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,18 @@ class OpRecord:
     op: str
     modules: tuple[str, ...]  # those that were running, outermost first
     source: str  # file:line of the model's own code
-    inputs: tuple[Labelled, ...]
-    results: tuple[Labelled, ...]
-    factors: tuple[float, ...]  # see `OpCall.factors`
-    is_derived: bool  # its sizes are read off its tensors: nobody could have stated them
+    inputs: tuple[LabelledShape, ...]
+    results: tuple[LabelledShape, ...]
+    scalars: tuple[float, ...]  # see `OpCall.scalars`
+    has_derived_sizes: bool  # its sizes are read off its tensors: nobody could have stated them
     has_constants: bool  # one of its tensors was made of numbers
 
 
-ChoiceKey = tuple[str, str, str, int]  # module, operation, source, and how often it came by there
+DimChoiceKey = tuple[str, str, str, int]  # module, operation, source, and how often it came by there
 
 
 @dataclass(frozen=True)
-class Choice:
+class DimChoice:
     """Labels varied along several dimensions, and one was chosen to remove channels along."""
 
     labels: Tensor  # along the chosen dimension
@@ -58,11 +58,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class TakenStatistic:
+class ReductionRecord:
     """A mean, a norm, a maximum or a softmax over channels: of those that are left, once some are gone."""
 
     module: str  # that was running
-    turn: int  # how many statistics the module had taken before
+    call_index: int  # how many statistics the module had taken before
     dim: int  # of the tensor it was taken of, counted from the last: -1, -2, ...
     labels: Tensor  # along that dimension
 
@@ -74,10 +74,10 @@ class Trace:
     union_find: LabelUnionFind
     state: tuple[StateDim, ...]
     parameters: dict[str, int]  # name -> number of elements
-    produced: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
-    read: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
-    work: list[Work] = field(default_factory=list)
-    choices: dict[ChoiceKey, Choice] = field(default_factory=dict)
+    output_labels: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
+    read_labels: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
+    op_macs: list[OpMacs] = field(default_factory=list)
+    choices: dict[DimChoiceKey, DimChoice] = field(default_factory=dict)
     op_log: list[OpRecord] = field(default_factory=list)
-    statistics: list[TakenStatistic] = field(default_factory=list)
+    reductions: list[ReductionRecord] = field(default_factory=list)
     is_meta: bool = False  # whether the network ran without values

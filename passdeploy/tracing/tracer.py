@@ -28,39 +28,41 @@ from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.labels import LabelUnionFind, Reason
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import (
-    Choice,
-    ChoiceKey,
+    DimChoice,
+    DimChoiceKey,
     DimLabels,
-    Labelled,
+    LabelledShape,
+    OpMacs,
     OpRecord,
+    ReductionRecord,
     StateDim,
-    TakenStatistic,
     Trace,
-    Work,
 )
 
-Rule = Callable[["Walk", OpCall], None]
+Rule = Callable[["ChannelTracer", OpCall], None]
 
 
-class Walk(OpObserver):
+class ChannelTracer(OpObserver):
     """The mode under which the model runs; rules read and write labels through it."""
 
     def __init__(
         self,
         model: nn.Module,
         find_rule: Callable[[torch._ops.OpOverload], Rule | None],
-        choose: Mapping[ChoiceKey, int],
+        choose: Mapping[DimChoiceKey, int],
         *,
         is_meta: bool,
     ) -> None:
         super().__init__(is_meta=is_meta)
         self.union_find = LabelUnionFind()
         self._find_rule, self._choose = find_rule, choose
-        self._labels = TensorTable[DimLabels]()
-        self._state = TensorTable[str]()  # parameters and buffers, and their names
-        self._turns = ReductionCallTracker()
-        self._taken: tuple[str, int] | None = None  # the statistic that is being taken: which module's, and its number
-        self._used: set[str] = set()  # names of parameters and buffers
+        self._labels = WeakTensorDict[DimLabels]()
+        self._state = WeakTensorDict[str]()  # parameters and buffers, and their names
+        self._calls = ReductionCallTracker()
+        self._current_reduction: tuple[str, int] | None = (
+            None  # the statistic that is being taken: which module's, and its number
+        )
+        self._used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta)
 
@@ -74,7 +76,7 @@ class Walk(OpObserver):
         own = {name: DimLabels() for name, _ in state}
         for name, tensor in state:
             self._labels[tensor], self._state[tensor] = own[name], name
-        for (name, _, dim, _), labels in zip(dims, self.union_find.fresh(sum(sizes)).split(sizes), strict=True):
+        for (name, _, dim, _), labels in zip(dims, self.union_find.new_labels(sum(sizes)).split(sizes), strict=True):
             own[name][dim] = labels
             yield StateDim(name, dim, labels)
 
@@ -112,73 +114,73 @@ class Walk(OpObserver):
             for vector in self.labels(tensor).values():
                 self.protect(vector, why)
 
-    def produces(self, labels: Tensor) -> None:
+    def record_outputs(self, labels: Tensor) -> None:
         """These labels are the output channels of the layer that is running."""
-        self.trace.produced.append(labels)
+        self.trace.output_labels.append(labels)
 
-    def reads(self, labels: Tensor) -> None:
+    def record_reads(self, labels: Tensor) -> None:
         """These labels are the weight slices with which the running layer reads its input."""
-        self.trace.read.append(labels)
+        self.trace.read_labels.append(labels)
 
-    def count(self, macs: int, *dims: Tensor | None) -> None:
+    def record_macs(self, macs: int, *dims: Tensor | None) -> None:
         """Book `macs` multiply-adds that are proportional to each of the labelled `dims`."""
-        module = self._turns.module
-        self.trace.work.append(Work(module, macs, tuple(dim for dim in dims if dim is not None)))
+        module = self._calls.module
+        self.trace.op_macs.append(OpMacs(module, macs, tuple(dim for dim in dims if dim is not None)))
 
     def reason(self, why: str) -> Reason:
         """`why`, with the operation, the module and the line of code that is running."""
-        op = self._running.name if self._running else ""
-        return Reason(why, op, self._turns.module, self._source)
+        op = self._current_call.name if self._current_call else ""
+        return Reason(why, op, self._calls.module, self._current_source)
 
-    def box(self, field: Tensor) -> DimLabels:
+    def collapse_recording_choice(self, element_labels: Tensor) -> DimLabels:
         """Labels of every element of a tensor as labels along its dimensions; see `LabelUnionFind.collapse_to_one_dim`.
 
-        Where there is a choice of dimension it is noted, so that `follow` can be told to choose again.
+        Where there is a choice of dimension it is noted, so that `trace_channels` can be told to choose again.
         """
         place = (
-            self._turns.module,
-            self._running.name if self._running else "",
-            self._source,
+            self._calls.module,
+            self._current_call.name if self._current_call else "",
+            self._current_source,
         )
         key = (*place, sum(known[:3] == place for known in self.trace.choices))
         rank = self._choose.get(key, 0)
-        boxed, options = self.union_find.collapse_to_one_dim(
-            field, self.reason("cannot be removed from a box"), rank=rank
+        collapsed, options = self.union_find.collapse_to_one_dim(
+            element_labels, self.reason("cannot be removed from a box"), rank=rank
         )
         if options > 1:
-            self.trace.choices[key] = Choice(next(iter(boxed.values())), options)
-        return boxed
+            self.trace.choices[key] = DimChoice(next(iter(collapsed.values())), options)
+        return collapsed
 
-    def give_up(self, call: OpCall, why: str) -> None:
+    def protect_and_unlabel(self, call: OpCall, why: str) -> None:
         """Every channel that an operation touches must stay, and nothing is known of its results."""
         self.protect_all(call.tensors, why)
         for result in call.results:
             self._labels[result] = {}
 
-    # What `follow` uses
+    # What `trace_channels` uses
 
-    def following(self, model: nn.Module) -> AbstractContextManager[None]:
+    def tracking_modules(self, model: nn.Module) -> AbstractContextManager[None]:
         """Know, while the model runs, which of its modules is running."""
-        return self._turns.following(model)
+        return self._calls.hooked_into(model)
 
-    def run(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """Walk through one forward pass; what comes out must stay."""
+    def run_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        """ChannelTracer through one forward pass; what comes out must stay."""
         for leaf in tree_leaves(list(inputs)):
             if isinstance(leaf, Tensor):
                 self._labels[leaf] = {}
-        outputs = self.watch(model, inputs)
-        self._running = None
+        outputs = self.run_model(model, inputs)
+        self._current_call = None
         for output in tree_leaves(outputs):
             if isinstance(output, Tensor):
                 for vector in self.labels(output).values():
                     self.union_find.protect(vector, Reason("the model's output"))
 
-    def has_unseen(self, model: nn.Module) -> bool:
+    def has_unused_parameters(self, model: nn.Module) -> bool:
         """Whether a parameter was not used."""
-        return any(name not in self._used for name, _ in model.named_parameters())
+        return any(name not in self._used_parameters for name, _ in model.named_parameters())
 
-    def run_in_training(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """Walk once more in training mode, for heads that run only then; a model that wants targets is left alone.
+    def run_training_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        """ChannelTracer once more in training mode, for heads that run only then; a model that wants targets is left alone.
 
         Joins and protections are kept. What the pass cost and how it went are not: nobody deploys it.
         """
@@ -188,30 +190,30 @@ class Walk(OpObserver):
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
-                self.run(model, twice)
+                self.run_forward(model, twice)
         except Exception:
             if self.is_meta:
                 raise  # with values it may go well
-            self._running = None
+            self._current_call = None
         finally:
             for name, tensor in model.named_buffers():
                 tensor.copy_(buffers[name])
             self.trace = main
-            main.produced += scratch.produced
-            main.read += scratch.read
+            main.output_labels += scratch.output_labels
+            main.read_labels += scratch.read_labels
 
-    _running: OpCall | None = None
-    _source = ""  # file:line of the model's own code that is running
+    _current_call: OpCall | None = None
+    _current_source = ""  # file:line of the model's own code that is running
 
     def on_op(self, call: OpCall) -> None:
         """Pass the labels on through one operation, and note that it happened."""
-        self._running, self._source = call, source_line()
-        self._used.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
-        inputs = self._seen(call.tensors)  # before the rule: an operation in place changes them
+        self._current_call, self._current_source = call, source_line()
+        self._used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
+        inputs = self._labelled_shapes(call.tensors)  # before the rule: an operation in place changes them
         constants = [self._labels.get(tensor) is None for tensor in call.tensors]
         rule = self._find_rule(call.op)
         if rule is None:
-            self.give_up(call, "no rule follows channels through this operation")
+            self.protect_and_unlabel(call, "no rule follows channels through this operation")
         else:
             try:
                 rule(self, call)
@@ -219,8 +221,8 @@ class Walk(OpObserver):
                 if self.is_meta:
                     raise  # it may want values
                 # A case the rule did not foresee costs these channels, not the model.
-                self.give_up(call, f"could not be followed: {error}")
-        self._running = None
+                self.protect_and_unlabel(call, f"could not be followed: {error}")
+        self._current_call = None
         for result in call.results:
             if all(constants):
                 self._labels.forget(result)
@@ -229,49 +231,49 @@ class Walk(OpObserver):
         self.trace.op_log.append(
             OpRecord(
                 call.name,
-                tuple(self._turns.running),
-                self._source,
+                tuple(self._calls.running),
+                self._current_source,
                 inputs,
-                self._seen(call.results),
-                call.factors,
-                self.is_deriving,
+                self._labelled_shapes(call.results),
+                call.scalars,
+                self.is_deriving_sizes,
                 any(constants),
             )
         )
 
-    def _seen(self, tensors: Sequence[Tensor]) -> tuple[Labelled, ...]:
+    def _labelled_shapes(self, tensors: Sequence[Tensor]) -> tuple[LabelledShape, ...]:
         return tuple((tuple(tensor.shape), self.labels(tensor)) for tensor in tensors)
 
     @contextmanager
     def around_reduction(self) -> Iterator[None]:
         """Know which statistic the operations of the next moments are part of."""
-        self._taken = self._turns.next()
+        self._current_reduction = self._calls.next_key()
         try:
             yield
         finally:
-            self._taken = None
+            self._current_reduction = None
 
-    def restrict(self, dim: int, labels: Tensor) -> bool:
+    def record_reduction(self, dim: int, labels: Tensor) -> bool:
         """Note that a statistic is taken over these channels; False if it is one that `masked` cannot restrict."""
-        if self._taken is None:
+        if self._current_reduction is None:
             return False
-        self.trace.statistics.append(TakenStatistic(*self._taken, dim, labels))
+        self.trace.reductions.append(ReductionRecord(*self._current_reduction, dim, labels))
         return True
 
 
-Known = TypeVar("Known")
+Value = TypeVar("Value")
 
 
-class TensorTable(Generic[Known]):
+class WeakTensorDict(Generic[Value]):
     """What is known of tensors for as long as they live; a plain dictionary that looks twice."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[ref[Tensor], Known]] = {}
+        self._known: dict[int, tuple[ref[Tensor], Value]] = {}
 
-    def __setitem__(self, tensor: Tensor, known: Known) -> None:
+    def __setitem__(self, tensor: Tensor, known: Value) -> None:
         self._known[id(tensor)] = ref(tensor), known
 
-    def get(self, tensor: Tensor) -> Known | None:
+    def get(self, tensor: Tensor) -> Value | None:
         """What is known of `tensor`, if anything is."""
         found = self._known.get(id(tensor))
         return found[1] if found is not None and found[0]() is tensor else None

@@ -11,14 +11,14 @@ from torchvision.models import get_model
 from passdeploy import Plan, find_groups, masked, slim, verify
 from passdeploy.grouping.equivalence import randomised
 from passdeploy.grouping.risk import RequiredCheck, required_check
-from passdeploy.tracing.follow import follow
+from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
 def doubt_about(net: nn.Module, images: Tensor = IMAGES) -> RequiredCheck:
-    return required_check(follow(net.eval(), images), lambda name: type(net.get_submodule(name)))
+    return required_check(trace_channels(net.eval(), images), lambda name: type(net.get_submodule(name)))
 
 
 def cut_in_half(net: nn.Module) -> float:
@@ -136,6 +136,6 @@ def test_what_a_network_counts_may_change_unless_it_is_channels(counts_channels:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = CountingPlaces(counts_channels=counts_channels).eval()
-    assert not follow(net, IMAGES).is_meta
+    assert not trace_channels(net, IMAGES).is_meta
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]

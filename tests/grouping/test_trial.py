@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from passdeploy.grouping.gather import GroupBuilder, LabelledSize
 from passdeploy.grouping.trial import TrialCut, random_plan
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.tracing.follow import follow
+from passdeploy.tracing.trace_channels import trace_channels
 
 
 class Stated(nn.Module):
@@ -30,7 +30,7 @@ class Stated(nn.Module):
 @pytest.fixture
 def trial() -> tuple[TrialCut, GroupBuilder, Tensor]:
     net = Stated().eval()
-    trace = follow(net, torch.zeros(1, 3, 4, 4))
+    trace = trace_channels(net, torch.zeros(1, 3, 4, 4))
     builder, labels = GroupBuilder(trace), {(state.tensor, state.dim): state.labels for state in trace.state}
     groups = builder.gather()
     return TrialCut(ModelCloner(net), trace, labels, groups, random_plan(groups, 0)), builder, labels["conv.weight", 0]

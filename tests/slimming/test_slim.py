@@ -19,7 +19,7 @@ from passdeploy.grouping.find import map_channels
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
-from passdeploy.tracing.follow import follow
+from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -155,7 +155,7 @@ def test_a_width_that_enters_the_result_protects(how: Callable[[int], int | Tens
 
 def test_verify_refuses_a_network_that_is_not_the_masked_one():
     net = Counting(int)
-    groups = GroupBuilder(follow(net, IMAGES)).gather()  # as if nobody had tried
+    groups = GroupBuilder(trace_channels(net, IMAGES)).gather()  # as if nobody had tried
     with pytest.raises(EquivalenceError, match="differs from the masked one"):
         verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5)
 

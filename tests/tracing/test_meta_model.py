@@ -13,8 +13,8 @@ from torchvision.models import get_model
 
 from passdeploy import Plan, find_groups, verify
 from passdeploy.tracing import meta_model
-from passdeploy.tracing.follow import follow
-from passdeploy.tracing.meta_model import MetaModel, shapes_of
+from passdeploy.tracing.meta_model import MetaModel, run_on_meta
+from passdeploy.tracing.trace_channels import trace_channels
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 aten = torch.ops.aten
@@ -54,11 +54,15 @@ ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("func", [*meta_model._SHAPES, *meta_model._ONE_BY_ONE, *meta_model._IN_PLACE], ids=str)
+@pytest.mark.parametrize(
+    "func",
+    sorted({*meta_model._SHAPE_FUNCTIONS, *meta_model._POINTWISE, *meta_model._POINTWISE_IN_PLACE}, key=str),
+    ids=str,
+)
 def test_shapes_are_those_that_torch_tells(func: Any):
     for arguments in ARGUMENTS.get(func, [(X,), (X.transpose(1, 2),)]):
         named = {"rounding_mode": "floor"} if func is aten.div.Tensor_mode else {}
-        found, told = shapes_of(func, arguments, named), func(*arguments, **named)
+        found, told = run_on_meta(func, arguments, named), func(*arguments, **named)
         for ours, theirs in zip(*((r,) if isinstance(r, Tensor) else r for r in (found, told)), strict=True):
             assert (ours.shape, ours.dtype, ours.is_meta) == (theirs.shape, theirs.dtype, True)
             assert ours.stride() == theirs.stride()
@@ -79,7 +83,7 @@ def test_shapes_are_those_that_torch_tells(func: Any):
 )
 def test_sizes_that_do_not_fit_are_an_error(func: Callable[..., Any], arguments: tuple[Any, ...]):
     with pytest.raises((RuntimeError, ValueError)):
-        shapes_of(func, arguments, {})
+        run_on_meta(func, arguments, {})
 
 
 def test_a_sketch_leaves_the_network_alone():
@@ -114,13 +118,13 @@ class Deciding(nn.Module):
 
 
 def test_who_decides_by_values_is_followed_with_values():
-    trace = follow(Deciding(), IMAGES.abs())
+    trace = trace_channels(Deciding(), IMAGES.abs())
     assert not trace.is_meta
     assert {one.modules[-1] for one in trace.op_log if one.modules and one.op == "aten.convolution"} == {
         "one",
         "head",
     }
-    assert follow(get_model("resnet18", weights=None), torch.randn(1, 3, 32, 32)).is_meta
+    assert trace_channels(get_model("resnet18", weights=None), torch.randn(1, 3, 32, 32)).is_meta
 
 
 def test_places_keep_their_values():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from passdeploy.tracing.rules.movement import _viewed
+from passdeploy.tracing.rules.movement import _view_labels
 
 
 @st.composite
@@ -37,10 +37,10 @@ def test_a_view_takes_labels_where_it_takes_channels(shapes: tuple[list[int], li
     dim = data.draw(st.integers(0, len(old) - 1))
     vector = torch.arange(1, old[dim] + 1)
     everywhere = vector.view([-1 if d == dim else 1 for d in range(len(old))]).expand(old)
-    assert torch.equal(_viewed(vector, dim, old, new), everywhere.reshape(new))
+    assert torch.equal(_view_labels(vector, dim, old, new), everywhere.reshape(new))
 
 
 def test_neighbours_that_a_view_leaves_alone_are_not_spelled_out():
-    rows = _viewed(torch.arange(512), 1, (2048, 512, 3, 3), (1, 2048, 512 * 9))
+    rows = _view_labels(torch.arange(512), 1, (2048, 512, 3, 3), (1, 2048, 512 * 9))
     assert rows.shape == (1, 2048, 512 * 9)
     assert rows.untyped_storage().nbytes() <= 8 * math.prod((512, 9))

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 
 from passdeploy.tracing.rules import contractions, movement, normalisation, reductions, sequences
-from passdeploy.tracing.rules.elementwise import elementwise
+from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import RULES
-from passdeploy.tracing.rules.windows import regions
+from passdeploy.tracing.rules.windows import regions_rule
 from passdeploy.tracing.tracer import Rule
 
 _REGISTERED = (contractions, movement, normalisation, reductions, sequences)  # by being imported
@@ -25,5 +25,5 @@ def find_rule(op: torch._ops.OpOverload) -> Rule | None:
     if (found := RULES.get(op.overloadpacket)) is not None:
         return found
     if str(op.overloadpacket) in ("torchvision.roi_align", "torchvision.roi_pool"):
-        return regions
-    return elementwise if torch.Tag.pointwise in op.tags else None
+        return regions_rule
+    return elementwise_rule if torch.Tag.pointwise in op.tags else None

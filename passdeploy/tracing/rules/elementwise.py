@@ -9,7 +9,7 @@ from torch import Tensor
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.trace import DimLabels
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.tracer import ChannelTracer
 
 
 @rule(
@@ -32,14 +32,14 @@ from passdeploy.tracing.tracer import Walk
     "bernoulli_",
     "feature_dropout",
 )
-def elementwise(walk: Walk, call: OpCall) -> None:
+def elementwise_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Whatever shares a position shares its fate."""
-    operands = [(tensor.shape, walk.labels(tensor)) for tensor in call.tensors]
+    operands = [(tensor.shape, tracer.labels(tensor)) for tensor in call.tensors]
     for result in call.results:
-        walk.set_labels(result, joined(walk, operands, result.ndim))
+        tracer.set_labels(result, join_operands(tracer, operands, result.ndim))
 
 
-def joined(walk: Walk, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim: int) -> DimLabels:
+def join_operands(tracer: ChannelTracer, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim: int) -> DimLabels:
     """Join the labels of operands (shape, labels) that broadcast against each other into `ndim` dimensions."""
     meeting: dict[int, list[Tensor | None]] = {}
     for shape, labels in operands:
@@ -52,40 +52,42 @@ def joined(walk: Walk, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim
         if not labelled:
             continue
         for vector in labelled[1:]:
-            walk.join(labelled[0], vector, "meets channels that must stay")
+            tracer.join(labelled[0], vector, "meets channels that must stay")
         if len(labelled) < len(vectors):
-            walk.protect(labelled[0], "meets a tensor whose size cannot change")
+            tracer.protect(labelled[0], "meets a tensor whose size cannot change")
         result[dim] = labelled[0]
     return result
 
 
 @rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 @rule("clone", "detach", "alias", "_to_copy", "lift_fresh")
-def same_shape(walk: Walk, call: OpCall) -> None:
+def same_shape_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """A tensor made in the image of another has its channels."""
-    walk.set_labels(call.results[0], dict(walk.labels(call.tensors[0])))
+    tracer.set_labels(call.results[0], dict(tracer.labels(call.tensors[0])))
 
 
 @rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
-def unrelated(walk: Walk, call: OpCall) -> None:
+def new_tensor_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """A tensor that takes only its kind from another has none of its channels."""
-    walk.set_labels(call.results[0], {})
+    tracer.set_labels(call.results[0], {})
 
 
 @rule("as_strided_")
-def restrided(walk: Walk, call: OpCall) -> None:
+def as_strided_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Other strides for the same shape, as pooling to one pixel does; anything else is not followed."""
     tensor = call["self"]
-    labels = walk.labels(tensor)
+    labels = tracer.labels(tensor)
     if any(dim >= tensor.ndim or tensor.size(dim) != len(vector) for dim, vector in labels.items()):
-        walk.give_up(call, "given another shape in place")
+        tracer.protect_and_unlabel(call, "given another shape in place")
 
 
 @rule("glu")
-def gated(walk: Walk, call: OpCall) -> None:
+def glu_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """One half gates the other: both lose the same places."""
     source = call["self"]
-    dim, labels = call["dim"] % source.ndim, dict(walk.labels(source))
+    dim, labels = call["dim"] % source.ndim, dict(tracer.labels(source))
     if (vector := labels.get(dim)) is not None:
-        labels[dim] = walk.union_find.join_rows(vector.view(2, -1).T, walk.reason("gated by channels that must stay"))
-    walk.set_labels(call.result, labels)
+        labels[dim] = tracer.union_find.join_rows(
+            vector.view(2, -1).T, tracer.reason("gated by channels that must stay")
+        )
+    tracer.set_labels(call.result, labels)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from passdeploy.tracing.labels import NONE
 from passdeploy.tracing.op_call import OpCall
-from passdeploy.tracing.rules.elementwise import joined
+from passdeploy.tracing.rules.elementwise import join_operands
 from passdeploy.tracing.rules.registry import aten, rule
 from passdeploy.tracing.trace import DimLabels
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.tracer import ChannelTracer
 
 
 @rule(
@@ -34,125 +34,127 @@ from passdeploy.tracing.tracer import Walk
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
 @rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
-def movement(walk: Walk, call: OpCall) -> None:
+def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Do to a tensor's labels what was done to the tensor."""
-    source, labels = call.tensors[0], walk.labels(call.tensors[0])
+    source, labels = call.tensors[0], tracer.labels(call.tensors[0])
     if call.op.overloadpacket in (aten.split, aten.unsafe_split):
-        _keep_halves_equal(walk, call)
+        _join_equal_parts(tracer, call)
     found: list[DimLabels] = [{} for _ in call.results]
-    is_view = call.op.overloadpacket in _VIEWS
+    is_view = call.op.overloadpacket in _VIEW_OPS
     for dim, vector in labels.items():
         if is_view:
-            moved = [_viewed(vector, dim, source.shape, call.results[0].shape)]
+            moved = [_view_labels(vector, dim, source.shape, call.results[0].shape)]
         else:
-            moved = _moved(call, _spread(vector, dim, source.shape))
+            moved = _run_on_labels(call, _expand_labels(vector, dim, source.shape))
         for target, values in zip(found, moved, strict=True):
-            for new_dim, new in walk.box(values).items():
+            for new_dim, new in tracer.collapse_recording_choice(values).items():
                 if new_dim in target:  # two dimensions became one: only the more numerous stay removable
                     few, many = sorted((target[new_dim], new), key=lambda v: len(v.unique()))
-                    walk.protect(few, "two kinds of channels share one dimension")
+                    tracer.protect(few, "two kinds of channels share one dimension")
                     new = many
                 target[new_dim] = new
     for result, dims in zip(call.results, found, strict=True):
-        walk.set_labels(result, dims)
+        tracer.set_labels(result, dims)
 
 
-def _keep_halves_equal(walk: Walk, call: OpCall) -> None:
+def _join_equal_parts(tracer: ChannelTracer, call: OpCall) -> None:
     """`chunk` and `split` into equal parts will do so again on the slim network: the parts lose the same places."""
     dim = call["dim"] % call.tensors[0].ndim
-    vector, size = walk.labels(call.tensors[0]).get(dim), call["split_size"]
+    vector, size = tracer.labels(call.tensors[0]).get(dim), call["split_size"]
     if vector is not None and len(vector) > size:
         if len(vector) % size:
-            walk.protect(vector, "split into parts of unequal size")
+            tracer.protect(vector, "split into parts of unequal size")
         else:
-            walk.union_find.join_rows(vector.view(-1, size).T, walk.reason("at the place of channels that must stay"))
+            tracer.union_find.join_rows(
+                vector.view(-1, size).T, tracer.reason("at the place of channels that must stay")
+            )
 
 
-def _spread(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
+def _expand_labels(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
     """Labels along one dimension as a field over the whole tensor, without using its memory."""
     ones = [1] * len(shape)
     ones[dim] = -1
     return vector.view(ones).expand(*shape)
 
 
-def _moved(call: OpCall, field: Tensor) -> list[Tensor]:
+def _run_on_labels(call: OpCall, element_labels: Tensor) -> list[Tensor]:
     """The operation, run on labels in place of values."""
     arguments = dict(call.arguments)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
-    arguments[first] = field
+    arguments[first] = element_labels
     result = call.op(**arguments)
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-_VIEWS = (aten.view, aten._unsafe_view, aten._reshape_alias)
+_VIEW_OPS = (aten.view, aten._unsafe_view, aten._reshape_alias)
 
 
-def _viewed(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
+def _view_labels(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Labels along one dimension as a field over the tensor in its new shape.
 
     A view divides and merges neighbours: of the others nothing is spelled out, for that would take as much memory as
     the tensor. (It could not be a view, either: a spread field has no strides for that.)
     """
     if 0 in old:
-        return _spread(vector, dim, old).reshape(list(new))
+        return _expand_labels(vector, dim, old).reshape(list(new))
     before, after = [1, *accumulate(old, mul)], [1, *accumulate(new, mul)]  # elements up to each dimension
     start = max(place for place in range(dim + 1) if before[place] in after)
     end = min(place for place in range(dim + 1, len(old) + 1) if before[place] in after)
     begin, stop = after.index(before[start]), after.index(before[end])
-    block = _spread(vector, dim - start, old[start:end]).reshape(list(new[begin:stop]))
+    block = _expand_labels(vector, dim - start, old[start:end]).reshape(list(new[begin:stop]))
     return block.view([*[1] * begin, *block.shape, *[1] * (len(new) - stop)]).expand(*new)
 
 
 @rule("constant_pad_nd")
-def pad(walk: Walk, call: OpCall) -> None:
+def pad_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Along their dimension channels get neighbours that must stay; padding of space belongs to each channel."""
     ndim, amounts = call.result.ndim, list(call["pad"])
     labels = {}
-    for dim, vector in walk.labels(call["self"]).items():
+    for dim, vector in tracer.labels(call["self"]).items():
         before, after = [*amounts[2 * (ndim - 1 - dim) :], 0, 0][:2]
         cropped = vector[max(-before, 0) : len(vector) - max(-after, 0)]
         labels[dim] = torch.nn.functional.pad(cropped, (max(before, 0), max(after, 0)), value=NONE)
-    walk.set_labels(call.result, labels)
+    tracer.set_labels(call.result, labels)
 
 
 @rule("cat", "concat")
-def concatenate(walk: Walk, call: OpCall) -> None:
+def cat_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Along the joint the labels follow one another; across it they are joined."""
     parts = [part for part in call["tensors"] if part.ndim == call.result.ndim]  # torch skips empty 1-d ones
     joint = call["dim"] % call.result.ndim
     across: list[tuple[Sequence[int], DimLabels]] = []
     along: list[Tensor] = []
     for part in parts:
-        labels = dict(walk.labels(part))
+        labels = dict(tracer.labels(part))
         along.append(labels.pop(joint, torch.full((part.size(joint),), NONE)))
         across.append(([1 if dim == joint else size for dim, size in enumerate(part.shape)], labels))
-    result = joined(walk, across, call.result.ndim)
+    result = join_operands(tracer, across, call.result.ndim)
     if (vector := torch.cat(along)).any():
         result[joint] = vector
-    walk.set_labels(call.result, result)
+    tracer.set_labels(call.result, result)
 
 
 @rule("stack")
-def stack(walk: Walk, call: OpCall) -> None:
+def stack_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Stacked tensors share every dimension but the new one."""
     joint = call["dim"] % call.result.ndim
-    operands = [(tensor.shape, walk.labels(tensor)) for tensor in call["tensors"]]
-    labels = joined(walk, operands, call.result.ndim - 1)
-    walk.set_labels(call.result, {dim + (dim >= joint): vector for dim, vector in labels.items()})
+    operands = [(tensor.shape, tracer.labels(tensor)) for tensor in call["tensors"]]
+    labels = join_operands(tracer, operands, call.result.ndim - 1)
+    tracer.set_labels(call.result, {dim + (dim >= joint): vector for dim, vector in labels.items()})
 
 
 @rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
-def picking(walk: Walk, call: OpCall) -> None:
+def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Rows picked by an index keep the channels of the dimensions that no index runs along."""
     if call.op.overloadpacket is aten.embedding:
         table, index = call["weight"], call["indices"]
-        labels = walk.labels(table)
-        walk.protect(labels.get(0, torch.empty(0, dtype=torch.int64)), "rows of a table are picked by an index")
-        walk.set_labels(call.result, {index.ndim: labels[1]} if 1 in labels else {})
+        labels = tracer.labels(table)
+        tracer.protect(labels.get(0, torch.empty(0, dtype=torch.int64)), "rows of a table are picked by an index")
+        tracer.set_labels(call.result, {index.ndim: labels[1]} if 1 in labels else {})
         if 1 in labels:
-            walk.produces(labels[1])
+            tracer.record_outputs(labels[1])
         return
-    source, labels = call.tensors[0], walk.labels(call.tensors[0])
+    source, labels = call.tensors[0], tracer.labels(call.tensors[0])
     if call.op.overloadpacket is aten.index_select:
         picked = {call["dim"] % source.ndim}
         kept = {dim: vector for dim, vector in labels.items() if dim not in picked}
@@ -161,13 +163,13 @@ def picking(walk: Walk, call: OpCall) -> None:
         used = [dim for dim, index in enumerate(indices) if index is not None]
         plain = all(indices[dim].dtype != torch.bool for dim in used) and used == list(range(used[0], used[-1] + 1))
         if not plain:  # boolean or scattered indices move dimensions about
-            walk.protect_all(call.tensors, "picked by an index")
+            tracer.protect_all(call.tensors, "picked by an index")
             return
         picked, shift = set(used), max(indices[dim].ndim for dim in used) - len(used)
         kept = {dim + shift * (dim > used[-1]): vector for dim, vector in labels.items() if dim not in picked}
     else:
-        walk.protect_all(call.tensors, "picked by an index")
+        tracer.protect_all(call.tensors, "picked by an index")
         return
     for dim in picked & labels.keys():
-        walk.protect(labels[dim], "picked by an index")
-    walk.set_labels(call.result, kept)
+        tracer.protect(labels[dim], "picked by an index")
+    tracer.set_labels(call.result, kept)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from passdeploy.channels.groups import cuts_whole_groups
 from passdeploy.tracing.op_call import OpCall
-from passdeploy.tracing.rules.contractions import meet
+from passdeploy.tracing.rules.contractions import join_or_protect
 from passdeploy.tracing.rules.registry import rule
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.tracer import ChannelTracer
 
 
 @rule("native_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "miopen_batch_norm")
@@ -16,48 +16,48 @@ from passdeploy.tracing.tracer import Walk
     "_batch_norm_no_update",
     "_batch_norm_impl_index",
 )
-def batch_norm(walk: Walk, call: OpCall) -> None:
+def batch_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Each channel has its own statistics, scale and shift."""
     x = call["input"]
-    labels = dict(walk.labels(x))
+    labels = dict(tracer.labels(x))
     tables = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    vectors = [walk.labels(table).get(0) for table in tables if table is not None]
+    vectors = [tracer.labels(table).get(0) for table in tables if table is not None]
     channels = labels.get(1)
     for vector in vectors:
-        meet(walk, channels, vector)
-    walk.set_labels(call.results[0], labels)
+        join_or_protect(tracer, channels, vector)
+    tracer.set_labels(call.results[0], labels)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(walk: Walk, call: OpCall) -> None:
+def layer_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Statistics over channels: those that are left make their own, which `masked` knows by the scale's name."""
     x, scale, shift = call["input"], call.arguments.get("weight"), call.arguments.get("bias")
-    labels = dict(walk.labels(x))
+    labels = dict(tracer.labels(x))
     first = x.ndim - len(call["normalized_shape"])
     for dim in range(first, x.ndim):
-        if dim in labels and not walk.is_state(scale):
-            walk.protect(labels[dim], "a statistic over these channels depends on their number")
+        if dim in labels and not tracer.is_state(scale):
+            tracer.protect(labels[dim], "a statistic over these channels depends on their number")
         for table in (scale, shift):
             if table is not None:
-                meet(walk, labels.get(dim), walk.labels(table).get(dim - first))
-    walk.set_labels(call.results[0], labels)
+                join_or_protect(tracer, labels.get(dim), tracer.labels(table).get(dim - first))
+    tracer.set_labels(call.results[0], labels)
 
 
 @rule("native_group_norm")
-def group_norm(walk: Walk, call: OpCall) -> None:
+def group_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Whole groups go, or the same places in every group; statistics as in a layer norm."""
     x, scale, groups = call["input"], call["weight"], int(call["group"])
-    labels = dict(walk.labels(x))
+    labels = dict(tracer.labels(x))
     if (channels := labels.get(1)) is not None:
-        reason = walk.reason("normalised together with channels that must stay")
+        reason = tracer.reason("normalised together with channels that must stay")
         rows = channels.view(groups, -1)
         if cuts_whole_groups(groups, rows.size(1)):
-            walk.union_find.join_rows(rows, reason)
+            tracer.union_find.join_rows(rows, reason)
         else:
-            walk.union_find.join_rows(rows.T, reason)
-            if not walk.is_state(scale):
-                walk.protect(channels, "a statistic over these channels depends on their number")
+            tracer.union_find.join_rows(rows.T, reason)
+            if not tracer.is_state(scale):
+                tracer.protect(channels, "a statistic over these channels depends on their number")
     for table in (scale, call["bias"]):
         if table is not None:
-            meet(walk, channels, walk.labels(table).get(0))
-    walk.set_labels(call.results[0], labels)
+            join_or_protect(tracer, channels, tracer.labels(table).get(0))
+    tracer.set_labels(call.results[0], labels)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from passdeploy.tracing.op_call import OpCall
-from passdeploy.tracing.rules.elementwise import elementwise
+from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import aten, rule
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.tracer import ChannelTracer
 
 _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._softmax}
 
@@ -27,21 +27,21 @@ _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._
 )
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
-def reduction(walk: Walk, call: OpCall) -> None:
+def reduction_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """A statistic over channels changes with their number: `masked` takes it of those that are left, or they stay."""
     source = call.tensors[0]
-    labels = walk.labels(source)
+    labels = tracer.labels(source)
     if len(call.tensors) > 1:  # max(a, b) and min(a, b)
-        return elementwise(walk, call)
+        return elementwise_rule(tracer, call)
     dims = call.arguments.get("dim")
     over = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
     for dim in sorted(over & labels.keys()):
-        if call.op.overloadpacket not in _RESTRICTABLE or not walk.restrict(dim - source.ndim, labels[dim]):
-            walk.protect(labels[dim], "a statistic over these channels depends on their number")
+        if call.op.overloadpacket not in _RESTRICTABLE or not tracer.record_reduction(dim - source.ndim, labels[dim]):
+            tracer.protect(labels[dim], "a statistic over these channels depends on their number")
     for result in call.results:
         if result.ndim == source.ndim:
             kept = {d: v for d, v in labels.items() if result.size(d) == len(v)}
         else:
             kept = {d - sum(o < d for o in over): v for d, v in labels.items() if d not in over}
-        walk.set_labels(result, kept)
+        tracer.set_labels(result, kept)
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.registry import rule
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.tracer import ChannelTracer
 
 _SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
     name: dims
@@ -24,21 +24,21 @@ _SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
 
 
 @rule(*_SPATIAL_DIMS)
-def window(walk: Walk, call: OpCall) -> None:
+def window_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Pooling, resizing and mirrored padding move along space; channels in front of it pass."""
     source = call.tensors[0]
     space = source.ndim - _SPATIAL_DIMS[call.name.removeprefix("aten.")]
-    for dim, vector in walk.labels(source).items():
+    for dim, vector in tracer.labels(source).items():
         if dim >= space:
-            walk.protect(vector, "a window slides along these channels")
+            tracer.protect(vector, "a window slides along these channels")
     for result in call.results:
-        walk.set_labels(result, {d: v for d, v in walk.labels(source).items() if d < space})
+        tracer.set_labels(result, {d: v for d, v in tracer.labels(source).items() if d < space})
 
 
-def regions(walk: Walk, call: OpCall) -> None:
+def regions_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Regions of a map, each resampled: its channels pass."""
-    labels = walk.labels(call["input"])
+    labels = tracer.labels(call["input"])
     for dim, vector in labels.items():
         if dim != 1:
-            walk.protect(vector, "regions are taken along these channels")
-    walk.set_labels(call.results[0], {1: labels[1]} if 1 in labels else {})
+            tracer.protect(vector, "regions are taken along these channels")
+    tracer.set_labels(call.results[0], {1: labels[1]} if 1 in labels else {})

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from passdeploy.models.modes import evaluating
 from passdeploy.tracing.meta_model import MetaModel
-from passdeploy.tracing.trace import ChoiceKey, Trace
-from passdeploy.tracing.tracer import Walk
+from passdeploy.tracing.trace import DimChoiceKey, Trace
+from passdeploy.tracing.tracer import ChannelTracer
 
 
-def follow(
+def trace_channels(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
     *,
-    choose: Mapping[ChoiceKey, int] | None = None,
+    choose: Mapping[DimChoiceKey, int] | None = None,
     meta_model: MetaModel | None = None,
 ) -> Trace:
     """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
@@ -33,19 +33,19 @@ def follow(
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     try:
         meta_model = meta_model or MetaModel.of(model, inputs)
-        return _walk(meta_model.model, meta_model.inputs, choose or {}, is_meta=True)
+        return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True)
     except Exception:  # values are wanted; or something is wrong with the network, which will show
-        return _walk(model, inputs, choose or {}, is_meta=False)
+        return _run_tracer(model, inputs, choose or {}, is_meta=False)
 
 
-def _walk(model: nn.Module, inputs: Sequence[Any], choose: Mapping[ChoiceKey, int], *, is_meta: bool) -> Trace:
+def _run_tracer(model: nn.Module, inputs: Sequence[Any], choose: Mapping[DimChoiceKey, int], *, is_meta: bool) -> Trace:
     from passdeploy.tracing.rules import find_rule
 
-    walk = Walk(model, find_rule, choose, is_meta=is_meta)
+    tracer = ChannelTracer(model, find_rule, choose, is_meta=is_meta)
     with torch.no_grad():
-        with walk.following(model), evaluating(model):
-            walk.run(model, inputs)
-        if walk.has_unseen(model):
-            with walk.following(model):
-                walk.run_in_training(model, inputs)
-    return walk.trace
+        with tracer.tracking_modules(model), evaluating(model):
+            tracer.run_forward(model, inputs)
+        if tracer.has_unused_parameters(model):
+            with tracer.tracking_modules(model):
+                tracer.run_training_forward(model, inputs)
+    return tracer.trace
