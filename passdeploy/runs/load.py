@@ -1,0 +1,83 @@
+"""Load the networks of a finished run: rebuilt from the model's name, the plan and the tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from passdeploy.errors import CorruptArtifact
+from passdeploy.models.build import build_model
+from passdeploy.models.prompt import VisualPrompt, with_prompt
+from passdeploy.recipe import Recipe, parse_recipe
+from passdeploy.runs.folder import RunFolder
+from passdeploy.slimming.slim import resize_
+
+LATEST = Path("runs/latest")
+
+
+def load(run: Path | str = LATEST, which: str = "slim", *, allow_code: bool = False) -> nn.Module:
+    """A network of a run, on the CPU in evaluation mode; it takes normalised images (batch, 3, height, width).
+
+    Built from the model's factory, the plan and the tensors, each verified; nothing is unpickled.
+
+    Args:
+        run: the run folder.
+        which: `slim` or `dense`.
+        allow_code: let the recipe name a model factory, which runs its module's code.
+
+    Raises:
+        RunError: no such run, or it has no such network yet.
+        CorruptArtifact: a file is not what was written.
+    """
+    return load_network(RunFolder.open(Path(run)), which, allow_code)
+
+
+def summary_of(run: Path | str = LATEST) -> dict[str, Any]:
+    """The content of a run's `summary.json`, verified."""
+    found: dict[str, Any] = RunFolder.open(Path(run)).read_json("summary.json")
+    return found
+
+
+_REQUIRED_KEYS = {"model", "classes", "image_shape", "prompt", "groups", "numbers"}  # of a plan.json, to rebuild from
+
+
+def read_plan_document(folder: RunFolder) -> dict[str, Any]:
+    """The content of a run's `plan.json`.
+
+    Raises:
+        CorruptArtifact: it lacks what this version writes there.
+    """
+    facts: dict[str, Any] = folder.read_json("plan.json")
+    if missing := sorted(_REQUIRED_KEYS - facts.keys()):
+        raise CorruptArtifact(
+            f"plan.json of {folder.path} says nothing of {', '.join(missing)}: "
+            "another version of passdeploy wrote it.\n"
+            f"Prune again: passdeploy prune --recipe {folder.path / 'recipe.resolved.yaml'}"
+        )
+    return facts
+
+
+def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
+    """`load`, from a folder that is open."""
+    facts = read_plan_document(folder)
+    tensors = folder.read_tensors(f"{which}.safetensors")
+    network = build_model(facts["model"], num_classes=len(facts["classes"]), allow_code=allow_code)
+    prompt = None
+    if which == "slim" and facts["prompt"]:
+        prompt = VisualPrompt(facts["prompt"]["kind"], tuple(facts["image_shape"]), facts["prompt"]["size"])
+        tensors = prompt.load_pixels_(tensors)
+    known = network.state_dict().keys()
+    if not known <= tensors.keys() <= known | dict(network.named_buffers()).keys():
+        raise CorruptArtifact(
+            f"{which}.safetensors of {folder.path} does not hold the tensors of {facts['model']}.\n"
+            "It was made with another version of the model's library: install that one (manifest.json)."
+        )
+    numbers = [((module, attribute, place), value) for module, attribute, place, value in facts["numbers"]]
+    resize_(network, tensors, numbers if which == "slim" else ())
+    return with_prompt(network, prompt).eval()
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    return parse_recipe(folder.read_text("recipe.resolved.yaml"), "recipe.resolved.yaml")
