@@ -9,16 +9,17 @@ found at which enough are kept, and then every step down is taken that still lea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from passdeploy.channels.costs import CostModel, Polynomial
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.widths import candidate_widths
+from passdeploy.channels.width_table import WidthTable, coordinate_descent
 from passdeploy.errors import BudgetError
 from passdeploy.latency.cost import LatencyCost
 
-_SWEEPS = 12
 _HALVINGS = 24
 
 
@@ -40,71 +41,79 @@ def fastest_widths(
     """
     if macs > costs.of("macs"):
         raise BudgetError(f"asked to keep {macs:,} multiply-adds; the dense network has {costs.of('macs'):,}.")
-    search = _Search(costs, [group for group in groups if group.is_prunable], round_to, least)
-    low, high = 0.0, 1e3 * search.time(search.full) / costs.of("macs")
-    best = search.full
+    search = _Search.build(costs, groups, round_to, least)
+    best = search.table.full_choice()
+    low, high = 0.0, 1e3 * search.time(best) / costs.of("macs")
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(max(low, 1e-9 * high) * high))
-        found = search.settle(middle)
-        if search.kept(found) >= macs:
+        choice = search.settle(middle)
+        if search.kept(choice) >= macs:
             high = middle
-            if search.time(found) < search.time(best):
-                best = found
+            if search.time(choice) < search.time(best):
+                best = choice
         else:
             low = middle
-    best = search.trim(best, macs)
-    return {group.name: int(best[column]) for group, column in zip(search.groups, search.columns, strict=True)}
+    chosen = zip(search.table.names, search.table.candidates, search.trim(best, macs), strict=True)
+    return {name: int(widths[index]) for name, widths, index in chosen}
 
 
+@dataclass(frozen=True)
 class _Search:
-    """Vectors of widths, their times and their multiply-adds."""
+    """Candidate widths, the time that they take and the multiply-adds that they keep."""
 
-    def __init__(self, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int, least: float) -> None:
-        place = {name: number for number, name in enumerate(costs.widths)}
-        price = costs.price("latency")
-        assert isinstance(price, LatencyCost)
-        self.groups, self.columns = groups, [place[group.name] for group in groups]
-        self.full = costs.vector({})
-        self._price, self._macs = price, costs.macs
-        ladders = (candidate_widths(group, round_to, is_strict=True) for group in groups)
-        self._rungs = [rungs[rungs >= least * group.width] for group, rungs in zip(groups, ladders, strict=True)]
+    table: WidthTable
+    cost: LatencyCost
+    macs: Polynomial
 
-    def time(self, widths: np.ndarray) -> float:
-        return float(self._price.sum(widths))
+    @classmethod
+    def build(cls, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int, least: float) -> _Search:
+        """Take every prunable group; its channels count the same, for there are no scores."""
+        cost = costs.price("latency")
+        assert isinstance(cost, LatencyCost)
+        scores = {group.name: torch.ones(group.width) for group in groups}
+        table = WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True)
+        return cls(table.at_least(least), cost, costs.macs)
 
-    def kept(self, widths: np.ndarray) -> int:
-        return self._macs.value(widths)
+    def time(self, choice: np.ndarray) -> float:
+        """Nanoseconds of all nodes."""
+        return float(self.cost.sum(self.table.widths(choice)))
 
-    def settle(self, kept_score: float) -> np.ndarray:
-        """Widths at which no group, by itself, gains by another one, where a multiply-add is worth so many ns."""
-        widths: np.ndarray = self.full.copy()
-        for _ in range(_SWEEPS):
-            before = widths.copy()
-            for column, rungs in zip(self.columns, self._rungs, strict=True):
-                times, macs = self._price.curve(widths, column, rungs), macs_along(self._macs, widths, column, rungs)
-                widths[column] = rungs[int((times - kept_score * macs).argmin())]
-            if (widths == before).all():
-                break
-        return widths
+    def kept(self, choice: np.ndarray) -> int:
+        """Multiply-adds of the network."""
+        return self.macs.value(self.table.widths(choice))
 
-    def trim(self, widths: np.ndarray, macs: int) -> np.ndarray:
-        """Take steps down while enough is kept, each time the one that saves the most time for what it loses."""
-        widths = widths.copy()
-        while True:
-            spare, steps = self.kept(widths) - macs, list[tuple[float, int, int]]()
-            for column, rungs in zip(self.columns, self._rungs, strict=True):
-                lower = rungs[rungs < widths[column]]
-                if not len(lower):
-                    continue
-                here = np.append(lower, widths[column])
-                times, counts = self._price.curve(widths, column, here), macs_along(self._macs, widths, column, here)
-                saved, lost = times[-1] - times[:-1], counts[-1] - counts[:-1]
-                for rung in np.flatnonzero((lost <= spare) & (saved > 0)).tolist():
-                    steps.append((float(saved[rung] / max(lost[rung], 1)), column, int(lower[rung])))
-            if not steps:
-                return widths
-            _, column, width = max(steps)
-            widths[column] = width
+    def settle(self, multiplier: float) -> np.ndarray:
+        """Maximise `multiplier` (nanoseconds) * multiply-adds - time, one group at a time."""
+
+        def gain(widths: np.ndarray, group: int) -> np.ndarray:
+            times, macs = self._curves(widths, group, self.table.candidates[group])
+            return multiplier * macs - times
+
+        return coordinate_descent(self.table, gain)
+
+    def trim(self, choice: np.ndarray, macs: int) -> np.ndarray:
+        """Narrow groups while `macs` are kept, each time where the most time is saved per multiply-add lost."""
+        choice = choice.copy()
+        while steps := self._steps_down(choice, macs):
+            _, group, index = max(steps)
+            choice[group] = index
+        return choice
+
+    def _steps_down(self, choice: np.ndarray, macs: int) -> list[tuple[float, int, int]]:
+        """The narrower candidates that keep enough, as (ns saved per multiply-add, group, index of the candidate)."""
+        widths, steps = self.table.widths(choice), list[tuple[float, int, int]]()
+        spare = self.kept(choice) - macs
+        for group, now in enumerate(choice.tolist()):
+            times, counts = self._curves(widths, group, self.table.candidates[group][: now + 1])
+            saved, lost = times[-1] - times[:-1], counts[-1] - counts[:-1]
+            for index in np.flatnonzero((lost <= spare) & (saved > 0)).tolist():
+                steps.append((float(saved[index] / max(lost[index], 1)), group, index))
+        return steps
+
+    def _curves(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nanoseconds and multiply-adds at each of one group's `candidates` while the others stay."""
+        column = self.table.columns[group]
+        return self.cost.curve(widths, column, candidates), macs_along(self.macs, widths, column, candidates)
 
 
 def macs_along(macs: Polynomial, widths: np.ndarray, column: int, rungs: np.ndarray) -> np.ndarray:

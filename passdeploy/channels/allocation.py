@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from torch import Tensor
 
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.channels.widths import STRICT_KINDS, candidate_widths, minimum_width
+from passdeploy.channels.width_table import WidthTable
+from passdeploy.channels.widths import STRICT_KINDS, minimum_width
 from passdeploy.errors import BudgetError
+
+_HALVINGS = 40  # of the share that is kept of every group
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,16 @@ def choose_channels(
     """
     cut = [group for group in groups if group.is_prunable and group.name in scores]
     smallest_plan(cut, costs, budget, round_to=round_to)
-    ladder = _Ladder.build(scores, cut, costs, budget.kind, round_to, per_cost and allocation == "global")
-    price = costs.price(budget.kind).value
-    kept = ladder.uniform(price, budget.limit) if allocation == "uniform" else ladder.climb(price, budget.limit)
-    return Plan(
-        {
-            group.name: tuple(sorted(order[:count].tolist()))
-            for group, order, count in zip(cut, ladder.orders, kept, strict=True)
-        }
-    )
+    table = WidthTable.build(scores, cut, costs, round_to=round_to, is_strict=budget.kind in STRICT_KINDS)
+    cost = costs.price(budget.kind)
+
+    def fits(choice: np.ndarray) -> bool:
+        return cost.value(table.widths(choice)) <= budget.limit
+
+    if allocation == "uniform":
+        return table.plan(_largest_uniform_share(table, fits))
+    channel_cost = cost.gradient(table.full)[table.columns] if per_cost else np.ones(len(table.columns))
+    return table.plan(_greedy(table.marginal_score(channel_cost), fits))
 
 
 def smallest_plan(
@@ -101,86 +103,67 @@ def in_units(kind: str, amount: int) -> str:
     return f"{amount / 1e6:.3g} ms" if kind == "latency" else f"{amount:,} {kind}"
 
 
-@dataclass(frozen=True)
-class _Ladder:
-    """Every group as a ladder of widths, best channels first, and the worth of each rung."""
+def _greedy(marginal_score: list[np.ndarray], fits: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Widen groups step by step, best score first over all groups, until the budget is spent.
 
-    orders: list[Tensor]  # per group: channels, best first
-    candidates: list[np.ndarray]  # per group: the widths it may have, ascending; the last one is full
-    kept_score: list[np.ndarray]  # per group: the mean score of the channels that each rung after the first adds
-    columns: np.ndarray  # where each group's width stands in the cost model's vector
-    full: np.ndarray  # the cost model's dense widths
+    Args:
+        marginal_score: per group, the score of each step from one candidate width to the next.
+        fits: tests whether a choice keeps to the budget.
 
-    @classmethod
-    def build(
-        cls,
-        scores: Scores,
-        groups: Sequence[ChannelGroup],
-        costs: CostModel,
-        kind: str,
-        round_to: int,
-        per_cost: bool,
-    ) -> _Ladder:
-        full = costs.vector({})
-        position = {name: number for number, name in enumerate(costs.widths)}
-        columns = np.array([position[group.name] for group in groups], int)
-        prices = costs.price(kind).gradient(full) if per_cost else np.ones(len(full))
-        orders, candidates, kept_score = [], [], []
-        for group, column in zip(groups, columns, strict=True):
-            values, order = scores[group.name].detach().double().cpu().sort(descending=True, stable=True)
-            widths = candidate_widths(group, round_to, is_strict=kind in STRICT_KINDS)
-            values = values.numpy() / prices[column]
-            orders.append(order)
-            candidates.append(widths)
-            kept_score.append(np.array([values[low:high].mean() for low, high in pairwise(widths)]))
-        return cls(orders, candidates, kept_score, columns, full)
+    Returns:
+        The choice: an index into the candidates of every group.
+    """
+    steps = _steps_best_first(marginal_score)
+    count = _most_steps(steps, len(marginal_score), fits)
+    return _add_what_fits(_after(steps[:count], len(marginal_score)), steps[count:], fits)
 
-    @property
-    def floor(self) -> np.ndarray:
-        return np.array([widths[0] for widths in self.candidates], np.int64)
 
-    def widths(self, kept: np.ndarray) -> np.ndarray:
-        """The cost model's vector when each group keeps `kept` channels."""
-        vector: np.ndarray = self.full.copy()
-        vector[self.columns] = kept
-        return vector
+def _steps_best_first(marginal_score: list[np.ndarray]) -> np.ndarray:
+    """The group that each step widens, shape (steps,)."""
+    # A step needs the narrower ones of its group, so it ranks no higher than any of them.
+    scores = [np.minimum.accumulate(values) for values in marginal_score]
+    groups = np.repeat(np.arange(len(scores)), [len(values) for values in scores])
+    return groups[np.argsort(-np.concatenate([*scores, []]), kind="stable")]
 
-    def climb(self, price: Callable[[np.ndarray], int], limit: int) -> np.ndarray:
-        """Take rungs, best first over all groups: up to one threshold, then whatever still fits below it."""
-        # A rung needs those below it, so it is worth no more than they are.
-        kept_score = [np.minimum.accumulate(values) for values in self.kept_score]
-        group = np.repeat(np.arange(len(kept_score)), [len(values) for values in kept_score])
-        group = group[np.argsort(-np.concatenate([*kept_score, []]), kind="stable")]
-        low, high = 0, len(group)
-        while low < high:  # the longest run of steps that the limit pays for: costs only grow along the ladder
-            middle = (low + high + 1) // 2
-            fits = price(self.widths(self._at(self._heights(group[:middle])))) <= limit
-            low, high = (middle, high) if fits else (low, middle - 1)
-        height, full = self._heights(group[:low]), set()
-        for step in group[low:].tolist():
-            if step not in full:
-                height[step] += 1
-                if price(self.widths(self._at(height))) > limit:
-                    height[step] -= 1
-                    full.add(step)
-        return self._at(height)
 
-    def uniform(self, price: Callable[[np.ndarray], int], limit: int) -> np.ndarray:
-        """The largest share that, kept of every group, costs no more than `limit`."""
-        low, high = 0.0, 1.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if price(self.widths(self._share(middle))) <= limit else (low, middle)
-        return self._share(high if price(self.widths(self._share(high))) <= limit else low)
+def _most_steps(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], bool]) -> int:
+    """Count the first `steps` that fit together, by bisection: costs only grow with widths."""
+    low, high = 0, len(steps)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(_after(steps[:middle], groups)) else (low, middle - 1)
+    return low
 
-    def _share(self, share: float) -> np.ndarray:
-        nearest = [widths[np.abs(widths - share * widths[-1]).argmin()] for widths in self.candidates]
-        return np.array(nearest, np.int64)
 
-    def _heights(self, steps: np.ndarray) -> np.ndarray:
-        """The rung of every group after `steps`, each one group's next rung."""
-        heights: np.ndarray = np.bincount(steps, minlength=len(self.candidates))
-        return heights
+def _add_what_fits(choice: np.ndarray, steps: np.ndarray, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Take further steps in order; once a step of a group does not fit, skip the wider ones of that group."""
+    finished = set[int]()
+    for group in steps.tolist():
+        if group not in finished:
+            choice[group] += 1
+            if not fits(choice):
+                choice[group] -= 1
+                finished.add(group)
+    return choice
 
-    def _at(self, height: np.ndarray) -> np.ndarray:
-        return np.array([widths[h] for widths, h in zip(self.candidates, height, strict=True)], np.int64)
+
+def _after(steps: np.ndarray, groups: int) -> np.ndarray:
+    """The choice after `steps` from the narrowest widths, shape (groups,)."""
+    choice: np.ndarray = np.bincount(steps, minlength=groups)
+    return choice
+
+
+def _largest_uniform_share(table: WidthTable, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Choose the candidates nearest to one share of every group, the largest share that fits, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(_nearest(table, middle)) else (low, middle)
+    whole = _nearest(table, high)
+    return whole if fits(whole) else _nearest(table, low)
+
+
+def _nearest(table: WidthTable, share: float) -> np.ndarray:
+    """The candidate of every group that is nearest to `share` of its full width."""
+    nearest = [np.abs(widths - share * widths[-1]).argmin() for widths in table.candidates]
+    return np.array(nearest, np.int64)
