@@ -14,12 +14,12 @@ def examine() -> dict[str, Any]:
 
     `torch_tensorrt` lists the releases of torch, Torch-TensorRT and TensorRT that were made for each other.
     """
-    from passdeploy.export.torch_trt import MATRIX
+    from passdeploy.export.torch_trt import VERSION_MATRIX
 
     return {
         "versions": package_versions(),
         "can": {name: _try(attempt) for name, attempt in _ATTEMPTS.items()},
-        "torch_tensorrt": list(MATRIX),
+        "torch_tensorrt": list(VERSION_MATRIX),
     }
 
 

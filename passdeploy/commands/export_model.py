@@ -37,7 +37,7 @@ def export_model(
     out: Path | None = None,
     packaging: Packaging | None = None,
     allow_code: bool = False,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> Exported:
     """Build a network, export it, and check what was exported.
 
@@ -49,9 +49,9 @@ def export_model(
         image_size: of its input in pixels, both ways.
         images: real images, as `data.root` of an imagefolder recipe; without them only noise is compared.
         out: where the files go; None: `exports/NAME`.
-        delivery: what to gather from the files; its folders are relative to `out`.
+        packaging: a Triton repository or a bundle to write as well; its folders are relative to `out`.
         allow_code: import the module of a factory.
-        tell: hears what happens.
+        listener: receives progress events and warnings.
 
     Raises:
         UsageError: the network does not take images of this size, or does not tell its images' classes apart.
@@ -70,16 +70,16 @@ def export_model(
     if weights not in (None, PRETRAINED):
         metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
     if weights is None:
-        tell(Warned(f"{name} has random weights: name trained ones with --weights."))
-    samples = Samples.none((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
+        listener(Warned(f"{name} has random weights: name trained ones with --weights."))
+    samples = Samples.empty((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
     if images is not None:
         data = load_data(DataSpec(name="imagefolder", root=str(images), image_size=image_size))
         samples = _samples(data, settings, outputs)
         if samples.labels is not None:
             metadata["classes"] = list(data.classes)
         else:
-            tell(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
-    written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, tell=tell))
+            listener(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
+    written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, listener=listener))
     if packaging is not None:
         written += packaging.write(folder, written, settings, samples, name=short)
     return Exported(folder, tuple(written))

@@ -12,7 +12,7 @@ from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, facts_of, load_network, recipe_of
+from passdeploy.runs.load import LATEST, read_plan_document, load_network, recipe_of
 from passdeploy.runtime.events import Listener, silent
 
 EXPORTED = "export/artifacts.json"
@@ -34,7 +34,7 @@ def export_run(
     image_size: int | None = None,
     packaging: Packaging | None = None,
     allow_code: bool = False,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> Exported:
     """Export the slim network of a run into its `export` folder, checked on images of its test set.
 
@@ -43,9 +43,9 @@ def export_run(
         settings: what to export; None: ONNX in fp32.
         dense: export the dense network too.
         image_size: other than the run's own, in pixels; not for a network with a visual prompt.
-        delivery: what to gather from the files; its folders are relative to the run's.
+        packaging: a Triton repository or a bundle to write as well; its folders are relative to the run's.
         allow_code: let the recipe name a model factory, which runs its module's code.
-        tell: hears what happens.
+        listener: receives progress events and warnings.
     """
     settings = settings or ExportSettings()
     require_possible(settings)
@@ -54,14 +54,14 @@ def export_run(
         written = [
             artifact
             for name in (("slim", "dense") if dense else ("slim",))
-            for artifact in export_network(folder, name, settings, samples, allow_code, tell)
+            for artifact in export_network(folder, name, settings, samples, allow_code, listener)
         ]
         if packaging is not None:
             name = folder.path.name.rpartition("-")[0]
             made = packaging.write(folder.path, written, settings, samples, name=name)
             for artifact in made:
                 if artifact.path.is_relative_to(folder.path):
-                    folder.adopt(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
+                    folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
             written += made
         return Exported(folder.path, tuple(written))
 
@@ -75,10 +75,10 @@ def export_network(
     settings: ExportSettings,
     samples: Samples,
     allow_code: bool,
-    tell: Listener,
+    listener: Listener,
 ) -> list[Artifact]:
     """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
-    facts, recipe = facts_of(folder), recipe_of(folder)
+    facts, recipe = read_plan_document(folder), recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
     metadata = {
@@ -91,11 +91,11 @@ def export_network(
     network = load_network(folder, name, allow_code)
     written = []
     for artifact in export_artifacts(
-        network, samples, folder.path / "export", settings, metadata=metadata, prefix=FILE_PREFIX[name], tell=tell
+        network, samples, folder.path / "export", settings, metadata=metadata, prefix=FILE_PREFIX[name], listener=listener
     ):
-        folder.adopt(f"export/{artifact.path.name}", artifact.kind)
+        folder.record_existing(f"export/{artifact.path.name}", artifact.kind)
         if artifact.kind == "engine":
-            folder.adopt(f"export/{sidecar_path(artifact.path).name}", "sidecar")
+            folder.record_existing(f"export/{sidecar_path(artifact.path).name}", "sidecar")
         is_known = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have emptied the folder
         known = folder.read_json(EXPORTED) if is_known else {}
         known[artifact.path.name] = {"network": name, **artifact.to_json()}
@@ -106,7 +106,7 @@ def export_network(
 
 def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
     """Images of the run's data to check on and to calibrate on, perhaps in another size."""
-    facts = facts_of(folder)
+    facts = read_plan_document(folder)
     if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
         raise UsageError(
             f"the network of {folder.path.name} has a visual prompt of {facts['image_shape'][1]} pixels.\n"

@@ -10,9 +10,9 @@ from typing import Any
 from passdeploy.commands.export_run import FILE_PREFIX, export_network, samples_of
 from passdeploy.errors import RunError
 from passdeploy.export import ExportSettings
-from passdeploy.export.artifact import stem
+from passdeploy.export.artifact import file_stem
 from passdeploy.export.trt_api import FLAVOURS
-from passdeploy.export.trt_sidecar import engine_of
+from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.hardware import block_of
 from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
@@ -21,7 +21,7 @@ from passdeploy.profiling.layer_times import by_group, compare_layers
 from passdeploy.profiling.layer_traces import layers_of, require_traceable
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, facts_of, load_network
+from passdeploy.runs.load import LATEST, read_plan_document, load_network
 from passdeploy.runtime.events import Listener, silent
 
 
@@ -65,7 +65,7 @@ def profile_run(
     if layers:
         require_traceable(backends[0])
     with RunFolder.open(Path(run), write=True) as folder:
-        shape = tuple(facts_of(folder)["image_shape"])
+        shape = tuple(read_plan_document(folder)["image_shape"])
         candidates = [
             replace(_subject(folder, name, backends, setting, allow_code, tell), trust_engine=trust_engine)
             for name in FILE_PREFIX
@@ -94,7 +94,7 @@ def _subject(
     folder: RunFolder, name: str, backends: Sequence[str], setting: Setting, allow_code: bool, tell: Listener
 ) -> Candidate:
     """A network of a run, in the forms that `backends` need."""
-    wanted, files = set(backends), stem(FILE_PREFIX[name], setting.precision)
+    wanted, files = set(backends), file_stem(FILE_PREFIX[name], setting.precision)
     module = load_network(folder, name, allow_code) if {"torch", "compile"} & wanted else None
     found = Candidate(name, module=module, weights=f"{name}.safetensors")
     if wanted & set(PROVIDERS):
@@ -105,7 +105,7 @@ def _subject(
         found = replace(found, onnx=_exported(folder, (onnx,), f"--onnx --precision {setting.precision}"))
     if "tensorrt" in wanted:
         graph = Path("export") / f"{files}.onnx"
-        engines = [engine_of(graph, flavour).as_posix() for flavour in FLAVOURS]
+        engines = [engine_path_for(graph, flavour).as_posix() for flavour in FLAVOURS]
         found = replace(found, engine=_exported(folder, engines, f"--trt --precision {setting.precision}"))
     if "torch-trt" in wanted:
         program = f"export/{files}.pt2"

@@ -41,7 +41,7 @@ class Artifact:
         }
 
 
-def describe(path: Path, *, kind: str, precision: str, facts: Mapping[str, Any]) -> Artifact:
+def describe_artifact(path: Path, *, kind: str, precision: str, facts: Mapping[str, Any]) -> Artifact:
     """The Artifact of a finished file: hashed and measured where it lies."""
     return Artifact(path, kind, precision, sha256_of(path), path.stat().st_size, facts)
 
@@ -74,7 +74,7 @@ class BatchRange:
         return self.smallest == self.largest
 
     @property
-    def compared(self) -> list[int]:
+    def parity_sizes(self) -> list[int]:
         """The sizes at which an artifact is compared with its model: 1 and 2 where it takes them, and both ends."""
         small = {size for size in (1, 2) if self.smallest <= size <= self.largest}
         return sorted(small | {self.smallest, self.largest})
@@ -84,6 +84,6 @@ class BatchRange:
         return [self.smallest, self.typical, self.largest]
 
 
-def stem(prefix: str, precision: str) -> str:
+def file_stem(prefix: str, precision: str) -> str:
     """How the files of a precision are called: `model`, `model-fp16`."""
     return prefix if precision == "fp32" else f"{prefix}-{precision}"

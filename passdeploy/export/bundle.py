@@ -21,11 +21,11 @@ import safetensors.torch
 import torch
 
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.export.artifact import Artifact, describe
+from passdeploy.export.artifact import Artifact, describe_artifact
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions, build_engine
-from passdeploy.export.trt_sidecar import engine_of
+from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.runtime.events import Listener, silent, stage
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
 from passdeploy.runtime.versions import __version__
@@ -45,7 +45,7 @@ def write_bundle(
         Every file of the bundle, its manifest last.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    samples = samples.as_taken(settings)
+    samples = samples.as_graph_inputs(settings)
     files: list[dict[str, Any]] = []
     for artifact in (one for one in artifacts if one.kind == "onnx"):
         with atomic_path(folder / artifact.path.name) as draft:
@@ -66,7 +66,7 @@ def write_bundle(
         tensors["labels"] = samples.labels
     content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
-    commands = _commands(files, settings)
+    commands = _script_lines(files, settings)
     write_atomically(folder / SCRIPT, "\n".join(commands) + "\n")
     others = {name: sha256_of(folder / name) for name in (SAMPLES, SCRIPT)}
     manifest = {
@@ -80,32 +80,32 @@ def write_bundle(
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     names = [*(entry["file"] for entry in files), SAMPLES, SCRIPT, MANIFEST]
-    return [describe(folder / name, kind="bundle", precision="", facts={}) for name in names]
+    return [describe_artifact(folder / name, kind="bundle", precision="", facts={}) for name in names]
 
 
 def build_bundle(
-    folder: Path, *, flavour: Flavour | None = None, options: EngineOptions | None = None, tell: Listener = silent
+    folder: Path, *, flavour: Flavour | None = None, options: EngineOptions | None = None, listener: Listener = silent
 ) -> Iterator[Artifact]:
     """Build the engine of every ONNX file of a bundle, beside it.
 
     Args:
         folder: a bundle that `write_bundle` made.
         flavour, options: in the place of those that the bundle was made with.
-        tell: hears what happens.
+        listener: receives progress events and warnings.
 
     Raises:
         RunError: there is no bundle.
         CorruptArtifact: a file is not the one that was bundled.
         MissingError, ExportError: see `build_engine`.
     """
-    manifest = _verified(folder)
+    manifest = _read_verified_manifest(folder)
     chosen: Flavour = flavour or manifest["flavour"]
     built = options or EngineOptions(**manifest["options"])
     load_trt(chosen)
     for entry in manifest["models"]:
         source = folder / entry["file"]
-        path = engine_of(source, chosen)
-        with stage("engine", f"{path.name} ({chosen})", tell) as progress:
+        path = engine_path_for(source, chosen)
+        with stage("engine", f"{path.name} ({chosen})", listener) as progress:
             engine = build_engine(
                 source, path, flavour=chosen, batch=entry["batch"], precision=entry["precision"], options=built
             )
@@ -113,7 +113,7 @@ def build_bundle(
         yield engine
 
 
-def _verified(folder: Path) -> dict[str, Any]:
+def _read_verified_manifest(folder: Path) -> dict[str, Any]:
     """The manifest, after every file was compared with its hash."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -136,7 +136,7 @@ def _verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _commands(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> list[str]:
+def _script_lines(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> list[str]:
     """A shell script: how to build on the target, with passdeploy or with TensorRT's own tool."""
     flavour = "" if settings.flavour == "tensorrt" else f" --flavour {settings.flavour}"
     lines = [
@@ -146,11 +146,11 @@ def _commands(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> l
         "# Or with TensorRT's own tool; TensorRT 10 needs --stronglyTyped as well:",
     ]
     tool = "tensorrt_rtx" if settings.flavour == "rtx" else "trtexec"
-    lines += [f"# {tool} {_tool_options(entry, settings)}" for entry in files]
+    lines += [f"# {tool} {_trtexec_options(entry, settings)}" for entry in files]
     return lines
 
 
-def _tool_options(entry: Mapping[str, Any], settings: ExportSettings) -> str:
+def _trtexec_options(entry: Mapping[str, Any], settings: ExportSettings) -> str:
     options = [f"--onnx={entry['file']}", f"--saveEngine={Path(entry['file']).stem}.engine"]
     dims = entry["input"][INPUT]
     if isinstance(dims[0], str):

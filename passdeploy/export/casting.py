@@ -2,7 +2,7 @@
 
 The graph is cast, not the module, because there the batch norms are already folded in float32: a running
 variance below 6e-8 would be zero in fp16. Each node asks its operator's schema which of its inputs may have
-the narrow type; a node that cannot have it, or that is to be kept, gets casts around it. `rounded` is the
+the narrow type; a node that cannot have it, or that is to be kept, gets casts around it. `emulate_rounding` is the
 other way: a float32 graph that rounds like the narrow one, to judge it where no runtime has such kernels.
 """
 
@@ -17,11 +17,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from passdeploy.errors import ExportError
 
 ELEMENT_TYPES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-_TYPE_NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
-_LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38}
+_SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
+_LARGEST_FINITE = {"fp16": 65504.0, "bf16": 3.3895e38}
 _FLOAT = int(TensorProto.FLOAT)
 # They move numbers or make them, so casting them costs no accuracy by itself.
-MOVES = frozenset(
+DATA_MOVEMENT_OPS = frozenset(
     [
         "Cast",
         "Concat",
@@ -67,7 +67,7 @@ def cast_graph(model: ModelProto, precision: str, *, keep: Collection[str] = ())
 def castable_nodes(model: ModelProto, precision: str) -> tuple[str, ...]:
     """The nodes that compute in float and could do so in `precision`, by name, in the order of the graph."""
     caster = _Caster(model, precision, ())
-    return tuple(node.name for node in model.graph.node if node.op_type not in MOVES and caster.is_narrow(node))
+    return tuple(node.name for node in model.graph.node if node.op_type not in DATA_MOVEMENT_OPS and caster.is_castable(node))
 
 
 class _Caster:
@@ -80,11 +80,11 @@ class _Caster:
         self.floats = {name for name, kind in types_of(model).items() if kind == _FLOAT}
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
         self.outputs = {value.name for value in model.graph.output}
-        limit = _LARGEST[precision]
-        too_large = {name for name, tensor in self.weights.items() if _largest_of(tensor) > limit}
+        limit = _LARGEST_FINITE[precision]
+        too_large = {name for name, tensor in self.weights.items() if _largest_magnitude(tensor) > limit}
         self.kept = {*keep, *(node.name for node in model.graph.node if too_large & set(node.input))}
         self.versions: dict[tuple[str, int], str] = {}  # (value, element type) -> its name in the new graph
-        self.taken: set[str] = set()
+        self.used_names: set[str] = set()
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
 
@@ -92,11 +92,11 @@ class _Caster:
         """The new graph."""
         graph = self.model.graph
         for value in graph.input:
-            self._has(value.name, _FLOAT, value.name)
+            self._record_version(value.name, _FLOAT, value.name)
         for node in graph.node:
-            self._add(node)
+            self._cast_node(node)
         for name in self.outputs & self.floats:
-            self._version(name, _FLOAT)
+            self._value_as(name, _FLOAT)
         result = ModelProto()
         result.CopyFrom(self.model)
         del result.graph.initializer[:], result.graph.value_info[:]
@@ -105,53 +105,53 @@ class _Caster:
         result.graph.initializer.extend([*self.initializers, *others])
         return onnx.shape_inference.infer_shapes(result)
 
-    def is_narrow(self, node: NodeProto) -> bool:
+    def is_castable(self, node: NodeProto) -> bool:
         """Whether the node computes in the narrow type: it has floats, and its operator allows it for all of them."""
         if node.name in self.kept or (node.op_type == "Constant" and not _has_tensor(node)):
             return False
-        narrow = _TYPE_NAMES[self.precision]
-        bound = [kind for name, kind in _formal_types(node, self.opsets) if name in self.floats]
+        narrow = _SCHEMA_TYPES[self.precision]
+        bound = [kind for name, kind in _allowed_types(node, self.opsets) if name in self.floats]
         return any(kind != "tensor(float)" for kind in bound) and all(
             kind == "tensor(float)" or narrow in kind for kind in bound
         )
 
-    def _add(self, node: NodeProto) -> None:
-        is_narrow = self.is_narrow(node)
-        fixed = {name for name, kind in _formal_types(node, self.opsets) if kind == "tensor(float)"}
+    def _cast_node(self, node: NodeProto) -> None:
+        is_castable = self.is_castable(node)
+        fixed = {name for name, kind in _allowed_types(node, self.opsets) if kind == "tensor(float)"}
         copy = NodeProto()
         copy.CopyFrom(node)
         for index, name in enumerate(node.input):
             if name in self.floats:
-                copy.input[index] = self._version(name, self.narrow if is_narrow and name not in fixed else _FLOAT)
+                copy.input[index] = self._value_as(name, self.narrow if is_castable and name not in fixed else _FLOAT)
         for index, name in enumerate(node.output):
             if name in self.floats:
-                kind = self.narrow if is_narrow and name not in fixed else _FLOAT
+                kind = self.narrow if is_castable and name not in fixed else _FLOAT
                 copy.output[index] = f"{name}_{self.precision}" if name in self.outputs and kind != _FLOAT else name
-                self._has(name, kind, copy.output[index])
-        if is_narrow:
+                self._record_version(name, kind, copy.output[index])
+        if is_castable:
             _retype_attributes(copy, _FLOAT, self.narrow)
         self.nodes.append(copy)
 
-    def _version(self, name: str, kind: int) -> str:
+    def _value_as(self, name: str, kind: int) -> str:
         """The name of the value in that type; made where it does not exist yet."""
         if (name, kind) not in self.versions:
-            made = name if name not in self.taken else f"{name}_{'fp32' if kind == _FLOAT else self.precision}"
+            made = name if name not in self.used_names else f"{name}_{'fp32' if kind == _FLOAT else self.precision}"
             if name in self.weights:
-                tensor = _converted(self.weights[name], kind)
+                tensor = _convert_tensor(self.weights[name], kind)
                 tensor.name = made
                 self.initializers.append(tensor)
             else:
                 source = self.versions[name, self.narrow if kind == _FLOAT else _FLOAT]
                 self.nodes.append(helper.make_node("Cast", [source], [made], name=f"cast_{made}", to=kind))
-            self._has(name, kind, made)
+            self._record_version(name, kind, made)
         return self.versions[name, kind]
 
-    def _has(self, name: str, kind: int, made: str) -> None:
+    def _record_version(self, name: str, kind: int, made: str) -> None:
         self.versions[name, kind] = made
-        self.taken.add(made)
+        self.used_names.add(made)
 
 
-def rounded(model: ModelProto) -> ModelProto:
+def emulate_rounding(model: ModelProto) -> ModelProto:
     """A float32 graph that computes what a graph in fp16 or bf16 does: every value is rounded where it is stored.
 
     Sums inside an operator stay float32, as they do on a GPU. A value beyond the narrow type becomes infinite,
@@ -164,7 +164,7 @@ def rounded(model: ModelProto) -> ModelProto:
     graph = result.graph
     for tensor in graph.initializer:
         if tensor.data_type in narrow:
-            tensor.CopyFrom(_converted(tensor, _FLOAT))
+            tensor.CopyFrom(_convert_tensor(tensor, _FLOAT))
     nodes: list[NodeProto] = []
     for node in graph.node:
         stored = {name: types[name] for name in node.output if types.get(name) in narrow}
@@ -195,7 +195,7 @@ def find_opset(model: ModelProto) -> int | None:
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
-def _formal_types(node: NodeProto, opsets: dict[str, int]) -> list[tuple[str, str]]:
+def _allowed_types(node: NodeProto, opsets: dict[str, int]) -> list[tuple[str, str]]:
     """Value name and what its operator allows there: one type, or all of those of a type variable."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
@@ -226,12 +226,12 @@ def _retype_attributes(node: NodeProto, old: int, new: int) -> None:
     """Tensors in attributes, and the types that casts and generators name."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == old:
-            attribute.t.CopyFrom(_converted(attribute.t, new))
+            attribute.t.CopyFrom(_convert_tensor(attribute.t, new))
         elif attribute.name in ("to", "dtype") and attribute.i == old:
             attribute.i = new
 
 
-def _converted(tensor: TensorProto, kind: int) -> TensorProto:
+def _convert_tensor(tensor: TensorProto, kind: int) -> TensorProto:
     """A copy with the numbers in another element type, rounded to the nearest."""
     if tensor.data_type == kind:
         same = TensorProto()
@@ -242,6 +242,6 @@ def _converted(tensor: TensorProto, kind: int) -> TensorProto:
     return numpy_helper.from_array(numbers, tensor.name)
 
 
-def _largest_of(tensor: TensorProto) -> float:
+def _largest_magnitude(tensor: TensorProto) -> float:
     numbers = numpy_helper.to_array(tensor)
     return float(np.abs(numbers).max()) if numbers.size else 0.0

@@ -18,18 +18,18 @@ import onnx
 import torch
 from torch import nn
 
-from passdeploy.export.artifact import Artifact, BatchRange, stem
+from passdeploy.export.artifact import Artifact, BatchRange, file_stem
 from passdeploy.export.lint import Lint, lint
 from passdeploy.export.mixed_precision import convert_file
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import Reference, judged_error, reference_of, rejected, rejected_path, require_parity
+from passdeploy.export.parity import Reference, compute_reference, gated_error, rejected_path, require_parity, set_aside
 from passdeploy.export.precision import Limits, choose_opset
 from passdeploy.export.preprocessing import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.settings import ExportSettings, Samples, require_possible
 from passdeploy.export.torch_trt import compile_program
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_engine import build_engine
-from passdeploy.export.trt_sidecar import engine_of, is_outdated
+from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
 NOISE_IMAGES = 8  # where there are no real images to compare on
@@ -43,7 +43,7 @@ def export_artifacts(
     *,
     metadata: Mapping[str, Any] | None = None,
     prefix: str = "model",
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> Iterator[Artifact]:
     """Write `<prefix>.onnx`, `<prefix>-fp16.onnx`, `<prefix>-fp16.engine`, ... into `folder`, one after the other.
 
@@ -57,27 +57,27 @@ def export_artifacts(
         settings: what to export.
         metadata: goes into the ONNX files.
         prefix: "model" for the slim network, "dense" for the other.
-        tell: hears what happens.
+        listener: receives progress events and warnings.
 
     Raises:
         UsageError, MissingError, ExportError, ParityError: see the functions of this folder.
     """
     require_possible(settings, samples)
     sizes = BatchRange.of(settings.batch)
-    samples = samples.as_taken(settings)
+    samples = samples.as_graph_inputs(settings)
     if settings.takes_pixels:
         model = OnPixels(model, samples.mean, samples.std)
     known = {"input_values": PIXELS if settings.takes_pixels else NORMALISED, **(metadata or {})}
     example = torch.zeros(1, *samples.image_shape)
-    reference = _reference(model, samples, sizes, tell)
+    reference = _reference(model, samples, sizes, listener)
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unproven-") as drafts:
         sources: dict[int, Path] = {}  # opset -> the float32 file that the others are made of
         for precision in settings.precisions:
-            draft = Path(drafts) / f"{stem(prefix, precision)}.onnx"
+            draft = Path(drafts) / f"{file_stem(prefix, precision)}.onnx"
             opset = choose_opset(precision, settings.opset)
-            with stage("export", draft.name, tell) as progress:
+            with stage("export", draft.name, listener) as progress:
                 is_source = precision == "fp32"
                 if opset not in sources:
                     source = draft if is_source else Path(drafts) / f"opset{opset}.onnx"
@@ -90,77 +90,77 @@ def export_artifacts(
                     )  # fmt: skip
                 findings = lint(onnx.load(draft), precision)
                 artifact = artifact.with_facts(lint=findings.to_json(), input_values=known["input_values"])
-                progress.text = _words(artifact)
+                progress.text = _summary_line(artifact)
             for finding in findings.findings:
-                tell(Warned(f"{draft.name}: {finding.text}."))
-            artifact = _proven(artifact, folder / draft.name, findings, reference, settings, tell)
+                listener(Warned(f"{draft.name}: {finding.text}."))
+            artifact = _require_gate(artifact, folder / draft.name, findings, reference, settings, listener)
             if is_source:
                 sources[opset] = artifact.path
             yield artifact
             if "trt" in settings.kinds:
-                yield _engine(artifact, settings, tell)
-            _warn_of_outdated_engines(artifact, tell)
+                yield _build_engine_of(artifact, settings, listener)
+            _warn_of_outdated_engines(artifact, listener)
     if "torch-trt" in settings.kinds:
-        yield from _programs(model, samples, folder, settings, prefix, tell)
+        yield from _compile_programs(model, samples, folder, settings, prefix, listener)
 
 
-def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, tell: Listener) -> Reference | None:
+def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, listener: Listener) -> Reference | None:
     """The model's answers, or None where nothing here can be compared with them."""
     if find_spec("onnxruntime") is None:
-        tell(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
+        listener(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
         return None
     if len(samples.images):
-        return reference_of(model, samples.images, samples.labels, batch_sizes=sizes.compared)
-    tell(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
+        return compute_reference(model, samples.images, samples.labels, batch_sizes=sizes.parity_sizes)
+    listener(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
     noise = torch.randn(NOISE_IMAGES, *samples.image_shape, generator=torch.Generator().manual_seed(0))
     if isinstance(model, OnPixels):
         noise = model.pixels_of(noise)
-    return reference_of(model, noise, batch_sizes=sizes.compared, is_real=False)
+    return compute_reference(model, noise, batch_sizes=sizes.parity_sizes, is_real=False)
 
 
-def _proven(
+def _require_gate(
     draft: Artifact,
     final: Path,
     findings: Lint,
     reference: Reference | None,
     settings: ExportSettings,
-    tell: Listener,
+    listener: Listener,
 ) -> Artifact:
-    """The file under its name, after it passed its gate; one that does not pass gets the name with `.rejected`."""
+    """The file under its name, after it passed its gate; one that does not pass gets the name with `.set_aside`."""
     counts, precision = findings.convolutions, draft.precision
     if counts and precision not in counts:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         total = sum(counts.values())
-        raise rejected(
+        raise set_aside(
             draft.path, f"is not {precision}: found 0 of {total} convolutions and products in it ({found})", final
         )
     if reference is not None:
-        draft = _checked(draft, final, reference, settings.limits(precision), tell)
+        draft = _with_parity(draft, final, reference, settings.limits(precision), listener)
     draft.path.replace(final)
     rejected_path(final).unlink(missing_ok=True)  # of an earlier attempt
     return replace(draft, path=final)
 
 
-def _checked(draft: Artifact, final: Path, reference: Reference, limits: Limits, tell: Listener) -> Artifact:
-    with stage("parity", f"{final.name} in ONNX Runtime", tell) as progress:
+def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Limits, listener: Listener) -> Artifact:
+    with stage("parity", f"{final.name} in ONNX Runtime", listener) as progress:
         parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
-        progress.text = f"error {judged_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+        progress.text = f"error {gated_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
         if parity.top1 is not None:
             progress.text += f", top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
         return draft.with_facts(parity=parity.to_json())
 
 
-def _warn_of_outdated_engines(graph: Artifact, tell: Listener) -> None:
+def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
     """An engine that lies beside the graph from earlier may not be the same network any more."""
     for flavour in FLAVOURS:
-        engine = engine_of(graph.path, flavour)
+        engine = engine_path_for(graph.path, flavour)
         if is_outdated(engine, graph.sha256):
-            tell(Warned(f"{engine.name} was built from an earlier {graph.path.name}: build it again with --trt."))
+            listener(Warned(f"{engine.name} was built from an earlier {graph.path.name}: build it again with --trt."))
 
 
-def _engine(artifact: Artifact, settings: ExportSettings, tell: Listener) -> Artifact:
-    path = engine_of(artifact.path, settings.flavour)
-    with stage("engine", f"{path.name} ({settings.flavour})", tell) as progress:
+def _build_engine_of(artifact: Artifact, settings: ExportSettings, listener: Listener) -> Artifact:
+    path = engine_path_for(artifact.path, settings.flavour)
+    with stage("engine", f"{path.name} ({settings.flavour})", listener) as progress:
         engine = build_engine(
             artifact.path, path, flavour=settings.flavour, batch=settings.batch, precision=artifact.precision,
             options=settings.engine,
@@ -169,13 +169,13 @@ def _engine(artifact: Artifact, settings: ExportSettings, tell: Listener) -> Art
         return engine
 
 
-def _programs(
-    model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, tell: Listener
+def _compile_programs(
+    model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, listener: Listener
 ) -> Iterator[Artifact]:
     images = samples.images if len(samples.images) else torch.randn(NOISE_IMAGES, *samples.image_shape)
     for precision in settings.precisions:
-        path = folder / f"{stem(prefix, precision)}.pt2"
-        with stage("torch-trt", path.name, tell) as progress:
+        path = folder / f"{file_stem(prefix, precision)}.pt2"
+        with stage("torch-trt", path.name, listener) as progress:
             program = compile_program(
                 model, images, path, precision=precision, batch=settings.batch, options=settings.engine,
                 limits=settings.limits(precision),
@@ -184,7 +184,7 @@ def _programs(
         yield program
 
 
-def _words(artifact: Artifact) -> str:
+def _summary_line(artifact: Artifact) -> str:
     words = f"{artifact.path.name} {artifact.size_bytes / 1e6:.1f} MB, opset {artifact.facts['opset']}"
     kept = artifact.facts.get("kept")
     return f"{words}, {len(kept)} layers kept in fp32: {', '.join(kept[:3])}" if kept else words

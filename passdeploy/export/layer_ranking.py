@@ -16,8 +16,8 @@ from onnx import ModelProto
 from passdeploy.export.quantise import Conversion
 from passdeploy.runtime.events import Stage
 
-Judge = Callable[[ModelProto], str | None]  # what is wrong with a graph; None where it passes
-Measure = Callable[[ModelProto], float]  # the error of a graph; larger is worse
+ProblemFinder = Callable[[ModelProto], str | None]  # what is wrong with a graph; None where it passes
+ErrorMeasure = Callable[[ModelProto], float]  # the error of a graph; larger is worse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Converted:
 
 
 def convert_until_it_passes(
-    lower: Conversion, layers: Sequence[str], judge: Judge, measure: Measure, *, progress: Stage | None = None
+    convert: Conversion, layers: Sequence[str], find_problem: ProblemFinder, measure_error: ErrorMeasure, *, progress: Stage | None = None
 ) -> Converted:
     """Lower all layers; where that does not pass, all but the most sensitive ones.
 
@@ -42,21 +42,21 @@ def convert_until_it_passes(
         measure: the error of a graph; called once for each layer, on the graph where it alone is lowered.
         progress: hears of every layer that was measured.
     """
-    everything = lower(())
-    problem = judge(everything)
+    everything = convert(())
+    problem = find_problem(everything)
     most = len(layers) - 1  # a graph in which every layer is kept would not be in lower precision at all
     if problem is None or most < 1:
         return Converted(everything, (), problem, 1)
-    ranked = rank(lower, layers, measure, progress)
+    ranked = rank_layers(convert, layers, measure_error, progress)
 
     tried = 1
     found: tuple[int, ModelProto] | None = None
     failed, count = 0, 1
     while found is None:
         count = min(count, most)
-        candidate = lower(ranked[:count])
+        candidate = convert(ranked[:count])
         tried += 1
-        if judge(candidate) is None:
+        if find_problem(candidate) is None:
             found = (count, candidate)
         elif count == most:
             return Converted(everything, (), problem, tried)
@@ -64,20 +64,20 @@ def convert_until_it_passes(
             failed, count = count, 2 * count
     while found[0] - failed > 1:
         count = (failed + found[0]) // 2
-        candidate = lower(ranked[:count])
+        candidate = convert(ranked[:count])
         tried += 1
-        if judge(candidate) is None:
+        if find_problem(candidate) is None:
             found = (count, candidate)
         else:
             failed = count
     return Converted(found[1], tuple(ranked[: found[0]]), None, tried)
 
 
-def rank(lower: Conversion, layers: Collection[str], measure: Measure, progress: Stage | None = None) -> list[str]:
+def rank_layers(convert: Conversion, layers: Collection[str], measure_error: ErrorMeasure, progress: Stage | None = None) -> list[str]:
     """The layers by the error that each makes alone, the worst first."""
     errors: dict[str, float] = {}
     for done, name in enumerate(layers, start=1):
-        errors[name] = measure(lower([other for other in layers if other != name]))
+        errors[name] = measure_error(convert([other for other in layers if other != name]))
         if progress is not None:
             progress.step(done, len(layers), error=errors[name])
     return sorted(errors, key=lambda name: -errors[name])

@@ -120,24 +120,24 @@ def lint(model: ModelProto, precision: str) -> Lint:
     types = types_of(model)
     computing = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     found = [
-        _training_nodes(graph.node),
-        _odd_channels(computing, constants, producers, precision),
-        _unsupported(graph.node),
-        _zero_points(graph.node, constants),
-        _open_dimensions(graph.input),
-        _doubles(types),
+        _find_training_nodes(graph.node),
+        _find_unaligned_channels(computing, constants, producers, precision),
+        _find_unsupported_operators(graph.node),
+        _find_zero_points(graph.node, constants),
+        _find_open_dimensions(graph.input),
+        _find_doubles(types),
     ]
     return Lint(
         opset=find_opset(model),
         nodes=len(graph.node),
-        weights=_counted(_NAMES.get(tensor.data_type, f"type {tensor.data_type}") for tensor in graph.initializer),
-        convolutions=_counted(_precision_of(node, types, producers) for node in computing),
+        weights=_count_names(_NAMES.get(tensor.data_type, f"type {tensor.data_type}") for tensor in graph.initializer),
+        convolutions=_count_names(_precision_of(node, types, producers) for node in computing),
         findings=tuple(finding for finding in found if finding),
     )
 
 
-def _training_nodes(nodes: Any) -> Finding | None:
-    left = _counted(node.op_type for node in nodes if node.op_type in _TRAINING)
+def _find_training_nodes(nodes: Any) -> Finding | None:
+    left = _count_names(node.op_type for node in nodes if node.op_type in _TRAINING)
     if not left:
         return None
     text = ", ".join(f"{count} {kind}" for kind, count in left.items())
@@ -146,7 +146,7 @@ def _training_nodes(nodes: Any) -> Finding | None:
     )
 
 
-def _odd_channels(
+def _find_unaligned_channels(
     nodes: list[NodeProto], constants: Mapping[str, TensorProto], producers: Mapping[str, NodeProto], precision: str
 ) -> Finding | None:
     multiple = _CHANNEL_MULTIPLE.get(precision)
@@ -166,13 +166,13 @@ def _odd_channels(
     return Finding("channels", text, False)
 
 
-def _unsupported(nodes: Any) -> Finding | None:
+def _find_unsupported_operators(nodes: Any) -> Finding | None:
     own = {f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")}
     names = own | {node.op_type for node in nodes if not node.domain and node.op_type in UNSUPPORTED_BY_TENSORRT}
     return Finding("operator", f"TensorRT has no {', '.join(sorted(names))}", True) if names else None
 
 
-def _zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Finding | None:
+def _find_zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Finding | None:
     shifted = [
         node.name
         for node in nodes
@@ -184,7 +184,7 @@ def _zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Finding | 
     return Finding("zero_point", f"{len(shifted)} zero points are not zero (first at {shifted[0]!r})", True)
 
 
-def _open_dimensions(inputs: Any) -> Finding | None:
+def _find_open_dimensions(inputs: Any) -> Finding | None:
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
         free = [axis for axis, dim in enumerate(dims) if axis and not dim.HasField("dim_value")]
@@ -193,7 +193,7 @@ def _open_dimensions(inputs: Any) -> Finding | None:
     return None
 
 
-def _doubles(types: Mapping[str, int]) -> Finding | None:
+def _find_doubles(types: Mapping[str, int]) -> Finding | None:
     count = sum(kind == TensorProto.DOUBLE for kind in types.values())
     return Finding("double", f"{count} values are float64, which TensorRT does not have", True) if count else None
 
@@ -216,5 +216,5 @@ def _weight_name(node: NodeProto, producers: Mapping[str, NodeProto]) -> str:
     return name
 
 
-def _counted(names: Any) -> dict[str, int]:
+def _count_names(names: Any) -> dict[str, int]:
     return dict(sorted(Counter(names).items()))

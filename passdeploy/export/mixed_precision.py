@@ -21,8 +21,8 @@ from passdeploy.export.casting import cast_graph, castable_nodes
 from passdeploy.export.layer_ranking import Converted, convert_until_it_passes
 from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import Reference, compare, open_plain, open_rounded, problem_of
-from passdeploy.export.precision import CAST, QUANTISED, Limits
+from passdeploy.export.parity import Reference, gate_problem, measure_parity, open_rounding_emulation, open_unoptimised
+from passdeploy.export.precision import CAST_PRECISIONS, QUANTISED_PRECISIONS, Limits
 from passdeploy.export.quantise import Conversion, Quantiser, int8_conversion, modelopt_conversion, quantisable_nodes
 from passdeploy.runtime.events import Stage
 
@@ -60,17 +60,17 @@ def convert_file(
         The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt.
     """
     model = onnx.load(source)
-    layers = castable_nodes(model, precision) if precision in CAST else quantisable_nodes(model)
+    layers = castable_nodes(model, precision) if precision in CAST_PRECISIONS else quantisable_nodes(model)
     if not layers:
         raise ExportError(f"{path.name}: no layer of the network can be {precision}.\nExport it in another precision.")
-    lower = _conversion(model, source, precision, calibration, quantiser)
+    convert = _conversion(model, source, precision, calibration, quantiser)
     if reference is None:
-        lowered = Converted(lower(()), (), None, 1)
+        converted = Converted(convert(()), (), None, 1)
     else:
-        lowered = _search(lower, layers, source, precision, calibration, reference, limits, progress)
-    artifact = write_onnx(lowered.model, path, precision)
-    facts: dict[str, Any] = {"kept": list(lowered.kept), "graphs_judged": lowered.tried}
-    if precision in QUANTISED:
+        converted = _convert_within_limits(convert, layers, source, precision, calibration, reference, limits, progress)
+    artifact = write_onnx(converted.model, path, precision)
+    facts: dict[str, Any] = {"kept": list(converted.kept), "graphs_judged": converted.tried}
+    if precision in QUANTISED_PRECISIONS:
         facts["quantiser"] = quantiser if precision == "int8" else "modelopt"
     return artifact.with_facts(**facts)
 
@@ -78,7 +78,7 @@ def convert_file(
 def _conversion(
     model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser
 ) -> Conversion:
-    if precision in CAST:
+    if precision in CAST_PRECISIONS:
 
         def cast(keep: Collection[str]) -> ModelProto:
             return cast_graph(model, precision, keep=keep)
@@ -89,8 +89,8 @@ def _conversion(
     return modelopt_conversion(source, calibration, precision)
 
 
-def _search(
-    lower: Conversion,
+def _convert_within_limits(
+    convert: Conversion,
     layers: tuple[str, ...],
     source: Path,
     precision: str,
@@ -99,25 +99,25 @@ def _search(
     limits: Limits,
     progress: Stage | None,
 ) -> Converted:
-    def open_lowered(model: ModelProto) -> Any:
-        if precision in CAST:
-            return open_rounded(model)
-        return open_plain(model) if precision == "fp8" else open_session(model, threads=torch.get_num_threads())
+    def open_converted(model: ModelProto) -> Any:
+        if precision in CAST_PRECISIONS:
+            return open_rounding_emulation(model)
+        return open_unoptimised(model) if precision == "fp8" else open_session(model, threads=torch.get_num_threads())
 
-    def judge(model: ModelProto) -> str | None:
+    def find_problem(model: ModelProto) -> str | None:
         try:
-            return problem_of(compare(open_lowered(model), reference), limits)
+            return gate_problem(measure_parity(open_converted(model), reference), limits)
         except ParityError as error:
             return str(error)
 
-    images = (calibration if len(calibration) else reference.trials[-1].images)[:_RANKING_IMAGES].numpy()
+    images = (calibration if len(calibration) else reference.batches[-1].images)[:_RANKING_IMAGES].numpy()
     exact = open_session(source, threads=torch.get_num_threads())
     name = exact.get_inputs()[0].name
     (expected,) = exact.run(None, {name: images})
 
-    def measure(model: ModelProto) -> float:
-        (found,) = open_lowered(model).run(None, {name: images})
+    def measure_error(model: ModelProto) -> float:
+        (found,) = open_converted(model).run(None, {name: images})
         error = float(torch.from_numpy(found - expected).norm())
         return error if error == error else float("inf")  # NaN would not sort
 
-    return convert_until_it_passes(lower, layers, judge, measure, progress=progress)
+    return convert_until_it_passes(convert, layers, find_problem, measure_error, progress=progress)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, UsageError, first_line
-from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.casting import find_opset
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
 from passdeploy.export.quiet import quietly
@@ -31,7 +31,7 @@ _LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
 
 # What the exporter notes about each node and is of no use on another machine: source lines (with the
 # paths of the machine that exported) and its intermediate graph. The module scopes stay.
-_PRIVATE_NOTES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.")
+_MACHINE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.")
 
 
 def export_onnx(
@@ -64,8 +64,8 @@ def export_onnx(
     example = _example_batch(model, example_inputs, sizes)
     with torch.no_grad(), evaluating(model), quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
-    _check(proto, opset, sizes, model)
-    _forget_origin(proto)
+    _require_requested(proto, opset, sizes, model)
+    _remove_machine_paths(proto)
     _annotate(proto, {**(metadata or {}), "batch": sizes.as_list(), "passdeploy_version": __version__})
     return write_onnx(proto, Path(path), "fp32")
 
@@ -77,13 +77,13 @@ def write_onnx(proto: Any, path: Path, precision: str) -> Artifact:
         ExportError: the graph is not valid ONNX, or does not fit in one file.
     """
     _annotate(proto, {"precision": precision})
-    _check_validity(proto, path.name)
+    _require_valid(proto, path.name)
     with atomic_path(path) as draft:
         draft.write_bytes(proto.SerializeToString(deterministic=True))
     dims = [dim.dim_param or dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
     batch = next((json.loads(entry.value) for entry in proto.metadata_props if entry.key == "batch"), None)
     facts = {"opset": find_opset(proto), "batch": batch, "input": dims, "nodes": len(proto.graph.node)}
-    return describe(path, kind="onnx", precision=precision, facts=facts)
+    return describe_artifact(path, kind="onnx", precision=precision, facts=facts)
 
 
 def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], sizes: BatchRange) -> Tensor:
@@ -126,7 +126,7 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
     return program.model_proto
 
 
-def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
+def _require_requested(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
     """What was asked is what was produced."""
     name = type(model).__name__
     produced, (oldest, newest) = find_opset(proto), EXPORTED_OPSETS
@@ -149,7 +149,7 @@ def _check(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
             )
 
 
-def _check_validity(proto: Any, name: str) -> None:
+def _require_valid(proto: Any, name: str) -> None:
     """The graph is ONNX by the book, and small enough for one file."""
     import onnx
 
@@ -164,11 +164,11 @@ def _check_validity(proto: Any, name: str) -> None:
         raise ExportError(f"the graph for {name} is not valid ONNX: {first_line(error)}") from error
 
 
-def _forget_origin(proto: Any) -> None:
+def _remove_machine_paths(proto: Any) -> None:
     """Drop what names the exporting machine; same model, same bytes."""
     owners = [proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output]
     for owner in [*owners, *proto.graph.value_info, *proto.graph.initializer]:
-        kept = [note for note in owner.metadata_props if not note.key.startswith(_PRIVATE_NOTES)]
+        kept = [note for note in owner.metadata_props if not note.key.startswith(_MACHINE_METADATA)]
         if len(kept) < len(owner.metadata_props):
             kept = [type(note).FromString(note.SerializeToString()) for note in kept]
             del owner.metadata_props[:]

@@ -15,29 +15,29 @@ def adaptive_max_pool2d(self: Any, output_size: Sequence[int]) -> tuple[Any, Any
     As in PyTorch, region i of n along an extent goes from floor(i * extent / n) to ceil((i + 1) * extent / n).
     """
     height, width = (int(extent) for extent in self.shape[-2:])
-    values, places = [], []
+    values, indices = [], []
     for top, bottom in _regions(height, output_size[0]):
-        line = [_largest(self, top, bottom, left, right, width) for left, right in _regions(width, output_size[1])]
+        line = [_max_of_region(self, top, bottom, left, right, width) for left, right in _regions(width, output_size[1])]
         values.append(op.Concat(*(value for value, _ in line), axis=-1))
-        places.append(op.Concat(*(place for _, place in line), axis=-1))
-    return op.Concat(*values, axis=-2), op.Concat(*places, axis=-2)
+        indices.append(op.Concat(*(index for _, index in line), axis=-1))
+    return op.Concat(*values, axis=-2), op.Concat(*indices, axis=-2)
 
 
-def _largest(images: Any, top: int, bottom: int, left: int, right: int, width: int) -> tuple[Any, Any]:
+def _max_of_region(images: Any, top: int, bottom: int, left: int, right: int, width: int) -> tuple[Any, Any]:
     """The largest value of one region and its place, row * width + column; both (batch, channels, 1, 1)."""
-    region = op.Slice(images, _numbers(top, left), _numbers(bottom, right), _numbers(2, 3))
+    region = op.Slice(images, _int_constant(top, left), _int_constant(bottom, right), _int_constant(2, 3))
     rows, columns = bottom - top, right - left
-    value, place = op.MaxPool(region, kernel_shape=[rows, columns])
-    inside = op.Mod(place, _numbers(rows * columns))  # ONNX counts through the whole batch
-    row, column = op.Div(inside, _numbers(columns)), op.Mod(inside, _numbers(columns))
-    return value, op.Add(op.Mul(op.Add(row, _numbers(top)), _numbers(width)), op.Add(column, _numbers(left)))
+    value, index = op.MaxPool(region, kernel_shape=[rows, columns])
+    inside = op.Mod(index, _int_constant(rows * columns))  # ONNX counts through the whole batch
+    row, column = op.Div(inside, _int_constant(columns)), op.Mod(inside, _int_constant(columns))
+    return value, op.Add(op.Mul(op.Add(row, _int_constant(top)), _int_constant(width)), op.Add(column, _int_constant(left)))
 
 
 def _regions(extent: int, count: int) -> list[tuple[int, int]]:
     return [(i * extent // count, -(-(i + 1) * extent // count)) for i in range(count)]
 
 
-def _numbers(*values: int) -> Any:
+def _int_constant(*values: int) -> Any:
     return op.Constant(value_ints=list(values))
 
 

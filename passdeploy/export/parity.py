@@ -2,11 +2,11 @@
 
 Both see the same images, real ones and noise, at several batch sizes: a branch that depends on the
 batch, or a batch that was frozen into the graph, shows only there. A file that fails is set aside
-under the suffix `.rejected`, so that nobody deploys it by accident.
+under the suffix `.set_aside`, so that nobody deploys it by accident.
 
 The error is relative to the range of the outputs: max |a - b| / max |b| over one batch, where a is the
 exported graph's output and b the model's. A logit near zero then does not count as a large error.
-Graphs in fp16 and bf16 are judged by `casting.rounded`: ONNX Runtime's CPU kernels would compute
+Graphs in fp16 and bf16 are judged by `casting.emulate_rounding`: ONNX Runtime's CPU kernels would compute
 fp16 in float32, where nothing overflows, and have no bf16 at all. What was run is in `Parity.ran`.
 """
 
@@ -24,22 +24,22 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from passdeploy.errors import ParityError, UsageError, first_line
-from passdeploy.export.casting import rounded
+from passdeploy.export.casting import emulate_rounding
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.precision import CAST, LIMITS, Limits
+from passdeploy.export.precision import CAST_PRECISIONS, LIMITS, Limits
 from passdeploy.models.modes import evaluating
 
 _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relative to
 
 
 @dataclass(frozen=True)
-class CheckedBatch:
+class ReferenceBatch:
     """One batch, and what the model says of it."""
 
     images: Tensor  # (batch, 3, height, width)
     expected: Tensor  # (batch, classes)
     labels: Tensor | None  # (batch,)
-    fresh: int  # so many images at the start are real and in no other trial: they count for agreement and accuracy
+    counted: int  # so many images at the start are real and in no other trial: they count for agreement and accuracy
     is_real: bool
 
 
@@ -47,7 +47,7 @@ class CheckedBatch:
 class Reference:
     """The PyTorch model's answers, computed once for all the artifacts made of it."""
 
-    trials: tuple[CheckedBatch, ...]
+    batches: tuple[ReferenceBatch, ...]
     batch_sizes: tuple[int, ...]
     top1: float | None  # accuracy of the model on the labelled images
 
@@ -77,7 +77,7 @@ class Parity:
         return {**asdict(self), "batch_sizes": list(self.batch_sizes), "top1_drop": self.top1_drop}
 
 
-def reference_of(
+def compute_reference(
     model: nn.Module,
     images: Tensor,
     labels: Tensor | None = None,
@@ -98,14 +98,14 @@ def reference_of(
     """
     if len(images) == 0:
         raise UsageError("parity needs at least one image to compare on.")
-    trials = []
+    batches = []
     with torch.no_grad(), evaluating(model):
-        for batch, picked, fresh in _batches(images.detach().cpu().float(), batch_sizes, seed):
-            known = labels[picked] if labels is not None and picked is not None else None
-            trials.append(CheckedBatch(batch, model(batch), known, fresh, is_real and picked is not None))
-    right = [_right(trial.expected, trial) for trial in trials if trial.labels is not None]
+        for batch, indices, counted in _batches(images.detach().cpu().float(), batch_sizes, seed):
+            known = labels[indices] if labels is not None and indices is not None else None
+            batches.append(ReferenceBatch(batch, model(batch), known, counted, is_real and indices is not None))
+    right = [_count_correct(batch.expected, batch) for batch in batches if batch.labels is not None]
     top1 = sum(right) / len(images) if labels is not None else None
-    return Reference(tuple(trials), tuple(batch_sizes), top1)
+    return Reference(tuple(batches), tuple(batch_sizes), top1)
 
 
 def check_parity(
@@ -118,20 +118,20 @@ def check_parity(
     tolerance: float = LIMITS["fp32"].rel_error,
     seed: int = 0,
 ) -> Parity:
-    """Compare a float32 ONNX file in ONNX Runtime (CPU) with `model` in eval mode; arguments as for `reference_of`.
+    """Compare a float32 ONNX file in ONNX Runtime (CPU) with `model` in eval mode; arguments as for `compute_reference`.
 
     Raises:
         ParityError: the largest relative error is above `tolerance`, or the graph does not run.
         MissingExtra: onnxruntime is not installed.
     """
-    reference = reference_of(model, images, labels, batch_sizes=batch_sizes, seed=seed)
+    reference = compute_reference(model, images, labels, batch_sizes=batch_sizes, seed=seed)
     return require_parity(onnx_path, reference, "fp32", replace(LIMITS["fp32"], rel_error=tolerance))
 
 
 def require_parity(
     onnx_path: Path, reference: Reference, precision: str, limits: Limits, *, final: Path | None = None
 ) -> Parity:
-    """Compare a file with the reference; one that fails is renamed to `<name>.rejected`.
+    """Compare a file with the reference; one that fails is renamed to `<name>.set_aside`.
 
     Args:
         onnx_path: the file.
@@ -145,31 +145,31 @@ def require_parity(
         MissingExtra: onnxruntime is not installed.
     """
     try:
-        for session, ran in _sessions(onnx_path, precision):
-            parity = compare(session, reference, ran=ran)
-            problem = problem_of(parity, limits)
+        for session, ran in _open_sessions(onnx_path, precision):
+            parity = measure_parity(session, reference, ran=ran)
+            problem = gate_problem(parity, limits)
             del session  # an open file cannot be renamed everywhere
             if problem is not None:
                 break
     except ParityError as error:
         problem = str(error)
     if problem is not None:
-        raise rejected(onnx_path, problem, final)
+        raise set_aside(onnx_path, problem, final)
     return parity
 
 
-def _sessions(onnx_path: Path, precision: str) -> Iterator[tuple[Any, str]]:
+def _open_sessions(onnx_path: Path, precision: str) -> Iterator[tuple[Any, str]]:
     """What runs a file here, and what that is called: the file itself, and a cast one with every value rounded."""
     if precision == "fp8":
-        yield open_plain(onnx_path), f"{Parity.ran}, its optimiser off"
+        yield open_unoptimised(onnx_path), f"{Parity.ran}, its optimiser off"
     elif precision != "bf16":  # which has no kernels on a CPU
         yield open_session(onnx_path, threads=torch.get_num_threads()), Parity.ran
-    if precision in CAST:
+    if precision in CAST_PRECISIONS:
         words = "onnxruntime on the CPU, in float32 with every value rounded where it is stored"
-        yield open_rounded(onnx.load(onnx_path)), words
+        yield open_rounding_emulation(onnx.load(onnx_path)), words
 
 
-def compare(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Parity:
+def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Parity:
     """Run every trial through an ONNX Runtime session.
 
     Raises:
@@ -178,26 +178,26 @@ def compare(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Par
     name = session.get_inputs()[0].name
     max_abs, max_rel, max_rel_real = 0.0, 0.0, 0.0
     agreeing, agreeing_noise, right = 0, 0, 0
-    for trial in reference.trials:
+    for batch in reference.batches:
         try:
-            (found,) = session.run(None, {name: trial.images.numpy()})
+            (found,) = session.run(None, {name: batch.images.numpy()})
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise ParityError(f"does not run at batch {len(trial.images)}: {first_line(error)}") from error
+            raise ParityError(f"does not run at batch {len(batch.images)}: {first_line(error)}") from error
         actual = torch.from_numpy(found)
-        if actual.shape != trial.expected.shape:
-            shapes = f"{tuple(actual.shape)} where the model returns {tuple(trial.expected.shape)}"
+        if actual.shape != batch.expected.shape:
+            shapes = f"{tuple(actual.shape)} where the model returns {tuple(batch.expected.shape)}"
             raise ParityError(f"returns shape {shapes}")
-        absolute, relative = errors_between(actual, trial.expected)
+        absolute, relative = errors_between(actual, batch.expected)
         max_abs, max_rel = max(max_abs, absolute), max(max_rel, relative)
-        same = actual.argmax(1) == trial.expected.argmax(1)
-        if trial.is_real:
+        same = actual.argmax(1) == batch.expected.argmax(1)
+        if batch.is_real:
             max_rel_real = max(max_rel_real, relative)
-            agreeing += int(same[: trial.fresh].sum())
-            right += _right(actual, trial)
+            agreeing += int(same[: batch.counted].sum())
+            right += _count_correct(actual, batch)
         else:
             agreeing_noise += int(same.sum())
-    seen = sum(len(trial.images) for trial in reference.trials)
-    real = sum(trial.fresh for trial in reference.trials if trial.is_real)
+    seen = sum(len(batch.images) for batch in reference.batches)
+    real = sum(batch.counted for batch in reference.batches if batch.is_real)
     return Parity(
         max_abs_error=max_abs,
         max_rel_error=max_rel,
@@ -212,19 +212,19 @@ def compare(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Par
     )
 
 
-def judged_error(parity: Parity, limits: Limits) -> float:
+def gated_error(parity: Parity, limits: Limits) -> float:
     """The relative error that `limits` are about: without the noise, where that lies outside what was calibrated."""
     if limits.counts_noise or parity.max_rel_error_real is None or not parity.max_rel_error < inf:
         return parity.max_rel_error
     return parity.max_rel_error_real
 
 
-def problem_of(parity: Parity, limits: Limits) -> str | None:
+def gate_problem(parity: Parity, limits: Limits) -> str | None:
     """What `limits` do not allow, or None. One image more or less decides nothing: a share may miss by one.
 
     Agreement and accuracy count on real images only; on noise the answers of a network are close to a draw.
     """
-    error = judged_error(parity, limits)
+    error = gated_error(parity, limits)
     if not error <= limits.rel_error:
         return f"differs from the PyTorch model by {error:.1e} (limit {limits.rel_error:.0e})"
     if not parity.real_images:
@@ -239,12 +239,12 @@ def problem_of(parity: Parity, limits: Limits) -> str | None:
     return None
 
 
-def open_rounded(model: ModelProto) -> Any:
-    """A session that computes what a cast graph does, rounding included; see `casting.rounded`."""
-    return open_plain(rounded(model))  # optimisations could drop the very casts that round
+def open_rounding_emulation(model: ModelProto) -> Any:
+    """A session that computes what a cast graph does, rounding included; see `casting.emulate_rounding`."""
+    return open_unoptimised(emulate_rounding(model))  # optimisations could drop the very casts that round
 
 
-def open_plain(source: Path | ModelProto) -> Any:
+def open_unoptimised(source: Path | ModelProto) -> Any:
     """A session that runs a graph as written: ONNX Runtime's optimiser (1.32) makes fp8 graphs compute nonsense."""
     return open_session(source, threads=torch.get_num_threads(), is_optimised=False)
 
@@ -268,7 +268,7 @@ def rejected_path(path: Path) -> Path:
     return path.with_name(path.name + ".rejected")
 
 
-def rejected(path: Path, what: str, final: Path | None = None) -> ParityError:
+def set_aside(path: Path, what: str, final: Path | None = None) -> ParityError:
     """Set the file aside, beside where it lies or where it was to go, and say why."""
     final = final or path
     aside = rejected_path(final)
@@ -276,11 +276,11 @@ def rejected(path: Path, what: str, final: Path | None = None) -> ParityError:
     return ParityError(f"{final.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
 
 
-def _right(answers: Tensor, trial: CheckedBatch) -> int:
+def _count_correct(answers: Tensor, batch: ReferenceBatch) -> int:
     """How many of the trial's fresh images are answered with their label."""
-    if trial.labels is None:
+    if batch.labels is None:
         return 0
-    return int((answers.argmax(1) == trial.labels)[: trial.fresh].sum())
+    return int((answers.argmax(1) == batch.labels)[: batch.counted].sum())
 
 
 def _batches(images: Tensor, sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor | None, int]]:
@@ -291,7 +291,7 @@ def _batches(images: Tensor, sizes: Sequence[int], seed: int) -> Iterator[tuple[
     for size in sizes:
         rounds = -(-len(images) // size) if size == max(sizes) else 1
         for first in range(0, rounds * size, size):
-            picked = torch.arange(first, first + size) % len(images)
-            fresh = max(0, min(size, len(images) - first)) if size == max(sizes) else 0
-            yield images[picked].contiguous(), picked, fresh
+            indices = torch.arange(first, first + size) % len(images)
+            counted = max(0, min(size, len(images) - first)) if size == max(sizes) else 0
+            yield images[indices].contiguous(), indices, counted
         yield torch.randn(size, *images.shape[1:], generator=generator) * std + mean, None, 0

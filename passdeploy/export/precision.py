@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from passdeploy.errors import UsageError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-CAST, QUANTISED = ("fp16", "bf16"), ("int8", "fp8")
+CAST_PRECISIONS, QUANTISED_PRECISIONS = ("fp16", "bf16"), ("int8", "fp8")
 
 EXPORTED_OPSETS = (18, 23)  # what torch's exporter writes without converting
 # The first ONNX operator set in which convolutions, and so our networks, have the type.
-OLDEST_OPSET: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
+OLDEST_OPSETS: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
 # From opset 21 on, ONNX Runtime's optimiser (1.32) can break an int8 graph that is valid: where it moves a quantisation
 # past a slice (QDQPropagationTransformer) it forgets the zero point, and then refuses to open its own result.
-NEWEST_OPSET: Mapping[str, int] = {"int8": 20}
-USUAL_OPSET: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
+NEWEST_OPSETS: Mapping[str, int] = {"int8": 20}
+DEFAULT_OPSETS: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,19 @@ def choose_opset(precision: str, asked: int | None) -> int:
     >>> choose_opset("fp16", None), choose_opset("bf16", None)
     (20, 22)
     """
-    opset = USUAL_OPSET[precision] if asked is None else asked
+    opset = DEFAULT_OPSETS[precision] if asked is None else asked
     if not EXPORTED_OPSETS[0] <= opset <= EXPORTED_OPSETS[1]:
         oldest, newest = EXPORTED_OPSETS
         raise UsageError(f"opset {opset} cannot be written: choose {oldest} to {newest}; 20 suits TensorRT.")
-    if opset < OLDEST_OPSET[precision]:
+    if opset < OLDEST_OPSETS[precision]:
         raise UsageError(
-            f"ONNX opset {opset} has no {precision} convolutions; they came with opset {OLDEST_OPSET[precision]}.\n"
-            f"Ask for --opset {OLDEST_OPSET[precision]}, or leave --opset out."
+            f"ONNX opset {opset} has no {precision} convolutions; they came with opset {OLDEST_OPSETS[precision]}.\n"
+            f"Ask for --opset {OLDEST_OPSETS[precision]}, or leave --opset out."
         )
-    if opset > NEWEST_OPSET.get(precision, opset):
+    if opset > NEWEST_OPSETS.get(precision, opset):
         raise UsageError(
-            f"ONNX Runtime does not open every {precision} graph in opset {opset}: {NEWEST_OPSET[precision]} is the "
+            f"ONNX Runtime does not open every {precision} graph in opset {opset}: {NEWEST_OPSETS[precision]} is the "
             "newest that works.\n"
-            f"Ask for --opset {NEWEST_OPSET[precision]}, or leave --opset out."
+            f"Ask for --opset {NEWEST_OPSETS[precision]}, or leave --opset out."
         )
     return opset

@@ -47,11 +47,11 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
             str(onnx_path), list(QUANTISED_OPERATORS), augmented_model_path=str(Path(scratch) / "augmented.onnx"),
             calibrate_method=quantization.CalibrationMethod.MinMax, extra_options={"symmetric": True},
         )  # fmt: skip
-        calibrator.collect_data(_Reader(images))
+        calibrator.collect_data(_CalibrationReader(images))
         ranges = calibrator.compute_data()
         del calibrator
 
-    def lower(keep: Collection[str]) -> ModelProto:
+    def convert(keep: Collection[str]) -> ModelProto:
         copy = ModelProto()
         copy.CopyFrom(source)
         with quietly():
@@ -70,7 +70,7 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
         made: ModelProto = quantiser.model.model
         return made
 
-    return lower
+    return convert
 
 
 def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conversion:
@@ -84,14 +84,14 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
     if len(images) == 0:
         raise UsageError(f"{precision} needs real images to calibrate on, and there are none.")
     require("onnxruntime.quantization", extra="cpu")
-    with quietly(), _restored("onnxruntime.quantization"):
+    with quietly(), _undo_monkeypatching("onnxruntime.quantization"):
         quantization = require("modelopt.onnx.quantization", extra="quant")
 
-    def lower(keep: Collection[str]) -> ModelProto:
+    def convert(keep: Collection[str]) -> ModelProto:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "quantised.onnx"
             try:
-                with quietly(), _restored("onnxruntime.quantization"):
+                with quietly(), _undo_monkeypatching("onnxruntime.quantization"):
                     quantization.quantize(
                         onnx_path=str(onnx_path), quantize_mode=precision, calibration_data={INPUT: images.numpy()},
                         calibration_method="max", calibration_eps=["cpu"], high_precision_dtype="fp32",
@@ -101,11 +101,11 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
                 raise ExportError(f"ModelOpt cannot make {onnx_path.name} {precision}: {first_line(error)}") from error
             return onnx.load(path)
 
-    return lower
+    return convert
 
 
 @contextmanager
-def _restored(package: str) -> Iterator[None]:
+def _undo_monkeypatching(package: str) -> Iterator[None]:
     """What is exchanged inside in a package's modules, their classes and tables, is afterwards what it was.
 
     ModelOpt does that to ONNX Runtime's quantiser, which then fails when it is used by itself.
@@ -132,7 +132,7 @@ def quantisable_nodes(model: ModelProto) -> tuple[str, ...]:
     return tuple(node.name for node in model.graph.node if node.op_type in QUANTISED_OPERATORS)
 
 
-class _Reader:
+class _CalibrationReader:
     """ONNX Runtime's `CalibrationDataReader`, by duck typing: its module is imported only where it is installed."""
 
     def __init__(self, images: Tensor) -> None:

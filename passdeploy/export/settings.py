@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from passdeploy.data.splits import ImageData, Split
 from passdeploy.errors import UsageError, require
 from passdeploy.export.artifact import BatchRange
-from passdeploy.export.precision import LIMITS, QUANTISED, Limits, choose_opset, parse_precisions
+from passdeploy.export.precision import LIMITS, QUANTISED_PRECISIONS, Limits, choose_opset, parse_precisions
 from passdeploy.export.preprocessing import OnPixels
 from passdeploy.export.quantise import Quantiser
-from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, load_torch_trt, settings_of
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_settings, load_torch_trt
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions
 
-KINDS = ("onnx", "trt", "torch-trt")
+EXPORT_KINDS = ("onnx", "trt", "torch-trt")
 
 
 # How many real images are compared on: 64 show an error, a share of 0.5 % needs more; and calibrated on.
@@ -62,12 +62,12 @@ class Samples:
     @classmethod
     def of(cls, data: ImageData, settings: ExportSettings) -> Samples:
         """Test images to check on and training images to calibrate on, as many as the precisions need."""
-        is_lowered = set(settings.precisions) != {"fp32"}
-        images, labels = _sampled(data.test, CHECK_IMAGES if is_lowered else CHECK_IMAGES_FP32)
-        calibration, _ = _sampled(data.train, CALIBRATION_IMAGES if is_lowered else 1)
+        has_conversion = set(settings.precisions) != {"fp32"}
+        images, labels = _take_images(data.test, CHECK_IMAGES if has_conversion else CHECK_IMAGES_FP32)
+        calibration, _ = _take_images(data.train, CALIBRATION_IMAGES if has_conversion else 1)
         return cls(images, calibration, data.image_shape, data.mean, data.std, labels)
 
-    def as_taken(self, settings: ExportSettings) -> Samples:
+    def as_graph_inputs(self, settings: ExportSettings) -> Samples:
         """As the exported graphs take them: pixels, where they normalise by themselves."""
         if not settings.takes_pixels:
             return self
@@ -75,7 +75,7 @@ class Samples:
         return replace(self, images=from_images(self.images), calibration=from_images(self.calibration))
 
     @classmethod
-    def none(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
+    def empty(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
         """No real images at all."""
         empty = torch.empty(0, *image_shape)
         return cls(empty, empty, image_shape, mean, std)
@@ -92,12 +92,12 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
         UsageError: an unknown kind or precision, a batch that is no range, or int8 without images to calibrate on.
         MissingError: TensorRT, Torch-TensorRT or a quantiser is missing.
     """
-    if unknown := sorted(set(settings.kinds) - set(KINDS)):
-        raise UsageError(f"cannot export {', '.join(unknown)}: choose from {', '.join(KINDS)}.")
+    if unknown := sorted(set(settings.kinds) - set(EXPORT_KINDS)):
+        raise UsageError(f"cannot export {', '.join(unknown)}: choose from {', '.join(EXPORT_KINDS)}.")
     BatchRange.of(settings.batch)
     for precision in parse_precisions(settings.precisions):
         choose_opset(precision, settings.opset)
-        if precision in QUANTISED:
+        if precision in QUANTISED_PRECISIONS:
             uses_modelopt = precision == "fp8" or settings.quantiser == "modelopt"
             require("modelopt" if uses_modelopt else "onnxruntime", extra="quant" if uses_modelopt else "cpu")
             if samples is not None and len(samples.calibration) == 0:
@@ -114,11 +114,11 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
                 f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(other)}.\n"
                 "Export those with --onnx or --trt in a command of their own."
             )
-        settings_of("fp32", settings.engine)
+        compile_settings("fp32", settings.engine)
         load_torch_trt()
 
 
-def _sampled(split: Split, count: int) -> tuple[Tensor, Tensor]:
+def _take_images(split: Split, count: int) -> tuple[Tensor, Tensor]:
     """Up to `count` images of a split and their labels, always the same ones, of all classes."""
     images, labels = next(split.batches(max(1, min(count, len(split))), epoch=0))
     return images, labels

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingError, ParityError, UsageError, first_line
-from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.parity import compare, problem_of, reference_of, rejected
+from passdeploy.export.parity import compute_reference, gate_problem, measure_parity, set_aside
 from passdeploy.export.precision import Limits
 from passdeploy.export.trt_engine import EngineOptions
 from passdeploy.models.modes import evaluating
@@ -31,13 +31,13 @@ from passdeploy.runtime.files import atomic_path
 from passdeploy.runtime.versions import package_versions
 
 PROGRAM_PRECISIONS = ("fp32", "fp16", "bf16")
-_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Releases that were made for each other (from the packages' own requirements).
-MATRIX = (
+VERSION_MATRIX = (
     {"torch": "2.14", "torch-tensorrt": "2.14", "tensorrt-cu13": "11.1"},
     {"torch": "2.13", "torch-tensorrt": "2.13", "tensorrt-cu13": "11.0"},
 )
-_ENGINE, _LEFT = "_run_on_acc", "_run_on_gpu"  # how its partitioner calls the parts for TensorRT and for PyTorch
+_TENSORRT_PART, _PYTORCH_PART = "_run_on_acc", "_run_on_gpu"  # how its partitioner calls the parts for TensorRT and for PyTorch
 
 
 def load_torch_trt() -> Any:
@@ -53,16 +53,16 @@ def load_torch_trt() -> Any:
     except ModuleNotFoundError as error:
         if error.name == "torch_tensorrt":
             raise MissingError(f"Torch-TensorRT is not installed.\n{install}") from error
-        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{matrix_words()}\n{install}") from error
+        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}") from error
     except Exception as error:  # libraries that do not fit together end in a plain Exception, RuntimeError or OSError
-        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{matrix_words()}\n{install}") from error
+        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}") from error
 
 
-def matrix_words() -> str:
+def version_matrix_text() -> str:
     """What is installed, and which releases belong together, in one line."""
     found = package_versions()
-    here = ", ".join(f"{name} {found[name]}" for name in MATRIX[0] if name in found)
-    fitting = "; ".join(", ".join(f"{name} {release}" for name, release in row.items()) for row in MATRIX)
+    here = ", ".join(f"{name} {found[name]}" for name in VERSION_MATRIX[0] if name in found)
+    fitting = "; ".join(", ".join(f"{name} {release}" for name, release in row.items()) for row in VERSION_MATRIX)
     return f"Here: {here}. Made for each other: {fitting}."
 
 
@@ -81,7 +81,7 @@ def compile_program(
     Args:
         model: on the CPU; left as it was.
         images: real images or noise, (n, 3, height, width).
-        path: where to write; a program that fails its gate is renamed to `<name>.rejected`.
+        path: where to write; a program that fails its gate is renamed to `<name>.set_aside`.
         precision: fp32, fp16 or bf16.
         batch: (min, opt, max).
         options: those that Torch-TensorRT has too.
@@ -94,9 +94,9 @@ def compile_program(
     """
     torch_trt = load_torch_trt()
     sizes, options = BatchRange.of(batch), options or EngineOptions()
-    reference = reference_of(model, images, batch_sizes=sizes.compared)
+    reference = compute_reference(model, images, batch_sizes=sizes.parity_sizes)
     image_shape = tuple(images.shape[1:])
-    described = [
+    input_specs = [
         torch_trt.Input(
             min_shape=(sizes.smallest, *image_shape), opt_shape=(sizes.typical, *image_shape),
             max_shape=(sizes.largest, *image_shape), dtype=torch.float32, name=INPUT,
@@ -110,28 +110,28 @@ def compile_program(
         with torch.no_grad(), evaluating(module):
             example = torch.zeros(sizes.typical if sizes.is_fixed else max(2, sizes.typical), *image_shape).cuda()
             program = torch.export.export(module, (example,), dynamic_shapes=dynamic)
-            compiled = torch_trt.dynamo.compile(program, arg_inputs=described, **settings_of(precision, options))
+            compiled = torch_trt.dynamo.compile(program, arg_inputs=input_specs, **compile_settings(precision, options))
     except Exception as error:  # exporter, converters and builder raise what they like
         raise ExportError(
             f"Torch-TensorRT cannot compile {type(model).__name__}: {first_line(error)}\n"
             "passdeploy export --trt takes the other road, through ONNX."
         ) from error
-    report = break_report(compiled)
+    report = partition_report(compiled)
     with atomic_path(path) as draft:
-        torch_trt.save(compiled, str(draft), output_format="exported_program", arg_inputs=described)
+        torch_trt.save(compiled, str(draft), output_format="exported_program", arg_inputs=input_specs)
         try:  # what was saved is judged, not what was compiled
             saved = torch_trt.load(str(draft)).module()
-            parity = compare(_AsSession(saved), reference, ran="torch-tensorrt on the GPU")
-            problem = problem_of(parity, limits)
+            parity = measure_parity(_SessionAdapter(saved), reference, ran="torch-tensorrt on the GPU")
+            problem = gate_problem(parity, limits)
         except ParityError as error:
             problem = str(error)
         if problem is not None:
-            raise rejected(draft, problem, path)
+            raise set_aside(draft, problem, path)
     facts = {"batch": sizes.as_list(), **report, "parity": parity.to_json(), "versions": package_versions()}
-    return describe(path, kind="program", precision=precision, facts=facts)
+    return describe_artifact(path, kind="program", precision=precision, facts=facts)
 
 
-def settings_of(precision: str, options: EngineOptions) -> dict[str, Any]:
+def compile_settings(precision: str, options: EngineOptions) -> dict[str, Any]:
     """The keywords of `dynamo.compile`. It takes unknown ones without a word, so only these are ever given.
 
     Raises:
@@ -149,33 +149,33 @@ def settings_of(precision: str, options: EngineOptions) -> dict[str, Any]:
         settings["workspace_size"] = options.workspace_bytes
     if options.timing_cache is not None:
         settings["timing_cache_path"] = str(options.timing_cache)
-    if precision in _TYPES:
-        settings |= {"enable_autocast": True, "autocast_low_precision_type": _TYPES[precision]}
+    if precision in _AUTOCAST_TYPES:
+        settings |= {"enable_autocast": True, "autocast_low_precision_type": _AUTOCAST_TYPES[precision]}
     return settings
 
 
-def break_report(compiled: nn.Module) -> dict[str, Any]:
+def partition_report(compiled: nn.Module) -> dict[str, Any]:
     """How much of a compiled program TensorRT runs, and what stayed in PyTorch.
 
     Returns:
         `engines`, `torch_parts`, `torch_operations` (how many), and `torch_operators`: which, the most frequent first.
     """
     operators: dict[str, int] = {}
-    parts = {name: part for name, part in compiled.named_children() if _LEFT in name}
+    parts = {name: part for name, part in compiled.named_children() if _PYTORCH_PART in name}
     for graph in (compiled, *parts.values()):
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
             name = getattr(node.target, "__name__", str(node.target))
             if node.op in ("call_function", "call_method") and name != "getitem":
                 operators[name] = operators.get(name, 0) + 1
     return {
-        "engines": sum(_ENGINE in name for name, _ in compiled.named_children()),
+        "engines": sum(_TENSORRT_PART in name for name, _ in compiled.named_children()),
         "torch_parts": len(parts),
         "torch_operations": sum(operators.values()),
         "torch_operators": dict(sorted(operators.items(), key=lambda item: -item[1])),
     }
 
 
-class _AsSession:
+class _SessionAdapter:
     """A module on the GPU behind the two calls of an ONNX Runtime session that parity makes."""
 
     def __init__(self, module: nn.Module) -> None:

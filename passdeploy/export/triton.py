@@ -19,11 +19,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
-from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.runtime.files import atomic_path, write_atomically
 
 _QUEUE_MICROSECONDS = 100  # how long a request may wait for others to share its batch
-_TYPES = {
+_TRITON_TYPES = {
     TensorProto.FLOAT: "TYPE_FP32",
     TensorProto.FLOAT16: "TYPE_FP16",
     TensorProto.INT64: "TYPE_INT64",
@@ -71,7 +71,7 @@ def _write_model(folder: Path, name: str, served: Artifact, graph: Artifact) -> 
     text = config_text(name, model.graph.input[0], model.graph.output[0], sizes, _is_plan(served), bool(classes))
     write_atomically(home / "config.pbtxt", text)
     files.append(home / "config.pbtxt")
-    return [describe(path, kind="triton", precision=served.precision, facts={"model": name}) for path in files]
+    return [describe_artifact(path, kind="triton", precision=served.precision, facts={"model": name}) for path in files]
 
 
 def config_text(
@@ -81,17 +81,17 @@ def config_text(
 
     Triton forms batches only for models that take every size from 1 up; for others the batch is part of the shape.
     """
-    forms_batches = sizes.smallest == 1 and sizes.largest > 1
+    has_dynamic_batching = sizes.smallest == 1 and sizes.largest > 1
     server = 'platform: "tensorrt_plan"' if is_plan else 'backend: "onnxruntime"'
     lines = [
         f"name: {json.dumps(name)}",
         server,
-        f"max_batch_size: {sizes.largest if forms_batches else 0}",
-        f"input [ {{ {_tensor(images, forms_batches)} }} ]",
-        f"output [ {{ {_tensor(logits, forms_batches)}{_labels(has_labels)} }} ]",
+        f"max_batch_size: {sizes.largest if has_dynamic_batching else 0}",
+        f"input [ {{ {_tensor_text(images, has_dynamic_batching)} }} ]",
+        f"output [ {{ {_tensor_text(logits, has_dynamic_batching)}{_labels_text(has_labels)} }} ]",
         f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if is_plan else 'KIND_AUTO'} }} ]",
     ]
-    if forms_batches:
+    if has_dynamic_batching:
         preferred = ", ".join(map(str, sorted({sizes.typical, sizes.largest} - {1})))
         lines.append(
             f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] "
@@ -100,13 +100,13 @@ def config_text(
     return "\n".join(lines) + "\n"
 
 
-def _tensor(value: ValueInfoProto, forms_batches: bool) -> str:
-    kind: Mapping[Any, str] = _TYPES
+def _tensor_text(value: ValueInfoProto, has_dynamic_batching: bool) -> str:
+    kind: Mapping[Any, str] = _TRITON_TYPES
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
-    shown = ", ".join(map(str, dims[1:] if forms_batches else dims))
+    shown = ", ".join(map(str, dims[1:] if has_dynamic_batching else dims))
     return f"name: {json.dumps(value.name)} data_type: {kind[tensor.elem_type]} dims: [ {shown} ]"
 
 
-def _labels(has_labels: bool) -> str:
+def _labels_text(has_labels: bool) -> str:
     return ' label_filename: "labels.txt"' if has_labels else ""

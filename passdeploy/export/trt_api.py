@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Package:
+class _TensorRTPackage:
     """One flavour as it is installed and named."""
 
     module: str
@@ -72,8 +72,8 @@ class _Package:
     alternative: str
 
 
-_PACKAGES: Mapping[str, _Package] = {
-    "tensorrt": _Package(
+_TENSORRT_PACKAGES: Mapping[str, _TensorRTPackage] = {
+    "tensorrt": _TensorRTPackage(
         module="tensorrt",
         title="TensorRT",
         oldest=(10, 13),
@@ -82,7 +82,7 @@ _PACKAGES: Mapping[str, _Package] = {
         distributions=("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),
         alternative="ONNX export works without it; --flavour rtx builds without a GPU.",
     ),
-    "rtx": _Package(
+    "rtx": _TensorRTPackage(
         module="tensorrt_rtx_bindings",
         title="TensorRT for RTX",
         oldest=(1, 7),
@@ -105,9 +105,9 @@ def load_trt(flavour: Flavour) -> TensorRT:
         UsageError: no such flavour.
         MissingError: not installed, half installed, a release we do not know, or (for `tensorrt`) no GPU.
     """
-    if flavour not in _PACKAGES:
-        raise UsageError(f"no TensorRT flavour {flavour!r}: there are {' and '.join(_PACKAGES)}.")
-    package = _PACKAGES[flavour]
+    if flavour not in _TENSORRT_PACKAGES:
+        raise UsageError(f"no TensorRT flavour {flavour!r}: there are {' and '.join(_TENSORRT_PACKAGES)}.")
+    package = _TENSORRT_PACKAGES[flavour]
     # The driver comes first: without one, installing TensorRT would be in vain.
     driver = require_gpu("a TensorRT engine", hint=NO_DRIVER_HINT) if flavour == "tensorrt" else None
     install = f"Install it with: pip install {package.extra}"
@@ -138,7 +138,7 @@ def _release(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _bindings_version(package: _Package) -> str:
+def _bindings_version(package: _TensorRTPackage) -> str:
     for name in package.distributions:
         try:
             return version(name)

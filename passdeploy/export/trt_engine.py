@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import CorruptArtifact, ExportError, RunError, UsageError
-from passdeploy.export.artifact import Artifact, BatchRange, describe
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
 from passdeploy.export.trt_layer_precisions import count_layer_precisions, require_precision
-from passdeploy.export.trt_log import BuilderLog, create, make_logger, parse_failure
+from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger, parse_failure
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.runtime.cuda_driver import probe_driver
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
-from passdeploy.runtime.garbage import no_collection
+from passdeploy.runtime.garbage import garbage_collection_paused
 
 if TYPE_CHECKING:
     import tensorrt
@@ -65,7 +65,7 @@ class EngineOptions:
 _NOT_FOR_RTX = ("version_compatible", "hardware_compatible", "refittable", "weight_stripped", "timing_cache")
 
 
-@no_collection()
+@garbage_collection_paused()
 def build_engine(
     onnx_path: str | Path,
     engine_path: str | Path,
@@ -99,9 +99,9 @@ def build_engine(
     driver = probe_driver()
     log = BuilderLog()
     logger = make_logger(trt, log)
-    builder = create(lambda: trt.Builder(logger), log)
+    builder = create_trt_object(lambda: trt.Builder(logger), log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = create(lambda: trt.OnnxParser(network, logger), log)
+    parser = create_trt_object(lambda: trt.OnnxParser(network, logger), log)
     if not parser.parse_from_file(str(onnx_path)):  # the path, not the bytes: weights may lie beside it
         raise parse_failure(onnx_path, parser, log)
     if network.num_outputs == 0:
@@ -134,7 +134,7 @@ def build_engine(
         "layers": network.num_layers,
         "census": layer_precisions,
     }
-    engine = describe(engine_path, kind="engine", precision=precision, facts=facts)
+    engine = describe_artifact(engine_path, kind="engine", precision=precision, facts=facts)
     write_sidecar(engine)
     return engine
 

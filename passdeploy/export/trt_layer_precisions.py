@@ -72,11 +72,11 @@ def count_engine_layers(inspector_json: str) -> dict[str, Any]:
         kind = "CONVOLUTION" if "conv" in str(layer.get("LayerType", "")).lower() else str(layer.get("LayerType"))
         # A convolution of int8 may put out floats: what goes in tells what it computes with.
         tensor = (layer.get("Inputs") or layer["Outputs"])[0] if kind == "CONVOLUTION" else layer["Outputs"][0]
-        layers[kind, _type_in(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or ""))] += 1
+        layers[kind, _parse_data_type(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or ""))] += 1
     return _tabulate(layers)
 
 
-def _type_in(text: str) -> str:
+def _parse_data_type(text: str) -> str:
     """The data type that an inspector's words name, as `DataType` spells it."""
     words = {
         "float": "FLOAT",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_INSIGHTS = {  # what the parser says -> what to do about it
+_ADVICE = {  # what the parser says -> what to do about it
     "must resolve to a build-time constant": "Export with passdeploy, which folds the graph (optimize=True).",
     "Non-zero zero point": "Quantise symmetrically: TensorRT takes no zero points.",
     "Plugin not found": "TensorRT has no such operator; replace it in the model.",
@@ -55,14 +55,14 @@ def make_logger(trt: TensorRT, log: BuilderLog) -> tensorrt.ILogger:
     def start(self: Any) -> None:
         base.__init__(self)  # pybind11 asks for the explicit call
 
-    def note(self: Any, severity: tensorrt.ILogger.Severity, text: str) -> None:
+    def log_line(self: Any, severity: tensorrt.ILogger.Severity, text: str) -> None:
         log.add(severity.name, text)
 
-    made = type("RememberingLogger", (base,), {"__init__": start, "log": note})
+    made = type("RememberingLogger", (base,), {"__init__": start, "log": log_line})
     return cast("tensorrt.ILogger", made())
 
 
-def create(factory: Callable[[], T], log: BuilderLog) -> T:
+def create_trt_object(factory: Callable[[], T], log: BuilderLog) -> T:
     """Construct a TensorRT object; a refused one arrives as a TypeError about a null pointer."""
     try:
         return factory()
@@ -80,6 +80,6 @@ def parse_failure(onnx_path: Path, parser: tensorrt.OnnxParser, log: BuilderLog)
         return CorruptArtifact(f"TensorRT cannot read {onnx_path.name}: {reason}")
     where = f"{first.node_operator()} node {first.node_name()!r}"
     more = f" ({parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    advice = next((text for words, text in _INSIGHTS.items() if words in reason), "")
+    advice = next((text for words, text in _ADVICE.items() if words in reason), "")
     lines = (f"TensorRT does not accept the {where} of {onnx_path.name}{more}.", f"It says: {reason}", advice)
     return ExportError("\n".join(line for line in lines if line))

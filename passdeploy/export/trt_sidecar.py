@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunError, UsageError
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
-from passdeploy.export.trt_log import BuilderLog, create, make_logger
+from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.runtime.files import sha256_of, write_atomically
-from passdeploy.runtime.garbage import no_collection
+from passdeploy.runtime.garbage import garbage_collection_paused
 
 if TYPE_CHECKING:
     import tensorrt
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _NO_GPU_HINT = "Run it on the machine with the GPU it was built for."
 
 
-def engine_of(onnx_path: Path, flavour: Flavour) -> Path:
+def engine_path_for(onnx_path: Path, flavour: Flavour) -> Path:
     """Where the engine of an ONNX file goes: beside it, `model.engine` or `model-rtx.engine`."""
     return onnx_path.with_name(onnx_path.stem + ("-rtx.engine" if flavour == "rtx" else ".engine"))
 
@@ -81,7 +81,7 @@ def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
     return bool(facts.get("onnx_sha256") != onnx_sha256)
 
 
-@no_collection()
+@garbage_collection_paused()
 def load_engine(
     engine_path: Path, *, flavour: Flavour | None = None, trust_engine: bool = False
 ) -> tuple[TensorRT, tensorrt.ICudaEngine]:
@@ -116,7 +116,7 @@ def load_engine(
         )
     log = BuilderLog()
     logger = make_logger(trt, log)
-    runtime = create(lambda: trt.Runtime(logger), log)
+    runtime = create_trt_object(lambda: trt.Runtime(logger), log)
     if is_portable:
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(engine_path.read_bytes())

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from passdeploy.errors import ExportError
 from passdeploy.export import Artifact
-from passdeploy.export.casting import ELEMENT_TYPES, cast_graph, castable_nodes, rounded, types_of
+from passdeploy.export.casting import ELEMENT_TYPES, cast_graph, castable_nodes, emulate_rounding, types_of
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import open_rounded
+from passdeploy.export.parity import open_rounding_emulation
 
 from .nets import SmallNet, node, write_graph
 
@@ -55,19 +55,19 @@ def test_a_kept_node_computes_in_float_between_casts(exported: Artifact, net: Sm
     kept = next(one for one in cast.graph.node if one.name == layer.name)
     types = types_of(cast)
     assert {types[name] for name in (*kept.input, *kept.output)} == {TensorProto.FLOAT}
-    np.testing.assert_allclose(answers(open_rounded(cast), images), net(images).detach(), rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(answers(open_rounding_emulation(cast), images), net(images).detach(), rtol=0.01, atol=0.01)
 
 
 def test_a_value_beyond_fp16_is_infinite_when_rounded_though_onnxruntime_hides_it(tmp_path: Path):
     cast = cast_graph(through_a_large_value(tmp_path / "large.onnx"), "fp16")
     images = np.full((1, 4, 2, 2), 100, np.float32)
     assert np.isfinite(answers(open_session(cast, threads=1), images)).all()  # 120,000 does not exist in fp16
-    assert np.isinf(answers(open_rounded(cast), images)).all()
+    assert np.isinf(answers(open_rounding_emulation(cast), images)).all()
 
 
 def test_bf16_rounds_to_eight_bits(tmp_path: Path):
     graph = write_graph(tmp_path / "graph.onnx", [node("Relu", "images")], shape=("batch", 3, 1, 1))
-    found = answers(open_rounded(cast_graph(onnx.load(graph), "bf16")), np.array([[[[1.01]], [[3.3]], [[-1.0]]]], "f4"))
+    found = answers(open_rounding_emulation(cast_graph(onnx.load(graph), "bf16")), np.array([[[[1.01]], [[3.3]], [[-1.0]]]], "f4"))
     assert found.ravel().tolist() == torch.tensor([1.01, 3.3, 0.0]).bfloat16().float().tolist()
 
 
@@ -97,11 +97,11 @@ def test_constants_and_generators_inside_nodes_are_cast_too(tmp_path: Path):
     ]
     cast = cast_graph(onnx.load(write_graph(tmp_path / "graph.onnx", nodes)), "fp16")
     onnx.checker.check_model(cast, full_check=True)
-    onnx.checker.check_model(rounded(cast), full_check=True)
+    onnx.checker.check_model(emulate_rounding(cast), full_check=True)
     assert castable_nodes(cast_graph(cast, "bf16"), "bf16") == ()
     images = np.ones((2, 3, 8, 8), np.float32)
     assert (answers(open_session(cast, threads=1), images) == 3).all()
-    assert (answers(open_rounded(cast), images) == 3).all()
+    assert (answers(open_rounding_emulation(cast), images) == 3).all()
 
 
 def test_control_flow_is_refused(tmp_path: Path):

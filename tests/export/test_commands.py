@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from passdeploy.cli import main
 from passdeploy.models.build import build_model
 from passdeploy.runtime import cuda_driver
-from tests.conftest import paint
+from tests.conftest import write_image_folder
 
 MODEL = "passdeploy/resnet20_cifar"
 
@@ -58,7 +58,7 @@ def test_a_model_is_exported_without_a_run(call, weights: Path, tmp_path: Path):
 @pytest.mark.rtx
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
 def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    images = paint(tmp_path / "images", classes=3)
+    images = write_image_folder(tmp_path / "images", classes=3)
     bundled = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--images", images, "--trt",
                    "--flavour", "rtx", "--batch", "1,2,4", "--bundle", tmp_path / "b")  # fmt: skip
     assert bundled.exit_code == 0, bundled.output
@@ -143,7 +143,7 @@ def test_an_option_that_would_do_nothing_is_refused(call, arguments: list[str], 
 
 
 def test_what_was_not_compared_is_said(call, tmp_path: Path):
-    images = paint(tmp_path / "images", classes=2)
+    images = write_image_folder(tmp_path / "images", classes=2)
     result = call("--model", MODEL, "--classes", 3, "--image-size", 16, "--batch", "1,2,4", "--images", images)
     assert result.exit_code == 0, result.output
     assert "has random weights" in result.stderr

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from passdeploy.errors import MissingError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, BatchRange, EngineOptions, ExportSettings, Samples, export_artifacts, exporter
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.preprocessing import OnPixels
@@ -32,8 +32,8 @@ def samples_of(images: Tensor, net: SmallNet | None = None) -> Samples:
     return Samples(images, images, tuple(images.shape[1:]), MEAN, STD, labels)
 
 
-def export(net: SmallNet, images: Tensor, folder: Path, tell=lambda event: None, **settings: object) -> list[Artifact]:
-    return list(export_artifacts(net, samples_of(images, net), folder, ExportSettings(**settings), tell=tell))
+def export(net: SmallNet, images: Tensor, folder: Path, listener=lambda event: None, **settings: object) -> list[Artifact]:
+    return list(export_artifacts(net, samples_of(images, net), folder, ExportSettings(**settings), listener=listener))
 
 
 @pytest.mark.rtx
@@ -41,7 +41,7 @@ def export(net: SmallNet, images: Tensor, folder: Path, tell=lambda event: None,
 def test_every_precision_is_exported_checked_and_built_in_turn(net: SmallNet, images: Tensor, tmp_path: Path):
     events: list[Event] = []
     written = export(
-        net, images, tmp_path / "export", kinds=("onnx", "trt"), flavour="rtx", batch=(1, 2, 4), tell=events.append,
+        net, images, tmp_path / "export", kinds=("onnx", "trt"), flavour="rtx", batch=(1, 2, 4), listener=events.append,
         precisions=("fp32", "fp16", "bf16", "int8"),
     )  # fmt: skip
     stages = [event.stage for event in events if isinstance(event, StageFinished)]
@@ -110,12 +110,12 @@ def test_a_file_that_fails_leaves_the_one_that_passed_before(
 def test_an_engine_of_an_earlier_graph_is_named(net: SmallNet, images: Tensor, tmp_path: Path):
     engine = tmp_path / "model-rtx.engine"
     engine.write_bytes(b"native code")
-    write_sidecar(describe(engine, kind="engine", precision="fp32", facts={"onnx_sha256": "of another"}))
+    write_sidecar(describe_artifact(engine, kind="engine", precision="fp32", facts={"onnx_sha256": "of another"}))
     events: list[Event] = []
-    (graph,) = export(net, images, tmp_path, batch=(1, 2, 4), tell=events.append)
+    (graph,) = export(net, images, tmp_path, batch=(1, 2, 4), listener=events.append)
     warnings = [event.text for event in events if isinstance(event, Warned)]
     assert any("model-rtx.engine was built from an earlier model.onnx" in text for text in warnings)
-    write_sidecar(describe(engine, kind="engine", precision="fp32", facts={"onnx_sha256": graph.sha256}))
+    write_sidecar(describe_artifact(engine, kind="engine", precision="fp32", facts={"onnx_sha256": graph.sha256}))
     assert not is_outdated(engine, graph.sha256)
 
 
@@ -132,11 +132,11 @@ def test_a_graph_without_the_precision_asked_for_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("batch", "compared"),
+    ("batch", "parity_sizes"),
     [((1, 8, 32), [1, 2, 32]), ((4, 8, 32), [4, 32]), ((2, 2, 2), [2]), ((1, 1, 1), [1])],
 )
-def test_artifacts_are_compared_at_1_and_2_and_at_both_ends(batch: tuple[int, ...], compared: list[int]):
-    assert BatchRange.of(batch).compared == compared
+def test_artifacts_are_compared_at_1_and_2_and_at_both_ends(batch: tuple[int, ...], parity_sizes: list[int]):
+    assert BatchRange.of(batch).parity_sizes == parity_sizes
 
 
 def test_a_graph_that_fails_parity_never_becomes_an_engine(
@@ -171,7 +171,7 @@ def test_without_onnxruntime_the_user_hears_that_nothing_was_compared(
     monkeypatch.setattr(exporter, "find_spec", lambda name: None)
     settings = ExportSettings(precisions=("fp16",))
     (artifact,) = export_artifacts(
-        net, samples_of(images), tmp_path, settings, prefix="dense", tell=events.append
+        net, samples_of(images), tmp_path, settings, prefix="dense", listener=events.append
     )  # fmt: skip
     assert artifact.path.name == "dense-fp16.onnx"
     assert "parity" not in artifact.facts
@@ -180,8 +180,8 @@ def test_without_onnxruntime_the_user_hears_that_nothing_was_compared(
 
 def test_without_real_images_noise_is_compared_and_int8_is_refused(net: SmallNet, tmp_path: Path):
     events: list[Event] = []
-    nothing = Samples.none((3, 16, 16), MEAN, STD)
-    (artifact,) = export_artifacts(net, nothing, tmp_path, ExportSettings(batch=(1, 2, 4)), tell=events.append)
+    nothing = Samples.empty((3, 16, 16), MEAN, STD)
+    (artifact,) = export_artifacts(net, nothing, tmp_path, ExportSettings(batch=(1, 2, 4)), listener=events.append)
     parity = artifact.facts["parity"]
     assert (parity["real_images"], parity["top1"], parity["max_rel_error_real"]) == (0, None, None)
     assert parity["max_rel_error"] < 1e-4

@@ -20,7 +20,7 @@ from passdeploy.export import Artifact, export_onnx
 from passdeploy.export.layer_ranking import convert_until_it_passes
 from passdeploy.export.lint import lint
 from passdeploy.export.mixed_precision import convert_file
-from passdeploy.export.parity import reference_of, require_parity
+from passdeploy.export.parity import compute_reference, require_parity
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.quantise import int8_conversion, modelopt_conversion, quantisable_nodes
 
@@ -58,12 +58,12 @@ def test_only_inputs_are_quantised_so_that_activations_fuse(quantised: ModelProt
 
 
 def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
-    lower = int8_conversion(exported.path, images)
+    convert = int8_conversion(exported.path, images)
     first = quantisable_nodes(onnx.load(exported.path))[0]
-    graph = lower([first]).graph
+    graph = convert([first]).graph
     weight = next(one for one in graph.node if one.name == first).input[1]
     assert next(t for t in graph.initializer if t.name == weight).data_type == TensorProto.FLOAT
-    everything = lower(()).graph  # the same ranges serve again
+    everything = convert(()).graph  # the same ranges serve again
     assert weight not in {name for one in everything.node if one.name == first for name in one.input}
 
 
@@ -95,7 +95,7 @@ def test_modelopt_quantises_and_onnx_runtime_agrees(
     torch.manual_seed(0)
     model = Wide().eval()
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
-    reference = reference_of(model, images, batch_sizes=(1, 4))
+    reference = compute_reference(model, images, batch_sizes=(1, 4))
     artifact = convert_file(
         source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
         limits=LIMITS[precision], quantiser="modelopt",
@@ -173,7 +173,7 @@ class Overflows(nn.Module):
 def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path):
     model = Overflows().eval()
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
-    reference = reference_of(model, images, batch_sizes=(1, 4))
+    reference = compute_reference(model, images, batch_sizes=(1, 4))
     artifact = convert_file(
         source.path, tmp_path / "model-fp16.onnx", "fp16", calibration=images, reference=reference,
         limits=LIMITS["fp16"],
@@ -196,7 +196,7 @@ def test_lowering_leaves_model_and_source_alone(exported: Artifact, images: Tens
     before = exported.path.read_bytes()
     model = small_net()
     state = copy.deepcopy(model.state_dict())
-    reference = reference_of(model, images, batch_sizes=(2,))
+    reference = compute_reference(model, images, batch_sizes=(2,))
     convert_file(
         exported.path, tmp_path / "a.onnx", "int8", calibration=images, reference=reference, limits=LIMITS["int8"]
     )

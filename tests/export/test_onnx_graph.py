@@ -95,7 +95,7 @@ def test_an_opset_that_was_changed_silently_is_an_error(exported: Artifact, net:
     proto = onnx.load(exported.path)
     sizes = module_under_test.BatchRange(1, 8, 32)
     with pytest.raises(ExportError, match="asked for ONNX opset 21, torch's exporter produced 20"):
-        module_under_test._check(proto, 21, sizes, net)
+        module_under_test._require_requested(proto, 21, sizes, net)
 
 
 class FixesTheBatch(nn.Module):

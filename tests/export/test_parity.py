@@ -10,7 +10,7 @@ from torch import Tensor
 
 from passdeploy.errors import CorruptArtifact, ParityError, RunError
 from passdeploy.export import Artifact, check_parity
-from passdeploy.export.parity import Parity, errors_between, problem_of, reference_of, require_parity
+from passdeploy.export.parity import Parity, compute_reference, errors_between, gate_problem, require_parity
 from passdeploy.export.precision import LIMITS, Limits
 
 from .nets import SmallNet, node, small_net, write_graph
@@ -103,7 +103,7 @@ def parity(**changed: object) -> Parity:
     ],
 )
 def test_the_gate_of_a_precision(changed: dict[str, object], precision: str, problem: str | None):
-    found = problem_of(parity(**changed), LIMITS[precision])
+    found = gate_problem(parity(**changed), LIMITS[precision])
     assert found is None if problem is None else problem in str(found)
 
 
@@ -117,8 +117,8 @@ def test_agreement_and_accuracy_count_every_real_image_once(exported: Artifact, 
 def test_a_loss_of_accuracy_sets_the_file_aside(exported: Artifact, net: SmallNet, images: Tensor, tmp_path: Path):
     path = Path(shutil.copy(exported.path, tmp_path / "model.onnx"))
     many = images.repeat(20, 1, 1, 1)
-    reference = reference_of(net, many, net(many).argmax(1), batch_sizes=(4,))
-    other = reference_of(small_net(seed=7), many, net(many).argmax(1), batch_sizes=(4,))
+    reference = compute_reference(net, many, net(many).argmax(1), batch_sizes=(4,))
+    other = compute_reference(small_net(seed=7), many, net(many).argmax(1), batch_sizes=(4,))
     assert other.top1 is not None
     assert other.top1 < reference.top1
     with pytest.raises(ParityError, match="the PyTorch model's answer on only"):

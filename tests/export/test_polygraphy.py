@@ -16,7 +16,7 @@ from torch import Tensor
 
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import compare, reference_of
+from passdeploy.export.parity import compute_reference, measure_parity
 
 from .nets import SmallNet
 
@@ -69,11 +69,11 @@ def test_polygraphy_builds_our_files_and_finds_the_error_we_find(net: SmallNet, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     theirs = json.loads(done.stdout.splitlines()[-1])
-    reference = reference_of(net, images, batch_sizes=(len(images),))
-    real = replace(reference, trials=tuple(trial for trial in reference.trials if trial.is_real))
+    reference = compute_reference(net, images, batch_sizes=(len(images),))
+    real = replace(reference, batches=tuple(batch for batch in reference.batches if batch.is_real))
     for artifact in written:
         found = theirs[str(artifact.path)]
         assert found["engine_bytes"] > 1000
-        ours = compare(open_session(artifact.path, threads=1), real).max_abs_error
+        ours = measure_parity(open_session(artifact.path, threads=1), real).max_abs_error
         assert ours > 0
         assert found["max_abs_error"] == pytest.approx(ours, rel=1e-3, abs=1e-7), artifact.path.name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from passdeploy.errors import MissingError, ParityError, UsageError
 from passdeploy.export import EngineOptions, torch_trt
 from passdeploy.export.precision import LIMITS
-from passdeploy.export.torch_trt import break_report, compile_program, load_torch_trt, settings_of
+from passdeploy.export.torch_trt import compile_program, compile_settings, load_torch_trt, partition_report
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.cuda_driver import Driver
 
@@ -60,12 +60,12 @@ def test_whatever_its_import_raises_is_explained(error: Exception, words: str, m
 
 
 def test_precision_is_autocast_and_every_keyword_is_a_known_one():
-    assert "enable_autocast" not in settings_of("fp32", EngineOptions())
-    settings = settings_of("bf16", EngineOptions(workspace_bytes=7, refittable=True, timing_cache=Path("cache")))
+    assert "enable_autocast" not in compile_settings("fp32", EngineOptions())
+    settings = compile_settings("bf16", EngineOptions(workspace_bytes=7, refittable=True, timing_cache=Path("cache")))
     assert settings["autocast_low_precision_type"] == torch.bfloat16
     assert not settings["immutable_weights"]
     with pytest.raises(UsageError, match="--weight-stripped is for engines"):
-        settings_of("fp32", EngineOptions(weight_stripped=True))
+        compile_settings("fp32", EngineOptions(weight_stripped=True))
     assert (settings["workspace_size"], settings["timing_cache_path"]) == (7, "cache")
 
 
@@ -99,7 +99,7 @@ class Whole(torch.fx.Tracer):
 
 def test_what_stayed_in_pytorch_is_counted():
     root = Partitioned()
-    report = break_report(torch.fx.GraphModule(root, Whole().trace(root)))
+    report = partition_report(torch.fx.GraphModule(root, Whole().trace(root)))
     assert report == {
         "engines": 2, "torch_parts": 1, "torch_operations": 4, "torch_operators": {"cumsum": 3, "neg": 1}
     }  # fmt: skip

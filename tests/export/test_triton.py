@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from passdeploy.export import Artifact, BatchRange
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.triton import config_text, write_repository
 
 from .nets import node, write_graph
@@ -65,7 +65,7 @@ def test_an_onnx_file_is_served_as_it_is(exported: Artifact, tmp_path: Path, mod
 def test_a_plan_is_served_in_the_place_of_its_onnx_file(exported: Artifact, tmp_path: Path, model_config: ModuleType):
     path = tmp_path / "model.engine"
     path.write_bytes(b"a plan")
-    plan = describe(path, kind="engine", precision="fp32", facts={"flavour": "tensorrt", "onnx": exported.path.name})
+    plan = describe_artifact(path, kind="engine", precision="fp32", facts={"flavour": "tensorrt", "onnx": exported.path.name})
     write_repository(tmp_path / "triton", [exported, plan], name="tiny")
     assert (tmp_path / "triton/tiny/1/model.plan").read_bytes() == b"a plan"
     config = parsed((tmp_path / "triton/tiny/config.pbtxt").read_text(), model_config)

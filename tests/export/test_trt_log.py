@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from passdeploy.errors import MissingError
-from passdeploy.export.trt_log import BuilderLog, create
+from passdeploy.export.trt_log import BuilderLog, create_trt_object
 
 
 def test_an_object_that_cannot_be_made_shows_the_last_error_logged():
@@ -21,7 +21,7 @@ def test_an_object_that_cannot_be_made_shows_the_last_error_logged():
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     with pytest.raises(MissingError, match=r"CUDA initialization failure(.|\n)*update the driver"):
-        create(null_factory, log)
+        create_trt_object(null_factory, log)
 
 
 def test_the_log_keeps_the_newest_lines():

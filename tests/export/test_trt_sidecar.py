@@ -11,7 +11,7 @@ import pytest
 
 from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunError, UsageError
 from passdeploy.export import load_engine, trt_sidecar
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import sidecar_path, write_sidecar
 
 
@@ -49,7 +49,7 @@ def engine(folder: Path, content: bytes = b"native code", **facts: Any) -> Path:
     path = folder / "model.engine"
     path.write_bytes(content)
     known = {"flavour": "tensorrt", "tensorrt": "11.4.0.106", "options": {"version_compatible": False}, **facts}
-    write_sidecar(describe(path, kind="engine", precision="fp16", facts=known))
+    write_sidecar(describe_artifact(path, kind="engine", precision="fp16", facts=known))
     return path
 
 

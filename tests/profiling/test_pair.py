@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from passdeploy.errors import MissingError, UsageError
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import Candidate, Setting, pair, profile_pair
 from passdeploy.profiling.interleaved import SESSIONS
@@ -213,7 +213,7 @@ def test_an_engine_without_a_gpu_is_no_crash(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
     path = tmp_path / "model.engine"
     path.write_bytes(b"a plan")
-    write_sidecar(describe(path, kind="engine", precision="fp32", facts={}))
+    write_sidecar(describe_artifact(path, kind="engine", precision="fp32", facts={}))
     with pytest.raises(MissingError, match="no NVIDIA driver here"):
         profile_pair(Candidate("dense", engine=path), None, image_shape=(3, 4, 4), backends=["tensorrt"])
 

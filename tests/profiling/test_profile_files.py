@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import Setting
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.pt2").write_bytes(b"no archive")
     for name in ("plan", "foreign"):
         (folder / f"{name}.engine").write_bytes(b"a plan")
-    write_sidecar(describe(folder / "plan.engine", kind="engine", precision="fp32", facts={}))
+    write_sidecar(describe_artifact(folder / "plan.engine", kind="engine", precision="fp32", facts={}))
     with zipfile.ZipFile(folder / "accelerated.pt2", "w") as archive:
         archive.writestr("accelerated/models/model.json", '{"target": "torch.ops.tensorrt.execute_engine.default"}')
     return folder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.errors import ExportError, MissingError, UsageError
-from passdeploy.export.artifact import describe
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import trt_runner
 from passdeploy.profiling.trt_runner import EngineRunner, read_input, trace_engine
@@ -100,7 +100,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
 def path(tmp_path: Path) -> Path:
     found = tmp_path / "model-fp16.engine"
     found.write_bytes(b"a plan")
-    write_sidecar(describe(found, kind="engine", precision="fp16", facts={"onnx": "model-fp16.onnx"}))
+    write_sidecar(describe_artifact(found, kind="engine", precision="fp16", facts={"onnx": "model-fp16.onnx"}))
     return found
 
 
