@@ -22,15 +22,15 @@ gates: {{top1_drop: null}}
 """
 
 
-def paint(root: Path, *, classes: int = 2, images: int = 24, size: int = 16) -> Path:
+def write_image_folder(root: Path, *, classes: int = 2, images: int = 24, size: int = 16) -> Path:
     """A folder of noisy images, each class bright in a colour of its own."""
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for part, count in (("train", images), ("test", images // 3)):
         for label in range(classes):
             folder = root / part / f"class{label}"
             folder.mkdir(parents=True)
             for number in range(count):
-                image = torch.randint(0, 120, (3, size, size), generator=chance, dtype=torch.uint8)
+                image = torch.randint(0, 120, (3, size, size), generator=generator, dtype=torch.uint8)
                 image[label] += 100
                 to_pil_image(image).save(folder / f"{number:03d}.png")
     return root
@@ -49,7 +49,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint(tmp_path_factory.mktemp("images"))
+    return write_image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from passdeploy.cli import main
 from passdeploy.recipe import shipped_recipes
-from tests.conftest import paint
+from tests.conftest import write_image_folder
 
 
 @pytest.fixture
@@ -128,8 +128,8 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
     )
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"\x00" * 64)
-    alone = paint(tmp_path / "alone", classes=1, images=3)
-    broken = paint(tmp_path / "broken", images=3)
+    alone = write_image_folder(tmp_path / "alone", classes=1, images=3)
+    broken = write_image_folder(tmp_path / "broken", images=3)
     (broken / "test" / "class1" / "000.png").write_bytes(b"\x89PNG\r\n")
     folder = ["--set", "data.name=imagefolder", "--set"]
     ours = ["prune", "mobilenetv2"]

@@ -27,14 +27,14 @@ from passdeploy.commands.summary import summarise
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import as_used
 from passdeploy.latency.target import LatencyTarget, meet_target
-from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, tensors_of, with_prompt, without_prompt
+from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
 from passdeploy.profiling import Candidate, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
 from passdeploy.runtime.devices import find_device
-from passdeploy.runtime.distributed import ALONE, Processes, joined
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes, process_group
 from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
@@ -90,12 +90,12 @@ def run(
         if prepared.data.skipped:
             listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
             tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{listed}"))
-    with joined(place) as processes, _folder_of(processes, Path(out), recipe, resume) as folder:
+    with process_group(place) as processes, _folder_of(processes, Path(out), recipe, resume) as folder:
         if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
         listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
         summary = _Job(prepared, folder, place, allow_code, listener, processes).finish()
-        path = processes.tell_all(folder.path)
+        path = processes.broadcast_object(folder.path)
     _check_accuracy(recipe, summary)
     return RunResult(path, summary, processes.is_first)
 
@@ -110,7 +110,7 @@ class _Job:
         device: torch.device,
         allow_code: bool,
         tell: Listener,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.processes = processes
         self.prepared, self.folder, self.device, self.tell = prepared, folder, device, tell
@@ -187,7 +187,7 @@ class _Job:
                 found = self._met(target, progress)
             except PassDeployError as error:  # the others must hear of it, or they would wait
                 found = error
-        found = self.processes.tell_all(found)
+        found = self.processes.broadcast_object(found)
         if isinstance(found, PassDeployError):
             raise found
         assert found is not None
@@ -205,7 +205,7 @@ class _Job:
         scores = {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")}
         prompt = self._prompt()
         if prompt is not None:
-            prompt.take_(dict(saved))
+            prompt.load_pixels_(dict(saved))
         is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
         with as_used(target.context, dense, self.channels, prompt) as confirm:
             return meet_target(
@@ -233,9 +233,9 @@ class _Job:
         error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
         prompt = self._prompt()
         if prompt is not None:
-            prompt.take_(saved)
+            prompt.load_pixels_(saved)
         smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
-        with self.processes.sharing_statistics():
+        with self.processes.synchronised_batch_norm():
             batches = self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES))
             recalibrate_batch_norm_(smaller, batches)
         top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
@@ -246,7 +246,7 @@ class _Job:
             ),
             kind="plan",
         )
-        self.folder.write_tensors("cut.safetensors", tensors_of(smaller))
+        self.folder.write_tensors("cut.safetensors", state_with_prompt(smaller))
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
         achieved = self.costs.of(kind, plan.widths())
         progress.text = (
@@ -259,7 +259,7 @@ class _Job:
         plan = plan_from_json(self.folder.read_json("plan.json"))
         saved, prompt = self.folder.read_tensors("cut.safetensors"), self._prompt()
         if prompt is not None:
-            saved = prompt.take_(saved)
+            saved = prompt.load_pixels_(saved)
         network = slim(self.dense, self.channels.groups, plan)
         network.load_state_dict(saved)
         smaller = with_prompt(network, prompt)
@@ -270,7 +270,7 @@ class _Job:
         )  # fmt: skip
         top1 = self._evaluate(smaller)
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
-        self.folder.write_tensors("slim.safetensors", {**tensors_of(smaller), **hidden})
+        self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
         progress.text = f"top-1 {top1:.2%}"
         return {"top1": top1, "prompt": self._both_ways(smaller)}
 
@@ -309,7 +309,7 @@ class _Job:
         if PROMPT_KEY not in saved:
             return None
         prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
-        prompt.take_(saved)
+        prompt.load_pixels_(saved)
         network = without_prompt(smaller)
         with_it = smaller if network is not smaller else with_prompt(network, prompt)
         return {"top1_with": self._evaluate(with_it), "top1_without": self._evaluate(network)}
@@ -358,14 +358,14 @@ def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) ->
     """The run folder of the first process; the others, perhaps on other machines, work in copies that go away."""
     if not processes.is_first:
         with TemporaryDirectory() as place, RunFolder.create(Path(place), recipe.name) as folder:
-            for name, content in processes.tell_all(None).items():
+            for name, content in processes.broadcast_object(None).items():
                 (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder.path / name).write_bytes(content)
             yield folder
         return
     with _find_unfinished(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
         if processes.count > 1:
-            processes.tell_all(folder.content() if resume else {})
+            processes.broadcast_object(folder.content() if resume else {})
         yield folder
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from passdeploy.data.images import Augmentation, FoundImages, ImageSource, decoded, squared
+from passdeploy.data.images import Augmentation, ImageSource, RawDataset, crop_and_resize, decode_file
 from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
 from passdeploy.runtime.seeds import generator
 
@@ -30,7 +30,7 @@ _SPLIT_KEY = ("held-out share", 0)  # a constant: which images are held out neve
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def find_images(spec: DataSpec) -> FoundImages:
+def find_images(spec: DataSpec) -> RawDataset:
     """The images of the data set that `spec` names.
 
     Raises:
@@ -45,7 +45,7 @@ def find_images(spec: DataSpec) -> FoundImages:
     return _LOADERS[spec.name](spec, spec.image_size)
 
 
-def _held_out(labels: Sequence[int]) -> tuple[list[int], list[int]]:
+def _split_off_test_set(labels: Sequence[int]) -> tuple[list[int], list[int]]:
     """Indices for training and for testing: a fixed fifth of every class, at least one image of each."""
     train: list[int] = []
     test: list[int] = []
@@ -58,17 +58,17 @@ def _held_out(labels: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(train), sorted(test)
 
 
-def _digits(spec: DataSpec, size: int) -> FoundImages:
+def _digits(spec: DataSpec, size: int) -> RawDataset:
     """scikit-learn's 1,797 scanned digits, 8x8 (Alpaydin and Kaynak 1998)."""
     bunch = require("sklearn.datasets", extra="demo").load_digits()
     scans = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    source = ImageSource(lambda i: squared(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
-    train, test = _held_out(source.labels)
+    source = ImageSource(lambda i: crop_and_resize(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
+    train, test = _split_off_test_set(source.labels)
     names = tuple(str(name) for name in bunch.target_names)
-    return FoundImages(names, source.only(train), source.only(test), Augmentation(flip=False))
+    return RawDataset(names, source.subset(train), source.subset(test), Augmentation(flip=False))
 
 
-def _imagefolder(spec: DataSpec, size: int) -> FoundImages:
+def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
     """One folder per class, below train/ and test/ (or val/), or directly below the root."""
     root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
     is_checked = spec.on_unreadable == "error"
@@ -80,8 +80,8 @@ def _imagefolder(spec: DataSpec, size: int) -> FoundImages:
                     f"class {classes[label]!r} in {root} has one image, too few to train and to test on.\n"
                     "Add images, or provide train/ and test/ folders."
                 )
-        train, test = _held_out(source.labels)
-        return FoundImages(classes, source.only(train), source.only(test))
+        train, test = _split_off_test_set(source.labels)
+        return RawDataset(classes, source.subset(train), source.subset(test))
     held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
     if held_out is None:
         raise DataError(
@@ -94,9 +94,9 @@ def _imagefolder(spec: DataSpec, size: int) -> FoundImages:
         odd = sorted(set(classes) ^ set(test_classes))
         raise DataError(
             f"train/ and {held_out.name}/ in {root} have different classes.\n"
-            f"Only one of them has {_some(odd)}; both need the same class folders."
+            f"Only one of them has {_abbreviated_list(odd)}; both need the same class folders."
         )
-    return FoundImages(classes, training, testing)
+    return RawDataset(classes, training, testing)
 
 
 def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], ImageSource]:
@@ -115,7 +115,7 @@ def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, 
             )
         paths += found
         labels += [label] * len(found)
-    return tuple(classes), ImageSource(lambda i: decoded(paths[i], size), tuple(labels))
+    return tuple(classes), ImageSource(lambda i: decode_file(paths[i], size), tuple(labels))
 
 
 def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
@@ -125,14 +125,18 @@ def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
         for name in names
         if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
     ]
-    for path in (
-        paths if is_checked else ()
-    ):  # now rather than in the middle of an epoch, for sets too large to decode at once
+    if is_checked:
+        _require_content(paths)
+    return sorted(paths)
+
+
+def _require_content(paths: Iterable[Path]) -> None:
+    """Refuse dangling links and empty files now: large sets are decoded later, in the middle of an epoch."""
+    for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is a link to a file that is not there.\nMend the link, or remove it.")
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty (0 bytes), not an image.\nReplace the file, or remove it.")
-    return sorted(paths)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -141,7 +145,7 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _cifar(spec: DataSpec, size: int) -> FoundImages:
+def _cifar(spec: DataSpec, size: int) -> RawDataset:
     """CIFAR-10 and CIFAR-100 in the layout of their Python archives (Krizhevsky 2009).
 
     torchvision checks the MD5 of every file before it reads them: they are pickles.
@@ -150,23 +154,23 @@ def _cifar(spec: DataSpec, size: int) -> FoundImages:
     from torchvision.datasets.utils import check_integrity
 
     reader = datasets.CIFAR10 if spec.name == "cifar10" else datasets.CIFAR100
-    lesson = f"the folder that holds {reader.base_folder}/, unpacked from {reader.url}"
-    root = _root_of(spec, lesson)
+    expected = f"the folder that holds {reader.base_folder}/, unpacked from {reader.url}"
+    root = _root_of(spec, expected)
     folder = root / reader.base_folder
     if not folder.is_dir():
-        raise RecipeError(f"{root} has no folder {reader.base_folder}.\ndata.root must be {lesson}")
+        raise RecipeError(f"{root} has no folder {reader.base_folder}.\ndata.root must be {expected}")
     for name, md5 in [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]:
         if not check_integrity(str(folder / name), md5):
             state = "is damaged (its MD5 is wrong)" if (folder / name).is_file() else "is missing"
             raise DataError(f"{folder / name} {state}.\nUnpack {reader.url} again.")
 
     def source(part: Any) -> ImageSource:
-        return ImageSource(lambda i: squared(Image.fromarray(part.data[i]), size), tuple(part.targets))
+        return ImageSource(lambda i: crop_and_resize(Image.fromarray(part.data[i]), size), tuple(part.targets))
 
     with warnings.catch_warnings():  # the archives were pickled by a NumPy that newer ones complain about
         warnings.simplefilter("ignore")
         train, test = (reader(str(root), train=is_train, download=False) for is_train in (True, False))
-    return FoundImages(tuple(train.classes), source(train), source(test))
+    return RawDataset(tuple(train.classes), source(train), source(test))
 
 
 def _root_of(spec: DataSpec, expected: str) -> Path:
@@ -178,78 +182,85 @@ def _root_of(spec: DataSpec, expected: str) -> Path:
     return root
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
+def _abbreviated_list(names: Sequence[str], most: int = 5) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more
 
 
-def _imagenet(spec: DataSpec, size: int) -> FoundImages:
+def _imagenet(spec: DataSpec, size: int) -> RawDataset:
     """ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
-    root = _root_of(spec, _lesson("ImageNet", "https://image-net.org/download", layout))
+    root = _root_of(spec, _download_hint("ImageNet", "https://image-net.org/download", layout))
     is_checked = spec.on_unreadable == "error"
-    parts = [_folder_source(_folder(root, name, spec), size, is_checked) for name in ("train", "val")]
+    parts = [_folder_source(_require_subfolder(root, name, spec), size, is_checked) for name in ("train", "val")]
     (classes, train), (others, test) = parts
     if classes != others:
-        raise DataError(f"train/ and val/ in {root} have different classes ({len(classes)} and {len(others)}).\n"
-                        "The validation images must be sorted into the same class folders.")  # fmt: skip
-    return FoundImages(classes, train, test)
+        raise DataError(
+            f"train/ and val/ in {root} have different classes ({len(classes)} and {len(others)}).\n"
+            "The validation images must be sorted into the same class folders."
+        )
+    return RawDataset(classes, train, test)
 
 
-def _tiny_imagenet(spec: DataSpec, size: int) -> FoundImages:
+def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
     """Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
     layout = "tiny-imagenet-200/wnids.txt, train/ and val/"
-    root = _root_of(spec, _lesson("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
-    home = _folder(root, "tiny-imagenet-200", spec)
-    classes = tuple(_lines(home / "wnids.txt"))
+    root = _root_of(spec, _download_hint("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
+    home = _require_subfolder(root, "tiny-imagenet-200", spec)
+    classes = tuple(_read_lines(home / "wnids.txt"))
     label = {name: number for number, name in enumerate(classes)}
     train = [
         (path, number)
         for name, number in label.items()
         for path in sorted((home / "train" / name / "images").glob("*.JPEG"))
     ]
-    rows = [line.split("\t") for line in _lines(home / "val" / "val_annotations.txt")]
-    test = [(home / "val" / "images" / row[0], _known(label, row[1], home)) for row in rows]
-    return FoundImages(classes, _listed(train, classes, size), _listed(test, classes, size))
+    rows = [line.split("\t") for line in _read_lines(home / "val" / "val_annotations.txt")]
+    test = [(home / "val" / "images" / row[0], _label_of(label, row[1], home)) for row in rows]
+    return RawDataset(classes, _source_from_list(train, classes, size), _source_from_list(test, classes, size))
 
 
-def _food101(spec: DataSpec, size: int) -> FoundImages:
+def _food101(spec: DataSpec, size: int) -> RawDataset:
     """Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
     layout = "food-101/images/CLASS/*.jpg and food-101/meta/train.json and test.json"
-    root = _root_of(spec, _lesson("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
-    home = _folder(root, "food-101", spec)
-    lists = [_json(home / "meta" / f"{part}.json") for part in ("train", "test")]
+    root = _root_of(spec, _download_hint("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
+    home = _require_subfolder(root, "food-101", spec)
+    lists = [_read_json(home / "meta" / f"{part}.json") for part in ("train", "test")]
     classes = tuple(sorted(lists[0]))
     label = {name: number for number, name in enumerate(classes)}
-    train, test = (
-        _listed([(home / "images" / f"{image}.jpg", _known(label, name, home)) for name, images in sorted(part.items())
-                 for image in images], classes, size)
-        for part in lists
-    )  # fmt: skip
-    return FoundImages(classes, train, test)
+
+    def source(images_of: dict[str, list[str]]) -> ImageSource:
+        entries = [
+            (home / "images" / f"{image}.jpg", _label_of(label, name, home))
+            for name, images in sorted(images_of.items())
+            for image in images
+        ]
+        return _source_from_list(entries, classes, size)
+
+    return RawDataset(classes, source(lists[0]), source(lists[1]))
 
 
-def _dtd(spec: DataSpec, size: int) -> FoundImages:
+def _dtd(spec: DataSpec, size: int) -> RawDataset:
     """Describable Textures (Cimpoi et al. 2014), its first partition: train and validation to learn from, test."""
     archive = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     layout = "dtd/images/CLASS/*.jpg and dtd/labels/train1.txt, val1.txt and test1.txt"
-    root = _root_of(spec, _lesson("DTD", archive, layout))
-    home = _folder(root, "dtd", spec)
-    names = {part: _lines(home / "labels" / f"{part}1.txt") for part in ("train", "val", "test")}
+    root = _root_of(spec, _download_hint("DTD", archive, layout))
+    home = _require_subfolder(root, "dtd", spec)
+    names = {part: _read_lines(home / "labels" / f"{part}1.txt") for part in ("train", "val", "test")}
     classes = tuple(sorted({name.split("/")[0] for name in names["train"]}))
     label = {name: number for number, name in enumerate(classes)}
-    train, test = (
-        _listed([(home / "images" / name, _known(label, name.split("/")[0], home)) for name in part], classes, size)
-        for part in (names["train"] + names["val"], names["test"])
-    )
-    return FoundImages(classes, train, test)
+
+    def source(part: Sequence[str]) -> ImageSource:
+        entries = [(home / "images" / name, _label_of(label, name.split("/")[0], home)) for name in part]
+        return _source_from_list(entries, classes, size)
+
+    return RawDataset(classes, source(names["train"] + names["val"]), source(names["test"]))
 
 
-def _stanford_cars(spec: DataSpec, size: int) -> FoundImages:
+def _stanford_cars(spec: DataSpec, size: int) -> RawDataset:
     """Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 models of cars, in the layout torchvision reads."""
     layout = "stanford_cars/cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat"
-    root = _root_of(spec, _lesson("Stanford Cars", "a mirror, since the original page is gone", layout))
-    home = _folder(root, "stanford_cars", spec)
+    root = _root_of(spec, _download_hint("Stanford Cars", "a mirror, since the original page is gone", layout))
+    home = _require_subfolder(root, "stanford_cars", spec)
     reader = require("scipy.io", extra="demo")
 
     def content(path: Path, key: str) -> Any:
@@ -259,19 +270,18 @@ def _stanford_cars(spec: DataSpec, size: int) -> FoundImages:
             raise DataError(f"{path} cannot be read: {error}.\nUnpack the data set again.") from error
 
     classes = tuple(str(name) for name in content(home / "devkit" / "cars_meta.mat", "class_names"))
-    files = (
-        ("cars_train", home / "devkit" / "cars_train_annos.mat"),
-        ("cars_test", home / "cars_test_annos_withlabels.mat"),
-    )
-    train, test = (
-        _listed([(home / folder / str(row["fname"]), int(row["class"]) - 1) for row in content(path, "annotations")],
-                classes, size)
-        for folder, path in files
-    )  # fmt: skip
-    return FoundImages(classes, train, test)
+
+    def source(folder: str, annotations: Path) -> ImageSource:
+        rows = content(annotations, "annotations")
+        entries = [(home / folder / str(row["fname"]), int(row["class"]) - 1) for row in rows]
+        return _source_from_list(entries, classes, size)
+
+    train = source("cars_train", home / "devkit" / "cars_train_annos.mat")
+    test = source("cars_test", home / "cars_test_annos_withlabels.mat")
+    return RawDataset(classes, train, test)
 
 
-def _hugging_face(spec: DataSpec, size: int) -> FoundImages:
+def _hugging_face(spec: DataSpec, size: int) -> RawDataset:
     """Any image classification set of the Hugging Face hub, or a local folder in its format (data.root)."""
     library = require("datasets", extra="hf")
     name = spec.root or spec.name.removeprefix("hf/")
@@ -298,48 +308,48 @@ def _hugging_face(spec: DataSpec, size: int) -> FoundImages:
         )
 
     def source(part: Any) -> ImageSource:
-        return ImageSource(lambda i: squared(part[i][image], size), tuple(int(number) for number in part[label]))
+        labels = tuple(int(number) for number in part[label])
+        return ImageSource(lambda i: crop_and_resize(part[i][image], size), labels)
 
-    return FoundImages(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
+    return RawDataset(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
 
 
-def _listed(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> ImageSource:
+def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> ImageSource:
     """Images by path and label; every class must have one."""
     missing = sorted(set(range(len(classes))) - {label for _, label in entries})
     if missing:
-        raise DataError(
-            f"no image of {_some([classes[label] for label in missing])} is listed.\nUnpack the data set again."
-        )
-    return ImageSource(lambda i: decoded(entries[i][0], size), tuple(label for _, label in entries))
+        names = _abbreviated_list([classes[label] for label in missing])
+        raise DataError(f"no image of {names} is listed.\nUnpack the data set again.")
+    return ImageSource(lambda i: decode_file(entries[i][0], size), tuple(label for _, label in entries))
 
 
-def _lesson(name: str, address: str, layout: str) -> str:
+def _download_hint(name: str, address: str, layout: str) -> str:
     return f"the folder that holds {layout}; get {name} from {address}"
 
 
-def _folder(root: Path, name: str, spec: DataSpec) -> Path:
+def _require_subfolder(root: Path, name: str, spec: DataSpec) -> Path:
     if not (root / name).is_dir():
         raise RecipeError(f"{root} has no folder {name}.\ndata.root for {spec.name} is the folder that holds {name}/.")
     return root / name
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
         return [line.strip("\r\n") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.\nUnpack the data set again.") from error
 
 
-def _json(path: Path) -> dict[str, list[str]]:
+def _read_json(path: Path) -> dict[str, list[str]]:
     try:
-        content = json.loads("\n".join(_lines(path)))
+        content = json.loads("\n".join(_read_lines(path)))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}.\nUnpack the data set again.") from error
     assert isinstance(content, dict)
     return content
 
 
-def _known(label: dict[str, int], name: str, home: Path) -> int:
+def _label_of(label: dict[str, int], name: str, home: Path) -> int:
     if name not in label:
         raise DataError(
             f"a list in {home} names the class {name!r}, which the training images do not have.\nUnpack it again."
@@ -347,7 +357,7 @@ def _known(label: dict[str, int], name: str, home: Path) -> int:
     return label[name]
 
 
-_LOADERS: dict[str, Callable[[DataSpec, int], FoundImages]] = {
+_LOADERS: dict[str, Callable[[DataSpec, int], RawDataset]] = {
     "cifar10": _cifar,
     "cifar100": _cifar,
     "digits": _digits,

@@ -30,7 +30,7 @@ class ImageSource:
     decode: Callable[[int], Pixels]  # index -> (image_size, image_size, 3)
     labels: tuple[int, ...]
 
-    def only(self, indices: Sequence[int]) -> ImageSource:
+    def subset(self, indices: Sequence[int]) -> ImageSource:
         """The same images, fewer of them."""
         return ImageSource(lambda i: self.decode(indices[i]), tuple(self.labels[i] for i in indices))
 
@@ -44,7 +44,7 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class FoundImages:
+class RawDataset:
     """What a loader finds: names, and where train and test images come from."""
 
     classes: tuple[str, ...]
@@ -53,7 +53,7 @@ class FoundImages:
     augmentation: Augmentation = Augmentation()
 
 
-def squared(image: Image.Image, size: int) -> Pixels:
+def crop_and_resize(image: Image.Image, size: int) -> Pixels:
     """The largest centred square of `image`, bilinear to (size, size, 3)."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -63,15 +63,15 @@ def squared(image: Image.Image, size: int) -> Pixels:
     return np.asarray(fitted, dtype=np.uint8)
 
 
-def decoded(path: Path, size: int) -> Pixels:
-    """The image in a file, as `squared` gives it.
+def decode_file(path: Path, size: int) -> Pixels:
+    """The image in a file, as `crop_and_resize` gives it.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
         with Image.open(path) as image:
-            return squared(image, size)
+            return crop_and_resize(image, size)
     except Exception as error:  # decoders raise almost anything on damaged bytes
         reason = "Pillow knows no format like it" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(

@@ -5,7 +5,7 @@ augmentation of every sample are drawn from (seed, epoch) for the whole epoch at
 position in that order: neither batch size, workers nor earlier draws change what a position gets.
 
 Every image is decoded by the same function: to RGB, the largest centred square, bilinear to
-`image_size`. Where train and test together fit in `HELD_BYTES` as uint8, that is done once, when the
+`image_size`. Where train and test together fit in `CACHE_BYTES` as uint8, that is done once, when the
 set is loaded, and a damaged file is found there; larger sets are decoded batch by batch, ahead of use,
 with the same bits. The decoders of Pillow release the interpreter lock, so workers are threads: no
 shared memory to run out of, and an error arrives as it was raised.
@@ -26,14 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passdeploy.data.datasets import find_images
-from passdeploy.data.images import Augmentation, FoundImages, ImageSource, Pixels
+from passdeploy.data.images import Augmentation, ImageSource, Pixels, RawDataset
 from passdeploy.errors import DataError
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
     from passdeploy.recipe import DataSpec
 
-HELD_BYTES = 512 * 2**20
+CACHE_BYTES = 512 * 2**20
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; what pretrained networks expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _BATCHES_AHEAD = 3
@@ -92,7 +92,7 @@ class ImageData:
         return len(self.classes)
 
 
-def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
+def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
     """Find, split and, where it is small, decode the data set that `spec` names.
 
     Nothing here is drawn by the recipe's seed: images held out for testing are the same in every run.
@@ -116,7 +116,7 @@ def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
         )
     skipped: list[str] = []
     if spec.on_unreadable == "skip":
-        loaded = _readable(loaded, worker_count(spec.workers), skipped)
+        loaded = _without_unreadable(loaded, worker_count(spec.workers), skipped)
     total_bytes = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size
 
     def split(source: ImageSource, augmentation: Augmentation | None) -> ImageSplit:
@@ -125,7 +125,7 @@ def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
             num_classes=len(loaded.classes),
             augmentation=augmentation,
             workers=worker_count(spec.workers),
-            is_held=total_bytes <= held_bytes,
+            is_cached=total_bytes <= cache_bytes,
         )
 
     return ImageData(
@@ -140,14 +140,14 @@ def load_data(spec: DataSpec, *, held_bytes: int = HELD_BYTES) -> ImageData:
     )
 
 
-def _readable(found: FoundImages, workers: int, skipped: list[str]) -> FoundImages:
+def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> RawDataset:
     """The images that can be read; why the others cannot goes to `skipped`."""
     parts = []
     for source in (found.train, found.test):
-        with _threads(workers) as pool:
+        with _CancellingThreadPool(workers) as pool:
             problems = list(pool.map(source.problem_of, range(len(source.labels))))
         skipped += [problem for problem in problems if problem]
-        parts.append(source.only([index for index, problem in enumerate(problems) if not problem]))
+        parts.append(source.subset([index for index, problem in enumerate(problems) if not problem]))
         if lost := set(source.labels) - set(parts[-1].labels):
             raise DataError(
                 f"no image of class {found.classes[min(lost)]!r} can be read; the first problem: {skipped[0]}.\n"
@@ -176,7 +176,7 @@ class ImageSplit:
         num_classes: int,
         augmentation: Augmentation | None,
         workers: int,
-        is_held: bool,
+        is_cached: bool,
     ) -> None:
         self.num_classes = num_classes
         self.labels = torch.tensor(source.labels, dtype=torch.int64)
@@ -184,7 +184,7 @@ class ImageSplit:
         # (pixel / 255 - mean) / std, as one multiplication and one addition
         mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
         self._scale, self._offset = 1 / (255 * std), -mean / std
-        self._held = self._decode_all() if is_held else None  # uint8 (images, 3, height, width)
+        self._cached = self._decode_all() if is_cached else None  # uint8 (images, 3, height, width)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,9 +210,9 @@ class ImageSplit:
         else:
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))[:count]
         policy = self._augmentation if augment else None
-        return self._walk(order, batch_size, policy, generator("augment", seed, epoch or 0), part)
+        return self._iterate(order, batch_size, policy, generator("augment", seed, epoch or 0), part)
 
-    def _walk(
+    def _iterate(
         self,
         order: Tensor,
         batch_size: int,
@@ -226,23 +226,23 @@ class ImageSplit:
         mine = [batch.tensor_split(of)[which] for batch in torch.split(order, batch_size)]
         draws = [drawn.tensor_split(of)[which] for drawn in draws]
         for chosen, drawn, pixels in zip(mine, draws, self._pixels(mine), strict=True):
-            images = _augmented(pixels, policy, drawn) if policy else pixels
+            images = _augment(pixels, policy, drawn) if policy else pixels
             yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[chosen]
 
     def _pixels(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
         """The images of each part, uint8 (batch, 3, height, width)."""
-        if self._held is not None:
+        if self._cached is not None:
             for part in parts:
-                yield self._held[part]
+                yield self._cached[part]
             return
-        with _threads(self._workers) as pool:
+        with _CancellingThreadPool(self._workers) as pool:
             waiting: deque[list[Future[Pixels]]] = deque()
             for part in parts:
                 waiting.append([pool.submit(self._decode, index) for index in part.tolist()])
                 if len(waiting) > _BATCHES_AHEAD:
-                    yield _stacked([future.result() for future in waiting.popleft()])
+                    yield _stack([future.result() for future in waiting.popleft()])
             while waiting:
-                yield _stacked([future.result() for future in waiting.popleft()])
+                yield _stack([future.result() for future in waiting.popleft()])
 
     def _decode_all(self) -> Tensor:
         first = self._decode(0)
@@ -251,24 +251,24 @@ class ImageSplit:
         def fill(index: int) -> None:
             held[index] = self._decode(index).transpose(2, 0, 1)
 
-        with _threads(self._workers) as pool:
+        with _CancellingThreadPool(self._workers) as pool:
             for _ in pool.map(fill, range(len(self))):  # in order, so that the first bad file is named
                 pass
         return torch.from_numpy(held)
 
 
-class _threads(ThreadPoolExecutor):
+class _CancellingThreadPool(ThreadPoolExecutor):
     """A thread pool that drops what has not begun when its block is left early."""
 
     def __exit__(self, *error: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)
 
 
-def _stacked(images: Sequence[Pixels]) -> Tensor:
+def _stack(images: Sequence[Pixels]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
 
 
-def _augmented(images: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
+def _augment(images: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
     """Shift and flip each image by its own draws.
 
     Args:

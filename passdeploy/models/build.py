@@ -23,7 +23,7 @@ from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, re
 from passdeploy.models.cifar_resnet import NETWORKS
 from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
-from passdeploy.runtime.seeds import global_generators
+from passdeploy.runtime.seeds import seeded_global_generators
 
 
 def build_model(
@@ -61,13 +61,13 @@ def build_model(
         raise RecipeError(
             f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
         )
-    with global_generators("model", seed, device=torch.device("cpu")):
+    with seeded_global_generators("model", seed, device=torch.device("cpu")):
         model = _create(name, num_classes, weights == PRETRAINED, allow_code)
         if new_head and weights == PRETRAINED:
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:
         classifier = classifier_of(model, num_classes) if new_head else None
-        load_weights_(model, Path(str(weights)).expanduser(), model_name=name, but=classifier)
+        load_weights_(model, Path(str(weights)).expanduser(), model_name=name, except_layer=classifier)
     return model.cpu().eval()
 
 
@@ -91,20 +91,22 @@ def _create(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> 
 
     known = [f"torchvision/{known}" for known in _torchvision_names(torchvision)]
     known += [f"passdeploy/{known}" for known in NETWORKS]
-    raise _unknown(name, known, "Models are torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory.")
+    advice = "Models are torchvision/NAME, timm/NAME, passdeploy/NAME or package.module:factory."
+    raise _unknown_model(name, known, advice)
 
 
 def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     import torchvision
 
-    if name not in _torchvision_names(torchvision):
-        raise _unknown(f"torchvision/{name}", [f"torchvision/{known}" for known in _torchvision_names(torchvision)])
+    names = _torchvision_names(torchvision)
+    if name not in names:
+        raise _unknown_model(f"torchvision/{name}", [f"torchvision/{known}" for known in names])
     if not pretrained:
         # Their auxiliary classifiers only help training from scratch; init_weights=None would warn.
         extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return _module(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra))
+        return _as_module(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra))
     with _downloading(f"torchvision/{name}"):
-        model = _module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
+        model = _as_module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
     if name == "inception_v3":
         model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]
     trained_for = _published_classes(f"torchvision/{name}")
@@ -136,17 +138,17 @@ def _torchvision_names(torchvision: Any) -> list[str]:
 def _from_timm(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     timm = require("timm", extra="timm")
     if not timm.is_model(name):
-        raise _unknown(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
+        raise _unknown_model(f"timm/{name}", [f"timm/{known}" for known in timm.list_models()])
     with _downloading(f"timm/{name}"):
         try:
-            return _module(timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
+            return _as_module(timm.create_model(name, pretrained=pretrained, num_classes=num_classes))
         except RuntimeError as error:  # a weights tag that does not exist, or no weights at all
             raise ModelError(f"timm cannot build {name!r}: {clipped(error, 200)}") from error
 
 
 def _from_networks(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if name not in NETWORKS:
-        raise _unknown(f"passdeploy/{name}", [f"passdeploy/{known}" for known in NETWORKS])
+        raise _unknown_model(f"passdeploy/{name}", [f"passdeploy/{known}" for known in NETWORKS])
     if pretrained:
         raise ModelError(
             f"passdeploy/{name} comes without pretrained weights.\n"
@@ -175,7 +177,7 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
             for part in attribute.split("."):
                 factory = getattr(factory, part)
             offered = {"num_classes": num_classes, **({"pretrained": True} if pretrained else {})}
-            model = factory(**{key: value for key, value in offered.items() if _takes(factory, key)})
+            model = factory(**{key: value for key, value in offered.items() if _accepts(factory, key)})
         except Exception as error:  # whatever the reader's code raises is news about that code
             problem = f"{type(error).__name__}: {clipped(error, 200)}"
             raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
@@ -184,7 +186,7 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
     return model
 
 
-def _takes(factory: Callable[..., Any], keyword: str) -> bool:
+def _accepts(factory: Callable[..., Any], keyword: str) -> bool:
     parameters = inspect.signature(factory).parameters
     return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -216,7 +218,7 @@ def _downloading(name: str) -> Iterator[None]:
         ) from error
 
 
-def _unknown(name: str, known: Iterable[str], advice: str = "") -> ModelError:
+def _unknown_model(name: str, known: Iterable[str], advice: str = "") -> ModelError:
     """An error with the closest names; a bare `resnet18` is close to `torchvision/resnet18`."""
     by_short = {full.partition("/")[2]: full for full in known}
     short = name.rpartition("/")[2].lower()
@@ -225,6 +227,6 @@ def _unknown(name: str, known: Iterable[str], advice: str = "") -> ModelError:
     return ModelError(f"unknown model {clipped(name)!r}.{guess}" + (f"\n{advice}" if advice else ""))
 
 
-def _module(model: Any) -> nn.Module:
+def _as_module(model: Any) -> nn.Module:
     assert isinstance(model, nn.Module)
     return model

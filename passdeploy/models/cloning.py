@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, cast
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
-Instead = Callable[[str, Tensor], Tensor]  # name and tensor -> what takes its place, which may be the same tensor
+ReplaceTensor = Callable[[str, Tensor], Tensor]  # name and tensor -> what takes its place, which may be the same tensor
 
 _AS_THEY_ARE = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _DICTIONARIES = frozenset({dict, OrderedDict})
@@ -33,7 +33,7 @@ class ModelCloner(Generic[Network]):
 
     def __init__(self, model: Network) -> None:
         self.model = model
-        self.state = dict(named_state(model))  # what `instead` is asked about
+        self.state = dict(named_state(model))  # what `replace_tensor` is asked about
         self._ids = {name: id(tensor) for name, tensor in self.state.items()}
         modules = [module for _, module in modules_by_name(model)]
         empty = Counter(
@@ -50,9 +50,9 @@ class ModelCloner(Generic[Network]):
         other.state = dict(state)
         return other
 
-    def copy(self, instead: Instead) -> Network:
-        """A copy whose parameters and buffers are what `instead` makes of them."""
-        memo: dict[int, Any] = {self._ids[name]: instead(name, old) for name, old in self.state.items()}
+    def copy(self, replace_tensor: ReplaceTensor) -> Network:
+        """A copy whose parameters and buffers are what `replace_tensor` makes of them."""
+        memo: dict[int, Any] = {self._ids[name]: replace_tensor(name, old) for name, old in self.state.items()}
         if self._parts is None:
             return copy.deepcopy(self.model, memo)
         for part in self._parts:
@@ -96,9 +96,9 @@ class _Part:
             attributes[name] = copy.deepcopy(held, memo)
 
 
-def clone(model: Network, instead: Instead) -> Network:
-    """A copy of `model` whose parameters and buffers are what `instead` makes of them."""
-    return ModelCloner(model).copy(instead)
+def clone(model: Network, replace_tensor: ReplaceTensor) -> Network:
+    """A copy of `model` whose parameters and buffers are what `replace_tensor` makes of them."""
+    return ModelCloner(model).copy(replace_tensor)
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ from passdeploy.models.cloning import modules_by_name
 
 
 @contextmanager
-def plain_attention() -> Iterator[None]:
+def unfused_attention() -> Iterator[None]:
     """Run `nn.MultiheadAttention` operation by operation instead of as one fused kernel that hides its channels."""
     was_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -23,7 +23,7 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
-def step_by_step() -> Iterator[None]:
+def unfused_rnns() -> Iterator[None]:
     """Run recurrent networks operation by operation instead of as one kernel of oneDNN or cuDNN."""
     was_enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
@@ -34,36 +34,24 @@ def step_by_step() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(was_enabled)
 
 
-def _switch(module: nn.Module, training: bool) -> None:
+def _set_training(module: nn.Module, training: bool) -> None:
     """`module.train(training)` without a search of all tables for each attribute; a way of its own it goes."""
     if type(module).train is not nn.Module.train or "train" in vars(module):
         module.train(training)
         return
     object.__setattr__(module, "training", training)
     for child in module.children():
-        _switch(child, training)
+        _set_training(child, training)
 
 
 @contextmanager
 def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Put every module into evaluation mode (or training mode), and back into the mode it was in."""
-    others = [module for _, module in modules_by_name(model) if module.training is not training]
-    _switch(model, training)  # even where all are in it: some modules forget here what they keep for evaluation
+    before = [(module, module.training) for _, module in modules_by_name(model)]
+    _set_training(model, training)  # even where all are in it: some modules forget here what they keep for evaluation
     try:
         yield
     finally:
-        for module in others:
-            module.training = not training
-
-
-@contextmanager
-def _mode(model: nn.Module | None, *, training: bool) -> Iterator[None]:
-    """Put a model into training or evaluation, and each of its modules back as it was."""
-    before = {module: module.training for module in model.modules()} if model is not None else {}
-    if model is not None:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
+        for module, was_training in before:
+            if module.training is not was_training:
+                module.training = was_training

@@ -41,7 +41,7 @@ class VisualPrompt(nn.Module):
         """The prompt as an image, shape (1, channels, height, width), zero inside a border."""
         return self.values * self.frame
 
-    def take_(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def load_pixels_(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Take the prompt's pixels out of a run's tensors; returns the network's."""
         with torch.no_grad():
             self.values.copy_(tensors[PROMPT_KEY])
@@ -74,7 +74,7 @@ def without_prompt(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, Prompted) else model
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def state_with_prompt(model: nn.Module) -> dict[str, Tensor]:
     """A network's state dict; the pixels of a prompt in front of it are one more entry."""
     if isinstance(model, Prompted):
         return {**model.network.state_dict(), PROMPT_KEY: model.prompt.pixels().detach()}

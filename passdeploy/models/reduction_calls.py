@@ -27,14 +27,14 @@ class ReductionCallTracker:
         """The innermost that runs; the network itself has no name."""
         return self.running[-1] if self.running else ""
 
-    def next(self) -> CallKey:
+    def next_key(self) -> CallKey:
         """The key of the statistic that is taken now."""
         turn = self._taken.get(self.module, 0)
         self._taken[self.module] = turn + 1
         return self.module, turn
 
     @contextmanager
-    def following(self, model: nn.Module) -> Iterator[None]:
+    def hooked_into(self, model: nn.Module) -> Iterator[None]:
         """Keep up with what runs; statistics are counted anew."""
 
         def enter(name: str) -> Callable[..., None]:
@@ -55,13 +55,13 @@ class ReductionCallTracker:
                 hook.remove()
 
 
-MEANS = {torch.mean, Tensor.mean}
+MEAN_FUNCTIONS = {torch.mean, Tensor.mean}
 
 
-LARGEST = {torch.softmax, Tensor.softmax, F.softmax, torch.amax, Tensor.amax}
+MAX_FUNCTIONS = {torch.softmax, Tensor.softmax, F.softmax, torch.amax, Tensor.amax}
 
 
-_NORMS = {Tensor.norm, torch.norm, torch.linalg.norm, torch.linalg.vector_norm, F.normalize}
+_NORM_FUNCTIONS = {Tensor.norm, torch.norm, torch.linalg.norm, torch.linalg.vector_norm, F.normalize}
 
 
-STATISTICS = {*MEANS, *LARGEST, *_NORMS, torch.sum, Tensor.sum}
+REDUCTION_FUNCTIONS = {*MEAN_FUNCTIONS, *MAX_FUNCTIONS, *_NORM_FUNCTIONS, torch.sum, Tensor.sum}

@@ -24,7 +24,9 @@ _WRAPPERS = (
 _PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
-def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the network", but: str | None = None) -> None:
+def load_weights_(
+    model: nn.Module, path: Path, *, model_name: str = "the network", except_layer: str | None = None
+) -> None:
     """Fill every tensor of `model` from a .safetensors file.
 
     Names may carry one common prefix, such as the `module.` of DataParallel.
@@ -40,10 +42,10 @@ def load_weights_(model: nn.Module, path: Path, *, model_name: str = "the networ
     """
     own = model.state_dict()
     tensors = _without_wrappers(_read_tensors(path), own)
-    if but is not None:
-        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(f"{but}.")}
-    if lesson := _misfit_lesson(tensors, model, path, model_name):
-        raise WeightsError(lesson)
+    if except_layer is not None:
+        tensors |= {name: tensor for name, tensor in own.items() if name.startswith(f"{except_layer}.")}
+    if message := _mismatch_message(tensors, model, path, model_name):
+        raise WeightsError(message)
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise WeightsError(
@@ -74,7 +76,7 @@ def _without_wrappers(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> 
     return tensors
 
 
-def _misfit_lesson(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:
+def _mismatch_message(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:
     """Why these tensors are not the network's, in at most three lines; None where they are."""
     own = model.state_dict()
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
@@ -92,20 +94,20 @@ def _misfit_lesson(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, 
                 f"It is for {found} classes and the data has {classes}: use weights that match, "
                 "or train a new one first with model.new_head: true."
             )
-    troubles = [_trouble(missing, "missing"), _trouble(unexpected, "unexpected")]
+    problems = [_count_with_example(missing, "missing"), _count_with_example(unexpected, "unexpected")]
     if misshapen:
-        sizes = f"{_size(tensors[misshapen[0]])}, not {_size(own[misshapen[0]])}"
-        troubles.append(_trouble(misshapen, "of another shape", sizes))
-    troubles.append(_trouble(retyped, "of another type"))
-    if not any(troubles):
+        sizes = f"{_shape_text(tensors[misshapen[0]])}, not {_shape_text(own[misshapen[0]])}"
+        problems.append(_count_with_example(misshapen, "of another shape", sizes))
+    problems.append(_count_with_example(retyped, "of another type"))
+    if not any(problems):
         return None
     return (
-        f"{path} does not fit {model_name}: {', '.join(filter(None, troubles))}.\n"
+        f"{path} does not fit {model_name}: {', '.join(filter(None, problems))}.\n"
         "Are these the weights of another network? Check model.name and model.weights."
     )
 
 
-def _trouble(names: list[str], kind: str, detail: str = "") -> str:
+def _count_with_example(names: list[str], kind: str, detail: str = "") -> str:
     """`3 tensors missing (first 'conv1.weight')`, or nothing."""
     if not names:
         return ""
@@ -113,5 +115,5 @@ def _trouble(names: list[str], kind: str, detail: str = "") -> str:
     return f"{count} {kind} (first '{clipped(names[0])}'{': ' if detail else ''}{detail})"
 
 
-def _size(tensor: Tensor) -> str:
+def _shape_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"

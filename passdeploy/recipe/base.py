@@ -31,7 +31,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
-class Misfit(ValueError):
+class KeyConflict(ValueError):
     """Two keys that are each fine and do not go together; `path` is the one to change."""
 
     def __init__(self, path: KeyPath, message: str) -> None:
@@ -39,7 +39,7 @@ class Misfit(ValueError):
         self.path = path
 
 
-def advice_on(wrong: str, choices: Iterable[str]) -> str:
+def suggestion_for(wrong: str, choices: Iterable[str]) -> str:
     """One line: the nearest choice, and all of them."""
     choices = list(choices)
     close = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.6)

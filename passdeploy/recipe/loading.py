@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import RecipeError, clipped
-from passdeploy.recipe.base import advice_on
+from passdeploy.recipe.base import suggestion_for
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import MAX_BYTES, Document, KeyPath, Mark, dotted, parse
-from passdeploy.recipe.validation import checked
+from passdeploy.recipe.validation import validate_recipe
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
@@ -32,7 +32,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
             the key and where it stands.
     """
     path, shown = _locate(str(path_or_name))
-    return parse_recipe(_read(path, shown), shown, overrides, name=_run_name(path.name))
+    return parse_recipe(_read_text(path, shown), shown, overrides, name=_run_name(path.name))
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
@@ -45,7 +45,7 @@ def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name:
     if not isinstance(document.value, dict):
         raise RecipeError(f"{source} holds no recipe: at its top there must be keys such as 'model' and 'data'.")
     document.value.setdefault("name", name)
-    return checked(_override(document, overrides))
+    return validate_recipe(_apply_overrides(document, overrides))
 
 
 def shipped_recipes() -> list[str]:
@@ -71,7 +71,7 @@ def _locate(name: str) -> tuple[Traversable, str]:
     for entry in _shipped():
         if entry.name in spellings:
             return entry, entry.name
-    ours = advice_on(name, shipped_recipes())
+    ours = suggestion_for(name, shipped_recipes())
     raise RecipeError(f"no recipe {clipped(name)!r}: not a file here, and not one of ours.\n{ours}")
 
 
@@ -88,7 +88,7 @@ def _run_name(file_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "run"
 
 
-def _read(path: Traversable, shown: str) -> str:
+def _read_text(path: Traversable, shown: str) -> str:
     try:
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1).decode()
@@ -98,7 +98,7 @@ def _read(path: Traversable, shown: str) -> str:
         raise RecipeError(f"cannot read {shown}: {error.strerror}.") from error
 
 
-def _override(document: Document, overrides: Iterable[str]) -> Document:
+def _apply_overrides(document: Document, overrides: Iterable[str]) -> Document:
     """A new document with every `a.b=c` written over it."""
     value, marks = document.value, dict(document.marks)
     for override in overrides:
@@ -111,11 +111,11 @@ def _override(document: Document, overrides: Iterable[str]) -> Document:
         marks = {old: where for old, where in marks.items() if old[: len(path)] != path}
         marks |= {path[:depth]: mark for depth in range(1, len(path)) if path[:depth] not in marks}
         marks |= {(*path, *below): mark for below in changed.marks}
-        value = _with(value, path, changed.value, path)
+        value = _with_value_at(value, path, changed.value, path)
     return Document(value, marks)
 
 
-def _with(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:
+def _with_value_at(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:
     """`section` with the key at `path` replaced; sections that are missing or null come into being."""
     if not path:
         return value
@@ -124,4 +124,4 @@ def _with(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:
     keys = dict(section) if isinstance(section, dict) else {}
     if whole[:2] == ("prune", "target") and len(whole) == 3 and len(path) == 1:
         keys = {}  # a target has one kind: the new one replaces the old
-    return {**keys, path[0]: _with(keys.get(path[0]), path[1:], value, whole)}
+    return {**keys, path[0]: _with_value_at(keys.get(path[0]), path[1:], value, whole)}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from passdeploy.errors import clipped
-from passdeploy.recipe.base import FilePath, Misfit, Section, advice_on
+from passdeploy.recipe.base import FilePath, KeyConflict, Section, suggestion_for
 from passdeploy.recipe.pruning import PruneSpec
 from passdeploy.recipe.strict_yaml import dump
 from passdeploy.recipe.training import FinetuneSpec, TrainSpec
@@ -81,7 +81,8 @@ class DataSpec(Section):
     def _is_known(cls, name: str) -> str:
         if name in DATASETS or (name.startswith("hf/") and len(name) > 3):
             return name
-        raise ValueError(f"{clipped(name)!r} is not a data set we know.\n{advice_on(name, (*DATASETS, 'hf/NAME'))}")
+        suggestion = suggestion_for(name, (*DATASETS, "hf/NAME"))
+        raise ValueError(f"{clipped(name)!r} is not a data set we know.\n{suggestion}")
 
 
 class GatesSpec(Section):
@@ -129,13 +130,13 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         prompt, size = self.prune.prompt, self.data.image_size
         if prompt.kind == "padding" and 2 * prompt.size >= size:
-            raise Misfit(
+            raise KeyConflict(
                 ("prune", "prompt", "size"),
                 f"a border of {prompt.size} pixels leaves nothing of an image of {size}; "
                 f"the widest is {(size - 1) // 2}, and kind: full has no border.",
             )
         if self.train.distill is not None:
-            raise Misfit(("train", "distill"), "dense training has no teacher; distill belongs under finetune.")
+            raise KeyConflict(("train", "distill"), "dense training has no teacher; distill belongs under finetune.")
         return self
 
     def to_yaml(self) -> str:

@@ -73,7 +73,7 @@ def parse(text: str, source: str, *, has_lines: bool = True) -> Document:
         loader = _Loader(text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
-        raise RecipeError(_syntax_lesson(error, text, mark)) from error
+        raise RecipeError(_syntax_message(error, text, mark)) from error
     marks: dict[KeyPath, Mark] = {(): mark(0)}
     value = None if root is None else _Builder(mark, marks).build(root, ())
     return Document(value, marks)
@@ -207,7 +207,7 @@ def _integer(text: str) -> int:
     return int(digits, base)
 
 
-def _syntax_lesson(error: yaml.YAMLError, text: str, mark_line: Callable[[int], Mark]) -> str:
+def _syntax_message(error: yaml.YAMLError, text: str, mark_line: Callable[[int], Mark]) -> str:
     """At most three lines: where and what, the line itself, and a hint for the usual slips."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:  # a character that no YAML may hold; PyYAML knows its position, not its line
@@ -216,11 +216,11 @@ def _syntax_lesson(error: yaml.YAMLError, text: str, mark_line: Callable[[int], 
         return f"{here}: not YAML: it holds a control character that text files do not have."
     problem = clipped(getattr(error, "problem", None) or "syntax error", 120)
     line_text = (text.splitlines()[mark.line : mark.line + 1] or [""])[0]
-    lesson = f"{mark_line(mark.line)}: not YAML: {problem}."
+    message = f"{mark_line(mark.line)}: not YAML: {problem}."
     if line_text.strip():
-        lesson += f"\n    {clipped(line_text.strip(), 90)}"
+        message += f"\n    {clipped(line_text.strip(), 90)}"
     if "\t" in line_text:
-        return f"{lesson}\nIndent with spaces; YAML does not allow tabs."
+        return f"{message}\nIndent with spaces; YAML does not allow tabs."
     if "mapping values are not allowed" in problem:
-        return f"{lesson}\nA line holds one 'key: value'; is a line break or an indent missing?"
-    return lesson
+        return f"{message}\nA line holds one 'key: value'; is a line break or an indent missing?"
+    return message

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from passdeploy.errors import RecipeError, clipped
-from passdeploy.recipe.base import Misfit, advice_on
+from passdeploy.recipe.base import KeyConflict, suggestion_for
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
 
 
-def checked(document: Document) -> Recipe:
+def validate_recipe(document: Document) -> Recipe:
     """The recipe in a document.
 
     Raises:
@@ -24,25 +24,25 @@ def checked(document: Document) -> Recipe:
     try:
         return Recipe.model_validate(document.value)
     except ValidationError as error:
-        raise RecipeError(_lesson(error.errors(), document)) from error
+        raise RecipeError(_error_message(error.errors(), document)) from error
 
 
-def _lesson(errors: Sequence[ErrorDetails], document: Document) -> str:
+def _error_message(errors: Sequence[ErrorDetails], document: Document) -> str:
     """The first thing that is wrong, in at most three lines; how many others there are."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")  # a misspelt key explains a missing one
     path = _key_path(first, document.value)
     alike = [error for error in errors if _key_path(error, document.value) == path]
     others = len({_key_path(error, document.value) for error in errors}) - 1
-    lesson = f"{_where(path, document)}: {_sentence(path, alike, document.value)}"
-    if others and lesson.count("\n") < 2:
-        lesson += f"\n{others} more {'key needs' if others == 1 else 'keys need'} a look too."
-    return lesson
+    message = f"{_mark_of(path, document)}: {_sentence_about(path, alike, document.value)}"
+    if others and message.count("\n") < 2:
+        message += f"\n{others} more {'key needs' if others == 1 else 'keys need'} a look too."
+    return message
 
 
 def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
     """The path of the key that an error is about, without pydantic's names for members of a union."""
     reason = error.get("ctx", {}).get("error")
-    if isinstance(reason, Misfit):
+    if isinstance(reason, KeyConflict):
         return reason.path
     if error["type"] == "missing":
         return error["loc"]
@@ -55,35 +55,35 @@ def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
     return path
 
 
-def _where(path: KeyPath, document: Document) -> Mark:
+def _mark_of(path: KeyPath, document: Document) -> Mark:
     """Where a key stands; for a key that is not there, where the nearest section around it does."""
     return next(document.marks[path[:depth]] for depth in range(len(path), -1, -1) if path[:depth] in document.marks)
 
 
-def _sentence(path: KeyPath, errors: Sequence[ErrorDetails], value: Any) -> str:
+def _sentence_about(path: KeyPath, errors: Sequence[ErrorDetails], value: Any) -> str:
     """What is wrong with one key, from all that pydantic said about it; a second line says what to do."""
     key, kind, message = dotted(path), errors[0]["type"], errors[0]["msg"]
     if kind == "extra_forbidden":
         return f"unknown key '{key}'.\n{_nearest_key(path)}"
     if kind == "missing":
-        return f"the key '{key}' is missing; {_needed(path)}"
+        return f"the key '{key}' is missing; {_example_of(path)}"
     if kind == "value_error":
         return f"{key}: {message.removeprefix('Value error, ')}"
-    found = _at(value, path)
+    found = _value_at(value, path)
     if kind == "model_type":
         known = ", ".join(_known_keys(path))
-        return f"{key}: found {_shown(found)}, where keys are expected.\nKnown here: {known}."
+        return f"{key}: found {_value_text(found)}, where keys are expected.\nKnown here: {known}."
     if kind == "string_pattern_mismatch":
-        return f"{key}: {_shown(found)} cannot name a folder; use letters, digits, dot, dash and underscore."
+        return f"{key}: {_value_text(found)} cannot name a folder; use letters, digits, dot, dash and underscore."
     if kind == "literal_error" and len(errors) == 1:
-        return f"{key}: {_shown(found)} is not known.\n{advice_on(str(found), _choices(path))}"
+        return f"{key}: {_value_text(found)} is not known.\n{suggestion_for(str(found), _choices(path))}"
     wanted = dict.fromkeys(error["msg"].removeprefix("Input should be ") for error in errors)
-    if _PLAIN["a valid number"] in (plain := [_PLAIN.get(text, text) for text in wanted]):
-        plain = [text for text in plain if text != _PLAIN["a valid integer"]]
-    return f"{key}: found {_shown(found)}, expected {' or '.join(plain)}."
+    if _PLAIN_WORDS["a valid number"] in (plain := [_PLAIN_WORDS.get(text, text) for text in wanted]):
+        plain = [text for text in plain if text != _PLAIN_WORDS["a valid integer"]]
+    return f"{key}: found {_value_text(found)}, expected {' or '.join(plain)}."
 
 
-_PLAIN = {
+_PLAIN_WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",
     "a valid tuple": "a list",
@@ -95,7 +95,7 @@ _PLAIN = {
 def _nearest_key(path: KeyPath) -> str:
     """A real key for one that is not: the same word elsewhere, a like word here, or all that are here."""
     word, section = str(path[-1]), path[:-1]
-    elsewhere = sorted(_homes_of(word), key=lambda home: home[: len(section)] != section)
+    elsewhere = sorted(_paths_ending_in(word), key=lambda path: path[: len(section)] != section)
     if elsewhere:
         return f"Did you mean '{dotted(elsewhere[0])}'?"
     known = _known_keys(section)
@@ -105,19 +105,19 @@ def _nearest_key(path: KeyPath) -> str:
     return f"Known here: {', '.join(known)}."
 
 
-def _needed(path: KeyPath) -> str:
+def _example_of(path: KeyPath) -> str:
     example = {"model": "torchvision/mobilenet_v2", "data": "digits"}[str(path[0])]  # the two keys without a default
     return f"for example `{path[0]}: {{name: {example}}}`."
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     names = {"dict": "a section of keys", "list": "a list"}
     if value is None:
         return "nothing (null)"
     return names.get(type(value).__name__) or clipped(repr(value) if isinstance(value, str) else dump(value).split()[0])
 
 
-def _at(value: Any, path: KeyPath) -> Any:
+def _value_at(value: Any, path: KeyPath) -> Any:
     for part in path:
         value = value[part]
     return value
@@ -151,9 +151,9 @@ def _choices(path: KeyPath) -> list[str]:
     return [str(choice) for choice in get_args(annotation)]
 
 
-def _homes_of(key: str, section: type[BaseModel] = Recipe, path: KeyPath = ()) -> list[KeyPath]:
+def _paths_ending_in(key: str, section: type[BaseModel] = Recipe, path: KeyPath = ()) -> list[KeyPath]:
     """Every path whose last part is `key`: someone who writes `steps` at the top means `prune.steps`."""
-    homes: list[KeyPath] = [(*path, key)] if key in section.model_fields else []
+    paths: list[KeyPath] = [(*path, key)] if key in section.model_fields else []
     for name, below in _sections(section).items():
-        homes += _homes_of(key, below, (*path, name))
-    return homes
+        paths += _paths_ending_in(key, below, (*path, name))
+    return paths

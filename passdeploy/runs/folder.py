@@ -34,9 +34,9 @@ from typing import IO, TYPE_CHECKING, Any
 from filelock import FileLock
 
 from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.runs.numbering import MANIFEST, create_next_folder, link_target, no_run_at, replace_link, take_lock
 from passdeploy.runtime.events import Event, Listener, StageFinished, StageStarted, Step, Warned
 from passdeploy.runtime.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
-from passdeploy.runs.numbering import MANIFEST, locked, next_free, no_run_at, point, target_of
 from passdeploy.runtime.versions import package_versions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC
 
 
 @dataclass(frozen=True)
-class _Before:
+class _StateBefore:
     """What `create` found, for `discard` to restore."""
 
     had_out: bool
@@ -58,7 +58,7 @@ class _Before:
 class RunFolder:
     """One run on disk; whoever may write holds its lock until `close`, or the end of a `with`."""
 
-    def __init__(self, path: Path, *, lock: FileLock | None, before: _Before | None = None) -> None:
+    def __init__(self, path: Path, *, lock: FileLock | None, before: _StateBefore | None = None) -> None:
         self.path = path
         self._lock, self._before = lock, before
         self._streams: dict[str, IO[str]] = {}
@@ -72,14 +72,14 @@ class RunFolder:
         Raises:
             RunError: `out` cannot be written to.
         """
-        before = _Before(out.is_dir(), target_of(out / "latest"))
+        before = _StateBefore(out.is_dir(), link_target(out / "latest"))
         run = None
         try:
             out.mkdir(parents=True, exist_ok=True)
-            path = next_free(out, name)
-            run = cls(path, lock=locked(path), before=before)
+            path = create_next_folder(out, name)
+            run = cls(path, lock=take_lock(path), before=before)
             run._write_manifest({})
-            point(out / "latest", path.name)
+            replace_link(out / "latest", path.name)
         except OSError as error:
             if run:
                 run.discard()
@@ -98,7 +98,7 @@ class RunFolder:
         folder = path.resolve()
         if not (folder / MANIFEST).is_file():
             raise RunError(no_run_at(path))
-        run = cls(folder, lock=locked(folder) if write else None)
+        run = cls(folder, lock=take_lock(folder) if write else None)
         if write:
             for draft in folder.rglob(".*"):
                 if _DRAFT.fullmatch(draft.name) and draft.is_file():
@@ -123,10 +123,10 @@ class RunFolder:
         out, latest = self.path.parent, self.path.parent / "latest"
         self.close()
         shutil.rmtree(self.path)
-        if target_of(latest) == self.path.name:
+        if link_target(latest) == self.path.name:
             latest.unlink()
             if self._before.latest and (out / self._before.latest).is_dir():
-                point(latest, self._before.latest)
+                replace_link(latest, self._before.latest)
         if not self._before.had_out:
             with suppress(OSError):  # not empty: another process has a run there by now
                 out.rmdir()
@@ -140,7 +140,7 @@ class RunFolder:
         self.close()
 
     def __truediv__(self, name: str) -> Path:
-        return self.path / _checked(name)
+        return self.path / _require_inside(name)
 
     # --- artifacts
 
@@ -154,17 +154,17 @@ class RunFolder:
             versions: of further packages that made it, such as {"onnx": "1.21.0"}.
         """
         target = self / name
-        with self._writing(target):
+        with self._write_errors(target):
             with atomic_path(target) as draft:
                 yield draft
-                entry = _entry(draft, kind, versions)
-                self._forget(name)
+                entry = _manifest_entry(draft, kind, versions)
+                self._remove_record(name)
             self._write_manifest({**self.manifest(), name: entry})
 
-    def adopt(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> None:
+    def record_existing(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> None:
         """Record a file that another writer has put into the run, whole and under its final name."""
-        with self._writing(self / name):
-            self._write_manifest({**self.manifest(), name: _entry(self / name, kind, versions)})
+        with self._write_errors(self / name):
+            self._write_manifest({**self.manifest(), name: _manifest_entry(self / name, kind, versions)})
 
     def write_text(self, name: str, text: str, *, kind: str = "text") -> Path:
         """Write and record a text file (UTF-8)."""
@@ -174,7 +174,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any, *, kind: str = "json") -> Path:
         """Write and record JSON; a number that is not finite is a ValueError, since JSON has none."""
-        return self.write_text(name, _json(value), kind=kind)
+        return self.write_text(name, _to_json(value), kind=kind)
 
     def write_tensors(
         self,
@@ -244,8 +244,8 @@ class RunFolder:
 
     def remove(self, name: str) -> None:
         """Remove an artifact and its record."""
-        with self._writing(self / name):
-            self._forget(name)
+        with self._write_errors(self / name):
+            self._remove_record(name)
         (self / name).unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, dict[str, Any]]:
@@ -277,9 +277,9 @@ class RunFolder:
 
     def mark_done(self, stage: str, result: Mapping[str, Any] | None = None) -> None:
         """Record that a stage has finished, with what it found (JSON), and remove its checkpoints."""
-        with self._writing(self.path / STATE):
+        with self._write_errors(self.path / STATE):
             stages = {**self._stages(), stage: dict(result or {})}
-            write_atomically(self.path / STATE, _json({"version": 1, "stages": stages}))
+            write_atomically(self.path / STATE, _to_json({"version": 1, "stages": stages}))
         RunCheckpoint(self, stage).clear()
 
     def done_stages(self) -> tuple[str, ...]:
@@ -320,9 +320,9 @@ class RunFolder:
     # --- below the surface
 
     def _append(self, name: str, line: str) -> None:
-        with self._writing(self.path / name):
+        with self._write_errors(self.path / name):
             if name not in self._streams:
-                _mend_last_line(self.path / name)
+                _drop_unfinished_line(self.path / name)
                 self._streams[name] = (self.path / name).open("a", encoding="utf-8")
             self._streams[name].write(line + "\n")
             self._streams[name].flush()
@@ -333,14 +333,14 @@ class RunFolder:
         stages: dict[str, dict[str, Any]] = self._read_own(STATE)["stages"]
         return stages
 
-    def _forget(self, name: str) -> None:
+    def _remove_record(self, name: str) -> None:
         artifacts = self.manifest()
         if artifacts.pop(name, None):
             self._write_manifest(artifacts)
 
     def _write_manifest(self, artifacts: Mapping[str, Any]) -> None:
         content = {"version": 1, "artifacts": dict(sorted(artifacts.items()))}
-        write_atomically(self.path / MANIFEST, _json(content))
+        write_atomically(self.path / MANIFEST, _to_json(content))
 
     def _read_own(self, name: str) -> Any:
         path = self.path / name
@@ -353,7 +353,7 @@ class RunFolder:
             ) from error
 
     @contextmanager
-    def _writing(self, target: Path) -> Iterator[None]:
+    def _write_errors(self, target: Path) -> Iterator[None]:
         if self._lock is None:
             raise RunError(f"cannot write {target}: this run was opened for reading, or is closed.")
         try:
@@ -401,7 +401,7 @@ class RunCheckpoint:
         return sorted(name for name in self._run.manifest() if ours.fullmatch(name))
 
 
-def _entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[str, Any]:
+def _manifest_entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[str, Any]:
     """What the manifest says of a file."""
     return {
         "sha256": sha256_of(path),
@@ -411,14 +411,14 @@ def _entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[st
     }
 
 
-def _checked(name: str) -> str:
+def _require_inside(name: str) -> str:
     pure = PurePosixPath(name)
     if not name or pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"{name!r} is not the name of a file inside a run")
     return name
 
 
-def _mend_last_line(path: Path) -> None:
+def _drop_unfinished_line(path: Path) -> None:
     """Drop a line that a killed process began."""
     if path.is_file():
         content = path.read_bytes()
@@ -436,7 +436,7 @@ def _log_line(event: Event) -> str:
     return f"warning: {event.text}"
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from passdeploy.channels.groups import SizeAttribute
 from passdeploy.errors import CorruptArtifact
 from passdeploy.models.build import build_model
 from passdeploy.models.prompt import VisualPrompt, with_prompt
@@ -74,8 +75,8 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
             f"{which}.safetensors of {folder.path} does not hold the tensors of {facts['model']}.\n"
             "It was made with another version of the model's library: install that one (manifest.json)."
         )
-    numbers = [((module, attribute, place), value) for module, attribute, place, value in facts["numbers"]]
-    resize_(network, tensors, numbers if which == "slim" else ())
+    sizes = [(SizeAttribute(module, attribute, index), value) for module, attribute, index, value in facts["numbers"]]
+    resize_(network, tensors, sizes if which == "slim" else ())
     return with_prompt(network, prompt).eval()
 
 

@@ -22,7 +22,7 @@ def list_runs(out: Path) -> tuple[Path, ...]:
     return tuple(sorted(p for p in out.iterdir() if (p / MANIFEST).is_file() and not p.is_symlink()))
 
 
-def next_free(out: Path, name: str) -> Path:
+def create_next_folder(out: Path, name: str) -> Path:
     """Make the folder `<name>-NNNN` after the last one there is; two processes never get the same."""
     matches = (_NUMBERED.fullmatch(path.name) for path in out.iterdir())
     number = 1 + max((int(m["number"]) for m in matches if m and m["name"] == name), default=0)
@@ -36,7 +36,7 @@ def next_free(out: Path, name: str) -> Path:
             return path
 
 
-def point(link: Path, target: str) -> None:
+def replace_link(link: Path, target: str) -> None:
     """Make `link` a relative link to `target`, without a moment in which there is none."""
     if link.exists() and not link.is_symlink():
         return  # somebody's own folder of that name
@@ -46,12 +46,12 @@ def point(link: Path, target: str) -> None:
     draft.replace(link)
 
 
-def target_of(link: Path) -> str | None:
+def link_target(link: Path) -> str | None:
     """What a link points at, if it is one."""
     return os.readlink(link) if link.is_symlink() else None
 
 
-def locked(path: Path) -> FileLock:
+def take_lock(path: Path) -> FileLock:
     """The lock of a run, taken.
 
     Raises:

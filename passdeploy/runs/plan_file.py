@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.channels.plan import Plan
-from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.size_attributes import size_attributes_after
 
 if TYPE_CHECKING:
     from passdeploy.channels.groups import ChannelMap
@@ -37,7 +37,10 @@ def plan_to_json(
             group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
             for group in channels.prunable
         },
-        "numbers": [[*number, value] for number, value in numbers_after(channels.groups, plan)],
+        "numbers": [
+            [size.module, size.attribute, size.index, value]
+            for size, value in size_attributes_after(channels.groups, plan)
+        ],
     }
 
 

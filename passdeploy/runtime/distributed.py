@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from passdeploy.errors import PeerError, first_line
 
-PATIENCE_S = 600.0  # how long a process waits for the others before it gives up
+TIMEOUT_S = 600.0  # how long a process waits for the others before it gives up
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Processes:
         """Which part of every batch is this process's, and of how many."""
         return self.rank, self.count
 
-    def weigh(self, loss: Tensor, mine: int, whole: int) -> Tensor:
+    def scale_loss(self, loss: Tensor, local_samples: int, global_samples: int) -> Tensor:
         """The mean loss of a part, scaled so that its average over all processes is the mean of the whole batch.
 
         Args:
@@ -50,52 +50,52 @@ class Processes:
             mine: samples in it.
             whole: samples in the global batch.
         """
-        return loss if self.count == 1 else loss * (mine * self.count / whole)
+        return loss if self.count == 1 else loss * (local_samples * self.count / global_samples)
 
     def average_gradients_(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its mean over all processes; a missing one counts as zero."""
         if self.count == 1 or not parameters:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for parameter, mean in zip(parameters, self.means(gradients), strict=True):
+        for parameter, mean in zip(parameters, self.average(gradients), strict=True):
             parameter.grad = mean
 
-    def mean_over_batch(self, value: Tensor, mine: int) -> Tensor:
-        """A mean over this process's part of a batch, `mine` samples, as the mean over the whole batch."""
+    def mean_over_batch(self, value: Tensor, local_samples: int) -> Tensor:
+        """A mean over this process's part of a batch, `local_samples` samples, as the mean over the whole batch."""
         if self.count == 1:
             return value
-        weighted, samples = self.means([value * mine, value.new_tensor([float(mine)])])
+        weighted, samples = self.average([value * local_samples, value.new_tensor([float(local_samples)])])
         return weighted / samples
 
-    def means(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The mean of each tensor over all processes, in one message."""
         if self.count == 1:
             return list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _listening():
+        with _peer_errors():
             dist.all_reduce(flat)
         parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
-    def tell_all(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What the first process says, in all of them."""
         if self.count == 1:
             return value
         box = [value if self.is_first else None]
-        with _listening():
+        with _peer_errors():
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def sharing_statistics(self) -> Any:
+    def synchronised_batch_norm(self) -> Any:
         """While this context lasts, batch norms in training use the statistics of the global batch."""
-        return _SharedStatistics() if self.count > 1 else nullcontext()
+        return _SynchronisedBatchNorm() if self.count > 1 else nullcontext()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
-def joined(device: torch.device, *, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+def process_group(device: torch.device, *, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
     """Join the processes that `torchrun` started, as its environment variables say; alone without them.
 
     Raises:
@@ -103,13 +103,13 @@ def joined(device: torch.device, *, environment: Mapping[str, str] = os.environ)
     """
     count = int(environment.get("WORLD_SIZE", "1"))
     if count == 1 or "MASTER_ADDR" not in environment:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
-    with _listening():
+    with _peer_errors():
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=PATIENCE_S),
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT_S),
             rank=int(environment["RANK"]), world_size=count,
         )  # fmt: skip
     try:
@@ -119,7 +119,7 @@ def joined(device: torch.device, *, environment: Mapping[str, str] = os.environ)
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
+def _peer_errors() -> Iterator[None]:
     """A message that does not arrive means that a process is gone."""
     try:
         yield
@@ -130,23 +130,23 @@ def _listening() -> Iterator[None]:
         ) from error
 
 
-class _SharedStatistics(TorchFunctionMode):
+class _SynchronisedBatchNorm(TorchFunctionMode):
     """Batch norm with means and variances over the batches of all processes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Any function of torch, on its way."""
-        given = dict(zip(_BATCH_NORM, args, strict=False)) | dict(kwargs or {})
+        given = dict(zip(_BATCH_NORM_PARAMETERS, args, strict=False)) | dict(kwargs or {})
         if func is F.batch_norm and given.get("training"):
-            return _shared_batch_norm(**given)
+            return _synchronised_batch_norm(**given)
         return func(*args, **(kwargs or {}))
 
 
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_BATCH_NORM_PARAMETERS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 
 
-def _shared_batch_norm(
+def _synchronised_batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -176,17 +176,17 @@ def _shared_batch_norm(
 
 
 def _sum_of_all(values: Tensor) -> Tensor:
-    return _Sum.apply(values)  # type: ignore[no-any-return]
+    return _AllReduceSum.apply(values)  # type: ignore[no-any-return]
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum over all processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
         """Sum."""
         total = values.clone()
-        with _listening():
+        with _peer_errors():
             dist.all_reduce(total)
         return total
 
@@ -194,6 +194,6 @@ class _Sum(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         """Sum."""
         total = gradients[0].contiguous().clone()
-        with _listening():
+        with _peer_errors():
             dist.all_reduce(total)
         return total

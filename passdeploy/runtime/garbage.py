@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """No garbage is collected in here, unless somebody asks for it; as a decorator, too.
 
     A collection stops a call that is timed; and one that runs while a library holds a lock, as TensorRT does while it

@@ -30,7 +30,7 @@ def generator(*key: str | int) -> torch.Generator:
 
 
 @contextmanager
-def global_generators(*key: str | int, device: torch.device) -> Iterator[None]:
+def seeded_global_generators(*key: str | int, device: torch.device) -> Iterator[None]:
     """Seed the global generators of the CPU and of `device` from `key`, and put them back afterwards.
 
     For code that draws from nowhere else: dropout, stochastic depth.

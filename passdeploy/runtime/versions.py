@@ -8,7 +8,7 @@ from platform import python_version
 
 __version__ = "0.1.0"
 
-_PACKAGES = (
+_RECORDED_PACKAGES = (
     "torch",
     "torchvision",
     "timm",
@@ -29,7 +29,7 @@ _PACKAGES = (
 def package_versions() -> dict[str, str]:
     """Package -> version, of those that are installed."""
     found = {"passdeploy": __version__, "python": python_version()}
-    for name in _PACKAGES:
+    for name in _RECORDED_PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -158,7 +158,7 @@ def with_restricted_norms_(
             with ExitStack() as stack:
                 if statistics:
                     turns = ReductionCallTracker()
-                    stack.enter_context(turns.following(self))
+                    stack.enter_context(turns.hooked_into(self))
                     stack.enter_context(RestrictedStatistics(turns, statistics))
                 stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]))
                 return super().forward(*args, **kwargs)

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.models.reduction_calls import LARGEST, MEANS, STATISTICS, CallKey, ReductionCallTracker
+from passdeploy.models.reduction_calls import (
+    MAX_FUNCTIONS,
+    MEAN_FUNCTIONS,
+    REDUCTION_FUNCTIONS,
+    CallKey,
+    ReductionCallTracker,
+)
 
 KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
 
@@ -35,16 +41,16 @@ class RestrictedStatistics(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Any function of torch, on its way."""
-        known = self._existing.get(self._turns.next()) if func in STATISTICS else None
+        known = self._existing.get(self._turns.next_key()) if func in REDUCTION_FUNCTIONS else None
         if known is None:
             return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
         x = args[0] if args else given.pop("input")
         for dim, exists in known:
             gone = ~exists.to(x.device).view(-1, *[1] * (-1 - dim))
-            x = x.masked_fill(gone, -torch.inf if func in LARGEST else 0.0)
+            x = x.masked_fill(gone, -torch.inf if func in MAX_FUNCTIONS else 0.0)
         found = func(x, *args[1:], **given)
-        if func in MEANS:  # of as many as there were: the others count for nothing
+        if func in MEAN_FUNCTIONS:  # of as many as there were: the others count for nothing
             for _, exists in known:
                 found = found * (exists.numel() / int(exists.sum()))
         return found

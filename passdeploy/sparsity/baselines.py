@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
 from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with
 
@@ -67,7 +67,7 @@ def taylor_scores(
     batches: Batches,
     loss: Loss,
     *,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Squared first-order change of the loss when a channel goes (Molchanov et al., arXiv:1906.10771, eq. 8).
 
@@ -91,7 +91,7 @@ def taylor_scores(
     learner = batch_statistics_only(model)
     for images, labels in batches:
         gates = {group.name: torch.ones(group.width, device=device, requires_grad=True) for group in groups}
-        with processes.sharing_statistics():
+        with processes.synchronised_batch_norm():
             value = loss(run_with(learner, weights(gates), images), labels)
             gradients = torch.autograd.grad(value, list(gates.values()))
         for name, gradient in zip(gates, gradients, strict=True):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
-from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.sparsity.baselines import Loss
 from passdeploy.training.losses import DistillationLoss, logits_of
@@ -39,7 +39,7 @@ def grow_penalty(
     ramp: float = 0.75,
     distillation: DistillationLoss | None = None,
     stage: Stage | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> nn.Module:
     """A copy of `model` trained until the channels that `plan` drops matter little.
 
@@ -67,7 +67,7 @@ def grow_penalty(
     parameters = list(trained.parameters())
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
     for step, (images, targets) in enumerate(islice(batches, steps)):
-        with processes.sharing_statistics():
+        with processes.synchronised_batch_norm():
             output = trained(images)
             value = loss(output, targets)
             if distillation:
@@ -80,7 +80,7 @@ def grow_penalty(
                 "Lower finetune.optimizer.lr, or check the data."
             )
         optimizer.zero_grad()
-        with processes.sharing_statistics():
+        with processes.synchronised_batch_norm():
             value.backward()
         processes.average_gradients_(parameters)
         factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))

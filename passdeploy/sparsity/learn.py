@@ -32,9 +32,9 @@ from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.runtime.seeds import global_generators
+from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.sparsity.baselines import Loss, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
@@ -96,7 +96,7 @@ def learn_masks(
     start: Mapping[str, Tensor] | None = None,
     teacher: nn.Module | None = None,
     stage: Stage | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Learned:
     """Learn the scores of every channel of the prunable `groups` of `model`.
 
@@ -227,7 +227,7 @@ def _descend(
         optimizer.zero_grad(set_to_none=True)
         if co_trained:
             co_trained.forget_()
-        with processes.sharing_statistics():
+        with processes.synchronised_batch_norm():
             value, gates = task.loss(scores, plan, prompt, images, targets)
             losses.append(float(processes.mean_over_batch(value.detach(), len(images))))
             if not math.isfinite(losses[-1]):
@@ -277,7 +277,7 @@ def _students(
     if settings.prompt_kind != "none":
         channels, height, width = inputs.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
-    with global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
+    with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
             [values.cpu() for values in weight_statistics(model, cut)],
             [importance.logits()[group.name].cpu() for group in cut],

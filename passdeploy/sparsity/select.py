@@ -16,7 +16,7 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.models.prompt import VisualPrompt
-from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
@@ -59,7 +59,7 @@ def choose(
     stream: Stream,
     *,
     stage: Stage,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
     reused: ReusedRun | None = None,
 ) -> Selection:
     """Choose as `recipe.prune` says.

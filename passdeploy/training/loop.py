@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from passdeploy.data.splits import ImageData
 from passdeploy.errors import MissingError, TrainingError, first_line
-from passdeploy.models.modes import _mode
-from passdeploy.runtime.distributed import ALONE, Processes
+from passdeploy.models.modes import evaluating
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.runtime.seeds import global_generators
+from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.training.evaluate import AccuracyMeter
 from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.mixing import Mixing
@@ -46,7 +46,7 @@ def fit(
     teacher: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
     clip_norm: float | None = None,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> FitResult:
     """Train `model` in place on `data.train`.
 
@@ -87,7 +87,11 @@ def fit(
         average=WeightAverage(model, spec.ema) if spec.ema else None,
     )  # fmt: skip
     worker = _Worker(state, spec, teacher, batch_size, clip_norm, processes)
-    with _mode(model, training=True), _mode(teacher, training=False), channels_last_inside(model, spec.channels_last):
+    with (
+        evaluating(model, training=True),
+        nullcontext() if teacher is None else evaluating(teacher),
+        channels_last_inside(model, spec.channels_last),
+    ):
         saved = checkpoint.load() if checkpoint else None
         if saved:
             state.load_state_dict(*saved)
@@ -100,7 +104,7 @@ def fit(
             for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
                 lr = schedule.lr_at(step)
                 images, labels = placed_like(model, images, device), labels.to(device)
-                with global_generators("step", seed, epoch, step, processes.rank, device=device):
+                with seeded_global_generators("step", seed, epoch, step, processes.rank, device=device):
                     loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
                 # A step that ruins the weights shows in the next loss; the last one of an epoch has no next.
                 if not math.isfinite(loss) or (step + 1 == (epoch + 1) * steps_per_epoch and not _has_numbers(model)):
@@ -149,16 +153,16 @@ class _Worker:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
-        with self.processes.sharing_statistics(), self._autocast(images.device):
+        with self.processes.synchronised_batch_norm(), self._autocast(images.device):
             images, targets = self.mixing.mix(images, labels, *key)
             with _compiling(self.is_compiled):
                 logits = logits_of(self.forward(images))
             loss = self.lesson.loss(logits.float(), images, targets)
         share = (logits.detach().argmax(dim=1) == labels).float().mean()
-        loss, share = (self.processes.weigh(value, len(labels), self.batch_size) for value in (loss, share))
-        found, right = (value.item() for value in self.processes.means([loss.detach(), share]))
+        loss, share = (self.processes.scale_loss(value, len(labels), self.batch_size) for value in (loss, share))
+        found, right = (value.item() for value in self.processes.average([loss.detach(), share]))
         if math.isfinite(found):
-            with self.processes.sharing_statistics():
+            with self.processes.synchronised_batch_norm():
                 torch.autograd.backward(scaler.scale(loss) if scaler else loss)
             self.processes.average_gradients_(self.trained)
             if scaler:

@@ -36,7 +36,7 @@ from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import StageFinished, StageStarted, Step
 from passdeploy.training.evaluate import evaluate
-from tests.conftest import paint
+from tests.conftest import write_image_folder
 
 STAGES = ["dense", "learn", "slim", "finetune"]
 
@@ -207,10 +207,10 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(
 
 
 def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: Path):
-    alone = paint(tmp_path / "alone", classes=1)
+    alone = write_image_folder(tmp_path / "alone", classes=1)
     with pytest.raises(DataError, match="only one class"):
         prune.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={alone}"])
-    damaged = paint(tmp_path / "damaged")
+    damaged = write_image_folder(tmp_path / "damaged")
     (damaged / "train" / "class0" / "003.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"003\.png"):
         prune.run(tiny_recipe, out=tmp_path / "runs", overrides=[f"data.root={damaged}"])
@@ -281,7 +281,7 @@ def test_a_file_that_was_changed_is_not_used(finished: prune.RunResult, tmp_path
 
 
 def test_a_plan_is_taken_over_for_other_data(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
-    other = paint(tmp_path / "other", classes=3)
+    other = write_image_folder(tmp_path / "other", classes=3)
     overrides = [f"data.root={other}", f"prune.from_run={finished.path}", "train.epochs=1", "finetune.epochs=1"]
     result = prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
     plans = [json.loads((path / "plan.json").read_text())["groups"] for path in (finished.path, result.path)]

@@ -22,12 +22,12 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Two classes of four and two tiny images, for training and for testing."""
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for part, count in (("train", 4), ("test", 2)):
         for name in ("ant", "bee"):
             (tmp_path / part / name).mkdir(parents=True)
             for index in range(count):
-                pixels = chance.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+                pixels = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{index}.png")
     return tmp_path
 
@@ -40,7 +40,7 @@ def images_in(root: Path, **changes: int) -> ImageData:
     return load_data(DataSpec(name="imagefolder", root=str(root), image_size=8), **changes)
 
 
-def all_of(batches: Batches) -> tuple[Tensor, Tensor]:
+def concatenated(batches: Batches) -> tuple[Tensor, Tensor]:
     images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
 
@@ -48,15 +48,15 @@ def all_of(batches: Batches) -> tuple[Tensor, Tensor]:
 def test_digits_are_split_the_same_way_every_time_with_a_fifth_of_every_class_held_out():
     first, second = digits(), digits()
     assert (len(first.train), len(first.test), first.classes) == (1438, 359, tuple("0123456789"))
-    assert torch.equal(all_of(first.test.batches(400))[0], all_of(second.test.batches(400))[0])
+    assert torch.equal(concatenated(first.test.batches(400))[0], concatenated(second.test.batches(400))[0])
     train, test = (split.labels.bincount() for split in (first.train, first.test))  # type: ignore[attr-defined]
     assert ((test / (train + test) - 0.2).abs() < 0.005).all()
 
 
 def test_train_and_test_share_no_digit():
     data = digits()
-    seen = {image.numpy().tobytes() for image in all_of(data.train.batches(2000))[0]}
-    assert not any(image.numpy().tobytes() in seen for image in all_of(data.test.batches(2000))[0])
+    seen = {image.numpy().tobytes() for image in concatenated(data.train.batches(2000))[0]}
+    assert not any(image.numpy().tobytes() in seen for image in concatenated(data.test.batches(2000))[0])
 
 
 def test_images_are_normalised_as_pretrained_networks_expect(tmp_path: Path):
@@ -64,7 +64,7 @@ def test_images_are_normalised_as_pretrained_networks_expect(tmp_path: Path):
         (tmp_path / name).mkdir()
         for index in range(2):
             Image.new("L", (8, 8), grey).save(tmp_path / name / f"{index}.png")
-    images, labels = all_of(images_in(tmp_path).test.batches(9))
+    images, labels = concatenated(images_in(tmp_path).test.batches(9))
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     assert labels.tolist() == [0, 1]
     assert (images.dtype, images.shape) == (torch.float32, (2, 3, 8, 8))
@@ -73,10 +73,10 @@ def test_images_are_normalised_as_pretrained_networks_expect(tmp_path: Path):
 
 def test_an_epoch_is_one_order_of_all_images_whatever_the_batch_size():
     data = digits().train
-    small, large = (all_of(data.batches(size, epoch=3, seed=1, augment=True)) for size in (50, 333))
+    small, large = (concatenated(data.batches(size, epoch=3, seed=1, augment=True)) for size in (50, 333))
     assert torch.equal(small[0], large[0])
     assert torch.equal(small[1], large[1])
-    in_order = all_of(data.batches(2000))[1]
+    in_order = concatenated(data.batches(2000))[1]
     assert not torch.equal(small[1], in_order)
     assert torch.equal(small[1].sort().values, in_order.sort().values)
 
@@ -84,18 +84,19 @@ def test_an_epoch_is_one_order_of_all_images_whatever_the_batch_size():
 @pytest.mark.parametrize("other", [{"epoch": 4, "seed": 1}, {"epoch": 3, "seed": 2}])
 def test_another_epoch_or_seed_is_another_order(other: dict[str, int]):
     data = digits().train
-    assert not torch.equal(all_of(data.batches(99, epoch=3, seed=1))[1], all_of(data.batches(99, **other))[1])
+    labels, other_labels = (concatenated(data.batches(99, **key))[1] for key in ({"epoch": 3, "seed": 1}, other))
+    assert not torch.equal(labels, other_labels)
 
 
 def test_batches_neither_use_nor_move_the_global_generator():
     data, before = digits().train, torch.get_rng_state()
-    all_of(data.batches(99, epoch=1, augment=True))
+    concatenated(data.batches(99, epoch=1, augment=True))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_decoding_on_the_fly_gives_the_bits_of_decoding_at_once(folder: Path, augment: bool):
-    held, fresh = images_in(folder), images_in(folder, held_bytes=0)
+    held, fresh = images_in(folder), images_in(folder, cache_bytes=0)
     walks = [list(data.train.batches(1, epoch=2, augment=augment)) for data in (held, fresh)]
     assert len(walks[0]) == len(walks[1]) == 8
     for (images, labels), (other_images, other_labels) in zip(*walks, strict=True):
@@ -105,14 +106,14 @@ def test_decoding_on_the_fly_gives_the_bits_of_decoding_at_once(folder: Path, au
 
 
 def test_a_walk_on_the_fly_may_be_left_early(folder: Path):
-    batches = images_in(folder, held_bytes=0).train.batches(1, epoch=0)
+    batches = images_in(folder, cache_bytes=0).train.batches(1, epoch=0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
 
 
 def test_digits_are_shifted_and_never_mirrored():
     data = digits().train
-    plain, shifted = (all_of(data.batches(2000, epoch=0, augment=augment))[0] for augment in (False, True))
+    plain, shifted = (concatenated(data.batches(2000, epoch=0, augment=augment))[0] for augment in (False, True))
     black = (-torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(3, 1, 1)
     framed = torch.zeros(len(plain), 3, 10, 10) + black
     framed[:, :, 1:9, 1:9] = plain  # an eighth of 8 pixels is one
@@ -128,7 +129,7 @@ def test_photographs_are_mirrored_half_of_the_time(tmp_path: Path):
         (tmp_path / name).mkdir()
         for index in range(100):
             Image.fromarray(ramp).save(tmp_path / name / f"{index}.png")
-    images, _ = all_of(images_in(tmp_path).train.batches(200, epoch=0, augment=True))
+    images, _ = concatenated(images_in(tmp_path).train.batches(200, epoch=0, augment=True))
     rises = images[:, 0, 4, 5] > images[:, 0, 4, 2]
     assert 0.35 < rises.float().mean() < 0.65
 
@@ -151,7 +152,7 @@ def test_wide_images_lose_their_sides_and_16_bit_images_keep_their_range(tmp_pat
         deep[:, :4] = deep[:, 12:] = 30000  # outside of the central square
         for index in range(2):
             Image.fromarray(deep).save(tmp_path / name / f"{index}.png")
-    images, _ = all_of(images_in(tmp_path).test.batches(2))
+    images, _ = concatenated(images_in(tmp_path).test.batches(2))
     pixels = images * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     assert pixels[0].abs().max() < 1e-6
     torch.testing.assert_close(pixels[1], torch.full((3, 8, 8), 128 / 255))
@@ -190,10 +191,10 @@ def test_a_damaged_image_is_named(folder: Path, content: bytes | str):
 
 
 def test_an_image_that_is_damaged_later_is_named_too(folder: Path):
-    data = images_in(folder, held_bytes=0)
+    data = images_in(folder, cache_bytes=0)
     (folder / "train" / "ant" / "0.png").write_bytes(b"overwritten")
     with pytest.raises(DataError, match=r"ant/0\.png"):
-        all_of(data.train.batches(2))
+        concatenated(data.train.batches(2))
 
 
 def test_folders_that_cannot_train_a_classifier_are_refused(folder: Path):
@@ -246,7 +247,7 @@ def test_cifar_is_read_from_its_archives_and_checked(
     monkeypatch.setattr(reader, "meta", meta)
 
     data = load_data(DataSpec(name=name, root=str(tmp_path), image_size=32))
-    images, labels = all_of(data.test.batches(4))
+    images, labels = concatenated(data.test.batches(4))
     assert data.classes == ("ant", "bee")
     assert labels.tolist() == [0, 1]
     red = images[1, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]

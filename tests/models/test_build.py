@@ -25,7 +25,7 @@ def refusal(kind: type[PassDeployError], name: str = OURS, num_classes: int = 10
     return message
 
 
-def tensors_of(name: str = OURS, num_classes: int = 10, seed: int = 0) -> dict[str, torch.Tensor]:
+def state_of(name: str = OURS, num_classes: int = 10, seed: int = 0) -> dict[str, torch.Tensor]:
     return dict(build_model(name, num_classes=num_classes, seed=seed).state_dict())
 
 
@@ -56,13 +56,13 @@ def test_networks_with_auxiliary_classifiers_come_without_them(name):
 
 def test_random_weights_are_a_function_of_the_seed_alone():
     before = torch.get_rng_state()
-    first = tensors_of(seed=3)
+    first = state_of(seed=3)
     torch.rand(5)
-    again, other = tensors_of(seed=3), tensors_of(seed=4)
+    again, other = state_of(seed=3), state_of(seed=4)
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
     torch.set_rng_state(before)
-    tensors_of(seed=5)
+    state_of(seed=5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -97,7 +97,7 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "_orig_mod."])
 def test_weights_load_whatever_common_prefix_they_carry(weights, prefix):
-    saved = tensors_of(seed=1)
+    saved = state_of(seed=1)
     path = weights({f"{prefix}{name}": tensor for name, tensor in saved.items()})
     loaded = build_model(OURS, num_classes=10, weights=path).state_dict()
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
@@ -112,7 +112,7 @@ def test_a_prefix_that_is_the_networks_own_stays(weights, tmp_path, monkeypatch)
 
 
 def test_files_without_batch_counters_load(weights):
-    saved = {name: tensor for name, tensor in tensors_of().items() if not name.endswith("num_batches_tracked")}
+    saved = {name: tensor for name, tensor in state_of().items() if not name.endswith("num_batches_tracked")}
     build_model(OURS, num_classes=10, weights=weights(saved))
 
 
@@ -122,7 +122,7 @@ def test_a_missing_file_is_a_mistake_in_the_recipe():
 
 def test_a_home_directory_is_expanded(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    weights(tensors_of())
+    weights(state_of())
     build_model(OURS, num_classes=10, weights="~/weights.safetensors")
 
 
@@ -134,7 +134,7 @@ def test_a_file_of_something_else_is_unreadable(tmp_path, content):
 
 
 def test_a_truncated_file_is_unreadable(weights):
-    path = Path(weights(tensors_of()))
+    path = Path(weights(state_of()))
     path.write_bytes(path.read_bytes()[:-100])
     assert "not a readable .safetensors file" in refusal(WeightsError, weights=str(path))
 
@@ -146,7 +146,7 @@ def test_a_pickle_is_not_opened(tmp_path):
 
 
 def test_weights_of_another_network_say_what_is_missing_unexpected_and_misshapen(weights):
-    saved = tensors_of()
+    saved = state_of()
     del saved["layer1.0.conv1.weight"], saved["bn1.bias"]
     saved |= {"fc.weight": torch.rand(2), "conv1.weight": torch.rand(8, 3, 3, 3)}
     message = refusal(WeightsError, weights=weights(saved))
@@ -156,13 +156,13 @@ def test_weights_of_another_network_say_what_is_missing_unexpected_and_misshapen
 
 
 def test_a_classifier_for_other_classes_is_recognised(weights):
-    message = refusal(WeightsError, num_classes=5, weights=weights(tensors_of(num_classes=10)))
+    message = refusal(WeightsError, num_classes=5, weights=weights(state_of(num_classes=10)))
     assert "only its final classifier 'linear' differs" in message
     assert "10 classes and the data has 5" in message
 
 
 def test_a_new_head_takes_all_weights_but_those_of_the_classifier(weights):
-    saved = {name: tensor + 1 for name, tensor in tensors_of(num_classes=10).items()}
+    saved = {name: tensor + 1 for name, tensor in state_of(num_classes=10).items()}
     for classes in (5, 10):  # even where the old one would fit
         network = build_model(
             "passdeploy/resnet20_cifar", num_classes=classes, weights=str(weights(saved)), new_head=True
@@ -186,13 +186,13 @@ def test_what_has_a_new_classifier_must_be_trained_first():
 
 
 def test_quantised_weights_are_not_taken_for_real_ones(weights):
-    saved = tensors_of()
+    saved = state_of()
     saved["conv1.weight"] = saved["conv1.weight"].to(torch.int8)
     assert "another type (first 'conv1.weight')" in refusal(WeightsError, weights=weights(saved))
 
 
 def test_weights_that_are_not_finite_are_refused(weights):
-    saved = tensors_of()
+    saved = state_of()
     saved["bn1.weight"][3] = float("nan")
     assert "'bn1.weight'" in refusal(WeightsError, weights=weights(saved))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from passdeploy.runtime.distributed import ALONE, _shared_batch_norm, joined
+from passdeploy.runtime.distributed import SINGLE_PROCESS, _synchronised_batch_norm, process_group
 
 RUN = """
 import sys
@@ -22,7 +22,7 @@ main(["prune", "--recipe", sys.argv[1], "--out", sys.argv[2], "--json", *sys.arg
 """
 
 
-def together(code: str, *arguments: str, count: int = 2) -> list[subprocess.Popen[str]]:
+def start_processes(code: str, *arguments: str, count: int = 2) -> list[subprocess.Popen[str]]:
     """Start `count` processes as torchrun does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -44,13 +44,13 @@ from passdeploy import Plan
 from passdeploy.grouping.find import map_channels
 from passdeploy.data.splits import load_data
 from passdeploy.channels.allocation import Budget
-from passdeploy.runtime.distributed import joined
+from passdeploy.runtime.distributed import process_group
 from passdeploy.recipe import DataSpec, TrainSpec
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.training.loop import fit
 from tests.nets import Residual
 
-with joined(torch.device("cpu")) as processes:
+with process_group(torch.device("cpu")) as processes:
     data = load_data(DataSpec(name="digits", image_size=8))
     torch.manual_seed(0)
     net = Residual()
@@ -70,18 +70,18 @@ with joined(torch.device("cpu")) as processes:
 
 def test_two_processes_train_and_choose_as_one_does():
     """A batch of 250 in parts of 125, one of 100 in parts of 50."""
-    (alone,), pair = together(STEPS, count=1), together(STEPS)
+    (alone,), pair = start_processes(STEPS, count=1), start_processes(STEPS)
     outputs = [process.communicate(timeout=300) for process in (alone, *pair)]
     assert [process.returncode for process in (alone, *pair)] == [0, 0, 0], outputs
-    found = [json.loads(output) for output, _ in outputs]
-    assert found[0][0] == found[1][0] == found[2][0]  # the plan
-    assert found[1] == found[2]
-    assert found[1][1] == pytest.approx(found[0][1], rel=1e-6, abs=1e-9)
-    assert found[1][2] == pytest.approx(found[0][2], rel=1e-6)
+    results = [json.loads(output) for output, _ in outputs]
+    assert results[0][0] == results[1][0] == results[2][0]  # the plan
+    assert results[1] == results[2]
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-6, abs=1e-9)
+    assert results[1][2] == pytest.approx(results[0][2], rel=1e-6)
 
 
 def test_only_the_first_of_two_processes_writes(tiny_recipe: Path, tmp_path: Path):
-    pair = together(
+    pair = start_processes(
         RUN, str(tiny_recipe), str(tmp_path / "two"), "--set", "train.epochs=0", "--set", "finetune.epochs=1"
     )
     outputs = [process.communicate(timeout=300) for process in pair]
@@ -100,7 +100,7 @@ def test_a_lost_process_ends_the_other_with_one_clear_error(tiny_recipe: Path, t
         "    return real(*args, **options)\n"
         "prune.fit = fit\n"
     )
-    pair = together(dies + RUN, str(tiny_recipe), str(tmp_path / "runs"))
+    pair = start_processes(dies + RUN, str(tiny_recipe), str(tmp_path / "runs"))
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [3, 9], outputs
     assert json.loads(outputs[0][0])["error"]["kind"] == "PeerError"
@@ -110,10 +110,10 @@ def test_a_lost_process_ends_the_other_with_one_clear_error(tiny_recipe: Path, t
 
 def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    chance = torch.Generator().manual_seed(0)
-    images, scale, shift = (torch.randn(shape, generator=chance) for shape in ((6, 4, 5, 5), (4,), (4,)))
+    generator = torch.Generator().manual_seed(0)
+    images, scale, shift = (torch.randn(shape, generator=generator) for shape in ((6, 4, 5, 5), (4,), (4,)))
     gradients, states = [], []
-    for norm in (F.batch_norm, _shared_batch_norm):
+    for norm in (F.batch_norm, _synchronised_batch_norm):
         x, mean, variance = images.clone().requires_grad_(), torch.zeros(4), torch.ones(4)
         norm(x, mean, variance, scale, shift, True, 0.1, 1e-5).square().sum().sin().backward()
         gradients.append(x.grad)
@@ -123,7 +123,7 @@ def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_torchrun_there_is_one_process():
-    with joined(torch.device("cpu"), environment={}) as processes:
-        assert processes == ALONE
+    with process_group(torch.device("cpu"), environment={}) as processes:
+        assert processes == SINGLE_PROCESS
         value = torch.ones(2)
-        assert processes.means([value])[0] is value
+        assert processes.average([value])[0] is value

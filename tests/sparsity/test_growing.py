@@ -151,7 +151,7 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
 
 def _task(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> _Task:
     from passdeploy.channels.allocation import Budget
-    from passdeploy.runtime.distributed import ALONE
+    from passdeploy.runtime.distributed import SINGLE_PROCESS
 
     budget = Budget.of("macs", 0.5, channels.costs)
     return _Task(
@@ -161,7 +161,7 @@ def _task(net: nn.Module, channels, teacher: nn.Module | None = None, **settings
         channels.costs,
         budget,
         PassSettings(round_to=1, **settings),
-        ALONE,
+        SINGLE_PROCESS,
         teacher or net,
     )
 

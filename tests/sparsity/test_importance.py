@@ -12,7 +12,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.runtime.distributed import ALONE
+from passdeploy.runtime.distributed import SINGLE_PROCESS
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.learn import Learned, PassSettings, _Task, learn_masks
 from passdeploy.sparsity.mask import MaskedWeights, run_with
@@ -112,7 +112,7 @@ def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
     channels = map_channels(net, IMAGE)
     budget = Budget.of("macs", 0.5, channels.costs)
     settings = PassSettings(steps=100, anneal=0.8, round_to=1)
-    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, ALONE, net)
+    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, SINGLE_PROCESS, net)
     limits = [task.limit_at(step) for step in range(100)]
     assert limits == sorted(limits, reverse=True)
     assert limits[79:] == [budget.limit] * 21

@@ -15,7 +15,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
-from passdeploy.models.prompt import Prompted, VisualPrompt, tensors_of
+from passdeploy.models.prompt import Prompted, VisualPrompt, state_with_prompt
 from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
@@ -185,10 +185,10 @@ def test_a_prompted_network_keeps_its_tensors_names():
     network = nets.Plain()
     prompt = VisualPrompt("full", (3, 16, 16), 1)
     nn.init.normal_(prompt.values)
-    tensors = tensors_of(Prompted(prompt, network))
+    tensors = state_with_prompt(Prompted(prompt, network))
     assert set(tensors) == {*network.state_dict(), "passdeploy.prompt"}
     other = VisualPrompt("full", (3, 16, 16), 1)
-    assert set(other.take_(tensors)) == set(network.state_dict())
+    assert set(other.load_pixels_(tensors)) == set(network.state_dict())
     assert torch.equal(other.pixels(), prompt.pixels())
 
 
