@@ -14,9 +14,9 @@ from passdeploy.channels.plan import Plan
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.models.prompt import VisualPrompt, with_prompt
-from passdeploy.profiling.candidates import Candidate, runner_of
+from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.inputs import example_images
-from passdeploy.profiling.interleaved import Build
+from passdeploy.profiling.interleaved import RunnerBuilder
 from passdeploy.profiling.runners import Runner
 from passdeploy.slimming.slim import slim
 
@@ -24,18 +24,17 @@ from passdeploy.slimming.slim import slim
 @contextmanager
 def as_used(
     context: MeasurementContext, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
-) -> Iterator[Callable[[Plan], Build]]:
+) -> Iterator[Callable[[Plan], RunnerBuilder]]:
     """What makes the network of a plan as it will be delivered (cut with its weights, behind its prompt, exported).
 
     It returns what loads that network, ready to be timed.
 
     Files are gone when the context ends.
     """
-    image_shape = tuple(int(size) for size in context.image.split("x"))
-    images = example_images(context.batch, image_shape)
+    images = example_images(context.batch, context.image_shape)
     with TemporaryDirectory() as folder:
 
-        def make(plan: Plan) -> Build:
+        def make(plan: Plan) -> RunnerBuilder:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
             path = Path(folder) / "slim.onnx"
             if context.backend == "ort":
@@ -43,7 +42,7 @@ def as_used(
             candidate = Candidate("slim", module=network, onnx=path)
 
             def load() -> Runner:
-                runner = runner_of(candidate, context.backend, context.threads, context.setting)
+                runner = make_runner(candidate, context.backend, context.threads, context.setting)
                 runner.prepare(images)
                 return runner
 

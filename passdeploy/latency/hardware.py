@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -28,7 +30,7 @@ class MeasurementContext:
     version: str  # of the backend
     threads: int
     batch: int
-    image: str  # "3x224x224"
+    image_shape: tuple[int, ...]  # (channels, height, width)
     device: str = "cpu"  # or "cuda", "cuda:1", as PyTorch calls it here
     precision: str = "fp32"
     channels_last: bool = False
@@ -53,7 +55,7 @@ class MeasurementContext:
             version=version,
             threads=threads,
             batch=batch,
-            image="x".join(map(str, image_shape)),
+            image_shape=tuple(image_shape),
             **asdict(setting),
         )
 
@@ -72,16 +74,17 @@ class MeasurementContext:
         return ", ".join(part for part in parts if part)
 
     def key(self, *more: object) -> str:
-        """A name for this place and for `more`, for files."""
-        text = json.dumps([asdict(self), *map(str, more)], sort_keys=True)
+        """A name for this context and for `more`, for files."""
+        text = json.dumps([self.to_json(), *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def differences(self, other: MeasurementContext) -> list[str]:
         """What is different, in words: `processor: made on A, wanted is B`."""
+        ours, theirs = self.to_json(), other.to_json()
         return [
-            f"{field.name}: made with {getattr(self, field.name)}, wanted is {getattr(other, field.name)}"
-            for field in fields(self)
-            if field.name != "device" and getattr(self, field.name) != getattr(other, field.name)
+            f"{name}: made with {ours[name]}, wanted is {theirs[name]}"
+            for name in ours
+            if name != "device" and ours[name] != theirs[name]
         ]  # a device is known by its processor, whatever its number is here
 
     def require(self, wanted: MeasurementContext, what: str) -> None:
@@ -91,6 +94,17 @@ class MeasurementContext:
                 f"{what} is of another place. {'; '.join(found[:3])}.\n"
                 "Make it again there with passdeploy profile --table, or use it all the same with --force."
             )
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain values; a file says `image: "3x224x224"`."""
+        values = {("image" if name == "image_shape" else name): value for name, value in asdict(self).items()}
+        return {**values, "image": "x".join(map(str, self.image_shape))}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> MeasurementContext:
+        """Read what `to_json` wrote; KeyError, TypeError or ValueError where it is something else."""
+        others = {name: value for name, value in document.items() if name != "image"}
+        return cls(**others, image_shape=tuple(int(size) for size in document["image"].split("x")))
 
 
 def _gpu(device: torch.device) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class LatencyTable:
         """Plain values."""
         return {
             "format": FORMAT,
-            "place": asdict(self.context),
+            "place": self.context.to_json(),
             "groups": dict(self.widths),
             "block": self.block,
             "dense_ms": self.dense_ms,
@@ -232,7 +232,8 @@ class LatencyTable:
         widths = {str(name): int(width) for name, width in document["groups"].items()}
         if unknown := {name for node in nodes for size in node.sizes for name, _ in size.spans} - set(widths):
             raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
-        return cls(MeasurementContext(**document["place"]), widths, int(document["block"]), nodes, measurements, times)
+        context = MeasurementContext.from_json(document["place"])
+        return cls(context, widths, int(document["block"]), nodes, measurements, times)
 
     def save(self, path: Path) -> None:
         """Write it as one JSON file, whole or not at all."""

@@ -22,7 +22,7 @@ from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import example_images
-from passdeploy.profiling.interleaved import Build
+from passdeploy.profiling.interleaved import RunnerBuilder
 from passdeploy.runtime.events import Listener, Stage, silent
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def meet_target(
     scores: Scores,
     dense: nn.Module,
     *,
-    confirm: Callable[[Plan], Build] | None = None,
+    confirm: Callable[[Plan], RunnerBuilder] | None = None,
     allocation: str = "global",
     progress: Stage | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
@@ -153,8 +153,7 @@ def meet_target(
         says = target.table.predict_ms(plan.widths())
         predicted = target.request.of(says, says / target.table.dense_ms)
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
-    image_shape = tuple(int(size) for size in measure.image.split("x"))
-    images = example_images(measure.batch, image_shape)
+    images = example_images(measure.batch, measure.image_shape)
     with sampler_at(measure, dense, target.channels, images) as sampler:
         search_at = LatencySearch(
             sampler, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,

@@ -18,7 +18,7 @@ from passdeploy.profiling.kernel_times import NodeTime
 from tests.profiling.fakes import FakeClock, FakeRunner
 
 WIDTHS = (64, 96, 48)
-HERE = MeasurementContext("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1, "3x8x8")
+HERE = MeasurementContext("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1, (3, 8, 8))
 QUICK = SamplingPlan(measurements=18, rounds=1, seconds=0.01)
 
 

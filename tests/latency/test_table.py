@@ -71,6 +71,13 @@ def test_a_table_goes_through_a_file_unchanged(table: LatencyTable, tmp_path: Pa
     assert (again.context, again.nodes, again.widths) == (table.context, table.nodes, table.widths)
 
 
+def test_a_file_keeps_the_image_shape_as_text_and_the_key_of_the_cache_is_stable(table: LatencyTable):
+    place = table.to_json()["place"]
+    assert place["image"] == "3x8x8"
+    assert "image_shape" not in place
+    assert HERE.key("structure") == "17b8cab44f68ee80ef80"
+
+
 @pytest.mark.parametrize(
     "harm",
     [
