@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passdeploy.models.modes import _mode
+from passdeploy.models.modes import evaluating
 from passdeploy.training.placement import device_of, placed_like
 
 
@@ -26,7 +26,7 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
         return
     momenta = [norm.momentum for norm in norms]
     place, has_batch = device_of(model), False
-    with torch.no_grad(), _mode(model, training=False):
+    with torch.no_grad(), evaluating(model):
         for norm in norms:
             norm.momentum = None  # a cumulative average, in the terms of torch
             norm.training = True

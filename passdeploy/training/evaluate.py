@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.data.splits import Split
-from passdeploy.models.modes import _mode
+from passdeploy.models.modes import evaluating
 from passdeploy.training.losses import logits_of
 from passdeploy.training.placement import device_of, placed_like
 
@@ -36,7 +36,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
     place = torch.device(device) if device is not None else device_of(model)
     model.to(place)
     meter = AccuracyMeter()
-    with torch.no_grad(), _mode(model, training=False):
+    with torch.no_grad(), evaluating(model):
         for images, labels in split.batches(batch_size):
             logits, labels = logits_of(model(placed_like(model, images, place))), labels.to(place)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
