@@ -22,7 +22,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.grouping.find import map_channels
 from passdeploy.runtime import seeds
 from passdeploy.slimming.masked import masked
-from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import hidden_state, resize_, slim
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import count
@@ -243,7 +243,7 @@ def _check_rebuilding(
     state = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = _outputs(smaller, inputs, entry)
     again = entry.build()
-    resize_(again, state, numbers_after(channels.groups, plan))
+    resize_(again, state, size_attributes_after(channels.groups, plan))
     for name, value in _outputs(again, inputs, entry, like=expected).items():
         if isinstance(value, Tensor) and not torch.equal(value, expected[name]):
             raise ValueError(f"output {name} differs by {relative_error(expected[name], value):.1e}")

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from passdeploy import Plan, count, masked, slim
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.find import map_channels
-from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import Counts
@@ -1263,7 +1263,7 @@ def examine(network: Network, seed: int) -> Examined:
     assert widths_are_true(smaller) == "", widths_are_true(smaller)
 
     rebuilt = build(network, seed + 1).double()
-    resize_(rebuilt, smaller.state_dict(), numbers_after(channels.groups, plan))
+    resize_(rebuilt, smaller.state_dict(), size_attributes_after(channels.groups, plan))
     copied = copy.deepcopy(smaller)
     with torch.no_grad():
         for twin, what in ((rebuilt, "the rebuilt network"), (copied, "a deep copy")):

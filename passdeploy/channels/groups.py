@@ -1,8 +1,8 @@
-"""Channel groups: the units in which a network can be cut.
+"""Channel groups: the channels of tied layers, which must be removed together.
 
-A removable channel is a set of slices of parameters that only make sense together: a filter, its
-normalisation, the slices of everything that reads it, and the same place in every layer that
-is added to it. Channels with slices in the same dimensions of the same tensors form a group.
+A removable channel is a set of parameter slices: a filter, its normalisation, the slices of every layer that reads it,
+and the same index in every layer whose output is added to it. Channels with slices in the same dimensions of the same
+tensors form a group.
 """
 
 from __future__ import annotations
@@ -18,86 +18,103 @@ from passdeploy.channels.costs import CostModel, Factor
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """Where the channels of a group sit along one dimension of one tensor."""
+    """The indices that the channels of a group occupy along one dimension of one tensor."""
 
     tensor: str  # name in the state dict
     dim: int
-    index: Tensor  # (width, count): the places of each channel, ascending
-    is_output: bool  # the layer puts these channels out
-    is_input: bool  # the layer reads these channels; one that does neither scales or shifts them
+    index: Tensor  # (width, span along this dimension): the indices of each channel, ascending
+    is_output: bool  # the dimension holds output channels of the layer
+    is_input: bool  # the dimension holds input channels; neither: the tensor scales or shifts the channels
 
     @property
     def layer(self) -> str:
-        """The module that holds the tensor."""
+        """Name of the module that holds the tensor."""
         return self.tensor.rpartition(".")[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """Which channels of a group a statistic goes over; `passdeploy.statistics` knows it by module and turn."""
+    """A mean, norm, maximum or softmax over channels of a group, known by its module and call index.
+
+    `models/reduction_calls.py` counts the calls.
+    """
 
     module: str
-    turn: int
+    call_index: int
     dim: int  # counted from the last
-    channels: Tensor  # the number of the channel at each place of the dimension; -1: of another group, or of none
+    channels: Tensor  # (size of the dimension,): number of the channel in its group; -1: it is not in this group
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """An integer attribute of a module, or an entry of a tuple or list attribute, that states a size.
+
+    Examples are `num_heads` and the sizes of a split.
+    """
+
+    module: str
+    attribute: str
+    index: int | None  # of the entry; None: the attribute is the integer itself
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels that live in the same tensors, each of which can be removed on its own."""
+    """Channels that occupy the same tensors, each of which can be removed without the others."""
 
-    name: str  # the first layer that makes them
-    width: int  # how many independently removable channels
-    slots: tuple[Slot, ...]  # the first one is that layer's output
-    reason: str = ""  # why they must stay; empty if they may be cut
-    numbers: tuple[tuple[tuple[str, str, int | None], Factor], ...] = ()  # (module, attribute, place) -> what it says
+    name: str  # the first layer that produces the channels
+    width: int  # number of independently removable channels
+    slots: tuple[Slot, ...]  # the first one is the output dimension of that layer
+    reason: str = ""  # why the channels must stay; empty if they may be cut
+    size_attributes: tuple[tuple[SizeAttribute, Factor], ...] = ()  # attributes to update, and the sizes they state
     statistics: tuple[Statistic, ...] = ()  # taken over channels of this group
 
     @property
     def is_prunable(self) -> bool:
-        """Whether channels may be removed; a single one is all there is, and stays."""
+        """True if channels may be removed: there is more than one, and nothing protects them."""
         return not self.reason and self.width > 1
 
     @property
     def span(self) -> int:
-        """How many output channels of its first layer one channel of the group stands for."""
+        """Number of output channels of the first layer that belong to one channel of the group."""
         return self.slots[0].index.size(1)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The modules that hold slices of this group, in order, each once."""
+        """Names of the modules that hold slices of this group, in order, each once."""
         return tuple(dict.fromkeys(slot.layer for slot in self.slots))
 
     def __repr__(self) -> str:
-        fate = "prunable" if self.is_prunable else f"protected: {self.reason or 'a single channel'}"
-        return f"ChannelGroup({self.name!r}, width={self.width}, {fate})"
+        status = "prunable" if self.is_prunable else f"protected: {self.reason or 'a single channel'}"
+        return f"ChannelGroup({self.name!r}, width={self.width}, {status})"
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """What one walk through a network found: its groups, and what its widths cost."""
+    """The channel groups of a network and its cost as a function of their widths."""
 
     groups: tuple[ChannelGroup, ...]
     costs: CostModel
 
     def chosen(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> ChannelMap:
-        """The same with fewer groups that may be cut.
+        """Protect the groups that `include` leaves out or `exclude` names.
 
         Args:
             include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
-            exclude: patterns of layers whose output channels stay all the same.
+            exclude: patterns of the layers whose output channels must stay, even if `include` matches.
         """
-        groups = (replace(group, reason=group.reason or _left_out(group, include, exclude)) for group in self.groups)
+        groups = (
+            replace(group, reason=group.reason or _exclusion_reason(group, include, exclude)) for group in self.groups
+        )
         return replace(self, groups=tuple(groups))
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
-        """The groups that may be cut."""
+        """Groups that may be cut."""
         return tuple(group for group in self.groups if group.is_prunable)
 
 
-def _left_out(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:
-    """Why the recipe leaves a group whole, if it does: what one layer must keep, all that share its channels keep."""
+def _exclusion_reason(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:
+    """Return why the recipe's patterns protect a group, or "": one excluded output layer protects the whole group."""
     for layer in dict.fromkeys(slot.layer for slot in group.slots if slot.is_output):
         for pattern in exclude:
             if fnmatchcase(layer, pattern):
@@ -108,8 +125,8 @@ def _left_out(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str
 
 
 def cuts_whole_groups(groups: int, inputs_per_group: int) -> bool:
-    """Whether a grouped convolution loses whole groups (depthwise always) or the same places in every group.
+    """True if a grouped convolution loses whole groups (depthwise always), not the same channels of every group.
 
-    The finer of the two choices leaves the hypernetwork more to decide.
+    Of the two, the choice with more removable channels is taken.
     """
     return groups > 1 and groups >= inputs_per_group

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.models.modes import evaluating, plain_attention
+from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.replay import DecisionLog, decides
@@ -92,7 +92,7 @@ class Comparison:
     ) -> list[Tensor]:
         if dtype:
             network.to(dtype)
-        with torch.no_grad(), evaluating(network), plain_attention(), deciding:
+        with torch.no_grad(), evaluating(network), unfused_attention(), deciding:
             outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self._inputs)))
         return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 

@@ -10,24 +10,17 @@ import torch
 from torch import Tensor
 
 from passdeploy.channels.costs import CostModel, Factor, Term
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, Slot, Statistic
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute, Slot, Statistic
 from passdeploy.tracing.labels import NONE
 from passdeploy.tracing.trace import Trace
 
 
 @dataclass(frozen=True)
 class LabelledSize:
-    """A number that a module keeps and that is the size of a dimension, found by rehearsing a cut."""
+    """A size attribute that must follow a dimension, found by a trial cut."""
 
-    module: str
-    attribute: str
-    index: int | None  # its place, where the attribute is a tuple or a list
-    labels: Tensor  # along that dimension
-
-    @property
-    def key(self) -> tuple[str, str, int | None]:
-        """Which number it is, whatever it says."""
-        return self.module, self.attribute, self.index
+    attribute: SizeAttribute
+    labels: Tensor  # along the dimension whose size the attribute states
 
 
 class GroupBuilder:
@@ -158,15 +151,13 @@ def _with_statistics(
 def _with_numbers(
     groups: Sequence[tuple[ChannelGroup, np.ndarray]], numbers: Sequence[LabelledSize], sizes: _Sizes
 ) -> tuple[ChannelGroup, ...]:
-    """The groups, each with the numbers that follow its width; one that follows several is kept by the first."""
-    follows: dict[str, list[tuple[tuple[str, str, int | None], Factor]]] = {}
+    """Add to each group the size attributes that follow its width; one that follows several goes to the first."""
+    follows: dict[str, list[tuple[SizeAttribute, Factor]]] = {}
     for number in numbers:
         factor = sizes.of(number.labels)
         if factor.spans:
-            follows.setdefault(factor.spans[0][0], []).append((number.key, factor))
-    return tuple(
-        replace(group, numbers=tuple(follows[group.name])) if group.name in follows else group for group, _ in groups
-    )
+            follows.setdefault(factor.spans[0][0], []).append((number.attribute, factor))
+    return tuple(replace(group, size_attributes=tuple(follows.get(group.name, ()))) for group, _ in groups)
 
 
 def _dims_of(used: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:

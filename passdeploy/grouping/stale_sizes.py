@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from passdeploy.channels.groups import SizeAttribute
 from passdeploy.grouping.gather import LabelledSize
 from passdeploy.grouping.shape_check import Stop
-from passdeploy.slimming.size_attributes import read_number
+from passdeploy.slimming.size_attributes import read_size_attribute
 from passdeploy.tracing.trace import OpRecord
 
 DimPosition = tuple[int, int, int]  # 0 for results and 1 for inputs, which of these tensors, dimension
@@ -46,7 +47,7 @@ class AttributeFixes:
                         repair = list(self._alike(stop.record, depth, child, attribute, places))
                         together += repair if number == 0 else []
                         yield repair
-                if len({number.attribute for number in together}) > 1:  # numbers that only make sense as a whole
+                if len({size.attribute.attribute for size in together}) > 1:  # numbers that only make sense as a whole
                     yield together
 
     def _alike(
@@ -62,8 +63,9 @@ class AttributeFixes:
             sizes, owner = dict(_sizes(same[turn])), ".".join(part for part in (module, child) if part)
             for index, place in places.items():
                 dense, labels = sizes.get(place, (None, None))
-                if labels is not None and _has_number(self._model, (owner, attribute, index), dense):
-                    yield LabelledSize(owner, attribute, index, labels)
+                size_attribute = SizeAttribute(owner, attribute, index)
+                if labels is not None and _has_value(self._model, size_attribute, dense):
+                    yield LabelledSize(size_attribute, labels)
 
     def _turns(self, stopped: OpRecord, depth: int) -> dict[str, list[OpRecord]]:
         """Module at that depth -> what ran there by the same line of code, in order."""
@@ -102,9 +104,9 @@ def _explanations(value: Any, changed: Mapping[DimPosition, int]) -> Iterator[di
             yield stated
 
 
-def _has_number(model: nn.Module, key: tuple[str, str, int | None], value: int | None) -> bool:
+def _has_value(model: nn.Module, attribute: SizeAttribute, value: int | None) -> bool:
     try:
-        found = read_number(model, key)
+        found = read_size_attribute(model, attribute)
     except (AttributeError, IndexError, TypeError):
         return False
     return type(found) is int and found == value

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.size_attributes import NumberKey, numbers_after, read_number, write_number_
+from passdeploy.slimming.size_attributes import read_size_attribute, size_attributes_after, write_size_attribute_
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.trace import Trace
 
@@ -43,7 +43,7 @@ class TrialCut:
                 self._gone[trace.union_find.find(self.labels_of(group)[removed])] = True
         self._sizes: dict[int, int] = {}  # see `size_of`
         self._cut: nn.Module | None = None
-        self._said: dict[NumberKey, int] = {}  # what modules of the cut network said before numbers were written
+        self._said: dict[SizeAttribute, int] = {}  # what modules of the cut network said before numbers were written
 
     def labels_of(self, group: ChannelGroup) -> Tensor:
         """One label of each channel of a group."""
@@ -63,13 +63,13 @@ class TrialCut:
         """
         if self._cut is None:
             self._cut, self._said = slim_from(self._cloner, self._groups, self.plan), {}
-        wanted = dict(numbers_after(groups, self.plan))
+        wanted = dict(size_attributes_after(groups, self.plan))
         for number in self._said.keys() - wanted.keys():
-            write_number_(self._cut, number, self._said[number])
+            write_size_attribute_(self._cut, number, self._said[number])
         for number, value in wanted.items():
             if number not in self._said:
-                self._said[number] = read_number(self._cut, number)
-            write_number_(self._cut, number, value)
+                self._said[number] = read_size_attribute(self._cut, number)
+            write_size_attribute_(self._cut, number, value)
         return self._cut
 
     def forget(self) -> None:

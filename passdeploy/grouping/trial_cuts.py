@@ -237,13 +237,13 @@ class TrialSearch:
 
     def improves(self, repair: Sequence[LabelledSize], stop: Stop) -> bool:
         """Whether the network gets further with `repair`, which is kept if so; what was in vain is not tried again."""
-        keys = frozenset(number.key for number in repair)
+        keys = frozenset(number.attribute for number in repair)
         attempt = stop.position, tuple(self._ties), keys
         if not repair or attempt in self._vain or self._attempts_left <= 0:
             return False
         self._attempts_left -= 1
         before = self.numbers
-        self.numbers = [*(number for number in before if number.key not in keys), *repair]
+        self.numbers = [*(number for number in before if number.attribute not in keys), *repair]
         after = self.run_trial()
         if after is None or after.position > stop.position:
             return True

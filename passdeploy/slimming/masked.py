@@ -11,7 +11,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.reduction_calls import CallKey
-from passdeploy.slimming.masked_norms import KeptMask, with_restricted_norms_
+from passdeploy.slimming.masked_norms import KeptMask, restrict_norms_
 from passdeploy.slimming.masked_reductions import KeptAlong
 from passdeploy.slimming.tensors import like, removed_places
 
@@ -37,7 +37,7 @@ def masked_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], 
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.places.to(parameter.device), 0.0)
                 kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.places
-    return with_restricted_norms_(reference, kept, _existing(groups, plan))
+    return restrict_norms_(reference, kept, _existing(groups, plan))
 
 
 def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[KeptAlong]]:
@@ -47,7 +47,7 @@ def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[
         removed = plan.removed(group)
         for one in group.statistics if len(removed) else ():
             exists = ~torch.isin(one.channels, torch.as_tensor(removed))
-            key = (one.module, one.turn), one.dim
+            key = (one.module, one.call_index), one.dim
             found[key] = found[key] & exists if key in found else exists
     by_call: dict[CallKey, list[KeptAlong]] = {}
     for (call, dim), exists in found.items():

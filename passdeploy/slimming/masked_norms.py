@@ -135,34 +135,43 @@ _ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 
-def with_restricted_norms_(
+def restrict_norms_(
     model: nn.Module, kept: Mapping[str, KeptMask], statistics: Mapping[CallKey, Sequence[KeptAlong]]
 ) -> nn.Module:
-    """Let `model` compute its norms over the channels that exist; of the same class for all who ask.
+    """Let `model` compute its norms and reductions over the channels that exist, whenever it is called.
+
+    The modes are entered and left by hooks: the class stays what it is, which graph modules rely on.
 
     Args:
         model: changed in place.
-        kept: name of a parameter -> what exists of it.
-        statistics: other statistics over channels, and what exists of these.
+        kept: name of a parameter -> the part of it that exists.
+        statistics: other reductions over channels, each with the channels that exist.
     """
-    if not kept and not statistics:
-        return model
-    plain = type(model)
-
-    class Masked(plain):  # type: ignore[misc, valid-type]
-        """The network with norms over the channels that exist."""
-
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            """What the network does, with restricted norms."""
-            parameters = dict(self.named_parameters())
-            with ExitStack() as stack:
-                if statistics:
-                    turns = ReductionCallTracker()
-                    stack.enter_context(turns.hooked_into(self))
-                    stack.enter_context(RestrictedStatistics(turns, statistics))
-                stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in kept.items()]))
-                return super().forward(*args, **kwargs)
-
-    Masked.__name__, Masked.__qualname__, Masked.__module__ = plain.__name__, plain.__qualname__, plain.__module__
-    model.__class__ = Masked
+    if kept or statistics:
+        restriction = _Restriction(kept, statistics)
+        model.register_forward_pre_hook(restriction.enter, prepend=True)
+        model.register_forward_hook(restriction.leave, always_call=True)
     return model
+
+
+class _Restriction:
+    """Hooks that restrict norms and reductions while a network runs."""
+
+    def __init__(self, kept: Mapping[str, KeptMask], statistics: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
+        self._kept, self._statistics = kept, statistics
+        self._entered: list[ExitStack] = []
+
+    def enter(self, model: nn.Module, _: Any) -> None:
+        """Enter the modes before the forward pass."""
+        parameters, stack = dict(model.named_parameters()), ExitStack()
+        if self._statistics:
+            tracker = ReductionCallTracker()
+            stack.enter_context(tracker.hooked_into(model, with_root=False))
+            stack.enter_context(RestrictedStatistics(tracker, self._statistics))
+        stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in self._kept.items()]))
+        self._entered.append(stack)
+
+    def leave(self, *_: Any) -> None:
+        """Leave them after it, also where it failed."""
+        if self._entered:
+            self._entered.pop().close()

@@ -8,30 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.groups import ChannelGroup, cuts_whole_groups
+from passdeploy.channels.groups import ChannelGroup, SizeAttribute, cuts_whole_groups
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.tensors import Removed
 
-NumberKey = tuple[str, str, int | None]  # module, attribute, place in it
+_GATES = {"LSTM": 4, "GRU": 3}  # weight rows of a recurrent layer per hidden unit; 1 for others
 
 
-def numbers_after(groups: Sequence[ChannelGroup], plan: Plan) -> list[tuple[NumberKey, int]]:
-    """The numbers that modules keep and that are sizes, and what they say once `plan` is carried out."""
+def size_attributes_after(groups: Sequence[ChannelGroup], plan: Plan) -> list[tuple[SizeAttribute, int]]:
+    """Return the size attributes of all groups with their values after `plan`."""
     widths = {group.name: group.width for group in groups} | plan.widths()
-    return [(number, size.size(widths)) for group in groups for number, size in group.numbers]
-
-
-_GATES = {"LSTM": 4, "GRU": 3}  # rows of a recurrent network's weights for each of its units
+    return [(attribute, size.size(widths)) for group in groups for attribute, size in group.size_attributes]
 
 
 def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Removed | None) -> bool:
-    """Whether some of the groups of channels of a layer go, else all of them become narrower.
+    """True if a layer lost whole channel groups, False if each of its groups became narrower.
 
     Args:
-        groups: how many there were.
-        size: channels of all of them, along the first dimension of the weight.
-        inputs_per_group: how many there were.
-        removed: places along that dimension that went; None: the layer is rebuilt from the widths it was made with.
+        groups: number of groups before.
+        size: channels of all groups together before, along the first dimension of the weight.
+        inputs_per_group: input channels of each group before.
+        removed: indices removed along that dimension; None if unknown, as in a network rebuilt from a file.
     """
     if removed is None:
         return cuts_whole_groups(groups, inputs_per_group)
@@ -42,11 +39,11 @@ def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Remove
 
 
 def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Removed | None]) -> None:
-    """Make a module's own numbers agree with its weights.
+    """Set the size attributes of a torch layer, such as `out_channels`, to the shapes of its weights.
 
     Args:
-        module: with its new weights, and the old numbers.
-        removed_of: weight -> places along its first dimension that went, or None where nobody knows.
+        module: a layer with its new weights and the old attributes.
+        removed_of: weight -> indices removed along its first dimension, or None if unknown.
     """
     if isinstance(module, nn.RNNBase):
         module.input_size = module.get_parameter("weight_ih_l0").size(1)
@@ -58,9 +55,9 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         return
     if isinstance(module, nn.modules.conv._ConvNd):
         inputs, outputs = (weight.size(0), weight.size(1)) if module.transposed else (weight.size(1), weight.size(0))
-        spelled_out, size = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+        first_dim, size = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
         if _loses_groups(module.groups, size, module.in_channels // module.groups, removed_of(weight)):
-            module.groups = spelled_out // (size // module.groups)
+            module.groups = first_dim // (size // module.groups)
         module.in_channels = inputs if module.transposed else inputs * module.groups
         module.out_channels = outputs * module.groups if module.transposed else outputs
     elif isinstance(module, nn.Linear):
@@ -80,20 +77,18 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         module.num_embeddings, module.embedding_dim = weight.shape
 
 
-def read_number(model: nn.Module, number: NumberKey) -> Any:
-    """What a number of a module says; `index` is its place where the attribute is a tuple or a list."""
-    module, attribute, index = number
-    value = getattr(model.get_submodule(module), attribute)
-    return value if index is None else value[index]
+def read_size_attribute(model: nn.Module, size: SizeAttribute) -> Any:
+    """Return the value of a size attribute in `model`."""
+    value = getattr(model.get_submodule(size.module), size.attribute)
+    return value if size.index is None else value[size.index]
 
 
-def write_number_(model: nn.Module, number: NumberKey, value: int) -> None:
-    """Make it say `value`."""
-    name, attribute, index = number
-    module = model.get_submodule(name)
-    if index is None:
-        setattr(module, attribute, value)
+def write_size_attribute_(model: nn.Module, size: SizeAttribute, value: int) -> None:
+    """Set a size attribute of `model`; a tuple or list is replaced by a changed copy."""
+    module = model.get_submodule(size.module)
+    if size.index is None:
+        setattr(module, size.attribute, value)
         return
-    old = getattr(module, attribute)
-    new = [*old[:index], value, *old[index + 1 :]]
-    setattr(module, attribute, tuple(new) if isinstance(old, tuple) else new)
+    old = getattr(module, size.attribute)
+    new = [*old[: size.index], value, *old[size.index + 1 :]]
+    setattr(module, size.attribute, tuple(new) if isinstance(old, tuple) else new)

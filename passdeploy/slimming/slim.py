@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
-from passdeploy.runtime.garbage import no_collection
-from passdeploy.slimming.size_attributes import NumberKey, numbers_after, update_size_attributes_, write_number_
+from passdeploy.runtime.garbage import garbage_collection_paused
+from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_places
 
 NOTHING = Removed()
 
 
-@no_collection()
+@garbage_collection_paused()
 def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
     """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
 
@@ -48,8 +48,8 @@ def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], pl
     smaller = cloner.copy(cut)
     for _, module in modules_by_name(smaller):
         update_size_attributes_(module, lambda weight: gone.get(id(weight)))
-    for number, value in numbers_after(groups, plan):
-        write_number_(smaller, number, value)
+    for attribute, value in size_attributes_after(groups, plan):
+        write_size_attribute_(smaller, attribute, value)
     return smaller
 
 
@@ -60,7 +60,9 @@ def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str
     return {name: smaller.get_buffer(name) for name in sorted(names)}
 
 
-def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tuple[NumberKey, int]] = ()) -> None:
+def resize_(
+    model: nn.Module, state: Mapping[str, Tensor], size_attributes: Sequence[tuple[SizeAttribute, int]] = ()
+) -> None:
     """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
 
     This is how a slim network is rebuilt from its factory and its tensors. Shared parameters stay shared.
@@ -68,7 +70,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
     Args:
         model: as its factory made it.
         state: its tensors by name; those that are missing stay.
-        numbers: as `numbers_after` gave them when the network was cut.
+        size_attributes: as `size_attributes_after` gave them when the network was cut.
     """
     new = {
         id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
@@ -80,5 +82,5 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor], numbers: Sequence[tup
                 if old is not None:
                     table[attribute] = new[id(old)]  # type: ignore[assignment]
         update_size_attributes_(module, lambda _: None)
-    for number, value in numbers:
-        write_number_(model, number, value)
+    for size_attribute, value in size_attributes:
+        write_size_attribute_(model, size_attribute, value)

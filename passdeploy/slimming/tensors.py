@@ -104,7 +104,7 @@ def groups_after(
         number = torch.full((group.width + 1,), -1)  # of the channel among those that stay; the last: of none, -1
         number[kept] = torch.arange(len(kept))
         statistics = tuple(
-            replace(one, channels=number[one.channels[stays_of[one.module, one.turn, one.dim]]])
+            replace(one, channels=number[one.channels[stays_of[one.module, one.call_index, one.dim]]])
             for one in group.statistics
         )
         after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=statistics))
@@ -117,7 +117,7 @@ def _staying_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[st
     for group in groups:
         removed = torch.as_tensor(plan.removed(group))
         for one in group.statistics:
-            key = one.module, one.turn, one.dim
+            key = one.module, one.call_index, one.dim
             stays[key] = stays.get(key, torch.ones(len(one.channels), dtype=torch.bool))
             stays[key] &= ~torch.isin(one.channels, removed)
     return stays

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.groups import SizeAttribute
 from passdeploy.grouping.gather import GroupBuilder, LabelledSize
 from passdeploy.grouping.trial import TrialCut, random_plan
 from passdeploy.models.cloning import ModelCloner
@@ -40,9 +41,9 @@ def test_numbers_are_written_and_taken_back(trial: tuple[TrialCut, GroupBuilder,
     tried, builder, labels = trial
     left = tried.size_of(labels)
     assert 2 <= left < 8
-    first = tried.cut(builder.gather([LabelledSize("", "width", None, labels)]))
+    first = tried.cut(builder.gather([LabelledSize(SizeAttribute("", "width", None), labels)]))
     assert (first.width, first.sizes, first.conv.out_channels) == (left, (8, 16), left)
-    second = tried.cut(builder.gather([LabelledSize("", "sizes", 0, labels)]))
+    second = tried.cut(builder.gather([LabelledSize(SizeAttribute("", "sizes", 0), labels)]))
     assert (second.width, second.sizes) == (8, (left, 16))
     third = tried.cut(builder.gather())
     assert (third.width, third.sizes) == (8, (8, 16))

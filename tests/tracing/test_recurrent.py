@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.plan import Plan
 from passdeploy.grouping.find import find_groups
-from passdeploy.slimming.size_attributes import numbers_after
+from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import resize_, slim
 from passdeploy.slimming.verify import verify
 
@@ -44,7 +44,7 @@ def test_units_go_from_every_gate_and_direction(kind: type[nn.RNNBase], options:
     smaller = slim(net, groups, plan)
     assert (smaller.rnn.input_size, smaller.rnn.hidden_size) == (3, 4)
     rebuilt = Reader(kind, **options).eval()
-    resize_(rebuilt, smaller.state_dict(), numbers_after(groups, plan))
+    resize_(rebuilt, smaller.state_dict(), size_attributes_after(groups, plan))
     assert torch.equal(rebuilt(SEQUENCE), smaller(SEQUENCE))
     smaller.train()(SEQUENCE).sum().backward()
     assert all(parameter.grad is not None for parameter in smaller.parameters())
