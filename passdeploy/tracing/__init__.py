@@ -1,1 +1,1 @@
-"""One forward pass in which every operation is recorded and every channel carries a label."""
+"""The channel tracer: one forward pass that records every operation and propagates a label for every channel."""

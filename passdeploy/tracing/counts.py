@@ -1,4 +1,4 @@
-"""How large a network is: parameters, and multiply-adds of one forward pass."""
+"""Counts of a network: parameters, and multiply-adds (MACs) of one forward pass."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Counts:
 
 
 def count(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Counts:
-    """Parameters of `model`, each shared one once, and the multiply-adds it spends on `example_inputs`.
+    """Count the parameters of `model`, each shared one once, and its multiply-adds on `example_inputs`.
 
     Convolutions, linear layers and matrix products are counted as they run, functional calls included; additions,
-    normalisations and activations are not. For figures per image hand in a batch of one.
+    normalisations and activations are not. For numbers per image use a batch of one.
     """
     trace = trace_channels(model, example_inputs)
     return Counts(sum(trace.parameters.values()), sum(one.macs for one in trace.op_macs))

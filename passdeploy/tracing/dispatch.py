@@ -1,4 +1,4 @@
-"""See every tensor operation of a network that runs, and which line of its code it comes from."""
+"""An observer of every tensor operation of a running network, and of the line of code that each comes from."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from passdeploy.tracing.op_call import OpCall
 
 
 class CompositeFunctionMode(TorchFunctionMode):
-    """Shows functions that torch would take apart as one operation: their parts hide what they are.
+    """A function mode that reports a composite function as one operation instead of the parts torch decomposes it into.
 
-    An RMS norm, say, becomes a mean of squares over channels, which nobody could cut, and attention becomes another
-    kernel on every device. A recurrent network is the other way round: one kernel hides its steps, which are shown
-    after the states that they start from.
+    An RMS norm, for example, decomposes into a mean of squares over channels, whose channels would have to stay, and
+    attention becomes a different kernel on every device. Recurrent networks are the opposite case: one kernel hides
+    the steps. The call is reported first with the initial states as its results, then every step.
 
     Args:
-        tell: hears of each call, and what it returned.
-        taking: is entered around each statistic that can be restricted to a part of the channels.
-        deriving: is entered around each function that reads sizes off its tensors and states none.
-        is_sketch: whether tensors have no values.
+        on_op: called with each composite call and its result.
+        around_reduction: makes a context that is entered around each reduction that `masked` can restrict to channels.
+        around_size_derivation: makes a context that is entered around each function that takes its sizes from tensors,
+            with no size stated by the model.
+        is_meta: True if tensors are on the meta device.
     """
 
     def __init__(
@@ -45,24 +46,20 @@ class CompositeFunctionMode(TorchFunctionMode):
         is_meta: bool,
     ) -> None:
         super().__init__()
-        self._on_op, self._around_reduction, self._around_size_derivation, self._is_meta = (
-            on_op,
-            around_reduction,
-            around_size_derivation,
-            is_meta,
-        )
+        self._on_op, self._is_meta = on_op, is_meta
+        self._around_reduction, self._around_size_derivation = around_reduction, around_size_derivation
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any function of torch, on its way."""
-        if func is F.multi_head_attention_forward:  # what a function calls in turn, torch does not show to a mode
+        """Run one torch function; called by torch for each of them."""
+        if func is F.multi_head_attention_forward:  # torch does not show a mode the calls inside a function
             attend = partial(self._run_as_one_op, F.scaled_dot_product_attention)
             with patch.object(F, "scaled_dot_product_attention", lambda *args, **kwargs: attend(args, kwargs)):
                 return func(*args, **(kwargs or {}))
         if func in _COMPOSITES:
             return self._run_as_one_op(func, args, kwargs or {})
-        if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else it is a packed sequence
+        if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else the input is a packed sequence
             self._on_op(OpCall(_RECURRENT[func], args, {}, args[1]))
             with unfused_rnns():
                 return func(*args)
@@ -92,7 +89,7 @@ _COMPOSITES: dict[Callable[..., Any], torch._ops.OpOverload] = {
 def _normalize_by_broadcast(
     input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
 ) -> Tensor:
-    """`F.normalize`, by broadcasting: the norm that it expands to every channel would seem to have channels itself."""
+    """Compute `F.normalize` by broadcasting; torch expands the norm, which then seems to have channels of its own."""
     return torch.div(input, input.norm(p, dim, keepdim=True).clamp_min(eps), out=out)
 
 
@@ -111,11 +108,11 @@ _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
 
 
 class OpObserver(TorchDispatchMode):
-    """Hears of every tensor operation after it ran; a subclass says what to make of it."""
+    """A dispatch mode that calls `on_op` after every tensor operation; subclasses implement it."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled while a network is watched; torch's guard against it would cost more than the rules."""
+        """Tell torch that nothing is compiled under this mode; its guard would take longer than the rules."""
         return False
 
     def __init__(self, *, is_meta: bool) -> None:
@@ -123,35 +120,35 @@ class OpObserver(TorchDispatchMode):
         self.is_meta = is_meta
 
     def on_op(self, call: OpCall) -> None:
-        """One operation, with what came out."""
-        raise AssertionError("a subclass says what to make of an operation")
+        """Handle one operation that has run, with its results."""
+        raise AssertionError("a subclass implements on_op")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any operation, on its way."""
+        """Run one operation and report it; called by torch for each of them."""
         given = kwargs or {}
         result = run_on_meta(func, args, given) if self.is_meta else func(*args, **given)
         self.on_op(OpCall(func, args, given, result))
         return result
 
     def run_model(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
-        """Run `model` and return its outputs; attention and other composites show as what they are."""
-        whole = CompositeFunctionMode(
+        """Run `model` under this mode and return its outputs; attention and other composites are one operation each."""
+        composites = CompositeFunctionMode(
             self.on_op, self.around_reduction, self.around_size_derivation, is_meta=self.is_meta
         )
-        with unfused_attention(), whole, self:
+        with unfused_attention(), composites, self:
             return model(*inputs)
 
     def around_reduction(self) -> AbstractContextManager[None]:
-        """What to do around a statistic that the network takes."""
+        """Make the context that is entered around a reduction over channels; none here, subclasses may have one."""
         return nullcontext()
 
-    is_deriving_sizes = False  # whether the sizes of what happens now are read off its tensors
+    is_deriving_sizes = False  # torch takes the sizes of the running operation from its tensors
 
     @contextmanager
     def around_size_derivation(self) -> Iterator[None]:
-        """Know that they are."""
+        """Set `is_deriving_sizes` inside this context."""
         self.is_deriving_sizes = True
         try:
             yield
@@ -160,7 +157,7 @@ class OpObserver(TorchDispatchMode):
 
 
 def source_line() -> str:
-    """File and line of the innermost running frame of the model's own code, or else of a torch module."""
+    """Return file and line of the innermost running frame of the model's code, or else of a torch module."""
     frame, torch_module = sys._getframe(1), ""
     while frame is not None and frame.f_code is not _RUN_MODEL_CODE:
         owner, name = _owner_of(frame.f_code.co_filename)
@@ -172,21 +169,20 @@ def source_line() -> str:
     return torch_module
 
 
-_RUN_MODEL_CODE = OpObserver.run_model.__code__  # who ran the model
+_RUN_MODEL_CODE = OpObserver.run_model.__code__  # the frames of the model are inside this one
 
 
 _PASSDEPLOY_FOLDER = Path(__file__).parents[1]
-_NETWORK_FILES = {
-    _PASSDEPLOY_FOLDER / "models" / name for name in ("cifar_resnet.py", "prompt.py")
-}  # models like any other
+# Networks of this package count as the model's code, like those of anybody else.
+_NETWORK_FILES = {_PASSDEPLOY_FOLDER / "models" / name for name in ("cifar_resnet.py", "prompt.py")}
 
 
 @cache
 def _owner_of(filename: str) -> tuple[str, str]:
-    """Whose code a file is (model, torch module, torch, ours), and its name."""
+    """Return the owner of a source file ("model", "torch module", "torch", "passdeploy"), and the file's name."""
     file = Path(filename)
     if "torch" in file.parts:
         is_module = file.parent.name == "modules" and file.name != "module.py"
         return ("torch module" if is_module else "torch"), file.name
     is_ours = _PASSDEPLOY_FOLDER in file.parents and file not in _NETWORK_FILES
-    return ("ours" if is_ours else "model"), file.name
+    return ("passdeploy" if is_ours else "model"), file.name

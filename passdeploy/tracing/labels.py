@@ -1,8 +1,8 @@
-"""Labels: names for the channels of a network, and which of them stand or fall together.
+"""Channel labels and their union-find: which channels can only be removed together, and which must stay.
 
-Every index along every dimension of every parameter and buffer gets one label, a positive
-integer. While a forward pass is followed, labels that meet are joined, labels that must stay
-are protected. What is joined in the end is one removable channel.
+Every index along every dimension of every parameter and buffer gets one label, a positive integer. During a traced
+forward pass labels of channels that depend on each other are joined, and labels of channels that must stay are
+protected. The labels of one set are one removable channel.
 
 `NONE` stands for "not a removable channel": a pixel of the input, padding, a fixed table.
 """
@@ -21,7 +21,7 @@ NONE = 0
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a channel must stay."""
+    """The reason why a channel must stay, and where it arose."""
 
     text: str
     op: str = ""
@@ -29,32 +29,32 @@ class Reason:
     source: str = ""  # file:line of the model's own code
 
     def __str__(self) -> str:
-        place = " in ".join(part for part in (self.op, self.module) if part)
-        return self.text + (f" ({place})" if place else "") + (f" at {self.source}" if self.source else "")
+        location = " in ".join(part for part in (self.op, self.module) if part)
+        return self.text + (f" ({location})" if location else "") + (f" at {self.source}" if self.source else "")
 
 
 class LabelUnionFind:
-    """A union-find over labels that works on whole vectors at once, with a list of protections."""
+    """A union-find over labels, vectorised over tensors of them, with a list of protected labels and reasons."""
 
     def __init__(self) -> None:
         self._parent = np.zeros(1, np.int64)  # NONE is its own root
         self._protections: list[tuple[np.ndarray, Reason]] = []
-        self.version = 0  # another one for every state of who is joined with whom, and of who must stay
+        self.version = 0  # a different number for every state of joins and protections
         self._versions = count(1)
 
     @property
     def size(self) -> int:
-        """How many labels there are, NONE included."""
+        """The number of labels, NONE included."""
         return len(self._parent)
 
     def new_labels(self, count: int) -> Tensor:
-        """`count` new labels, shape (count,), ascending."""
+        """Create labels; returns them in ascending order, shape (count,)."""
         labels = np.arange(len(self._parent), len(self._parent) + count)
         self._parent = np.concatenate([self._parent, labels])
         return torch.from_numpy(labels)
 
     def find(self, labels: Tensor) -> Tensor:
-        """The representative of each label; same shape."""
+        """Return the root (representative) of each label; same shape."""
         return torch.from_numpy(np.asarray(self._roots(labels.numpy())))
 
     def _roots(self, labels: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ class LabelUnionFind:
         return roots
 
     def join(self, first: Tensor, second: Tensor, reason: Reason) -> None:
-        """Join two vectors of labels entry by entry; a label that meets NONE must stay, for `reason`."""
+        """Join two vectors of labels entry by entry; a label opposite NONE is protected for `reason`."""
         if first is second:
             return
         ours, theirs = first.numpy(), second.numpy()
@@ -80,27 +80,27 @@ class LabelUnionFind:
                 return
             self.version = next(self._versions)
             low, high = np.minimum(roots, others)[differ], np.maximum(roots, others)[differ]
-            # Where one root is to go below several others, the lowest wins; the next round sees to the rest.
+            # Where one root would get several parents, it gets the lowest; the next round joins the others.
             np.minimum.at(self._parent, high, low)
 
     def save(self) -> tuple[np.ndarray, int, int]:
-        """All that was joined and protected so far, to return to."""
+        """Return the state of joins and protections, for `restore`."""
         return self._parent.copy(), len(self._protections), self.version
 
     def restore(self, saved: tuple[np.ndarray, int, int]) -> None:
-        """Forget what was joined and protected since it was saved."""
+        """Undo every join and protection made after `save`."""
         parent, protections, self.version = saved
         self._parent = parent.copy()
         del self._protections[protections:]
 
     def join_rows(self, rows: Tensor, reason: Reason) -> Tensor:
         """Join each row of `rows` (count, width) into one label; returns one label a row, shape (count,)."""
-        first = rows.amax(1)  # a label if the row holds any, since NONE is the lowest
+        first = rows.amax(1)  # a label if the row has one, since NONE is the lowest number
         self.join(first[:, None].expand_as(rows).reshape(-1), rows.reshape(-1), reason)
         return first
 
     def protect(self, labels: Tensor, reason: Reason) -> None:
-        """These labels, and whatever they are or will be joined with, must stay."""
+        """Protect these labels and all that they are or will be joined with."""
         self._protect(labels.numpy().reshape(-1), reason)
 
     def _protect(self, labels: np.ndarray, reason: Reason) -> None:
@@ -110,27 +110,26 @@ class LabelUnionFind:
             self._protections.append((np.unique(labels), reason))
 
     def protections(self) -> tuple[np.ndarray, list[Reason]]:
-        """Who must stay.
+        """Find the protected sets of labels.
 
         Returns:
-            For every label that represents others: which of the reasons was the first, or -1; shape (size,). And the
-            reasons.
+            For every root the index of the first reason that protects it, or -1, shape (size,); and the reasons.
         """
         first = np.full(self.size, -1)
         reasons = [reason for _, reason in self._protections]
         if reasons:
-            numbers = np.repeat(np.arange(len(reasons)), [len(labels) for labels, _ in self._protections])
+            order = np.repeat(np.arange(len(reasons)), [len(labels) for labels, _ in self._protections])
             roots = self._roots(np.concatenate([labels for labels, _ in self._protections]))
-            first[roots[::-1]] = numbers[::-1]  # of several the last one written stays: the first reason
+            first[roots[::-1]] = order[::-1]  # the last one written stays, which is the first reason
         return first, reasons
 
     def modules_that_protect(self, roots: np.ndarray) -> set[str]:
-        """The modules in which any of the channels that `roots` represent turned out to have to stay."""
+        """Return the modules in which a channel of one of the sets `roots` was protected."""
         if not len(roots):
             return set()
-        asked = np.zeros(self.size, bool)
-        asked[roots] = True
-        return {reason.module for labels, reason in self._protections if asked[self._roots(labels)].any()}
+        is_given = np.zeros(self.size, bool)
+        is_given[roots] = True
+        return {reason.module for labels, reason in self._protections if is_given[self._roots(labels)].any()}
 
     def _are_joined(self, labels: Tensor) -> bool:
         roots = self._roots(labels.numpy().reshape(-1))
@@ -139,20 +138,22 @@ class LabelUnionFind:
     def collapse_to_one_dim(
         self, element_labels: Tensor, reason: Reason, *, rank: int = 0
     ) -> tuple[dict[int, Tensor], int]:
-        """The rectangle rule: a tensor must stay a box, whatever is removed from it.
+        """Turn one label per element into labels along one prunable dimension.
+
+        What is left of a tensor must be a dense tensor, so only whole slices along a dimension can be removed. Where
+        labels vary along several dimensions they are joined across all but one.
 
         Args:
-            field: one label for every element of a tensor, same shape as that tensor.
-            reason: why labels that cannot be kept apart must stay.
-            rank: which of several dimensions to leave free, those first that leave the most channels.
+            element_labels: one label for every element of a tensor, same shape as that tensor.
+            reason: why a label must stay that fills the whole tensor, or that is joined with NONE.
+            rank: index of the dimension to keep prunable, those that leave the most channels first.
 
         Returns:
-            At most one entry, dimension -> labels along it, and how many dimensions there were to choose from. Where
-            labels vary along several dimensions they are joined across all but one.
+            At most one entry, dimension -> labels along it, and the number of dimensions to choose from.
         """
         if not element_labels.numel():
             return {}, 0
-        for dim in range(element_labels.ndim):  # most dimensions are spread: drop them before looking closer
+        for dim in range(element_labels.ndim):  # most dimensions are expanded: drop them first, which is quick
             if element_labels.stride(dim) == 0 and element_labels.size(dim) > 1:
                 element_labels = element_labels.narrow(dim, 0, 1)
         if sum(size > 1 for size in element_labels.shape) == 1 and not self._are_joined(element_labels):
@@ -175,14 +176,15 @@ class LabelUnionFind:
             return labels.movedim(dim, 0).reshape(labels.size(dim), -1)
 
         if len(varying) > 1:
-            # Of two that leave as many, the later: of a stack of three heads' queries, keys and values, the heads.
+            # Of two that leave as many channels, the later one: where queries, keys and values of three heads are
+            # stacked, the heads.
             varying.sort(key=lambda dim: (_count_components(rows(roots, dim)), dim), reverse=True)
         free = varying[min(rank, len(varying) - 1)]
         return {free: self.join_rows(rows(element_labels, free), reason)}, len(varying)
 
 
 def _count_components(rows: Tensor) -> int:
-    """How many groups of rows remain when rows that share a label are one."""
+    """Count the connected components of rows, where rows that share a label are connected."""
     values, rows = rows.unique(return_inverse=True)
     component = torch.arange(len(rows))
     while True:

@@ -1,11 +1,11 @@
-"""Networks without values: sizes alone tell where channels go, and cost next to nothing.
+"""Meta-device copies of networks: channels are traced by shapes alone, which costs almost no time and memory.
 
-A sketch is a copy of a network whose numbers lie on torch's meta device, where tensors have shapes and nothing else.
-Whole numbers keep their values: they are places, which rules ask for. A network that decides by values, as detectors
-do, or a rule that needs them, stops with an error, and the network itself must run.
+Floating-point tensors of the copy are on torch's meta device, where tensors have shapes but no values. Integer tensors
+keep their values, because they are indices, which rules read. Where a network branches on values (detectors do), or a
+rule needs them, the run ends with an error, and the caller runs the original network instead.
 
-torch tells the shapes of the most frequent operations by decomposing them into others, which takes longer than to
-compute a small one; these are told here.
+For the most frequent operations torch finds the result's shape by decomposing them, which takes longer than computing
+a small one; their shapes are computed here.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from passdeploy.models.cloning import ModelCloner
-
-aten = torch.ops.aten
+from passdeploy.tracing.op_call import aten
 
 
 @dataclass(frozen=True)
 class MetaModel:
-    """A network without values, and its inputs likewise.
+    """A meta-device copy of a network and of its example inputs.
 
     Args:
-        whole: the mould of the network itself.
-        model: its copy without values.
-        inputs: an example of what it is called with, without values.
+        original_cloner: makes copies of the original network.
+        model: the copy on the meta device.
+        inputs: the network's positional arguments, on the meta device.
     """
 
     original_cloner: ModelCloner[nn.Module]
@@ -41,25 +40,24 @@ class MetaModel:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Sequence[Any]) -> MetaModel:
-        """The sketch of `model`, which is left as it is."""
+        """Copy `model` and `inputs` to the meta device; both are left as they are."""
         original_cloner = ModelCloner(model)
-        bare_inputs = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
-        return cls(original_cloner, original_cloner.copy(lambda _, tensor: to_meta(tensor)), tuple(bare_inputs))
+        meta_inputs = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
+        return cls(original_cloner, original_cloner.copy(lambda _, tensor: to_meta(tensor)), tuple(meta_inputs))
 
     @cached_property
     def meta_cloner(self) -> ModelCloner[nn.Module]:
-        """Of the copy without values."""
+        """The cloner of the meta-device copy."""
         return ModelCloner(self.model)
 
 
 def to_meta(tensor: Tensor) -> Tensor:
-    """`tensor` without its values; whole numbers keep them."""
-    empty = (
-        torch.empty_like(tensor, device="meta")
-        if _is_float_or_complex(tensor)
-        else tensor.detach().to("cpu", copy=True)
-    )
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    """Copy a tensor to the meta device; an integer one is copied to the CPU with its values."""
+    if _is_float_or_complex(tensor):
+        copied = torch.empty_like(tensor, device="meta")
+    else:
+        copied = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _is_float_or_complex(tensor: Tensor) -> bool:
@@ -67,7 +65,7 @@ def _is_float_or_complex(tensor: Tensor) -> bool:
 
 
 def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What `func` returns for tensors without values; quickly where that is plain, else as torch says."""
+    """Call `func` on meta tensors, with the shape functions below where they apply and torch's own elsewhere."""
     first = args[0] if args else None
     if isinstance(first, list) and first:
         first = first[0]
@@ -76,8 +74,9 @@ def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
             return first
         if func in _POINTWISE and first.is_floating_point():
             return _clone(first)
-        if (shape := _SHAPE_FUNCTIONS.get(func)) is not None and (found := shape(*args, **kwargs)) is not None:
-            return found
+        shape_function = _SHAPE_FUNCTIONS.get(func)
+        if shape_function is not None and (result := shape_function(*args, **kwargs)) is not None:
+            return result
     return func(*args, **kwargs)
 
 
@@ -87,7 +86,7 @@ def _clone(tensor: Tensor) -> Tensor:
 
 
 def _binary_pointwise(first: Tensor, second: Any, *_: Any, **__: Any) -> Tensor | None:
-    """Element by element, where one is spread over the other."""
+    """Return the result of an element-wise operation of equal shapes, or where one broadcasts to the other."""
     if isinstance(second, float | int):
         return _clone(first) if _is_float_or_complex(first) else None
     if not isinstance(second, Tensor) or not second.is_meta or second.dtype != first.dtype:
@@ -99,13 +98,13 @@ def _binary_pointwise(first: Tensor, second: Any, *_: Any, **__: Any) -> Tensor 
     return _clone(second) if _broadcasts_to(first.shape, second.shape) else None
 
 
-def _broadcasts_to(shape: Sequence[int], over: Sequence[int]) -> bool:
-    missing = len(over) - len(shape)
-    return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, over[missing:], strict=True))
+def _broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    missing = len(target) - len(shape)
+    return missing >= 0 and all(size in (1, wanted) for size, wanted in zip(shape, target[missing:], strict=True))
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
-    """With tables of the right size."""
+    """Return a batch norm's result if weight, bias and running statistics have one entry per channel."""
     if not all(table.shape == x.shape[1:2] for table in rest[:4] if isinstance(table, Tensor)):
         return None
     statistic = x.new_empty(x.size(1))
@@ -121,17 +120,17 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Any, bias: Any, _: floa
 
 
 def _group_norm(
-    x: Tensor, weight: Any, bias: Any, images: int, channels: int, places: int, groups: int, _: float
+    x: Tensor, weight: Any, bias: Any, images: int, channels: int, pixels: int, groups: int, _: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     tables = [table for table in (weight, bias) if table is not None]
-    if x.numel() != images * channels * places or channels % groups or any(len(t) != channels for t in tables):
+    if x.numel() != images * channels * pixels or channels % groups or any(len(t) != channels for t in tables):
         return None
     statistic = x.new_empty(images, groups)
     return _clone(x), statistic, statistic
 
 
 def _reduce_dims(x: Tensor, dims: Any, keepdim: bool = False) -> Tensor | None:
-    """A statistic over some dimensions."""
+    """Return a reduction over some dimensions of a floating-point tensor."""
     if not dims or not x.is_floating_point():
         return None
     reduced = {dim % x.ndim for dim in dims}
@@ -168,13 +167,14 @@ def _addmm(added: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor | None:
-    """Every query's mixture of values, of plain attention with as many heads everywhere."""
+    """Return attention's result where queries, keys and values have the same batch and heads."""
     heads = query.shape[:-2]
     if not (query.ndim >= 3 and heads == key.shape[:-2] == value.shape[:-2] and query.size(-1) == key.size(-1)):
         return None
     return query.new_empty((*query.shape[:-1], value.size(-1))) if key.size(-2) == value.size(-2) else None
 
 
+# Each returns None for a case that it leaves to torch.
 _SHAPE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,

@@ -1,4 +1,4 @@
-"""One recorded tensor operation: its name, its arguments by the schema's names, and its results."""
+"""One call of a tensor operation: its name, its arguments by the schema's names, and its results."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+aten = torch.ops.aten
+
+# Of arithmetic, integer arguments enter the computation; of other operations they are sizes and dimensions.
 _WITH_INT_SCALARS = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
 
 
@@ -17,7 +20,7 @@ Value = TypeVar("Value")
 
 
 class _CachedProperty(Generic[Value]):
-    """As `functools.cached_property`, whose lock in Python 3.11 takes longer than most of these values."""
+    """A cached property without the lock of `functools.cached_property`, slower in Python 3.11 than the values."""
 
     def __init__(self, value_of: Callable[[Any], Value]) -> None:
         self._value_of, self._name = value_of, value_of.__name__
@@ -25,18 +28,18 @@ class _CachedProperty(Generic[Value]):
 
     def __get__(self, owner: Any, kind: type | None = None) -> Value:
         value: Value = self._value_of(owner)
-        owner.__dict__[self._name] = value  # found sooner than this from now on
+        owner.__dict__[self._name] = value  # an instance attribute hides this descriptor from now on
         return value
 
 
 class OpCall:
-    """One tensor operation as it happened: arguments by their schema's names.
+    """One call of a tensor operation; `call["weight"]` is the argument of that name in the operator's schema.
 
     Args:
-        op: the operation.
-        args: by place.
-        kwargs: by name.
-        result: what it returned.
+        op: the operator, with its overload.
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        result: what the call returned.
     """
 
     def __init__(self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
@@ -46,7 +49,7 @@ class OpCall:
 
     @_CachedProperty
     def arguments(self) -> dict[str, Any]:
-        """By name, in the schema's order and with its defaults filled in."""
+        """The arguments by name, in the schema's order, defaults included."""
         named = {}
         for position, (name, has_default, default) in enumerate(self._schema.signature):
             if position < len(self.args):
@@ -60,14 +63,14 @@ class OpCall:
 
     @_CachedProperty
     def tensors(self) -> list[Tensor]:
-        """Every tensor among the arguments, lists included."""
+        """Every tensor among the arguments, also those inside lists."""
         return list(_tensors_in(self.arguments.values()))
 
     @_CachedProperty
     def scalars(self) -> tuple[float, ...]:
-        """The numbers it computes with: those with a fraction, and in arithmetic whole ones, too."""
-        kinds = self._schema.scalars
-        return tuple(value for value in self.arguments.values() if type(value) in kinds) if kinds else ()
+        """The numbers that enter the computation: float arguments, and in arithmetic integers as well."""
+        types = self._schema.scalar_types
+        return tuple(value for value in self.arguments.values() if type(value) in types) if types else ()
 
     @_CachedProperty
     def results(self) -> list[Tensor]:
@@ -77,26 +80,27 @@ class OpCall:
 
 @dataclass(frozen=True)
 class _OpSchema:
-    """What is the same for all calls of an operation."""
+    """The parts of an operator's schema that its calls share."""
 
     name: str
-    signature: list[tuple[str, bool, Any]]  # arguments by name, in order; whether they have a default, and which
-    scalars: tuple[type, ...]  # of the arguments that are numbers it computes with; none where no argument can be
+    signature: list[tuple[str, bool, Any]]  # of each argument: its name, whether it has a default, and the default
+    scalar_types: tuple[type, ...]  # types of numbers that enter the computation; empty where no argument is one
 
 
 @cache
 def _schema_of(op: torch._ops.OpOverload) -> _OpSchema:
     name, arguments = str(op.overloadpacket), op._schema.arguments
-    scalars: tuple[type, ...] = (int, float) if name in _WITH_INT_SCALARS else ()
-    if not scalars and any("float" in str(argument.type) or "number" in str(argument.type) for argument in arguments):
-        scalars = (float,)
-    return _OpSchema(
-        name, [(argument.name, argument.has_default_value(), argument.default_value) for argument in arguments], scalars
-    )
+    scalar_types: tuple[type, ...] = ()
+    if name in _WITH_INT_SCALARS:
+        scalar_types = (int, float)
+    elif any(kind in str(argument.type) for argument in arguments for kind in ("float", "number")):
+        scalar_types = (float,)
+    signature = [(argument.name, argument.has_default_value(), argument.default_value) for argument in arguments]
+    return _OpSchema(name, signature, scalar_types)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among the values of an operation; those may be lists, of lists at the most."""
+    """Yield the tensors among values, also those inside lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

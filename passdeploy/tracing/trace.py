@@ -1,4 +1,4 @@
-"""What a walk through a network leaves behind."""
+"""The trace: labels, operations, reductions and costs recorded during one forward pass."""
 
 from __future__ import annotations
 
@@ -34,50 +34,50 @@ LabelledShape = tuple[tuple[int, ...], DimLabels]  # a tensor's shape and its la
 
 @dataclass(frozen=True)
 class OpRecord:
-    """One tensor operation of the walk: what ran, where, and the labels that went in and came out."""
+    """One tensor operation of the forward pass: its name, its location, and the labels of its inputs and results."""
 
-    op: str
-    modules: tuple[str, ...]  # those that were running, outermost first
+    op: str  # without its overload: `aten.convolution`
+    modules: tuple[str, ...]  # the running modules, outermost first
     source: str  # file:line of the model's own code
     inputs: tuple[LabelledShape, ...]
     results: tuple[LabelledShape, ...]
     scalars: tuple[float, ...]  # see `OpCall.scalars`
-    has_derived_sizes: bool  # its sizes are read off its tensors: nobody could have stated them
-    has_constants: bool  # one of its tensors was made of numbers
+    has_derived_sizes: bool  # torch reads its sizes off its tensors (`flatten`, `chunk`): the model states none
+    has_constants: bool  # one of its tensors depends on no input, parameter or buffer
 
 
-DimChoiceKey = tuple[str, str, str, int]  # module, operation, source, and how often it came by there
+DimChoiceKey = tuple[str, str, str, int]  # module, operation, source, and number of earlier choices at that location
 
 
 @dataclass(frozen=True)
 class DimChoice:
-    """Labels varied along several dimensions, and one was chosen to remove channels along."""
+    """A tensor whose labels varied along several dimensions, and the dimension chosen to remove channels along."""
 
     labels: Tensor  # along the chosen dimension
-    options: int  # how many dimensions there were
+    options: int  # number of dimensions to choose from
 
 
 @dataclass(frozen=True)
 class ReductionRecord:
-    """A mean, a norm, a maximum or a softmax over channels: of those that are left, once some are gone."""
+    """A mean, norm, maximum or softmax over channels; a slim network takes it over the remaining ones."""
 
-    module: str  # that was running
-    call_index: int  # how many statistics the module had taken before
-    dim: int  # of the tensor it was taken of, counted from the last: -1, -2, ...
+    module: str  # the innermost one that was running
+    call_index: int  # number of reduction calls of that module before this one
+    dim: int  # the reduced dimension, counted from the last: -1, -2, ...
     labels: Tensor  # along that dimension
 
 
 @dataclass
 class Trace:
-    """What one forward pass told: who is joined with whom, who must stay, and what it cost."""
+    """The record of one forward pass: joined and protected labels, operations, and multiply-adds."""
 
     union_find: LabelUnionFind
     state: tuple[StateDim, ...]
     parameters: dict[str, int]  # name -> number of elements
-    output_labels: list[Tensor] = field(default_factory=list)  # the labels that layers put out, in order of use
-    read_labels: list[Tensor] = field(default_factory=list)  # the labels of the weight slices that read channels
+    output_labels: list[Tensor] = field(default_factory=list)  # output channels of layers, in order of use
+    read_labels: list[Tensor] = field(default_factory=list)  # weight slices that read channels, in order of use
     op_macs: list[OpMacs] = field(default_factory=list)
     choices: dict[DimChoiceKey, DimChoice] = field(default_factory=dict)
     op_log: list[OpRecord] = field(default_factory=list)
     reductions: list[ReductionRecord] = field(default_factory=list)
-    is_meta: bool = False  # whether the network ran without values
+    is_meta: bool = False  # the network ran on the meta device, without values

@@ -1,4 +1,4 @@
-"""Trace a network's forward pass: without values first, with values where its code reads them."""
+"""Trace the channels of a network: on the meta device first, with values where its code needs them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from passdeploy.models.modes import evaluating
 from passdeploy.tracing.meta_model import MetaModel
+from passdeploy.tracing.rules import find_rule
 from passdeploy.tracing.trace import DimChoiceKey, Trace
 from passdeploy.tracing.tracer import ChannelTracer
 
@@ -21,26 +22,26 @@ def trace_channels(
     choose: Mapping[DimChoiceKey, int] | None = None,
     meta_model: MetaModel | None = None,
 ) -> Trace:
-    """Run `model` once in evaluation mode and follow its channels; the model is left as it was.
+    """Run `model` in evaluation mode and record which channels belong together; the model is left as it was.
+
+    Where parameters stay unused, a second pass in training mode looks for heads that run only then.
 
     Args:
         model: any network; its weights are read, never written.
-        example_inputs: one tensor, or a sequence of positional arguments. Every size that the
-            network decides on should be as in use; the batch may be 1.
-        choose: key of a choice (in `Trace.choices`) -> which of its options to take instead of the first.
-        sketch: of the model and these inputs, if there is one already.
+        example_inputs: one tensor, or a sequence of positional arguments. Sizes that the network's code branches on
+            should be as in use; the batch may be 1.
+        choose: key of a choice (in `Trace.choices`) -> index of the option to take instead of the first.
+        meta_model: the meta-device copy of the model and these inputs, if there is one already.
     """
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     try:
         meta_model = meta_model or MetaModel.of(model, inputs)
         return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True)
-    except Exception:  # values are wanted; or something is wrong with the network, which will show
+    except Exception:  # the network needs values, or is broken; then the run with values raises
         return _run_tracer(model, inputs, choose or {}, is_meta=False)
 
 
 def _run_tracer(model: nn.Module, inputs: Sequence[Any], choose: Mapping[DimChoiceKey, int], *, is_meta: bool) -> Trace:
-    from passdeploy.tracing.rules import find_rule
-
     tracer = ChannelTracer(model, find_rule, choose, is_meta=is_meta)
     with torch.no_grad():
         with tracer.tracking_modules(model), evaluating(model):

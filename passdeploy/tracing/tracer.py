@@ -1,13 +1,12 @@
-"""Follow every channel of a network through one forward pass.
+"""The channel tracer: a `TorchDispatchMode` that propagates channel labels through one forward pass.
 
-The network's own code runs, on an example input, under a `TorchDispatchMode` that sees every
-tensor operation; without values (sketch.py) where it gets along without them. Beside each tensor
-we keep the labels along each of its dimensions; a rule per operation (rules/) says how labels
-pass through it. Nothing is inferred from autograd or from module types, so reshapes, chunks,
-shuffles and functional calls are followed like anything else.
+The network's own code runs on an example input, on the meta device where it needs no values (meta_model.py). For
+each tensor the tracer keeps the labels along each of its dimensions; one rule per operation (rules/) computes the
+labels of its results. Nothing is inferred from autograd or from module types, so reshapes, chunks, shuffles and
+functional calls are followed like anything else.
 
-An operation without a rule protects the channels that touch it, with its name, its module and the
-line of the model's code as the reason.
+An operation without a rule protects the channels that enter it, with its name, its module and the line of the model's
+code as the reason.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.models.cloning import named_state
 from passdeploy.models.modes import evaluating
-from passdeploy.models.reduction_calls import ReductionCallTracker
+from passdeploy.models.reduction_calls import CallKey, ReductionCallTracker
 from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.labels import LabelUnionFind, Reason
 from passdeploy.tracing.op_call import OpCall
@@ -43,7 +42,14 @@ Rule = Callable[["ChannelTracer", OpCall], None]
 
 
 class ChannelTracer(OpObserver):
-    """The mode under which the model runs; rules read and write labels through it."""
+    """The dispatch mode under which the model is traced; rules read and write labels through it.
+
+    Args:
+        model: its parameters and buffers get labels of their own.
+        find_rule: the rule of an operation, or None.
+        choose: key of a choice of dimension -> the option to take; the first where there is no entry.
+        is_meta: True if the model runs on the meta device, without values.
+    """
 
     def __init__(
         self,
@@ -59,9 +65,7 @@ class ChannelTracer(OpObserver):
         self._labels = WeakTensorDict[DimLabels]()
         self._state = WeakTensorDict[str]()  # parameters and buffers, and their names
         self._calls = ReductionCallTracker()
-        self._current_reduction: tuple[str, int] | None = (
-            None  # the statistic that is being taken: which module's, and its number
-        )
+        self._current_reduction: CallKey | None = None
         self._used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta)
@@ -80,69 +84,67 @@ class ChannelTracer(OpObserver):
             own[name][dim] = labels
             yield StateDim(name, dim, labels)
 
-    # What rules use
+    # Used by the rules
 
     def labels(self, tensor: Tensor | None) -> DimLabels:
-        """The labels of a tensor by dimension; dimensions without removable channels are absent."""
+        """Return the labels of a tensor by dimension; dimensions without removable channels are absent."""
         return {} if tensor is None else self._labels.get(tensor) or {}
 
     def set_labels(self, tensor: Tensor, labels: DimLabels) -> None:
-        """Give `tensor` its labels; dimensions of size one carry none."""
+        """Set the labels of `tensor`; a dimension of size one gets none, and its channel is protected."""
         for dim, vector in labels.items():
             if tensor.size(dim) != len(vector):
                 raise AssertionError(f"{len(vector)} labels along dimension {dim} of {tuple(tensor.shape)}")
-        alone = [dim for dim in labels if tensor.size(dim) == 1]
-        for dim in alone:
+        single = [dim for dim in labels if tensor.size(dim) == 1]
+        for dim in single:
             self.protect(labels[dim], "picked out alone")
-        self._labels[tensor] = {dim: vector for dim, vector in labels.items() if dim not in alone}
+        self._labels[tensor] = {dim: vector for dim, vector in labels.items() if dim not in single}
 
     def is_state(self, tensor: Tensor | None) -> bool:
-        """Whether `tensor` is a parameter or buffer itself, not computed from one."""
+        """Test whether `tensor` is a parameter or buffer of the model, not computed from one."""
         return tensor is not None and self._state.get(tensor) is not None
 
     def join(self, first: Tensor, second: Tensor, why: str) -> None:
-        """Join two label vectors; what meets NONE is protected for the reason `why`."""
+        """Join two label vectors entry by entry; a label opposite NONE is protected for the reason `why`."""
         self.union_find.join(first, second, self.reason(why))
 
     def protect(self, labels: Tensor, why: str) -> None:
-        """These channels must stay."""
+        """Protect these channels from being removed."""
         self.union_find.protect(labels, self.reason(why))
 
     def protect_all(self, tensors: Sequence[Tensor], why: str) -> None:
-        """Every channel of these tensors must stay."""
+        """Protect every channel of these tensors."""
         for tensor in tensors:
             for vector in self.labels(tensor).values():
                 self.protect(vector, why)
 
     def record_outputs(self, labels: Tensor) -> None:
-        """These labels are the output channels of the layer that is running."""
+        """Record the output channels of the running layer."""
         self.trace.output_labels.append(labels)
 
     def record_reads(self, labels: Tensor) -> None:
-        """These labels are the weight slices with which the running layer reads its input."""
+        """Record the weight slices with which the running layer reads its input channels."""
         self.trace.read_labels.append(labels)
 
     def record_macs(self, macs: int, *dims: Tensor | None) -> None:
-        """Book `macs` multiply-adds that are proportional to each of the labelled `dims`."""
+        """Record `macs` multiply-adds of the running operation, proportional to the size of each of `dims`."""
         module = self._calls.module
         self.trace.op_macs.append(OpMacs(module, macs, tuple(dim for dim in dims if dim is not None)))
 
     def reason(self, why: str) -> Reason:
-        """`why`, with the operation, the module and the line of code that is running."""
+        """Make a reason of `why` and the operation, the module and the line of code that are running."""
         op = self._current_call.name if self._current_call else ""
         return Reason(why, op, self._calls.module, self._current_source)
 
     def collapse_recording_choice(self, element_labels: Tensor) -> DimLabels:
-        """Labels of every element of a tensor as labels along its dimensions; see `LabelUnionFind.collapse_to_one_dim`.
+        """Turn one label per element into labels along one dimension; see `LabelUnionFind.collapse_to_one_dim`.
 
-        Where there is a choice of dimension it is noted, so that `trace_channels` can be told to choose again.
+        A choice between several dimensions is recorded in the trace, so that `trace_channels` can be told to choose
+        another one.
         """
-        place = (
-            self._calls.module,
-            self._current_call.name if self._current_call else "",
-            self._current_source,
-        )
-        key = (*place, sum(known[:3] == place for known in self.trace.choices))
+        op = self._current_call.name if self._current_call else ""
+        location = (self._calls.module, op, self._current_source)
+        key = (*location, sum(known[:3] == location for known in self.trace.choices))
         rank = self._choose.get(key, 0)
         collapsed, options = self.union_find.collapse_to_one_dim(
             element_labels, self.reason("cannot be removed from a box"), rank=rank
@@ -152,19 +154,19 @@ class ChannelTracer(OpObserver):
         return collapsed
 
     def protect_and_unlabel(self, call: OpCall, why: str) -> None:
-        """Every channel that an operation touches must stay, and nothing is known of its results."""
+        """Protect every channel that enters an operation, and give its results no labels."""
         self.protect_all(call.tensors, why)
         for result in call.results:
             self._labels[result] = {}
 
-    # What `trace_channels` uses
+    # Used by `trace_channels`
 
     def tracking_modules(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Know, while the model runs, which of its modules is running."""
+        """Keep track of the module that is running, with hooks that are removed on leaving."""
         return self._calls.hooked_into(model)
 
     def run_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """ChannelTracer through one forward pass; what comes out must stay."""
+        """Trace one forward pass and protect the channels of the model's outputs."""
         for leaf in tree_leaves(list(inputs)):
             if isinstance(leaf, Tensor):
                 self._labels[leaf] = {}
@@ -176,24 +178,24 @@ class ChannelTracer(OpObserver):
                     self.union_find.protect(vector, Reason("the model's output"))
 
     def has_unused_parameters(self, model: nn.Module) -> bool:
-        """Whether a parameter was not used."""
+        """Test whether the passes so far left a parameter unused."""
         return any(name not in self._used_parameters for name, _ in model.named_parameters())
 
     def run_training_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """ChannelTracer once more in training mode, for heads that run only then; a model that wants targets is left alone.
+        """Trace a pass in training mode, for heads that run only then; skip a model that fails (it may want targets).
 
-        Joins and protections are kept. What the pass cost and how it went are not: nobody deploys it.
+        Joins, protections, output and read labels are kept. Costs and operations are not: this pass is not deployed.
         """
         main, scratch = self.trace, Trace(self.union_find, self.trace.state, self.trace.parameters)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-        twice = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
+        doubled = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
-                self.run_forward(model, twice)
+                self.run_forward(model, doubled)
         except Exception:
             if self.is_meta:
-                raise  # with values it may go well
+                raise  # the pass may succeed with values
             self._current_call = None
         finally:
             for name, tensor in model.named_buffers():
@@ -206,10 +208,10 @@ class ChannelTracer(OpObserver):
     _current_source = ""  # file:line of the model's own code that is running
 
     def on_op(self, call: OpCall) -> None:
-        """Pass the labels on through one operation, and note that it happened."""
+        """Apply the rule of one operation to its labels, and append it to the op log."""
         self._current_call, self._current_source = call, source_line()
         self._used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
-        inputs = self._labelled_shapes(call.tensors)  # before the rule: an operation in place changes them
+        inputs = self._labelled_shapes(call.tensors)  # before the rule, which changes them for an in-place operation
         constants = [self._labels.get(tensor) is None for tensor in call.tensors]
         rule = self._find_rule(call.op)
         if rule is None:
@@ -219,8 +221,8 @@ class ChannelTracer(OpObserver):
                 rule(self, call)
             except Exception as error:
                 if self.is_meta:
-                    raise  # it may want values
-                # A case the rule did not foresee costs these channels, not the model.
+                    raise  # the rule may need values
+                # A case that the rule does not handle protects these channels; the rest of the model stays prunable.
                 self.protect_and_unlabel(call, f"could not be followed: {error}")
         self._current_call = None
         for result in call.results:
@@ -246,7 +248,7 @@ class ChannelTracer(OpObserver):
 
     @contextmanager
     def around_reduction(self) -> Iterator[None]:
-        """Know which statistic the operations of the next moments are part of."""
+        """Remember, inside this context, which reduction call the operations belong to."""
         self._current_reduction = self._calls.next_key()
         try:
             yield
@@ -254,30 +256,33 @@ class ChannelTracer(OpObserver):
             self._current_reduction = None
 
     def record_reduction(self, dim: int, labels: Tensor) -> bool:
-        """Note that a statistic is taken over these channels; False if it is one that `masked` cannot restrict."""
+        """Record a reduction over these channels; False if `masked` cannot restrict it to a part of them."""
         if self._current_reduction is None:
             return False
         self.trace.reductions.append(ReductionRecord(*self._current_reduction, dim, labels))
         return True
 
 
-Value = TypeVar("Value")
+Known = TypeVar("Known")
 
 
-class WeakTensorDict(Generic[Value]):
-    """What is known of tensors for as long as they live; a plain dictionary that looks twice."""
+class WeakTensorDict(Generic[Known]):
+    """A dictionary keyed by tensor identity that keeps no tensor alive.
+
+    An entry counts only while its weak reference is the tensor asked for, since Python reuses ids.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[ref[Tensor], Value]] = {}
+        self._known: dict[int, tuple[ref[Tensor], Known]] = {}
 
-    def __setitem__(self, tensor: Tensor, known: Value) -> None:
+    def __setitem__(self, tensor: Tensor, known: Known) -> None:
         self._known[id(tensor)] = ref(tensor), known
 
-    def get(self, tensor: Tensor) -> Value | None:
-        """What is known of `tensor`, if anything is."""
-        found = self._known.get(id(tensor))
-        return found[1] if found is not None and found[0]() is tensor else None
+    def get(self, tensor: Tensor) -> Known | None:
+        """Return the value stored for `tensor`, or None."""
+        entry = self._known.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def forget(self, tensor: Tensor) -> None:
-        """Nothing is known of it any more."""
+        """Remove the entry of `tensor`, if there is one."""
         self._known.pop(id(tensor), None)

@@ -1,10 +1,10 @@
-"""One rule per tensor operation: how the labels of its inputs become the labels of its results.
+"""Rules that compute the labels of an operation's results from those of its inputs, one rule per tensor operation.
 
-A rule may rely on three facts. Labels sit along dimensions, never on single elements. Whatever
-two tensors do element by element joins their labels. A contraction (convolution, linear layer, matrix
-product) ends the labels it sums over and starts those of its weight's output dimension.
+Labels belong to whole dimensions, never to single elements. An element-wise operation joins the labels of its operands.
+A contraction (convolution, linear layer, matrix product) joins the channels that it sums over with the weight slices
+that read them; its result has the labels of the weight's output dimension.
 
-An operation that is missing here is not an error: the walk (follow.py) protects what touches it.
+An operation without a rule is not an error: the tracer (tracer.py) protects the channels that enter it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from passdeploy.tracing.rules.registry import RULES
 from passdeploy.tracing.rules.windows import regions_rule
 from passdeploy.tracing.tracer import Rule
 
-_REGISTERED = (contractions, movement, normalisation, reductions, sequences)  # by being imported
+_REGISTERED = (contractions, movement, normalisation, reductions, sequences)  # importing a module registers its rules
 
 
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:
-    """The rule of an operation; torch itself marks the element-wise ones."""
-    if (found := RULES.get(op.overloadpacket)) is not None:
-        return found
+    """Return the rule of an operation, or None; torch tags the element-wise ones."""
+    if (registered := RULES.get(op.overloadpacket)) is not None:
+        return registered
     if str(op.overloadpacket) in ("torchvision.roi_align", "torchvision.roi_pool"):
         return regions_rule
     return elementwise_rule if torch.Tag.pointwise in op.tags else None

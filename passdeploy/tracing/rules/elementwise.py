@@ -1,4 +1,4 @@
-"""What operations do element by element, and what makes tensors of the same shape."""
+"""Rules for element-wise operations and for operations that make a tensor of the same shape."""
 
 from __future__ import annotations
 
@@ -12,42 +12,33 @@ from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import ChannelTracer
 
 
-@rule(
-    "copy_",
-    "hardswish",
-    "hardswish_",
-    "mish_",
-    "gelu_",
-    "log_sigmoid_forward",
-    "_prelu_kernel",
-    "native_dropout",
-)
-@rule(
-    "masked_fill_",
-    "rrelu_with_noise",
-    "fill_",
-    "zero_",
-    "normal_",
-    "uniform_",
-    "bernoulli_",
-    "feature_dropout",
-)
+@rule("copy_", "hardswish", "hardswish_", "mish_", "gelu_", "log_sigmoid_forward", "_prelu_kernel", "native_dropout")
+@rule("masked_fill_", "rrelu_with_noise", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "feature_dropout")
 def elementwise_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Whatever shares a position shares its fate."""
+    """Join the labels of the operands: removing a channel from one removes it from all."""
     operands = [(tensor.shape, tracer.labels(tensor)) for tensor in call.tensors]
     for result in call.results:
         tracer.set_labels(result, join_operands(tracer, operands, result.ndim))
 
 
 def join_operands(tracer: ChannelTracer, operands: Sequence[tuple[Sequence[int], DimLabels]], ndim: int) -> DimLabels:
-    """Join the labels of operands (shape, labels) that broadcast against each other into `ndim` dimensions."""
-    meeting: dict[int, list[Tensor | None]] = {}
+    """Join the labels of operands that broadcast against each other.
+
+    Args:
+        tracer: joins and protects the labels.
+        operands: shape and labels of each.
+        ndim: number of dimensions of the result.
+
+    Returns:
+        The labels of the result.
+    """
+    aligned: dict[int, list[Tensor | None]] = {}
     for shape, labels in operands:
         for dim, size in enumerate(shape):
-            if size > 1:  # a dimension of size one broadcasts: it meets nobody
-                meeting.setdefault(ndim - len(shape) + dim, []).append(labels.get(dim))
+            if size > 1:  # a dimension of size one broadcasts, and has no channels
+                aligned.setdefault(ndim - len(shape) + dim, []).append(labels.get(dim))
     result: DimLabels = {}
-    for dim, vectors in meeting.items():
+    for dim, vectors in aligned.items():
         labelled = [vector for vector in vectors if vector is not None]
         if not labelled:
             continue
@@ -62,19 +53,19 @@ def join_operands(tracer: ChannelTracer, operands: Sequence[tuple[Sequence[int],
 @rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like")
 @rule("clone", "detach", "alias", "_to_copy", "lift_fresh")
 def same_shape_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """A tensor made in the image of another has its channels."""
+    """Copy the labels of a tensor to a new one of the same shape."""
     tracer.set_labels(call.results[0], dict(tracer.labels(call.tensors[0])))
 
 
 @rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided")
 def new_tensor_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """A tensor that takes only its kind from another has none of its channels."""
+    """Give no labels to a tensor that takes only dtype and device from another."""
     tracer.set_labels(call.results[0], {})
 
 
 @rule("as_strided_")
 def as_strided_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Other strides for the same shape, as pooling to one pixel does; anything else is not followed."""
+    """Keep the labels where only strides change, as in pooling to one pixel; protect them where the shape changes."""
     tensor = call["self"]
     labels = tracer.labels(tensor)
     if any(dim >= tensor.ndim or tensor.size(dim) != len(vector) for dim, vector in labels.items()):
@@ -83,7 +74,7 @@ def as_strided_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 @rule("glu")
 def glu_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """One half gates the other: both lose the same places."""
+    """Join both halves of a gated linear unit: a channel and its gate are removed together."""
     source = call["self"]
     dim, labels = call["dim"] % source.ndim, dict(tracer.labels(source))
     if (vector := labels.get(dim)) is not None:

@@ -1,4 +1,4 @@
-"""What moves channels about: views, slices, joins and picks."""
+"""Rules for operations that move elements: views, permutations, slices, padding, concatenation and indexing."""
 
 from __future__ import annotations
 
@@ -10,55 +10,44 @@ import torch
 from torch import Tensor
 
 from passdeploy.tracing.labels import NONE
-from passdeploy.tracing.op_call import OpCall
+from passdeploy.tracing.op_call import OpCall, aten
 from passdeploy.tracing.rules.elementwise import join_operands
-from passdeploy.tracing.rules.registry import aten, rule
+from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import ChannelTracer
 
 
-@rule(
-    "permute",
-    "transpose",
-    "transpose_",
-    "t",
-    "t_",
-    "movedim",
-    "squeeze",
-    "squeeze_",
-    "unsqueeze",
-    "unsqueeze_",
-)
+@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_")
 @rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
 @rule("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
 @rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
 @rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
 def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Do to a tensor's labels what was done to the tensor."""
+    """Compute the labels of the results by applying the operation to the labels."""
     source, labels = call.tensors[0], tracer.labels(call.tensors[0])
     if call.op.overloadpacket in (aten.split, aten.unsafe_split):
         _join_equal_parts(tracer, call)
-    found: list[DimLabels] = [{} for _ in call.results]
+    result_labels: list[DimLabels] = [{} for _ in call.results]
     is_view = call.op.overloadpacket in _VIEW_OPS
     for dim, vector in labels.items():
         if is_view:
             moved = [_view_labels(vector, dim, source.shape, call.results[0].shape)]
         else:
             moved = _run_on_labels(call, _expand_labels(vector, dim, source.shape))
-        for target, values in zip(found, moved, strict=True):
+        for target, values in zip(result_labels, moved, strict=True):
             for new_dim, new in tracer.collapse_recording_choice(values).items():
-                if new_dim in target:  # two dimensions became one: only the more numerous stay removable
+                if new_dim in target:  # two dimensions were merged: the one with fewer channels must stay
                     few, many = sorted((target[new_dim], new), key=lambda v: len(v.unique()))
                     tracer.protect(few, "two kinds of channels share one dimension")
                     new = many
                 target[new_dim] = new
-    for result, dims in zip(call.results, found, strict=True):
+    for result, dims in zip(call.results, result_labels, strict=True):
         tracer.set_labels(result, dims)
 
 
 def _join_equal_parts(tracer: ChannelTracer, call: OpCall) -> None:
-    """`chunk` and `split` into equal parts will do so again on the slim network: the parts lose the same places."""
+    """Join the channels at the same index of every part of a `chunk` or `split`: slim networks split equally, too."""
     dim = call["dim"] % call.tensors[0].ndim
     vector, size = tracer.labels(call.tensors[0]).get(dim), call["split_size"]
     if vector is not None and len(vector) > size:
@@ -71,14 +60,14 @@ def _join_equal_parts(tracer: ChannelTracer, call: OpCall) -> None:
 
 
 def _expand_labels(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
-    """Labels along one dimension as a field over the whole tensor, without using its memory."""
+    """Expand labels along one dimension to one label per element of the tensor, as a view that takes no memory."""
     ones = [1] * len(shape)
     ones[dim] = -1
     return vector.view(ones).expand(*shape)
 
 
 def _run_on_labels(call: OpCall, element_labels: Tensor) -> list[Tensor]:
-    """The operation, run on labels in place of values."""
+    """Run the operation on labels in place of values."""
     arguments = dict(call.arguments)
     first = next(name for name, value in arguments.items() if isinstance(value, Tensor))
     arguments[first] = element_labels
@@ -90,16 +79,16 @@ _VIEW_OPS = (aten.view, aten._unsafe_view, aten._reshape_alias)
 
 
 def _view_labels(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
-    """Labels along one dimension as a field over the tensor in its new shape.
+    """Compute one label per element of a viewed tensor from the labels along one dimension of the old shape.
 
-    A view divides and merges neighbours: of the others nothing is spelled out, for that would take as much memory as
-    the tensor. (It could not be a view, either: a spread field has no strides for that.)
+    A view divides and merges neighbouring dimensions. Only those that are merged with `dim` are materialised; the
+    others stay expanded, since all together would take as much memory as the tensor.
     """
     if 0 in old:
         return _expand_labels(vector, dim, old).reshape(list(new))
     before, after = [1, *accumulate(old, mul)], [1, *accumulate(new, mul)]  # elements up to each dimension
-    start = max(place for place in range(dim + 1) if before[place] in after)
-    end = min(place for place in range(dim + 1, len(old) + 1) if before[place] in after)
+    start = max(position for position in range(dim + 1) if before[position] in after)
+    end = min(position for position in range(dim + 1, len(old) + 1) if before[position] in after)
     begin, stop = after.index(before[start]), after.index(before[end])
     block = _expand_labels(vector, dim - start, old[start:end]).reshape(list(new[begin:stop]))
     return block.view([*[1] * begin, *block.shape, *[1] * (len(new) - stop)]).expand(*new)
@@ -107,7 +96,7 @@ def _view_labels(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int
 
 @rule("constant_pad_nd")
 def pad_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Along their dimension channels get neighbours that must stay; padding of space belongs to each channel."""
+    """Pad the labels of a padded channel dimension with NONE; padding of space changes no channels."""
     ndim, amounts = call.result.ndim, list(call["pad"])
     labels = {}
     for dim, vector in tracer.labels(call["self"]).items():
@@ -119,33 +108,33 @@ def pad_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 @rule("cat", "concat")
 def cat_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Along the joint the labels follow one another; across it they are joined."""
+    """Concatenate the labels along the concatenated dimension, and join those along all others."""
     parts = [part for part in call["tensors"] if part.ndim == call.result.ndim]  # torch skips empty 1-d ones
-    joint = call["dim"] % call.result.ndim
+    concat_dim = call["dim"] % call.result.ndim
     across: list[tuple[Sequence[int], DimLabels]] = []
     along: list[Tensor] = []
     for part in parts:
         labels = dict(tracer.labels(part))
-        along.append(labels.pop(joint, torch.full((part.size(joint),), NONE)))
-        across.append(([1 if dim == joint else size for dim, size in enumerate(part.shape)], labels))
+        along.append(labels.pop(concat_dim, torch.full((part.size(concat_dim),), NONE)))
+        across.append(([1 if dim == concat_dim else size for dim, size in enumerate(part.shape)], labels))
     result = join_operands(tracer, across, call.result.ndim)
     if (vector := torch.cat(along)).any():
-        result[joint] = vector
+        result[concat_dim] = vector
     tracer.set_labels(call.result, result)
 
 
 @rule("stack")
 def stack_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Stacked tensors share every dimension but the new one."""
-    joint = call["dim"] % call.result.ndim
+    """Join the labels of stacked tensors along every dimension but the new one."""
+    new_dim = call["dim"] % call.result.ndim
     operands = [(tensor.shape, tracer.labels(tensor)) for tensor in call["tensors"]]
     labels = join_operands(tracer, operands, call.result.ndim - 1)
-    tracer.set_labels(call.result, {dim + (dim >= joint): vector for dim, vector in labels.items()})
+    tracer.set_labels(call.result, {dim + (dim >= new_dim): vector for dim, vector in labels.items()})
 
 
 @rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
 def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Rows picked by an index keep the channels of the dimensions that no index runs along."""
+    """Keep the labels of dimensions without an index, and protect those of the indexed ones."""
     if call.op.overloadpacket is aten.embedding:
         table, index = call["weight"], call["indices"]
         labels = tracer.labels(table)
@@ -161,8 +150,8 @@ def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
     elif call.op.overloadpacket in (aten.index, aten._unsafe_index) and len(call.tensors) > 1:
         indices = list(call["indices"]) + [None] * (source.ndim - len(call["indices"]))
         used = [dim for dim, index in enumerate(indices) if index is not None]
-        plain = all(indices[dim].dtype != torch.bool for dim in used) and used == list(range(used[0], used[-1] + 1))
-        if not plain:  # boolean or scattered indices move dimensions about
+        has_mask = any(indices[dim].dtype == torch.bool for dim in used)
+        if has_mask or used != list(range(used[0], used[-1] + 1)):  # boolean or scattered indices move dimensions
             tracer.protect_all(call.tensors, "picked by an index")
             return
         picked, shift = set(used), max(indices[dim].ndim for dim in used) - len(used)

@@ -1,4 +1,4 @@
-"""Norms: every channel has its own scale and shift; statistics over channels are those of the ones left."""
+"""Rules for normalisation layers: each channel has its own scale and shift; some take statistics over channels."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from passdeploy.tracing.tracer import ChannelTracer
 
 
 @rule("native_batch_norm", "batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit", "miopen_batch_norm")
-@rule(
-    "_native_batch_norm_legit_no_training",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-    "_batch_norm_impl_index",
-)
+@rule("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update")
+@rule("_batch_norm_impl_index")
 def batch_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Each channel has its own statistics, scale and shift."""
+    """Join each channel with its running statistics, scale and shift."""
     x = call["input"]
     labels = dict(tracer.labels(x))
     tables = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
@@ -30,7 +26,11 @@ def batch_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Statistics over channels: those that are left make their own, which `masked` knows by the scale's name."""
+    """Join each channel with its scale and shift; without a scale that is a parameter, protect the channels.
+
+    A slim network takes the statistics over the remaining channels; `masked` does the same, and finds the norm by the
+    name of its scale.
+    """
     x, scale, shift = call["input"], call.arguments.get("weight"), call.arguments.get("bias")
     labels = dict(tracer.labels(x))
     first = x.ndim - len(call["normalized_shape"])
@@ -45,7 +45,7 @@ def layer_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 @rule("native_group_norm")
 def group_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Whole groups go, or the same places in every group; statistics as in a layer norm."""
+    """Join the channels of a group, or those at the same index of every group; statistics are as in a layer norm."""
     x, scale, groups = call["input"], call["weight"], int(call["group"])
     labels = dict(tracer.labels(x))
     if (channels := labels.get(1)) is not None:

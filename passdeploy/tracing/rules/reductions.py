@@ -1,10 +1,10 @@
-"""What sums, averages or ranks along dimensions."""
+"""The rule for reductions: sums, means, norms, softmax, maxima and sorts along dimensions."""
 
 from __future__ import annotations
 
-from passdeploy.tracing.op_call import OpCall
+from passdeploy.tracing.op_call import OpCall, aten
 from passdeploy.tracing.rules.elementwise import elementwise_rule
-from passdeploy.tracing.rules.registry import aten, rule
+from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import ChannelTracer
 
 _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._softmax}
@@ -28,7 +28,7 @@ _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
 def reduction_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """A statistic over channels changes with their number: `masked` takes it of those that are left, or they stay."""
+    """Record a reduction over channels that `masked` can restrict to the remaining ones; protect those of any other."""
     source = call.tensors[0]
     labels = tracer.labels(source)
     if len(call.tensors) > 1:  # max(a, b) and min(a, b)

@@ -1,20 +1,18 @@
-"""Where rules register for operations."""
+"""The registry of rules: a decorator that registers a rule for operations by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
+from passdeploy.tracing.op_call import aten
 from passdeploy.tracing.tracer import Rule
 
-aten = torch.ops.aten
-RULES: dict[Any, Rule] = {}  # operation, without its overload -> rule
+RULES: dict[Any, Rule] = {}  # operator without its overload (`OpOverloadPacket`) -> rule
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operations of `torch.ops.aten`, by name; names this torch lacks are passed over."""
+    """Register a rule for operations of `torch.ops.aten`, by name; names that this torch lacks are skipped."""
 
     def register(function: Rule) -> Rule:
         for op in ops:

@@ -1,4 +1,4 @@
-"""Attention and recurrent networks."""
+"""Rules for scaled dot-product attention and recurrent networks."""
 
 from __future__ import annotations
 
@@ -13,40 +13,42 @@ from passdeploy.tracing.tracer import ChannelTracer
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
 @rule("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention")
 def attention_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Heads are joined over queries, keys and values; the width of a value passes, that of a query is summed over."""
+    """Join heads over queries, keys and values; attention sums over the width of a query and keeps that of a value."""
     query, key, value = call["query"], call["key"], call["value"]
-    width, place = query.ndim - 1, query.ndim - 2
-    ours, keys, values = (tracer.labels(tensor) for tensor in (query, key, value))
+    width_dim, token_dim = query.ndim - 1, query.ndim - 2
+    queries, keys, values = (tracer.labels(tensor) for tensor in (query, key, value))
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
-    sides = [(tensor.shape[:place], {d: v for d, v in tracer.labels(tensor).items() if d < place})
-             for tensor in (query, key, value)]  # fmt: skip
+    operands = [
+        (tensor.shape[:token_dim], {d: v for d, v in tracer.labels(tensor).items() if d < token_dim})
+        for tensor in (query, key, value)
+    ]
     if mask is not None and mask.ndim > 2:
-        sides.append((mask.shape[:-2], {d: v for d, v in tracer.labels(mask).items() if d < mask.ndim - 2}))
-    result = join_operands(tracer, sides, place)
-    contract(tracer, ours.get(width), keys.get(width))
-    if call.arguments.get("scale") is None and width in ours:
-        tracer.protect(ours[width], "the scale of attention depends on this width")
-    for labels in (ours, keys, values):
-        if place in labels:
-            tracer.protect(labels[place], "attention runs along these channels")
-    scores = query[..., 0].numel() * key.size(place)
+        operands.append((mask.shape[:-2], {d: v for d, v in tracer.labels(mask).items() if d < mask.ndim - 2}))
+    result = join_operands(tracer, operands, token_dim)
+    contract(tracer, queries.get(width_dim), keys.get(width_dim))
+    if call.arguments.get("scale") is None and width_dim in queries:
+        tracer.protect(queries[width_dim], "the scale of attention depends on this width")
+    for labels in (queries, keys, values):
+        if token_dim in labels:
+            tracer.protect(labels[token_dim], "attention runs along these channels")
+    scores = query[..., 0].numel() * key.size(token_dim)
     heads = list(result.values())
-    tracer.record_macs(scores * query.size(width), *heads, ours.get(width))
-    tracer.record_macs(scores * value.size(width), *heads, values.get(width))
-    if width in values:
-        result[width] = values[width]
+    tracer.record_macs(scores * query.size(width_dim), *heads, queries.get(width_dim))
+    tracer.record_macs(scores * value.size(width_dim), *heads, values.get(width_dim))
+    if width_dim in values:
+        result[width_dim] = values[width_dim]
     tracer.set_labels(call.results[0], result)
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """The states that a recurrent network starts from have the channels that its weights read states by.
+    """Label the initial states with the weight slices that read them.
 
-    One number states the width of all of them: every layer and direction loses the same places.
+    One attribute holds the width of all states, so every layer and direction loses the same units.
     """
     weights = call["params"]
-    of_one = 4 if call["has_biases"] else 2  # parameters of one layer and direction: the second reads the state
-    readers = [tracer.labels(weight).get(1) for weight in weights[1::of_one]]
+    per_layer = 4 if call["has_biases"] else 2  # parameters of one layer and direction; the second reads the state
+    readers = [tracer.labels(weight).get(1) for weight in weights[1::per_layer]]
     known = [vector for vector in readers if vector is not None]
     sizes = {len(vector) for vector in known} | {state.size(-1) for state in call.results}
     if len(known) < len(readers) or len(sizes) > 1:

@@ -1,4 +1,4 @@
-"""Windows over space: the channels in front of them pass."""
+"""Rules for pooling, resizing, padding of space and region sampling: channels keep their labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import ChannelTracer
 
-_SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
+_SPATIAL_DIMS = {  # number of spatial dimensions, which are a tensor's last ones
     name: dims
     for dims, names in {
         1: "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d max_pool1d_with_indices "
@@ -25,7 +25,7 @@ _SPATIAL_DIMS = {  # how many of a tensor's last dimensions are space
 
 @rule(*_SPATIAL_DIMS)
 def window_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Pooling, resizing and mirrored padding move along space; channels in front of it pass."""
+    """Keep the labels in front of the spatial dimensions of pooling, resizing or mirrored padding."""
     source = call.tensors[0]
     space = source.ndim - _SPATIAL_DIMS[call.name.removeprefix("aten.")]
     for dim, vector in tracer.labels(source).items():
@@ -36,7 +36,7 @@ def window_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 
 def regions_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Regions of a map, each resampled: its channels pass."""
+    """Keep the channel labels of a feature map of which regions are resampled (RoI align, RoI pool)."""
     labels = tracer.labels(call["input"])
     for dim, vector in labels.items():
         if dim != 1:
