@@ -1,7 +1,7 @@
-"""The commands: parse, call, print.
+"""The command line of passdeploy: each command parses its options, calls the library and prints the result.
 
-Results go to stdout (with `--json` one JSON object and nothing else), all that happens on the way to stderr. Whatever
-needs torch is imported inside a command, so that `passdeploy --help` answers at once.
+Results go to stdout (with `--json` one JSON object and nothing else), progress and warnings to stderr. Modules that
+need torch are imported inside the commands, so that `passdeploy --help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,38 +12,37 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
-from passdeploy.cli_profile import How, Subjects, run_options, subject_options
+from passdeploy.cli_profile import ExecutionOptions, ProfileInputs, execution_options, profile_input_options
 from passdeploy.errors import PassDeployError, UsageError
 from passdeploy.runtime.versions import __version__
 
 if TYPE_CHECKING:
     from passdeploy.display.progress import TerminalListener
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-INTERRUPTED = 130
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells use it
 
 
-class Commands(click.Group):
-    """Turns our errors into a few lines on stderr and their exit code; a bug keeps its traceback."""
+class CommandGroup(click.Group):
+    """A click group that prints a `PassDeployError` as a few lines on stderr; other exceptions keep their traceback."""
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
-        """Run, and exit the process with the code of what happened."""
+        """Run a command and exit the process: 0, the `exit_code` of the error, or 130 after Ctrl-C."""
         arguments = list(sys.argv[1:] if args is None else args)
         try:
             code = super().main(arguments, **{**options, "standalone_mode": False})
         except PassDeployError as error:
             if "--debug" in arguments:
                 traceback.print_exc()
-            _complain(str(error), type(error).__name__, error.exit_code, arguments)
+            _print_error(str(error), type(error).__name__, error.exit_code, arguments)
             code = error.exit_code
         except click.ClickException as error:
             if "--json" in arguments:
-                _complain(error.format_message(), "UsageError", error.exit_code, arguments)
+                _print_error(error.format_message(), "UsageError", error.exit_code, arguments)
             else:
                 error.show()
             code = error.exit_code
@@ -53,67 +52,80 @@ class Commands(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _complain(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
+def _print_error(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
+    """Print an error on stderr and, with `--json` among the arguments, as a JSON object on stdout."""
     click.echo(f"error: {message}", err=True)
     if "--json" in arguments:
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code}}))
 
 
-def common(command: Command) -> Command:
-    """The options that every command takes."""
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command takes: `--json`, `--quiet` and `--debug`."""
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of expected errors too."),
-        click.option("--quiet", is_flag=True, help="Say nothing on the way."),
+        click.option("--quiet", is_flag=True, help="Print warnings only, no progress."),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."),
     ):
         command = option(command)
     return command
 
 
-def takes_run(command: Command) -> Command:
-    """The options that say which run, and whether its model's code may be imported."""
+def run_folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--run`, and `--allow-code` for the run's model."""
     for option in (
         click.option("--allow-code", is_flag=True, help="Import the model's module, where a recipe names one."),
         click.option(
-            "--run", "run_dir", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True,
+            "--run",
+            "run_dir",
+            type=click.Path(path_type=Path),
+            default=Path("runs/latest"),
+            show_default=True,
             help="The run folder.",
         ),
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
 
-def takes_recipe(command: Command) -> Command:
-    """A recipe, as an option or by itself, and what to change in it."""
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add a recipe, as an argument or an option, and the options that change it: `--set`, `--force`, `--allow-code`."""
     for parameter in (
         click.option("--allow-code", is_flag=True, help="Import the model's module, where the recipe names one."),
-        click.option("--force", is_flag=True, callback=_forced, expose_value=False,
-                     help="Use a latency table of another machine; plans are then not measured."),
+        click.option(
+            "--force",
+            is_flag=True,
+            callback=_store_force,
+            expose_value=False,
+            help="Use a latency table of another machine; plans are then not measured.",
+        ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."),
         click.option("--recipe", "recipe_option", metavar="RECIPE", help="A file, or the name of a recipe we ship."),
         click.argument("recipe_argument", metavar="[RECIPE]", required=False),
-    ):  # fmt: skip
+    ):
         command = parameter(command)
     return command
 
 
-def _forced(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
+def _store_force(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
+    """Store the value of `--force` in click's context, for `_with_force`."""
     context.obj = {"force": is_forced}
 
 
-def _overrides(given: tuple[str, ...]) -> tuple[str, ...]:
-    """What `--set` and `--force` change in a recipe."""
+def _with_force(overrides: tuple[str, ...]) -> tuple[str, ...]:
+    """Append the recipe key that `--force` sets to the overrides of `--set`."""
     is_forced = (click.get_current_context().obj or {}).get("force", False)
-    return (*given, "prune.measure.force=true") if is_forced else given
+    return (*overrides, "prune.measure.force=true") if is_forced else overrides
 
 
-def _recipe_of(option: str | None, argument: str | None) -> str:
+def _recipe_name(option: str | None, argument: str | None) -> str:
+    """Return the recipe, which must be given exactly once."""
     if (option is None) == (argument is None):
         raise click.UsageError("give one recipe: --recipe FILE, or just FILE. `passdeploy recipes` lists ours.")
     return option or argument or ""
 
 
-def _numbers(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+def _parse_batch_sizes(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Parse a list such as `1,8,32`."""
     try:
         numbers = tuple(int(part) for part in value.split(","))
     except ValueError:
@@ -123,38 +135,40 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return numbers
 
 
-def _listener(quiet: bool) -> TerminalListener:
+def _terminal_listener(quiet: bool) -> TerminalListener:
     from passdeploy.display.progress import TerminalListener
 
     return TerminalListener(quiet=quiet)
 
 
-def _finish(document: dict[str, Any], as_json: bool, *lines: str) -> None:
-    """The last words of a command: the document, or the path it wrote and what to type next."""
+def _print_result(document: dict[str, Any], as_json: bool, *lines: str) -> None:
+    """Print the result of a command on stdout: the document as JSON, or lines such as paths and the next command."""
     click.echo(json.dumps(document, indent=2) if as_json else "\n".join(lines))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="passdeploy")
 def main() -> None:
-    """From a trained vision model to a small, fast, checked engine.
+    """Turn a trained vision model into a small, fast, checked engine.
 
     \b
       passdeploy prune --recipe mobilenetv2.yaml     learn which channels matter, cut them, fine-tune
-      passdeploy export --trt                        ONNX and a TensorRT engine, each checked
-      passdeploy profile                             what that bought, in milliseconds
+      passdeploy export --trt                        write ONNX and a TensorRT engine, each checked
+      passdeploy profile                             measure dense and slim, in milliseconds
 
-    Exit codes: 0 done, 2 usage or recipe, 3 something of this machine is missing, 4 a promise was checked and
-    not kept, 5 bad data or a damaged file, 130 interrupted.
+    Exit codes: 0 done, 2 wrong usage or recipe, 3 a package, driver or device is missing, 4 a check failed (budget,
+    accuracy, equality, parity), 5 bad data or a damaged file, 130 interrupted.
     """
 
 
 @main.command()
-@takes_recipe
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where runs are.")
-@click.option("--resume", is_flag=True, help="Go on with the newest run of this very recipe.")
+@recipe_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
+)
+@click.option("--resume", is_flag=True, help="Continue the newest run of exactly this recipe.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@common
+@common_options
 def prune(
     recipe_argument: str | None,
     recipe_option: str | None,
@@ -169,83 +183,100 @@ def prune(
     """Learn which channels matter, cut them exactly, fine-tune, and write a run folder."""
     from passdeploy.recipe import load_recipe
 
-    recipe = load_recipe(_recipe_of(recipe_option, recipe_argument), _overrides(overrides))
+    recipe = load_recipe(_recipe_name(recipe_option, recipe_argument), _with_force(overrides))
 
     from passdeploy.commands.prune import run
-    from passdeploy.display.tables import closing_table
+    from passdeploy.display.tables import summary_table
 
-    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun, one process for all
-    with _listener(quiet or not speaks) as listener:
+    is_first = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process prints
+    with _terminal_listener(quiet or not is_first) as listener:
         result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
         if not result.is_first:
             return
-        listener.console.print(closing_table(result.summary, result.summary["latency"]))
-    path = _shown(result.path)
-    where = "" if path == Path("runs") / result.path.name else f" --run {path}"
-    _finish(
+        listener.console.print(summary_table(result.summary, result.summary["latency"]))
+    path = _relative_to_cwd(result.path)
+    run_option = "" if path == Path("runs") / result.path.name else f" --run {path}"
+    _print_result(
         {"run": str(result.path), "summary": result.summary},
         as_json,
         f"{path}",
-        f"next: passdeploy export --onnx{where}   (--trt for a TensorRT engine)",
+        f"next: passdeploy export --onnx{run_option}   (--trt for a TensorRT engine)",
     )
 
 
 @main.command()
-@takes_run
+@run_folder_options
 @export_options
-@click.option("--batch", default="1,8,32", show_default=True, callback=_numbers, metavar="MIN,OPT,MAX",
-              help="Batch sizes the artifacts are made for.")  # fmt: skip
+@click.option(
+    "--batch",
+    default="1,8,32",
+    show_default=True,
+    callback=_parse_batch_sizes,
+    metavar="MIN,OPT,MAX",
+    help="Batch sizes the artifacts are made for.",
+)
 @click.option("--dense", is_flag=True, help="Export the dense network of the run too.")
-@common
+@common_options
 def export(
     run_dir: Path,
     allow_code: bool,
-    wanted: ExportRequest,
+    request: ExportRequest,
     batch: tuple[int, ...],
     dense: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Write ONNX and, with --trt, engines of a run's slim network or of any model, each checked against PyTorch."""
-    wanted.require_sense()
-    if wanted.check_engine is not None:
-        found = check_engine(wanted.check_engine, wanted.trust_engine)
-        _finish(found, as_json, f"{wanted.check_engine} loads: {found['census']['layers']}", "next: passdeploy profile")
+    request.reject_ineffective_options()
+    if request.check_engine is not None:
+        document = check_engine(request.check_engine, request.trust_engine)
+        loaded = f"{request.check_engine} loads: {document['census']['layers']}"
+        _print_result(document, as_json, loaded, "next: passdeploy profile")
         return
-    with _listener(quiet) as listener:
-        exported = wanted.carry_out(run_dir, batch, dense, allow_code, listener)
-    shown = [f"{_shown(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts]
-    _finish(
+    with _terminal_listener(quiet) as listener:
+        exported = request.carry_out(run_dir, batch, dense, allow_code, listener)
+    lines = [
+        f"{_relative_to_cwd(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts
+    ]
+    _print_result(
         {
             "run": str(exported.run),
             "artifacts": [{"path": str(artifact.path), **artifact.to_json()} for artifact in exported.artifacts],
         },
         as_json,
-        *shown,
-        f"next: {wanted.next_step(_run_option(run_dir))}",
+        *lines,
+        f"next: {request.next_step(_run_option(run_dir))}",
     )
 
 
 @main.command()
-@takes_run
-@click.option("--backend", metavar="NAME,...",
-              help="What runs the networks: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run: "
-              "torch,ort if left out, torch on a GPU.")  # fmt: skip
-@click.option("--batch", default="1,8", show_default=True, callback=_numbers, help="Images per call.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=4.0, show_default=True,
-              help="At least this long per backend and batch.")  # fmt: skip
+@run_folder_options
 @click.option(
-    "--layers", is_flag=True, help="Of a run: where the time goes, by layer and by group, in the first backend."
+    "--backend",
+    metavar="NAME,...",
+    help="Backends: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run: torch,ort if left out, "
+    "torch on a GPU.",
 )
-@run_options
-@subject_options
-@common
+@click.option("--batch", default="1,8", show_default=True, callback=_parse_batch_sizes, help="Images per call.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1),
+    default=4.0,
+    show_default=True,
+    help="Measure at least this long per backend and batch.",
+)
+@click.option(
+    "--layers", is_flag=True, help="For a run: show the time by layer and by channel group, in the first backend."
+)
+@execution_options
+@profile_input_options
+@common_options
 def profile(
     run_dir: Path,
     allow_code: bool,
-    subjects: Subjects,
-    how: How,
+    inputs: ProfileInputs,
+    execution: ExecutionOptions,
     layers: bool,
     backend: str | None,
     batch: tuple[int, ...],
@@ -256,28 +287,36 @@ def profile(
 ) -> None:
     """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
     backends = tuple(part.strip() for part in backend.split(",")) if backend else None
-    if subjects.are_given:
+    if inputs.are_given:
         if layers:
             raise UsageError("--layers lays two networks of a run side by side: give --run, and no files.")
-        with _listener(quiet) as listener:
-            found, lines = subjects.carry_out(backends, batch, threads, seconds, allow_code, how, listener)
-        _finish(found, as_json, *lines)
+        with _terminal_listener(quiet) as listener:
+            document, lines = inputs.measure(backends, batch, threads, seconds, allow_code, execution, listener)
+        _print_result(document, as_json, *lines)
         return
     from passdeploy.commands.profile_run import profile_run
-    from passdeploy.display.tables import closing_table, group_table, layer_table
+    from passdeploy.display.tables import group_table, layer_table, summary_table
     from passdeploy.runs.load import summary_of
 
-    with _listener(quiet) as listener:
+    with _terminal_listener(quiet) as listener:
         document = profile_run(
-            run_dir, backends=backends, batches=batch, threads=threads, setting=how.setting(), seconds=seconds,
-            layers=layers, trust_engine=how.trust_engine, allow_code=allow_code, tell=listener,
-        )  # fmt: skip
-        listener.console.print(closing_table(summary_of(run_dir), document["rows"]))
+            run_dir,
+            backends=backends,
+            batches=batch,
+            threads=threads,
+            setting=execution.setting(),
+            seconds=seconds,
+            layers=layers,
+            trust_engine=execution.trust_engine,
+            allow_code=allow_code,
+            listener=listener,
+        )
+        listener.console.print(summary_table(summary_of(run_dir), document["rows"]))
         if layers:
             listener.console.print(layer_table(document["layers"]))
             listener.console.print(group_table(document["groups"]))
-    written = _shown(run_dir.resolve() / "profile.json")
-    _finish(
+    written = _relative_to_cwd(run_dir.resolve() / "profile.json")
+    _print_result(
         {"path": str(written), **document},
         as_json,
         str(written),
@@ -286,8 +325,8 @@ def profile(
 
 
 @main.command()
-@takes_recipe
-@common
+@recipe_options
+@common_options
 def check(
     recipe_argument: str | None,
     recipe_option: str | None,
@@ -296,20 +335,20 @@ def check(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Load all that a recipe names, follow its channels, and train nothing."""
+    """Load the model and data of a recipe, find its channel groups and forecast the run time, without training."""
     from passdeploy.recipe import load_recipe
 
-    name = _recipe_of(recipe_option, recipe_argument)
-    recipe = load_recipe(name, _overrides(overrides))
+    name = _recipe_name(recipe_option, recipe_argument)
+    recipe = load_recipe(name, _with_force(overrides))
 
     from passdeploy.commands.describe import describe, describe_run
     from passdeploy.commands.forecast import forecast
     from passdeploy.commands.prepare import prepare
-    from passdeploy.display.check_report import latency_words, table, time_words
+    from passdeploy.display.check_report import groups_table, latency_lines, run_time_line
     from passdeploy.runtime.devices import find_device
 
-    with _listener(quiet) as listener:
-        prepared = prepare(recipe, allow_code=allow_code, tell=listener)
+    with _terminal_listener(quiet) as listener:
+        prepared = prepare(recipe, allow_code=allow_code, listener=listener)
         document = {
             "recipe": recipe.name,
             **describe_run(prepared),
@@ -317,21 +356,23 @@ def check(
             "seconds": forecast(prepared, find_device()),
         }
         if not as_json:
-            listener.console.print(table(document))
-    words = [*document["words"], *latency_words(document["latency"]), time_words(document["seconds"])]
-    _finish(document, as_json, *words, f"next: passdeploy prune --recipe {name}")
+            listener.console.print(groups_table(document))
+    lines = [*document["words"], *latency_lines(document["latency"]), run_time_line(document["seconds"])]
+    _print_result(document, as_json, *lines, f"next: passdeploy prune --recipe {name}")
 
 
 @main.command()
 @click.argument("model")
 @click.option("--weights", help="pretrained, or a .safetensors file.")
 @click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
-@click.option("--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Pixels, both ways.")
 @click.option(
-    "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Widths are multiples of it."
+    "--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Height and width in pixels."
+)
+@click.option(
+    "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to multiples of this."
 )
 @click.option("--allow-code", is_flag=True, help="Import the module of pkg.mod:factory.")
-@common
+@common_options
 def inspect(
     model: str,
     weights: str | None,
@@ -344,68 +385,68 @@ def inspect(
 ) -> None:
     """Show the channel groups of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
     from passdeploy.commands.describe import describe, inspect_model
-    from passdeploy.display.check_report import table
+    from passdeploy.display.check_report import groups_table
 
-    with _listener(quiet) as listener:
+    with _terminal_listener(quiet) as listener:
         channels = inspect_model(
             model, num_classes=classes, image_size=image_size, weights=weights, allow_code=allow_code
         )
         document = {"model": model, "image_size": image_size, **describe(channels, round_to=round_to)}
         if not as_json:
-            listener.console.print(table(document))
-    _finish(document, as_json, *document["words"], "next: passdeploy recipes, for a recipe to start from")
+            listener.console.print(groups_table(document))
+    _print_result(document, as_json, *document["words"], "next: passdeploy recipes, for a recipe to start from")
 
 
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(context: click.Context) -> None:
-    """The recipes that come with passdeploy: list, show NAME, schema."""
+    """List and show the recipes that come with passdeploy, and describe the keys of a recipe."""
     if context.invoked_subcommand is None:
         context.invoke(list_recipes)
 
 
 @recipes.command("list")
-@common
+@common_options
 def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
-    """Name them."""
+    """List the names of the recipes."""
     from passdeploy.recipe import shipped_recipes
 
     names = shipped_recipes()
-    _finish({"recipes": names}, as_json, *names, "next: passdeploy recipes show mobilenetv2.yaml")
+    _print_result({"recipes": names}, as_json, *names, "next: passdeploy recipes show mobilenetv2.yaml")
 
 
 @recipes.command("show")
 @click.argument("name")
-@common
+@common_options
 def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
-    """Print one, to copy and change."""
+    """Print a recipe, to copy and change."""
     from passdeploy.recipe import find_recipe
 
     text = find_recipe(name).read_text(encoding="utf-8")
-    _finish({"name": name, "text": text}, as_json, text.rstrip("\n"))
+    _print_result({"name": name, "text": text}, as_json, text.rstrip("\n"))
 
 
 @recipes.command("schema")
-@common
+@common_options
 def show_schema(as_json: bool, quiet: bool) -> None:
-    """Print the JSON Schema of recipes: every key, its default and what it means."""
+    """Print the JSON Schema of recipes: every key with its default and meaning."""
     from passdeploy.recipe import recipe_schema
 
-    _finish(recipe_schema(), True)
+    _print_result(recipe_schema(), True)
 
 
 @main.command()
-@common
+@common_options
 def doctor(as_json: bool, quiet: bool) -> None:
-    """Say what this machine can do: devices, packages, and what is missing for which command."""
+    """Show the packages of this machine, and for each command whether it can run here or what is missing."""
     from passdeploy.commands.doctor import examine
 
     report = examine()
-    _finish(
+    _print_result(
         report,
         as_json,
-        *(f"{name:<28} {found}" for name, found in report["versions"].items()),
-        *(f"{name:<28} {'yes' if found['ok'] else 'no: ' + found['why']}" for name, found in report["can"].items()),
+        *(f"{name:<28} {version}" for name, version in report["versions"].items()),
+        *(f"{name:<28} {'yes' if check['ok'] else 'no: ' + check['why']}" for name, check in report["can"].items()),
         *(
             f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
             for row in report["torch_tensorrt"]
@@ -413,8 +454,8 @@ def doctor(as_json: bool, quiet: bool) -> None:
     )
 
 
-def _shown(path: Path) -> Path:
-    """A path as a user in this folder would type it."""
+def _relative_to_cwd(path: Path) -> Path:
+    """Return a path relative to the working folder, or as it is where it lies outside."""
     try:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
@@ -422,4 +463,5 @@ def _shown(path: Path) -> Path:
 
 
 def _run_option(run_dir: Path) -> str:
+    """Return the `--run` option to show in the next command; empty for the default folder."""
     return "" if run_dir == Path("runs/latest") else f" --run {run_dir}"

@@ -1,4 +1,7 @@
-"""What `passdeploy profile` measures besides a run: files, latency tables, roundings; the command is in cli.py."""
+"""Options of `passdeploy profile` that measure something other than a run: files, latency tables, sweeps of roundings.
+
+The command itself is in cli.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +20,10 @@ if TYPE_CHECKING:
     from passdeploy.profiling import Setting
     from passdeploy.runtime.events import Listener
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 
 @dataclass(frozen=True)
-class How:
-    """How networks are run: the options of that, as they were given."""
+class ExecutionOptions:
+    """The options of `passdeploy profile` that say how networks are run, as typed."""
 
     device: str
     precision: str
@@ -31,7 +32,11 @@ class How:
     trust_engine: bool
 
     def setting(self) -> Setting:
-        """For measuring; the device is one that is here."""
+        """Return the setting to measure in.
+
+        Raises:
+            UsageError, MissingError: the device is unknown or not in this machine.
+        """
         from passdeploy.profiling import Setting
         from passdeploy.runtime.devices import find_device
 
@@ -40,8 +45,8 @@ class How:
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """What is measured that is not a run."""
+class ProfileInputs:
+    """The options of `passdeploy profile` that name files, or a network to measure a table of, as typed."""
 
     files: tuple[Path, ...]
     table: Path | None
@@ -55,61 +60,86 @@ class Subjects:
 
     @property
     def are_given(self) -> bool:
-        """Whether anything but a run is to be measured."""
-        return bool(self.files) or self.is_network
+        """True if files, a table or a sweep were named; otherwise a run is measured."""
+        return bool(self.files) or self.wants_table
 
     @property
-    def is_network(self) -> bool:
-        """Whether a table or a sweep is asked for."""
+    def wants_table(self) -> bool:
+        """True if a latency table is needed, for itself or for a sweep."""
         return self.table is not None or bool(self.sweep)
 
-    def carry_out(
+    def measure(
         self,
         backends: Sequence[str] | None,
         batches: Sequence[int],
         threads: int | None,
         seconds: float,
         allow_code: bool,
-        how: How,
+        execution: ExecutionOptions,
         listener: TerminalListener,
     ) -> tuple[dict[str, Any], list[str]]:
-        """Measure; the document, and what the command says at its end."""
+        """Measure the files, or the table and the sweep.
+
+        Returns:
+            The document of `--json`, and the lines that the command prints otherwise.
+        """
         self.check()
         if self.files:
-            from passdeploy.display.tables import latency_table
-            from passdeploy.profiling.profile_files import profile_files
-
-            if backends is not None and len(backends) != 1:
-                raise UsageError("a file runs in one backend: give one, or leave out --backend.")
-            found = profile_files(
-                self.files, batches=batches, backend=backends[0] if backends else None, threads=threads,
-                setting=how.setting(), seconds=seconds, image_size=self.image_size, trust_engine=how.trust_engine,
-                tell=listener,
-            ).to_json()  # fmt: skip
-            listener.console.print(latency_table(found["rows"]))
-            return found, [*map(str, self.files), "next: passdeploy profile, for a run"]
+            return self._measure_files(backends, batches, threads, seconds, execution, listener)
         from passdeploy.display.tables import sweep_lines
 
-        found = self._measure_table(backends or (), batches, threads, how.setting(), allow_code, listener)
+        document = self._measure_table(backends or (), batches, threads, execution.setting(), allow_code, listener)
         lines = [
-            f"{found['dense_ms']:.3g} ms dense; the table is off by {found['error']['median']:.1%} in the median",
-            *sweep_lines(found.get("sweep", ())),
+            f"{document['dense_ms']:.3g} ms dense; the table is off by {document['error']['median']:.1%} in the median",
+            *sweep_lines(document.get("sweep", ())),
         ]
-        if "path" in found:
-            lines += [found["path"], f"next: passdeploy prune --set prune.measure.table={found['path']}"]
-        return found, lines
+        if "path" in document:
+            lines += [document["path"], f"next: passdeploy prune --set prune.measure.table={document['path']}"]
+        return document, lines
 
     def check(self) -> None:
-        """Raise UsageError unless what is given goes together."""
-        if self.files and self.is_network:
+        """Check that the options go together.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.files and self.wants_table:
             raise UsageError("a table is of a network, not of a file: give --recipe or --model, and no files.")
-        if self.is_network and (self.recipe is None) == (self.model is None):
+        if self.wants_table and (self.recipe is None) == (self.model is None):
             raise UsageError(
                 "say which network: --recipe FILE, or --model torchvision/resnet50.\n"
                 "For example: passdeploy profile --table resnet50.json --model torchvision/resnet50 --batch 8"
             )
         if not 0 < self.share < 1:
             raise UsageError(f"--share {self.share:g} makes no sense: it is of the dense latency, between 0 and 1.")
+
+    def _measure_files(
+        self,
+        backends: Sequence[str] | None,
+        batches: Sequence[int],
+        threads: int | None,
+        seconds: float,
+        execution: ExecutionOptions,
+        listener: TerminalListener,
+    ) -> tuple[dict[str, Any], list[str]]:
+        from passdeploy.display.tables import profile_table
+        from passdeploy.profiling.profile_files import profile_files
+
+        if backends is not None and len(backends) != 1:
+            raise UsageError("a file runs in one backend: give one, or leave out --backend.")
+        document = profile_files(
+            self.files,
+            batches=batches,
+            backend=backends[0] if backends else None,
+            threads=threads,
+            setting=execution.setting(),
+            seconds=seconds,
+            image_size=self.image_size,
+            trust_engine=execution.trust_engine,
+            tell=listener,
+        ).to_json()
+        listener.console.print(profile_table(document["rows"]))
+        return document, [*map(str, self.files), "next: passdeploy profile, for a run"]
 
     def _measure_table(
         self,
@@ -118,14 +148,14 @@ class Subjects:
         threads: int | None,
         setting: Setting,
         allow_code: bool,
-        tell: Listener,
+        listener: Listener,
     ) -> dict[str, Any]:
         from passdeploy.commands.latency_table import measure_table, network_by_name, network_of_recipe
-        from passdeploy.latency.resized_networks import require_table
+        from passdeploy.latency.resized_networks import require_table_support
 
         if len(backends) != 1 or len(batches) != 1:
             raise UsageError("a table is of one backend and one batch size: give --backend ort --batch 8, for example.")
-        require_table(backends[0], setting)  # before a network is built
+        require_table_support(backends[0], setting)  # checked before the network is built, which takes longer
         network = (
             network_of_recipe(self.recipe, allow_code=allow_code)
             if self.recipe is not None
@@ -143,65 +173,91 @@ class Subjects:
             sweep=self.sweep,
             share=self.share,
             fresh=self.fresh,
-            tell=tell,
+            listener=listener,
         )
 
 
-def run_options(command: Command) -> Command:
-    """The options that say how networks are run; the command gets them as one `How`."""
+def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how networks are run; the command gets them as one argument, `execution`."""
 
     @wraps(command)
-    def wrapped(**given: Any) -> Any:
-        how = How(**{name: given.pop(name) for name in How.__dataclass_fields__})
-        return command(how=how, **given)
+    def wrapped(**options: Any) -> Any:
+        fields = {name: options.pop(name) for name in ExecutionOptions.__dataclass_fields__}
+        return command(execution=ExecutionOptions(**fields), **options)
 
-    result: Any = wrapped
+    decorated: Callable[..., Any] = wrapped
     for option in (
         click.option("--trust-engine", is_flag=True, help="Run engines without a sidecar; they are native code."),
         click.option("--cuda-graph", is_flag=True, help="One launch for a whole network (torch, compile, tensorrt)."),
         click.option("--channels-last", is_flag=True, help="Memory format of images and weights (torch, compile)."),
-        click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]), default="fp32",
-                     show_default=True, help="torch and compile convert the network; of a run's files those in it."),
-        click.option("--device", default="cpu", show_default=True, help="Of torch and compile: cpu, cuda or cuda:N."),
-    ):  # fmt: skip
-        result = option(result)
-    return result  # type: ignore[no-any-return]
+        click.option(
+            "--precision",
+            type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+            default="fp32",
+            show_default=True,
+            help="torch and compile convert the network to it; the other backends take the run's files in it.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="For torch and compile: cpu, cuda or cuda:N."),
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
-def subject_options(command: Command) -> Command:
-    """The options that name what is measured; the command gets them as one `Subjects`."""
+def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name what is measured; the command gets them as one argument, `inputs`."""
 
     @wraps(command)
-    def wrapped(**given: Any) -> Any:
-        names = ("files", "table", "sweep", "share", "recipe", "model", "classes", "image_size", "fresh")
-        subjects = Subjects(**{name: given.pop(name) for name in names})
-        return command(subjects=subjects, **given)
+    def wrapped(**options: Any) -> Any:
+        fields = {name: options.pop(name) for name in ProfileInputs.__dataclass_fields__}
+        return command(inputs=ProfileInputs(**fields), **options)
 
-    result: Any = wrapped
+    decorated: Callable[..., Any] = wrapped
     for option in (
         click.option("--fresh", is_flag=True, help="Measure a table even if it is in the cache."),
-        click.option("--image-size", type=click.IntRange(min=8), help="Pixels, both ways; 224 with --model."),
-        click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True,
-                     help="Outputs, with --model."),
-        click.option("--model", metavar="NAME", help="With --table or --sweep-round: the network, such as "
-                     "torchvision/resnet50."),
+        click.option(
+            "--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out with --model: 224."
+        ),
+        click.option(
+            "--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="With --model: its outputs."
+        ),
+        click.option(
+            "--model",
+            metavar="NAME",
+            help="With --table or --sweep-round: the network, such as torchvision/resnet50.",
+        ),
         click.option("--recipe", metavar="RECIPE", help="With --table or --sweep-round: the network of a recipe."),
-        click.option("--share", type=float, default=0.5, show_default=True, help="What --sweep-round plans for."),
-        click.option("--sweep-round", "sweep", callback=_steps, metavar="1,8,16,32",
-                     help="Plan and measure the same latency with widths in multiples of each."),
-        click.option("--table", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-                     help="Measure how long layers take at which widths, and write it to FILE."),
+        click.option(
+            "--share",
+            type=float,
+            default=0.5,
+            show_default=True,
+            help="With --sweep-round: the share of the dense latency to plan for.",
+        ),
+        click.option(
+            "--sweep-round",
+            "sweep",
+            callback=_parse_multiples,
+            metavar="1,8,16,32",
+            help="Plan and measure the same latency with widths in multiples of each.",
+        ),
+        click.option(
+            "--table",
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="Measure how long layers take at which widths, and write it to FILE.",
+        ),
         click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE [FILE]]"),
-    ):  # fmt: skip
-        result = option(result)
-    return result  # type: ignore[no-any-return]
+    ):
+        decorated = option(decorated)
+    return decorated
 
 
-def _steps(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+def _parse_multiples(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Parse a list such as `1,8,16`; empty where the option is left out."""
     try:
-        steps = tuple(int(part) for part in value.split(",")) if value else ()
+        multiples = tuple(int(part) for part in value.split(",")) if value else ()
     except ValueError:
-        steps = (0,)
-    if steps and min(steps) < 1:
+        multiples = (0,)
+    if multiples and min(multiples) < 1:
         raise click.BadParameter(f"{value!r} is not a list of positive whole numbers, such as 1,8,16")
-    return steps
+    return multiples

@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit codes, what goes to stdout, and no tracebacks for a user's mistake."""
+"""The commands as a user types them: exit codes, results on stdout, and no tracebacks for a user's mistake."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which one run was made with the command."""
+    """Make a folder with one run by the command."""
     folder = tmp_path_factory.mktemp("project")
     result = CliRunner().invoke(main, ["prune", "--recipe", str(tiny_recipe), "--out", str(folder / "runs"), "--json"])
     assert result.exit_code == 0, result.output
@@ -133,6 +133,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
     (broken / "test" / "class1" / "000.png").write_bytes(b"\x89PNG\r\n")
     folder = ["--set", "data.name=imagefolder", "--set"]
     ours = ["prune", "mobilenetv2"]
+    table = ["profile", "--table", "t.json", "--model", "torchvision/resnet18", "--backend", "ort", "--batch", "8"]
     return {
         "no recipe": (["prune"], 2, "give one recipe"),
         "no such recipe": (["prune", "mobilnetv2"], 2, "mobilenetv2.yaml"),
@@ -153,44 +154,45 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:
         "no such device": (["profile", "--device", "tpu"], 2, "no device is called 'tpu'"),
         "layers of a file": (["profile", "--layers", "a.onnx"], 2, "--layers lays two networks of a run"),
         "files in two backends": (["profile", "--backend", "ort,torch", "a.onnx"], 2, "a file runs in one backend"),
-        "table in fp16": (
-            [
-                "profile",
-                "--table",
-                "t.json",
-                "--model",
-                "torchvision/resnet18",
-                "--backend",
-                "ort",
-                "--batch",
-                "8",
-                "--precision",
-                "fp16",
-            ],
-            2,
-            "in fp32",
-        ),
+        "table in fp16": ([*table, "--precision", "fp16"], 2, "in fp32"),
         "unknown option": (["prune", "--fast"], 2, "--fast"),
     }
 
 
 MISTAKES = (
-    "no recipe", "no such recipe", "unknown key", "unreachable budget", "unknown model", "code not allowed",
-    "damaged weights", "missing weights", "missing folder", "damaged image", "one class", "no such run", "no run yet",
-    "no GPU", "odd batch", "no GPU to profile on", "no such device", "layers of a file", "files in two backends",
-    "table in fp16", "unknown option",
-)  # fmt: skip
+    "no recipe",
+    "no such recipe",
+    "unknown key",
+    "unreachable budget",
+    "unknown model",
+    "code not allowed",
+    "damaged weights",
+    "missing weights",
+    "missing folder",
+    "damaged image",
+    "one class",
+    "no such run",
+    "no run yet",
+    "no GPU",
+    "odd batch",
+    "no GPU to profile on",
+    "no such device",
+    "layers of a file",
+    "files in two backends",
+    "table in fp16",
+    "unknown option",
+)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_explained_in_three_lines_and_leaves_nothing(call, tmp_path: Path, mistake: str):
-    arguments, code, lesson = mistakes(tmp_path)[mistake]
+    arguments, code, expected = mistakes(tmp_path)[mistake]
     result = call(*arguments)
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
-    said = result.stderr[result.stderr.lower().rfind("error:") :]
-    assert re.search(lesson, said), said
-    assert len(said.rstrip().splitlines()) <= 3
+    message = result.stderr[result.stderr.lower().rfind("error:") :]
+    assert re.search(expected, message), message
+    assert len(message.rstrip().splitlines()) <= 3
     assert not (tmp_path / "runs").exists()
     as_json = call(*arguments, "--json")
     assert as_json.exit_code == code

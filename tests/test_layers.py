@@ -1,4 +1,4 @@
-"""Imports run downwards: a folder stands only on those below it, and no modules form a circle."""
+"""Import order of the package: a folder imports only folders below it, and no modules import each other in a circle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import passdeploy
 
 PACKAGE = Path(passdeploy.__file__).parent
 
-# From the bottom up; what stands in one line does not import each other. CONTRIBUTING.md draws the same.
+# From the bottom up; folders in one line do not import each other. CONTRIBUTING.md has the same table.
 LAYERS = (
     ("errors",),
     ("channels", "recipe", "runtime"),
@@ -34,16 +34,16 @@ MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports_of(file: Path) -> set[str]:
-    """The modules of passdeploy that a file imports, also inside functions and for type checkers only."""
-    found = set()
+    """Collect the modules of passdeploy that a file imports, also inside functions and for type checkers only."""
+    imported = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in MODULES else str(node.module) for name in names}
+            imported |= {name if name in MODULES else str(node.module) for name in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found & set(MODULES)
+            imported |= {alias.name for alias in node.names}
+    return imported & set(MODULES)
 
 
 def layer_of(module: str) -> str:

@@ -1,1 +1,1 @@
-"""What each command does, as functions of a recipe or a run folder; nothing here parses arguments or prints."""
+"""The commands as functions of a recipe, a run folder or a model; parsing and printing is in cli.py."""

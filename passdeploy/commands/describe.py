@@ -1,4 +1,4 @@
-"""What of a network can be cut: its groups as plain data, and as a table for a person."""
+"""Description of channel groups and of a recipe's budget as plain data, for `passdeploy inspect` and `check`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def inspect_model(
     name: str, *, num_classes: int, image_size: int, weights: str | None = None, allow_code: bool = False
 ) -> ChannelMap:
-    """The channel groups of a model by name, followed with one image.
+    """Build a model by name and find its channel groups with one image.
 
     Raises:
         ModelError: the model is unknown.
@@ -32,18 +32,19 @@ def inspect_model(
 
 
 def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
-    """Groups, counts and reachable minima, ready for JSON.
+    """Describe channel groups, counts and the smallest counts that can be reached, as a document for JSON.
 
     Each group has its `name`, `width`, `layers`, whether it `is_prunable`, else the `reason`, and `macs_share`: the
-    share of the multiply-adds that would go if only this group were cut to nothing, so shares add up to more than 1.
+    share of the multiply-adds that would go if this group alone lost all its channels. A layer's multiply-adds count
+    for its input and its output group, so the shares add up to more than 1.
     """
-    costs, cut = channels.costs, channels.prunable
-    least = {group.name: minimum_width(group, round_to) for group in cut}
+    costs, prunable = channels.costs, channels.prunable
+    minimum = {group.name: minimum_width(group, round_to) for group in prunable}
     macs = costs.of("macs")
     total = sum(group.width * group.span for group in channels.groups)
-    removable = sum(group.width * group.span for group in cut)
+    removable = sum(group.width * group.span for group in prunable)
     counts = {kind: costs.of(kind) for kind in ("macs", "params")}
-    reachable = {kind: costs.of(kind, least) for kind in counts}
+    reachable = {kind: costs.of(kind, minimum) for kind in counts}
     return {
         **counts,
         "smallest": reachable,
@@ -60,7 +61,8 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
             for group in channels.groups
         ],
         "words": [
-            f"{len(cut)} of {len(channels.groups)} channel groups can be cut, {removable / total:.0%} of the channels",
+            f"{len(prunable)} of {len(channels.groups)} channel groups can be cut, "
+            f"{removable / total:.0%} of the channels",
             f"{counts['macs'] / 1e6:,.1f} M MACs and {counts['params'] / 1e6:,.2f} M parameters; with widths in "
             f"multiples of {round_to} no fewer than {reachable['macs'] / macs:.1%} and "
             f"{reachable['params'] / counts['params']:.1%} of them",
@@ -69,24 +71,23 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
 
 
 def describe_run(prepared: Prepared) -> dict[str, Any]:
-    """What a recipe will work on."""
+    """Describe the model, data, budget and latency target of a prepared recipe."""
     return {
         "model": prepared.recipe.model.name,
         "images": {"train": len(prepared.data.train), "test": len(prepared.data.test)},
         "classes": list(prepared.data.classes),
         "budget": {"kind": prepared.budget.kind, "limit": prepared.budget.limit},
-        "latency": _latency(prepared.target) if prepared.target is not None else None,
+        "latency": _describe_target(prepared.target) if prepared.target is not None else None,
     }
 
 
-def _latency(target: LatencyTarget) -> dict[str, Any]:
-    """What a latency target comes to."""
-    cut = target.channels.prunable
-    least = {group.name: minimum_width(group, target.round_to, "latency") for group in cut}
+def _describe_target(target: LatencyTarget) -> dict[str, Any]:
+    """Describe a latency target: dense, asked for and fastest reachable latency in ms, and the error of the table."""
+    minimum = {group.name: minimum_width(group, target.round_to, "latency") for group in target.channels.prunable}
     return {
-        **target.on,
+        **target.conditions,
         "dense_ms": target.dense_ms,
         "asked_ms": target.budget.limit / 1e6,
-        "fastest_ms": target.table.predict_ms(least),
+        "fastest_ms": target.table.predict_ms(minimum),
         "error": target.table.error[0],
     }

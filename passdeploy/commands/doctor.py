@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing for the rest; reads, installs nothing, changes nothing."""
+"""Check of which commands can run on this machine and what is missing for the others; changes nothing."""
 
 from __future__ import annotations
 
@@ -10,57 +10,59 @@ from passdeploy.runtime.versions import package_versions
 
 
 def examine() -> dict[str, Any]:
-    """Versions, for every command whether it would find what it needs (`can`: name -> ok, why), and release families.
+    """Collect package versions and try, for every command, what it needs.
 
-    `torch_tensorrt` lists the releases of torch, Torch-TensorRT and TensorRT that were made for each other.
+    Returns:
+        `versions`: package -> version; `can`: command -> `ok` and `why` not; `torch_tensorrt`: the releases of torch,
+        Torch-TensorRT and TensorRT that were made for each other.
     """
     from passdeploy.export.torch_trt import VERSION_MATRIX
 
     return {
         "versions": package_versions(),
-        "can": {name: _try(attempt) for name, attempt in _ATTEMPTS.items()},
+        "can": {name: _run_check(check) for name, check in _CHECKS.items()},
         "torch_tensorrt": list(VERSION_MATRIX),
     }
 
 
-def _try(attempt: Callable[[], object]) -> dict[str, Any]:
+def _run_check(check: Callable[[], object]) -> dict[str, Any]:
     try:
-        attempt()
+        check()
     except PassDeployError as error:
         return {"ok": False, "why": str(error).replace("\n", " ")}
     return {"ok": True, "why": ""}
 
 
-def _gpu() -> None:
+def _check_gpu() -> None:
     from passdeploy.runtime.devices import find_device
 
     find_device("cuda")
 
 
-def _tensorrt() -> None:
+def _check_tensorrt() -> None:
     from passdeploy.export import load_trt
 
     load_trt("tensorrt")
 
 
-def _rtx() -> None:
+def _check_rtx() -> None:
     from passdeploy.export import load_trt
 
     load_trt("rtx")
 
 
-def _torch_trt() -> None:
+def _check_torch_trt() -> None:
     from passdeploy.export.torch_trt import load_torch_trt
 
     load_torch_trt()
 
 
-_ATTEMPTS: dict[str, Callable[[], object]] = {
-    "train on a GPU": _gpu,
+_CHECKS: dict[str, Callable[[], object]] = {
+    "train on a GPU": _check_gpu,
     "check and profile ONNX": lambda: require("onnxruntime", extra="cpu"),
-    "export --trt": _tensorrt,
-    "export --trt --flavour rtx": _rtx,
-    "export --torch-trt": _torch_trt,
+    "export --trt": _check_tensorrt,
+    "export --trt --flavour rtx": _check_rtx,
+    "export --torch-trt": _check_torch_trt,
     "export --precision int8": lambda: require("onnxruntime.quantization", extra="cpu"),
     "export --precision fp8": lambda: require("modelopt.onnx.quantization", extra="quant"),
     "models timm/NAME": lambda: require("timm", extra="timm"),

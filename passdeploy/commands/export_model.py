@@ -1,4 +1,4 @@
-"""Export any network by name, without a run."""
+"""Export of any network by name, without a run."""
 
 from __future__ import annotations
 
@@ -46,27 +46,32 @@ def export_model(
         settings: what to export; None: ONNX in fp32.
         weights: pretrained, a .safetensors file, or None for random ones.
         classes: outputs of the network; None: as many as `weights` are for.
-        image_size: of its input in pixels, both ways.
-        images: real images, as `data.root` of an imagefolder recipe; without them only noise is compared.
-        out: where the files go; None: `exports/NAME`.
+        image_size: height and width of its input in pixels.
+        images: folder of real images, as `data.root` of an imagefolder recipe; None: compare on noise only.
+        out: folder to write to; None: `exports/NAME`.
         packaging: a Triton repository or a bundle to write as well; its folders are relative to `out`.
         allow_code: import the module of a factory.
         listener: receives progress events and warnings.
 
     Raises:
-        UsageError: the network does not take images of this size, or does not tell its images' classes apart.
+        UsageError: the network does not take images of this size, or does not give one score per class.
     """
     settings = settings or ExportSettings()
     require_possible(settings)
-    outputs = classes or _classes_of(name, weights, allow_code)
+    outputs = classes or _count_classes(name, weights, allow_code)
     model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code)
-    _try(model, name, outputs, image_size)
-    short = name.rpartition("/")[2].replace(":", ".")
-    folder = out or Path("exports") / short
+    _check_output(model, name, outputs, image_size)
+    short_name = name.rpartition("/")[2].replace(":", ".")
+    folder = out or Path("exports") / short_name
     metadata: dict[str, Any] = {
-        "model": name, "classes": [str(label) for label in range(outputs)], "image_shape": [3, image_size, image_size],
-        "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD), "network": "dense", "run": None,
-    }  # fmt: skip
+        "model": name,
+        "classes": [str(label) for label in range(outputs)],
+        "image_shape": [3, image_size, image_size],
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "network": "dense",
+        "run": None,
+    }
     if weights not in (None, PRETRAINED):
         metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
     if weights is None:
@@ -74,25 +79,27 @@ def export_model(
     samples = Samples.empty((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
     if images is not None:
         data = load_data(DataSpec(name="imagefolder", root=str(images), image_size=image_size))
-        samples = _samples(data, settings, outputs)
+        samples = _samples_of(data, settings, outputs)
         if samples.labels is not None:
             metadata["classes"] = list(data.classes)
         else:
-            listener(Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared."))
+            listener(
+                Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared.")
+            )
     written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, listener=listener))
     if packaging is not None:
-        written += packaging.write(folder, written, settings, samples, name=short)
+        written += packaging.write(folder, written, settings, samples, name=short_name)
     return Exported(folder, tuple(written))
 
 
-def _samples(data: ImageData, settings: ExportSettings, outputs: int) -> Samples:
-    """Images to check on; their labels count only where the folder's classes are the network's."""
+def _samples_of(data: ImageData, settings: ExportSettings, outputs: int) -> Samples:
+    """Return images to check on; with labels only if the folder has as many classes as the network."""
     samples = Samples.of(data, settings)
     return samples if data.num_classes == outputs else replace(samples, labels=None)
 
 
-def _classes_of(name: str, weights: str | None, allow_code: bool) -> int:
-    """How many classes a weights file is for: as many rows as its final classifier has. ImageNet's where unknown."""
+def _count_classes(name: str, weights: str | None, allow_code: bool) -> int:
+    """Return the number of classes of a weights file: the rows of its final classifier, or 1000 if they are unknown."""
     path = Path(str(weights)).expanduser()
     if weights in (None, PRETRAINED) or not path.is_file() or path.suffix != ".safetensors":
         return IMAGENET_CLASSES
@@ -102,16 +109,20 @@ def _classes_of(name: str, weights: str | None, allow_code: bool) -> int:
     try:
         with safe_open(path, framework="pt") as stream:
             shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
-    except Exception:  # a damaged file; build_model says so in its own words
+    except Exception:  # a damaged file; build_model reports it
         return IMAGENET_CLASSES
     rows = [shape[0] for key, shape in shapes.items() if key.endswith(f"{classifier}.weight")]
     return int(rows[0]) if len(rows) == 1 else IMAGENET_CLASSES
 
 
-def _try(model: nn.Module, name: str, outputs: int, image_size: int) -> None:
-    """One image through the network."""
+def _check_output(model: nn.Module, name: str, outputs: int, image_size: int) -> None:
+    """Run one image through the network and check the shape of its output.
+
+    Raises:
+        UsageError: the network fails on images of this size, or its output is not (1, `outputs`).
+    """
     with image_size_errors(name, image_size, advice="Choose another --image-size."), torch.no_grad():
-        answer = model(torch.zeros(1, 3, image_size, image_size))
-    if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != (1, outputs):
-        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        output = model(torch.zeros(1, 3, image_size, image_size))
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (1, outputs):
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UsageError(f"{name} answers with {shape}, not with one score for each of {outputs} classes.")

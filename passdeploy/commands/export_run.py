@@ -1,4 +1,4 @@
-"""Export the networks of a finished run: ONNX, TensorRT engines, Torch-TensorRT programs, Triton."""
+"""Export of the networks of a finished run: ONNX, TensorRT engines, Torch-TensorRT programs, Triton."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, read_plan_document, load_network, recipe_of
+from passdeploy.runs.load import LATEST, load_network, read_plan_document, recipe_of
 from passdeploy.runtime.events import Listener, silent
 
 EXPORTED = "export/artifacts.json"
@@ -20,9 +20,9 @@ EXPORTED = "export/artifacts.json"
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote."""
+    """The files that an export wrote."""
 
-    run: Path
+    run: Path  # the run folder; without a run, the folder of the files
     artifacts: tuple[Artifact, ...]
 
 
@@ -42,7 +42,7 @@ def export_run(
         run: the run folder.
         settings: what to export; None: ONNX in fp32.
         dense: export the dense network too.
-        image_size: other than the run's own, in pixels; not for a network with a visual prompt.
+        image_size: height and width in pixels; None: the run's own. A network with a visual prompt takes no other.
         packaging: a Triton repository or a bundle to write as well; its folders are relative to the run's.
         allow_code: let the recipe name a model factory, which runs its module's code.
         listener: receives progress events and warnings.
@@ -58,15 +58,15 @@ def export_run(
         ]
         if packaging is not None:
             name = folder.path.name.rpartition("-")[0]
-            made = packaging.write(folder.path, written, settings, samples, name=name)
-            for artifact in made:
+            packages = packaging.write(folder.path, written, settings, samples, name=name)
+            for artifact in packages:
                 if artifact.path.is_relative_to(folder.path):
                     folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
-            written += made
+            written += packages
         return Exported(folder.path, tuple(written))
 
 
-FILE_PREFIX = {"dense": "dense", "slim": "model"}  # network -> how its exported files are called
+FILE_PREFIX = {"dense": "dense", "slim": "model"}  # network -> first part of the names of its exported files
 
 
 def export_network(
@@ -77,7 +77,7 @@ def export_network(
     allow_code: bool,
     listener: Listener,
 ) -> list[Artifact]:
-    """Export one network, and record each of its files, and what is known of them, as soon as it is there."""
+    """Export one network of a run; each file is recorded in the manifest and in `artifacts.json` once it is written."""
     facts, recipe = read_plan_document(folder), recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
@@ -91,21 +91,31 @@ def export_network(
     network = load_network(folder, name, allow_code)
     written = []
     for artifact in export_artifacts(
-        network, samples, folder.path / "export", settings, metadata=metadata, prefix=FILE_PREFIX[name], listener=listener
+        network,
+        samples,
+        folder.path / "export",
+        settings,
+        metadata=metadata,
+        prefix=FILE_PREFIX[name],
+        listener=listener,
     ):
         folder.record_existing(f"export/{artifact.path.name}", artifact.kind)
         if artifact.kind == "engine":
             folder.record_existing(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-        is_known = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have emptied the folder
-        known = folder.read_json(EXPORTED) if is_known else {}
-        known[artifact.path.name] = {"network": name, **artifact.to_json()}
-        folder.write_json(EXPORTED, known)
+        has_records = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have deleted the file
+        records = folder.read_json(EXPORTED) if has_records else {}
+        records[artifact.path.name] = {"network": name, **artifact.to_json()}
+        folder.write_json(EXPORTED, records)
         written.append(artifact)
     return written
 
 
 def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
-    """Images of the run's data to check on and to calibrate on, perhaps in another size."""
+    """Return images of the run's data to check on and to calibrate on, scaled to `image_size` if one is given.
+
+    Raises:
+        UsageError: the network has a visual prompt, which fits one image size only.
+    """
     facts = read_plan_document(folder)
     if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Measure a network's latency table and write it; with a sweep, plan and measure by it."""
+"""Measurement of a network's latency table, and plans by it for several roundings of widths (`--sweep-round`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.data.splits import load_data
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.find_table import find_table, sampler_at
+from passdeploy.latency.find_table import find_table, open_sampler
 from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.sweep import sweep_round
-from passdeploy.latency.target import SECONDS
+from passdeploy.latency.target import SECONDS_PER_PLAN
 from passdeploy.models.build import build_model
 from passdeploy.profiling import Setting
 from passdeploy.profiling.inputs import example_images
@@ -29,7 +29,7 @@ from passdeploy.sparsity.baselines import magnitude_scores
 
 @dataclass(frozen=True, eq=False)
 class TableNetwork:
-    """A network to measure a table of."""
+    """A dense network with its channel groups, to measure a latency table of."""
 
     dense: nn.Module
     channels: ChannelMap
@@ -72,7 +72,7 @@ def measure_table(
     sweep: Sequence[int],
     share: float,
     fresh: bool,
-    tell: Listener,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Measure a network's latency table, or take it from the cache.
 
@@ -82,11 +82,11 @@ def measure_table(
         batch: images per call.
         threads: of the CPU.
         setting: device, precision and memory format.
-        path: the table is written there; None: nowhere but the cache.
+        path: file to write the table to; None: it is kept in the cache only.
         sweep: multiples that widths are rounded to; for each, a plan is made by the table and measured.
-        share: of the dense latency, that each plan of the sweep is made for.
+        share: of the dense latency, as the goal of each plan of the sweep.
         fresh: measure the table even if it is in the cache.
-        tell: hears of the progress.
+        listener: receives progress events.
 
     Returns:
         The document that `passdeploy profile --table --json` prints.
@@ -95,7 +95,7 @@ def measure_table(
     context = MeasurementContext.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
     images = example_images(batch, shape)
     began = perf_counter()
-    table = find_table(context, dense, channels, images, fresh=fresh, tell=tell)
+    table = find_table(context, dense, channels, images, fresh=fresh, listener=listener)
     document: dict[str, Any] = {
         "place": table.to_json()["place"],
         "dense_ms": table.dense_ms,
@@ -109,7 +109,7 @@ def measure_table(
         document["path"] = str(path)
     if sweep:
         scores = magnitude_scores(dense, channels.groups, norm="l2")
-        with sampler_at(context, dense, channels, images) as sampler:
+        with open_sampler(context, dense, channels, images) as sampler:
 
             def search_at(round_to: int) -> LatencySearch:
                 return LatencySearch(
@@ -118,7 +118,7 @@ def measure_table(
                     table,
                     round_to=round_to,
                     threads=threads,
-                    seconds=SECONDS,
+                    seconds=SECONDS_PER_PLAN,
                     device=setting.device_of(backend),
                 )
 

@@ -1,4 +1,4 @@
-"""A recipe with all that it names loaded and checked: what can be found wrong without training is found here."""
+"""Preparation of a recipe: load its data and network, find the channel groups and check the budget, before training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget, smallest_plan
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.commands.reuse import read_source
+from passdeploy.commands.reuse import read_reused_run
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import DataError, UsageError, image_size_errors
 from passdeploy.grouping.find import map_channels
@@ -28,21 +28,21 @@ class Prepared:
 
     recipe: Recipe
     data: ImageData
-    dense: nn.Module  # on the CPU; random where the recipe trains it first
+    dense: nn.Module  # on the CPU; not yet trained, or with an untrained head, unless `is_trained`
     channels: ChannelMap
     budget: Budget
     round_to: int
-    target: LatencyTarget | None = None  # where the budget is one of latency
-    reused: ReusedRun | None = None  # what another run has learned, where the recipe takes it over
+    target: LatencyTarget | None = None  # None if the budget is not a latency
+    reused: ReusedRun | None = None  # plan or hypernetwork of the run that `prune.from_run` names
 
     @property
     def image(self) -> Tensor:
-        """An example input, shape (1, 3, height, width)."""
+        """An example input of zeros, shape (1, 3, height, width)."""
         return torch.zeros(1, *self.data.image_shape)
 
     @property
     def is_trained(self) -> bool:
-        """Whether the dense network knows its classes; otherwise it is trained first."""
+        """True if the weights were trained on these classes; otherwise the run trains the dense network first."""
         model = self.recipe.model
         return comes_trained(
             model.name, num_classes=self.data.num_classes, weights=model.weights, new_head=model.new_head
@@ -50,7 +50,7 @@ class Prepared:
 
     @property
     def text(self) -> str:
-        """What was found, in a line."""
+        """A line that names the model, the number of images and classes, and the groups that can be cut."""
         prunable, groups = self.channels.prunable, self.channels.groups
         return (
             f"{self.recipe.model.name}, {len(self.data.train):,} + {len(self.data.test):,} images of "
@@ -58,10 +58,10 @@ class Prepared:
         )
 
 
-def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent) -> Prepared:
-    """Load what a recipe names, follow its network and check that the budget can be met; trains nothing.
+def prepare(recipe: Recipe, *, allow_code: bool = False, listener: Listener = silent) -> Prepared:
+    """Load the data and the network of a recipe, find the channel groups and check that the budget can be met.
 
-    For a latency target it also finds the network's latency table, which is measured where it is not in the cache.
+    For a latency target it also finds the network's latency table, which is measured unless it is in the cache.
     """
     data = load_data(recipe.data)
     dense = build_model(
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent
         seed=recipe.seed,
     )
     image = torch.zeros(1, *data.image_shape)
-    logits = logits_of(_on_image(dense, image, recipe))
+    logits = logits_of(_run_on_image(dense, image, recipe))
     if logits.shape != (1, data.num_classes):
         raise DataError(
             f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
@@ -85,17 +85,17 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, tell: Listener = silent
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
     target = None
     if recipe.prune.target.kind in ("latency", "latency_ms"):
-        target = prepare_target(recipe.prune, dense, channels, data.image_shape, tell=tell)
+        target = prepare_target(recipe.prune, dense, channels, data.image_shape, listener=listener)
         channels, budget, round_to = target.channels, target.budget, target.round_to
     else:
         budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
         round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
-    reused = read_source(recipe, channels) if recipe.prune.from_run is not None else None
+    reused = read_reused_run(recipe, channels) if recipe.prune.from_run is not None else None
     return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 
 
-def _on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
+def _run_on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
     advice = "Set data.image_size to what the network was made for."
     with image_size_errors(recipe.model.name, recipe.data.image_size, advice=advice), torch.no_grad():
         return model.eval()(image)

@@ -1,4 +1,4 @@
-"""Measure the networks of a run: dense and slim, interleaved, in the backends asked for."""
+"""Measurement of the dense and the slim network of a run, in turns, in one or several backends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from passdeploy.latency.hardware import block_of
 from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers
-from passdeploy.profiling.layer_traces import layers_of, require_traceable
+from passdeploy.profiling.layer_traces import require_traceable, trace_layers
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, read_plan_document, load_network
+from passdeploy.runs.load import LATEST, load_network, read_plan_document
 from passdeploy.runtime.events import Listener, silent
 
 
@@ -36,25 +36,25 @@ def profile_run(
     layers: bool = False,
     trust_engine: bool = False,
     allow_code: bool = False,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> dict[str, Any]:
-    """Measure the dense and the slim network of a run, in turns, on this machine; writes `profile.json`.
+    """Measure the dense and the slim network of a run, in turns, on this machine, and write `profile.json`.
 
-    Networks that ONNX Runtime needs in fp32 and that were not exported yet are exported first; files in another
-    precision, engines and programs must be there. With `layers`, the document also says where the time goes, for the
-    first backend and batch size: `layers`, and `groups`, the same by channel group.
+    The ONNX files in fp32 are exported first if they are missing; files in another precision, engines and programs
+    must exist. With `layers`, the document also has the time of each layer (`layers`) and of each channel group
+    (`groups`), traced in the first backend at the first batch size.
 
     Args:
         run: the run folder.
         backends: see `profile_pair`; None: PyTorch, and on a CPU ONNX Runtime.
         batches: images per call.
-        threads: of the CPU; None takes every physical core.
-        setting: device, precision, layout, CUDA graph.
-        seconds: at least this long per backend and batch.
-        layers: look into both networks as well.
+        threads: of the CPU; None: as many as there are physical cores.
+        setting: device, precision, memory format, CUDA graph; None: fp32 on the CPU.
+        seconds: to measure per backend and batch, at least.
+        layers: trace the layers of both networks as well.
         trust_engine: load engines that have no sidecar, or that run code of their own.
         allow_code: let the recipe name a model factory, which runs its module's code.
-        tell: hears what happens.
+        listener: receives progress events and warnings.
 
     Returns:
         The content of `profile.json`.
@@ -67,19 +67,25 @@ def profile_run(
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(read_plan_document(folder)["image_shape"])
         candidates = [
-            replace(_subject(folder, name, backends, setting, allow_code, tell), trust_engine=trust_engine)
+            replace(_candidate(folder, name, backends, setting, allow_code, listener), trust_engine=trust_engine)
             for name in FILE_PREFIX
         ]
         profile = profile_pair(
-            *candidates, image_shape=shape, backends=backends, batches=batches, threads=threads, setting=setting,
-            seconds=seconds, tell=tell,
-        )  # fmt: skip
+            *candidates,
+            image_shape=shape,
+            backends=backends,
+            batches=batches,
+            threads=threads,
+            setting=setting,
+            seconds=seconds,
+            tell=listener,
+        )
         document = profile.to_json()
         if layers:
             images = example_images(batches[0], shape)
             with torch_threads(threads or physical_cores()):
                 dense, slim = (
-                    layers_of(candidate, backends[0], images, threads=threads or physical_cores(), setting=setting)
+                    trace_layers(candidate, backends[0], images, threads=threads or physical_cores(), setting=setting)
                     for candidate in candidates
                 )
             channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
@@ -90,31 +96,38 @@ def profile_run(
         return document
 
 
-def _subject(
-    folder: RunFolder, name: str, backends: Sequence[str], setting: Setting, allow_code: bool, tell: Listener
+def _candidate(
+    folder: RunFolder, name: str, backends: Sequence[str], setting: Setting, allow_code: bool, listener: Listener
 ) -> Candidate:
-    """A network of a run, in the forms that `backends` need."""
+    """Load a network of a run in the forms that `backends` need: a module, an ONNX file, an engine, a program."""
     wanted, files = set(backends), file_stem(FILE_PREFIX[name], setting.precision)
     module = load_network(folder, name, allow_code) if {"torch", "compile"} & wanted else None
-    found = Candidate(name, module=module, weights=f"{name}.safetensors")
+    candidate = Candidate(name, module=module, weights=f"{name}.safetensors")
     if wanted & set(PROVIDERS):
         onnx = f"export/{files}.onnx"
         if setting.precision == "fp32" and not folder.has(onnx):
             settings = ExportSettings()
-            export_network(folder, name, settings, samples_of(folder, settings), allow_code, tell)
-        found = replace(found, onnx=_exported(folder, (onnx,), f"--onnx --precision {setting.precision}"))
+            export_network(folder, name, settings, samples_of(folder, settings), allow_code, listener)
+        file = _verified_file(folder, (onnx,), f"--onnx --precision {setting.precision}")
+        candidate = replace(candidate, onnx=file)
     if "tensorrt" in wanted:
         graph = Path("export") / f"{files}.onnx"
         engines = [engine_path_for(graph, flavour).as_posix() for flavour in FLAVOURS]
-        found = replace(found, engine=_exported(folder, engines, f"--trt --precision {setting.precision}"))
+        file = _verified_file(folder, engines, f"--trt --precision {setting.precision}")
+        candidate = replace(candidate, engine=file)
     if "torch-trt" in wanted:
         program = f"export/{files}.pt2"
-        found = replace(found, program=_exported(folder, (program,), f"--torch-trt --precision {setting.precision}"))
-    return found
+        file = _verified_file(folder, (program,), f"--torch-trt --precision {setting.precision}")
+        candidate = replace(candidate, program=file)
+    return candidate
 
 
-def _exported(folder: RunFolder, names: Sequence[str], options: str) -> Path:
-    """The first of these files that the run has, verified."""
+def _verified_file(folder: RunFolder, names: Sequence[str], options: str) -> Path:
+    """Return the path of the first of these files that the run has, after checking its hash.
+
+    Raises:
+        RunError: the run has none of them; the message names the export command with `options`.
+    """
     for name in names:
         if folder.has(name):
             return folder.verified(name)

@@ -1,9 +1,9 @@
-"""The main job: a recipe becomes a slim, checked, fine-tuned network in a run folder.
+"""The whole pipeline of `passdeploy prune`: from a recipe to a slim, checked, fine-tuned network in a run folder.
 
     recipe -> data, dense network -> channel groups -> scores -> plan -> slim network -> summary
 
-Everything that can be found wrong without training is found before a folder is made. A stage that an
-earlier process finished is taken over from the folder; one that it left in the middle goes on from its checkpoint.
+The recipe is checked as far as that is possible without training before a run folder is made. With `resume`, finished
+stages are read from the folder, and an interrupted one continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
 from passdeploy.commands.summary import summarise
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
-from passdeploy.latency.delivered import as_used
+from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
 from passdeploy.profiling import Candidate, profile_pair
@@ -50,11 +50,11 @@ EQUIVALENCE_IMAGES = 8
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind."""
+    """The folder and the summary of a finished run."""
 
     path: Path
-    summary: dict[str, Any]  # as in summary.json
-    is_first: bool = True  # of several processes, the one that writes and speaks
+    summary: dict[str, Any]  # content of summary.json
+    is_first: bool = True  # true in the process that writes and prints; false in the others of a distributed run
 
 
 def run(
@@ -67,41 +67,41 @@ def run(
     allow_code: bool = False,
     tell: Listener = silent,
 ) -> RunResult:
-    """Prune the network of `recipe` and leave the result in a new folder below `out`.
+    """Prune the network of `recipe` and write the result to a new folder in `out`.
 
     Args:
         recipe: a recipe, or the name or path of one.
-        out: where run folders are.
+        out: folder of the run folders.
         overrides: `a.b=c`, as for `--set`; only with a name or path.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        resume: go on with the newest run in `out` that was made with this very recipe.
+        resume: continue the newest run in `out` that was made with exactly this recipe.
         allow_code: let the recipe name a model factory, which runs its module's code.
-        tell: hears of every stage and step.
+        tell: a listener, which receives an event for every stage, step and warning.
 
     Raises:
-        PassDeployError: any of its kinds; nothing is left behind where no training had begun.
+        PassDeployError: any of its kinds; no folder is left behind if training had not begun.
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
-    place = find_device(device)
+    torch_device = find_device(device)
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
-        prepared = prepare(recipe, allow_code=allow_code, tell=tell)
+        prepared = prepare(recipe, allow_code=allow_code, listener=tell)
         progress.text = prepared.text
         if prepared.data.skipped:
-            listed = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
-            tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{listed}"))
-    with process_group(place) as processes, _folder_of(processes, Path(out), recipe, resume) as folder:
+            reasons = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
+            tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{reasons}"))
+    with process_group(torch_device) as processes, _open_folder(processes, Path(out), recipe, resume) as folder:
         if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
         listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
-        summary = _Job(prepared, folder, place, allow_code, listener, processes).finish()
+        summary = _PruneJob(prepared, folder, torch_device, allow_code, listener, processes).run_stages()
         path = processes.broadcast_object(folder.path)
     _check_accuracy(recipe, summary)
     return RunResult(path, summary, processes.is_first)
 
 
-class _Job:
-    """One run, stage by stage; each stage either works or takes over what is in the folder."""
+class _PruneJob:
+    """The stages of one run; a stage that the folder has as finished is skipped."""
 
     def __init__(
         self,
@@ -109,140 +109,153 @@ class _Job:
         folder: RunFolder,
         device: torch.device,
         allow_code: bool,
-        tell: Listener,
+        listener: Listener,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.processes = processes
-        self.prepared, self.folder, self.device, self.tell = prepared, folder, device, tell
+        self.prepared, self.folder, self.device, self.listener = prepared, folder, device, listener
         self.allow_code = allow_code
         self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
         self.costs = prepared.channels.costs
         self.batch = prepared.recipe.data.batch_size
         self.dense = prepared.dense
 
-    def finish(self) -> dict[str, Any]:
-        """Every stage in turn; returns the summary."""
-        self._stage("dense", self._dense)
-        self._stage("learn", self._learn)
+    def run_stages(self) -> dict[str, Any]:
+        """Run every stage that is not finished, write summary.json and return its content."""
+        self._run_stage("dense", self._train_dense)
+        self._run_stage("learn", self._learn_masks)
         if self.prepared.target is not None:
-            self._stage("time", self._time)
-        self._stage("slim", self._slim)
-        self._stage("finetune", self._finetune)
+            self._run_stage("time", self._plan_for_latency)
+        self._run_stage("slim", self._cut_channels)
+        self._run_stage("finetune", self._finetune)
         for name in ("cut.safetensors", "trained.safetensors"):
             if self.folder.has(name):
                 self.folder.remove(name)
         summary = summarise(
-            self.folder, self.recipe, costs=self.costs, target=self.prepared.target, latency=self._latency()
+            self.folder, self.recipe, costs=self.costs, target=self.prepared.target, latency=self._measure_latency()
         )
         self.folder.write_json("summary.json", summary, kind="summary")
         return summary
 
-    def _stage(self, name: str, work: Callable[[Stage], dict[str, Any]]) -> None:
+    def _run_stage(self, name: str, work: Callable[[Stage], dict[str, Any]]) -> None:
         if self.folder.is_done(name):
-            found = self.folder.result_of(name)
-            self.tell(StageFinished(name, found["text"], found["seconds"], is_skipped=True))
+            result = self.folder.result_of(name)
+            self.listener(StageFinished(name, result["text"], result["seconds"], is_skipped=True))
             return
-        with stage(name, _INTRODUCTIONS[name], self.tell) as progress:
-            found = work(progress)
-        self.folder.mark_done(name, {**found, "text": progress.text, "seconds": round(progress.seconds, 3)})
+        with stage(name, _STAGE_TEXTS[name], self.listener) as progress:
+            result = work(progress)
+        self.folder.mark_done(name, {**result, "text": progress.text, "seconds": round(progress.seconds, 3)})
 
     # The stages
 
-    def _dense(self, progress: Stage) -> dict[str, Any]:
+    def _train_dense(self, progress: Stage) -> dict[str, Any]:
         if not self.prepared.is_trained:
             fit(
-                self.dense, self.data, self.recipe.train, batch_size=self.batch, seed=self.recipe.seed,
-                device=self.device, tell=progress, checkpoint=self.folder.checkpoint("dense"), processes=self.processes,
-            )  # fmt: skip
-        found = self._evaluate(self.dense)
+                self.dense,
+                self.data,
+                self.recipe.train,
+                batch_size=self.batch,
+                seed=self.recipe.seed,
+                device=self.device,
+                tell=progress,
+                checkpoint=self.folder.checkpoint("dense"),
+                processes=self.processes,
+            )
+        top1 = self._evaluate(self.dense)
         self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
-        progress.text = f"top-1 {found:.2%}"
-        return {"top1": found}
+        progress.text = f"top-1 {top1:.2%}"
+        return {"top1": top1}
 
-    def _learn(self, progress: Stage) -> dict[str, Any]:
-        found = choose(
-            self.recipe, self.prepared.channels, self.prepared.budget, self.prepared.round_to, self._trained_dense(),
-            lambda: self._placed(self._stream("learn")), stage=progress, processes=self.processes,
+    def _learn_masks(self, progress: Stage) -> dict[str, Any]:
+        chosen = choose(
+            self.recipe,
+            self.prepared.channels,
+            self.prepared.budget,
+            self.prepared.round_to,
+            self._load_dense(),
+            lambda: self._to_device(self._training_batches("learn")),
+            stage=progress,
+            processes=self.processes,
             reused=self.prepared.reused,
-        )  # fmt: skip
-        tensors = {f"scores.{name}": values for name, values in found.scores.items()}
-        if found.prompt is not None:
-            tensors[PROMPT_KEY] = found.prompt.pixels().detach()
+        )
+        tensors = {f"scores.{name}": values for name, values in chosen.scores.items()}
+        if chosen.prompt is not None:
+            tensors[PROMPT_KEY] = chosen.prompt.pixels().detach()
         self.folder.write_tensors("scores.safetensors", tensors, kind="scores")
-        self.folder.write_json("chosen.json", found.plan.to_json(), kind="plan")
-        if found.hypernetwork is not None:
-            self.folder.write_tensors("hypernetwork.safetensors", found.hypernetwork.state_dict(), kind="hypernetwork")
-        if found.weights is not None:
-            self.folder.write_tensors("trained.safetensors", found.weights.state_dict())
-        progress.text = found.text
+        self.folder.write_json("chosen.json", chosen.plan.to_json(), kind="plan")
+        if chosen.hypernetwork is not None:
+            self.folder.write_tensors("hypernetwork.safetensors", chosen.hypernetwork.state_dict(), kind="hypernetwork")
+        if chosen.weights is not None:
+            self.folder.write_tensors("trained.safetensors", chosen.weights.state_dict())
+        progress.text = chosen.text
         return {}
 
-    def _time(self, progress: Stage) -> dict[str, Any]:
-        """Plan again by the scores, until what was planned is measured to be as fast as asked."""
+    def _plan_for_latency(self, progress: Stage) -> dict[str, Any]:
+        """Choose channels by the scores for a latency target; plans are measured and corrected until one meets it."""
         target = self.prepared.target
         assert target is not None
-        found: tuple[Plan, dict[str, Any]] | PassDeployError | None = None
+        result: tuple[Plan, dict[str, Any]] | PassDeployError | None = None
         if self.processes.is_first:
             try:
-                found = self._met(target, progress)
-            except PassDeployError as error:  # the others must hear of it, or they would wait
-                found = error
-        found = self.processes.broadcast_object(found)
-        if isinstance(found, PassDeployError):
-            raise found
-        assert found is not None
-        plan, facts = found
+                result = self._search_plan(target, progress)
+            except PassDeployError as error:  # broadcast like a result; otherwise the other processes would hang
+                result = error
+        result = self.processes.broadcast_object(result)
+        if isinstance(result, PassDeployError):
+            raise result
+        assert result is not None
+        plan, facts = result
         self.folder.write_json("timed.json", plan.to_json(), kind="plan")
         progress.text = (
-            f"asked for {target.request}, {'measured' if facts['is_measured'] else 'by the table'} "
-            f"{facts['achieved']:.3g}{'' if target.request.ms is None else ' ms'}, {facts['trials']} plans tried"
+            f"asked for {target.goal}, {'measured' if facts['is_measured'] else 'by the table'} "
+            f"{facts['achieved']:.3g}{'' if target.goal.ms is None else ' ms'}, {facts['trials']} plans tried"
         )
         return {"timed": facts}
 
-    def _met(self, target: LatencyTarget, progress: Stage) -> tuple[Plan, dict[str, Any]]:
-        dense, prune = self._trained_dense().cpu(), self.recipe.prune
+    def _search_plan(self, target: LatencyTarget, progress: Stage) -> tuple[Plan, dict[str, Any]]:
+        dense, prune = self._load_dense().cpu(), self.recipe.prune
         saved = self.folder.read_tensors("scores.safetensors")
         scores = {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")}
-        prompt = self._prompt()
+        prompt = self._new_prompt()
         if prompt is not None:
             prompt.load_pixels_(dict(saved))
         is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
-        with as_used(target.context, dense, self.channels, prompt) as confirm:
+        with delivered_networks(target.context, dense, self.channels, prompt) as build_delivered:
             return meet_target(
                 target,
                 scores,
                 dense,
-                confirm=confirm,
+                build_delivered=build_delivered,
                 allocation="uniform" if is_uniform else "global",
                 progress=progress,
             )
 
-    def _chosen(self) -> Plan:
-        """What learning chose, and measuring corrected."""
+    def _read_plan(self) -> Plan:
+        """Read the plan of the latency stage, or without one that of mask learning."""
         name = "timed.json" if self.folder.has("timed.json") else "chosen.json"
         return Plan({group: tuple(kept) for group, kept in self.folder.read_json(name).items()})
 
-    def _slim(self, progress: Stage) -> dict[str, Any]:
+    def _cut_channels(self, progress: Stage) -> dict[str, Any]:
         saved = self.folder.read_tensors("scores.safetensors")
-        plan = self._chosen()
-        dense = self._trained_dense().cpu()
+        plan = self._read_plan()
+        dense = self._load_dense().cpu()
         if self.folder.has("trained.safetensors"):
             dense = copy.deepcopy(dense)
             dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
-        prompt = self._prompt()
+        prompt = self._new_prompt()
         if prompt is not None:
             prompt.load_pixels_(saved)
         smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
         with self.processes.synchronised_batch_norm():
-            batches = self._placed(islice(self._stream("recalibrate"), RECALIBRATION_BATCHES))
+            batches = self._to_device(islice(self._training_batches("recalibrate"), RECALIBRATION_BATCHES))
             recalibrate_batch_norm_(smaller, batches)
-        top1, prompted = self._evaluate(smaller), self._both_ways(smaller)
+        top1, prompted = self._evaluate(smaller), self._top1_with_and_without_prompt(smaller)
         self.folder.write_json(
             "plan.json",
             plan_to_json(
-                plan, model=self.recipe.model.name, data=self.data, channels=self.channels, prompt=self._prompt()
+                plan, model=self.recipe.model.name, data=self.data, channels=self.channels, prompt=self._new_prompt()
             ),
             kind="plan",
         )
@@ -257,89 +270,104 @@ class _Job:
 
     def _finetune(self, progress: Stage) -> dict[str, Any]:
         plan = plan_from_json(self.folder.read_json("plan.json"))
-        saved, prompt = self.folder.read_tensors("cut.safetensors"), self._prompt()
+        saved, prompt = self.folder.read_tensors("cut.safetensors"), self._new_prompt()
         if prompt is not None:
             saved = prompt.load_pixels_(saved)
         network = slim(self.dense, self.channels.groups, plan)
         network.load_state_dict(saved)
         smaller = with_prompt(network, prompt)
         fit(
-            smaller, self.data, self.recipe.finetune, batch_size=self.batch, seed=seed_of("finetune", self.recipe.seed),
-            device=self.device, tell=progress, teacher=self._trained_dense(),
-            checkpoint=self.folder.checkpoint("finetune"), processes=self.processes,
-        )  # fmt: skip
+            smaller,
+            self.data,
+            self.recipe.finetune,
+            batch_size=self.batch,
+            seed=seed_of("finetune", self.recipe.seed),
+            device=self.device,
+            tell=progress,
+            teacher=self._load_dense(),
+            checkpoint=self.folder.checkpoint("finetune"),
+            processes=self.processes,
+        )
         top1 = self._evaluate(smaller)
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
         self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
         progress.text = f"top-1 {top1:.2%}"
-        return {"top1": top1, "prompt": self._both_ways(smaller)}
+        return {"top1": top1, "prompt": self._top1_with_and_without_prompt(smaller)}
 
-    # What the stages share
+    # Shared by the stages
 
-    def _trained_dense(self) -> nn.Module:
-        """The dense network as the first stage left it, on the device."""
+    def _load_dense(self) -> nn.Module:
+        """Load the weights that the first stage wrote into the dense network, and move it to the device."""
         self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
         return self.dense.to(self.device)
 
-    def _stream(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, the same ones every time for one purpose."""
+    def _training_batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield training batches endlessly; the purpose seeds their order, so it is the same after a resume."""
         size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
         for epoch in count_from():
             yield from self.data.train.batches(
-                size, epoch=epoch, seed=seed_of(purpose, self.recipe.seed),
-                augment=self.recipe.train.augment != "none", drop_last=True, part=self.processes.part,
-            )  # fmt: skip
+                size,
+                epoch=epoch,
+                seed=seed_of(purpose, self.recipe.seed),
+                augment=self.recipe.train.augment != "none",
+                drop_last=True,
+                part=self.processes.part,
+            )
 
-    def _placed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+    def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Move batches to the device, images in the memory format of training."""
+        memory_format = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
         for images, labels in batches:
-            yield images.to(self.device, memory_format=order), labels.to(self.device)
+            yield images.to(self.device, memory_format=memory_format), labels.to(self.device)
 
-    def _prompt(self) -> VisualPrompt | None:
-        """The prompt that the slim network will look through, untrained."""
+    def _new_prompt(self) -> VisualPrompt | None:
+        """Build an untrained prompt for the slim network; None if the recipe learns or keeps none."""
         prune, spec = self.recipe.prune, self.recipe.prune.prompt
         is_learned = prune.method == "pass" and not prune.takes_plan
         if not is_learned or spec.kind == "none" or not spec.keep:
             return None
         return VisualPrompt(spec.kind, self.data.image_shape, spec.size)
 
-    def _both_ways(self, smaller: nn.Module) -> dict[str, float] | None:
-        """Top-1 of a network with and without the learned prompt in front of it; None where none was learned."""
+    def _top1_with_and_without_prompt(self, smaller: nn.Module) -> dict[str, float] | None:
+        """Evaluate a slim network with and without the learned prompt in front of it; None if none was learned."""
         spec, saved = self.recipe.prune.prompt, self.folder.read_tensors("scores.safetensors")
         if PROMPT_KEY not in saved:
             return None
         prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
         prompt.load_pixels_(saved)
         network = without_prompt(smaller)
-        with_it = smaller if network is not smaller else with_prompt(network, prompt)
-        return {"top1_with": self._evaluate(with_it), "top1_without": self._evaluate(network)}
+        prompted = smaller if network is not smaller else with_prompt(network, prompt)
+        return {"top1_with": self._evaluate(prompted), "top1_without": self._evaluate(network)}
 
     def _evaluate(self, model: nn.Module) -> float:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
 
-    def _latency(self) -> list[dict[str, Any]]:
-        """A first look, in PyTorch on the CPU; rows as in `profile.json`. `passdeploy profile` looks longer."""
+    def _measure_latency(self) -> list[dict[str, Any]]:
+        """Measure dense and slim briefly in PyTorch on the CPU; return rows as in `profile.json`.
+
+        With a latency target, the rows are those of its last measurement.
+        """
         if not self.processes.is_first:
             return []
-        if self.prepared.target is not None:  # measured already, on what was asked for
+        if self.prepared.target is not None:
             return self.prepared.target.rows(self.folder.result_of("time")["timed"])
         pair = [
-            Candidate(which, load_network(self.folder, which, self.allow_code), weights=f"{which}.safetensors")
-            for which in ("dense", "slim")
+            Candidate(name, load_network(self.folder, name, self.allow_code), weights=f"{name}.safetensors")
+            for name in ("dense", "slim")
         ]
         profile = profile_pair(
-            *pair, image_shape=self.data.image_shape, backends=("torch",), batches=(8,), seconds=2.0, tell=self.tell
+            *pair, image_shape=self.data.image_shape, backends=("torch",), batches=(8,), seconds=2.0, tell=self.listener
         )
         rows: list[dict[str, Any]] = profile.to_json()["rows"]
         return rows
 
 
-_INTRODUCTIONS = {
+_STAGE_TEXTS = {
     "dense": "the network to prune",
     "learn": "which channels matter",
     "time": "plan for the latency that was asked for, build, measure, correct",
     "slim": "cut, and compare with the masked network",
-    "finetune": "learn to do without",
+    "finetune": "train the slim network",
 }
 
 
@@ -354,22 +382,30 @@ def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _folder_of(processes: Processes, out: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
-    """The run folder of the first process; the others, perhaps on other machines, work in copies that go away."""
+def _open_folder(processes: Processes, out: Path, recipe: Recipe, resume: bool) -> Iterator[RunFolder]:
+    """Open the run folder in the first process, and a temporary copy of it in the others.
+
+    The others may run on other machines, which do not see the folder of the first.
+    """
     if not processes.is_first:
-        with TemporaryDirectory() as place, RunFolder.create(Path(place), recipe.name) as folder:
+        with TemporaryDirectory() as temporary, RunFolder.create(Path(temporary), recipe.name) as folder:
             for name, content in processes.broadcast_object(None).items():
                 (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder.path / name).write_bytes(content)
             yield folder
         return
-    with _find_unfinished(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
+    with _find_run_to_resume(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
         if processes.count > 1:
             processes.broadcast_object(folder.content() if resume else {})
         yield folder
 
 
-def _find_unfinished(out: Path, recipe: Recipe) -> RunFolder:
+def _find_run_to_resume(out: Path, recipe: Recipe) -> RunFolder:
+    """Open the newest run in `out` that was made with this recipe.
+
+    Raises:
+        RunError: there is none.
+    """
     from passdeploy.runs.numbering import list_runs
 
     for path in reversed(list_runs(out)):

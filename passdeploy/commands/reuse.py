@@ -1,4 +1,4 @@
-"""Read what `prune.from_run` takes over from another run: its plan or its hypernetwork."""
+"""Reading of a plan or a hypernetwork of another run (`prune.from_run`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from passdeploy.recipe import Recipe
 
 
-def read_source(recipe: Recipe, channels: ChannelMap) -> ReusedRun:
-    """What `prune.from_run` and `prune.reuse` name, checked against the network.
+def read_reused_run(recipe: Recipe, channels: ChannelMap) -> ReusedRun:
+    """Read what `prune.reuse` names, a plan or a hypernetwork, from the run that `prune.from_run` names.
 
     Raises:
-        RunError: no such run, or it has none.
-        PlanError: the plan is of another network.
+        RunError: there is no such run, or it has no hypernetwork.
+        PlanError: the plan does not fit this network.
     """
     path = Path(str(recipe.prune.from_run))
     folder = RunFolder.open(path)

@@ -1,4 +1,4 @@
-"""summary.json: what a run was asked for, what it found, and what that cost."""
+"""Content of summary.json: budget, accuracy, size and latency of a finished run, and the seconds of its stages."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def summarise(
     target: LatencyTarget | None,
     latency: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The content of summary.json.
+    """Build the content of summary.json.
 
     Args:
         folder: of a run whose stages are finished.
-        recipe: what was asked for.
-        costs: of the network as a function of its widths.
-        target: the latency that was asked for, if one was.
+        recipe: of the run.
+        costs: multiply-adds and parameters of the network as a function of its widths.
+        target: the latency target; None if the budget is not a latency.
         latency: rows as in `profile.json`.
     """
-    dense, cut, tuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
+    dense, cut, finetuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
     widths = plan_from_json(folder.read_json("plan.json")).widths()
     size = {kind: (costs.of(kind), costs.of(kind, widths)) for kind in ("params", "macs")}
     return {
@@ -42,12 +42,12 @@ def summarise(
         "seed": recipe.seed,
         "dense": {"top1": dense["top1"], **{kind: before for kind, (before, _) in size.items()}},
         "slim": {
-            "top1": tuned["top1"],
+            "top1": finetuned["top1"],
             "top1_before_finetune": cut["top1"],
             **{kind: after for kind, (_, after) in size.items()},
         },
-        "prompt": _prompt(recipe, cut["prompt"], tuned["prompt"]),
-        "budget": _budget(folder, recipe, costs, target, cut["achieved"]),
+        "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
+        "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"]},
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
@@ -55,17 +55,17 @@ def summarise(
     }
 
 
-def _prompt(recipe: Recipe, cut: Any, tuned: Any) -> dict[str, Any] | None:
-    """What the prompt does for the slim network, before and after fine-tuning; None where none was learned."""
-    return None if tuned is None else {"keep": recipe.prune.prompt.keep, **tuned, "before_finetune": cut}
+def _prompt_result(recipe: Recipe, cut: Any, finetuned: Any) -> dict[str, Any] | None:
+    """Return top-1 with and without the prompt, before and after fine-tuning; None if no prompt was learned."""
+    return None if finetuned is None else {"keep": recipe.prune.prompt.keep, **finetuned, "before_finetune": cut}
 
 
-def _budget(
+def _budget_result(
     folder: RunFolder, recipe: Recipe, costs: CostModel, target: LatencyTarget | None, achieved: int
 ) -> dict[str, Any]:
-    """What was asked for and what there is; a latency is the measured one, with what it was measured on."""
+    """Return the requested and the achieved budget; for a latency the measured one, with backend, batch and device."""
     kind, requested = recipe.prune.target.kind, recipe.prune.target.value
     if target is not None:
-        return {"kind": kind, "requested": requested, **folder.result_of("time")["timed"], **target.on}
+        return {"kind": kind, "requested": requested, **folder.result_of("time")["timed"], **target.conditions}
     whole = costs.of(kind)
     return {"kind": kind, "requested": requested, "achieved": achieved / whole if requested <= 1 else achieved}

@@ -1,1 +1,1 @@
-"""Everything a person reads in a terminal: progress lines, tables, quantities with their units."""
+"""Terminal output: progress lines, tables, and numbers with their units."""

@@ -1,4 +1,4 @@
-"""What `passdeploy check` and `inspect` print: channel groups, latency and time in words."""
+"""Output of `passdeploy check` and `inspect`: channel groups, the latency target and the expected run time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.table import Table
 from passdeploy.display.units import duration
 
 
-def latency_words(latency: Mapping[str, Any] | None) -> list[str]:
-    """What a latency target comes to, in a line; none where nothing of the kind is asked for."""
+def latency_lines(latency: Mapping[str, Any] | None) -> list[str]:
+    """Describe a latency target in one line; return no line where the recipe has none."""
     if latency is None:
         return []
     return [
@@ -21,21 +21,21 @@ def latency_words(latency: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def time_words(seconds: Mapping[str, float]) -> str:
-    """How long a run will take here, in a line."""
+def run_time_line(seconds: Mapping[str, float]) -> str:
+    """Describe in one line how long a run will take here; stages of less than a second are not named."""
     names = {"dense": "dense network", "learn": "mask learning", "finetune": "fine-tuning"}
     parts = ", ".join(f"{names[stage]} {duration(took)}" for stage, took in seconds.items() if took >= 1)
     return f"a run takes about {duration(sum(seconds.values()))} here{f' ({parts})' if parts else ''}"
 
 
-def table(document: Mapping[str, Any]) -> Table:
-    """The groups of a `describe` document, one a row."""
-    shown = Table(title=str(document["model"]), title_justify="left")
-    shown.add_column("group", overflow="fold")
+def groups_table(document: Mapping[str, Any]) -> Table:
+    """Build the table of channel groups from a `describe` document, one group a row."""
+    table = Table(title=str(document["model"]), title_justify="left")
+    table.add_column("group", overflow="fold")
     for heading in ("width", "layers", "MACs"):
-        shown.add_column(heading, justify="right")
-    shown.add_column("stays because", overflow="fold")
+        table.add_column(heading, justify="right")
+    table.add_column("stays because", overflow="fold")
     for group in document["groups"]:
         share = f"{group['macs_share']:.1%}" if group["is_prunable"] else ""
-        shown.add_row(group["name"], str(group["width"]), str(len(group["layers"])), share, group["reason"])
-    return shown
+        table.add_row(group["name"], str(group["width"]), str(len(group["layers"])), share, group["reason"])
+    return table

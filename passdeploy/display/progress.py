@@ -1,8 +1,8 @@
-"""What a person sees while a run goes on, all of it on stderr; stdout belongs to results.
+"""Progress display of a run on stderr, as a listener of events; results go to stdout.
 
-On a terminal: one line per finished stage, and below them a bar with the time left for what is running.
-Elsewhere (a log file, a CI job): plain lines when a stage starts and ends, and on long stages one about
-every 20 seconds. The listener only shows events; what they mean is decided by those who send them.
+On a terminal: one line per finished stage, and below them a progress bar with the time left for the running stage.
+Elsewhere (a log file, a CI job): plain lines when a stage starts and ends, and during long stages one about every
+20 seconds.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from rich.text import Text
 from passdeploy.display.units import duration
 from passdeploy.runtime.events import Event, StageFinished, StageStarted, Step, Warned
 
-PLAIN_EVERY_S = 20.0
+PLAIN_LINE_EVERY_S = 20.0
 
 
 @dataclass
 class _Running:
-    """A stage that has begun."""
+    """A stage that has started and not finished."""
 
     text: str
-    began_s: float
-    spoke_s: float
-    first_done: int = 0  # steps an earlier process had done, before this one's first
+    started_s: float
+    last_line_s: float  # when the last plain line was printed
+    first_done: int = 0  # number of the first step of this process; higher than 1 after --resume
     task: TaskID | None = None
 
 
 class TerminalListener:
-    """Shows events. Use it in a `with` block, so that the bar is taken down whatever happens inside.
+    """A listener that shows events on a terminal; as a context manager it removes the progress bar at the end.
 
     Args:
-        console: where to; None is stderr.
+        console: to print on; None: stderr.
         quiet: show warnings and nothing else.
-        clock: seconds, for the time between lines.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(
@@ -57,15 +57,15 @@ class TerminalListener:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Warned):
-            self._say(f"warning: {event.text}", style="yellow")
+            self._print_plain(f"warning: {event.text}", style="yellow")
         elif self._quiet:
             return
         elif isinstance(event, StageStarted):
-            self._start(event)
+            self._show_start(event)
         elif isinstance(event, Step):
-            self._step(event)
+            self._show_step(event)
         else:
-            self._finish(event)
+            self._show_end(event)
 
     def __enter__(self) -> TerminalListener:
         return self
@@ -76,25 +76,25 @@ class TerminalListener:
         self.close()
 
     def close(self) -> None:
-        """Take the bar down, and name the stages that did not finish."""
+        """Remove the progress bar and name the stages that did not finish."""
         for name, running in self._running.items():
-            seconds = duration(self._clock() - running.began_s)
+            elapsed = duration(self._clock() - running.started_s)
             if self.console.is_terminal:
-                self._line(self._stop_mark, "red", name, "stopped", seconds)
+                self._print_stage(self._stop_mark, "red", name, "stopped", elapsed)
             else:
-                self._say(f"{name}: stopped after {seconds}")
+                self._print_plain(f"{name}: stopped after {elapsed}")
         self._running.clear()
-        self._lower()
+        self._remove_bar()
 
-    def _start(self, event: StageStarted) -> None:
+    def _show_start(self, event: StageStarted) -> None:
         now = self._clock()
         running = self._running[event.stage] = _Running(event.text, now, now)
         if self.console.is_terminal:
-            running.task = self._raised().add_task(event.stage, total=event.total, text=event.text)
+            running.task = self._show_bar().add_task(event.stage, total=event.total, text=event.text)
         else:
-            self._say(f"{event.stage}: {event.text}" if event.text else event.stage)
+            self._print_plain(f"{event.stage}: {event.text}" if event.text else event.stage)
 
-    def _step(self, event: Step) -> None:
+    def _show_step(self, event: Step) -> None:
         running = self._running.get(event.stage)
         if running is None:
             return
@@ -105,36 +105,36 @@ class TerminalListener:
         metrics = "  ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
         if running.task is not None and self._bar:
             self._bar.update(running.task, completed=event.done, total=event.total, text=metrics or running.text)
-        elif self._clock() - running.spoke_s >= PLAIN_EVERY_S:
-            running.spoke_s = self._clock()
-            made = event.done - running.first_done + 1
-            left = (running.spoke_s - running.began_s) / made * (event.total - event.done)
-            parts = [f"{event.done}/{event.total}", metrics, f"about {duration(left)} left"]
-            self._say(f"{event.stage}: " + "  ".join(part for part in parts if part))
+        elif self._clock() - running.last_line_s >= PLAIN_LINE_EVERY_S:
+            running.last_line_s = self._clock()
+            own_steps = event.done - running.first_done + 1
+            seconds_left = (running.last_line_s - running.started_s) / own_steps * (event.total - event.done)
+            parts = [f"{event.done}/{event.total}", metrics, f"about {duration(seconds_left)} left"]
+            self._print_plain(f"{event.stage}: " + "  ".join(part for part in parts if part))
 
-    def _finish(self, event: StageFinished) -> None:
+    def _show_end(self, event: StageFinished) -> None:
         running = self._running.pop(event.stage, None)
         if running and running.task is not None and self._bar:
             self._bar.remove_task(running.task)
         text = event.text or (running.text if running else "")
-        seconds = "from before" if event.is_skipped else duration(event.seconds)
+        elapsed = "from before" if event.is_skipped else duration(event.seconds)
         if self.console.is_terminal:
-            self._line(self._done_mark, "green", event.stage, text, seconds)
+            self._print_stage(self._done_mark, "green", event.stage, text, elapsed)
         else:
-            how = seconds if event.is_skipped else f"done in {seconds}"
-            self._say(f"{event.stage}: {how}" + (f"  {text}" if text else ""))
+            outcome = elapsed if event.is_skipped else f"done in {elapsed}"
+            self._print_plain(f"{event.stage}: {outcome}" + (f"  {text}" if text else ""))
         if not self._running:
-            self._lower()
+            self._remove_bar()
 
-    def _line(self, mark: str, style: str, stage: str, text: str, seconds: str) -> None:
-        line = Text.assemble((mark, style), " ", (f"{stage:<12}", "bold"), " ", text, " ", (seconds, "dim"))
+    def _print_stage(self, mark: str, style: str, stage: str, text: str, elapsed: str) -> None:
+        line = Text.assemble((mark, style), " ", (f"{stage:<12}", "bold"), " ", text, " ", (elapsed, "dim"))
         self.console.print(line, soft_wrap=True, highlight=False)
 
-    def _say(self, text: str, style: str | None = None) -> None:
+    def _print_plain(self, text: str, style: str | None = None) -> None:
         self.console.print(Text(text), style=style, soft_wrap=True, highlight=False)
 
-    def _raised(self) -> Progress:
-        """The bar, up."""
+    def _show_bar(self) -> Progress:
+        """Start the progress bar if there is none yet, and return it."""
         if self._bar is None:
             self._bar = Progress(
                 SpinnerColumn(),
@@ -150,14 +150,14 @@ class TerminalListener:
             self._bar.start()
         return self._bar
 
-    def _lower(self) -> None:
+    def _remove_bar(self) -> None:
         if self._bar:
             self._bar.stop()
             self._bar = None
 
 
 class _CountColumn(ProgressColumn):
-    """`120/300`, once the steps are known."""
+    """The column with the steps done and their total, such as `120/300`; empty while the total is unknown."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{int(task.completed)}/{int(task.total)}" if task.total else "", style="cyan")

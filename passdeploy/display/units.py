@@ -1,4 +1,4 @@
-"""Numbers as people read them: quantities, milliseconds, durations, relative changes."""
+"""Formatting of numbers with their units: quantities, milliseconds, durations, relative changes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ UNKNOWN = "–"
 
 
 def quantity(value: float | None) -> str:
-    """Three digits and a unit.
+    """Format a number with three digits and a unit: k, M or G.
 
     >>> quantity(2_236_682), quantity(90_210), quantity(7)
     ('2.24 M', '90.2 k', '7')
@@ -20,19 +20,19 @@ def quantity(value: float | None) -> str:
 
 
 def relative_change(before: float | None, after: float | None) -> str:
-    """Change in percent, with its sign."""
+    """Format the change from `before` to `after` in percent, with its sign."""
     if not before or after is None:
         return UNKNOWN
     return f"{100 * (after / before - 1):+.1f} %"
 
 
 def milliseconds(value: float | None) -> str:
-    """Three digits and the unit."""
+    """Format a time in milliseconds with three digits."""
     return UNKNOWN if value is None else f"{value:.3g} ms"
 
 
 def duration(seconds: float) -> str:
-    """As a person says it.
+    """Format a duration in seconds, minutes and hours.
 
     >>> duration(0.42), duration(75), duration(7260)
     ('0.4 s', '1 min 15 s', '2 h 1 min')

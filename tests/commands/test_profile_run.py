@@ -1,4 +1,4 @@
-"""Which files of a run are measured; the runs themselves are in test_prune.py and tests/test_cli.py."""
+"""Choice of the files of a run that are measured; whole runs are in test_prune.py and tests/test_cli.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from passdeploy.runtime.events import silent
 
 
 class Folder:
-    """A run folder that has these files."""
+    """A stand-in for a run folder that has these files."""
 
     path = Path("runs/tiny-0001")
 
@@ -28,12 +28,12 @@ class Folder:
         return self.path / name
 
 
-def subject(folder: Any, backend: str, precision: str) -> Any:
-    return profile_run._subject(folder, "slim", (backend,), Setting(precision=precision), False, silent)
+def candidate(folder: Any, backend: str, precision: str) -> Any:
+    return profile_run._candidate(folder, "slim", (backend,), Setting(precision=precision), False, silent)
 
 
 @pytest.mark.parametrize(
-    ("backend", "precision", "names", "form", "found"),
+    ("backend", "precision", "names", "form", "expected"),
     [
         ("tensorrt", "fp32", ("model.engine", "model-rtx.engine"), "engine", "model.engine"),
         ("tensorrt", "fp16", ("model-fp16-rtx.engine",), "engine", "model-fp16-rtx.engine"),
@@ -42,10 +42,10 @@ def subject(folder: Any, backend: str, precision: str) -> Any:
     ],
 )
 def test_the_file_of_the_precision_is_measured(
-    backend: str, precision: str, names: tuple[str, ...], form: str, found: str
+    backend: str, precision: str, names: tuple[str, ...], form: str, expected: str
 ):
     folder = Folder(*(f"export/{name}" for name in names))
-    assert getattr(subject(folder, backend, precision), form) == folder.path / "export" / found
+    assert getattr(candidate(folder, backend, precision), form) == folder.path / "export" / expected
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_the_file_of_the_precision_is_measured(
 )
 def test_what_was_not_exported_is_named_with_the_command(backend: str, words: str):
     with pytest.raises(RunError, match=words):
-        subject(Folder(), backend, "fp16")
+        candidate(Folder(), backend, "fp16")

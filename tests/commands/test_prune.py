@@ -1,4 +1,4 @@
-"""The main job from a recipe to a run folder, and what becomes of it."""
+"""`passdeploy prune` from a recipe to a run folder, and what export and profile do with that folder."""
 
 from __future__ import annotations
 
@@ -39,6 +39,21 @@ from passdeploy.training.evaluate import evaluate
 from tests.conftest import write_image_folder
 
 STAGES = ["dense", "learn", "slim", "finetune"]
+RUN_FILES = {
+    "checkpoints",
+    "chosen.json",
+    "dense.safetensors",
+    "hypernetwork.safetensors",
+    "manifest.json",
+    "metrics.jsonl",
+    "plan.json",
+    "recipe.resolved.yaml",
+    "run.log",
+    "scores.safetensors",
+    "slim.safetensors",
+    "state.json",
+    "summary.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +81,7 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
 
 def test_every_file_of_the_run_is_there_and_recorded(finished: prune.RunResult):
     files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
-    assert files == {
-        "recipe.resolved.yaml", "dense.safetensors", "slim.safetensors", "scores.safetensors", "plan.json",
-        "manifest.json", "summary.json", "state.json", "metrics.jsonl", "run.log", "checkpoints", "chosen.json",
-        "hypernetwork.safetensors",
-    }  # fmt: skip
+    assert files == RUN_FILES
     manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
     assert {"dense.safetensors", "slim.safetensors", "plan.json", "summary.json", "recipe.resolved.yaml"} <= set(
         manifest
@@ -131,12 +142,12 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
     recipe = load_recipe(tiny_recipe)
     with pytest.raises(KeyboardInterrupt):
         prune.run(recipe, out=tmp_path, tell=interrupt)
-    heard: list[StageFinished] = []
+    ended: list[StageFinished] = []
     resumed = prune.run(
-        recipe, out=tmp_path, resume=True, tell=lambda e: heard.append(e) if isinstance(e, StageFinished) else None
+        recipe, out=tmp_path, resume=True, tell=lambda e: ended.append(e) if isinstance(e, StageFinished) else None
     )
     assert resumed.path.name == "tiny-0001"
-    assert [event.stage for event in heard if event.is_skipped] == STAGES[: STAGES.index(stage)]
+    assert [event.stage for event in ended if event.is_skipped] == STAGES[: STAGES.index(stage)]
     for name in ("plan.json", "slim.safetensors"):
         assert (resumed.path / name).read_bytes() == (finished.path / name).read_bytes(), name
 
@@ -168,9 +179,9 @@ def test_weights_of_other_images_are_trained_with_a_new_head_before_anything_is_
         prune.run(tiny_recipe, out=tmp_path, overrides=[*overrides, f"model.new_head={new_head}"])
         for new_head in ("false", "true")
     )
-    given, kept, trained = (load_file(path) for path in (weights, *(r.path / weights.name for r in (old, new))))
-    assert all(torch.equal(given[name], kept[name]) for name in given)
-    assert not any(torch.equal(given[name], trained[name]) for name in ("conv1.weight", "linear.weight"))
+    original, kept, trained = (load_file(path) for path in (weights, *(r.path / weights.name for r in (old, new))))
+    assert all(torch.equal(original[name], kept[name]) for name in original)
+    assert not any(torch.equal(original[name], trained[name]) for name in ("conv1.weight", "linear.weight"))
 
 
 def test_growing_chooses_by_the_score_it_is_given(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
@@ -229,13 +240,14 @@ def test_a_head_that_does_not_fit_the_classes_is_refused(
 def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
     finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = prune.evaluate
-    monkeypatch.setattr(  # a network that forgets whatever it was cut to
-        prune, "evaluate",
-        lambda model, *args, **options: real(model, *args, **options)
-        if isinstance(model, type(passdeploy.load(finished.path, "dense")))
-        else real(torch.nn.Sequential(model, torch.nn.Softmin(dim=1)), *args, **options),
-    )  # fmt: skip
+    real_evaluate, dense_class = prune.evaluate, type(passdeploy.load(finished.path, "dense"))
+
+    def evaluate_slim_inverted(model: torch.nn.Module, *arguments: object, **options: object) -> object:
+        """Evaluate the dense network as it is, and the slim one answering with the class it finds least likely."""
+        network = model if isinstance(model, dense_class) else torch.nn.Sequential(model, torch.nn.Softmin(dim=1))
+        return real_evaluate(network, *arguments, **options)
+
+    monkeypatch.setattr(prune, "evaluate", evaluate_slim_inverted)
     weights = f"model.weights={finished.path / 'dense.safetensors'}"
     with pytest.raises(AccuracyError, match="lost"):
         prune.run(tiny_recipe, out=tmp_path, overrides=[weights, "gates.top1_drop=0.1"])
@@ -246,17 +258,17 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: prune.Run
     settings = ExportSettings(precisions=("fp32", "fp16"), batch=(1, 2, 4))
     packaging = Packaging(Path("export/triton"), Path("export/bundle"))
     exported = export_run(finished.path, settings, packaging=packaging)
-    graph, half, *delivered = exported.artifacts
+    graph, half, *packages = exported.artifacts
     assert [graph.path.name, half.path.name] == ["model.onnx", "model-fp16.onnx"]
     assert graph.facts["parity"]["max_rel_error"] <= 1e-4
     assert half.facts["parity"]["real_images"] == 16
-    assert {artifact.kind for artifact in delivered} == {"triton", "bundle"}
+    assert {artifact.kind for artifact in packages} == {"triton", "bundle"}
     metadata = {entry.key: entry.value for entry in onnx.load(half.path).metadata_props}
     assert metadata["run"] == "tiny-0001"
     assert json.loads(metadata["classes"]) == ["class0", "class1"]
     weights = json.loads((finished.path / "manifest.json").read_text())["artifacts"]["slim.safetensors"]
     assert json.loads(metadata["sha256"])["slim.safetensors"] == weights["sha256"]
-    shutil.rmtree(finished.path / "export")  # to make it anew
+    shutil.rmtree(finished.path / "export")  # a second export makes it again
     assert export_run(finished.path, ExportSettings(batch=(1, 2, 4))).artifacts[0].path.is_file()
     with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
         export_run(finished.path, settings, image_size=32)
@@ -270,8 +282,6 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: prune.Run
 
 
 def test_a_file_that_was_changed_is_not_used(finished: prune.RunResult, tmp_path: Path):
-    import shutil
-
     copy = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock"))
     with (copy / "slim.safetensors").open("r+b") as stream:
         stream.seek(-1, 2)
@@ -293,21 +303,27 @@ def test_a_hypernetwork_is_taken_over_and_without_steps_gives_the_scores_it_had(
     finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
     weights = f"model.weights={finished.path / 'dense.safetensors'}"
-    overrides = [weights, f"prune.from_run={finished.path}", "prune.reuse=hypernetwork", "prune.steps=0",
-                 "prune.prompt.kind=padding", "finetune.epochs=0"]  # fmt: skip
+    overrides = [
+        weights,
+        f"prune.from_run={finished.path}",
+        "prune.reuse=hypernetwork",
+        "prune.steps=0",
+        "prune.prompt.kind=padding",
+        "finetune.epochs=0",
+    ]
     result = prune.run(tiny_recipe, out=tmp_path, overrides=overrides)
     with RunFolder.open(finished.path) as old, RunFolder.open(result.path) as new:
-        trained, taken = (folder.read_tensors("hypernetwork.safetensors") for folder in (old, new))
-    assert all(torch.equal(taken[name], tensor) for name, tensor in trained.items())
+        trained, reused = (folder.read_tensors("hypernetwork.safetensors") for folder in (old, new))
+    assert all(torch.equal(reused[name], tensor) for name, tensor in trained.items())
 
 
 def test_what_cannot_be_taken_over_is_refused(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
-    taken = f"prune.from_run={finished.path}"
+    from_run = f"prune.from_run={finished.path}"
     for overrides, error in (
         ([f"prune.from_run={tmp_path / 'nowhere'}"], RunError),
-        ([taken, "model.name=torchvision/mobilenet_v2"], PlanError),
-        ([taken, "prune.reuse=hypernetwork", "prune.method=taylor"], RunError),
-        ([taken, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9", "train.epochs=0"], RunError),
+        ([from_run, "model.name=torchvision/mobilenet_v2"], PlanError),
+        ([from_run, "prune.reuse=hypernetwork", "prune.method=taylor"], RunError),
+        ([from_run, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9", "train.epochs=0"], RunError),
     ):
         with pytest.raises(error) as caught:
             prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
