@@ -1,1 +1,1 @@
-"""From a data set's name to batches of images: folders on disk, splits, decoding."""
+"""Data sets: finding their images on disk, train and test splits, decoding, batches."""

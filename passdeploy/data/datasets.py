@@ -1,7 +1,8 @@
-"""From a data set's name to its images on disk: one function per layout.
+"""Find the images of a data set on disk by its name: one function per layout (ImageNet, Food-101, CIFAR, ...).
 
-Each reads the folders and lists as the data set's own archive unpacks them; a root that is missing says what to
-download and how it must lie. Nothing is downloaded here, and no image is decoded.
+Each function expects the folders and lists that the data set's own archive unpacks to; the error for a missing folder
+says what to download and how it must be laid out. Image files are not decoded here. Nothing is downloaded, except by
+the `datasets` library for `hf/NAME`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from passdeploy.recipe import DataSpec
 
 TEST_SHARE = 0.2  # of every class, where the source has no test set of its own
-_SPLIT_KEY = ("held-out share", 0)  # a constant: which images are held out never depends on the recipe
+_SPLIT_KEY = ("held-out share", 0)  # a constant, so that the same images are held out whatever the recipe's seed
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def find_images(spec: DataSpec) -> RawDataset:
-    """The images of the data set that `spec` names.
+    """Find the images of the data set that `spec` names.
 
     Raises:
         UsageError: no data set of that name.
@@ -46,20 +47,20 @@ def find_images(spec: DataSpec) -> RawDataset:
 
 
 def _split_off_test_set(labels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Indices for training and for testing: a fixed fifth of every class, at least one image of each."""
+    """Split indices into train and test: a fixed random fifth of every class, at least one image, is for testing."""
     train: list[int] = []
     test: list[int] = []
     for label in sorted(set(labels)):
         members = [index for index, other in enumerate(labels) if other == label]
-        mixed = torch.randperm(len(members), generator=generator(*_SPLIT_KEY, label)).tolist()
+        shuffled = torch.randperm(len(members), generator=generator(*_SPLIT_KEY, label)).tolist()
         count = max(1, round(TEST_SHARE * len(members)))
-        test += [members[i] for i in mixed[:count]]
-        train += [members[i] for i in mixed[count:]]
+        test += [members[i] for i in shuffled[:count]]
+        train += [members[i] for i in shuffled[count:]]
     return sorted(train), sorted(test)
 
 
 def _digits(spec: DataSpec, size: int) -> RawDataset:
-    """scikit-learn's 1,797 scanned digits, 8x8 (Alpaydin and Kaynak 1998)."""
+    """Load scikit-learn's 1,797 scanned digits, 8x8 pixels (Alpaydin and Kaynak 1998)."""
     bunch = require("sklearn.datasets", extra="demo").load_digits()
     scans = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
     source = ImageSource(lambda i: crop_and_resize(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
@@ -69,7 +70,7 @@ def _digits(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
-    """One folder per class, below train/ and test/ (or val/), or directly below the root."""
+    """Find images in one folder per class, below train/ and test/ (or val/), or directly below the root."""
     root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
     is_checked = spec.on_unreadable == "error"
     if not _subfolders(root / "train"):
@@ -100,7 +101,7 @@ def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], ImageSource]:
-    """Class names, in alphabetical order, and every image below their folders."""
+    """List the class folders in `root`, in alphabetical order, and all images below them."""
     classes = _subfolders(root)
     if not classes:
         raise DataError(f"{root} holds no images.\nExpected one folder per class, with images in it.")
@@ -146,9 +147,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _cifar(spec: DataSpec, size: int) -> RawDataset:
-    """CIFAR-10 and CIFAR-100 in the layout of their Python archives (Krizhevsky 2009).
+    """Read CIFAR-10 or CIFAR-100 from the layout of their Python archives (Krizhevsky 2009).
 
-    torchvision checks the MD5 of every file before it reads them: they are pickles.
+    The files are pickles, so the MD5 of each is checked before torchvision reads them.
     """
     from torchvision import datasets
     from torchvision.datasets.utils import check_integrity
@@ -167,7 +168,7 @@ def _cifar(spec: DataSpec, size: int) -> RawDataset:
     def source(part: Any) -> ImageSource:
         return ImageSource(lambda i: crop_and_resize(Image.fromarray(part.data[i]), size), tuple(part.targets))
 
-    with warnings.catch_warnings():  # the archives were pickled by a NumPy that newer ones complain about
+    with warnings.catch_warnings():  # newer versions of NumPy warn about these old pickles
         warnings.simplefilter("ignore")
         train, test = (reader(str(root), train=is_train, download=False) for is_train in (True, False))
     return RawDataset(tuple(train.classes), source(train), source(test))
@@ -188,7 +189,7 @@ def _abbreviated_list(names: Sequence[str], most: int = 5) -> str:
 
 
 def _imagenet(spec: DataSpec, size: int) -> RawDataset:
-    """ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
+    """Find ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
     root = _root_of(spec, _download_hint("ImageNet", "https://image-net.org/download", layout))
     is_checked = spec.on_unreadable == "error"
@@ -203,7 +204,7 @@ def _imagenet(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
-    """Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
+    """Find Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
     layout = "tiny-imagenet-200/wnids.txt, train/ and val/"
     root = _root_of(spec, _download_hint("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
     home = _require_subfolder(root, "tiny-imagenet-200", spec)
@@ -220,7 +221,7 @@ def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _food101(spec: DataSpec, size: int) -> RawDataset:
-    """Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
+    """Find Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
     layout = "food-101/images/CLASS/*.jpg and food-101/meta/train.json and test.json"
     root = _root_of(spec, _download_hint("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
     home = _require_subfolder(root, "food-101", spec)
@@ -240,7 +241,7 @@ def _food101(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _dtd(spec: DataSpec, size: int) -> RawDataset:
-    """Describable Textures (Cimpoi et al. 2014), its first partition: train and validation to learn from, test."""
+    """Find the Describable Textures (Cimpoi et al. 2014), first partition; its validation images are trained on too."""
     archive = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     layout = "dtd/images/CLASS/*.jpg and dtd/labels/train1.txt, val1.txt and test1.txt"
     root = _root_of(spec, _download_hint("DTD", archive, layout))
@@ -257,7 +258,7 @@ def _dtd(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _stanford_cars(spec: DataSpec, size: int) -> RawDataset:
-    """Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 models of cars, in the layout torchvision reads."""
+    """Find Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 car models, in the layout of torchvision."""
     layout = "stanford_cars/cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat"
     root = _root_of(spec, _download_hint("Stanford Cars", "a mirror, since the original page is gone", layout))
     home = _require_subfolder(root, "stanford_cars", spec)
@@ -282,7 +283,7 @@ def _stanford_cars(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _hugging_face(spec: DataSpec, size: int) -> RawDataset:
-    """Any image classification set of the Hugging Face hub, or a local folder in its format (data.root)."""
+    """Load an image classification set from the Hugging Face hub, or from a local folder in its format (data.root)."""
     library = require("datasets", extra="hf")
     name = spec.root or spec.name.removeprefix("hf/")
     try:
@@ -315,7 +316,7 @@ def _hugging_face(spec: DataSpec, size: int) -> RawDataset:
 
 
 def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> ImageSource:
-    """Images by path and label; every class must have one."""
+    """Make a source from (path, label) entries; every class must have at least one image."""
     missing = sorted(set(range(len(classes))) - {label for _, label in entries})
     if missing:
         names = _abbreviated_list([classes[label] for label in missing])

@@ -1,4 +1,4 @@
-"""One image: from a file or an array to a square of RGB pixels, and what a data set hands over before decoding."""
+"""Images before and after decoding: sources of images with labels, and decoding to a square of RGB pixels."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Pixels = NDArray[np.uint8]  # (height, width, 3)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes that leave the label true."""
+    """Random changes of training images that do not change the label."""
 
-    shift: bool = True  # by up to an eighth of the image, black beyond its border
-    flip: bool = True  # left and right, every second image
+    shift: bool = True  # by up to an eighth of the image, filled with black
+    flip: bool = True  # horizontally, with probability 1/2
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images that are not decoded yet."""
+    """Labelled images that are decoded on demand."""
 
     decode: Callable[[int], Pixels]  # index -> (image_size, image_size, 3)
     labels: tuple[int, ...]
 
     def subset(self, indices: Sequence[int]) -> ImageSource:
-        """The same images, fewer of them."""
+        """Return a source of the images at `indices`."""
         return ImageSource(lambda i: self.decode(indices[i]), tuple(self.labels[i] for i in indices))
 
     def problem_of(self, index: int) -> str | None:
-        """Why an image cannot be read, in one line; None where it can."""
+        """Try to decode an image; return the first line of the error, or None."""
         try:
             self.decode(index)
         except DataError as error:
@@ -45,7 +45,7 @@ class ImageSource:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """What a loader finds: names, and where train and test images come from."""
+    """A data set before decoding: the names of its classes, and its train and test images."""
 
     classes: tuple[str, ...]
     train: ImageSource
@@ -54,7 +54,7 @@ class RawDataset:
 
 
 def crop_and_resize(image: Image.Image, size: int) -> Pixels:
-    """The largest centred square of `image`, bilinear to (size, size, 3)."""
+    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (size, size, 3)."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -64,7 +64,7 @@ def crop_and_resize(image: Image.Image, size: int) -> Pixels:
 
 
 def decode_file(path: Path, size: int) -> Pixels:
-    """The image in a file, as `crop_and_resize` gives it.
+    """Read an image file, and crop and resize it to uint8 (size, size, 3).
 
     Raises:
         DataError: it cannot be read.

@@ -1,14 +1,13 @@
-"""From a name in a recipe to batches of images.
+"""Train and test splits of a data set, and batches of normalised images from them.
 
-A split is an ordered set of labelled images; `batches` walks it. The order of an epoch and the
-augmentation of every sample are drawn from (seed, epoch) for the whole epoch at once and belong to a
-position in that order: neither batch size, workers nor earlier draws change what a position gets.
+A split is an ordered set of labelled images, and `batches` iterates over it. The order of an epoch and the
+augmentation of every image are drawn from (seed, epoch) for the whole epoch at once, so that they do not depend on the
+batch size, the number of workers or anything drawn before.
 
-Every image is decoded by the same function: to RGB, the largest centred square, bilinear to
-`image_size`. Where train and test together fit in `CACHE_BYTES` as uint8, that is done once, when the
-set is loaded, and a damaged file is found there; larger sets are decoded batch by batch, ahead of use,
-with the same bits. The decoders of Pillow release the interpreter lock, so workers are threads: no
-shared memory to run out of, and an error arrives as it was raised.
+Every image is decoded to RGB, cropped to the largest centred square, and resized bilinearly to `image_size`. If train
+and test together fit in `CACHE_BYTES` as uint8, all images are decoded when the set is loaded, and a damaged file is
+reported then. Larger sets are decoded a few batches ahead of use, with bit-identical results. The workers are threads:
+Pillow's decoders release the interpreter lock, no shared memory is needed, and an error is raised as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from passdeploy.recipe import DataSpec
 
 CACHE_BYTES = 512 * 2**20
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; what pretrained networks expect
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; pretrained networks expect this normalisation
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _BATCHES_AHEAD = 3
 _MOST_WORKERS = 16
@@ -47,7 +46,7 @@ class Split(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the labels name."""
+        """Number of classes; labels are below it."""
 
     def __len__(self) -> int: ...
 
@@ -61,21 +60,21 @@ class Split(Protocol):
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images, float32 (batch, 3, height, width), and labels, int64 (batch,).
+        """Iterate over normalised images, float32 (batch, 3, height, width), with labels, int64 (batch,).
 
         Args:
             batch_size: images per batch; the last one may be smaller, unless `drop_last`.
-            epoch: which shuffling; None walks the split in its own order.
+            epoch: number of the shuffling; None keeps the split's own order.
             seed: with `epoch`, the key of the order and of the augmentation.
-            augment: change the images as this data set allows without changing a label.
+            augment: apply the random changes that leave the labels of this data set true.
             drop_last: leave out a last batch that is not full.
-            part: (which, of how many): this share of every batch only, for one of several processes.
+            part: (index, count): only the part with this index of every batch, for one of `count` processes.
         """
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set, decoded and split."""
+    """A data set with its train and test splits."""
 
     name: str
     classes: tuple[str, ...]  # label -> name
@@ -88,18 +87,18 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classes)
 
 
 def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
     """Find, split and, where it is small, decode the data set that `spec` names.
 
-    Nothing here is drawn by the recipe's seed: images held out for testing are the same in every run.
+    Nothing here depends on the recipe's seed: the images held out for testing are the same in every run.
 
     Args:
         spec: the `data` section of a recipe.
-        held_bytes: sets of at most this many bytes of pixels are kept in memory.
+        cache_bytes: sets of at most this many bytes of pixels are decoded once and kept in memory.
 
     Raises:
         UsageError: no data set of that name.
@@ -141,7 +140,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
 
 
 def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> RawDataset:
-    """The images that can be read; why the others cannot goes to `skipped`."""
+    """Drop the images that cannot be read, and append the reasons to `skipped`."""
     parts = []
     for source in (found.train, found.test):
         with _CancellingThreadPool(workers) as pool:
@@ -157,7 +156,7 @@ def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> 
 
 
 def worker_count(workers: int | str) -> int:
-    """How many threads decode; "auto" is one per processor that this process may use, at most 16."""
+    """Return the number of decoding threads; "auto": one per processor that this process may use, at most 16."""
     if isinstance(workers, int):
         return max(1, workers)
     try:
@@ -167,7 +166,7 @@ def worker_count(workers: int | str) -> int:
 
 
 class ImageSplit:
-    """The `Split` of every source: decoded pixels, or a way to decode them."""
+    """The `Split` over an `ImageSource`, with its pixels kept in memory or decoded on demand."""
 
     def __init__(
         self,
@@ -220,17 +219,17 @@ class ImageSplit:
         generator: torch.Generator,
         part: tuple[int, int],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        # one draw per position of the epoch, before it is known which batch the position falls into
-        draws = list(torch.split(torch.rand((len(self), 3), generator=generator)[: len(order)], batch_size))
-        which, of = part
-        mine = [batch.tensor_split(of)[which] for batch in torch.split(order, batch_size)]
-        draws = [drawn.tensor_split(of)[which] for drawn in draws]
-        for chosen, drawn, pixels in zip(mine, draws, self._pixels(mine), strict=True):
+        # drawn for all positions of the epoch at once, so that they do not depend on the batch size
+        draws = torch.rand((len(self), 3), generator=generator)[: len(order)]
+        index, count = part
+        own_images = [batch.tensor_split(count)[index] for batch in torch.split(order, batch_size)]
+        own_draws = [batch.tensor_split(count)[index] for batch in torch.split(draws, batch_size)]
+        for chosen, drawn, pixels in zip(own_images, own_draws, self._pixels(own_images), strict=True):
             images = _augment(pixels, policy, drawn) if policy else pixels
             yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[chosen]
 
     def _pixels(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """The images of each part, uint8 (batch, 3, height, width)."""
+        """Iterate over the images of each part, uint8 (batch, 3, height, width)."""
         if self._cached is not None:
             for part in parts:
                 yield self._cached[part]
@@ -246,19 +245,19 @@ class ImageSplit:
 
     def _decode_all(self) -> Tensor:
         first = self._decode(0)
-        held = np.empty((len(self), 3, *first.shape[:2]), dtype=np.uint8)
+        pixels = np.empty((len(self), 3, *first.shape[:2]), dtype=np.uint8)
 
         def fill(index: int) -> None:
-            held[index] = self._decode(index).transpose(2, 0, 1)
+            pixels[index] = self._decode(index).transpose(2, 0, 1)
 
         with _CancellingThreadPool(self._workers) as pool:
             for _ in pool.map(fill, range(len(self))):  # in order, so that the first bad file is named
                 pass
-        return torch.from_numpy(held)
+        return torch.from_numpy(pixels)
 
 
 class _CancellingThreadPool(ThreadPoolExecutor):
-    """A thread pool that drops what has not begun when its block is left early."""
+    """A thread pool that cancels work that has not begun when its block is left early."""
 
     def __exit__(self, *error: object) -> None:
         self.shutdown(wait=True, cancel_futures=True)
@@ -269,21 +268,21 @@ def _stack(images: Sequence[Pixels]) -> Tensor:
 
 
 def _augment(images: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
-    """Shift and flip each image by its own draws.
+    """Shift and flip each image by its own random numbers.
 
     Args:
         images: uint8 (batch, 3, height, width).
-        policy: which changes are allowed.
-        draws: uniform in [0, 1), (batch, 3): down, right, flip.
+        policy: the changes to apply.
+        draws: uniform in [0, 1), shape (batch, 3): shift down, shift right, flip.
     """
     if policy.shift:
         height, width = images.shape[2:]
         reach = height // 8
-        framed = F.pad(images, (reach, reach, reach, reach))
+        padded = F.pad(images, (reach, reach, reach, reach))
         corners = (draws[:, :2] * (2 * reach + 1)).long().tolist()
         # a slice per image is four times faster on a CPU than one gather over the batch
         images = torch.stack(
-            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(framed, corners, strict=True)]
+            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
         )
     if policy.flip:
         images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)

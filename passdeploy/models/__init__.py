@@ -1,1 +1,1 @@
-"""Networks by name, with their weights; copying them, running them, and the visual prompt in front of them."""
+"""Networks: building them by name, loading their weights, copying them, and the visual prompt in front of them."""

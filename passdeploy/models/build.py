@@ -1,8 +1,8 @@
-"""From a model's name to a network: built, weighted, in eval mode, on the CPU.
+"""Build a network from its name in a recipe, with its weights, in eval mode, on the CPU.
 
-The part before the slash says whose network it is: torchvision's, timm's or ours; `package.module:factory`
-is the reader's own code and runs only where that was allowed. Weights are tensors by name (safetensors);
-nothing pickled is opened. Training and devices are other modules' business.
+The part of the name before the slash is the library: torchvision, timm or passdeploy. `package.module:factory` is
+code of the user, and is imported only if that was allowed. Weights are read from safetensors files, never from
+pickles, which could run code.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def build_model(
         num_classes: width of the network's output.
         weights: None (random), "pretrained" (the library's own; where those are for another number of
             classes the final classifier is new), or the path of a .safetensors file.
-        new_head: leave the final classifier of `weights` out, whatever classes it is for: it starts at random.
-        allow_code: whether `package.module:factory` may be imported and called.
-        seed: random weights are a function of it; the global generator stays as it was.
+        new_head: leave the final classifier of `weights` out, even if its number of classes fits; it starts at random.
+        allow_code: allow `package.module:factory` to be imported and called.
+        seed: random weights depend on it alone; the state of the global generator is restored.
 
     Returns:
         The network in eval mode, on the CPU: (batch, 3, height, width) -> logits (batch, num_classes).
@@ -72,9 +72,10 @@ def build_model(
 
 
 def comes_trained(name: str, *, num_classes: int, weights: str | None, new_head: bool = False) -> bool:
-    """Whether what `build_model` makes of these knows its classes; if not, it must be trained first.
+    """Test whether the network that `build_model` returns for these arguments is trained for its classes.
 
-    A factory of the reader's own is taken at its word.
+    False for random weights and for a new classifier. A factory of the user that takes `pretrained` is assumed to
+    return a network that is trained for the classes asked for.
     """
     if weights is None or new_head:
         return False
@@ -117,7 +118,7 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modul
 
 
 def _published_classes(name: str) -> int | None:
-    """How many classes a library's own weights of a network are for; None where nobody says."""
+    """Look up the number of classes of a library's pretrained weights; None if the library does not say."""
     source, _, short = name.partition("/")
     if source == "torchvision":
         import torchvision
@@ -130,7 +131,7 @@ def _published_classes(name: str) -> int | None:
 
 
 def _torchvision_names(torchvision: Any) -> list[str]:
-    """Its classifiers; detection, segmentation, video and quantised models have other outputs."""
+    """List torchvision's classifiers, without its detection, segmentation, video and quantised models."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
@@ -178,7 +179,7 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
                 factory = getattr(factory, part)
             offered = {"num_classes": num_classes, **({"pretrained": True} if pretrained else {})}
             model = factory(**{key: value for key, value in offered.items() if _accepts(factory, key)})
-        except Exception as error:  # whatever the reader's code raises is news about that code
+        except Exception as error:  # the user's code may raise anything
             problem = f"{type(error).__name__}: {clipped(error, 200)}"
             raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
     if not isinstance(model, nn.Module):
@@ -193,7 +194,10 @@ def _accepts(factory: Callable[..., Any], keyword: str) -> bool:
 
 @contextmanager
 def _current_directory_on_path() -> Iterator[None]:
-    """As `python -m` has it; a console script does not. Last, so that nothing installed is hidden by it."""
+    """Append the current directory to `sys.path`, as `python -m` does and a console script does not.
+
+    It comes last, so that no file in it hides an installed package.
+    """
     here = str(Path.cwd())
     sys.path.append(here)
     try:
@@ -204,7 +208,7 @@ def _current_directory_on_path() -> Iterator[None]:
 
 @contextmanager
 def _downloading(name: str) -> Iterator[None]:
-    """Say what to do where a library's download fails: no network, a proxy, a damaged file."""
+    """Turn a failed download of weights (no network, a proxy, a damaged file) into an error that says what to do."""
     try:
         yield
     except Exception as error:
@@ -219,7 +223,7 @@ def _downloading(name: str) -> Iterator[None]:
 
 
 def _unknown_model(name: str, known: Iterable[str], advice: str = "") -> ModelError:
-    """An error with the closest names; a bare `resnet18` is close to `torchvision/resnet18`."""
+    """Make the error for an unknown name, with the closest known ones: for `resnet18`, `torchvision/resnet18`."""
     by_short = {full.partition("/")[2]: full for full in known}
     short = name.rpartition("/")[2].lower()
     close = [by_short[match] for match in difflib.get_close_matches(short, by_short, n=3, cutoff=0.6)]

@@ -1,4 +1,4 @@
-"""Networks that ship with our recipes and are in no library: the ResNets for CIFAR.
+"""ResNets for CIFAR (depth 20, 32, 44, 56), which neither torchvision nor timm has.
 
 He et al., Deep Residual Learning for Image Recognition (2016), section 4.2: three stages of 16, 32 and
 64 channels on 32x32 images. Shortcuts have no parameters (option A): where a stage halves the image,
@@ -28,7 +28,7 @@ class BasicBlock(nn.Module):
         self.padding = (channels - in_channels) // 2  # zero channels on either side of the shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, height, width) -> (batch, channels, height / stride, width / stride)."""
+        """Map (batch, in_channels, height, width) to (batch, channels, height / stride, width / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.padding:
@@ -52,7 +52,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) -> logits (batch, num_classes)."""
+        """Map images (batch, 3, height, width) to logits (batch, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (batch, 64)
@@ -75,5 +75,5 @@ NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
 
 
 def resnet20_cifar(num_classes: int = 10) -> nn.Module:
-    """ResNet-20 for CIFAR: 0.27 M parameters, 41 M MACs on a 32x32 image."""
+    """Build the ResNet-20 for CIFAR: 0.27 M parameters, 41 M MACs on a 32x32 image."""
     return CifarResNet(3, num_classes)

@@ -1,4 +1,4 @@
-"""Find a network's classifier layer, and replace it with one for other classes."""
+"""Classifier layer of a network: finding it, and replacing it with one for another number of classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from passdeploy.errors import ModelError
 
 
 def find_classifier(model: nn.Module, num_classes: int) -> str | None:
-    """The name of the last linear layer or plain 1x1 convolution that is `num_classes` wide, if any."""
+    """Find the last linear layer or 1x1 convolution with `num_classes` outputs; return its name, or None."""
     found = None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -22,10 +22,10 @@ def find_classifier(model: nn.Module, num_classes: int) -> str | None:
 
 
 def classifier_of(model: nn.Module, num_classes: int) -> str:
-    """Name of the classifier layer.
+    """Find the classifier layer, and return its name.
 
     Raises:
-        ModelError: no single layer has one output per class.
+        ModelError: no layer has `num_classes` outputs.
     """
     name = find_classifier(model, num_classes)
     if not name:
@@ -34,10 +34,10 @@ def classifier_of(model: nn.Module, num_classes: int) -> str:
 
 
 def replace_classifier_(model: nn.Module, *, old_classes: int, num_classes: int) -> None:
-    """Put a new, randomly initialised final classifier in the place of the old one.
+    """Replace the final classifier with a new, randomly initialised one.
 
     Raises:
-        ModelError: no layer is `old_classes` wide.
+        ModelError: no layer has `old_classes` outputs.
     """
     name = classifier_of(model, old_classes)
     old = model.get_submodule(name)

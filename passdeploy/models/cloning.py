@@ -1,7 +1,9 @@
-"""Copies of networks: as `copy.deepcopy` makes them, with other tensors where wanted, and quicker.
+"""Copies of networks with replaced parameters and buffers, faster than `copy.deepcopy`.
 
-A network is hundreds of modules, each with two dozen attributes, most of them empty dictionaries of hooks that
-`copy.deepcopy` takes apart one by one. What is plain is copied here; what a class copies in a way of its own, it does.
+A network has hundreds of modules with two dozen attributes each, most of them empty dictionaries of hooks that
+`copy.deepcopy` copies one by one. Here those are simply created anew, numbers and strings are shared, and
+`copy.deepcopy` copies the rest. A network that contains a class with its own `__deepcopy__`, `__setstate__` or the like
+is copied by `copy.deepcopy` as a whole.
 """
 
 from __future__ import annotations
@@ -14,95 +16,132 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
-Network = TypeVar("Network", bound=nn.Module)
-ReplaceTensor = Callable[[str, Tensor], Tensor]  # name and tensor -> what takes its place, which may be the same tensor
+from passdeploy.models.bound_functions import attributes_to_rebind, copy_attribute
+from passdeploy.models.wrappers import COMPILED_CALL
 
-_AS_THEY_ARE = frozenset({bool, int, float, complex, str, bytes, type(None)})
-_DICTIONARIES = frozenset({dict, OrderedDict})
+Network = TypeVar("Network", bound=nn.Module)
+# (name, parameter or buffer) -> the tensor that the copy has under that name; it may be the same tensor
+ReplaceTensor = Callable[[str, Tensor], Tensor]
+
+_IMMUTABLE_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_DICT_TYPES = frozenset({dict, OrderedDict})
 _TABLES = ("_parameters", "_buffers", "_modules")
-_OWN_WAYS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
-_HARMLESS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)  # of old files
+_COPY_METHODS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+# These two only convert pickles of old versions of torch; a copy does not need them.
+_IGNORED_COPY_METHODS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)
 
 
 class ModelCloner(Generic[Network]):
-    """What copies of a network are cast from; of a network that stays as it is as many as are wanted.
+    """Maker of any number of copies of one network, which is inspected once.
+
+    A copy runs its own modules: functions and hooks of instances are rebound, calls that `nn.Module.compile` made are
+    dropped.
 
     Args:
-        model: left as it is. Modules and tensors that it shares are shared in its copies.
+        model: the network; it must not change between copies. Modules and tensors that it uses in several places are
+            shared in the same places of a copy.
+
+    Raises:
+        ModelError: a copy would go on using the original, see `attributes_to_rebind`.
     """
 
     def __init__(self, model: Network) -> None:
         self.model = model
-        self.state = dict(named_state(model))  # what `replace_tensor` is asked about
+        self.state = dict(named_state(model))  # the arguments of `replace_tensor`
         self._ids = {name: id(tensor) for name, tensor in self.state.items()}
         modules = [module for _, module in modules_by_name(model)]
-        empty = Counter(
-            id(held) for module in modules for held in vars(module).values() if type(held) in _DICTIONARIES and not held
-        )
-        alone = {key for key, count in empty.items() if count == 1}
-        kinds: set[Any] = {type(module) for module in modules}
-        is_plain = all(_is_plain(kind) for kind in kinds)
-        self._parts = [_Part(module, alone) for module in modules] if is_plain else None
+        empty = Counter(id(value) for module in modules for value in vars(module).values() if _is_empty_dict(value))
+        unshared = {key for key, count in empty.items() if count == 1}
+        classes: set[Any] = {type(module) for module in modules}
+        is_plain = all(_has_default_copy(cls) for cls in classes)
+        self._parts = [_ModuleCopier(module, unshared) for module in modules] if is_plain else None
+        attributes = [
+            (module, name, value)
+            for module in modules
+            for name, value in vars(module).items()
+            if name not in _TABLES and not _is_immutable(value) and not _is_empty_dict(value)
+        ]
+        self._compiled = [module for module, name, _ in attributes if name == COMPILED_CALL]
+        # Copies of tensors in the middle of a graph, such as a weight that a hook computes anew in every call.
+        self._computed = [value for _, _, value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+        self._bound = attributes_to_rebind(model, (item for item in attributes if item[1] != COMPILED_CALL))
 
     def with_state(self, state: Mapping[str, Tensor]) -> ModelCloner[Network]:
-        """The same with other tensors of these names and shapes."""
+        """Return a cloner of the same network that passes these tensors, by name, to `replace_tensor`."""
         other = copy.copy(self)
         other.state = dict(state)
         return other
 
     def copy(self, replace_tensor: ReplaceTensor) -> Network:
-        """A copy whose parameters and buffers are what `replace_tensor` makes of them."""
+        """Copy the network; its parameters and buffers are those that `replace_tensor` returns."""
         memo: dict[int, Any] = {self._ids[name]: replace_tensor(name, old) for name, old in self.state.items()}
         if self._parts is None:
-            return copy.deepcopy(self.model, memo)
+            return self.deep_copy(memo)
+        memo |= {id(tensor): tensor.detach().clone() for tensor in self._computed}
         for part in self._parts:
-            memo[part.key] = part.kind.__new__(part.kind)
+            memo[part.key] = part.cls.__new__(part.cls)
         for part in self._parts:
             part.fill(memo[part.key].__dict__, memo)
+        self._rebind(memo)
         return cast(Network, memo[id(self.model)])
 
+    def deep_copy(self, memo: dict[int, Any] | None = None) -> Network:
+        """Copy the network with `copy.deepcopy`; `memo` maps the ids of tensors to others that take their place."""
+        memo = {**(memo or {}), **{id(tensor): tensor.detach().clone() for tensor in self._computed}}
+        network = copy.deepcopy(self.model, memo)
+        memo[id(self.model)] = network
+        self._rebind(memo)
+        return network
 
-class _Part:
-    """One module: how its attributes are copied.
+    def _rebind(self, memo: dict[int, Any]) -> None:
+        """Let the functions of the copy use the copy; `memo` maps the id of an original object to its copy."""
+        for module, attribute in self._bound:
+            vars(memo[id(module)])[attribute] = copy_attribute(vars(module)[attribute], memo)
+        for module in self._compiled:
+            vars(memo[id(module)]).pop(COMPILED_CALL, None)  # it would go on running the original
+
+
+class _ModuleCopier:
+    """Copier of the attributes of one module.
 
     Args:
-        module: of a class that is its attributes and nothing else.
-        alone: ids of empty dictionaries that no other module holds.
+        module: of a class that keeps all its state in attributes.
+        unshared: ids of empty dictionaries that no other module holds.
     """
 
-    def __init__(self, module: nn.Module, alone: set[int]) -> None:
-        self.key, self.kind = id(module), type(module)
-        self._template = dict(vars(module))  # in order; what is plain stays as it is
+    def __init__(self, module: nn.Module, unshared: set[int]) -> None:
+        self.key, self.cls = id(module), type(module)
+        self._template = dict(vars(module))  # in order; immutable values are taken from here
         self._empty: list[tuple[str, type]] = []
         self._tables: list[tuple[str, type, list[tuple[str, int | None]]]] = []
         self._others: list[tuple[str, Any]] = []
-        for name, held in vars(module).items():
-            if type(held) in _DICTIONARIES and not held and id(held) in alone:
-                self._empty.append((name, type(held)))
+        for name, value in vars(module).items():
+            if _is_empty_dict(value) and id(value) in unshared:
+                self._empty.append((name, type(value)))
             elif name in _TABLES:
-                ids = [(key, None if value is None else id(value)) for key, value in held.items()]
-                self._tables.append((name, type(held), ids))
-            elif not _is_immutable(held):
-                self._others.append((name, held))
+                ids = [(key, None if entry is None else id(entry)) for key, entry in value.items()]
+                self._tables.append((name, type(value), ids))
+            elif not _is_immutable(value):
+                self._others.append((name, value))
 
     def fill(self, attributes: dict[str, Any], memo: dict[int, Any]) -> None:
-        """Give a new module its attributes; `memo` has for the id of an object what stands in its place."""
+        """Set the attributes of the new module; `memo` maps the id of an original object to its copy."""
         attributes.update(self._template)
-        for name, kind in self._empty:
-            attributes[name] = kind()
-        for name, kind, ids in self._tables:
-            attributes[name] = kind((key, None if place is None else memo[place]) for key, place in ids)
-        for name, held in self._others:
-            attributes[name] = copy.deepcopy(held, memo)
+        for name, dict_type in self._empty:
+            attributes[name] = dict_type()
+        for name, dict_type, ids in self._tables:
+            attributes[name] = dict_type((key, None if old_id is None else memo[old_id]) for key, old_id in ids)
+        for name, value in self._others:
+            attributes[name] = copy.deepcopy(value, memo)
 
 
 def clone(model: Network, replace_tensor: ReplaceTensor) -> Network:
-    """A copy of `model` whose parameters and buffers are what `replace_tensor` makes of them."""
+    """Copy `model`; the parameters and buffers of the copy are those that `replace_tensor` returns."""
     return ModelCloner(model).copy(replace_tensor)
 
 
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and then buffers, each once, with their first names."""
+    """List all parameters and then all buffers, each tensor once, under the first of its names."""
     modules = modules_by_name(model)
     for table in ("_parameters", "_buffers"):
         seen: set[int] = set()
@@ -114,15 +153,15 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def modules_by_name(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """As `named_modules` gives them, in a fraction of the time, which it spends handing each up to the root."""
+    """List what `model.named_modules()` does, in a fraction of its time: its nested generators are slow."""
     found = list[tuple[str, nn.Module]]()
     _visit("", model, found, set())
     return found
 
 
 def _visit(name: str, module: nn.Module, found: list[tuple[str, nn.Module]], seen: set[int]) -> None:
-    # No function inside of `modules_by_name`: one that calls itself is a cycle, which keeps the network until the
-    # garbage collector comes by.
+    # Not nested in `modules_by_name`: a nested function that calls itself is a reference cycle, which would keep the
+    # network in memory until the next garbage collection.
     if id(module) not in seen:
         seen.add(id(module))
         found.append((name, module))
@@ -131,11 +170,19 @@ def _visit(name: str, module: nn.Module, found: list[tuple[str, nn.Module]], see
                 _visit(f"{name}.{child_name}" if name else child_name, child, found, seen)
 
 
+def _is_empty_dict(value: Any) -> bool:
+    return type(value) in _DICT_TYPES and not value
+
+
 def _is_immutable(value: Any) -> bool:
-    return type(value) in _AS_THEY_ARE or (type(value) is tuple and all(type(held) in _AS_THEY_ARE for held in value))
+    is_tuple = type(value) is tuple
+    return type(value) in _IMMUTABLE_TYPES or (is_tuple and all(type(item) in _IMMUTABLE_TYPES for item in value))
 
 
 @cache
-def _is_plain(kind: type[nn.Module]) -> bool:
-    """Whether modules of this class are their attributes and nothing else."""
-    return all(getattr(kind, way, None) in (getattr(nn.Module, way, None), *_HARMLESS) for way in _OWN_WAYS)
+def _has_default_copy(cls: type[nn.Module]) -> bool:
+    """Test whether a class is copied as `nn.Module` is: attribute by attribute."""
+    return all(
+        getattr(cls, method, None) in (getattr(nn.Module, method, None), *_IGNORED_COPY_METHODS)
+        for method in _COPY_METHODS
+    )

@@ -1,4 +1,4 @@
-"""Ways to run a network, and back to how it was."""
+"""Contexts to run a network in: evaluation or training mode, attention and recurrent layers without fused kernels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def unfused_rnns() -> Iterator[None]:
 
 
 def _set_training(module: nn.Module, training: bool) -> None:
-    """`module.train(training)` without a search of all tables for each attribute; a way of its own it goes."""
+    """Do what `module.train(training)` does, faster: it skips `nn.Module.__setattr__`, which searches all tables.
+
+    A module that overrides `train` has its own method called, which then decides about the modules inside.
+    """
     if type(module).train is not nn.Module.train or "train" in vars(module):
         module.train(training)
         return
@@ -46,9 +49,9 @@ def _set_training(module: nn.Module, training: bool) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Put every module into evaluation mode (or training mode), and back into the mode it was in."""
+    """Put every module into evaluation mode, or training mode; afterwards each gets its former mode back."""
     before = [(module, module.training) for _, module in modules_by_name(model)]
-    _set_training(model, training)  # even where all are in it: some modules forget here what they keep for evaluation
+    _set_training(model, training)  # even if all are in it already: some modules clear a cache when `train` is called
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ PROMPT_KEY = "passdeploy.prompt"  # beside the network's own tensors, which keep
 
 
 class VisualPrompt(nn.Module):
-    """Adds one learned image to every image of a batch.
+    """Layer that adds one learned image to every image of a batch.
 
     Args:
         kind: `padding`, a border of `size` pixels, or `full`, every pixel.
@@ -38,44 +38,44 @@ class VisualPrompt(nn.Module):
         self.register_buffer("frame", frame, persistent=False)
 
     def pixels(self) -> Tensor:
-        """The prompt as an image, shape (1, channels, height, width), zero inside a border."""
+        """Return the prompt as an image, shape (1, channels, height, width), zero inside a border."""
         return self.values * self.frame
 
     def load_pixels_(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take the prompt's pixels out of a run's tensors; returns the network's."""
+        """Load the prompt's pixels from a run's tensors, and return the tensors without them."""
         with torch.no_grad():
             self.values.copy_(tensors[PROMPT_KEY])
         return {name: tensor for name, tensor in tensors.items() if name != PROMPT_KEY}
 
     def forward(self, images: Tensor) -> Tensor:
-        """`images` (batch, channels, height, width) with the prompt added, same shape."""
+        """Add the prompt to `images`, shape (batch, channels, height, width)."""
         return images + self.pixels()
 
 
 class Prompted(nn.Module):
-    """A network that sees every image through a visual prompt."""
+    """A network with a visual prompt in front of it."""
 
     def __init__(self, prompt: VisualPrompt, network: nn.Module) -> None:
         super().__init__()
         self.prompt, self.network = prompt, network
 
     def forward(self, images: Tensor) -> Any:
-        """What the network says of the prompted images."""
+        """Run the network on the images with the prompt added."""
         return self.network(self.prompt(images))
 
 
 def with_prompt(network: nn.Module, prompt: VisualPrompt | None) -> nn.Module:
-    """`network` behind `prompt`, or as it is."""
+    """Put `prompt` in front of `network`; with None, return `network` itself."""
     return network if prompt is None else Prompted(prompt, network)
 
 
 def without_prompt(model: nn.Module) -> nn.Module:
-    """The network behind a prompt, or the model itself."""
+    """Return the network behind a prompt, or `model` itself if it has none."""
     return model.network if isinstance(model, Prompted) else model
 
 
 def state_with_prompt(model: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict; the pixels of a prompt in front of it are one more entry."""
+    """Return the network's state dict, plus the pixels of a prompt in front of it under `PROMPT_KEY`."""
     if isinstance(model, Prompted):
         return {**model.network.state_dict(), PROMPT_KEY: model.prompt.pixels().detach()}
     return model.state_dict()

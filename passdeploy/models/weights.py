@@ -13,15 +13,8 @@ from passdeploy.models.classifier import find_classifier
 
 PRETRAINED = "pretrained"
 
-
-_WRAPPERS = (
-    "module.",
-    "model.",
-    "_orig_mod.",
-)  # what DataParallel, trainers and torch.compile put before names
-
-
-_PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+_WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.")  # of DataParallel, trainers and torch.compile
+_PICKLE_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
 def load_weights_(
@@ -33,15 +26,15 @@ def load_weights_(
 
     Args:
         model: the network.
-        path: of the file.
+        path: the file.
         model_name: what to call the network in errors.
-        but: a layer that stays as it is, whatever the file has for it.
+        except_layer: a layer that keeps its tensors; those that the file has for it are ignored.
 
     Raises:
         WeightsError: unreadable, not finite, or tensors are missing, unexpected or of another shape.
     """
     own = model.state_dict()
-    tensors = _without_wrappers(_read_tensors(path), own)
+    tensors = _without_wrapper_prefixes(_read_tensors(path), own)
     if except_layer is not None:
         tensors |= {name: tensor for name, tensor in own.items() if name.startswith(f"{except_layer}.")}
     if message := _mismatch_message(tensors, model, path, model_name):
@@ -55,7 +48,7 @@ def load_weights_(
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in _PICKLE_SUFFIXES:
         raise WeightsError(
             f"{path} is a pickle, which can run code when it is opened; passdeploy reads .safetensors.\n"
             "Convert it once: safetensors.torch.save_file(torch.load(OLD, weights_only=True), NEW)"
@@ -67,9 +60,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _without_wrappers(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that all of them carry and the network's own do not."""
-    for prefix in _WRAPPERS * 2:  # twice: module.model. and model.module. both occur
+def _without_wrapper_prefixes(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that all names in the file have and no name in the network has."""
+    for prefix in _WRAPPER_PREFIXES * 2:  # twice: module.model. and model.module. both occur
         is_common = bool(tensors) and all(name.startswith(prefix) for name in tensors)
         if is_common and not any(name.startswith(prefix) for name in own):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -77,7 +70,7 @@ def _without_wrappers(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 
 def _mismatch_message(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:
-    """Why these tensors are not the network's, in at most three lines; None where they are."""
+    """Say in at most three lines why these tensors do not fit the network; None if they fit."""
     own = model.state_dict()
     missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
@@ -108,7 +101,7 @@ def _mismatch_message(tensors: Mapping[str, Tensor], model: nn.Module, path: Pat
 
 
 def _count_with_example(names: list[str], kind: str, detail: str = "") -> str:
-    """`3 tensors missing (first 'conv1.weight')`, or nothing."""
+    """Write `3 tensors missing (first 'conv1.weight')`; an empty text for no names."""
     if not names:
         return ""
     count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"

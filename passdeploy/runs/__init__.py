@@ -1,1 +1,1 @@
-"""The run folder: the only place where results are written, and how they are read back."""
+"""Run folders: writing results into a run, and loading networks and reports from it."""

@@ -1,18 +1,18 @@
-"""The run folder: the one place that reads and writes results.
+"""The run folder: artifacts, finished stages, checkpoints and logs of one run on disk.
 
     runs/<name>-0001/            runs/latest -> <name>-0001
       manifest.json              what was written: sha256, size_bytes, kind and versions of every artifact
-      state.json                 which stages are finished, and what each one found
+      state.json                 finished stages, with their results
       metrics.jsonl  run.log     appended to while the run goes on
-      checkpoints/               what unfinished stages need to go on
+      checkpoints/               of unfinished stages, to resume from
       ...                        the artifacts
 
-An artifact is written under a temporary name, synced, renamed and recorded, in that order, and its
-bytes are compared with the record on every load. While an artifact is replaced it has no record, so
-that a process that dies in between leaves a file that is written anew, never one that seems damaged.
-Not in the manifest: the manifest itself and `state.json`, each replaced as a whole, and the two
-files that only ever grow. Tensors are safetensors; nothing is pickled. One process at a time writes,
-guarded by a lock that ends with the process; reading needs no lock.
+An artifact is written under a temporary name, synced, renamed and recorded in the manifest, in that order, and its
+bytes are compared with that record on every load. While an artifact is replaced it has no record: a process that dies
+in between leaves a file without a record, which the next process writes again, and not one that seems damaged.
+The manifest does not list itself, `state.json` (both are replaced atomically) and the two files that are appended to.
+Tensors are stored as safetensors; nothing is pickled. Only one process at a time writes: it holds a lock, which the
+system releases when the process ends. Reading needs no lock.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STATE, METRICS, LOG = "state.json", "metrics.jsonl", "run.log"
-_DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # what atomic_path leaves when its process is killed
+_DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # files that atomic_path leaves behind when its process is killed
 _DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
 @dataclass(frozen=True)
 class _StateBefore:
-    """What `create` found, for `discard` to restore."""
+    """The state that `create` found, for `discard` to restore."""
 
-    had_out: bool
-    latest: str | None
+    out_existed: bool
+    latest: str | None  # the run that `out/latest` pointed at
 
 
 class RunFolder:
-    """One run on disk; whoever may write holds its lock until `close`, or the end of a `with`."""
+    """One run on disk. A folder opened for writing holds the run's lock until `close`, or the end of a `with` block."""
 
     def __init__(self, path: Path, *, lock: FileLock | None, before: _StateBefore | None = None) -> None:
         self.path = path
         self._lock, self._before = lock, before
         self._streams: dict[str, IO[str]] = {}
 
-    # --- coming and going
+    # --- opening and closing
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunFolder:
-        """Make `out/<name>-0001`, or the next free number, point `out/latest` at it, and lock it.
+        """Create `out/<name>-0001`, or the next free number, take its lock, and point `out/latest` at it.
 
         Raises:
             RunError: `out` cannot be written to.
@@ -90,7 +90,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, *, write: bool = False) -> RunFolder:
-        """A run that exists; with `write`, locked, and rid of drafts that a killed process left.
+        """Open an existing run; with `write`, take its lock and remove temporary files that a killed process left.
 
         Raises:
             RunError: there is no run at `path`, or another process is writing to it.
@@ -106,7 +106,7 @@ class RunFolder:
         return run
 
     def close(self) -> None:
-        """Close the growing files and let the next writer in."""
+        """Close the log files and release the lock."""
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
@@ -115,9 +115,9 @@ class RunFolder:
             self._lock = None
 
     def discard(self) -> None:
-        """Remove a run that `create` made, and point `latest` where it pointed before.
+        """Delete a run that `create` made, and point `latest` at the run from before.
 
-        For runs that fail before anything in them is of use.
+        For runs that fail before they have any result.
         """
         assert self._before, "only a run that this process created can be discarded"
         out, latest = self.path.parent, self.path.parent / "latest"
@@ -127,7 +127,7 @@ class RunFolder:
             latest.unlink()
             if self._before.latest and (out / self._before.latest).is_dir():
                 replace_link(latest, self._before.latest)
-        if not self._before.had_out:
+        if not self._before.out_existed:
             with suppress(OSError):  # not empty: another process has a run there by now
                 out.rmdir()
 
@@ -146,12 +146,12 @@ class RunFolder:
 
     @contextmanager
     def adding(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> Iterator[Path]:
-        """A path to write an artifact to; recorded when the block ends well, gone when it does not.
+        """Give a temporary path to write an artifact to; record the artifact if the block succeeds, else delete it.
 
         Args:
             name: its path inside the run, such as "export/model.onnx".
-            kind: what it is, for the manifest: "weights", "plan", "onnx", ...
-            versions: of further packages that made it, such as {"onnx": "1.21.0"}.
+            kind: its kind in the manifest: "weights", "plan", "onnx", ...
+            versions: versions of further packages that made it, such as {"onnx": "1.21.0"}.
         """
         target = self / name
         with self._write_errors(target):
@@ -162,7 +162,7 @@ class RunFolder:
             self._write_manifest({**self.manifest(), name: entry})
 
     def record_existing(self, name: str, kind: str, *, versions: Mapping[str, str] | None = None) -> None:
-        """Record a file that another writer has put into the run, whole and under its final name."""
+        """Record a complete file that other code has written into the run under its final name."""
         with self._write_errors(self / name):
             self._write_manifest({**self.manifest(), name: _manifest_entry(self / name, kind, versions)})
 
@@ -173,7 +173,7 @@ class RunFolder:
         return self / name
 
     def write_json(self, name: str, value: Any, *, kind: str = "json") -> Path:
-        """Write and record JSON; a number that is not finite is a ValueError, since JSON has none."""
+        """Write and record JSON; infinite or NaN numbers raise a ValueError, since JSON has none."""
         return self.write_text(name, _to_json(value), kind=kind)
 
     def write_tensors(
@@ -184,39 +184,39 @@ class RunFolder:
         *,
         kind: str = "weights",
     ) -> Path:
-        """Write and record tensors as safetensors, with text in the header; bytes depend on nothing else."""
+        """Write and record tensors as safetensors, with text in the header; equal content gives equal bytes."""
         with self.adding(name, kind) as draft:
             draft.write_bytes(safetensors_bytes(tensors, metadata or {}))
         return self / name
 
     def read_text(self, name: str) -> str:
-        """An artifact's text, verified."""
+        """Read an artifact as text, verified."""
         return self.verified(name).read_bytes().decode()
 
     def read_json(self, name: str) -> Any:
-        """An artifact's JSON, verified."""
+        """Read an artifact as JSON, verified."""
         return json.loads(self.read_text(name))
 
     def read_tensors(self, name: str) -> dict[str, Tensor]:
-        """An artifact's tensors on the CPU, verified."""
+        """Read the tensors of an artifact to the CPU, verified."""
         from safetensors.torch import load_file
 
         loaded: dict[str, Tensor] = load_file(self.verified(name))
         return loaded
 
     def read_metadata(self, name: str) -> dict[str, str]:
-        """The text in the header of a file of tensors, verified."""
+        """Read the text in the header of a file of tensors, verified."""
         from safetensors import safe_open
 
         with safe_open(self.verified(name), framework="pt") as stream:
             return dict(stream.metadata() or {})
 
     def verified(self, name: str) -> Path:
-        """The path of an artifact whose bytes are the recorded ones.
+        """Compare an artifact with its recorded size and SHA-256, and return its path.
 
         Raises:
             RunError: the run has no such artifact.
-            CorruptArtifact: the file is gone, or is not what was written.
+            CorruptArtifact: the file is missing or was changed.
         """
         path, entry = self / name, self.manifest().get(name)
         if entry is None:
@@ -239,7 +239,7 @@ class RunFolder:
         return path
 
     def has(self, name: str) -> bool:
-        """Whether an artifact of that name was written; its bytes are not looked at."""
+        """Test whether an artifact of that name is recorded; its file is not read."""
         return name in self.manifest()
 
     def remove(self, name: str) -> None:
@@ -249,12 +249,12 @@ class RunFolder:
         (self / name).unlink(missing_ok=True)
 
     def manifest(self) -> dict[str, dict[str, Any]]:
-        """Every artifact by name: sha256, size_bytes, kind, versions."""
+        """Read the record of every artifact by name: sha256, size_bytes, kind, versions."""
         artifacts: dict[str, dict[str, Any]] = self._read_own(MANIFEST)["artifacts"]
         return artifacts
 
     def content(self) -> dict[str, bytes]:
-        """Every artifact, the manifest and the state as bytes by name, each verified: what a copy of the run needs."""
+        """Read all files that a copy of the run needs, as bytes by name: manifest, state and verified artifacts."""
         own = [name for name in (MANIFEST, STATE) if (self.path / name).is_file()]
         return {name: (self.path / name).read_bytes() for name in own} | {
             name: self.verified(name).read_bytes() for name in self.manifest()
@@ -263,40 +263,40 @@ class RunFolder:
     # --- stages and checkpoints
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage has finished, in this process or in an earlier one."""
+        """Test whether a stage has finished, in this process or in an earlier one."""
         return stage in self._stages()
 
     def result_of(self, stage: str) -> dict[str, Any]:
-        """What a finished stage handed to `mark_done`.
+        """Return the result that a finished stage passed to `mark_done`.
 
         Raises:
-            KeyError: it has not finished.
+            KeyError: the stage has not finished.
         """
         result: dict[str, Any] = self._stages()[stage]
         return result
 
     def mark_done(self, stage: str, result: Mapping[str, Any] | None = None) -> None:
-        """Record that a stage has finished, with what it found (JSON), and remove its checkpoints."""
+        """Record that a stage has finished, with its result (JSON), and delete its checkpoints."""
         with self._write_errors(self.path / STATE):
             stages = {**self._stages(), stage: dict(result or {})}
             write_atomically(self.path / STATE, _to_json({"version": 1, "stages": stages}))
         RunCheckpoint(self, stage).clear()
 
     def done_stages(self) -> tuple[str, ...]:
-        """The stages that have finished, in that order."""
+        """List the finished stages, in the order in which they finished."""
         return tuple(self._stages())
 
     def checkpoint(self, stage: str) -> RunCheckpoint:
-        """Where a stage leaves what it needs to go on; a `train.Checkpoint`."""
+        """Return the checkpoint of a stage, as `training.state.Checkpoint` describes it."""
         return RunCheckpoint(self, stage)
 
     # --- listeners
 
     def metrics_listener(self) -> Listener:
-        """Appends every step to `metrics.jsonl`, one JSON object per line.
+        """Return a listener that appends every step to `metrics.jsonl`, one JSON object per line.
 
-        A resumed stage repeats the steps after its last checkpoint: of two lines for one step, the later
-        counts. A number that is not finite becomes null.
+        A resumed stage repeats the steps after its last checkpoint; of two lines for one step, the later one is valid.
+        Infinite and NaN numbers become null.
         """
 
         def listen(event: Event) -> None:
@@ -308,7 +308,7 @@ class RunFolder:
         return listen
 
     def log_listener(self) -> Listener:
-        """Appends the start and end of every stage, and every warning, to `run.log`."""
+        """Return a listener that appends the start and end of every stage, and every warning, to `run.log`."""
 
         def listen(event: Event) -> None:
             if not isinstance(event, Step):
@@ -317,7 +317,7 @@ class RunFolder:
 
         return listen
 
-    # --- below the surface
+    # --- internals
 
     def _append(self, name: str, line: str) -> None:
         with self._write_errors(self.path / name):
@@ -365,24 +365,24 @@ class RunFolder:
 
 
 class RunCheckpoint:
-    """The newest state of one stage, as one file of tensors whose header holds the facts.
+    """The newest saved state of one unfinished stage: one file of tensors, with JSON facts in its header.
 
-    A new state gets a new name, and the old one goes when the new one is recorded: at every moment one
-    of them is whole.
+    A new state is written under a new name, and the old file is deleted after the new one is recorded, so that there
+    is always one complete state.
     """
 
     def __init__(self, run: RunFolder, stage: str) -> None:
         self._run, self._prefix = run, f"checkpoints/{_slug(stage)}-"
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest tensors and facts, verified, or None."""
+        """Read the newest tensors and facts, verified; None if nothing was saved."""
         names = self._names()
         if not names:
             return None
         return self._run.read_tensors(names[-1]), json.loads(self._run.read_metadata(names[-1])["facts"])
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep these in place of earlier ones."""
+        """Save tensors and facts in place of earlier ones."""
         old = self._names()
         number = int(old[-1].removeprefix(self._prefix).split(".")[0]) + 1 if old else 1
         name = f"{self._prefix}{number:06d}.safetensors"
@@ -392,7 +392,7 @@ class RunCheckpoint:
             self._run.remove(other)
 
     def clear(self) -> None:
-        """Remove them all."""
+        """Delete all saved states of the stage."""
         for name in self._names():
             self._run.remove(name)
 
@@ -402,7 +402,7 @@ class RunCheckpoint:
 
 
 def _manifest_entry(path: Path, kind: str, versions: Mapping[str, str] | None) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """Make the record of a file for the manifest."""
     return {
         "sha256": sha256_of(path),
         "size_bytes": path.stat().st_size,
@@ -419,7 +419,7 @@ def _require_inside(name: str) -> str:
 
 
 def _drop_unfinished_line(path: Path) -> None:
-    """Drop a line that a killed process began."""
+    """Cut off an unfinished last line, which a killed process left."""
     if path.is_file():
         content = path.read_bytes()
         if content and not content.endswith(b"\n"):

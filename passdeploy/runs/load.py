@@ -1,4 +1,4 @@
-"""Load the networks of a finished run: rebuilt from the model's name, the plan and the tensors."""
+"""Load the networks of a run: rebuilt from the model's name, the plan and the tensors, without unpickling."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LATEST = Path("runs/latest")
 
 
 def load(run: Path | str = LATEST, which: str = "slim", *, allow_code: bool = False) -> nn.Module:
-    """A network of a run, on the CPU in evaluation mode; it takes normalised images (batch, 3, height, width).
+    """Load a network of a run, on the CPU in evaluation mode; it takes normalised images (batch, 3, height, width).
 
-    Built from the model's factory, the plan and the tensors, each verified; nothing is unpickled.
+    It is built by name, resized as the plan says, and filled with the tensors. Each file is verified; none is a pickle.
 
     Args:
         run: the run folder.
@@ -36,49 +36,52 @@ def load(run: Path | str = LATEST, which: str = "slim", *, allow_code: bool = Fa
 
 
 def summary_of(run: Path | str = LATEST) -> dict[str, Any]:
-    """The content of a run's `summary.json`, verified."""
-    found: dict[str, Any] = RunFolder.open(Path(run)).read_json("summary.json")
-    return found
+    """Read the content of a run's `summary.json`, verified."""
+    summary: dict[str, Any] = RunFolder.open(Path(run)).read_json("summary.json")
+    return summary
 
 
-_REQUIRED_KEYS = {"model", "classes", "image_shape", "prompt", "groups", "numbers"}  # of a plan.json, to rebuild from
+_REQUIRED_KEYS = {"model", "classes", "image_shape", "prompt", "groups", "numbers"}  # of a plan.json
 
 
 def read_plan_document(folder: RunFolder) -> dict[str, Any]:
-    """The content of a run's `plan.json`.
+    """Read the content of a run's `plan.json`.
 
     Raises:
-        CorruptArtifact: it lacks what this version writes there.
+        CorruptArtifact: a key that this version writes is missing.
     """
-    facts: dict[str, Any] = folder.read_json("plan.json")
-    if missing := sorted(_REQUIRED_KEYS - facts.keys()):
+    document: dict[str, Any] = folder.read_json("plan.json")
+    if missing := sorted(_REQUIRED_KEYS - document.keys()):
         raise CorruptArtifact(
             f"plan.json of {folder.path} says nothing of {', '.join(missing)}: "
             "another version of passdeploy wrote it.\n"
             f"Prune again: passdeploy prune --recipe {folder.path / 'recipe.resolved.yaml'}"
         )
-    return facts
+    return document
 
 
 def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
-    """`load`, from a folder that is open."""
-    facts = read_plan_document(folder)
+    """Load a network as `load` does, from a run folder that is open."""
+    document = read_plan_document(folder)
     tensors = folder.read_tensors(f"{which}.safetensors")
-    network = build_model(facts["model"], num_classes=len(facts["classes"]), allow_code=allow_code)
+    network = build_model(document["model"], num_classes=len(document["classes"]), allow_code=allow_code)
     prompt = None
-    if which == "slim" and facts["prompt"]:
-        prompt = VisualPrompt(facts["prompt"]["kind"], tuple(facts["image_shape"]), facts["prompt"]["size"])
+    if which == "slim" and document["prompt"]:
+        kind, size = document["prompt"]["kind"], document["prompt"]["size"]
+        prompt = VisualPrompt(kind, tuple(document["image_shape"]), size)
         tensors = prompt.load_pixels_(tensors)
     known = network.state_dict().keys()
     if not known <= tensors.keys() <= known | dict(network.named_buffers()).keys():
         raise CorruptArtifact(
-            f"{which}.safetensors of {folder.path} does not hold the tensors of {facts['model']}.\n"
+            f"{which}.safetensors of {folder.path} does not hold the tensors of {document['model']}.\n"
             "It was made with another version of the model's library: install that one (manifest.json)."
         )
-    sizes = [(SizeAttribute(module, attribute, index), value) for module, attribute, index, value in facts["numbers"]]
+    numbers = document["numbers"]
+    sizes = [(SizeAttribute(module, attribute, index), value) for module, attribute, index, value in numbers]
     resize_(network, tensors, sizes if which == "slim" else ())
     return with_prompt(network, prompt).eval()
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
+    """Read the recipe of a run, with all defaults filled in."""
     return parse_recipe(folder.read_text("recipe.resolved.yaml"), "recipe.resolved.yaml")

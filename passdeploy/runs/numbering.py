@@ -1,4 +1,4 @@
-"""Where runs lie beside each other: their numbers, the link to the latest, and who may write."""
+"""Run folders side by side: numbered names, the `latest` link, and the lock of the one process that may write."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
 
 
 def list_runs(out: Path) -> tuple[Path, ...]:
-    """The run folders in `out`, by name."""
+    """List the run folders in `out`, sorted by name."""
     if not out.is_dir():
         return ()
     return tuple(sorted(p for p in out.iterdir() if (p / MANIFEST).is_file() and not p.is_symlink()))
 
 
 def create_next_folder(out: Path, name: str) -> Path:
-    """Make the folder `<name>-NNNN` after the last one there is; two processes never get the same."""
+    """Create the folder `<name>-NNNN` with the next free number; two processes never get the same one."""
     matches = (_NUMBERED.fullmatch(path.name) for path in out.iterdir())
     number = 1 + max((int(m["number"]) for m in matches if m and m["name"] == name), default=0)
     while True:
@@ -37,25 +37,25 @@ def create_next_folder(out: Path, name: str) -> Path:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Make `link` a relative link to `target`, without a moment in which there is none."""
+    """Point the symbolic link `link` at `target` (relative), atomically. A real folder of that name is left alone."""
     if link.exists() and not link.is_symlink():
-        return  # somebody's own folder of that name
-    draft = link.with_name(f".{link.name}.{target}")  # runs have names of their own, also when made at once
+        return
+    draft = link.with_name(f".{link.name}.{target}")  # unique, since no two runs have one name
     draft.unlink(missing_ok=True)
     draft.symlink_to(target, target_is_directory=True)
     draft.replace(link)
 
 
 def link_target(link: Path) -> str | None:
-    """What a link points at, if it is one."""
+    """Return the target of a symbolic link; None for anything else."""
     return os.readlink(link) if link.is_symlink() else None
 
 
 def take_lock(path: Path) -> FileLock:
-    """The lock of a run, taken.
+    """Take the lock of a run folder, without waiting.
 
     Raises:
-        RunError: another process has it, or the folder cannot be written to.
+        RunError: another process holds it, or the folder cannot be written to.
     """
     lock = FileLock(path / LOCK, timeout=0)
     try:
@@ -72,7 +72,7 @@ def take_lock(path: Path) -> FileLock:
 
 
 def no_run_at(path: Path) -> str:
-    """In words: what is there instead, and which runs are beside it."""
+    """Write an error message about a missing run, which names the runs beside it."""
     runs = [run.name for run in list_runs(path.parent)]
     if path.is_symlink():
         problem = f"{path} points at {os.readlink(path)!r}, which is not there"

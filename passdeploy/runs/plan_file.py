@@ -1,4 +1,4 @@
-"""plan.json: which channels a run kept, and all else that the slim network is rebuilt and fed with."""
+"""The plan.json of a run: the kept channels, and all else that is needed to rebuild the slim network and its input."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def plan_to_json(
     plan: Plan, *, model: str, data: ImageData, channels: ChannelMap, prompt: VisualPrompt | None
 ) -> dict[str, Any]:
-    """The content of plan.json.
+    """Make the content of plan.json.
 
     Args:
-        plan: what was kept.
-        model: the name of the factory.
-        data: its classes, image shape and normalisation go with the network.
+        plan: the kept channels.
+        model: name of the network, as `build_model` takes it.
+        data: the data set; its classes, image shape and normalisation are written down.
         channels: the groups that the plan is about.
-        prompt: what the network is to see around its images, if anything.
+        prompt: the visual prompt in front of the network, if any.
     """
     return {
         "version": 1,
@@ -45,5 +45,5 @@ def plan_to_json(
 
 
 def plan_from_json(document: dict[str, Any]) -> Plan:
-    """The plan in a `plan.json`."""
+    """Read the plan out of the content of a plan.json."""
     return Plan({name: tuple(entry["kept"]) for name, entry in document["groups"].items()})
