@@ -1,4 +1,4 @@
-"""Look into a network in ONNX Runtime: its own profiler says what every node takes, after its own fusions."""
+"""Latency sampler for ONNX Runtime: time a network at any widths, whole and kernel by kernel with its own profiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from passdeploy.latency.network_timing import NetworkTiming, median_ms
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime
-from passdeploy.profiling.onnx_layers import OnnxLayer, by_layer
+from passdeploy.profiling.onnx_layers import OnnxLayer, merge_by_layer
 from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 from passdeploy.profiling.runners import OrtRunner
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class OrtSampler:
-    """Times networks in ONNX Runtime on the CPU.
+    """The latency sampler of ONNX Runtime on the CPU.
 
     Args:
-        graph_at: the ONNX graph at given widths.
+        graph_at: builds the ONNX graph at given widths.
         images: the batch to run, shape (batch, 3, height, width).
         threads: of ONNX Runtime.
         block: channels that its kernels compute together.
-        layers: kernel -> layer, as `find_layers` tells.
+        layers: name of a kernel -> its layer, see `find_layers`.
         clock: another source of time, for tests.
     """
 
@@ -45,20 +45,21 @@ class OrtSampler:
     ) -> None:
         self.block, self._layers = block, layers or {}
         self._images, self._threads, self.clock = images, threads, clock or HostClock()
-        # the dense network and a plan are loaded in turns
+        # two graphs: searches compare the dense network with one plan at a time
         self._graph_at = lru_cache(maxsize=2)(lambda widths: graph_at(dict(widths)))
 
     def runner(self, widths: Mapping[str, int], name: str) -> OrtRunner:
-        """The network at `widths`, ready to be timed."""
-        return self._bound(self._graph_at(tuple(widths.items())), name)
+        """Build the network at `widths` and prepare it to be timed."""
+        return self._prepare_runner(self._graph_at(tuple(widths.items())), name)
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         graph = self._graph_at(tuple(widths.items()))
-        total = median_ms(self._bound(graph, "network").run, self.clock, seconds=seconds / 2)
+        total = median_ms(self._prepare_runner(graph, "network").run, self.clock, seconds=seconds / 2)
         return NetworkTiming(dict(widths), total, self._trace(graph, seconds / 2))
 
     def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:
+        """Profile the graph for about `seconds` and sum its kernels by layer."""
         events = profile_kernels(
             graph,
             self._images,
@@ -67,9 +68,10 @@ class OrtSampler:
             seconds=seconds,
             clock=self.clock,
         )
-        return by_layer(node_times(events), self._layers)
+        return merge_by_layer(node_times(events), self._layers)
 
-    def _bound(self, graph: ModelProto, name: str) -> OrtRunner:
+    def _prepare_runner(self, graph: ModelProto, name: str) -> OrtRunner:
+        """Open a session of `graph` and bind the images."""
         runner = OrtRunner(name, graph, threads=self._threads)
         runner.prepare(self._images)
         return runner

@@ -1,4 +1,4 @@
-"""Latency that can be trusted: dense and slim in turns, with an interval, on a described machine."""
+"""Latency profiling: time the dense and the slim network in turns, with intervals, and describe the machine."""
 
 from passdeploy.profiling.candidates import Candidate
 from passdeploy.profiling.environment import physical_cores, read_environment

@@ -1,4 +1,4 @@
-"""The networks of a comparison in the forms that can be run, and the runner for each backend."""
+"""Candidates: the networks of a comparison, the files and modules they come as, and the runner for each backend."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
 from passdeploy.profiling.trt_runner import EngineRunner
 
-_FORM = {  # backend -> the form that it needs, in words
-    "torch": "module", "compile": "module", "tensorrt": "engine", "torch-trt": "Torch-TensorRT program",
-}  # fmt: skip
+_FORM_NEEDED = {  # by backend; the other backends need an ONNX file
+    "torch": "module",
+    "compile": "module",
+    "tensorrt": "engine",
+    "torch-trt": "Torch-TensorRT program",
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the two networks compared, in the forms that can be run."""
+    """One of the two networks of a comparison, in every form that a backend may need."""
 
     name: str  # "dense" or "slim"
     module: nn.Module | None = None  # for "torch" and "compile"
@@ -36,11 +39,11 @@ class Candidate:
     trust_engine: bool = False  # load an engine without a sidecar, or one that runs code of its own
 
 
-def runner_of(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
-    """The one function that knows which class runs which backend.
+def make_runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
+    """Build the runner of a candidate for a backend.
 
     Raises:
-        UsageError: the subject lacks the form that the backend needs.
+        UsageError: the candidate lacks the form that the backend needs.
         MissingError, CorruptArtifact, RunError, ExportError: the form cannot be opened here.
     """
     device = str(setting.device_of(backend))
@@ -52,24 +55,34 @@ def runner_of(candidate: Candidate, backend: str, threads: int, setting: Setting
         return OrtRunner(candidate.name, candidate.onnx, threads=threads, backend=backend)
     if backend == "tensorrt" and candidate.engine is not None:
         return EngineRunner(
-            candidate.name, candidate.engine, cuda_graph=setting.cuda_graph, trust_engine=candidate.trust_engine,
+            candidate.name,
+            candidate.engine,
+            cuda_graph=setting.cuda_graph,
+            trust_engine=candidate.trust_engine,
             device=device,
-        )  # fmt: skip
+        )
     if backend in ("torch", "torch-trt") and candidate.program is not None:
         return ProgramRunner(
-            candidate.name, open_program(candidate.program, backend, device), artifact=candidate.program.name,
-            backend=backend, device=device, precision=setting.precision if backend == "torch-trt" else "as in the file",
+            candidate.name,
+            open_program(candidate.program, backend, device),
+            artifact=candidate.program.name,
+            backend=backend,
+            device=device,
+            precision=setting.precision if backend == "torch-trt" else "as in the file",
             cuda_graph=setting.cuda_graph,
-        )  # fmt: skip
-    raise UsageError(f"the {candidate.name} network has no {_FORM.get(backend, 'ONNX file')} to run in {backend}.")
+        )
+    form = _FORM_NEEDED.get(backend, "ONNX file")
+    raise UsageError(f"the {candidate.name} network has no {form} to run in {backend}.")
 
 
 def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], Any]:
-    """What a `.pt2` does, on `device`; for `torch-trt`, Torch-TensorRT is imported first: it registers its operators.
+    """Open a `.pt2` as a function on `device`.
+
+    For `torch-trt`, Torch-TensorRT is imported first, because that registers its operators.
 
     Raises:
         MissingError: Torch-TensorRT or its GPU is not here.
-        CorruptArtifact: it is no program.
+        CorruptArtifact: the file is no program.
     """
     if backend == "torch-trt":
         load_torch_trt()
@@ -84,14 +97,14 @@ def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], An
 
 
 def read_program(path: Path) -> Any:
-    """The `torch.export.ExportedProgram` in a `.pt2`.
+    """Read the `torch.export.ExportedProgram` in a `.pt2`.
 
     Raises:
-        CorruptArtifact: there is none that PyTorch can open.
+        CorruptArtifact: PyTorch cannot open it.
     """
     try:
         return torch.export.load(path)
-    except Exception as error:  # whatever a damaged archive, or one with foreign operators, raises
+    except Exception as error:  # a damaged archive and unknown operators raise many types
         raise CorruptArtifact(
             f"PyTorch cannot open {path.name}: {first_line(error)}\n"
             "A program with TensorRT inside runs only where torch-tensorrt and its GPU are."
@@ -99,7 +112,7 @@ def read_program(path: Path) -> Any:
 
 
 def has_tensorrt(path: Path) -> bool:
-    """Whether a `.pt2` calls operators of Torch-TensorRT; told from its text, without opening the program."""
+    """Test whether a `.pt2` calls operators of Torch-TensorRT, by its text: the program is not opened."""
     try:
         with zipfile.ZipFile(path) as archive:
             texts = (name for name in archive.namelist() if name.endswith(".json"))

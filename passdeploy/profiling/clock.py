@@ -1,7 +1,7 @@
-"""What time is it, and how long did that take: the seam where measuring meets the machine.
+"""Clocks: time calls on the CPU with the host's monotonic clock, and on a GPU with CUDA events.
 
-A network on the CPU is timed with a monotonic clock; work on a GPU is queued, so it is timed with
-events on the device. Tests hand in a clock that they move by hand.
+Work on a GPU is queued and runs after the call has returned, so the host's clock cannot time it. Tests pass a clock
+that they advance by hand.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ import torch
 
 
 class Clock(Protocol):
-    """A source of time."""
+    """A source of time for whole calls."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment, for budgets."""
+        """Return the seconds since some fixed moment, for budgets."""
         ...
 
     def time_ms(self, work: Callable[[], object]) -> float:
-        """Do `work` once; how long it took, in milliseconds."""
+        """Call `work` once and return how long it took, in milliseconds."""
         ...
 
     def enqueue_ms(self, work: Callable[[], object]) -> float | None:
-        """Do `work` once; how long the host took to queue it, or None where nothing is queued."""
+        """Call `work` once and return the milliseconds the host took to queue it; None where nothing is queued."""
         ...
 
 
 class StepClock(Protocol):
-    """A source of time for the steps of a call, which waits for none of them."""
+    """A source of time for the single steps (operators) of a call; it does not wait for a step to finish."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment."""
+        """Return the seconds since some fixed moment."""
         ...
 
-    def hold(self, ms: float) -> None:
-        """Begin a call: a device starts on it in about `ms`, so that the host can get ahead."""
+    def delay_device(self, ms: float) -> None:
+        """Start a call: keep the device busy for about `ms`, so that the host can queue steps ahead of it."""
         ...
 
-    def span(self, work: Callable[[], object]) -> Callable[[], float]:
-        """Do the next step; what says, once the call is over, how many milliseconds it took."""
+    def time_step(self, work: Callable[[], object]) -> Callable[[], float]:
+        """Run the next step; return a function that gives its milliseconds, to be called once the call is over."""
         ...
 
 
 class HostClock:
-    """The monotonic clock of this process: right for work that is over when the call returns."""
+    """The monotonic clock of this process, for work that is done when the call returns."""
 
     def now(self) -> float:
-        """Seconds since some fixed moment."""
+        """Return the seconds since some fixed moment."""
         return perf_counter_ns() / 1e9
 
     def time_ms(self, work: Callable[[], object]) -> float:
-        """Wall-clock milliseconds of one call."""
+        """Return the wall-clock milliseconds of one call."""
         began = perf_counter_ns()
         work()
         return (perf_counter_ns() - began) / 1e6
 
     def enqueue_ms(self, work: Callable[[], object]) -> float | None:
-        """None: the call is the work."""
+        """Return None: nothing is queued on the host."""
         return None
 
-    def hold(self, ms: float) -> None:
-        """Nothing: what is asked for is done at once."""
+    def delay_device(self, ms: float) -> None:
+        """Do nothing: steps on the host run at once."""
 
-    def span(self, work: Callable[[], object]) -> Callable[[], float]:
-        """Do the next step, and time it."""
+    def time_step(self, work: Callable[[], object]) -> Callable[[], float]:
+        """Run the next step and time it."""
         took = self.time_ms(work)
         return lambda: took
 
@@ -75,15 +75,15 @@ _CYCLES_PER_MS = 2_000_000  # of a fast GPU; a slower one waits longer
 
 
 class CudaClock(HostClock):
-    """Events on a CUDA device: the time the device worked, one call at a time, on the stream that is current now."""
+    """CUDA events on the stream that is current at construction: the time that the device works on a call."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.current_stream(device)
         self._began, self._ended = _event(), _event()
-        self._last = self._began  # where the step before ended
+        self._last = self._began  # end of the previous step
 
     def time_ms(self, work: Callable[[], object]) -> float:
-        """Device milliseconds between two events around one call."""
+        """Return the device milliseconds between two events around one call."""
         self._began.record(self._stream)
         work()
         self._ended.record(self._stream)
@@ -91,23 +91,23 @@ class CudaClock(HostClock):
         return float(self._began.elapsed_time(self._ended))
 
     def enqueue_ms(self, work: Callable[[], object]) -> float | None:
-        """Host milliseconds until the call has returned; the device is idle before, and waited for after."""
+        """Return the host milliseconds until the call has returned, then wait for the device."""
         queued = super().time_ms(work)
         self._stream.synchronize()
         return queued
 
-    def hold(self, ms: float) -> None:
-        """Keep the device busy with nothing: what is queued meanwhile runs without waiting for the host.
+    def delay_device(self, ms: float) -> None:
+        """Let the device sleep for about `ms`: steps that are queued meanwhile run without waiting for the host.
 
-        Else small kernels would take as long as it takes to launch them.
+        Without this, a small kernel would appear to take as long as its launch.
         """
         with torch.cuda.stream(self._stream):
             torch.cuda._sleep(int(ms * _CYCLES_PER_MS))
         self._last = _event()
         self._last.record(self._stream)
 
-    def span(self, work: Callable[[], object]) -> Callable[[], float]:
-        """Queue the next step; it began where the one before ended, which saves an event for each."""
+    def time_step(self, work: Callable[[], object]) -> Callable[[], float]:
+        """Queue the next step; it begins at the end of the step before, so that each step needs one event only."""
         began, ended = self._last, _event()
         work()
         ended.record(self._stream)
@@ -121,10 +121,11 @@ class CudaClock(HostClock):
 
 
 def _event() -> Any:
-    event: Any = torch.cuda.Event  # typed in some releases of torch, untyped in others
+    """Make a CUDA event that records times."""
+    event: Any = torch.cuda.Event  # typed in some releases of torch only
     return event(enable_timing=True)
 
 
 def clock_for(device: torch.device) -> HostClock:
-    """The clock that tells the truth about work that is queued on `device`."""
+    """Choose the clock for work on `device`: CUDA events on a GPU, the host's clock elsewhere."""
     return CudaClock(device) if device.type == "cuda" else HostClock()

@@ -1,4 +1,4 @@
-"""CUDA streams, graphs and memory for measurements on an NVIDIA GPU."""
+"""CUDA streams, CUDA graphs and GPU memory, as measurements on an NVIDIA GPU use them."""
 
 from __future__ import annotations
 
@@ -9,28 +9,34 @@ import torch
 
 from passdeploy.errors import MissingError, UsageError, first_line
 
-_WARM_UPS = 3  # calls before a capture: libraries choose their kernels and allocate in the first ones
+_CALLS_BEFORE_CAPTURE = 3  # libraries choose their kernels and allocate memory in the first calls
 
 
 @contextmanager
-def stream_of(device: torch.device) -> Iterator[None]:
-    """Queue work on a stream of its own: TensorRT and captures do not like the default one. Nothing on a CPU."""
-    with torch.cuda.stream(torch.cuda.Stream(device)) if _is_ready(device) else nullcontext():
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Make a new CUDA stream the current one inside the block; do nothing on a CPU.
+
+    A graph cannot be captured on the default stream, and TensorRT synchronises more often there.
+    """
+    with torch.cuda.stream(torch.cuda.Stream(device)) if _is_usable(device) else nullcontext():
         yield
 
 
-def captured(work: Callable[[], object], what: str) -> Callable[[], None]:
-    """A call as a CUDA graph: what replays it.
+def capture_graph(work: Callable[[], object], what: str) -> Callable[[], None]:
+    """Capture a call as a CUDA graph, after three warm-up calls.
 
     Args:
-        work: queues the call; always the same memory, and nothing that waits for the GPU.
-        what: it is called in an error.
+        work: queues the call; it must use the same memory every time and must not wait for the GPU.
+        what: its name in an error.
+
+    Returns:
+        A function that replays the graph.
 
     Raises:
-        UsageError: it cannot be captured.
+        UsageError: the call cannot be captured.
     """
     try:
-        for _ in range(_WARM_UPS):
+        for _ in range(_CALLS_BEFORE_CAPTURE):
             work()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -44,15 +50,16 @@ def captured(work: Callable[[], object], what: str) -> Callable[[], None]:
     return replay
 
 
-def memory_of(device: torch.device, work: Callable[[], object], *, by_driver: bool) -> float | None:
-    """The most GPU memory, in MiB, that `work` and what it leaves behind took; None where PyTorch uses no GPU.
+def measure_gpu_memory(device: torch.device, work: Callable[[], object], *, by_driver: bool) -> float | None:
+    """Call `work` and measure the GPU memory that it took, in MiB; None where PyTorch uses no GPU.
 
     Args:
-        device: where.
+        device: of the network.
         work: builds a network and runs it once.
-        by_driver: ask the driver how much less is free afterwards, since not PyTorch allocates; else its own peak.
+        by_driver: take the drop in the driver's free memory, for backends that allocate without PyTorch; else the peak
+            of PyTorch's allocator.
     """
-    if not _is_ready(device):
+    if not _is_usable(device):
         work()
         return None
     torch.cuda.synchronize(device)
@@ -66,15 +73,18 @@ def memory_of(device: torch.device, work: Callable[[], object], *, by_driver: bo
 
 
 def require_gpu_of_torch(what: str) -> None:
-    """PyTorch sees a GPU, whose memory and streams `what` uses.
+    """Check that PyTorch sees a GPU, whose memory and streams `what` uses.
 
     Raises:
-        MissingError: it does not.
+        MissingError: it sees none.
     """
     if not torch.cuda.is_available():
         raise MissingError(f"{what} runs on an NVIDIA GPU, and PyTorch sees none here.")
 
 
-def _is_ready(device: torch.device) -> bool:
-    """Whether PyTorch can use this GPU. Where it cannot, ONNX Runtime may still, and the others say what is missing."""
+def _is_usable(device: torch.device) -> bool:
+    """Test whether PyTorch can use this device as a GPU.
+
+    Where it cannot, ONNX Runtime still may; the runners of the other backends raise an error.
+    """
     return device.type == "cuda" and torch.cuda.is_available()

@@ -1,6 +1,6 @@
-"""What disturbed a measurement while it was made: told from what the machine counts, read before and after.
+"""Disturbances of a measurement: busy processes and throttling, from counters of the machine read before and after it.
 
-Nothing is changed, and what cannot be read disturbs nothing.
+Counters are only read, never changed; one that cannot be read is ignored.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from passdeploy.profiling.environment import busy_ticks
 from passdeploy.profiling.nvml import read_gpus
 
-OTHERS_BUSY = 0.3  # cores that other processes may use without being mentioned
-_LONG_ENOUGH_S = 0.5  # ticks are hundredths of a second: over less they say little
-_CLOCK_FELL = 0.95  # of what it was before
+OTHERS_BUSY = 0.3  # cores; other processes that use less are not reported
+_SHORTEST_S = 0.5  # clock ticks are hundredths of a second, too coarse for a shorter measurement
+_LOWEST_CLOCK_SHARE = 0.95  # of the GPU clock before; below this it is reported as throttled
 _CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -26,63 +26,73 @@ _CPUS = Path("/sys/devices/system/cpu")
 class MachineCounters:
     """The counters of the machine at one moment."""
 
-    at: float  # seconds
-    busy: int | None  # clock ticks that all cores have worked
-    own: float  # seconds that this process has worked
-    stopped: int | None  # times that the container's quota has stopped us
-    too_hot: int | None  # times that a core has slowed itself down
-    gpus: tuple[dict[str, Any], ...] = ()
+    at_s: float  # monotonic clock
+    busy_ticks: int | None  # clock ticks that all cores have worked
+    own_cpu_s: float  # CPU seconds of this process
+    quota_stops: int | None  # times that the container's CPU quota has stopped this process
+    heat_throttles: int | None  # times that a core has slowed itself down
+    gpus: tuple[dict[str, Any], ...] = ()  # see `read_gpus`
 
     @classmethod
     def now(cls, *, with_gpus: bool = False) -> MachineCounters:
-        """Read them."""
+        """Read the counters."""
         gpus = tuple(read_gpus()) if with_gpus else ()
-        return cls(monotonic(), busy_ticks(), process_time(), _stopped(), _too_hot(), gpus)
+        return cls(monotonic(), busy_ticks(), process_time(), _quota_stops(), _heat_throttles(), gpus)
 
 
-def disturbances(before: MachineCounters, after: MachineCounters) -> tuple[str, ...]:
-    """What happened in between, as notes of a row; none where it was quiet."""
-    found = []
-    elapsed = after.at - before.at
-    if before.busy is not None and after.busy is not None and elapsed > _LONG_ENOUGH_S:
-        others = (after.busy - before.busy) / os.sysconf("SC_CLK_TCK") - (after.own - before.own)
-        if others / elapsed > OTHERS_BUSY:
-            found.append(f"disturbed: other processes kept {others / elapsed:.1f} cores busy")
-    if before.stopped is not None and after.stopped is not None and after.stopped > before.stopped:
-        found.append(f"throttled: the container's CPU quota stopped us {after.stopped - before.stopped} times")
-    if before.too_hot is not None and after.too_hot is not None and after.too_hot > before.too_hot:
-        found.append(f"throttled: cores were too hot {after.too_hot - before.too_hot} times")
-    for first, then in zip(before.gpus, after.gpus, strict=False):
-        found += _of_gpu(first, then)
-    return tuple(found)
+def find_disturbances(before: MachineCounters, after: MachineCounters) -> tuple[str, ...]:
+    """Compare the counters before and after a measurement; return the notes for its row, none if nothing happened."""
+    notes = []
+    elapsed_s = after.at_s - before.at_s
+    if before.busy_ticks is not None and after.busy_ticks is not None and elapsed_s > _SHORTEST_S:
+        all_cpu_s = (after.busy_ticks - before.busy_ticks) / os.sysconf("SC_CLK_TCK")
+        others = (all_cpu_s - (after.own_cpu_s - before.own_cpu_s)) / elapsed_s
+        if others > OTHERS_BUSY:
+            notes.append(f"disturbed: other processes kept {others:.1f} cores busy")
+    if stops := _increase(before.quota_stops, after.quota_stops):
+        notes.append(f"throttled: the container's CPU quota stopped us {stops} times")
+    if throttles := _increase(before.heat_throttles, after.heat_throttles):
+        notes.append(f"throttled: cores were too hot {throttles} times")
+    for gpu_before, gpu_after in zip(before.gpus, after.gpus, strict=False):
+        notes += _gpu_disturbances(gpu_before, gpu_after)
+    return tuple(notes)
 
 
-def _of_gpu(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    found, name = [], after["name"]
+def _increase(before: int | None, after: int | None) -> int:
+    """Return by how much a counter has grown; 0 where it cannot be read."""
+    return 0 if before is None or after is None else max(after - before, 0)
+
+
+def _gpu_disturbances(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Compare the state of one GPU before and after; see `read_gpus` for its keys."""
+    notes, name = [], after["name"]
     if reasons := sorted({*(before.get("throttled_by") or ()), *(after.get("throttled_by") or ())}):
-        found.append(f"throttled: {name} by {', '.join(reasons)}")
+        notes.append(f"throttled: {name} by {', '.join(reasons)}")
     clocks = before.get("sm_clock_mhz"), after.get("sm_clock_mhz")
-    if clocks[0] and clocks[1] and clocks[1] < _CLOCK_FELL * clocks[0]:
-        found.append(f"throttled: the clock of {name} fell from {clocks[0]} to {clocks[1]} MHz")
+    if clocks[0] and clocks[1] and clocks[1] < _LOWEST_CLOCK_SHARE * clocks[0]:
+        notes.append(f"throttled: the clock of {name} fell from {clocks[0]} to {clocks[1]} MHz")
     if (after.get("processes") or 0) > 1:
-        found.append(f"disturbed: {after['processes'] - 1} other processes on {name}")
-    return found
+        notes.append(f"disturbed: {after['processes'] - 1} other processes on {name}")
+    return notes
 
 
-def _stopped() -> int | None:
-    for line in _lines(_CPU_STAT):
+def _quota_stops() -> int | None:
+    """Read how often the container's CPU quota has stopped its processes; None where there is no such counter."""
+    for line in _counter_lines(_CPU_STAT):
         if line.startswith("nr_throttled "):
             return int(line.split()[1])
     return None
 
 
-def _too_hot() -> int | None:
+def _heat_throttles() -> int | None:
+    """Read how often the cores have slowed down because of heat; None where there are no such counters."""
     counters: Sequence[Path] = sorted(_CPUS.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    values = [int(line) for path in counters for line in _lines(path)[:1]]
+    values = [int(line) for path in counters for line in _counter_lines(path)[:1]]
     return sum(values) if values else None
 
 
-def _lines(path: Path) -> list[str]:
+def _counter_lines(path: Path) -> list[str]:
+    """Read the lines of a file; none if it cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What a latency was measured on: the machine, its settings and the versions, read and never changed.
+"""The environment of a measurement: CPU, cores, GPUs, system settings and package versions, read and never changed.
 
-A value that cannot be read is None, not a guess.
+A value that cannot be read is None, never a guess.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's share: "200000 1000
 
 
 def read_environment(*, threads: int) -> dict[str, Any]:
-    """Everything about this machine that a latency depends on and that can be read without rights."""
+    """Read everything about this machine that a latency depends on and that needs no special rights."""
     cpus = usable_cpus()
     return {
         "cpu": cpu_model(),
@@ -30,7 +30,7 @@ def read_environment(*, threads: int) -> dict[str, Any]:
         "cores": physical_cores(),
         "logical_cpus": len(cpus),
         "threads": threads,
-        "governor": _read(_GOVERNOR),
+        "governor": _text_or_none(_GOVERNOR),
         "busy_cores": busy_cores(),
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -41,23 +41,23 @@ def read_environment(*, threads: int) -> dict[str, Any]:
 
 
 def usable_cpus() -> frozenset[int]:
-    """The logical CPUs this process may run on."""
+    """Return the logical CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 
 def physical_cores() -> int:
-    """Cores this process may use: hyper-threads count once, and a container's quota is kept."""
-    cores = len(_core_ids(_read(_CPUINFO) or "", usable_cpus())) or len(usable_cpus())
-    quota = (_read(_CPU_QUOTA) or "max").split()
+    """Count the cores that this process may use: hyper-threads count once, a container's CPU quota is the limit."""
+    cores = len(_core_ids(_text_or_none(_CPUINFO) or "", usable_cpus())) or len(usable_cpus())
+    quota = (_text_or_none(_CPU_QUOTA) or "max").split()
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return cores
 
 
 def busy_cores(seconds: float = 0.3) -> float | None:
-    """How many cores are at work while this process sleeps: what others will take from a measurement.
+    """Measure how many cores other processes keep busy while this one sleeps for `seconds`.
 
     The load average would still count what this process did a minute ago.
     """
@@ -70,8 +70,8 @@ def busy_cores(seconds: float = 0.3) -> float | None:
 
 
 def busy_ticks() -> int | None:
-    """Clock ticks that all cores together have worked since the machine started."""
-    fields = (_read(_STAT) or "").split("\n")[0].split()
+    """Read the clock ticks that all cores together have worked since the machine started."""
+    fields = (_text_or_none(_STAT) or "").split("\n")[0].split()
     if len(fields) < 8 or fields[0] != "cpu":
         return None
     user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[1:8])
@@ -79,34 +79,34 @@ def busy_ticks() -> int | None:
 
 
 def cpu_model() -> str | None:
-    """The processor's own name."""
-    for line in (_read(_CPUINFO) or "").splitlines():
+    """Read the model name of the processor."""
+    for line in (_text_or_none(_CPUINFO) or "").splitlines():
         if line.lower().startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or None
 
 
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets that the kernel lists; none where it does not."""
-    for line in (_read(_CPUINFO) or "").splitlines():
+    """Read the instruction sets that the operating system lists for the CPU; empty where it lists none."""
+    for line in (_text_or_none(_CPUINFO) or "").splitlines():
         if line.lower().startswith(("flags", "features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
 def _core_ids(cpuinfo: str, allowed: frozenset[int]) -> set[tuple[str, str]]:
-    """(socket, core) of every allowed logical CPU; empty where the kernel does not tell."""
-    found = set()
+    """Return (socket, core) of every allowed logical CPU; empty where /proc/cpuinfo names no cores."""
+    cores = set()
     for paragraph in cpuinfo.split("\n\n"):
         pairs = (line.partition(":") for line in paragraph.splitlines())
         fields = {key.strip(): value.strip() for key, _, value in pairs}
         if "core id" in fields and int(fields.get("processor", -1)) in allowed:
-            found.add((fields.get("physical id", "0"), fields["core id"]))
-    return found
+            cores.add((fields.get("physical id", "0"), fields["core id"]))
+    return cores
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory that this process ever had; None where the system does not tell."""
+    """Return the peak resident memory of this process in MiB; None where the system does not report it."""
     try:
         usage = import_module("resource").getrusage(import_module("resource").RUSAGE_SELF)
     except ModuleNotFoundError:
@@ -114,7 +114,8 @@ def peak_memory_mb() -> float | None:
     return float(usage.ru_maxrss) / (1 << 20 if platform.system() == "Darwin" else 1 << 10)
 
 
-def _read(path: Path) -> str | None:
+def _text_or_none(path: Path) -> str | None:
+    """Read a file without surrounding white space; None if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

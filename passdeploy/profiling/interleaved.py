@@ -1,11 +1,11 @@
-"""Two networks, timed in turns in one process: A B B A A B B A ...
+"""Interleaved timing of two networks in one process: A B B A A B B A ...
 
-A machine changes while it is measured: clocks ramp, other programs come and go. Measured one after the
-other, two networks see two machines; measured in turns of a few milliseconds they see the same one.
-The first calls after a turn, with the caches still full of the other network, are not timed.
+A machine changes while it is measured: clocks ramp, other programs come and go. Networks that are timed one after the
+other meet different conditions; in turns of a few milliseconds they meet the same. The first calls of a turn, when the
+caches still hold the other network's data, are not timed.
 
-Where a network's memory lies makes it a percent or two slower or faster for as long as it lives, so both are built
-anew several times: each time is a sitting.
+The addresses at which a network's memory is allocated make it a percent or two slower or faster for as long as it is
+loaded. So both networks are built anew several times; each time is a session.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import numpy as np
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.statistics import CallTimes
-from passdeploy.runtime.garbage import no_collection
+from passdeploy.runtime.garbage import garbage_collection_paused
 
-Build = Callable[[], Runner]  # loads a network, ready to be timed
+RunnerBuilder = Callable[[], Runner]  # loads a network and prepares it to be timed
 
-_WINDOW_MS = 40.0  # of warm-up, between two looks at whether the time still falls
-_FIRST_CALLS = 3  # in which a compiler compiles, captures and settles
-_LATER_WARM_UP_MS = 50.0  # of a sitting after the first: the processor is awake by then
+_WINDOW_MS = 40.0  # of warm-up; the medians of two windows in a row are compared
+_FIRST_CALLS = 3  # not timed: a compiler compiles and captures in them
+_LATER_WARM_UP_MS = 50.0  # of a session after the first: the clocks of the processor have ramped up by then
 SESSIONS = 8
 BUILT_ONCE = ("compile",)  # backends where building takes longer than measuring
-_UNTIMED_SHARE = 4  # one call in four of a block is its lead-in
+_CALLS_PER_LEAD_IN = 4  # one untimed call before every four timed ones of a block
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """How long to measure two networks against each other, warm-up apart."""
+    """The time and the number of calls to measure two networks with, warm-up not counted."""
 
     seconds: float = 4.0  # at least, for both together
     iterations: int = 0  # at least, of each network ...
@@ -44,16 +44,19 @@ class TimeBudget:
     stable_within: float = 0.03  # warm when two windows agree to this
     fewest_pairs: int = 8  # of blocks: below this an interval over blocks means little
 
-    def of_session(self, number: int, sessions: int) -> TimeBudget:
-        """The part of one sitting; its blocks may be few, since it is sittings that the interval is over."""
+    def for_session(self, number: int, sessions: int) -> TimeBudget:
+        """Return the part of one session; few blocks are enough, since intervals are computed over sessions."""
         return replace(
-            self, seconds=self.seconds / sessions, iterations=ceil(self.iterations / sessions),
-            most_seconds=self.most_seconds / sessions, fewest_pairs=ceil(self.fewest_pairs / sessions) + 1,
+            self,
+            seconds=self.seconds / sessions,
+            iterations=ceil(self.iterations / sessions),
+            most_seconds=self.most_seconds / sessions,
+            fewest_pairs=ceil(self.fewest_pairs / sessions) + 1,
             warm_up_ms=self.warm_up_ms if number == 0 else min(self.warm_up_ms, _LATER_WARM_UP_MS),
-        )  # fmt: skip
+        )
 
     def is_spent(self, elapsed_s: float, iterations: int) -> bool:
-        """Whether enough was measured."""
+        """Test whether enough was measured."""
         if elapsed_s < self.seconds:
             return False
         return iterations >= self.iterations or elapsed_s >= self.most_seconds
@@ -66,13 +69,13 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: TimeBudget
         Milliseconds of each call, shape (blocks, calls in a block) for each runner; block i of one was
         measured next to block i of the other.
     """
-    with no_collection():
+    with garbage_collection_paused():
         calls = [max(1, round(budget.block_ms / warm_up(runner.run, clock, budget))) for runner in (first, second)]
         blocks: tuple[list[list[float]], list[list[float]]] = ([], [])
         began = clock.now()
-        for turn in _turns():
+        for turn in _alternating_orders():
             for index in turn:
-                blocks[index].append(_block((first, second)[index].run, calls[index], clock))
+                blocks[index].append(_time_block((first, second)[index].run, calls[index], clock))
             pairs = len(blocks[0])
             if pairs >= budget.fewest_pairs and budget.is_spent(clock.now() - began, pairs * min(calls)):
                 break
@@ -81,7 +84,7 @@ def measure_pair(first: Runner, second: Runner, clock: Clock, budget: TimeBudget
 
 def measure_one(runner: Runner, clock: Clock, budget: TimeBudget) -> CallTimes:
     """Time one prepared runner by itself; milliseconds of each call, shape (blocks, calls in a block)."""
-    with no_collection():
+    with garbage_collection_paused():
         calls = max(1, round(budget.block_ms / warm_up(runner.run, clock, budget)))
         blocks, began = list[list[float]](), clock.now()
         while len(blocks) < budget.fewest_pairs or not budget.is_spent(clock.now() - began, len(blocks) * calls):
@@ -89,49 +92,53 @@ def measure_one(runner: Runner, clock: Clock, budget: TimeBudget) -> CallTimes:
     return np.array(blocks)
 
 
-def in_turns(first: Build, second: Build) -> Callable[[int], tuple[Runner, Runner]]:
-    """What builds both for a sitting, another one first every other time: the second may find better memory."""
+def build_in_turns(first: RunnerBuilder, second: RunnerBuilder) -> Callable[[int], tuple[Runner, Runner]]:
+    """Return the function that builds both runners of a session.
 
-    def build(session: int) -> tuple[Runner, Runner]:
+    The second network is built first in every other session, since the order decides which memory each one gets.
+    """
+
+    def build_session(session: int) -> tuple[Runner, Runner]:
         if session % 2 == 0:
             return first(), second()
-        late, early = second(), first()
-        return early, late
+        built_first = second()
+        return first(), built_first
 
-    return build
+    return build_session
 
 
 def measure_sessions(
     build: Callable[[int], Sequence[Runner]], clock: Clock, budget: TimeBudget, *, sessions: int = SESSIONS
 ) -> list[list[CallTimes]]:
-    """Time one or two networks that are built anew for every sitting.
+    """Time one or two networks that are built anew for every session.
 
     Args:
-        build: the runners of a sitting, by its number, prepared; see `in_turns`.
-        clock: what times them.
-        budget: of all sittings together.
-        sittings: how many.
+        build: returns the prepared runners of a session, given its number; see `build_in_turns`.
+        clock: the source of time.
+        budget: of all sessions together.
+        sessions: how many times the networks are built.
 
     Returns:
-        For each network the samples of each sitting, as `measure_pair` returns them.
+        For each network the call times of each session, as `measure_pair` returns them.
     """
-    found: list[list[CallTimes]] = []
+    measured: list[list[CallTimes]] = []  # one list per session, one entry per network
     for number in range(sessions):
-        runners, part = build(number), budget.of_session(number, sessions)
+        runners, part = build(number), budget.for_session(number, sessions)
         if len(runners) == 1:
-            taken: tuple[CallTimes, ...] = (measure_one(runners[0], clock, part),)
+            times: tuple[CallTimes, ...] = (measure_one(runners[0], clock, part),)
         else:
-            taken = measure_pair(runners[0], runners[1], clock, part)
-        found.append(list(taken))
+            times = measure_pair(runners[0], runners[1], clock, part)
+        measured.append(list(times))
         del runners  # a GPU may have no room for the next ones beside them
-    return [list(samples) for samples in zip(*found, strict=True)]
+    return [list(of_network) for of_network in zip(*measured, strict=True)]
 
 
 def warm_up(work: Callable[[], object], clock: Clock, budget: TimeBudget) -> float:
-    """Repeat `work` until its time has settled; the time of one call, in milliseconds.
+    """Repeat `work` until its time is stable; return the time of one call, in milliseconds.
 
-    It always takes `budget.warm_up_ms`, and gives up waiting for calm after five times that. The first calls are not
-    looked at: a compiler that has met another network since compiles this one again, which takes seconds.
+    This takes at least `budget.warm_up_ms`, and stops after five times that even if the time is not stable. The first
+    calls are not timed: a compiler that has compiled another network in between compiles this one again, which takes
+    seconds.
     """
     for _ in range(_FIRST_CALLS):
         work()
@@ -147,15 +154,15 @@ def warm_up(work: Callable[[], object], clock: Clock, budget: TimeBudget) -> flo
         before = now
 
 
-def _turns() -> Iterator[tuple[int, int]]:
-    """A B, B A, A B, ...: neither network is always the first of its pair."""
+def _alternating_orders() -> Iterator[tuple[int, int]]:
+    """Yield the orders A B, B A, A B, ... without end, so that neither network is always the first of its pair."""
     while True:
         yield 0, 1
         yield 1, 0
 
 
-def _block(work: Callable[[], object], calls: int, clock: Clock) -> list[float]:
-    """One turn: a lead-in that is not timed, then `calls` calls that are."""
-    for _ in range(ceil(calls / _UNTIMED_SHARE) if calls > 1 else 0):
+def _time_block(work: Callable[[], object], calls: int, clock: Clock) -> list[float]:
+    """Run one turn of a network: a lead-in that is not timed, then `calls` timed calls; return their milliseconds."""
+    for _ in range(ceil(calls / _CALLS_PER_LEAD_IN) if calls > 1 else 0):
         work()
     return [clock.time_ms(work) for _ in range(calls)]

@@ -15,20 +15,21 @@ FEWEST_CALLS = 8  # that a median or a typical time is taken from
 
 @dataclass(frozen=True)
 class NodeTime:
-    """One kernel call."""
+    """One kernel of a network, with the time of a typical call."""
 
-    name: str  # the same in networks that differ in their widths only
+    name: str  # the same in networks that differ only in their widths
     kind: str  # the operator
     shapes: tuple[Shape, ...]  # of what it reads (weights too), then of what it writes
     inputs: int  # how many of `shapes` are read
     ms: float  # of a typical traced call
-    sizes: tuple[Factor, ...] | None = None  # what it follows, where the backend knows; else it is told from the shapes
+    sizes: tuple[Factor, ...] | None = None  # channel widths it depends on; None: infer them from shapes
 
 
-def typical(times: list[float]) -> float:
-    """The mean of the faster middle, from the first to the fifth decile.
+def typical_time(times: list[float]) -> float:
+    """Average the times between the first and the fifth decile.
 
-    What disturbs a call only ever adds to it; and where a clock counts whole microseconds, a mean does not show it.
+    Disturbances only ever lengthen a call, so the slower half is left out. A mean is finer than a median where the
+    clock counts whole microseconds.
     """
     ordered = np.sort(np.asarray(times, float))
     low, high = len(ordered) // 10, max(len(ordered) // 2, len(ordered) // 10 + 1)

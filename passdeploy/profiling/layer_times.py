@@ -1,8 +1,8 @@
-"""Where the time goes, layer by layer, before and after: and why a layer that lost channels is no faster.
+"""Layer times: compare the dense and the slim network layer by layer, and explain layers that became no faster.
 
-ONNX Runtime's profiler times the kernels of both files; kernels are told by the weights that they read, whose names
-both share. Profiling slows a network down, so the figures say where time goes, not how much there is of it. Other
-backends are looked into by `passdeploy.latency.traces`.
+ONNX Runtime's profiler times the kernels of both files. Kernels are matched by the weights that they read, whose names
+are the same in both. Profiling slows a network down, so the figures show the shares of the layers, not absolute times.
+Other backends are traced in `profiling/layer_traces.py`.
 """
 
 from __future__ import annotations
@@ -17,55 +17,55 @@ from torch import Tensor
 
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.profiling.onnx_layers import by_layer, find_layers
+from passdeploy.profiling.onnx_layers import find_layers, merge_by_layer
 from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_BEHIND_PROMPT = "network."  # what the names of a network behind a visual prompt begin with
+_BEHIND_PROMPT = "network."  # prefix of the layer names of a network behind a visual prompt
 ELSEWHERE = "(between layers)"  # pooling, additions, copies: kernels without a weight
-_FEW_CALLS = 10
-_SHORT_MS = 0.01  # below this a kernel is mostly its call
-_SLOWER_THAN_MACS = 1.25  # relative to what the multiply-adds promise
+_FEWEST_CALLS = 10
+_SHORT_MS = 0.01  # a kernel shorter than this is mostly launch overhead
+_SLOWER_THAN_MACS = 1.25  # relative to the time that the remaining multiply-adds suggest
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer of one file."""
+    """The time of one layer of one network."""
 
     name: str
-    weight: tuple[int, ...]  # its shape; empty for what has none
+    weight: tuple[int, ...]  # shape of its weight; empty for kernels without one
     is_depthwise: bool
     ms: float
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One layer in both networks."""
+    """The times and widths of one layer in both networks."""
 
     name: str
     dense_ms: float
     slim_ms: float
     dense_channels: tuple[int, ...]  # out, in
     slim_channels: tuple[int, ...]
-    why: str  # it gained less than its multiply-adds promise; empty where it did not
-    group: str = ""  # of its output channels; empty where they belong to none
+    why: str  # the reason that it gained less than its multiply-adds suggest; empty where it gained as much
+    group: str = ""  # channel group of its output channels; empty where they belong to none
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        found = asdict(self)
-        return {**found, **{key: list(found[key]) for key in ("dense_channels", "slim_channels")}}
+        """Return the fields as plain lists and values."""
+        fields = asdict(self)
+        return {**fields, **{key: list(fields[key]) for key in ("dense_channels", "slim_channels")}}
 
 
-def trace_layers(path: Path, images: Tensor, *, threads: int, seconds: float = 1.0) -> list[LayerTime]:
-    """Run an ONNX file under ONNX Runtime's profiler, in the order of a call.
+def trace_onnx_layers(path: Path, images: Tensor, *, threads: int, seconds: float = 1.0) -> list[LayerTime]:
+    """Time the layers of an ONNX file with ONNX Runtime's profiler, in the order of a call.
 
     Args:
         path: the file.
         images: the batch, shape (batch, 3, height, width).
         threads: of ONNX Runtime.
-        seconds: about how long.
+        seconds: at least this long.
     """
     import onnx
 
@@ -73,70 +73,71 @@ def trace_layers(path: Path, images: Tensor, *, threads: int, seconds: float = 1
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     reads = {node.name: node for node in graph.graph.node if len(node.input) > 1 and node.input[1] in weights}
     layers = find_layers(graph.graph, {name: [Factor(size, ()) for size in dims] for name, dims in weights.items()})
-    events = profile_kernels(path, images, threads=threads, fewest_calls=_FEW_CALLS, seconds=seconds)
-    found, rest = [], 0.0
-    for node in by_layer(node_times(events), layers):
+    events = profile_kernels(path, images, threads=threads, fewest_calls=_FEWEST_CALLS, seconds=seconds)
+    times, other_ms = [], 0.0
+    for node in merge_by_layer(node_times(events), layers):
         if node.sizes is None:
-            rest += node.ms
+            other_ms += node.ms
             continue
-        made = reads[node.name]
-        shape = weights[made.input[1]]
-        groups = next((attribute.i for attribute in made.attribute if attribute.name == "group"), 1)
-        found.append(LayerTime(made.input[1].removesuffix(".weight"), shape, groups > 1 and shape[1] == 1, node.ms))
-    return [*found, LayerTime(ELSEWHERE, (), False, rest)]
+        onnx_node = reads[node.name]
+        shape = weights[onnx_node.input[1]]
+        groups = next((attribute.i for attribute in onnx_node.attribute if attribute.name == "group"), 1)
+        name, is_depthwise = onnx_node.input[1].removesuffix(".weight"), groups > 1 and shape[1] == 1
+        times.append(LayerTime(name, shape, is_depthwise, node.ms))
+    return [*times, LayerTime(ELSEWHERE, (), False, other_ms)]
 
 
 def compare_layers(
     dense: Sequence[LayerTime], slim: Sequence[LayerTime], *, block: int, groups: Sequence[ChannelGroup] = ()
 ) -> list[LayerChange]:
-    """Both networks layer by layer, in the dense one's order.
+    """Match the layers of both networks, in the dense one's order.
 
     Args:
         dense: layers of the dense network.
         slim: those of the slim one, with the same names, or behind a visual prompt.
         block: channels that a kernel computes together.
-        groups: of the dense network: a layer belongs to the group of its output channels.
+        groups: channel groups of the dense network; a layer belongs to the group of its output channels.
     """
-    after = {layer.name: layer for layer in slim}
-    home = {slot.layer: group.name for group in groups for slot in group.slots if slot.is_output}
+    slim_layers = {layer.name: layer for layer in slim}
+    group_of = {slot.layer: group.name for group in groups for slot in group.slots if slot.is_output}
     changes = []
     for before in dense:
-        now = after.get(before.name) or after.get(_BEHIND_PROMPT + before.name)
+        now = slim_layers.get(before.name) or slim_layers.get(_BEHIND_PROMPT + before.name)
         if now is not None:
             channels = before.weight[:2], now.weight[:2]
-            group, why = home.get(before.name, ""), _why(before, now, block)
+            group, why = group_of.get(before.name, ""), _why_slower(before, now, block)
             changes.append(LayerChange(before.name, before.ms, now.ms, *channels, why, group))
     return changes
 
 
-def _why(before: LayerTime, now: LayerTime, block: int) -> str:
-    """Why a layer is slower than the multiply-adds that it has left would have it."""
+def _why_slower(before: LayerTime, now: LayerTime, block: int) -> str:
+    """Name the reason that a layer is slower than its remaining multiply-adds suggest; empty if it is not."""
     if not before.weight or prod(now.weight) == prod(before.weight):
         return ""
-    promised = prod(now.weight) / prod(before.weight) * before.ms
-    if now.ms <= _SLOWER_THAN_MACS * promised:
+    expected_ms = prod(now.weight) / prod(before.weight) * before.ms
+    if now.ms <= _SLOWER_THAN_MACS * expected_ms:
         return ""
     if before.is_depthwise:
         return "depthwise: bound by memory, not by multiply-adds"
     if now.ms < _SHORT_MS:
         return "launch-bound: as short as a call can be"
-    odd = [
+    unaligned = [
         width for width, old in zip(now.weight[:2], before.weight[:2], strict=True) if width % block and width != old
     ]
-    if odd:
-        padded = -(-odd[0] // block) * block
-        return f"{odd[0]} channels are computed as {padded}: kernels take {block} together"
+    if unaligned:
+        padded = -(-unaligned[0] // block) * block
+        return f"{unaligned[0]} channels are computed as {padded}: kernels take {block} together"
     return "bound by memory or by what does not shrink with the channels"
 
 
 def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
-    """The same by channel group, the slowest of the slim network first; layers without a group stand by themselves.
+    """Sum the layer times by channel group, the slowest of the slim network first; a layer without a group is a row.
 
     Returns:
         A row per group: its name, its layers, its width and its milliseconds in both networks, its share of the slim
-        network's time, and why its layers gained less than their multiply-adds promise.
+        network's time, and the reasons that its layers gained less than their multiply-adds suggest.
     """
-    whole = sum(change.slim_ms for change in changes)
+    slim_ms = sum(change.slim_ms for change in changes)
     parts: dict[str, list[LayerChange]] = {}
     for change in changes:
         parts.setdefault(change.group or change.name, []).append(change)
@@ -148,7 +149,7 @@ def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
             "slim_width": part[0].slim_channels[0] if part[0].slim_channels else None,
             "dense_ms": sum(change.dense_ms for change in part),
             "slim_ms": sum(change.slim_ms for change in part),
-            "share": sum(change.slim_ms for change in part) / whole if whole else 0.0,
+            "share": sum(change.slim_ms for change in part) / slim_ms if slim_ms else 0.0,
             "why": "; ".join(dict.fromkeys(change.why for change in part if change.why)),
         }
         for name, part in parts.items()

@@ -1,7 +1,7 @@
-"""Look into a network layer by layer, in whatever runs it: PyTorch, torch.compile, ONNX Runtime or TensorRT.
+"""Layer traces: time every layer of a network in PyTorch, torch.compile, ONNX Runtime or TensorRT, with its profiler.
 
-A layer is what has a weight, and is called as its module is; all else is `ELSEWHERE`. Every one of these tracers slows
-a network down, so that times say where time goes, not how much there is of it.
+A layer is a module with a weight, under the module's name; all other kernels are summed as `ELSEWHERE`. Every profiler
+slows the network down, so the times show the shares of the layers, not absolute times.
 """
 
 from __future__ import annotations
@@ -22,48 +22,53 @@ from passdeploy.errors import RunError, UsageError
 from passdeploy.export.trt_sidecar import read_sidecar
 from passdeploy.models.prompt import without_prompt
 from passdeploy.profiling.candidates import Candidate
-from passdeploy.profiling.cuda import stream_of
+from passdeploy.profiling.cuda import side_stream
 from passdeploy.profiling.execution import Setting
-from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, trace_layers
+from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, trace_onnx_layers
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
-from passdeploy.profiling.trt_runner import EngineRunner, trace_engine
+from passdeploy.profiling.trt_runner import EngineRunner, time_engine_layers
 
 if TYPE_CHECKING:
     from onnx import GraphProto
 
 TRACEABLE = ("torch", "compile", "ort", "tensorrt")
-_CALLS = 20
-_WARM_UPS = 3
-_OPERATORS = {  # of PyTorch, that take a weight; those of the compiler's CPU fusions among them
-    "aten::convolution", "aten::addmm", "aten::mm", "aten::bmm", "mkldnn::_convolution_pointwise",
-    "mkldnn::_convolution_pointwise_", "mkldnn::_linear_pointwise",
-}  # fmt: skip
-_PASSED_ON = ("Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")  # a weight goes through these to its layer
+_TRACED_CALLS = 20
+_WARM_UP_CALLS = 3
+_WEIGHTED_OPERATORS = {  # operators of PyTorch that read a weight, with the compiler's CPU fusions
+    "aten::convolution",
+    "aten::addmm",
+    "aten::mm",
+    "aten::bmm",
+    "mkldnn::_convolution_pointwise",
+    "mkldnn::_convolution_pointwise_",
+    "mkldnn::_linear_pointwise",
+}
+_PASS_THROUGH = ("Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")  # may stand between a weight and its layer
 
 
-def layers_of(
+def trace_layers(
     candidate: Candidate, backend: str, images: Tensor, *, threads: int, setting: Setting | None = None
 ) -> list[LayerTime]:
-    """Every layer of a network, as `backend` runs it, in the order of a call.
+    """Time every layer of a network as `backend` runs it, in the order of a call.
 
     Args:
-        subject: the network, in the form that the backend needs.
+        candidate: the network, in the form that the backend needs.
         backend: one of `TRACEABLE`.
         images: the batch, shape (batch, 3, height, width).
         threads: of ONNX Runtime.
-        setting: device, precision and layout; a CUDA graph shows no layers, and is left out.
+        setting: device, precision and layout; its CUDA graph is ignored, since a graph shows no layers.
 
     Raises:
-        UsageError: nothing looks into this backend, or the network lacks the form.
+        UsageError: this backend cannot be traced, or the network lacks the form that it needs.
     """
     require_traceable(backend)
     setting = replace(setting or Setting(), cuda_graph=False)
     if backend == "ort" and candidate.onnx is not None:
-        return trace_layers(candidate.onnx, images, threads=threads)
-    with stream_of(setting.device_of(backend)):
+        return trace_onnx_layers(candidate.onnx, images, threads=threads)
+    with side_stream(setting.device_of(backend)):
         if backend in ("torch", "compile") and candidate.module is not None:
             kind = TorchRunner if backend == "torch" else CompiledRunner
-            return trace_module(kind(candidate.name, candidate.module, setting=setting), images)
+            return trace_module_layers(kind(candidate.name, candidate.module, setting=setting), images)
         if backend == "tensorrt" and candidate.engine is not None:
             device = str(setting.device_of(backend))
             runner = EngineRunner(candidate.name, candidate.engine, trust_engine=candidate.trust_engine, device=device)
@@ -72,104 +77,105 @@ def layers_of(
 
 
 def require_traceable(backend: str) -> None:
-    """Raise UsageError where nothing looks into `backend`."""
+    """Raise UsageError unless the layers of `backend` can be traced."""
     if backend not in TRACEABLE:
         raise UsageError(f"--layers looks into {', '.join(TRACEABLE)}, not into {backend}: put one of them first.")
 
 
-def trace_module(runner: TorchRunner, images: Tensor, *, calls: int = _CALLS) -> list[LayerTime]:
-    """A module under PyTorch's profiler, eager or compiled; on a GPU it is the device's time that counts.
+def trace_module_layers(runner: TorchRunner, images: Tensor, *, calls: int = _TRACED_CALLS) -> list[LayerTime]:
+    """Time the layers of a module, eager or compiled, with PyTorch's profiler; on a GPU in the device's time.
 
-    A compiled network has no modules left, so operators are told apart by the shapes of their weights, and those with
-    the same shape by their order.
+    A compiled network has no modules left, so an operator is matched to its layer by the shape of its weight, and among
+    layers with the same shape by the order of the calls.
     """
     runner.prepare(images)
-    layers = _weighted_calls(runner)
-    for _ in range(_WARM_UPS):
+    layers = _calls_with_weight(runner)
+    for _ in range(_WARM_UP_CALLS):
         runner.run()
     on_gpu = torch.device(runner.device).type == "cuda"
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler tells a terminal of GPUs that it does not find
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler prints about missing GPUs
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities, record_shapes=True, acc_events=True) as seen:
+    with profile(activities=activities, record_shapes=True, acc_events=True) as profiler:
         for _ in range(calls):
             runner.run()
         if on_gpu:
             torch.cuda.synchronize()
-    whole, own = (
+    total_key, own_key = (
         ("device_time_total", "self_device_time_total") if on_gpu else ("cpu_time_total", "self_cpu_time_total")
     )
-    events: list[Any] = list(seen.events() or ())
-    everything = sum(float(getattr(event, own)) for event in events)
-    times: dict[str, list[float]] = {}
-    waiting = list(layers)
+    events: list[Any] = list(profiler.events() or ())
+    whole_us = sum(float(getattr(event, own_key)) for event in events)
+    times: dict[str, list[float]] = {}  # layer -> microseconds of each of its operators
+    waiting = list(layers)  # those whose operators of this call are still to come
     for event in events:
-        if event.name not in _OPERATORS:
+        if event.name not in _WEIGHTED_OPERATORS:
             continue
-        number = _first_with(waiting, event.input_shapes)
+        number = _first_reading(waiting, event.input_shapes)
         if number is None:  # the next call has begun
             waiting = list(layers)
-            number = _first_with(waiting, event.input_shapes)
+            number = _first_reading(waiting, event.input_shapes)
         if number is not None:
-            times.setdefault(waiting.pop(number)[0], []).append(float(getattr(event, whole)))
-    found = []
+            times.setdefault(waiting.pop(number)[0], []).append(float(getattr(event, total_key)))
+    layer_times = []
     for name, module in dict(layers).items():
         if name in times:
-            taken = times[name]
-            ms = median(taken) * max(1, round(len(taken) / calls)) / 1e3  # a module may be called more than once
+            runs = max(1, round(len(times[name]) / calls))  # a module may run more than once in a call
             weight: Tensor = module.weight  # type: ignore[assignment]
-            found.append(LayerTime(name, tuple(weight.shape), _is_depthwise(module), ms))
-    rest = everything - sum(map(sum, times.values()))
-    return [*found, LayerTime(ELSEWHERE, (), False, max(rest, 0.0) / calls / 1e3)]
+            ms = median(times[name]) * runs / 1e3
+            layer_times.append(LayerTime(name, tuple(weight.shape), _is_depthwise(module), ms))
+    other_us = whole_us - sum(map(sum, times.values()))
+    return [*layer_times, LayerTime(ELSEWHERE, (), False, max(other_us, 0.0) / calls / 1e3)]
 
 
 def trace_engine_layers(runner: EngineRunner, images: Tensor) -> list[LayerTime]:
-    """An engine under TensorRT's own profiler; its layers carry the names of the ONNX nodes that they were made of.
+    """Time the layers of an engine with TensorRT's profiler, which names them after the ONNX nodes.
 
     Raises:
-        RunError: the ONNX file that it was built from is not beside it any more.
+        RunError: the ONNX file that the engine was built from is no longer beside it.
     """
     import onnx
 
-    graph = onnx.load(_source_of(runner.path)).graph
+    graph = onnx.load(_onnx_source(runner.path)).graph
     runner.prepare(images)
-    return by_weight(trace_engine(runner), weights_of(graph))
+    return merge_trt_layers(time_engine_layers(runner), weighted_nodes(graph))
 
 
-def weights_of(graph: GraphProto) -> dict[str, LayerTime]:
-    """Name of a node -> its layer, which takes no time yet; weights may be cast or quantised on their way to it."""
+def weighted_nodes(graph: GraphProto) -> dict[str, LayerTime]:
+    """Map the names of ONNX nodes with a weight, also a cast or quantised one, to their layers, with 0 milliseconds."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    origin = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASSED_ON}
-    found = {}
+    origin = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASS_THROUGH}
+    layers = {}
     for node in graph.node:
-        weight = node.input[1] if len(node.input) > 1 and node.op_type not in _PASSED_ON else ""
+        weight = node.input[1] if len(node.input) > 1 and node.op_type not in _PASS_THROUGH else ""
         while weight in origin:
             weight = origin[weight]
         if len(shapes.get(weight, ())) >= 2:
             groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
             is_depthwise = groups > 1 and shapes[weight][1] == 1
-            found[node.name] = LayerTime(weight.removesuffix(".weight"), shapes[weight], is_depthwise, 0.0)
-    return found
+            layers[node.name] = LayerTime(weight.removesuffix(".weight"), shapes[weight], is_depthwise, 0.0)
+    return layers
 
 
-def by_weight(times: Mapping[str, float], layers: Mapping[str, LayerTime]) -> list[LayerTime]:
-    """TensorRT's layers (name -> milliseconds) as layers of the network.
+def merge_trt_layers(times: Mapping[str, float], layers: Mapping[str, LayerTime]) -> list[LayerTime]:
+    """Sum the times of TensorRT's layers (name -> milliseconds) over the layers of the network.
 
-    A fused layer is named after all of its nodes ("conv + relu"); a change of format is named after the layer that it
-    is for, and is not that layer.
+    A fused layer is named after all of its nodes ("conv + relu"). A change of format is named after the layer that it
+    precedes, but does not count as that layer.
     """
-    found, rest = dict[str, LayerTime](), 0.0
+    merged, other_ms = dict[str, LayerTime](), 0.0
     for name, ms in times.items():
         words = () if name.lower().startswith("reformat") else re.split(r"[\s+(),\[\]]+", name)
         layer = next((layers[word] for word in words if word in layers), None)
         if layer is None:
-            rest += ms
+            other_ms += ms
         else:
-            known = found.get(layer.name, layer)
-            found[layer.name] = replace(known, ms=known.ms + ms)
-    return [*found.values(), LayerTime(ELSEWHERE, (), False, rest)]
+            known = merged.get(layer.name, layer)
+            merged[layer.name] = replace(known, ms=known.ms + ms)
+    return [*merged.values(), LayerTime(ELSEWHERE, (), False, other_ms)]
 
 
-def _source_of(engine: Path) -> Path:
+def _onnx_source(engine: Path) -> Path:
+    """Find the ONNX file that an engine was built from, which its sidecar names."""
     facts = read_sidecar(engine)
     path = engine.with_name(str(facts.get("onnx")))
     if not path.is_file():
@@ -180,8 +186,8 @@ def _source_of(engine: Path) -> Path:
     return path
 
 
-def _weighted_calls(runner: TorchRunner) -> list[tuple[str, nn.Module]]:
-    """The modules with a weight of two dimensions or more, in the order in which a call reaches them."""
+def _calls_with_weight(runner: TorchRunner) -> list[tuple[str, nn.Module]]:
+    """Run a forward pass; return the modules with a weight of two or more dimensions in the order they were called."""
     calls: list[tuple[str, nn.Module]] = []
     hooks = []
     for name, module in without_prompt(runner.module).named_modules():
@@ -197,8 +203,8 @@ def _weighted_calls(runner: TorchRunner) -> list[tuple[str, nn.Module]]:
     return calls
 
 
-def _first_with(waiting: Sequence[tuple[str, nn.Module]], shapes: Sequence[Any]) -> int | None:
-    """The first of the modules whose weight, or its transpose, an operator with these inputs has read."""
+def _first_reading(waiting: Sequence[tuple[str, nn.Module]], shapes: Sequence[Any]) -> int | None:
+    """Return the index of the first module with a weight, or its transpose, among these input shapes of an operator."""
     read = {tuple(shape) for shape in shapes[1:] if shape and all(isinstance(size, int) for size in shape)}
     for number, (_, module) in enumerate(waiting):
         weight = tuple(module.weight.shape)  # type: ignore[arg-type]
@@ -208,5 +214,6 @@ def _first_with(waiting: Sequence[tuple[str, nn.Module]], shapes: Sequence[Any])
 
 
 def _is_depthwise(module: nn.Module) -> bool:
+    """Test whether a module is a depthwise convolution: grouped, with one input channel per group."""
     groups, weight = getattr(module, "groups", 1), module.weight
     return bool(groups > 1 and weight.shape[1] == 1)  # type: ignore[index]

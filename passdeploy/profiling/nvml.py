@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine and what holds them back: through NVML, read and never changed."""
+"""NVIDIA GPUs of this machine, read through NVML: clocks, power, temperature and throttling; nothing is changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from passdeploy.runtime.cuda_driver import probe_driver
 
 
 def read_gpus() -> list[dict[str, Any]]:
-    """The NVIDIA GPUs: through NVML where nvidia-ml-py is installed, else by name alone."""
+    """Read the state of the NVIDIA GPUs; only their names where NVML (nvidia-ml-py) is not available."""
     driver = probe_driver()
     if driver is None or not driver.devices:
         return []
@@ -18,7 +18,7 @@ def read_gpus() -> list[dict[str, Any]]:
     try:
         nvml = import_module("pynvml")
         nvml.nvmlInit()
-    except Exception:  # not installed, or no NVML beside the driver: the names are still worth having
+    except Exception:  # not installed, or the driver has no NVML
         return [{"name": name, "cuda": cuda} for name in driver.devices]
     try:
         return [_nvml_facts(nvml, index, cuda) for index in range(nvml.nvmlDeviceGetCount())]
@@ -27,6 +27,7 @@ def read_gpus() -> list[dict[str, Any]]:
 
 
 def _nvml_facts(nvml: Any, index: int, cuda: str) -> dict[str, Any]:
+    """Read the state of one GPU; a value that NVML does not give is None."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     return {
         "name": nvml.nvmlDeviceGetName(handle),
@@ -35,22 +36,27 @@ def _nvml_facts(nvml: Any, index: int, cuda: str) -> dict[str, Any]:
         "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
         "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
         "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-        "power_w": asked(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
-        "power_limit_w": asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
-        "throttled_by": asked(lambda: throttles(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
-        "processes": asked(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
+        "power_w": value_or_none(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
+        "power_limit_w": value_or_none(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
+        "throttled_by": value_or_none(
+            lambda: throttle_reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+        ),
+        "processes": value_or_none(lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
     }
 
 
-def throttles(nvml: Any, reasons: int) -> list[str]:
-    """What holds the clocks down, in NVML's words; that the GPU is idle, or its clocks were set, is not among it."""
+def throttle_reasons(nvml: Any, reasons: int) -> list[str]:
+    """Decode NVML's bit mask of the reasons for reduced clocks.
+
+    An idle GPU, and clocks that a user has set, are no throttling and are left out.
+    """
     names = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")
     return [name for name in names if reasons & getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)]
 
 
-def asked(question: Callable[[], Any]) -> Any:
-    """An answer of NVML, or None where this GPU or this user gets none."""
+def value_or_none(query: Callable[[], Any]) -> Any:
+    """Run a query of NVML; None where the GPU does not support it or this user may not ask."""
     try:
-        return question()
-    except Exception:  # its errors are classes of its own, made when it starts
+        return query()
+    except Exception:  # the error classes of NVML exist only after it was initialised
         return None

@@ -1,8 +1,8 @@
-"""Which layer of an ONNX graph does a kernel of ONNX Runtime come from, and which widths does it follow?
+"""ONNX layers: match the kernels of ONNX Runtime to the layers of an ONNX graph and the channel widths they depend on.
 
-ONNX Runtime fuses activations and additions into convolutions, names the result after the last value that was fused,
-or after the convolution, and takes one kernel or the other by the number of channels. A layer here is a node with a
-weight, under whichever of these names it runs; the weight says which widths it follows.
+ONNX Runtime fuses activations and additions into convolutions and names the fused kernel after the convolution or after
+the last value that was fused; which one depends on the kernel, which is chosen by the number of channels. A layer here
+is a node with a weight, under any of these names; the dimensions of its weight are the widths that it depends on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "HardSwish")
-_BLOCKED = "_nchwc"  # what a kernel of the blocked layout appends to the name of its output
+_BLOCKED = "_nchwc"  # suffix of the output's name that a kernel of the blocked memory layout is named by
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class OnnxLayer:
     """A node with a weight."""
 
     name: str
-    sizes: tuple[Factor, ...]  # of its weight, those that follow widths
+    sizes: tuple[Factor, ...]  # the sizes of its weight that depend on channel widths
 
 
 def find_layers(graph: GraphProto, dims: Mapping[str, Sequence[Factor]]) -> dict[str, OnnxLayer]:
-    """Name of a kernel -> the layer it may be of.
+    """Map every name that a kernel may have to its layer.
 
     Args:
         graph: as it was exported.
-        dims: of the weights that are known, the size of every dimension.
+        dims: name of a weight -> the size of each of its dimensions; other weights are ignored.
     """
     readers: dict[str, list[Any]] = defaultdict(list)
     for node in graph.node:
@@ -47,13 +47,13 @@ def find_layers(graph: GraphProto, dims: Mapping[str, Sequence[Factor]]) -> dict
         if node.op_type in _WEIGHTED and len(node.input) > 1 and node.input[1] in dims:
             sizes = tuple(dict.fromkeys(factor for factor in dims[node.input[1]] if factor.spans))
             layer = OnnxLayer(node.name, sizes)
-            for name in (node.name, *_names_after(node, readers)):
-                names[name] = layer  # of two that end in one addition it is the later
+            for name in (node.name, *_fused_names(node, readers)):
+                names[name] = layer  # two layers that end in one addition: the later one, which is the fused one
     return names
 
 
-def _names_after(node: Any, readers: Mapping[str, Sequence[Any]]) -> list[str]:
-    """What a node may be called once what follows it was fused into it."""
+def _fused_names(node: Any, readers: Mapping[str, Sequence[Any]]) -> list[str]:
+    """List the names that a node may have once the nodes that follow it are fused into it."""
     names, value = [], node.output[0]
     for kinds in (_ACTIVATIONS, ("Add",), _ACTIVATIONS):
         names.append(value + _BLOCKED)
@@ -68,16 +68,16 @@ def _names_after(node: Any, readers: Mapping[str, Sequence[Any]]) -> list[str]:
     return [*names, value + _BLOCKED]
 
 
-def by_layer(nodes: Sequence[NodeTime], layers: Mapping[str, OnnxLayer]) -> tuple[NodeTime, ...]:
-    """Kernels under the names of their layers; those of one layer as one, the others as they are."""
-    found: dict[str, NodeTime] = {}
+def merge_by_layer(nodes: Sequence[NodeTime], layers: Mapping[str, OnnxLayer]) -> tuple[NodeTime, ...]:
+    """Rename kernels after their layers and sum those of one layer; kernels of no layer stay as they are."""
+    merged: dict[str, NodeTime] = {}
     for node in nodes:
         layer = layers.get(node.name)
         if layer is None:
-            found[node.name] = node
-        elif layer.name not in found:
-            found[layer.name] = replace(node, name=layer.name, sizes=layer.sizes)
+            merged[node.name] = node
+        elif layer.name not in merged:
+            merged[layer.name] = replace(node, name=layer.name, sizes=layer.sizes)
         else:
-            whole = found[layer.name]
-            found[layer.name] = replace(whole, ms=whole.ms + node.ms)
-    return tuple(found.values())
+            known = merged[layer.name]
+            merged[layer.name] = replace(known, ms=known.ms + node.ms)
+    return tuple(merged.values())

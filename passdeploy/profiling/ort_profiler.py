@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from passdeploy.profiling.clock import Clock, HostClock
-from passdeploy.profiling.kernel_times import SKIPPED_CALLS, NodeTime, Shape, typical
+from passdeploy.profiling.kernel_times import SKIPPED_CALLS, NodeTime, Shape, typical_time
 from passdeploy.profiling.runners import OrtRunner
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ def node_times(events: Sequence[dict[str, Any]]) -> tuple[NodeTime, ...]:
         events_of[event["name"].removesuffix(_KERNEL)].append(event)
     nodes = []
     for name, calls in events_of.items():
-        read, written = (tuple(_tensor_shapes(calls[-1]["args"][f"{end}_type_shape"])) for end in ("input", "output"))
+        read, written = (tuple(_event_shapes(calls[-1]["args"][f"{end}_type_shape"])) for end in ("input", "output"))
         microseconds = [float(call["dur"]) for call in calls[SKIPPED_CALLS:] or calls]
         kind = calls[-1]["args"]["op_name"]
-        nodes.append(NodeTime(name, kind, (*read, *written), len(read), typical(microseconds) / 1e3))
+        nodes.append(NodeTime(name, kind, (*read, *written), len(read), typical_time(microseconds) / 1e3))
     return tuple(nodes)
 
 
-def _tensor_shapes(entries: list[dict[str, list[int]]]) -> Iterator[Shape]:
+def _event_shapes(entries: list[dict[str, list[int]]]) -> Iterator[Shape]:
     """Yield the shape of each tensor of an event; an entry is {element type: sizes}."""
     for entry in entries:
         yield tuple(next(iter(entry.values()), ()))

@@ -1,7 +1,7 @@
-"""Dense against slim on this machine: which runs, in what order, and the table that comes out.
+"""Profile a pair of networks, dense and slim, on this machine: every backend and batch size, and the table of results.
 
-Every backend and batch size is one comparison of the two networks, measured in turns and in several sittings. A
-speed-up is only claimed with an interval that leaves 1 out.
+Every backend and batch size is one comparison of the two networks, measured in turns and over several sessions. A
+speed-up is only claimed if its interval leaves 1 out.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from passdeploy.errors import UsageError
-from passdeploy.profiling.candidates import Candidate, runner_of
+from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import Clock, HostClock, clock_for
-from passdeploy.profiling.cuda import memory_of, stream_of
-from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, disturbances
+from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
+from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, find_disturbances
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
 from passdeploy.profiling.execution import ON_GPU, Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, measure_sessions
 from passdeploy.profiling.launch_overhead import launch_note
-from passdeploy.profiling.report import ExtraMetrics, Profile, Row, row_of
+from passdeploy.profiling.report import ExtraMetrics, Profile, Row, make_row
 from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
-from passdeploy.profiling.statistics import Summary, speedup_over, summarise_times
+from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
-FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # what trtexec's method and a p99 ask for at least
-_FEW_SESSIONS = 4  # for a quick look
-_APART = 20  # calls, of what is measured beside the latency
+FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # trtexec measures at least 3 s; a p99 needs 1,000 calls
+_FEW_SESSIONS = 4  # of a shorter profile
+_EXTRA_CALLS = 20  # calls for each of the extra metrics
 
 
 def profile_pair(
@@ -46,67 +46,69 @@ def profile_pair(
     iterations: int | None = None,
     seed: int = 0,
     clock: Clock | None = None,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> Profile:
-    """Measure both networks; a dense row and a slim row per backend and batch size.
+    """Measure both networks; the result has a dense row and a slim row per backend and batch size.
 
     Args:
-        dense: what the speed-up is relative to.
-        slim: the network that should be faster; None: `dense` is measured by itself.
+        dense: the network that the speed-up is relative to.
+        slim: the network that should be faster; None measures `dense` by itself.
         image_shape: (3, height, width).
         backends: of "torch", "compile" (torch.compile), "ort" (ONNX Runtime on the CPU), "ort-cuda" and "ort-trt" (its
             CUDA and TensorRT providers), "tensorrt" (engines), "torch-trt" (programs of Torch-TensorRT).
         batches: images per call.
-        threads: of PyTorch and of ONNX Runtime; None takes every physical core of this process.
+        threads: CPU threads of PyTorch and of ONNX Runtime; None takes every physical core of this process.
         setting: device, precision, layout, CUDA graph; None: PyTorch in fp32 on the CPU.
-        seconds: at least this long per comparison, both networks together, warm-up apart.
-        iterations: at least this many calls of each network, but no more than a minute of them; None: 1,000, or none
-            for a quick look of less than 3 seconds.
+        seconds: at least this long per comparison, both networks together, without warm-up.
+        iterations: at least this many calls of each network, but no more than a minute of them; None: 1,000, or no
+            minimum if `seconds` is below 3.
         seed: of the input images and of the bootstrap.
         clock: another source of time, for tests.
-        tell: hears what happens.
+        listener: receives the progress events.
 
     Raises:
-        UsageError: an unknown backend, a batch or a thread count below 1, a form that a subject lacks, an option that a
-            backend does not have, a batch that a file does not take.
-        MissingError, CorruptArtifact, ExportError: see `runner_of`.
+        UsageError: an unknown backend, a batch or a thread count below 1, a form that a candidate lacks, an option that
+            a backend does not have, a batch that a file does not take.
+        MissingError, CorruptArtifact, ExportError: see `make_runner`.
     """
     threads, setting = physical_cores() if threads is None else threads, setting or Setting()
-    _check(dense, slim, batches, threads, seconds)
+    _check_arguments(dense, slim, batches, threads, seconds)
     setting.require_possible(backends)
     environment = read_environment(threads=threads)
-    _warn_if_busy(environment, tell)
+    _warn_if_busy(environment, listener)
     if iterations is None:
         iterations = FULL_ITERATIONS if seconds >= FULL_SECONDS else 0
     candidates = [candidate for candidate in (dense, slim) if candidate is not None]
     comparison = _Comparison(
         candidates, threads, setting, TimeBudget(seconds=seconds, iterations=iterations), seed, clock
     )
-    work = [(backend, batch) for backend in backends for batch in batches]
+    comparisons = [(backend, batch) for backend in backends for batch in batches]
     rows: list[Row] = []
     names = " and ".join(candidate.name for candidate in candidates)
-    words = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
-    with stage("profile", words, tell, total=len(work)) as progress, torch_threads(threads):
-        for done, (backend, batch) in enumerate(work, start=1):
+    title = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
+    with stage("profile", title, listener, total=len(comparisons)) as progress, torch_threads(threads):
+        for done, (backend, batch) in enumerate(comparisons, start=1):
             images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(seed))
-            found = comparison.measured(backend, images)
-            rows += found
-            figure = {"ms": found[0].median_ms} if slim is None else {"speedup": found[1].speedup}
-            progress.step(done, len(work), **figure)
+            measured = comparison.measure(backend, images)
+            rows += measured
+            figure = {"ms": measured[0].median_ms} if slim is None else {"speedup": measured[1].speedup}
+            progress.step(done, len(comparisons), **figure)
         progress.text = "; ".join(row.in_words for row in rows if slim is not None and row.model == slim.name)
     return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows))
 
 
 @runtime_checkable
-class _Copies(Protocol):
-    """A runner whose batch comes from the host."""
+class _CopiesImages(Protocol):
+    """A runner that can copy its batch from the host to the device."""
 
-    def copy(self) -> None: ...
+    def copy(self) -> None:
+        """Copy the batch again."""
+        ...
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Everything that all backends and batches of a profile share."""
+    """The arguments that all backends and batch sizes of a profile share."""
 
     candidates: Sequence[Candidate]
     threads: int
@@ -115,87 +117,93 @@ class _Comparison:
     seed: int
     clock: Clock | None
 
-    def measured(self, backend: str, images: Tensor) -> list[Row]:
-        """Build the networks, measure them in turns, and what else is asked of each; a row each."""
+    def measure(self, backend: str, images: Tensor) -> list[Row]:
+        """Build the networks, measure their latency in turns, then their extra metrics; return a row for each."""
         device = self.setting.device_of(backend)
-        with stream_of(device):
-            clock = self.clock or _clock_of(backend, device)
-            built = _Built(self, backend, images)
-            samples = measure_sessions(built.anew, clock, self.budget, sessions=self.sessions_of(backend))
-            happened = disturbances(built.before, MachineCounters.now(with_gpus=device.type == "cuda"))
-            found = [summarise_times(*taken, seed=self.seed) for taken in samples]
-            gained = [None, *(speedup_over(samples[0], taken) for taken in samples[1:])]
-            beside = [
-                replace(_apart(runner, summary, clock, happened), memory_mb=memory)
-                for runner, summary, memory in zip(built.runners, found, built.memory, strict=True)
+        with side_stream(device):
+            clock = self.clock or _clock_for(backend, device)
+            builder = _SessionBuilder(self, backend, images)
+            times = measure_sessions(builder.build_session, clock, self.budget, sessions=self.session_count(backend))
+            notes = find_disturbances(builder.before, MachineCounters.now(with_gpus=device.type == "cuda"))
+            summaries = [summarise_times(*sessions, seed=self.seed) for sessions in times]
+            speedups = [None, *(speedup_over_sessions(times[0], sessions) for sessions in times[1:])]
+            extras = [
+                replace(_measure_extra(runner, summary, clock, notes), memory_mb=memory_mb)
+                for runner, summary, memory_mb in zip(builder.runners, summaries, builder.memory_mb, strict=True)
             ]
         return [
-            row_of(*parts, batch=len(images), threads=self.threads, options=self.setting.options)
-            for parts in zip(built.runners, found, gained, beside, strict=True)
+            make_row(*parts, batch=len(images), threads=self.threads, options=self.setting.options)
+            for parts in zip(builder.runners, summaries, speedups, extras, strict=True)
         ]
 
-    def sessions_of(self, backend: str) -> int:
-        """How often both networks are built anew."""
+    def session_count(self, backend: str) -> int:
+        """Return how many times both networks are built anew."""
         if backend in BUILT_ONCE:
             return 1
         return SESSIONS if self.budget.seconds >= FULL_SECONDS else _FEW_SESSIONS
 
 
-class _Built:
-    """The networks of a comparison, built anew for every sitting, each of them first every other time."""
+class _SessionBuilder:
+    """Builds the networks of a comparison anew for every session, in the opposite order every other time."""
 
     def __init__(self, comparison: _Comparison, backend: str, images: Tensor) -> None:
         self.runners: list[Runner] = []
-        self.memory: list[float | None] = [None] * len(comparison.candidates)
+        self.memory_mb: list[float | None] = [None] * len(comparison.candidates)
         self._comparison, self._backend, self._images = comparison, backend, images
         self.before = MachineCounters.now()
 
-    def anew(self, session: int) -> Sequence[Runner]:
-        """Runners in the order of the subjects, whatever order they are built in."""
+    def build_session(self, session: int) -> Sequence[Runner]:
+        """Build and prepare the runners of a session; return them in the order of the candidates."""
         device = self._comparison.setting.device_of(self._backend)
         if device.type == "cuda":
-            self.runners = []  # a GPU may not have room for two of each; a CPU should not give the same memory again
+            self.runners = []  # a GPU may have no room for two of each; on a CPU, new ones must get other memory
         made: dict[int, Runner] = {}
         order = range(len(self._comparison.candidates))
         for number in order if session % 2 == 0 else reversed(order):
 
             def build(number: int = number) -> None:
+                """Build one runner and run it once."""
                 candidate, setting = self._comparison.candidates[number], self._comparison.setting
-                made[number] = runner_of(candidate, self._backend, self._comparison.threads, setting)
+                made[number] = make_runner(candidate, self._backend, self._comparison.threads, setting)
                 made[number].prepare(self._images)
                 made[number].run()
 
-            taken = memory_of(device, build, by_driver=self._backend in ON_GPU)
+            memory_mb = measure_gpu_memory(device, build, by_driver=self._backend in ON_GPU)
             if session == 0:
-                self.memory[number] = taken
+                self.memory_mb[number] = memory_mb
         self.runners = [made[number] for number in order]
-        if session == 0:  # a compiler works in processes of its own, which disturb nobody
+        if session == 0:  # not earlier: the compiler's own processes would count as disturbances
             self.before = MachineCounters.now(with_gpus=device.type == "cuda")
         return self.runners
 
 
-def _clock_of(backend: str, device: torch.device) -> Clock:
-    """Events where work is queued. ONNX Runtime's call is over when it returns, on a GPU too: see `OrtRunner.run`.
+def _clock_for(backend: str, device: torch.device) -> Clock:
+    """Choose CUDA events for work that is queued on a GPU, and the host's clock for ONNX Runtime and the CPU.
 
-    Where PyTorch sees no GPU, building the runner says so.
+    A call of ONNX Runtime is done when it returns, on a GPU too: see `OrtRunner.run`. Where a backend needs a GPU that
+    PyTorch does not see, building its runner raises the error.
     """
     return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)
 
 
-def _apart(runner: Runner, found: Summary, clock: Clock, happened: tuple[str, ...]) -> ExtraMetrics:
-    """What is measured after the latency, by calls of its own."""
-    queued = [clock.enqueue_ms(runner.run) for _ in range(_APART)]
-    enqueue = median(ms for ms in queued if ms is not None) if queued[0] is not None else None
-    copied = None
-    if enqueue is not None and isinstance(runner, _Copies):
-        copied = median(clock.time_ms(runner.copy) for _ in range(_APART))
-    notes = (launch_note(runner, found.median_ms, enqueue), *happened)
-    if copied is not None and copied >= found.median_ms:
-        notes = (*notes, "copying the batch to the GPU takes longer than the network")  # trtexec's warning
-    return ExtraMetrics(enqueue_ms=enqueue, copy_ms=copied, notes=tuple(note for note in notes if note))
+def _measure_extra(
+    runner: Runner, summary: LatencySummary, clock: Clock, disturbances: tuple[str, ...]
+) -> ExtraMetrics:
+    """Measure the time to queue a call and to copy the batch, with calls of their own, and collect the notes."""
+    queued_ms = [clock.enqueue_ms(runner.run) for _ in range(_EXTRA_CALLS)]
+    enqueue_ms = median(ms for ms in queued_ms if ms is not None) if queued_ms[0] is not None else None
+    copy_ms = None
+    if enqueue_ms is not None and isinstance(runner, _CopiesImages):
+        copy_ms = median(clock.time_ms(runner.copy) for _ in range(_EXTRA_CALLS))
+    notes = (launch_note(runner, summary.median_ms, enqueue_ms), *disturbances)
+    if copy_ms is not None and copy_ms >= summary.median_ms:
+        notes = (*notes, "copying the batch to the GPU takes longer than the network")  # trtexec warns of the same
+    return ExtraMetrics(enqueue_ms=enqueue_ms, copy_ms=copy_ms, notes=tuple(note for note in notes if note))
 
 
-def _check(dense: Candidate, slim: Candidate | None, batches: Sequence[int], threads: int, seconds: float) -> None:
+def _check_arguments(
+    dense: Candidate, slim: Candidate | None, batches: Sequence[int], threads: int, seconds: float
+) -> None:
     if wrong := [batch for batch in batches if batch < 1]:
         raise UsageError(f"batch {wrong[0]} makes no sense: a batch holds at least one image.")
     if threads < 1 or seconds <= 0:
@@ -204,10 +212,13 @@ def _check(dense: Candidate, slim: Candidate | None, batches: Sequence[int], thr
         raise UsageError(f"both networks are called {slim.name!r}; the table could not tell them apart.")
 
 
-def _warn_if_busy(environment: Mapping[str, Any], tell: Listener) -> None:
+def _warn_if_busy(environment: Mapping[str, Any], listener: Listener) -> None:
+    """Warn if other processes use the CPU or a GPU is throttled before the measurement begins."""
     busy, cores = environment["busy_cores"], environment["cores"]
     if busy is not None and busy > OTHERS_BUSY:
-        tell(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
+        listener(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
     for gpu in environment["gpus"]:
         if reasons := gpu.get("throttled_by"):
-            tell(Warned(f"{gpu['name']} is throttled ({', '.join(reasons)}): latencies are longer than they need be."))
+            listener(
+                Warned(f"{gpu['name']} is throttled ({', '.join(reasons)}): latencies are longer than they need be.")
+            )

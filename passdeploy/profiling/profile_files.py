@@ -1,4 +1,4 @@
-"""Latency of files as they are: `.onnx`, `.engine` or `.pt2`, one by itself or two against each other."""
+"""Profile exported files, `.onnx`, `.engine` or `.pt2`: the latency of one, or the speed-up of one over another."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from passdeploy.export.ort_session import open_session
 from passdeploy.export.torch_trt import load_torch_trt
 from passdeploy.profiling.candidates import Candidate, has_tensorrt, read_program
 from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.inputs import shape_text
 from passdeploy.profiling.pair import profile_pair
 from passdeploy.profiling.report import Profile
 from passdeploy.profiling.trt_runner import read_input
 from passdeploy.runtime.events import Listener, silent
 
-KINDS = {".onnx": "ort", ".engine": "tensorrt", ".pt2": "torch"}
-_UNBOUNDED = 2**31
+_BACKEND_OF_SUFFIX = {".onnx": "ort", ".engine": "tensorrt", ".pt2": "torch"}
+_UNBOUNDED = 2**31  # largest batch of a file that takes any
 
 
 def profile_files(
@@ -31,27 +32,28 @@ def profile_files(
     seconds: float = 4.0,
     image_size: int | None = None,
     trust_engine: bool = False,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> Profile:
-    """Measure a file, or two in turns; the second one's speed-up is over the first.
+    """Measure one file, or two in turns with the speed-up of the second over the first.
 
     Args:
         paths: one or two files of one kind.
         batches: images per call.
-        backend: `ort-cuda` or `ort-trt` for an ONNX file; None: what runs such files, ONNX Runtime on the CPU,
-            TensorRT, or PyTorch, with Torch-TensorRT where a program has TensorRT inside.
+        backend: `ort-cuda` or `ort-trt` for an ONNX file; None takes the default for the kind of file: ONNX Runtime on
+            the CPU, TensorRT, or PyTorch (Torch-TensorRT for a program with TensorRT inside).
         threads: CPU threads; None takes every physical core.
-        setting: the device of a program, and whether an engine is captured as a CUDA graph; precisions are the files'.
+        setting: the device of a program, and whether an engine is captured as a CUDA graph; not the precision, which is
+            fixed in the files.
         seconds: at least this long per batch size.
-        image_size: of the input in pixels, where the file leaves it open.
+        image_size: of the input in pixels, for a file that does not fix it.
         trust_engine: load engines that have no sidecar, or that run code of their own.
-        tell: hears what happens.
+        listener: receives the progress events.
 
     Raises:
         UsageError: more than two files, two kinds, or a batch or shape that a file does not take.
         RunError: there is no such file.
-        MissingError: what runs the file is missing: a package, a provider, a GPU.
-        CorruptArtifact: a file is not what its name says.
+        MissingError: a package, provider or GPU that is needed to run the file is missing.
+        CorruptArtifact: a file is damaged, or not of the kind that its name says.
     """
     if not 1 <= len(paths) <= 2:
         raise UsageError(f"{len(paths)} files: give one, or two to compare.")
@@ -70,23 +72,35 @@ def profile_files(
     shapes = [_image_shape(path, image_size, batches, trust_engine) for path in paths]
     if len(set(shapes)) > 1:
         raise UsageError(
-            f"{paths[0].name} takes images of {_shown(shapes[0])}, {paths[1].name} of {_shown(shapes[1])}.\n"
+            f"{paths[0].name} takes images of {shape_text(shapes[0])}, {paths[1].name} of {shape_text(shapes[1])}.\n"
             "Two files are compared on the same images: export one of them again."
         )
     form = {".onnx": "onnx", ".engine": "engine", ".pt2": "program"}[paths[0].suffix]
     candidates = [Candidate(str(path), **{form: path}, trust_engine=trust_engine) for path in paths]  # type: ignore[arg-type]
     return profile_pair(
-        candidates[0], candidates[1] if len(candidates) > 1 else None, image_shape=shapes[0], backends=(backend,),
-        batches=batches, threads=threads, setting=setting, seconds=seconds, tell=tell,
-    )  # fmt: skip
+        candidates[0],
+        candidates[1] if len(candidates) > 1 else None,
+        image_shape=shapes[0],
+        backends=(backend,),
+        batches=batches,
+        threads=threads,
+        setting=setting,
+        seconds=seconds,
+        listener=listener,
+    )
 
 
 def _backend_of(paths: Sequence[Path], asked: str | None) -> str:
-    """What runs these files."""
+    """Choose the backend for these files and check it against the one asked for."""
     kinds = {path.suffix for path in paths}
-    if unknown := sorted(kinds - set(KINDS)):
-        raise UsageError(f"{unknown[0] or 'no ending'} is no kind of file that can be measured: {', '.join(KINDS)}.")
-    usual = {"torch-trt" if path.suffix == ".pt2" and has_tensorrt(path) else KINDS[path.suffix] for path in paths}
+    if unknown := sorted(kinds - set(_BACKEND_OF_SUFFIX)):
+        raise UsageError(
+            f"{unknown[0] or 'no ending'} is no kind of file that can be measured: {', '.join(_BACKEND_OF_SUFFIX)}."
+        )
+    usual = {
+        "torch-trt" if path.suffix == ".pt2" and has_tensorrt(path) else _BACKEND_OF_SUFFIX[path.suffix]
+        for path in paths
+    }
     if len(usual) > 1:
         raise UsageError(
             f"{paths[0].name} and {paths[1].name} run in two different backends: a speed-up between them would\n"
@@ -103,7 +117,7 @@ def _backend_of(paths: Sequence[Path], asked: str | None) -> str:
 def _image_shape(
     path: Path, image_size: int | None, batches: Sequence[int], trust_engine: bool = False
 ) -> tuple[int, ...]:
-    """(channels, height, width) of a file's input; its batch must be one that was asked for."""
+    """Return (channels, height, width) of a file's input, and check that the file takes the batches asked for."""
     smallest, largest = 1, _UNBOUNDED
     shape: list[Any]
     if path.suffix == ".onnx":
@@ -112,8 +126,8 @@ def _image_shape(
         known = session.get_modelmeta().custom_metadata_map.get("batch")
         smallest, _, largest = json.loads(known) if known else (1, 1, _UNBOUNDED)
     elif path.suffix == ".engine":
-        wanted = read_input(path, trust_engine=trust_engine)
-        shape, smallest, largest = [None, *wanted.image], wanted.smallest, wanted.largest
+        engine = read_input(path, trust_engine=trust_engine)
+        shape, smallest, largest = [None, *engine.image], engine.smallest, engine.largest
     else:
         program = read_program(path)
         name = program.graph_signature.user_inputs[0]
@@ -128,9 +142,5 @@ def _image_shape(
         )
     sizes = [int(size) if isinstance(size, int) else image_size for size in shape[1:]]
     if None in sizes or (image_size is not None and any(size != image_size for size in sizes[1:])):
-        raise UsageError(f"{path.name} takes images of {_shown(shape[1:])}; asked was --image-size {image_size}.")
+        raise UsageError(f"{path.name} takes images of {shape_text(shape[1:])}; asked was --image-size {image_size}.")
     return tuple(int(size) for size in sizes if size is not None)
-
-
-def _shown(sizes: Sequence[Any]) -> str:
-    return " x ".join(map(str, sizes))

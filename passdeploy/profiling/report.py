@@ -1,4 +1,4 @@
-"""What a profile says of one network, and why a reader should, or should not, believe it."""
+"""Report of a profile: its rows and environment, as they stand in profile.json, with notes on what limits a claim."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from passdeploy.profiling.runners import Runner
-from passdeploy.profiling.statistics import Speedup, Summary, is_measurable
+from passdeploy.profiling.statistics import LatencySummary, Speedup, is_measurable
 
 NO_DIFFERENCE = "no measurable difference"
-_UNSTABLE_ABOVE = 0.03  # of ci95_rel
+_UNSTABLE_ABOVE = 0.03  # relative half-width of the median's 95 % interval
 
 
 @dataclass(frozen=True)
 class ExtraMetrics:
-    """What was measured apart from the latency."""
+    """Measurements of a network other than its latency."""
 
-    enqueue_ms: float | None = None  # of the host, until a call was queued; None where nothing is queued
-    copy_ms: float | None = None  # of the batch, from the host to the device; None where it is there already
-    memory_mb: float | None = None  # MiB of the device: weights, activations and all; None on a CPU
+    enqueue_ms: float | None = None  # time the host takes to queue a call; None where nothing is queued
+    copy_ms: float | None = None  # time to copy the batch from the host to the device; None on a CPU
+    memory_mb: float | None = None  # MiB of the device, weights and activations included; None on a CPU
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network on one backend at one batch size."""
+    """The measurements of one network on one backend at one batch size."""
 
     model: str
     artifact: str
@@ -52,46 +52,46 @@ class Row:
 
     @property
     def is_faster(self) -> bool:
-        """Whether it is measurably faster than what it was compared with."""
+        """True if it is measurably faster than the network it was compared with."""
         return self.speedup_ci[0] > 1.0 and is_measurable(*self.speedup_ci)
 
     @property
     def in_words(self) -> str:
-        """`ort batch 8: 1.62x`, or that there is nothing to claim."""
+        """The result in short: `ort batch 8: 1.62x`, or that there is no measurable difference."""
         claim = NO_DIFFERENCE if NO_DIFFERENCE in self.notes else f"{self.speedup:.2f}x"
         return f"{self.backend} batch {self.batch}: {claim}"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured, and on what."""
+    """All rows of a profile, and the environment they were measured in."""
 
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of profile.json, in plain lists and dicts."""
+        """Return the content of profile.json in plain lists and dicts."""
         lists = ("speedup_ci", "notes", "options")
         rows = [{**asdict(row), **{key: list(getattr(row, key)) for key in lists}} for row in self.rows]
         return {"environment": dict(self.environment), "rows": rows}
 
 
-def row_of(
+def make_row(
     runner: Runner,
-    found: Summary,
-    gained: Speedup | None,
-    beside: ExtraMetrics,
+    summary: LatencySummary,
+    speedup: Speedup | None,
+    extra: ExtraMetrics,
     *,
     batch: int,
     threads: int,
     options: tuple[str, ...] = (),
 ) -> Row:
-    """A line of the table; `gained` is None for the network that others are compared with."""
+    """Make a row of the table; `speedup` is None for the network that others are compared with."""
     notes = []
-    if gained is not None and not gained.is_measurable:
+    if speedup is not None and not speedup.is_measurable:
         notes.append(NO_DIFFERENCE)
-    if found.ci95_rel > _UNSTABLE_ABOVE:
-        notes.append(f"unstable: the median is known to ±{found.ci95_rel:.0%}")
+    if summary.ci95_rel > _UNSTABLE_ABOVE:
+        notes.append(f"unstable: the median is known to ±{summary.ci95_rel:.0%}")
     return Row(
         model=runner.name,
         artifact=runner.artifact,
@@ -99,20 +99,20 @@ def row_of(
         device=runner.device,
         precision=runner.precision,
         batch=batch,
-        median_ms=found.median_ms,
-        p90_ms=found.p90_ms,
-        p99_ms=found.p99_ms,
-        ci95_rel=found.ci95_rel,
-        images_per_s=1e3 * batch / found.median_ms,
-        speedup=gained.ratio if gained else 1.0,
-        speedup_ci=(gained.low, gained.high) if gained else (1.0, 1.0),
-        notes=(*notes, *beside.notes),
-        n=found.n,
-        p95_ms=found.p95_ms,
-        cv=found.cv,
+        median_ms=summary.median_ms,
+        p90_ms=summary.p90_ms,
+        p99_ms=summary.p99_ms,
+        ci95_rel=summary.ci95_rel,
+        images_per_s=1e3 * batch / summary.median_ms,
+        speedup=speedup.ratio if speedup else 1.0,
+        speedup_ci=(speedup.low, speedup.high) if speedup else (1.0, 1.0),
+        notes=(*notes, *extra.notes),
+        n=summary.n,
+        p95_ms=summary.p95_ms,
+        cv=summary.cv,
         threads=threads,
         options=options,
-        enqueue_ms=beside.enqueue_ms,
-        copy_ms=beside.copy_ms,
-        memory_mb=beside.memory_mb,
+        enqueue_ms=extra.enqueue_ms,
+        copy_ms=extra.copy_ms,
+        memory_mb=extra.memory_mb,
     )

@@ -1,7 +1,7 @@
-"""Ways to run a network, all of one shape: prepare a batch, then run it as often as you like.
+"""Runners: run a network in PyTorch, torch.compile, an exported program or ONNX Runtime through one interface.
 
-A runner holds nothing but what one call needs; inputs are bound before the clock starts. Which provider
-really runs is the session's own answer, not the one that was asked for.
+A runner prepares a batch once and then runs it any number of times. Inputs are bound to memory before the clock starts,
+so that no copy is timed.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from torch import Tensor, nn
 
 from passdeploy.errors import MissingError, UsageError, first_line, require
 from passdeploy.export.ort_session import open_session
-from passdeploy.profiling.cuda import captured
+from passdeploy.profiling.cuda import capture_graph
 from passdeploy.profiling.execution import Setting
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
-_CALLS_UNTIL_CAPTURED = 3  # the compiler's graphs are captured in the second call and settled in the third
+_CALLS_UNTIL_CAPTURED = 3  # the compiler captures its CUDA graph in the second call and replays it from the third on
 
 
 class Runner(Protocol):
-    """Something that can be timed."""
+    """The interface of everything that can be timed."""
 
     name: str  # "dense" or "slim"
-    artifact: str  # the file, or what else is run
+    artifact: str  # name of the file or module that is run
     backend: str
     device: str
     precision: str
 
     def prepare(self, images: Tensor) -> None:
-        """Take the batch that every following `run` uses, shape (batch, 3, height, width)."""
+        """Set the batch that every following `run` uses, shape (batch, 3, height, width)."""
         ...
 
     def run(self) -> None:
-        """One inference on the prepared batch."""
+        """Run the prepared batch once."""
         ...
 
 
@@ -51,7 +51,7 @@ class TorchRunner:
     Args:
         name: of the network.
         module: the network; it is left as it was.
-        artifact: the file it came from; its class where it came from none.
+        artifact: the file that the module came from; empty: its class is named instead.
         setting: device, precision, layout, and whether a CUDA graph is captured.
     """
 
@@ -61,8 +61,8 @@ class TorchRunner:
         self.setting = setting or Setting()
         self.name, self.artifact = name, artifact or type(module).__name__
         self.device, self.precision = self.setting.device, self.setting.precision
-        self.module = self.setting.placed(deepcopy(module)).eval()
-        self.images = self._staged = torch.empty(0)
+        self.module = self.setting.convert_(deepcopy(module)).eval()
+        self.images = self._host_images = torch.empty(0)
         self._replay: Callable[[], None] | None = None
 
     def prepare(self, images: Tensor) -> None:
@@ -71,70 +71,72 @@ class TorchRunner:
         Raises:
             UsageError: the network cannot be captured.
         """
-        self._staged = self.setting.staged(images)
-        self.images = self._staged.to(self.device)
+        self._host_images = self.setting.to_host_batch(images)
+        self.images = self._host_images.to(self.device)
         if self.setting.cuda_graph:
-            self._replay = captured(self._forward, self.artifact)
+            self._replay = capture_graph(self._forward, self.artifact)
 
     def run(self) -> None:
-        """One forward pass; on a GPU it is queued, the clock waits for it."""
+        """Run one forward pass; on a GPU it is only queued, and the clock waits for it."""
         if self._replay is not None:
             self._replay()
         else:
             self._forward()
 
     def copy(self) -> None:
-        """The batch once more from the host to the device."""
-        self.images.copy_(self._staged, non_blocking=True)
+        """Copy the batch from the host to the device again."""
+        self.images.copy_(self._host_images, non_blocking=True)
 
     def run_eagerly(self) -> None:
-        """One forward pass operator by operator, whatever `run` replays or has compiled."""
+        """Run one forward pass operator by operator, also where `run` replays a graph or compiled code."""
         with torch.inference_mode():
             self.module(self.images)
 
     def _forward(self) -> None:
+        """Run the pass that `run` times and a CUDA graph captures."""
         self.run_eagerly()
 
 
 class CompiledRunner(TorchRunner):
-    """PyTorch through `torch.compile`; the first call of a shape compiles, which `prepare` waits for.
+    """PyTorch through `torch.compile`; the first call with a shape compiles, so `prepare` runs it.
 
-    With a CUDA graph, it is the compiler that captures (`mode="reduce-overhead"`).
+    A CUDA graph is captured by the compiler (`mode="reduce-overhead"`).
     """
 
     backend = "compile"
 
     def __init__(self, name: str, module: nn.Module, *, artifact: str = "", setting: Setting | None = None) -> None:
         super().__init__(name, module, artifact=artifact, setting=setting)
-        torch._dynamo.reset()  # what was compiled for another batch would make this one dynamic
+        torch._dynamo.reset()  # else a second batch size would be compiled with dynamic shapes
         self._compiled: Any = torch.compile(self.module, mode="reduce-overhead" if self.setting.cuda_graph else None)
 
     def prepare(self, images: Tensor) -> None:
-        """Move the batch to the device, and compile for it.
+        """Move the batch to the device and compile the network for it.
 
         Raises:
             MissingError: this machine cannot compile: there is no C++ compiler, or no Triton.
         """
-        self._staged = self.setting.staged(images)
-        self.images = self._staged.to(self.device)
+        self._host_images = self.setting.to_host_batch(images)
+        self.images = self._host_images.to(self.device)
         try:
             for _ in range(_CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
                 self.run()
-        except Exception as error:  # the compiler's own, whatever it wraps
+        except Exception as error:  # the compiler raises errors of many types
             raise MissingError(
                 f"torch.compile cannot compile {self.artifact} here: {first_line(error)}\n"
                 "It needs a C++ compiler on the CPU, Triton on a GPU. Leave compile out of --backend."
             ) from error
 
     def _forward(self) -> None:
+        """Run the compiled network."""
         with torch.inference_mode():
             self._compiled(self.images)
 
 
 class ProgramRunner(TorchRunner):
-    """An exported program as it is; with TensorRT inside, `backend` is `torch-trt`.
+    """An exported program, unchanged; for a program with TensorRT inside, `backend` is `torch-trt`.
 
-    Its precision is part of it, and it knows neither `eval` nor another layout.
+    Its precision and memory format are fixed in the file.
     """
 
     def __init__(
@@ -149,22 +151,23 @@ class ProgramRunner(TorchRunner):
         cuda_graph: bool = False,
     ) -> None:
         super().__init__(
-            name, _Called(program), artifact=artifact, setting=Setting(device=device, cuda_graph=cuda_graph)
+            name, _FunctionModule(program), artifact=artifact, setting=Setting(device=device, cuda_graph=cuda_graph)
         )
         self.backend, self.precision = backend, precision
 
 
-class _Called(nn.Module):
-    """A function as a module without submodules, so that nothing is copied, converted or put into a mode."""
+class _FunctionModule(nn.Module):
+    """A module that calls a function; it has no submodules, so nothing is copied, converted or put into eval mode."""
 
     def __init__(self, function: Callable[[Tensor], object]) -> None:
         super().__init__()
-        self._held = [function]
+        self._function = [function]  # in a list, since a module would register another module as its child
 
     def forward(self, images: Tensor) -> object:
-        return self._held[0](images)
+        """Call the function."""
+        return self._function[0](images)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Called:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _FunctionModule:
         return self
 
 
@@ -176,7 +179,7 @@ PROVIDERS = {
 
 
 class OrtRunner:
-    """ONNX Runtime with input and output bound, so that no copy is timed; the provider that was asked for runs."""
+    """ONNX Runtime with input and output bound to memory; opening the session checks that the provider really runs."""
 
     def __init__(
         self,
@@ -196,31 +199,31 @@ class OrtRunner:
         self._binding: Any = None
 
     def prepare(self, images: Tensor) -> None:
-        """Bind the batch, and let ONNX Runtime allocate the output.
+        """Bind the batch to the input and let ONNX Runtime allocate the output.
 
         Raises:
             UsageError: the file takes images of another shape, or has another, fixed batch.
         """
-        wanted = self.session.get_inputs()[0]
-        sizes = zip(wanted.shape, images.shape, strict=True)
+        network_input = self.session.get_inputs()[0]
+        sizes = zip(network_input.shape, images.shape, strict=True)
         if any(isinstance(fixed, int) and fixed != given for fixed, given in sizes):
             raise UsageError(
-                f"{self.artifact} takes images of shape {wanted.shape}, asked was {list(images.shape)}.\n"
+                f"{self.artifact} takes images of shape {network_input.shape}, asked was {list(images.shape)}.\n"
                 "Export it again for this shape with: passdeploy export --onnx"
             )
         self.images, self._binding = images, self.session.io_binding()
         if self.device == "cpu":
-            self._binding.bind_cpu_input(wanted.name, images.contiguous().numpy())
+            self._binding.bind_cpu_input(network_input.name, images.contiguous().numpy())
             self._binding.bind_output(self.session.get_outputs()[0].name)
             return
         ort = require("onnxruntime", extra="gpu")
         self._binding.bind_ortvalue_input(
-            wanted.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", 0)
+            network_input.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", 0)
         )
-        self._binding.bind_output(self.session.get_outputs()[0].name, "cuda", 0)  # it stays on the device
+        self._binding.bind_output(self.session.get_outputs()[0].name, "cuda", 0)  # the output stays on the device
 
     def run(self) -> None:
-        """One inference; on a GPU it is over when the call returns, so the host's clock times it."""
+        """Run once and wait until it is done, on a GPU too, so that the host's clock can time it."""
         self.session.run_with_iobinding(self._binding)
         if self.device != "cpu":
             self._binding.synchronize_outputs()
@@ -228,7 +231,7 @@ class OrtRunner:
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """PyTorch on `threads` threads inside the block, and as before after it."""
+    """Set PyTorch's number of CPU threads inside the block and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

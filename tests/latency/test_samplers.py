@@ -1,4 +1,4 @@
-"""The two backends, for real: what they see of a small network."""
+"""Latency samplers of ONNX Runtime and PyTorch, and layer times, measured on a small network."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table
 from passdeploy.latency.hardware import MeasurementContext, block_of
-from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, undisturbed
-from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, merge_timings
+from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.latency.torch_sampler import OperatorTimer
 from passdeploy.profiling import Setting
-from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, by_group, compare_layers, trace_layers
+from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, by_group, compare_layers, trace_onnx_layers
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
 from passdeploy.slimming.slim import slim
 from tests.profiling.fakes import FakeClock
@@ -35,7 +35,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Wide(nn.Module):
-    """Wide enough that layers take longer than their calls."""
+    """A network wide enough that its layers take longer than their launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,10 +61,10 @@ def channels(net: nn.Module) -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def sampler(net: nn.Module, channels: ChannelMap) -> LatencySampler:
-    return sampler_for("ort", net, channels, IMAGES, threads=1)
+    return make_sampler("ort", net, channels, IMAGES, threads=1)
 
 
-def test_onnx_runtime_tells_every_layer_and_what_it_follows(sampler: LatencySampler):
+def test_onnx_runtime_times_every_layer_and_knows_its_widths(sampler: LatencySampler):
     dense, narrow = sampler.measure({}, seconds=0.05), sampler.measure({"second": 16}, seconds=0.05)
     sizes = [node.sizes for node in dense.nodes if node.sizes]
     first, second = Factor(0, (("first", 1),)), Factor(0, (("second", 1),))
@@ -74,13 +74,13 @@ def test_onnx_runtime_tells_every_layer_and_what_it_follows(sampler: LatencySamp
     assert 0 < sum(node.ms for node in dense.nodes) < 10 * dense.total_ms
 
 
-def test_pytorch_tells_every_operator(net: nn.Module, channels: ChannelMap):
+def test_pytorch_times_every_operator(net: nn.Module, channels: ChannelMap):
     before = torch.get_num_threads()
-    look = sampler_for("torch", net, channels, IMAGES, threads=1).measure({"second": 16}, seconds=0.05)
-    kinds = [node.kind.split(".")[1] for node in look.nodes]
+    timing = make_sampler("torch", net, channels, IMAGES, threads=1).measure({"second": 16}, seconds=0.05)
+    kinds = [node.kind.split(".")[1] for node in timing.nodes]
     assert kinds.count("conv2d") == 3
-    assert look.nodes[0].shapes[:2] == ((2, 3, 16, 16), (32, 3, 3, 3))
-    assert look.total_ms > 0
+    assert timing.nodes[0].shapes[:2] == ((2, 3, 16, 16), (32, 3, 3, 3))
+    assert timing.total_ms > 0
     assert torch.get_num_threads() == before
 
 
@@ -89,9 +89,9 @@ def test_a_table_of_a_real_network_knows_its_groups(
     backend: str, sampler: LatencySampler, net: nn.Module, channels: ChannelMap
 ):
     if backend == "torch":
-        sampler = sampler_for(backend, net, channels, IMAGES, threads=1)
+        sampler = make_sampler(backend, net, channels, IMAGES, threads=1)
     context = MeasurementContext.here(backend=backend, threads=1, batch=2, image_shape=(3, 16, 16))
-    table = sample_latency(sampler, channels, context, SamplingPlan(measurements=10, rounds=1, seconds=0.02))
+    table = sample_latency(sampler, channels, context, SamplingPlan(networks=10, repeats=1, seconds=0.02))
     followed = {name for node in table.nodes for size in node.sizes for name, _ in size.spans}
     assert followed == {"first", "second"}
     assert table.predict_ms({"first": 16, "second": 16}) < table.predict_ms({})
@@ -100,10 +100,10 @@ def test_a_table_of_a_real_network_knows_its_groups(
 def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: ChannelMap, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PASSDEPLOY_CACHE", str(tmp_path))
     context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
-    plan = SamplingPlan(measurements=8, rounds=1, seconds=0.01)
+    plan = SamplingPlan(networks=8, repeats=1, seconds=0.01)
     first = find_table(context, net, channels, IMAGES, plan=plan)
     (file,) = tmp_path.iterdir()
-    monkeypatch.setattr("passdeploy.latency.find_table.sampler_for", None)  # measuring again would fail
+    monkeypatch.setattr("passdeploy.latency.find_table.make_sampler", None)  # measuring again would fail
     assert find_table(context, net, channels, IMAGES).predict_ms({}) == pytest.approx(first.predict_ms({}), rel=1e-3)
     file.write_text("{")
     with pytest.raises(TypeError):
@@ -123,16 +123,16 @@ def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: Chann
         ),
     ],
 )
-def test_no_table_of_what_cannot_be_looked_into(
+def test_no_table_of_what_cannot_be_traced(
     backend: str, setting: Setting, error: type[Exception], words: str, net: nn.Module, channels: ChannelMap
 ):
     with pytest.raises(error, match=words):
-        sampler_for(backend, net, channels, IMAGES, threads=1, setting=setting)
+        make_sampler(backend, net, channels, IMAGES, threads=1, setting=setting)
 
 
 def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: ChannelMap):
     setting = Setting(precision="bf16", channels_last=True)
-    sampler = sampler_for("torch", net, channels, IMAGES, threads=1, setting=setting)
+    sampler = make_sampler("torch", net, channels, IMAGES, threads=1, setting=setting)
     runner = sampler.runner({"second": 16}, "slim")
     assert runner.images.dtype == torch.bfloat16
     assert runner.images.is_contiguous(memory_format=torch.channels_last)
@@ -140,7 +140,7 @@ def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: Chann
     context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
     assert context.setting == setting
     assert context.words == "torch, bf16, channels-last, batch 2, 1 thread"
-    table = sample_latency(sampler, channels, context, SamplingPlan(measurements=8, rounds=1, seconds=0.01))
+    table = sample_latency(sampler, channels, context, SamplingPlan(networks=8, repeats=1, seconds=0.01))
     again = LatencyTable.from_json(table.to_json())
     assert again.context == context
     usual = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
@@ -148,23 +148,25 @@ def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: Chann
 
 
 def test_a_compiled_network_is_timed_whole_and_its_operators_in_eager_mode(net: nn.Module, channels: ChannelMap):
-    sampler = sampler_for("compile", net, channels, IMAGES, threads=1)
+    sampler = make_sampler("compile", net, channels, IMAGES, threads=1)
     runner = sampler.runner({}, "dense")
     assert isinstance(runner, CompiledRunner)
     timed: list[str] = []
     runner.run_eagerly = lambda: timed.append("eagerly") or TorchRunner.run_eagerly(runner)  # type: ignore[func-returns-value]
     sampler.runner = lambda widths, name: runner
-    look = sampler.measure({}, seconds=0.01)
-    assert [node.kind.split(".")[1] for node in look.nodes].count("conv2d") == 3
+    timing = sampler.measure({}, seconds=0.01)
+    assert [node.kind.split(".")[1] for node in timing.nodes].count("conv2d") == 3
     assert timed
-    assert look.total_ms > 0
+    assert timing.total_ms > 0
 
 
 def test_a_gpu_is_told_by_its_name_and_by_what_it_can_compute(monkeypatch: pytest.MonkeyPatch):
     fake = SimpleNamespace(
-        is_available=lambda: True, device_count=lambda: 2, get_device_capability=lambda device: (9, 0),
+        is_available=lambda: True,
+        device_count=lambda: 2,
+        get_device_capability=lambda device: (9, 0),
         get_device_name=lambda device: f"GPU {device.index or 0}",
-    )  # fmt: skip
+    )
     monkeypatch.setattr("passdeploy.latency.hardware.torch", SimpleNamespace(cuda=fake, version=torch.version))
 
     def here(device: str) -> MeasurementContext:
@@ -183,12 +185,12 @@ def test_operators_on_a_gpu_are_read_once_the_call_is_over():
     log: list[str] = []
 
     class Clock(FakeClock):
-        """A device that is as far behind the host as it can be."""
+        """The clock of a device that runs the steps only after the host has queued all of them."""
 
-        def hold(self, ms: float) -> None:
+        def delay_device(self, ms: float) -> None:
             log.append(f"hold {ms:g}")
 
-        def span(self, work: Callable[[], object]) -> Callable[[], float]:
+        def time_step(self, work: Callable[[], object]) -> Callable[[], float]:
             work()
             self.seconds += 0.001  # of the host, for a launch
             log.append("queued")
@@ -204,9 +206,9 @@ def test_operators_on_a_gpu_are_read_once_the_call_is_over():
     ]
 
 
-def test_of_two_looks_the_undisturbed_counts():
+def test_of_two_timings_the_undisturbed_one_counts():
     slow, fast = NetworkTiming({}, 3.0, ()), NetworkTiming({}, 2.0, ())
-    assert undisturbed(slow, fast).total_ms == 2.0
+    assert merge_timings(slow, fast).total_ms == 2.0
 
 
 def test_blocks_are_those_of_the_vectors_and_of_the_precision(monkeypatch: pytest.MonkeyPatch):
@@ -223,7 +225,7 @@ def test_layers_of_two_files_are_laid_side_by_side(net: nn.Module, channels: Cha
     for name, network in (("dense", net), ("slim", slim(net, channels.groups, plan))):
         export_onnx(network, IMAGES[:1], tmp_path / f"{name}.onnx", batch=(1, 2, 4))
     dense, cut = (
-        trace_layers(tmp_path / f"{name}.onnx", IMAGES, threads=1, seconds=0.05) for name in ("dense", "slim")
+        trace_onnx_layers(tmp_path / f"{name}.onnx", IMAGES, threads=1, seconds=0.05) for name in ("dense", "slim")
     )
     changes = compare_layers(dense, cut, block=16, groups=channels.groups)
     assert [change.name for change in changes] == ["first", "second", "third", "fc", ELSEWHERE]

@@ -1,4 +1,4 @@
-"""A clock that only moves when a fake network runs: timing without time."""
+"""Fakes for timing: a clock that advances only when a fake network runs, and the fake network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FakeClock:
-    """Time is what the fake networks say they took."""
+    """A clock that fake networks advance by the time they are told to take."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -27,7 +27,7 @@ class FakeClock:
 
 
 class FakeRunner:
-    """Takes the milliseconds it is told, and notes every call in a log shared with its opponent."""
+    """A network whose calls take the given milliseconds, recorded in a log that both networks of a comparison share."""
 
     artifact, backend, device, precision = "none", "fake", "cpu", "fp32"
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from passdeploy.errors import UsageError
 from passdeploy.profiling import Candidate, Setting, candidates
-from passdeploy.profiling.candidates import has_tensorrt, runner_of
+from passdeploy.profiling.candidates import has_tensorrt, make_runner
 
 IMAGES = torch.randn(2, 3, 4, 4)
 
@@ -26,31 +26,31 @@ def program(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("backend", ["torch", "compile", "ort", "tensorrt", "torch-trt"])
 def test_a_form_that_is_missing_is_named(backend: str):
     with pytest.raises(UsageError, match=rf"the dense network has no .* to run in {backend}"):
-        runner_of(Candidate("dense"), backend, 1, Setting())
+        make_runner(Candidate("dense"), backend, 1, Setting())
 
 
 def test_a_program_of_torch_tensorrt_runs_once_its_operators_are_known(program: Path, monkeypatch: pytest.MonkeyPatch):
-    happened: list[str] = []
+    steps: list[str] = []
     read = candidates.read_program
-    monkeypatch.setattr(candidates, "load_torch_trt", lambda: happened.append("imported"))
+    monkeypatch.setattr(candidates, "load_torch_trt", lambda: steps.append("imported"))
     monkeypatch.setattr(candidates, "require_gpu_of_torch", lambda what: None)
-    monkeypatch.setattr(candidates, "read_program", lambda path: happened.append("read") or read(path))
+    monkeypatch.setattr(candidates, "read_program", lambda path: steps.append("read") or read(path))
     monkeypatch.setattr(Setting, "device_of", lambda self, backend: torch.device("cpu"))
-    runner: Any = runner_of(Candidate("slim", program=program), "torch-trt", 1, Setting(precision="fp16"))
+    runner: Any = make_runner(Candidate("slim", program=program), "torch-trt", 1, Setting(precision="fp16"))
     runner.prepare(IMAGES)
     runner.run()
-    assert happened == ["imported", "read"]
+    assert steps == ["imported", "read"]
     assert (runner.backend, runner.precision, runner.artifact) == ("torch-trt", "fp16", "model.pt2")
     assert runner.images.dtype == torch.float32  # its inputs are float32 in every precision
 
 
 def test_a_program_is_captured_like_a_module(program: Path, monkeypatch: pytest.MonkeyPatch):
-    captured: list[str] = []
-    monkeypatch.setattr("passdeploy.profiling.runners.captured", lambda work, what: lambda: captured.append(what))
-    runner = runner_of(Candidate("slim", program=program), "torch", 1, Setting(cuda_graph=True))
+    replays: list[str] = []
+    monkeypatch.setattr("passdeploy.profiling.runners.capture_graph", lambda work, what: lambda: replays.append(what))
+    runner = make_runner(Candidate("slim", program=program), "torch", 1, Setting(cuda_graph=True))
     runner.prepare(IMAGES)
     runner.run()
-    assert captured == ["model.pt2"]
+    assert replays == ["model.pt2"]
 
 
 def test_a_program_of_pytorch_is_moved_to_the_device(program: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from passdeploy.profiling.clock import CudaClock, HostClock, clock_for
 
 
 class Device:
-    """A stream whose work takes 5 ms of its own time, and notes the order of what happens to it."""
+    """A CUDA stream whose work takes 5 ms of device time, with a log of the calls."""
 
     def __init__(self) -> None:
         self.log, self.ms = list[str](), 0.0
@@ -25,7 +25,7 @@ class Device:
 
 
 class Event:
-    """A moment on the stream."""
+    """A CUDA event: it records the device time of its stream."""
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
@@ -61,8 +61,8 @@ def test_steps_of_a_call_are_told_apart_without_waiting_for_any(device: Device, 
     monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(), raising=False)
     clock = CudaClock(torch.device("cuda"))
-    clock.hold(2.0)
-    spans = [clock.span(device.work) for _ in range(2)]
+    clock.delay_device(2.0)
+    spans = [clock.time_step(device.work) for _ in range(2)]
     assert slept == [4_000_000]
     assert device.log == ["event", "work", "event", "work", "event"]  # one event between two steps, and no wait
     assert [took() for took in spans] == [5.0, 5.0]

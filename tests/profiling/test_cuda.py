@@ -1,4 +1,4 @@
-"""CUDA graphs and memory, with a stand-in for the GPU."""
+"""CUDA graphs and GPU memory, with a fake GPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from passdeploy.errors import UsageError
 from passdeploy.profiling import cuda
-from passdeploy.profiling.cuda import captured, memory_of
+from passdeploy.profiling.cuda import capture_graph, measure_gpu_memory
 
 
 class Graph:
-    """Stands in for a CUDA graph: what runs while it is captured is run again by a replay."""
+    """A fake CUDA graph that counts its replays."""
 
     def __init__(self) -> None:
         self.replayed = 0
@@ -39,7 +39,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
 def test_a_call_is_captured_after_it_has_settled_and_then_only_replayed(graphs: list[Graph]):
     calls: list[int] = []
-    replay = captured(lambda: calls.append(len(graphs)), "it")
+    replay = capture_graph(lambda: calls.append(len(graphs)), "it")
     assert calls == [0, 0, 0, 1]  # three before the capture, one in it
     replay()
     replay()
@@ -52,20 +52,23 @@ def test_what_cannot_be_captured_is_said(graphs: list[Graph]):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(UsageError, match=r"dense cannot be captured as a CUDA graph: operation not permitted"):
-        captured(waits, "dense")
+        capture_graph(waits, "dense")
 
 
 def test_memory_is_what_was_allocated_at_most_or_what_the_driver_has_less(monkeypatch: pytest.MonkeyPatch):
     free = iter([1000 * 2**20, 800 * 2**20] * 2)
     fake = SimpleNamespace(
-        is_available=lambda: True, synchronize=lambda device: None, reset_peak_memory_stats=lambda device: None,
-        memory_allocated=lambda device: 10 * 2**20, max_memory_allocated=lambda device: 60 * 2**20,
+        is_available=lambda: True,
+        synchronize=lambda device: None,
+        reset_peak_memory_stats=lambda device: None,
+        memory_allocated=lambda device: 10 * 2**20,
+        max_memory_allocated=lambda device: 60 * 2**20,
         mem_get_info=lambda device: (next(free), 0),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(cuda, "torch", SimpleNamespace(cuda=fake))
     gpu, done = SimpleNamespace(type="cuda"), list[str]()
-    assert memory_of(gpu, lambda: done.append("torch"), by_driver=False) == 50  # type: ignore[arg-type]
+    assert measure_gpu_memory(gpu, lambda: done.append("torch"), by_driver=False) == 50  # type: ignore[arg-type]
     next(free)
-    assert memory_of(gpu, lambda: done.append("tensorrt"), by_driver=True) == 200  # type: ignore[arg-type]
-    assert memory_of(SimpleNamespace(type="cpu"), lambda: done.append("cpu"), by_driver=False) is None  # type: ignore[arg-type]
+    assert measure_gpu_memory(gpu, lambda: done.append("tensorrt"), by_driver=True) == 200  # type: ignore[arg-type]
+    assert measure_gpu_memory(SimpleNamespace(type="cpu"), lambda: done.append("cpu"), by_driver=False) is None  # type: ignore[arg-type]
     assert done == ["torch", "tensorrt", "cpu"]

@@ -7,41 +7,41 @@ from typing import Any
 
 import pytest
 
-from passdeploy.profiling.disturbances import MachineCounters, disturbances
+from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
 
 TICKS = os.sysconf("SC_CLK_TCK")
-BEFORE = MachineCounters(at=10.0, busy=1000, own=5.0, stopped=3, too_hot=0)
+BEFORE = MachineCounters(at_s=10.0, busy_ticks=1000, own_cpu_s=5.0, quota_stops=3, heat_throttles=0)
 GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "processes": 1}
 
 
 def after(**changed: Any) -> MachineCounters:
-    """Two seconds later, in which this process alone kept one core busy."""
-    return replace(BEFORE, **{"at": 12.0, "busy": 1000 + 2 * TICKS, "own": 7.0, **changed})
+    """Return the counters two seconds later, in which this process alone kept one core busy."""
+    return replace(BEFORE, **{"at_s": 12.0, "busy_ticks": 1000 + 2 * TICKS, "own_cpu_s": 7.0, **changed})
 
 
 def test_what_this_process_does_disturbs_nothing():
-    assert disturbances(BEFORE, after()) == ()
+    assert find_disturbances(BEFORE, after()) == ()
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"busy": 1000 + 4 * TICKS}, "disturbed: other processes kept 1.0 cores busy"),
-        ({"stopped": 7}, "throttled: the container's CPU quota stopped us 4 times"),
-        ({"too_hot": 2}, "throttled: cores were too hot 2 times"),
+        ({"busy_ticks": 1000 + 4 * TICKS}, "disturbed: other processes kept 1.0 cores busy"),
+        ({"quota_stops": 7}, "throttled: the container's CPU quota stopped us 4 times"),
+        ({"heat_throttles": 2}, "throttled: cores were too hot 2 times"),
     ],
 )
 def test_what_happened_in_between_is_said(changed: dict[str, int], words: str):
-    assert disturbances(BEFORE, after(**changed)) == (words,)
+    assert find_disturbances(BEFORE, after(**changed)) == (words,)
 
 
 def test_a_moment_is_too_short_to_tell():
-    assert disturbances(BEFORE, after(at=10.1, busy=1000 + TICKS, own=5.0)) == ()
+    assert find_disturbances(BEFORE, after(at_s=10.1, busy_ticks=1000 + TICKS, own_cpu_s=5.0)) == ()
 
 
 def test_what_cannot_be_read_disturbs_nothing():
-    blind = {"busy": None, "stopped": None, "too_hot": None}
-    assert disturbances(replace(BEFORE, **blind), after(**blind)) == ()  # type: ignore[arg-type]
+    unknown = {"busy_ticks": None, "quota_stops": None, "heat_throttles": None}
+    assert find_disturbances(replace(BEFORE, **unknown), after(**unknown)) == ()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_what_cannot_be_read_disturbs_nothing():
     ],
 )
 def test_gpus_are_compared_with_what_they_were(changed: dict[str, Any], words: tuple[str, ...]):
-    assert disturbances(replace(BEFORE, gpus=(GPU,)), after(gpus=({**GPU, **changed},))) == words
+    assert find_disturbances(replace(BEFORE, gpus=(GPU,)), after(gpus=({**GPU, **changed},))) == words
 
 
 def test_counters_are_read_where_the_system_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("passdeploy.profiling.disturbances._CPU_STAT", tmp_path / "cpu.stat")
     monkeypatch.setattr("passdeploy.profiling.disturbances._CPUS", tmp_path)
-    found = MachineCounters.now()
-    assert (found.stopped, found.too_hot) == (None, None)
+    counters = MachineCounters.now()
+    assert (counters.quota_stops, counters.heat_throttles) == (None, None)
     (tmp_path / "cpu.stat").write_text("nr_periods 10\nnr_throttled 4\n")
     for cpu in range(2):
         (tmp_path / f"cpu{cpu}" / "thermal_throttle").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "thermal_throttle" / "core_throttle_count").write_text(f"{cpu + 1}\n")
-    found = MachineCounters.now()
-    assert (found.stopped, found.too_hot) == (4, 3)
-    assert found.own > 0
+    counters = MachineCounters.now()
+    assert (counters.quota_stops, counters.heat_throttles) == (4, 3)
+    assert counters.own_cpu_s > 0

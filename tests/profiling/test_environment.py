@@ -15,7 +15,7 @@ FOUR_THREADS_ON_TWO_CORES = "\n\n".join(
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of files: four hyper-threads on two cores, no quota, no governor."""
+    """Fake the system files of a machine: four hyper-threads on two cores, no quota, no governor."""
     (tmp_path / "cpuinfo").write_text(FOUR_THREADS_ON_TWO_CORES)
     monkeypatch.setattr(environment, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "cpu.max")
@@ -55,7 +55,7 @@ def test_without_core_ids_every_logical_cpu_counts(machine: Path):
     assert physical_cores() == 4
 
 
-def test_the_snapshot_is_json_and_says_what_cannot_be_read(machine: Path):
+def test_the_environment_is_json_and_says_what_cannot_be_read(machine: Path):
     found = read_environment(threads=2)
     assert json.loads(json.dumps(found)) == found
     assert (found["cpu"], found["cores"], found["logical_cpus"], found["threads"]) == ("Imaginary CPU", 2, 4, 2)

@@ -59,7 +59,7 @@ def test_a_network_is_converted_and_laid_out_and_the_original_is_not():
 
 def test_eager_replays_its_graph(monkeypatch: pytest.MonkeyPatch):
     replays: list[str] = []
-    monkeypatch.setattr("passdeploy.profiling.runners.captured", lambda work, what: lambda: replays.append(what))
+    monkeypatch.setattr("passdeploy.profiling.runners.capture_graph", lambda work, what: lambda: replays.append(what))
     runner = TorchRunner("dense", nn.Identity(), setting=Setting(cuda_graph=True))
     runner.prepare(IMAGES)
     runner.run()

@@ -57,7 +57,7 @@ def test_a_slow_network_still_gets_enough_blocks():
     assert slow.shape == (8, 1)
 
 
-def test_every_sitting_has_its_part_of_the_budget():
+def test_every_session_has_its_part_of_the_budget():
     clock, built = FakeClock(), list[int]()
 
     def build(session: int) -> list[FakeRunner]:
@@ -66,7 +66,7 @@ def test_every_sitting_has_its_part_of_the_budget():
 
     slow, fast = measure_sessions(build, clock, TimeBudget(seconds=4.0), sessions=4)
     assert built == [0, 1, 2, 3]
-    assert [float(np.median(taken)) for taken in slow] == pytest.approx([5.0, 6.0, 7.0, 8.0])
+    assert [float(np.median(times)) for times in slow] == pytest.approx([5.0, 6.0, 7.0, 8.0])
     assert all(0.9 < (a.sum() + b.sum()) / 1e3 * 1.25 < 1.2 for a, b in zip(slow, fast, strict=True))
     (alone,) = measure_sessions(lambda _: [FakeRunner("A", clock, 5.0)], clock, TimeBudget(seconds=1.0), sessions=3)
     assert len(alone) == 3
@@ -92,13 +92,13 @@ def test_warm_up_gives_up_on_a_network_that_never_settles():
     clock = FakeClock()
     restless = chain.from_iterable(repeat((50.0, 100.0)))
     warm_up(FakeRunner("A", clock, restless).run, clock, TimeBudget(warm_up_ms=200))
-    first = (50 + 100 + 50) / 1e3  # calls that are not looked at
+    first = (50 + 100 + 50) / 1e3  # calls that are not timed
     assert 1.0 <= clock.now() - first < 1.2
 
 
 def test_warm_up_does_not_take_compiling_for_running():
     clock = FakeClock()
-    calls = chain((30_000.0, 2_000.0, 500.0), repeat(10.0))  # compiled anew, captured, settled
+    calls = chain((30_000.0, 2_000.0, 500.0), repeat(10.0))  # compiled anew, captured, stable
     assert warm_up(FakeRunner("A", clock, calls).run, clock, TimeBudget(warm_up_ms=200)) == pytest.approx(10.0)
 
 

@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from passdeploy.errors import RunError, UsageError
 from passdeploy.profiling import Candidate, layer_traces
 from passdeploy.profiling.layer_times import ELSEWHERE
-from passdeploy.profiling.layer_traces import by_weight, layers_of, trace_engine_layers, trace_module, weights_of
+from passdeploy.profiling.layer_traces import (
+    merge_trt_layers,
+    trace_engine_layers,
+    trace_layers,
+    trace_module_layers,
+    weighted_nodes,
+)
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
 
 IMAGES = torch.randn(2, 3, 16, 16)
 
 
 class Net(nn.Module):
-    """Two layers of one shape, one depthwise, one that is called twice."""
+    """A network with two layers of one shape, a depthwise one, and one that is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,24 +45,24 @@ def test_layers_of_a_module_are_told_apart(kind: type[TorchRunner], backend: str
             CompiledRunner("slim", nn.ReLU()).prepare(IMAGES)
         except Exception:
             pytest.skip("torch.compile finds no C++ compiler here")
-    found = trace_module(kind("slim", Net().eval()), IMAGES, calls=3)
-    assert [layer.name for layer in found] == ["first", "second", "third", "depth", "twice", "fc", ELSEWHERE]
-    assert [layer.is_depthwise for layer in found] == [layer.name == "depth" for layer in found]
-    assert all(layer.ms > 0 for layer in found)
-    assert found[1].weight == (8, 8, 3, 3)
+    layers = trace_module_layers(kind("slim", Net().eval()), IMAGES, calls=3)
+    assert [layer.name for layer in layers] == ["first", "second", "third", "depth", "twice", "fc", ELSEWHERE]
+    assert [layer.is_depthwise for layer in layers] == [layer.name == "depth" for layer in layers]
+    assert all(layer.ms > 0 for layer in layers)
+    assert layers[1].weight == (8, 8, 3, 3)
 
 
-def test_the_backend_decides_who_looks():
+def test_every_backend_is_traced_by_its_own_profiler():
     candidate = Candidate("slim", module=Net())
-    assert layers_of(candidate, "torch", IMAGES, threads=1)[0].name == "first"
+    assert trace_layers(candidate, "torch", IMAGES, threads=1)[0].name == "first"
     with pytest.raises(UsageError, match="looks into torch, compile, ort, tensorrt, not into ort-cuda"):
-        layers_of(candidate, "ort-cuda", IMAGES, threads=1)
+        trace_layers(candidate, "ort-cuda", IMAGES, threads=1)
     with pytest.raises(UsageError, match="no form that ort can run"):
-        layers_of(candidate, "ort", IMAGES, threads=1)
+        trace_layers(candidate, "ort", IMAGES, threads=1)
 
 
 def graph_of(cast: bool) -> Any:
-    """A convolution of a weight that may be cast on its way, a depthwise one, and a ReLU."""
+    """Build a convolution whose weight may be cast, a ReLU and a depthwise convolution."""
     weights = {
         name: torch.zeros(shape).numpy() for name, shape in (("a.weight", (8, 3, 3, 3)), ("b.weight", (8, 1, 3, 3)))
     }
@@ -81,15 +87,18 @@ def test_layers_of_an_engine_carry_the_names_of_nodes(cast: bool):
         "conv_2": 0.25,
         "[copy]": 0.05,
     }
-    found = by_weight(times, weights_of(graph_of(cast)))
-    assert [(layer.name, layer.weight[0], layer.is_depthwise) for layer in found[:2]] == [
-        ("a", 8, False), ("b", 8, True),
-    ]  # fmt: skip
-    assert [layer.ms for layer in found] == [0.5, 0.25, pytest.approx(0.15)]
-    assert found[2].name == ELSEWHERE
+    layers = merge_trt_layers(times, weighted_nodes(graph_of(cast)))
+    assert [(layer.name, layer.weight[0], layer.is_depthwise) for layer in layers[:2]] == [
+        ("a", 8, False),
+        ("b", 8, True),
+    ]
+    assert [layer.ms for layer in layers] == [0.5, 0.25, pytest.approx(0.15)]
+    assert layers[2].name == ELSEWHERE
 
 
 class FakeEngine:
+    """A runner of an engine that keeps the images it is prepared with."""
+
     def __init__(self, path: Path) -> None:
         self.path, self.images = path, torch.empty(0)
 
@@ -97,10 +106,10 @@ class FakeEngine:
         self.images = images
 
 
-def test_an_engine_is_explained_by_the_file_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_layers_of_an_engine_are_read_from_the_file_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runner: Any = FakeEngine(tmp_path / "model.engine")
     monkeypatch.setattr(layer_traces, "read_sidecar", lambda path: {"onnx": "model.onnx"})
-    monkeypatch.setattr(layer_traces, "trace_engine", lambda runner: {"conv_1": 0.5})
+    monkeypatch.setattr(layer_traces, "time_engine_layers", lambda runner: {"conv_1": 0.5})
     with pytest.raises(RunError, match=r"built from: model\.onnx, which is gone"):
         trace_engine_layers(runner, IMAGES)
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph_of(False)).SerializeToString())

@@ -9,18 +9,19 @@ from passdeploy.profiling import nvml
 from passdeploy.runtime.cuda_driver import Driver
 
 
-def test_what_holds_a_gpu_back_is_named_and_what_it_does_not_tell_is_none():
+def test_throttling_of_a_gpu_is_named_and_what_it_does_not_support_is_none():
     names = SimpleNamespace(
-        nvmlClocksThrottleReasonSwPowerCap=4, nvmlClocksThrottleReasonHwSlowdown=8,
+        nvmlClocksThrottleReasonSwPowerCap=4,
+        nvmlClocksThrottleReasonHwSlowdown=8,
         nvmlClocksThrottleReasonSwThermalSlowdown=32,
-    )  # fmt: skip
-    assert nvml.throttles(names, 4 + 32 + 1) == ["SwPowerCap", "SwThermalSlowdown"]
-    assert nvml.throttles(names, 1) == []  # idle
+    )
+    assert nvml.throttle_reasons(names, 4 + 32 + 1) == ["SwPowerCap", "SwThermalSlowdown"]
+    assert nvml.throttle_reasons(names, 1) == []  # idle
 
     def not_supported() -> None:
         raise RuntimeError("not supported")
 
-    assert nvml.asked(not_supported) is None
+    assert nvml.value_or_none(not_supported) is None
 
 
 def test_gpus_are_named_by_the_driver_where_nvml_is_not_installed(monkeypatch: pytest.MonkeyPatch):
@@ -33,7 +34,7 @@ def test_gpus_are_named_by_the_driver_where_nvml_is_not_installed(monkeypatch: p
 
 
 class Nvml(SimpleNamespace):
-    """Answers every question with the same number, but for power, which this GPU does not tell."""
+    """A fake NVML that answers every query with 1, except the power, which this GPU does not support."""
 
     closed = False
 
@@ -52,12 +53,11 @@ class Nvml(SimpleNamespace):
 
 
 def test_nvml_is_asked_and_closed(monkeypatch: pytest.MonkeyPatch):
-    stand_in = Nvml()
-    monkeypatch.setattr(nvml, "import_module", lambda name: stand_in)
+    fake = Nvml()
+    monkeypatch.setattr(nvml, "import_module", lambda name: fake)
     monkeypatch.setattr(nvml, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
-    (found,) = nvml.read_gpus()
-    assert (found["name"], found["processes"], found["power_w"], found["power_limit_w"]) == (
-        "Imaginary GPU", 2, None, 1e-3,
-    )  # fmt: skip
-    assert "SwPowerCap" in found["throttled_by"]
-    assert stand_in.closed
+    (gpu,) = nvml.read_gpus()
+    assert (gpu["name"], gpu["processes"]) == ("Imaginary GPU", 2)
+    assert (gpu["power_w"], gpu["power_limit_w"]) == (None, 1e-3)
+    assert "SwPowerCap" in gpu["throttled_by"]
+    assert fake.closed

@@ -22,10 +22,10 @@ from passdeploy.runtime.events import Event, Step
 from .fakes import FakeClock, FakeRunner
 
 CONTRACT = {
-    "model", "artifact", "backend", "device", "precision", "batch", "median_ms", "p90_ms", "p99_ms",
-    "ci95_rel", "images_per_s", "speedup", "speedup_ci", "notes",
-}  # fmt: skip
-BESIDE = {"options", "enqueue_ms", "copy_ms", "memory_mb"}
+    *("model", "artifact", "backend", "device", "precision", "batch"),
+    *("median_ms", "p90_ms", "p99_ms", "ci95_rel", "images_per_s", "speedup", "speedup_ci", "notes"),
+}
+EXTRA = {"options", "enqueue_ms", "copy_ms", "memory_mb"}
 DENSE, SLIM = Candidate("dense"), Candidate("slim")
 
 
@@ -36,23 +36,24 @@ def clock() -> FakeClock:
 
 @pytest.fixture(autouse=True)
 def nothing_disturbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time that a fake clock counts passes in no time, in which a real machine may well be busy."""
-    monkeypatch.setattr(pair, "disturbances", lambda before, after: ())
+    """Ignore disturbances of the real machine, which a fake clock does not measure."""
+    monkeypatch.setattr(pair, "find_disturbances", lambda before, after: ())
 
 
 def runs_take(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, **ms: float | Iterator[float]) -> list[FakeRunner]:
-    """Let each subject take the given milliseconds on every backend."""
+    """Let each candidate take the given milliseconds on every backend; return the list of runners that are made."""
     made: list[FakeRunner] = []
 
     def runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
         made.append(FakeRunner(candidate.name, clock, ms[candidate.name]))
         return made[-1]
 
-    monkeypatch.setattr(pair, "runner_of", runner)
+    monkeypatch.setattr(pair, "make_runner", runner)
     return made
 
 
 def scatter(seed: int) -> Iterator[float]:
+    """Yield call times in milliseconds that scatter by 10 %."""
     generator = np.random.default_rng(seed)
     return (float(generator.lognormal(1.0, 0.1)) for _ in repeat(None))
 
@@ -61,10 +62,13 @@ def test_the_rows_keep_the_contract(monkeypatch: pytest.MonkeyPatch, clock: Fake
     runs_take(monkeypatch, clock, dense=6.0, slim=3.0)
     profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=(1, 8), threads=1, clock=clock)
     found = json.loads(json.dumps(profile.to_json()))
-    assert set(found["rows"][0]) >= CONTRACT | BESIDE
+    assert set(found["rows"][0]) >= CONTRACT | EXTRA
     assert [(row["model"], row["batch"]) for row in found["rows"]] == 2 * [
-        ("dense", 1), ("slim", 1), ("dense", 8), ("slim", 8),
-    ]  # fmt: skip
+        ("dense", 1),
+        ("slim", 1),
+        ("dense", 8),
+        ("slim", 8),
+    ]
     dense, slim = found["rows"][2:4]
     assert (dense["speedup"], slim["speedup"]) == (1.0, pytest.approx(2.0))
     assert slim["speedup_ci"] == pytest.approx([2.0, 2.0])
@@ -95,7 +99,7 @@ def test_scatter_is_reported_as_unstable(monkeypatch: pytest.MonkeyPatch, clock:
 
 def test_what_happened_meanwhile_stands_in_both_rows(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
     runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
-    monkeypatch.setattr(pair, "disturbances", lambda before, after: ("throttled: too hot",))
+    monkeypatch.setattr(pair, "find_disturbances", lambda before, after: ("throttled: too hot",))
     rows = profile_pair(
         DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, seconds=1, clock=clock
     ).rows
@@ -103,7 +107,7 @@ def test_what_happened_meanwhile_stands_in_both_rows(monkeypatch: pytest.MonkeyP
 
 
 class Queueing(FakeClock):
-    """A device: the host takes `queued` milliseconds to queue a call, whatever the call takes."""
+    """The clock of a device, on which the host takes `queued` milliseconds to queue a call of any length."""
 
     def __init__(self, queued: float) -> None:
         super().__init__()
@@ -115,6 +119,8 @@ class Queueing(FakeClock):
 
 
 class Copying(FakeRunner):
+    """A network whose batch takes 5 ms to copy."""
+
     def copy(self) -> None:
         self._clock.seconds += 5e-3
 
@@ -122,7 +128,7 @@ class Copying(FakeRunner):
 def test_on_a_device_queueing_and_copying_are_measured_apart(monkeypatch: pytest.MonkeyPatch):
     clock = Queueing(1.9)
     made = {name: Copying(name, clock, ms) for name, ms in (("dense", 8.0), ("slim", 2.0))}
-    monkeypatch.setattr(pair, "runner_of", lambda candidate, *_: made[candidate.name])
+    monkeypatch.setattr(pair, "make_runner", lambda candidate, *_: made[candidate.name])
     dense, slim = profile_pair(
         DENSE, SLIM, image_shape=(3, 4, 4), backends=["torch"], batches=[1], threads=1, seconds=1, clock=clock
     ).rows
@@ -140,7 +146,7 @@ def test_both_networks_see_the_same_images_of_the_asked_batch(monkeypatch: pytes
     assert all(torch.equal(runner.images, made[0].images) for runner in made)
 
 
-def test_both_are_built_anew_for_every_sitting_and_neither_is_always_first(
+def test_both_are_built_anew_for_every_session_and_neither_is_always_first(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ):
     made = runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
@@ -152,13 +158,13 @@ def test_both_are_built_anew_for_every_sitting_and_neither_is_always_first(
 
 
 def test_what_one_session_has_on_another_is_no_speedup(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
-    """Every session of one network is up to 3 % slower than the next, for as long as it lives."""
+    """Every session of a network is up to 3 % slower than another, for as long as it lasts."""
     chance = np.random.default_rng(3)
 
     def runner(candidate: Candidate, *_: object) -> Runner:
         return FakeRunner(candidate.name, clock, float(2.0 * (1 + 0.03 * chance.random())))
 
-    monkeypatch.setattr(pair, "runner_of", runner)
+    monkeypatch.setattr(pair, "make_runner", runner)
     profile = profile_pair(
         DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=range(1, 13), threads=1, clock=clock
     )
@@ -168,7 +174,7 @@ def test_what_one_session_has_on_another_is_no_speedup(monkeypatch: pytest.Monke
 def test_progress_is_told_per_comparison(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
     events: list[Event] = []
     runs_take(monkeypatch, clock, dense=2.0, slim=1.0)
-    profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=[1, 2], threads=1, clock=clock, tell=events.append)
+    profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), batches=[1, 2], threads=1, clock=clock, listener=events.append)
     assert [(event.done, event.total) for event in events if isinstance(event, Step)] == [
         (1, 4),
         (2, 4),

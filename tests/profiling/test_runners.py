@@ -34,8 +34,8 @@ def test_onnx_runtime_runs_the_batch_that_was_bound(relu: Path):
     runner, images = OrtRunner("slim", relu, threads=1), torch.randn(2, 3, 4, 4)
     runner.prepare(images)
     runner.run()
-    (found,) = runner._binding.copy_outputs_to_cpu()
-    assert torch.equal(torch.from_numpy(found), images.relu())
+    (output,) = runner._binding.copy_outputs_to_cpu()
+    assert torch.equal(torch.from_numpy(output), images.relu())
     assert (runner.backend, runner.artifact, runner.device) == ("ort", "relu.onnx", "cpu")
 
 
@@ -121,7 +121,7 @@ def test_a_provider_that_is_missing_is_named(backend: str, relu: Path):
 
 
 class Gpu:
-    """Stands in for ONNX Runtime's session on a GPU, its binding and its values: notes what is bound where."""
+    """A fake session of ONNX Runtime on a GPU, with its binding and values; it records what is bound where."""
 
     def __init__(self) -> None:
         self.bound: list[Any] = []
@@ -160,9 +160,12 @@ def test_on_a_gpu_nothing_is_copied_while_it_is_timed(monkeypatch: pytest.Monkey
     runner.prepare(torch.zeros(2, 3, 4, 4))
     runner.run()
     assert gpu.bound == [
-        ("images", ((2, 3, 4, 4), "cuda", 0)), ("logits", "cuda", 0), "run", "synchronised"
-    ]  # fmt: skip
-    assert (runner.device, runner.precision) == ("cuda", "fp16")  # the file's own word
+        ("images", ((2, 3, 4, 4), "cuda", 0)),
+        ("logits", "cuda", 0),
+        "run",
+        "synchronised",
+    ]
+    assert (runner.device, runner.precision) == ("cuda", "fp16")  # read from the file
 
 
 def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
@@ -184,4 +187,4 @@ def test_the_compiler_captures_its_own_graph(monkeypatch: pytest.MonkeyPatch):
     for cuda_graph in (False, True):
         CompiledRunner("dense", nn.Identity(), setting=Setting(cuda_graph=cuda_graph)).prepare(torch.zeros(1))
     assert modes == [None, "reduce-overhead"]
-    assert len(calls) == 1 + 3  # it is captured in its second call, and settled in its third
+    assert len(calls) == 1 + 3  # it is captured in its second call, and replayed from its third on

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passdeploy.profiling.statistics import CallTimes, percentile, speedup, speedup_over, summarise_times
+from passdeploy.profiling.statistics import CallTimes, percentile, speedup, speedup_over_sessions, summarise_times
 
 
 def noisy(ms: float, *, seed: int, blocks: int = 40, calls: int = 10, drift: CallTimes | None = None) -> CallTimes:
-    """Log-normal times around `ms` with 5 % scatter, multiplied by a drift per block."""
+    """Draw log-normal times around `ms` with 5 % scatter, multiplied by a drift per block."""
     samples = ms * np.random.default_rng(seed).lognormal(0, 0.05, (blocks, calls))
     return samples if drift is None else samples * drift[:, None]
 
@@ -25,9 +25,9 @@ def test_a_percentile_of_nothing_is_an_error():
 
 
 def test_the_summary_of_known_samples():
-    found = summarise_times(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 30.0]]))
-    assert (found.n, found.median_ms, found.p90_ms) == (6, 3.5, 30.0)
-    assert found.cv == pytest.approx(np.std([1, 2, 3, 4, 5, 30]) / 7.5)
+    summary = summarise_times(np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 30.0]]))
+    assert (summary.n, summary.median_ms, summary.p90_ms) == (6, 3.5, 30.0)
+    assert summary.cv == pytest.approx(np.std([1, 2, 3, 4, 5, 30]) / 7.5)
 
 
 @pytest.mark.parametrize(("blocks", "is_there"), [(99, False), (100, True)])
@@ -63,43 +63,43 @@ def test_the_same_network_twice_is_rarely_called_different():
 
 
 def sessions(ms: float, *, seed: int, count: int = 8) -> list[CallTimes]:
-    """Sessions that differ by 1.2 % for as long as they live."""
+    """Draw sessions that differ from each other by 1.2 %, each for as long as it lasts."""
     lasting = np.random.default_rng(seed).lognormal(0, 0.012, count)
     return [noisy(ms * factor, seed=100 * seed + number, blocks=5) for number, factor in enumerate(lasting)]
 
 
-def test_over_sittings_the_interval_holds_what_sessions_differ_by():
-    same = [speedup_over(sessions(1.0, seed=2 * i), sessions(1.0, seed=2 * i + 1)) for i in range(100)]
+def test_over_sessions_the_interval_holds_what_they_differ_by():
+    same = [speedup_over_sessions(sessions(1.0, seed=2 * i), sessions(1.0, seed=2 * i + 1)) for i in range(100)]
     assert 88 <= sum(gain.low <= 1 <= gain.high for gain in same) <= 100  # 95 are expected
     assert sum(gain.is_measurable for gain in same) <= 5  # 1 is expected
-    other = [speedup_over(sessions(1.05, seed=2 * i), sessions(1.0, seed=2 * i + 1)) for i in range(40)]
+    other = [speedup_over_sessions(sessions(1.05, seed=2 * i), sessions(1.0, seed=2 * i + 1)) for i in range(40)]
     assert sum(gain.is_measurable for gain in other) >= 34
 
 
-def test_one_disturbed_sitting_hides_no_difference():
+def test_one_disturbed_session_hides_no_difference():
     slow, fast = sessions(1.06, seed=4), sessions(1.0, seed=5)
-    clear = speedup_over(slow, fast)
+    clear = speedup_over_sessions(slow, fast)
     slow[3] = slow[3] * 1.5
     assert clear.is_measurable
-    assert speedup_over(slow, fast).is_measurable
+    assert speedup_over_sessions(slow, fast).is_measurable
 
 
-def test_the_median_over_sittings_has_the_interval_of_sittings():
+def test_the_median_over_sessions_has_the_interval_of_sessions():
     one, many = sessions(2.0, seed=5)[0], sessions(2.0, seed=5)
     found = summarise_times(*many)
-    assert found.n == sum(taken.size for taken in many)
+    assert found.n == sum(times.size for times in many)
     assert found.median_ms == pytest.approx(2.0, rel=0.02)
-    medians = np.sort([np.log(np.median(taken)) for taken in many])
+    medians = np.sort([np.log(np.median(times)) for times in many])
     clipped = np.clip(medians, medians[1], medians[-2])  # 6 of 8 are kept: t with 5 degrees of freedom
     assert found.ci95_rel == pytest.approx(2.571 * np.std(clipped, ddof=1) / (0.75 * 8**0.5), rel=1e-3)
     assert summarise_times(one).n == one.size
 
 
-def test_one_sitting_is_not_trusted_beyond_what_sittings_usually_differ_by():
+def test_one_session_is_not_trusted_beyond_what_sessions_usually_differ_by():
     gain = speedup(np.full((8, 4), 1.02), np.full((8, 4), 1.0))
     assert gain.ratio == pytest.approx(1.02)
     assert not gain.is_measurable
-    assert speedup_over([np.full((8, 4), 1.02)], [np.full((8, 4), 1.0)]) == gain
+    assert speedup_over_sessions([np.full((8, 4), 1.02)], [np.full((8, 4), 1.0)]) == gain
 
 
 def test_what_slows_both_for_a_while_cancels_out():

@@ -1,4 +1,4 @@
-"""Engines are bound, checked and run; TensorRT and the GPU stand in for themselves."""
+"""TensorRT engines are bound, checked and run, with a fake TensorRT on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from passdeploy.errors import ExportError, MissingError, UsageError
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import trt_runner
-from passdeploy.profiling.trt_runner import EngineRunner, read_input, trace_engine
+from passdeploy.profiling.trt_runner import EngineRunner, read_input, time_engine_layers
 
 
 class Context:
-    """What runs an engine: notes what it is told, and fails where it is told to."""
+    """A fake execution context that records its calls and fails on demand."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.shapes, self.addresses = engine, dict[str, tuple[int, ...]](), dict[str, int]()
@@ -53,7 +53,7 @@ class Context:
 
 
 class Engine:
-    """Takes 1 to 8 images of 3 x 4 x 4."""
+    """A fake engine that takes 1 to 8 images of 3 x 4 x 4."""
 
     num_io_tensors = 2
 
@@ -85,11 +85,11 @@ TRT = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"), IP
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """An engine on a machine whose GPU is the CPU."""
+    """Load a fake engine and let the CPU stand in for the GPU."""
     made = Engine()
     monkeypatch.setattr(trt_runner, "load_engine", lambda path, trust_engine: (TRT, made))
     monkeypatch.setattr(trt_runner, "require_gpu_of_torch", lambda what: None)
-    monkeypatch.setattr(trt_runner, "captured", lambda work, what: lambda: made.context.calls.append(-1))  # type: ignore[union-attr]
+    monkeypatch.setattr(trt_runner, "capture_graph", lambda work, what: lambda: made.context.calls.append(-1))  # type: ignore[union-attr]
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
@@ -181,7 +181,7 @@ def test_an_engine_says_what_it_takes(engine: Engine, path: Path):
 def test_tensorrts_profiler_times_layers(engine: Engine, path: Path):
     runner = runner_on(path)
     runner.prepare(torch.zeros(1, 3, 4, 4))
-    assert trace_engine(runner, calls=9) == {"conv + relu": pytest.approx(0.6), "fc": pytest.approx(0.1)}
+    assert time_engine_layers(runner, calls=9) == {"conv + relu": pytest.approx(0.6), "fc": pytest.approx(0.1)}
     assert engine.context is not None
     assert engine.context.profiler is None
 
