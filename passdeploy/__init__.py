@@ -1,6 +1,6 @@
-"""passdeploy: from a trained vision model to a small, fast, checked engine.
+"""passdeploy: prune a trained vision model with PASS, slim it exactly, export it and measure its latency.
 
-The public names; each is imported when it is first used, so that `passdeploy --help` does not wait for torch.
+The public names are imported when they are first used, so that `passdeploy --help` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from passdeploy.tracing.counts import Counts as Counts
     from passdeploy.tracing.counts import count as count
 
-_HOME = {
+_MODULE_OF = {
     "ChannelGroup": "passdeploy.channels.groups",
     "Counts": "passdeploy.tracing.counts",
     "Plan": "passdeploy.channels.plan",
@@ -42,13 +42,13 @@ _HOME = {
     "slim": "passdeploy.slimming.slim",
     "verify": "passdeploy.slimming.verify",
 }
-__all__ = list(_HOME)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m passdeploy`, which is what `torchrun -m passdeploy` starts."""
+"""Entry point of `python -m passdeploy` and of `torchrun -m passdeploy`."""
 
 from passdeploy.cli import main
 

@@ -1,4 +1,4 @@
-"""What we raise on purpose, drawn as a tree; each branch carries its exit code.
+"""The exceptions of passdeploy, with their exit codes, and helpers for error messages.
 
     PassDeployError
     ├── UsageError 2        the command line or the recipe
@@ -6,18 +6,18 @@
     │   ├── ModelError      a model that cannot be built as asked
     │   ├── PlanError       a plan that does not fit its network
     │   └── RunError        no such run, or a run that cannot go on
-    ├── MissingError 3      something of this machine: a package, a driver, a GPU
+    ├── MissingError 3      something that this machine lacks: a package, a driver, a GPU
     │   ├── MissingExtra
-    │   └── PeerError      another process of the same training
-    ├── GateError 4         a promise that was checked and not kept
+    │   └── PeerError       another process of the same training
+    ├── GateError 4         a check that failed
     │   ├── EquivalenceError, ExportError, ParityError, AccuracyError, BudgetError, TrainingError
     └── DataError 5         bad data, or a file that is not what it says
         ├── WeightsError
         └── CorruptArtifact
 
-A message is a small lesson of at most three lines: what was asked, what was found, what to do.
-The library raises; only the command line prints and exits. A path that a recipe names and that
-does not exist is usage (2); a file that exists and holds the wrong thing is data (5).
+A message has at most three lines: what was asked, what was found, what to do. The library raises; only the command
+line prints and exits. A path in a recipe that does not exist is an error of usage (2); a file that exists and has the
+wrong content is an error of data (5).
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from types import ModuleType
 
 
 class PassDeployError(Exception):
-    """Anything we raise on purpose."""
+    """Base class of all exceptions that passdeploy raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(PassDeployError):
-    """The command line or the recipe asks for something that makes no sense."""
+    """A request on the command line or in the recipe that cannot be carried out."""
 
     exit_code = 2
 
 
 class RecipeError(UsageError):
-    """A key, a value or a file in a recipe."""
+    """A wrong key, a wrong value or a missing file in a recipe."""
 
 
 class ModelError(UsageError):
@@ -53,17 +53,17 @@ class PlanError(UsageError):
 
 
 class RunError(UsageError):
-    """No such run, or a run that cannot go on."""
+    """A run that does not exist, or cannot be continued."""
 
 
 class MissingError(PassDeployError):
-    """Something of the environment is missing: a package, a driver, a device."""
+    """A missing part of the environment: a package, a driver, a device."""
 
     exit_code = 3
 
 
 class MissingExtra(MissingError):
-    """An optional package is not installed."""
+    """An optional package that is not installed."""
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
@@ -74,41 +74,41 @@ class MissingExtra(MissingError):
 
 
 class PeerError(MissingError):
-    """Another process of the same training is gone, or cannot be reached."""
+    """A process of the same training that is gone, or cannot be reached."""
 
 
 class GateError(PassDeployError):
-    """A promise that was checked and not kept."""
+    """A check that failed."""
 
     exit_code = 4
 
 
 class EquivalenceError(GateError):
-    """The slim network does not compute what the masked one does."""
+    """A slim network with other outputs than the masked one."""
 
 
 class ExportError(GateError):
-    """An exporter or an engine builder cannot do what was asked with this network."""
+    """A network that an exporter or an engine builder cannot handle as asked."""
 
 
 class ParityError(GateError):
-    """An exported artifact does not compute what the PyTorch model does."""
+    """An exported artifact with other outputs than the PyTorch model."""
 
 
 class AccuracyError(GateError):
-    """The slim network lost more accuracy than the recipe allows."""
+    """A slim network that lost more accuracy than the recipe allows."""
 
 
 class BudgetError(GateError):
-    """The budget cannot be met."""
+    """A budget that cannot be met."""
 
 
 class TrainingError(GateError):
-    """Training diverged: the loss is no longer a number."""
+    """A training that diverged: its loss is not finite."""
 
 
 class DataError(PassDeployError):
-    """Bad data, or a file that is not what it says."""
+    """Bad data, or a file with other content than it should have."""
 
     exit_code = 5
 
@@ -118,7 +118,7 @@ class WeightsError(DataError):
 
 
 class CorruptArtifact(DataError):
-    """A file of a run that is damaged or was changed after it was written."""
+    """A file of a run that was damaged or changed after it was written."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -131,7 +131,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         return import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0]:
-            raise  # installed but broken inside: let its own traceback speak
+            raise  # installed, but one of its own imports is missing: show that traceback
         raise MissingExtra(module, extra) from error
 
 
@@ -163,6 +163,6 @@ def first_line(error: BaseException, *, longest: int | None = 300) -> str:
 
 
 def clipped(value: object, limit: int = 80) -> str:
-    """Any value as one short line of printable characters, for error messages."""
+    """Write any value as one line of at most `limit` printable characters, for error messages."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""What several test files need: a small folder of images and a recipe that runs in seconds."""
+"""Fixtures of several test files: a small folder of images and a recipe that runs in seconds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ gates: {{top1_drop: null}}
 
 
 def write_image_folder(root: Path, *, classes: int = 2, images: int = 24, size: int = 16) -> Path:
-    """A folder of noisy images, each class bright in a colour of its own."""
+    """Write a folder of noisy images; each class is bright in another colour channel."""
     generator = torch.Generator().manual_seed(0)
     for part, count in (("train", images), ("test", images // 3)):
         for label in range(classes):
@@ -38,7 +38,7 @@ def write_image_folder(root: Path, *, classes: int = 2, images: int = 24, size: 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Latency tables of tests stay away from those of the user."""
+    """Keep latency tables of tests apart from those of the user."""
     before = os.environ.get("PASSDEPLOY_CACHE")
     os.environ["PASSDEPLOY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

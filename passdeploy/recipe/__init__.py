@@ -1,10 +1,8 @@
-"""From a YAML file to a Recipe: checked once, then trusted everywhere.
+"""Recipes: YAML files that say what a run does, read and checked into a frozen `Recipe`.
 
-Every key has its default, its unit and its meaning in its section, and nowhere else; `recipe_schema()` publishes
-them as JSON Schema. An unknown key is an error. What a name stands for (a model, a data set on disk)
-is not looked up here: this module must stay importable without torch.
-
-A key given on the command line as `--set a.b=c` is written over the file before anything is checked.
+The section classes define every key with its default, unit and meaning; `recipe_schema()` publishes them as JSON
+Schema. An unknown key is an error. `--set a.b=c` on the command line replaces a key of the file before the check.
+Names of models and data sets are not resolved here, so that this package can be imported without torch.
 """
 
 from passdeploy.recipe.loading import find_recipe, load_recipe, parse_recipe, shipped_recipes

@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of."""
+"""Base class of the sections of a recipe, field types, and the suggestion for a misspelt name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _share_or_count(value: int | float) -> int | float:
     if 0 < value < 1:
         return value
     if value > 1 and float(value).is_integer():
-        return int(value)  # 3e8 is a fine way to write a count
+        return int(value)  # a count may be written as 3e8
     raise ValueError("is neither a share of the dense model (between 0 and 1) nor a count (above 1).")
 
 
@@ -26,13 +26,13 @@ ShareOrCount = Annotated[int | float, AfterValidator(_share_or_count)]
 
 
 class Section(BaseModel):
-    """Closed (an unknown key is an error), frozen, and without silent conversions: `"8"` is not 8."""
+    """A section of a recipe: unknown keys are errors, values are frozen and never converted (`"8"` is not 8)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class KeyConflict(ValueError):
-    """Two keys that are each fine and do not go together; `path` is the one to change."""
+    """Two keys that are valid alone and contradict each other; `path` is the one to change."""
 
     def __init__(self, path: KeyPath, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class KeyConflict(ValueError):
 
 
 def suggestion_for(wrong: str, choices: Iterable[str]) -> str:
-    """One line: the nearest choice, and all of them."""
+    """Write one line with the choice most similar to `wrong`, and all choices."""
     choices = list(choices)
     close = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.6)
     guess = f"Did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Find a recipe, read it, and write what the command line sets over it."""
+"""Load a recipe: find its file, read it, apply `--set` overrides, and check it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,29 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     """Read, override and check a recipe.
 
     Args:
-        path_or_name: a file of the reader's own, or the name of a recipe we ship; `.yaml` may be left out.
+        path_or_name: a file of the user, or the name of a shipped recipe; `.yaml` may be left out.
         overrides: `a.b=c`, later ones win; `c` is read as YAML, so `prune.target={macs: 0.4}` works.
             Setting one kind of `prune.target` replaces the kind that was there.
 
     Raises:
-        RecipeError: no such file, not YAML, or a key that does not fit. At most three lines, which name
-            the key and where it stands.
+        RecipeError: no such file, not YAML, or an invalid key. The message has at most three lines, and names the key
+            with its file and line.
     """
     path, shown = _locate(str(path_or_name))
     return parse_recipe(_read_text(path, shown), shown, overrides, name=_run_name(path.name))
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
-    """The recipe in `text`; `source` is what errors call it, `name` the run's where the text gives none.
+    """Parse and check the recipe in `text`.
+
+    Args:
+        text: YAML.
+        source: name of the text in errors.
+        overrides: `a.b=c`, as for `load_recipe`.
+        name: name of the run, if the text has no key `name`.
 
     Raises:
-        RecipeError: not YAML, or a key that does not fit.
+        RecipeError: not YAML, or an invalid key.
     """
     document = parse(text, source)
     if not isinstance(document.value, dict):
@@ -49,21 +55,21 @@ def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name:
 
 
 def shipped_recipes() -> list[str]:
-    """The names of the recipes that come with passdeploy, sorted, with their `.yaml`."""
+    """List the names of the recipes that come with passdeploy, sorted, with their `.yaml`."""
     return sorted(entry.name for entry in _shipped())
 
 
 def find_recipe(name: str) -> Traversable:
-    """The reader's own file, else one we ship (inside a wheel, beside the package in a checkout).
+    """Find a recipe: a file of the user, else a shipped one (inside a wheel, beside the package in a checkout).
 
     Raises:
-        RecipeError: neither exists; names the closest of ours.
+        RecipeError: neither exists; the message names the most similar shipped recipe.
     """
     return _locate(name)[0]
 
 
 def _locate(name: str) -> tuple[Traversable, str]:
-    """A recipe's file, and the name by which errors call it."""
+    """Find a recipe's file, and its name for error messages."""
     spellings = [name] if name.endswith((".yaml", ".yml")) else [name, f"{name}.yaml"]
     for spelling in spellings:
         if os.path.isfile(own := os.path.expanduser(spelling)):
@@ -76,14 +82,14 @@ def _locate(name: str) -> tuple[Traversable, str]:
 
 
 def _shipped() -> list[Traversable]:
-    """Our recipes: in an installed package inside it, in a checkout beside it."""
-    homes: tuple[Traversable, ...] = (files("passdeploy") / "recipes", Path(__file__).parents[2] / "recipes")
-    home = next((home for home in homes if home.is_dir()), None)
-    return [entry for entry in home.iterdir() if entry.name.endswith(".yaml")] if home else []
+    """List the files of the shipped recipes: inside an installed package, or beside the package in a checkout."""
+    folders: tuple[Traversable, ...] = (files("passdeploy") / "recipes", Path(__file__).parents[2] / "recipes")
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")] if folder else []
 
 
 def _run_name(file_name: str) -> str:
-    """A file's name as the name of a run: `my nets.yaml` -> `my-nets`."""
+    """Turn a file's name into a name for a run: `my nets.yaml` -> `my-nets`."""
     stem = file_name.removesuffix(".yaml").removesuffix(".yml")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "run"
 
@@ -99,7 +105,7 @@ def _read_text(path: Traversable, shown: str) -> str:
 
 
 def _apply_overrides(document: Document, overrides: Iterable[str]) -> Document:
-    """A new document with every `a.b=c` written over it."""
+    """Return a new document in which every `a.b=c` has replaced the value at its key."""
     value, marks = document.value, dict(document.marks)
     for override in overrides:
         mark = Mark(f"--set {clipped(override, 60)}")
@@ -116,7 +122,7 @@ def _apply_overrides(document: Document, overrides: Iterable[str]) -> Document:
 
 
 def _with_value_at(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:
-    """`section` with the key at `path` replaced; sections that are missing or null come into being."""
+    """Copy `section` with the value at `path` replaced; sections that are missing or null are created."""
     if not path:
         return value
     if isinstance(section, list):

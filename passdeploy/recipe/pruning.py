@@ -1,4 +1,4 @@
-"""What is cut, how it is chosen, and how much of it."""
+"""The `prune` section of a recipe: pruning method, target, latency measurement, prompt, hypernetwork."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TargetKind = Literal["macs", "params", "channels", "latency", "latency_ms"]
 
 
 class Target(Section):
-    """What the slim model may cost: exactly one of these keys."""
+    """Budget of the slim model: exactly one of these keys."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in get_args(TargetKind)]})
 
@@ -28,10 +28,10 @@ class Target(Section):
     channels: Share | None = Field(default=None, description="Share of the removable channels that stay (0 to 1).")
     latency: Share | None = Field(
         default=None,
-        description="Share of the dense model's median latency (0 to 1), on what `measure` names.",
+        description="Share of the dense model's median latency (0 to 1), measured as `measure` says.",
     )
     latency_ms: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="Median latency of one batch in milliseconds, on what `measure` names."
+        default=None, description="Median latency of one batch in milliseconds, measured as `measure` says."
     )
 
     @model_validator(mode="after")
@@ -39,8 +39,8 @@ class Target(Section):
         given = [kind for kind in get_args(TargetKind) if getattr(self, kind) is not None]
         if len(given) == 1:
             return self
-        found = " and ".join(given) or "none"
-        raise ValueError(f"needs exactly one of {', '.join(get_args(TargetKind))}; here: {found}.")
+        shown = " and ".join(given) or "none"
+        raise ValueError(f"needs exactly one of {', '.join(get_args(TargetKind))}; here: {shown}.")
 
     @model_serializer
     def _only_the_given(self) -> dict[str, float]:
@@ -48,7 +48,7 @@ class Target(Section):
 
     @property
     def kind(self) -> TargetKind:
-        """The one kind that is asked for."""
+        """The one key that is set."""
         kinds: tuple[TargetKind, ...] = get_args(TargetKind)
         return next(kind for kind in kinds if getattr(self, kind) is not None)
 
@@ -60,7 +60,7 @@ class Target(Section):
 
 
 class MeasureSpec(Section):
-    """What a latency target is measured on."""
+    """Backend, batch and device on which a latency target is measured."""
 
     backend: Literal["torch", "compile", "ort", "tensorrt"] = Field(
         default="ort",
@@ -101,51 +101,54 @@ class PromptSpec(Section):
 
 
 class HypernetSpec(Section):
-    """The network that proposes a score for every channel."""
+    """The network that computes a score for every channel."""
 
     kind: Literal["lstm", "mlp", "conv", "none"] = Field(
         default="lstm",
-        description="lstm: decisions for early layers reach later ones. mlp, conv: for comparison. "
+        description="lstm: scores of early layers influence those of later ones. mlp, conv: for comparison. "
         "none: no hypernetwork, one free score per channel.",
     )
     hidden: int = Field(default=64, ge=1, description="Width of its hidden state.")
 
 
 class GrowingSpec(Section):
-    """Growing regularisation: the channels that will go are chosen first, then their weights are pushed to zero."""
+    """Growing regularisation: the channels to remove are chosen first, then a growing penalty shrinks their weights."""
 
     score: Literal["taylor", "l1", "l2"] = Field(
-        default="taylor", description="What they are chosen by, once, in the dense network."
+        default="taylor", description="Importance by which they are chosen, once, in the dense network."
     )
     ceiling: float = Field(
-        default=1.0, gt=0, description="The penalty's factor at the end; it adds so much of a weight to its gradient."
+        default=1.0,
+        gt=0,
+        description="The penalty's factor at the end: this multiple of a weight is added to its gradient.",
     )
     ramp: float = Field(default=0.75, gt=0, le=1, description="Share of the steps over which that factor grows.")
 
 
 class PruneSpec(Section):
-    """Which channels go."""
+    """Selection of the channels to remove."""
 
     method: Method = Field(
         default="pass",
         description="pass: masks learned by a recurrent hypernetwork with a visual prompt. "
         "The others are baselines: random, uniform (norm of the filters, the same share of every group), "
-        "magnitude (the same norm, all groups together), bn_scale, taylor, growing (the weights that will go are "
-        "pushed to zero first, which trains the others too).",
+        "magnitude (the same norm, all groups together), bn_scale, taylor, growing (a penalty first shrinks the "
+        "weights to remove, while all weights are trained).",
     )
     norm: Literal["l1", "l2"] = Field(default="l1", description="Norm of uniform and magnitude.")
-    growing: GrowingSpec = Field(default=GrowingSpec(), description="How method growing chooses and pushes.")
+    growing: GrowingSpec = Field(default=GrowingSpec(), description="Settings of method growing.")
     allocation: Literal["auto", "global", "uniform"] = Field(
         default="auto",
         description="global: one threshold for all groups. uniform: the same share of every group. "
         "auto: uniform for method uniform, else global.",
     )
-    target: Target = Field(default=Target(macs=0.5), description="What the slim model may cost.")
-    measure: MeasureSpec = Field(default=MeasureSpec(), description="What a latency target is measured on.")
+    target: Target = Field(default=Target(macs=0.5), description="Budget of the slim model.")
+    measure: MeasureSpec = Field(default=MeasureSpec(), description="Backend and device of a latency target.")
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
-        description="Widths become multiples of this many channels. auto: 8; for a latency target what the kernels of "
-        "its backend compute together (fp32 on x86: 16 with AVX-512, 8 with AVX2). 1: any width.",
+        description="Widths become multiples of this many channels. auto: 8; for a latency target the number of "
+        "channels that the backend's kernels compute at once (fp32 on x86: 16 with AVX-512, 8 with AVX2). "
+        "1: any width.",
     )
     include: tuple[str, ...] = Field(
         default=("*",),
@@ -155,25 +158,25 @@ class PruneSpec(Section):
     exclude: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="Layers whose output channels stay all the same, and with them all that share these channels.",
+        description="Layers whose output channels are kept, like those of all layers that share these channels.",
     )
     steps: int = Field(
         default=300, ge=0, description="Steps of mask learning, or of growing regularisation; one batch each."
     )
     from_run: FilePath | None = Field(
         default=None,
-        description="A run of the same network, on other data perhaps, to take over what `reuse` names from.",
+        description="A run of the same network, possibly on other data, from which `reuse` is taken.",
     )
     reuse: Literal["plan", "hypernetwork"] = Field(
         default="plan",
-        description="plan: the channels that run kept; nothing is learned and `target` is not looked at. "
-        "hypernetwork: its trained hypernetwork to start from (`steps: 0` takes its scores as they are).",
+        description="plan: keep the channels that that run kept; nothing is learned and `target` is ignored. "
+        "hypernetwork: start from its trained hypernetwork (`steps: 0` takes its scores as they are).",
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Images per step of mask learning; null: as data.batch_size."
     )
     optimizer: PruneOptimizerSpec = Field(
-        default=PruneOptimizerSpec(), description="What moves the hypernetwork and the prompt."
+        default=PruneOptimizerSpec(), description="Optimizer of the hypernetwork and the prompt."
     )
     distill: DistillSpec | None = Field(
         default=DistillSpec(alpha=0.5, temperature=4.0),
@@ -188,9 +191,9 @@ class PruneSpec(Section):
     )
     weights: Literal["frozen", "rehearsed", "trained"] = Field(
         default="trained",
-        description="The weights while masks are learned. frozen: as in the paper. rehearsed: a copy learns along, "
-        "as finetune.optimizer says but at a constant rate, so that masks foresee fine-tuning; it is thrown away. "
-        "trained: the copy is kept, and mask learning is fine-tuning too.",
+        description="The weights while masks are learned. frozen: as in the paper. rehearsed: a copy is trained with "
+        "the masks, as finetune.optimizer says but at a constant rate, so that masks anticipate fine-tuning; it is "
+        "then discarded. trained: the copy is kept, and mask learning is fine-tuning too.",
     )
     weights_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
@@ -199,13 +202,13 @@ class PruneSpec(Section):
     )
     per_cost: bool = Field(
         default=True,
-        description="true: compare channels by score per unit of what the target counts. "
+        description="true: compare channels by score per unit of the target's cost (such as MACs). "
         "false: by score alone, as in the paper.",
     )
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
-    hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that proposes the scores.")
+    hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that computes the scores.")
 
     @property
     def takes_plan(self) -> bool:
-        """Whether the channels are those of another run, and nothing is learned."""
+        """True if the channels are taken from another run, and nothing is learned."""
         return self.from_run is not None and self.reuse == "plan"

@@ -1,4 +1,4 @@
-"""A recipe and its sections: every key with its default, its unit and its meaning, and nowhere else."""
+"""The `Recipe` and its top sections: every key with its default, unit and meaning, also as JSON Schema."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class ModelSpec(Section):
     )
     weights: FilePath | None = Field(
         default=None,
-        description="null: train the dense model first, as `train` says. pretrained: the library's own; where those "
-        "are for another number of classes, with a new classifier, and trained first. "
+        description="null: train the dense model first, as `train` says. pretrained: the library's own; if those "
+        "are for another number of classes, the model gets a new classifier and is trained first. "
         "Otherwise the path of a .safetensors file, relative to the current directory.",
     )
     new_head: bool = Field(
         default=False,
         description="true: leave the final classifier of `weights` out, and train the dense model with a new one "
-        "first, as `train` says: for weights that learned other classes or other images.",
+        "first, as `train` says: for weights that were trained on other classes or other images.",
     )
 
     @model_validator(mode="after")
@@ -72,7 +72,7 @@ class DataSpec(Section):
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
-        description="Processes or threads that prepare images; auto: as many as there are cores to spare. "
+        description="Threads that decode images; auto: one per core that the process may use, at most 16. "
         "The images and their order do not depend on it.",
     )
 
@@ -86,7 +86,7 @@ class DataSpec(Section):
 
 
 class GatesSpec(Section):
-    """Promises that a run checks; it stops where one is broken."""
+    """Checks of a run, which stops if one fails."""
 
     equivalence: float = Field(
         default=1e-5,
@@ -106,7 +106,7 @@ class GatesSpec(Section):
 
 
 class Recipe(Section):
-    """Everything that decides what a run does. Two runs of one recipe on one machine give the same files."""
+    """Everything that determines a run. Two runs of one recipe on one machine write the same files."""
 
     version: Literal[1] = Field(default=1, description="Version of this format.")
     name: str = Field(
@@ -116,15 +116,15 @@ class Recipe(Section):
         description="Name of the run folder: letters, digits, dot, dash and underscore. "
         "Left out, it is the name of the file.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**32, description="All chance in a run follows from this number.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random numbers of a run.")
     model: ModelSpec = Field(description="The network to prune.")
     data: DataSpec = Field(description="The images it is for.")
     train: TrainSpec = Field(
-        default=TrainSpec(), description="Dense training; used where model.weights is null, or its classifier is new."
+        default=TrainSpec(), description="Dense training; used if model.weights is null, or the classifier is new."
     )
-    prune: PruneSpec = Field(default=PruneSpec(), description="Which channels go.")
+    prune: PruneSpec = Field(default=PruneSpec(), description="Selection of the channels to remove.")
     finetune: FinetuneSpec = Field(default=FinetuneSpec(), description="Training of the slim model.")
-    gates: GatesSpec = Field(default=GatesSpec(), description="Promises that a run checks.")
+    gates: GatesSpec = Field(default=GatesSpec(), description="Checks of a run, which stops if one fails.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -140,10 +140,10 @@ class Recipe(Section):
         return self
 
     def to_yaml(self) -> str:
-        """This recipe with every default filled in; loading it gives an equal Recipe."""
+        """Write this recipe as YAML with every default filled in; loading it gives an equal Recipe."""
         return dump(self.model_dump(mode="json"))
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The format of recipes as JSON Schema (draft 2020-12), for editors and for other tools."""
+    """Describe the format of recipes as JSON Schema (draft 2020-12), for editors and other tools."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}

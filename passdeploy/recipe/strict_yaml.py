@@ -1,4 +1,4 @@
-"""YAML as recipes need it: safe, unambiguous, and aware of where every key stands.
+"""Strict YAML parser for recipes: safe, unambiguous, with the file and line of every key.
 
 Differences to a plain `yaml.safe_load`:
 
@@ -6,10 +6,10 @@ Differences to a plain `yaml.safe_load`:
 - scalars follow YAML 1.2: `1e-3` is a number, `no` and `on` are words, `010` is ten, dates are text;
 - keys are text, tags other than the plain ones are refused, and there are no merge keys (`<<`);
 - size, nesting and the number of values (aliases counted as often as they are used) are bounded,
-  so that a hostile file costs milliseconds, not memory;
-- the file and line of every key are kept, so that a later check can point at `mobilenetv2.yaml:12`.
+  so that a hostile file is refused in milliseconds and cannot fill the memory;
+- the file and line of every key are kept, so that a later check can report `mobilenetv2.yaml:12`.
 
-What the keys mean is not known here; see `recipe/`.
+The meaning of the keys is defined in `schema.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KeyPath = tuple[str | int, ...]  # ("prune", "exclude", 0)
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a key stands: `mobilenetv2.yaml:12`, or `--set a.b=c` without a line."""
+    """Position of a key: `mobilenetv2.yaml:12`, or `--set a.b=c` without a line."""
 
     source: str
     line: int | None = None  # 1-based
@@ -46,7 +46,7 @@ class Document:
     """One YAML document in plain Python values."""
 
     value: Any  # dict, list, str, int, float, bool or None
-    marks: Mapping[KeyPath, Mark]  # where every key and list item stands; the empty path is the top
+    marks: Mapping[KeyPath, Mark]  # positions of all keys and list items; the empty path is the top
 
 
 def parse(text: str, source: str, *, has_lines: bool = True) -> Document:
@@ -54,11 +54,11 @@ def parse(text: str, source: str, *, has_lines: bool = True) -> Document:
 
     Args:
         text: the document.
-        source: the name that errors and marks show.
-        has_lines: marks carry line numbers; false for text that is not a file's.
+        source: name of the text in errors and marks.
+        has_lines: give marks line numbers; False for text that is not from a file.
 
     Raises:
-        RecipeError: not YAML, a key twice, or a document beyond the bounds of this module.
+        RecipeError: not YAML, a key given twice, or a document beyond the limits of this module.
 
     >>> parse("steps: 300\\nlr: 1e-3", "mine.yaml").value
     {'steps': 300, 'lr': 0.001}
@@ -85,7 +85,7 @@ def dump(value: Any) -> str:
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path for people, safe to print in one line.
+    """Write a key path as text of one line.
 
     >>> dotted(("prune", "exclude", 0))
     'prune.exclude[0]'
@@ -95,11 +95,11 @@ def dotted(path: KeyPath) -> str:
 
 
 class _TooDeep(yaml.MarkedYAMLError):
-    """Nesting beyond `MAX_DEPTH`; raised before Python's own recursion limit is near."""
+    """Nesting deeper than `MAX_DEPTH`, which is far below Python's recursion limit."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Text -> nodes, with the scalars of YAML 1.2 and bounded nesting."""
+    """Loader from text to nodes, with the scalars of YAML 1.2 and limited nesting."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - yaml's own class-level table
     depth = 0
@@ -115,13 +115,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Values -> text; quotes whatever either our loader or a YAML 1.1 reader would not read as text."""
+    """Writer of YAML text, which quotes all text that this parser or a YAML 1.1 parser would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        # YAML 1.1 breaks lines at these; only double quotes keep them.
+        # YAML 1.1 takes these characters for line breaks; only double quotes keep them.
         style = '"' if re.search("[\x85\u2028\u2029\ufeff]", data) else None
         return self.represent_scalar(_STR, data, style=style)
 
@@ -145,7 +145,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 class _Builder:
-    """Nodes -> values and marks. Aliases are expanded, and every expansion is counted."""
+    """Converter from nodes to values and marks, which expands aliases and counts every expanded value."""
 
     def __init__(self, mark_line: Callable[[int], Mark], marks: dict[KeyPath, Mark]) -> None:
         self.mark_line, self.marks, self.values = mark_line, marks, 0
@@ -208,9 +208,9 @@ def _integer(text: str) -> int:
 
 
 def _syntax_message(error: yaml.YAMLError, text: str, mark_line: Callable[[int], Mark]) -> str:
-    """At most three lines: where and what, the line itself, and a hint for the usual slips."""
+    """Explain a syntax error in at most three lines: file and line, the line itself, and a hint for common mistakes."""
     mark = getattr(error, "problem_mark", None)
-    if mark is None:  # a character that no YAML may hold; PyYAML knows its position, not its line
+    if mark is None:  # a character that YAML forbids; PyYAML gives its position, not its line
         position = getattr(error, "position", 0)
         here = mark_line(text.count("\n", 0, position))
         return f"{here}: not YAML: it holds a control character that text files do not have."

@@ -1,4 +1,4 @@
-"""How networks are trained: optimisers, schedules, and what they are taught."""
+"""The `train` and `finetune` sections of a recipe: optimizers, schedules, augmentation, distillation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from passdeploy.recipe.base import Section
 
 
 class OptimizerSpec(Section):
-    """How weights (or, under `prune`, the hypernetwork and the prompt) move along the gradient."""
+    """Optimizer of the weights, or, under `prune`, of the hypernetwork and the prompt."""
 
     name: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd: with Nesterov momentum. adamw: AdamW.")
     lr: float = Field(
@@ -25,7 +25,7 @@ class OptimizerSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _lr_suits_the_name(cls, keys: Any) -> Any:
-        """A rate for one optimizer ruins another: who changes the name alone gets that name's rate."""
+        """Set the usual rate of the optimizer if only its name is given: sgd and adamw need different ones."""
         name = keys.get("name") if isinstance(keys, dict) else None
         usual = {"sgd": 0.05, "adamw": 0.001}
         if name == cls.model_fields["name"].default or not isinstance(name, str) or name not in usual:
@@ -34,13 +34,13 @@ class OptimizerSpec(Section):
 
 
 class FinetuneOptimizerSpec(OptimizerSpec):
-    """The optimizer of fine-tuning: gentler, since the weights are already good."""
+    """Optimizer of fine-tuning, with a lower rate than dense training, since the weights are already trained."""
 
     lr: float = Field(default=0.02, gt=0, description=OptimizerSpec.model_fields["lr"].description)
 
 
 class PruneOptimizerSpec(OptimizerSpec):
-    """The optimizer of mask learning: it moves the hypernetwork and the prompt, never the weights."""
+    """Optimizer of mask learning: it updates the hypernetwork and the prompt, never the weights."""
 
     name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
     lr: float = Field(default=0.001, gt=0, description=OptimizerSpec.model_fields["lr"].description)
@@ -48,19 +48,19 @@ class PruneOptimizerSpec(OptimizerSpec):
 
 
 class DistillSpec(Section):
-    """Learning from the dense model's answers as well as from the labels."""
+    """Knowledge distillation: the dense model's outputs are learned as well as the labels."""
 
     alpha: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Share of the loss that is the dense model's; the labels have the rest.",
+        description="Weight of the dense model's outputs in the loss; the labels have the rest.",
     )
-    temperature: float = Field(default=4.0, gt=0, description="Softens both answers before they are compared.")
+    temperature: float = Field(default=4.0, gt=0, description="Divides both models' logits before the softmax.")
     only_better: bool = Field(
         default=False,
-        description="Learn the dense model's answers for those images alone for which its own loss is the lower one. "
-        "For a dense model that was trained briefly, and would hold the smaller one back.",
+        description="Learn the dense model's outputs only for those images for which its own loss is the lower one: "
+        "for a dense model that was trained too briefly to be a good teacher.",
     )
 
 
@@ -88,13 +88,13 @@ class TrainSpec(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="What products are computed in; weights stay fp32. "
+        description="Number format of matrix products and convolutions; weights stay fp32. "
         "fp16 scales the loss (automatic mixed precision).",
     )
     compile: bool = Field(default=False, description="Run the training step through torch.compile.")
     augment: Literal["auto", "none"] = Field(
         default="auto",
-        description="Random changes to training images; auto: what suits the data set. none: none.",
+        description="Random changes to training images; auto: those that suit the data set. none: none.",
     )
     channels_last: bool = Field(
         default=True,
@@ -107,7 +107,7 @@ class TrainSpec(Section):
 
 
 class FinetuneSpec(TrainSpec):
-    """Training the slim model, from the weights that it kept."""
+    """Training of the slim model, starting from the weights that it kept."""
 
     optimizer: FinetuneOptimizerSpec = Field(default=FinetuneOptimizerSpec(), description="What moves the weights.")
     distill: DistillSpec | None = Field(

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in words: the key, where it stands, and what to do."""
+"""Check a recipe, and explain the first error: the key, its file and line, and what to do."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
 
 
 def validate_recipe(document: Document) -> Recipe:
-    """The recipe in a document.
+    """Check the recipe in a document.
 
     Raises:
-        RecipeError: a key that does not fit, in at most three lines.
+        RecipeError: a key or a value is invalid; the message has at most three lines.
     """
     try:
         return Recipe.model_validate(document.value)
@@ -28,7 +28,7 @@ def validate_recipe(document: Document) -> Recipe:
 
 
 def _error_message(errors: Sequence[ErrorDetails], document: Document) -> str:
-    """The first thing that is wrong, in at most three lines; how many others there are."""
+    """Explain the first error in at most three lines, and count the other keys with errors."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")  # a misspelt key explains a missing one
     path = _key_path(first, document.value)
     alike = [error for error in errors if _key_path(error, document.value) == path]
@@ -40,7 +40,7 @@ def _error_message(errors: Sequence[ErrorDetails], document: Document) -> str:
 
 
 def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
-    """The path of the key that an error is about, without pydantic's names for members of a union."""
+    """Find the key that an error is about: the error's location without pydantic's names for members of a union."""
     reason = error.get("ctx", {}).get("error")
     if isinstance(reason, KeyConflict):
         return reason.path
@@ -56,12 +56,12 @@ def _key_path(error: ErrorDetails, value: Any) -> KeyPath:
 
 
 def _mark_of(path: KeyPath, document: Document) -> Mark:
-    """Where a key stands; for a key that is not there, where the nearest section around it does."""
+    """Find the file and line of a key; for a missing key, those of the nearest section around it."""
     return next(document.marks[path[:depth]] for depth in range(len(path), -1, -1) if path[:depth] in document.marks)
 
 
 def _sentence_about(path: KeyPath, errors: Sequence[ErrorDetails], value: Any) -> str:
-    """What is wrong with one key, from all that pydantic said about it; a second line says what to do."""
+    """Explain the errors that pydantic found in one key; a second line says what to do."""
     key, kind, message = dotted(path), errors[0]["type"], errors[0]["msg"]
     if kind == "extra_forbidden":
         return f"unknown key '{key}'.\n{_nearest_key(path)}"
@@ -93,7 +93,7 @@ _PLAIN_WORDS = {
 
 
 def _nearest_key(path: KeyPath) -> str:
-    """A real key for one that is not: the same word elsewhere, a like word here, or all that are here."""
+    """Suggest a key for an unknown one: the same word elsewhere, a similar word here, or all keys of the section."""
     word, section = str(path[-1]), path[:-1]
     elsewhere = sorted(_paths_ending_in(word), key=lambda path: path[: len(section)] != section)
     if elsewhere:
@@ -124,7 +124,7 @@ def _value_at(value: Any, path: KeyPath) -> Any:
 
 
 def _section_at(path: KeyPath) -> type[BaseModel]:
-    """The model class of a section that exists."""
+    """Find the class of an existing section."""
     section: type[BaseModel] = Recipe
     for part in path:
         section = _sections(section)[str(part)]
@@ -132,7 +132,7 @@ def _section_at(path: KeyPath) -> type[BaseModel]:
 
 
 def _sections(section: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
-    """The sections directly below one, by key."""
+    """List the sections directly inside a section, by key."""
     below: dict[str, type[BaseModel]] = {}
     for key, field in section.model_fields.items():
         members = (field.annotation, *get_args(field.annotation))
@@ -152,7 +152,7 @@ def _choices(path: KeyPath) -> list[str]:
 
 
 def _paths_ending_in(key: str, section: type[BaseModel] = Recipe, path: KeyPath = ()) -> list[KeyPath]:
-    """Every path whose last part is `key`: someone who writes `steps` at the top means `prune.steps`."""
+    """List every path that ends in `key`: a user who writes `steps` at the top means `prune.steps`."""
     paths: list[KeyPath] = [(*path, key)] if key in section.model_fields else []
     for name, below in _sections(section).items():
         paths += _paths_ending_in(key, below, (*path, name))

@@ -1,1 +1,1 @@
-"""Services of the process: seeds, devices, files, progress events, distributed processes, versions."""
+"""Seeds, devices, files, progress events, distributed training, the CUDA driver and package versions."""

@@ -1,7 +1,7 @@
-"""Is there an NVIDIA driver, and what does it see? Asked of the driver itself, before anything uses it.
+"""The NVIDIA driver: its CUDA version and its GPUs, asked through libcuda with ctypes.
 
-Some TensorRT libraries crash the process where no driver is installed, and no `except` can catch
-that; so this is asked first. It needs neither torch nor TensorRT, and changes nothing.
+Some TensorRT libraries crash the process if no driver is installed, which no `except` can catch, so the driver is
+checked before they are imported. Neither torch nor TensorRT is needed for that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _SUCCESS, _NO_DEVICE = 0, 100  # CUresult
 class Driver:
     """The NVIDIA driver of this machine."""
 
-    cuda: tuple[int, int]  # newest CUDA (major, minor) it can run
+    cuda: tuple[int, int]  # newest CUDA version (major, minor) that it supports
     devices: tuple[str, ...]  # names of the visible GPUs
 
 
 def probe_driver() -> Driver | None:
-    """The driver, or None where there is none that works."""
+    """Ask the driver for its CUDA version and its GPUs; return None if there is no working driver."""
     library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         cuda = ctypes.CDLL(library)
@@ -42,7 +42,7 @@ def probe_driver() -> Driver | None:
 
 
 def require_gpu(purpose: str, *, hint: str) -> Driver:
-    """The driver, with at least one GPU.
+    """Return the driver, after checking that at least one GPU is visible.
 
     Raises:
         MissingError: no driver, or no visible GPU.
@@ -59,10 +59,10 @@ def require_gpu(purpose: str, *, hint: str) -> Driver:
 
 
 def require_cuda(driver: Driver, major: int, purpose: str) -> None:
-    """The driver runs CUDA `major`.
+    """Check that the driver supports CUDA `major`.
 
     Raises:
-        MissingError: it is too old.
+        MissingError: the driver is too old.
     """
     if driver.cuda[0] < major:
         raise MissingError(

@@ -1,4 +1,4 @@
-"""The one place that asks which device there is; everything else is handed one."""
+"""The choice of the device (CPU or GPU) by name; all other code is passed a device."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`, as a device.
+    """Return the device for `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        UsageError: no such kind of device.
-        MissingError: it is not here.
+        UsageError: no device has such a name.
+        MissingError: this machine has no such GPU.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""One training on several processes: who I am among them, and what we tell each other.
+"""Data-parallel training on several processes: ranks, averaged gradients and synchronised batch norms.
 
-Every process sees the same global batches and works on its own part of each. Gradients are averaged before a step and
-batch norms share their statistics, so that all processes make the same step, which is the step that one process makes
-on the whole batch (up to the order of sums). `torchrun` starts the processes and says who is who.
+Every process iterates over the same global batches and computes on its own part of each. Gradients are averaged before
+a step and batch norms use the statistics of the global batch, so that all processes make the same step as one process
+would on the whole batch (up to the order of sums). `torchrun` starts the processes and sets their ranks.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from torch.overrides import TorchFunctionMode
 
 from passdeploy.errors import PeerError, first_line
 
-TIMEOUT_S = 600.0  # how long a process waits for the others before it gives up
+TIMEOUT_S = 600.0  # a process that waits longer for the others gives up
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all; one process alone talks to nobody."""
+    """Rank of this process and number of all processes; with one process, no method communicates."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """True for the process that writes files and reports progress."""
         return self.rank == 0
 
     @property
     def part(self) -> tuple[int, int]:
-        """Which part of every batch is this process's, and of how many."""
+        """Index of this process's part of every batch, and the number of parts."""
         return self.rank, self.count
 
     def scale_loss(self, loss: Tensor, local_samples: int, global_samples: int) -> Tensor:
-        """The mean loss of a part, scaled so that its average over all processes is the mean of the whole batch.
+        """Scale the mean loss of a part so that the average over all processes is the mean of the global batch.
 
         Args:
             loss: mean over this process's part.
-            mine: samples in it.
-            whole: samples in the global batch.
+            local_samples: samples in that part.
+            global_samples: samples in the global batch.
         """
         return loss if self.count == 1 else loss * (local_samples * self.count / global_samples)
 
@@ -61,14 +61,14 @@ class Processes:
             parameter.grad = mean
 
     def mean_over_batch(self, value: Tensor, local_samples: int) -> Tensor:
-        """A mean over this process's part of a batch, `local_samples` samples, as the mean over the whole batch."""
+        """Combine means over the parts of a batch, `local_samples` samples here, into the mean over the batch."""
         if self.count == 1:
             return value
         weighted, samples = self.average([value * local_samples, value.new_tensor([float(local_samples)])])
         return weighted / samples
 
     def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of each tensor over all processes, in one message."""
+        """Average each tensor over all processes, in one all-reduce."""
         if self.count == 1:
             return list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -78,16 +78,16 @@ class Processes:
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def broadcast_object(self, value: Any) -> Any:
-        """What the first process says, in all of them."""
+        """Send the first process's `value` to all processes, and return it."""
         if self.count == 1:
             return value
-        box = [value if self.is_first else None]
+        objects = [value if self.is_first else None]
         with _peer_errors():
-            dist.broadcast_object_list(box, src=0)
-        return box[0]
+            dist.broadcast_object_list(objects, src=0)
+        return objects[0]
 
     def synchronised_batch_norm(self) -> Any:
-        """While this context lasts, batch norms in training use the statistics of the global batch."""
+        """Return a context in which batch norms in training mode use the statistics of the global batch."""
         return _SynchronisedBatchNorm() if self.count > 1 else nullcontext()
 
 
@@ -96,7 +96,7 @@ SINGLE_PROCESS = Processes()
 
 @contextmanager
 def process_group(device: torch.device, *, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, as its environment variables say; alone without them.
+    """Start the process group that torchrun's environment variables describe; without them, run as one process.
 
     Raises:
         PeerError: the others cannot be reached.
@@ -107,20 +107,18 @@ def process_group(device: torch.device, *, environment: Mapping[str, str] = os.e
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
+    backend, rank = "nccl" if device.type == "cuda" else "gloo", int(environment["RANK"])
     with _peer_errors():
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=TIMEOUT_S),
-            rank=int(environment["RANK"]), world_size=count,
-        )  # fmt: skip
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), rank=rank, world_size=count)
     try:
-        yield Processes(int(environment["RANK"]), count)
+        yield Processes(rank, count)
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def _peer_errors() -> Iterator[None]:
-    """A message that does not arrive means that a process is gone."""
+    """Turn a failed communication into an error that says that another process is gone."""
     try:
         yield
     except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
@@ -131,15 +129,15 @@ def _peer_errors() -> Iterator[None]:
 
 
 class _SynchronisedBatchNorm(TorchFunctionMode):
-    """Batch norm with means and variances over the batches of all processes."""
+    """Replacement of `F.batch_norm` in training by one with the statistics of the global batch."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any function of torch, on its way."""
-        given = dict(zip(_BATCH_NORM_PARAMETERS, args, strict=False)) | dict(kwargs or {})
-        if func is F.batch_norm and given.get("training"):
-            return _synchronised_batch_norm(**given)
+        """Intercept every function of torch."""
+        arguments = dict(zip(_BATCH_NORM_PARAMETERS, args, strict=False)) | dict(kwargs or {})
+        if func is F.batch_norm and arguments.get("training"):
+            return _synchronised_batch_norm(**arguments)
         return func(*args, **(kwargs or {}))
 
 
@@ -156,23 +154,23 @@ def _synchronised_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`F.batch_norm` in training, for a batch of which every process holds a part."""
+    """Compute `F.batch_norm` in training mode for a batch of which every process holds a part."""
     dims = [dim for dim in range(input.ndim) if dim != 1]
-    along = (1, -1, *[1] * (input.ndim - 2))
+    shape = (1, -1, *[1] * (input.ndim - 2))
     count = torch.tensor([input.numel() / input.size(1)], device=input.device)
     sums = _sum_of_all(torch.cat([input.sum(dims), count.to(input.dtype)]))
     mean = sums[:-1] / sums[-1]
-    centred = input - mean.view(along)
+    centred = input - mean.view(shape)
     variance = _sum_of_all(centred.square().sum(dims)) / sums[-1]
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.detach(), momentum)
         if running_var is not None:
             running_var.lerp_(variance.detach() * (sums[-1] / (sums[-1] - 1)), momentum)
-    normal = centred * (variance + eps).rsqrt().view(along)
+    normal = centred * (variance + eps).rsqrt().view(shape)
     if weight is not None:
-        normal = normal * weight.view(along)
-    return normal if bias is None else normal + bias.view(along)
+        normal = normal * weight.view(shape)
+    return normal if bias is None else normal + bias.view(shape)
 
 
 def _sum_of_all(values: Tensor) -> Tensor:
@@ -184,7 +182,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
-        """Sum."""
+        """Sum `values` over all processes."""
         total = values.clone()
         with _peer_errors():
             dist.all_reduce(total)
@@ -192,7 +190,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        """Sum."""
+        """Sum the gradients over all processes."""
         total = gradients[0].contiguous().clone()
         with _peer_errors():
             dist.all_reduce(total)

@@ -1,7 +1,7 @@
-"""Progress as events: the library tells, listeners show or record.
+"""Progress events, and listeners that show or record them.
 
-A listener is any function of one event. The terminal, `metrics.jsonl` and the report are
-listeners; the library neither prints nor knows who is listening.
+A listener is any function of one event. The terminal's progress bars, `metrics.jsonl` and `run.log` are written by
+listeners; the library itself prints nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from time import perf_counter
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A named piece of work begins."""
+    """Start of a named piece of work."""
 
     stage: str
     text: str
-    total: int | None = None  # steps, where they are known
+    total: int | None = None  # number of steps, if known
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the running stage is done."""
+    """End of one step of the running stage."""
 
     stage: str
     done: int  # steps so far, 1-based
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StageFinished:
-    """A stage ends; `text` says what it achieved, in one line."""
+    """End of a stage; `text` is its result in one line."""
 
     stage: str
     text: str
@@ -43,7 +43,7 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something the user should know that does not stop the work."""
+    """A problem that the user should know of and that does not stop the work."""
 
     text: str
 
@@ -53,37 +53,37 @@ Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The listener that does nothing."""
+    """Ignore an event; the default listener."""
 
 
 def broadcast(*listeners: Listener) -> Listener:
-    """One listener that hands every event to each of `listeners`, in order."""
+    """Make one listener that passes every event to each of `listeners`, in order."""
 
-    def tell(event: Event) -> None:
+    def listen(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    return tell
+    return listen
 
 
 class Stage:
-    """What the body of a `with stage(...)` may say about itself."""
+    """A running stage, as the body of `with stage(...)` sees it: it reports steps and sets the closing `text`."""
 
-    def __init__(self, name: str, tell: Listener) -> None:
-        self.name, self.tell, self.text = name, tell, ""
-        self.seconds = 0.0  # known when the stage has ended
+    def __init__(self, name: str, listener: Listener) -> None:
+        self.name, self.listener, self.text = name, listener, ""
+        self.seconds = 0.0  # set when the stage has ended
 
     def step(self, done: int, total: int, **metrics: float) -> None:
         """Report step `done` of `total`."""
-        self.tell(Step(self.name, done, total, metrics))
+        self.listener(Step(self.name, done, total, metrics))
 
 
 @contextmanager
-def stage(name: str, text: str, tell: Listener, *, total: int | None = None) -> Iterator[Stage]:
-    """Announce a stage, time it, and report what it set as its closing `text`."""
-    tell(StageStarted(name, text, total))
-    began = perf_counter()
-    current = Stage(name, tell)
+def stage(name: str, text: str, listener: Listener, *, total: int | None = None) -> Iterator[Stage]:
+    """Report the start of a stage, time it, and report its end with the closing `text` that the block has set."""
+    listener(StageStarted(name, text, total))
+    started = perf_counter()
+    current = Stage(name, listener)
     yield current
-    current.seconds = perf_counter() - began
-    tell(StageFinished(name, current.text, current.seconds))
+    current.seconds = perf_counter() - started
+    listener(StageFinished(name, current.text, current.seconds))

@@ -1,8 +1,7 @@
-"""Files that are whole or absent, and the hash that proves which.
+"""Atomic writing of files, SHA-256 hashes, and reproducible safetensors bytes.
 
-Every result is written under a temporary name in the folder where it will live, synced, and renamed:
-an interrupted run leaves the old file or none, never half of a new one. What the files mean is
-the business of their writers.
+Every result is written under a temporary name in its folder, synced to disk, and renamed: an interrupted run leaves
+the old file or none, never half of a new one.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hex digits."""
+    """Compute the SHA-256 of a file, as 64 hex digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -32,9 +31,9 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends well, and is removed when it does not.
+    """Give a temporary path to write to, which is renamed to `path` if the block succeeds, else deleted.
 
-    The temporary name keeps the suffix of `path`, since some writers choose their format by it.
+    It has the suffix of `path`, since some writers choose their format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -48,13 +47,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` (text as UTF-8) to `path`, whole or not at all."""
+    """Write `content` (text as UTF-8) to `path`, completely or not at all."""
     with atomic_path(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _sync(path: Path) -> None:
-    """Ask the disk to hold what was written; a folder cannot be opened for that on Windows."""
+    """Flush a file or a folder to disk; on Windows, folders cannot be opened and are skipped."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -65,10 +64,10 @@ def _sync(path: Path) -> None:
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file; the same content gives the same bytes.
+    """Make the bytes of a safetensors file; the same content gives the same bytes.
 
-    The library writes several metadata keys in an order that changes from call to call, so the text
-    enters the header here: its length (8 bytes), the header (JSON), and the data that it describes.
+    The safetensors library writes metadata keys in an order that changes from call to call, so the metadata are put
+    into the header here. A file is the header's length (8 bytes), the header (JSON), and the data.
     """
     from safetensors.torch import save
 

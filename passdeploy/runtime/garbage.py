@@ -1,4 +1,4 @@
-"""Keep Python's garbage collector out of the way for a while."""
+"""Pauses of Python's garbage collector."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def garbage_collection_paused() -> Iterator[None]:
-    """No garbage is collected in here, unless somebody asks for it; as a decorator, too.
+    """Pause automatic garbage collection in a block or a decorated function; `gc.collect()` still works.
 
-    A collection stops a call that is timed; and one that runs while a library holds a lock, as TensorRT does while it
-    calls our logger, waits for that lock forever when it destroys an object of that library.
+    A collection would lengthen a call that is timed. It can also deadlock: TensorRT holds a lock while it calls our
+    logger, and an object of TensorRT that is collected at that moment waits for the same lock.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,8 +1,7 @@
-"""Chance as a function of a key: the same key, the same numbers, whatever ran before.
+"""Seeding: random generators that depend only on a key such as ("order", seed, epoch), not on earlier draws.
 
-A generator that runs through a whole job makes its state part of every result. Here each draw gets a
-fresh generator, seeded from names and numbers such as ("order", seed, epoch), so that a resumed run,
-another number of workers or an extra evaluation changes nothing.
+With one generator for a whole job, every result would depend on all draws before it. Here each draw has a generator of
+its own, so that a resumed run, another number of workers or an extra evaluation does not change any result.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 
 def seed_of(*key: str | int) -> int:
-    """A 63-bit seed for `key`; keys that differ anywhere give unrelated seeds.
+    """Compute a 63-bit seed from `key`; keys that differ anywhere give unrelated seeds.
 
     >>> seed_of("order", 0, 1) == seed_of("order", 0, 1), seed_of("order", 0, 1) == seed_of("order", 1, 0)
     (True, False)
@@ -25,15 +24,15 @@ def seed_of(*key: str | int) -> int:
 
 
 def generator(*key: str | int) -> torch.Generator:
-    """A generator on the CPU, seeded from `key`."""
+    """Make a generator on the CPU, seeded from `key`."""
     return torch.Generator().manual_seed(seed_of(*key))
 
 
 @contextmanager
 def seeded_global_generators(*key: str | int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of the CPU and of `device` from `key`, and put them back afterwards.
+    """Seed the global generators of the CPU and of `device` from `key`, and restore their states afterwards.
 
-    For code that draws from nowhere else: dropout, stochastic depth.
+    For code that can only draw from the global generators: initial weights, dropout, stochastic depth.
     """
     is_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_cuda else []):

@@ -1,4 +1,4 @@
-"""Versions of passdeploy and of what its results depend on, without importing any of it."""
+"""Versions of passdeploy and of the packages that its results depend on, read without importing them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _RECORDED_PACKAGES = (
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Package -> version, of those that are installed."""
-    found = {"passdeploy": __version__, "python": python_version()}
+    """Look up the versions of the installed packages, by package name."""
+    versions = {"passdeploy": __version__, "python": python_version()}
     for name in _RECORDED_PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

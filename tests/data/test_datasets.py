@@ -1,4 +1,4 @@
-"""Every data set is read from small files in the layout that its archive unpacks to."""
+"""Data sets, read from small files in the layout that their archives unpack to."""
 
 from __future__ import annotations
 
@@ -70,8 +70,10 @@ def stanford_cars(root: Path) -> None:
     home = root / "stanford_cars"
     (home / "devkit").mkdir(parents=True)
     savemat(home / "devkit" / "cars_meta.mat", {"class_names": np.array(CLASSES, dtype=object)})
-    lists = {"cars_train": home / "devkit" / "cars_train_annos.mat",
-             "cars_test": home / "cars_test_annos_withlabels.mat"}  # fmt: skip
+    lists = {
+        "cars_train": home / "devkit" / "cars_train_annos.mat",
+        "cars_test": home / "cars_test_annos_withlabels.mat",
+    }
     for folder, path in lists.items():
         rows = np.zeros(2, dtype=[("class", object), ("fname", object)])
         for number in range(2):
@@ -80,10 +82,13 @@ def stanford_cars(root: Path) -> None:
         savemat(path, {"annotations": rows})
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], None], int]] = {
-    "imagenet": (imagenet, 2), "tiny-imagenet": (tiny_imagenet, 2), "food101": (food101, 2), "dtd": (dtd, 4),
+LAYOUTS: dict[str, tuple[Callable[[Path], None], int]] = {  # name -> (writer of small files, training images)
+    "imagenet": (imagenet, 2),
+    "tiny-imagenet": (tiny_imagenet, 2),
+    "food101": (food101, 2),
+    "dtd": (dtd, 4),
     "stanford-cars": (stanford_cars, 2),
-}  # fmt: skip
+}
 
 
 def loaded(name: str, root: Path):
@@ -115,10 +120,12 @@ def test_a_missing_root_says_what_to_get_and_how_it_lies(name: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "gone"),
     [
-        ("tiny-imagenet", "tiny-imagenet-200/wnids.txt"), ("food101", "food-101/meta/test.json"),
-        ("dtd", "dtd/labels/val1.txt"), ("stanford-cars", "stanford_cars/devkit/cars_meta.mat"),
+        ("tiny-imagenet", "tiny-imagenet-200/wnids.txt"),
+        ("food101", "food-101/meta/test.json"),
+        ("dtd", "dtd/labels/val1.txt"),
+        ("stanford-cars", "stanford_cars/devkit/cars_meta.mat"),
     ],
-)  # fmt: skip
+)
 def test_a_list_that_is_gone_is_named(name: str, gone: str, tmp_path: Path):
     LAYOUTS[name][0](tmp_path)
     (tmp_path / gone).unlink()
@@ -181,7 +188,7 @@ def test_a_hugging_face_data_set_is_read_by_the_kinds_of_its_columns(monkeypatch
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if "imagenet" in name or "-" in name])
 def test_every_shipped_recipe_names_a_network_that_can_be_cut_to_its_budget(name: str):
-    """What `check` does, on the smallest image that keeps the shapes legal, and without the data."""
+    """Do what `passdeploy check` does, without the data, on the smallest image that all networks take."""
     recipe = load_recipe(name)
     model = build_model(recipe.model.name, num_classes=10, weights=None)
     channels = map_channels(model, torch.zeros(1, 3, 64, 64), include=recipe.prune.include)

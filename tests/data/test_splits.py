@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, epoch, position), and bad folders are named."""
+"""Splits: batches depend only on (seed, epoch, position), and errors name bad folders and files."""
 
 import pickle
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of four and two tiny images, for training and for testing."""
+    """Write two classes, each with four tiny images for training and two for testing."""
     generator = np.random.default_rng(0)
     for part, count in (("train", 4), ("test", 2)):
         for name in ("ant", "bee"):

@@ -31,7 +31,7 @@ def state_of(name: str = OURS, num_classes: int = 10, seed: int = 0) -> dict[str
 
 @pytest.fixture
 def weights(tmp_path: Path):
-    """Writes tensors to a .safetensors file and returns its path."""
+    """Return a function that writes tensors to a .safetensors file and returns its path."""
 
     def write(tensors: dict[str, torch.Tensor]) -> str:
         path = tmp_path / "weights.safetensors"
@@ -104,8 +104,8 @@ def test_weights_load_whatever_common_prefix_they_carry(weights, prefix):
 
 
 def test_a_prefix_that_is_the_networks_own_stays(weights, tmp_path, monkeypatch):
-    write_module(tmp_path, monkeypatch, "class Net(nn.Module):\n  def __init__(self):\n    super().__init__()\n"
-                 "    self.model = nn.Linear(2, 3)\n")  # fmt: skip
+    source = "class Net(nn.Module):\n  def __init__(self):\n    super().__init__()\n    self.model = nn.Linear(2, 3)\n"
+    write_module(tmp_path, monkeypatch, source)
     saved = {"model.weight": torch.rand(3, 2), "model.bias": torch.rand(3)}
     network = build_model("mine:Net", num_classes=3, weights=weights(saved), allow_code=True)
     assert_close(network.state_dict()["model.weight"], saved["model.weight"])
@@ -202,7 +202,7 @@ def test_weights_that_are_not_finite_are_refused(weights):
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """ResNet-18 weights that torchvision believes it has downloaded."""
+    """Return random ResNet-18 weights, which torchvision loads as its pretrained ones."""
     torch.manual_seed(1)
     tensors = torchvision.models.resnet18(weights=None).state_dict()
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *args, **options: tensors)

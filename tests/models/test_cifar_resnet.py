@@ -7,7 +7,7 @@ from passdeploy.models.cifar_resnet import NETWORKS, BasicBlock, resnet20_cifar
 
 
 def expected_names() -> set[str]:
-    """The names of the tensors of the published CIFAR ResNet-20 weights."""
+    """List the names of the tensors of the published CIFAR ResNet-20 weights."""
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     names = {"conv1.weight", "linear.weight", "linear.bias", *(f"bn1.{part}" for part in norm)}
     for block in (f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1, 2)):

@@ -1,4 +1,4 @@
-"""Copies of networks are copies: nothing in them is the original's but what was asked for."""
+"""Copies of networks: they share nothing with the original but the tensors that were asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from passdeploy.slimming.slim import slim
 
 
 class Tied(nn.Module):
-    """Shares a module, a parameter and a list; keeps a plain tensor and a hook."""
+    """A network with a shared module and a shared parameter, a list, a plain tensor and a hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Tied(nn.Module):
 
 
 class Counted(nn.Linear):
-    """Copies itself in its own way."""
+    """A layer with its own `__deepcopy__`, which counts its calls."""
 
     copies = 0
 
@@ -96,20 +96,23 @@ def test_a_cloned_network_computes_the_same():
 
 
 def test_what_is_dropped_is_gone_at_once() -> None:
-    """Not when the garbage collector comes by: until then copies of a large network would pile up."""
+    """Check that no reference cycle holds a copy, which would stay in memory until the next garbage collection."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
     groups = map_channels(net, torch.zeros(1, 3, 8, 8)).groups
     plan = Plan({group.name: (0, 1) for group in groups if group.is_prunable})
     gc.collect()
     gc.disable()
     try:
-        for make in (lambda: clone(net, lambda _, old: old), lambda: masked(net, groups, plan),
-                     lambda: slim(net, groups, plan)):  # fmt: skip
+        for make in (
+            lambda: clone(net, lambda _, old: old),
+            lambda: masked(net, groups, plan),
+            lambda: slim(net, groups, plan),
+        ):
             made = make()
             with evaluating(made):
                 made(torch.zeros(1, 3, 8, 8))
-            trace = weakref.ref(made)
+            reference = weakref.ref(made)
             del made
-            assert trace() is None
+            assert reference() is None
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""Networks are run in the mode that is asked for, and are left in theirs."""
+"""Evaluation and training mode: set for a block, and restored afterwards."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from passdeploy.models.modes import evaluating
 
 
 class Caching(nn.Module):
-    """Keeps something for evaluation, and forgets it when it is told its mode."""
+    """A module that overrides `train`, as modules with a cache for evaluation do, and records the calls."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A run folder holds whole files or none, knows what it holds, and has one writer."""
+"""Run folders: files are complete or absent, recorded in the manifest, and written by one process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Two processes make the step that one makes, and a lost one ends the other."""
+"""Training on two processes: the same steps as on one, and one clear error if a process dies."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ def start_processes(code: str, *arguments: str, count: int = 2) -> list[subproce
     shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
         )
         for rank in range(count)
-    ]  # fmt: skip
+    ]
 
 
 STEPS = """
@@ -69,7 +72,7 @@ with process_group(torch.device("cpu")) as processes:
 
 
 def test_two_processes_train_and_choose_as_one_does():
-    """A batch of 250 in parts of 125, one of 100 in parts of 50."""
+    """Compare training with batches of 250 in parts of 125, and mask learning with batches of 100 in parts of 50."""
     (alone,), pair = start_processes(STEPS, count=1), start_processes(STEPS)
     outputs = [process.communicate(timeout=300) for process in (alone, *pair)]
     assert [process.returncode for process in (alone, *pair)] == [0, 0, 0], outputs

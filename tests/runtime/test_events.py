@@ -1,4 +1,4 @@
-"""Progress as events."""
+"""Progress events and their listeners."""
 
 from __future__ import annotations
 
