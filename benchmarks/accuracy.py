@@ -1,4 +1,4 @@
-"""Accuracy at equal cost: PASS against the baselines, the same budget and the same fine-tuning for all.
+"""Benchmark of accuracy at equal cost: PASS against the baselines, with the same budget and fine-tuning for all.
 
     python benchmarks/accuracy.py --cifar CIFAR-FOLDER --weights RESNET20.safetensors [--signs FOLDER] [--quick]
 
@@ -9,17 +9,18 @@ networks will be, and kept beside the weights.
 
 Every method gets the same budget, batches, recalibration and fine-tuning steps, and the dense network as its teacher.
 There are two comparisons. At equal fine-tuning steps, `PASS, rehearsed` and `PASS, frozen` are the fair opponents:
-they take nothing but the plan and the prompt out of mask learning. `PASS` keeps the weights that learned along, so its
-opponents are the rows with extra steps (`--extra`), baselines that fine-tune for as many steps more, and growing
-regularisation, which trains its weights for as many steps before it cuts: `growing` goes by L1 per MAC, the others by
-Taylor scores per MAC or by L1 with the same share of every group, and listen to the dense network where they say so.
+they keep only the plan and the prompt of mask learning. `PASS` also keeps the weights that were trained along with the
+masks, so its opponents are the rows with extra steps (`--extra`), baselines that fine-tune for as many steps more, and
+growing regularisation, which trains its weights for as many steps before it cuts: `growing` chooses by L1 per MAC, the
+others by Taylor scores per MAC or by L1 with the same share of every group; `distilled` ones also learn from the dense
+network.
 
-`iterative Taylor` is PASS without its hypernetwork and prompt, what is left being a Taylor score that is measured again
-in every step while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut
-with their own scores, groups and slimming; of this network they can cut the inner channels of the blocks only.
+`iterative Taylor` is PASS without its hypernetwork and prompt: a Taylor score that is measured again in every step
+while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut with their own
+scores, groups and slimming; of this network they can cut the inner channels of the blocks only.
 
-Finished rows are kept in the results file, and a second call goes on with what is missing. `--quick` asks for fewer
-rows and fewer steps, which the results say.
+Finished rows are kept in the results file, and a second call measures the missing ones. `--quick` asks for fewer rows
+and fewer steps, which the results state.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.accuracy_report import report
-from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, First, Setting, Size, train_
+from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, AccuracySetting, FirstImages, Workload, train_
 from passdeploy import count as count_model
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan
@@ -59,12 +60,12 @@ from passdeploy.training.losses import DistillationLoss
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
 PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 8, 20, 4
-GLIMPSE = 2000  # test images on which a network is looked at before it is fine-tuned
+QUICK_TEST_IMAGES = 2000  # test images for the accuracy before fine-tuning
 
 
 @dataclass(frozen=True)
 class Method:
-    """How channels are chosen."""
+    """A way to choose channels: a score, its options, and for PASS the parts of mask learning."""
 
     score: str
     per_mac: bool = False
@@ -76,20 +77,20 @@ class Method:
     weights: str = "trained"
     weights_lr: float = TRAINING.optimizer.lr
     distill: float = 0.5
-    chosen_by: str = ""  # growing: the score that says what will go
+    chosen_by: str = ""  # growing: the score that chooses the channels to remove
 
     @property
-    def learns(self) -> bool:
-        """Whether it takes steps of its own before fine-tuning."""
+    def has_mask_steps(self) -> bool:
+        """True if the method trains before fine-tuning: mask learning or growing regularisation."""
         return self.score in ("pass", "growing")
 
     @property
-    def is_partner(self) -> bool:
-        """Whether another library cuts."""
-        return self.score in PARTNERS
+    def uses_torch_pruning(self) -> bool:
+        """True if torch-pruning scores and cuts."""
+        return self.score in TORCH_PRUNING_METHODS
 
 
-PARTNERS = ("group norm", "group Taylor", "group Hessian")
+TORCH_PRUNING_METHODS = ("group norm", "group Taylor", "group Hessian")
 METHODS = {
     "random": Method("random"),
     **{
@@ -97,7 +98,7 @@ METHODS = {
         for norm in ("l1", "l2", "bn", "taylor")
         for suffix in ("global", "per MAC", "uniform")
     },
-    **{f"torch-pruning, {name}": Method(name) for name in PARTNERS},
+    **{f"torch-pruning, {name}": Method(name) for name in TORCH_PRUNING_METHODS},
     "growing": Method("growing", per_mac=True, chosen_by="l1", distill=0.0, weights_lr=0.02),
     "growing, taylor per MAC": Method("growing", per_mac=True, chosen_by="taylor", distill=0.0),
     "growing, taylor per MAC, distilled": Method("growing", per_mac=True, chosen_by="taylor"),
@@ -122,11 +123,16 @@ METHODS = {
     "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * TRAINING.optimizer.lr),
 }
 MAIN_METHODS = (
-    "l1 uniform", "taylor per MAC", "growing, taylor per MAC, distilled", "iterative Taylor", "PASS, rehearsed", "PASS",
-)  # fmt: skip
+    "l1 uniform",
+    "taylor per MAC",
+    "growing, taylor per MAC, distilled",
+    "iterative Taylor",
+    "PASS, rehearsed",
+    "PASS",
+)
 
-FULL = Size(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
-QUICK = Size(100, 100, 3000, (0,), (0.3,), ("home",))
+FULL = Workload(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
+QUICK = Workload(100, 100, 3000, (0,), (0.3,), ("home",))
 
 
 def main() -> None:
@@ -142,51 +148,59 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of mask learning, and as many of fine-tuning")
     parser.add_argument("--extra", action="store_true", help="baselines also with PASS's mask steps as fine-tuning")
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    size = QUICK if asked.quick else FULL
-    changes = {key: value for key in ("settings", "shares", "seeds") if (value := getattr(asked, key))}
-    if asked.steps:
-        changes |= {"mask_steps": asked.steps, "finetune_steps": asked.steps}
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    changes = {key: value for key in ("settings", "shares", "seeds") if (value := getattr(options, key))}
+    if options.steps:
+        changes |= {"mask_steps": options.steps, "finetune_steps": options.steps}
     size = replace(size, **changes)
     names = MAIN_METHODS
-    if asked.methods:
-        names = tuple(METHODS) if asked.methods == "all" else tuple(asked.methods.split(";"))
-    out = asked.out or (RESULTS.with_stem("accuracy-quick") if asked.quick else RESULTS)
+    if options.methods:
+        names = tuple(METHODS) if options.methods == "all" else tuple(options.methods.split(";"))
+    out = options.out or (RESULTS.with_stem("accuracy-quick") if options.quick else RESULTS)
     torch.set_num_threads(1)  # one thread: the same sums in the same order, so the same figures
-    rows = [row for row in _read(out) if row["size"] == _key(size)]
+    rows = [row for row in _read_rows(out) if row["size"] == _workload_key(size)]
     for name in size.settings:
         wanted = [
-            (share, seed, method, extra)
+            (share, seed, method, has_extra_steps)
             for share in size.shares
             for seed in size.seeds
             for method in names
-            for extra in ((False, True) if asked.extra and not METHODS[method].learns else (False,))
-            if (name, share, seed, method, extra) not in {_row_key(row) for row in rows}
+            for has_extra_steps in ((False, True) if options.extra and not METHODS[method].has_mask_steps else (False,))
+            if (name, share, seed, method, has_extra_steps) not in {_row_key(row) for row in rows}
         ]
         if not wanted:
             continue
-        setting = SETTINGS[name](asked, size)
+        setting = SETTINGS[name](options, size)
         print(f"{name}: dense top-1 {setting.top1:.2%}", flush=True)
-        for share, seed, method, extra in wanted:
+        for share, seed, method, has_extra_steps in wanted:
             row = {
-                "setting": name, "dense_top1": setting.top1, "share": share, "seed": seed, "method": method,
-                "extra": extra, "size": _key(size),
-            }  # fmt: skip
-            row |= _measure(setting, METHODS[method], share, seed, extra, size)
+                "setting": name,
+                "dense_top1": setting.top1,
+                "share": share,
+                "seed": seed,
+                "method": method,
+                "extra": has_extra_steps,
+                "size": _workload_key(size),
+            }
+            row |= _measure(setting, METHODS[method], share, seed, has_extra_steps, size)
             rows.append(row)
             print(
-                f"{name} {share:.0%} seed {seed} {method}{' + extra' if extra else ''}: {row['top1']:.2%}", flush=True
+                f"{name} {share:.0%} seed {seed} {method}{' + extra' if has_extra_steps else ''}: {row['top1']:.2%}",
+                flush=True,
             )
-            _write(out, size, [*(r for r in _read(out) if r["size"] != _key(size)), *rows])
+            _write_rows(out, size, [*(r for r in _read_rows(out) if r["size"] != _workload_key(size)), *rows])
     print(report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images))
     print(out)
 
 
-def _measure(setting: Setting, method: Method, share: float, seed: int, extra: bool, size: Size) -> dict[str, Any]:
+def _measure(
+    setting: AccuracySetting, method: Method, share: float, seed: int, has_extra_steps: bool, size: Workload
+) -> dict[str, Any]:
     """Choose, cut, recalibrate, fine-tune and evaluate once."""
     began = perf_counter()
     budget = Budget.of("macs", share, setting.channels.costs)
-    if method.is_partner:
+    if method.uses_torch_pruning:
         smaller, macs, widths = _cut_by_torch_pruning(setting, method, budget, seed)
         chosen = perf_counter()
     else:
@@ -195,8 +209,8 @@ def _measure(setting: Setting, method: Method, share: float, seed: int, extra: b
         macs = setting.channels.costs.of("macs", widths)
         smaller = with_prompt(slim(dense, setting.channels.groups, plan), prompt)
     recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), RECALIBRATION_BATCHES))
-    before = evaluate(smaller, First(setting.data.test, GLIMPSE), batch_size=250).top1
-    steps = size.finetune_steps + (size.mask_steps if extra else 0)
+    before = evaluate(smaller, FirstImages(setting.data.test, QUICK_TEST_IMAGES), batch_size=250).top1
+    steps = size.finetune_steps + (size.mask_steps if has_extra_steps else 0)
     train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher)
     return {
         "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,
@@ -209,45 +223,68 @@ def _measure(setting: Setting, method: Method, share: float, seed: int, extra: b
 
 
 def _choose(
-    setting: Setting, method: Method, budget: Budget, seed: int, size: Size
+    setting: AccuracySetting, method: Method, budget: Budget, seed: int, size: Workload
 ) -> tuple[Plan, VisualPrompt | None, nn.Module]:
-    """The plan of a method; the prompt that it keeps; and the weights to cut, trained only by `growing`."""
+    """Choose channels by a method.
+
+    Returns:
+        The plan; the prompt if the method keeps one; and the network to cut, whose weights PASS and growing trained.
+    """
     dense = copy.deepcopy(setting.dense).to(memory_format=torch.channels_last)
     groups, costs = setting.channels.prunable, setting.channels.costs
     allocation = "uniform" if method.uniform else "global"
     if method.score == "pass":
         settings = PassSettings(
-            steps=size.mask_steps, lr=method.lr, round_to=1, prompt_kind=method.prompt, prompt_size=PROMPT_PIXELS,
-            hypernet_kind=method.hypernet, distill=method.distill, temperature=4.0, per_cost=method.per_mac,
-            allocation=allocation, weights=method.weights, seed=seed,
+            steps=size.mask_steps,
+            lr=method.lr,
+            round_to=1,
+            prompt_kind=method.prompt,
+            prompt_size=PROMPT_PIXELS,
+            hypernet_kind=method.hypernet,
+            distill=method.distill,
+            temperature=4.0,
+            per_cost=method.per_mac,
+            allocation=allocation,
+            weights=method.weights,
+            seed=seed,
             weights_optimizer=TRAINING.optimizer.model_copy(update={"lr": method.weights_lr}),
-        )  # fmt: skip
+        )
         learned = learn_masks(
-            dense, groups, lambda: setting.stream("learn", seed), F.cross_entropy, costs=costs, budget=budget,
-            settings=settings, teacher=setting.teacher,
-        )  # fmt: skip
+            dense,
+            groups,
+            lambda: setting.stream("learn", seed),
+            F.cross_entropy,
+            costs=costs,
+            budget=budget,
+            settings=settings,
+            teacher=setting.teacher,
+        )
         trained = learned.weights.to(memory_format=torch.contiguous_format) if learned.weights else setting.dense
         return learned.plan, learned.prompt if method.keep_prompt else None, trained
     scores = _scores(setting, dense, method.chosen_by or method.score, seed)
-    plan = choose_channels(
-        scores, groups, costs, budget, round_to=1, per_cost=method.per_mac, allocation=allocation
-    )  # fmt: skip
+    plan = choose_channels(scores, groups, costs, budget, round_to=1, per_cost=method.per_mac, allocation=allocation)
     if method.score == "growing":
         dense = grow_penalty(
-            dense, groups, plan, setting.stream("learn", seed), F.cross_entropy, steps=size.mask_steps,
+            dense,
+            groups,
+            plan,
+            setting.stream("learn", seed),
+            F.cross_entropy,
+            steps=size.mask_steps,
             lr=method.weights_lr,
             distillation=DistillationLoss(setting.teacher, method.distill) if method.distill else None,
-        )  # fmt: skip
+        )
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
     return plan, None, setting.dense
 
 
 def _cut_by_torch_pruning(
-    setting: Setting, method: Method, budget: Budget, seed: int
+    setting: AccuracySetting, method: Method, budget: Budget, seed: int
 ) -> tuple[nn.Module, int, dict[str, int]]:
-    """The network as torch-pruning cuts it to a budget, globally; its MACs and inner widths.
+    """Cut the network to a budget with torch-pruning, globally; return it with its MACs and inner widths.
 
-    It cannot follow the zero-padded shortcuts of this network, so all but the inner channels of the blocks stay.
+    torch-pruning cannot trace the zero-padded shortcuts of this network, so only the inner channels of the blocks are
+    cut.
     """
     import torch_pruning as tp
 
@@ -263,17 +300,23 @@ def _cut_by_torch_pruning(
         inner = {name: layer for name, layer in network.named_modules() if name.endswith(".conv1")}
         kept = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear) and m not in inner.values()]
         pruner = tp.pruner.BasePruner(
-            network, image, importance=scores, pruning_ratio=ratio, max_pruning_ratio=1.0, global_pruning=True,
+            network,
+            image,
+            importance=scores,
+            pruning_ratio=ratio,
+            max_pruning_ratio=1.0,
+            global_pruning=True,
             ignored_layers=kept,
-        )  # fmt: skip
+        )
         if method.score != "group norm":
-            _accumulate(network, scores, islice(setting.stream("learn", seed), PRIOR_BATCHES))
+            _accumulate_gradients(network, scores, islice(setting.stream("learn", seed), PRIOR_BATCHES))
         pruner.step()
         network.zero_grad()
         macs = count_model(network, image).macs
         return network.eval(), macs, {name: layer.out_channels for name, layer in inner.items()}
 
-    # A layer that would lose all its channels it leaves whole: beyond some ratio there is more left, not less.
+    # torch-pruning leaves a layer whole that would lose all its channels, so beyond some ratio it removes less, not
+    # more; the search starts below the first ratio that meets the budget.
     high = next((ratio for ratio in torch.arange(0.1, 1.0, 0.1).tolist() if cut(ratio)[1] <= budget.limit), None)
     if high is None:
         sys.exit(f"{method.score}: torch-pruning cannot cut to {budget.limit:,} multiply-adds")
@@ -284,8 +327,8 @@ def _cut_by_torch_pruning(
     return cut(high)
 
 
-def _accumulate(network: nn.Module, scores: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """The gradients that torch-pruning's scores are made of: sums over batches, or squares of single images."""
+def _accumulate_gradients(network: nn.Module, scores: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Accumulate the gradients of torch-pruning's scores: sums over batches, or squares of single images."""
     network.eval()
     scores.zero_grad() if hasattr(scores, "zero_grad") else None
     for images, labels in batches:
@@ -298,7 +341,7 @@ def _accumulate(network: nn.Module, scores: Any, batches: Iterable[tuple[Tensor,
             F.cross_entropy(network(images), labels).backward()
 
 
-def _scores(setting: Setting, dense: nn.Module, score: str, seed: int) -> dict[str, Tensor]:
+def _scores(setting: AccuracySetting, dense: nn.Module, score: str, seed: int) -> dict[str, Tensor]:
     groups = setting.channels.prunable
     if score == "random":
         return random_scores(groups, seed=seed)
@@ -309,7 +352,7 @@ def _scores(setting: Setting, dense: nn.Module, score: str, seed: int) -> dict[s
     return magnitude_scores(dense, groups, norm=score)
 
 
-def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:
+def _write_rows(out: Path, size: Workload, rows: list[dict[str, Any]]) -> None:
     environment = {"machine": platform.machine(), "threads": 1, "versions": package_versions()}
     document = {"environment": environment, "size": asdict(size), "rows": rows}
     out.parent.mkdir(exist_ok=True)
@@ -319,11 +362,11 @@ def _write(out: Path, size: Size, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _read(out: Path) -> list[dict[str, Any]]:
+def _read_rows(out: Path) -> list[dict[str, Any]]:
     return json.loads(out.read_text())["rows"] if out.is_file() else []
 
 
-def _key(size: Size) -> list[Any]:
+def _workload_key(size: Workload) -> list[Any]:
     return [size.mask_steps, size.finetune_steps, size.test_images]
 
 

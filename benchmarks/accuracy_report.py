@@ -1,4 +1,4 @@
-"""What the rows of `accuracy.py` say: who is ahead of whom, and every figure."""
+"""Report of the rows of `accuracy.py` in Markdown: differences between methods, and every figure."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
-LOSS = 0.01  # of top-1, at which methods are compared by what they cost
-MOST_GAP = 0.8  # below which share nothing is said about what lies between it and the whole network
+LOSS = 0.01  # of top-1; methods are compared by the least MACs at which they lose no more
+MOST_GAP = 0.8  # no interpolation between the whole network and a measured share below this
 ABLATIONS = (
-    "iterative Taylor", "PASS, no prompt", "PASS, full prompt", "PASS, mlp", "PASS, conv", "PASS, free scores",
-    "PASS, uniform", "PASS, prompt not kept", "PASS, labels alone", "PASS, twice the rate",
-)  # fmt: skip
+    "iterative Taylor",
+    "PASS, no prompt",
+    "PASS, full prompt",
+    "PASS, mlp",
+    "PASS, conv",
+    "PASS, free scores",
+    "PASS, uniform",
+    "PASS, prompt not kept",
+    "PASS, labels alone",
+    "PASS, twice the rate",
+)
 FROZEN = ("iterative Taylor, frozen", "PASS, frozen, no prompt")
 ONCE, GROWING, LONGER = "once", "growing", "longer"  # kinds of baselines, by what they do before fine-tuning
 
 
 def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_images: int | None) -> str:
-    """All tables, with a line that says what was run."""
+    """Build all tables, after a line that describes the runs."""
     tested = "all test images" if test_images is None else f"{test_images:,} of the test images (a subset)"
     return "\n".join(
         [
@@ -29,16 +37,16 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             "weights while it learned masks; `PASS, rehearsed` takes nothing but the plan and the prompt out of that),",
             "and against the best form of growing regularisation, which trains its weights for as many steps as PASS:",
             "",
-            *verdicts(rows, [("PASS", {ONCE}), ("PASS, rehearsed", {ONCE}), ("PASS", {GROWING})]),
+            *comparison_lines(rows, [("PASS", {ONCE}), ("PASS, rehearsed", {ONCE}), ("PASS", {GROWING})]),
             "",
             "At equal steps in all: against the best of growing regularisation and of the baselines that choose once",
             "and then fine-tune for as many steps more as PASS learns masks:",
             "",
-            *verdicts(rows, [("PASS", {GROWING, LONGER})]),
+            *comparison_lines(rows, [("PASS", {GROWING, LONGER})]),
             "",
             "PASS against itself with less, or with something else:",
             "",
-            *verdicts(
+            *comparison_lines(
                 rows,
                 [
                     *(("PASS", other) for other in ABLATIONS),
@@ -51,22 +59,22 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             "line between the shares measured on either side of it (means of the seeds there are); and how long that",
             "takes at such widths, which here are not rounded to what the hardware likes:",
             "",
-            *reach(rows),
+            *least_macs_lines(rows),
             "",
             "Every method; spread is the largest minus the smallest over the seeds:",
             "",
-            *table(rows),
+            *results_table(rows),
             "",
         ]
     )
 
 
-def verdicts(rows: Rows, comparisons: Sequence[tuple[str, str | set[str]]]) -> list[str]:
-    """One line per setting, budget and comparison, from the seeds that both were measured with.
+def comparison_lines(rows: Rows, comparisons: Sequence[tuple[str, str | set[str]]]) -> list[str]:
+    """Build one line per setting, budget and comparison, from the seeds that both methods were measured with.
 
     Args:
-        rows: what was measured.
-        comparisons: a form of PASS; and its opponent, or the kinds of baselines of which the best is its opponent.
+        rows: the measurements.
+        comparisons: a form of PASS, and its opponent: a method, or kinds of baselines, of which the best is taken.
     """
     lines = ["| setting | MACs | | against | difference | of single seeds | seeds |", "|" + "---|" * 7]
     for setting, share in sorted({(row["setting"], row["share"]) for row in rows}, key=lambda p: (p[0], -p[1])):
@@ -84,13 +92,13 @@ def verdicts(rows: Rows, comparisons: Sequence[tuple[str, str | set[str]]]) -> l
 
 
 def _best_baseline(here: Rows, mine: dict[int, float], kinds: set[str]) -> tuple[str, bool] | None:
-    """Of the baselines of some kinds, the one with the best mean over the seeds of `mine`."""
+    """Return the baseline of these kinds with the best mean over the seeds of `mine`."""
     opponents = {(row["method"], row["extra"]) for row in here if _kind(row) in kinds}
     return _best({key: _by_seed(here, key[0], is_extra=key[1]) for key in opponents}, mine.keys())
 
 
 def _kind(row: dict[str, Any]) -> str | None:
-    """What a baseline does before the fine-tuning that all get; None for forms of PASS."""
+    """Return the kind of a baseline (ONCE, GROWING, LONGER); None for forms of PASS."""
     if row["method"].startswith(("PASS", "iterative")):
         return None
     if row["method"].startswith("growing"):
@@ -98,8 +106,8 @@ def _kind(row: dict[str, Any]) -> str | None:
     return LONGER if row["extra"] else ONCE
 
 
-def reach(rows: Rows) -> list[str]:
-    """One line per setting, method and number of steps that was measured at several budgets, the least share first."""
+def least_macs_lines(rows: Rows) -> list[str]:
+    """Build one line per setting, method and number of steps measured at several budgets, the least share first."""
     tops: dict[tuple[Any, ...], dict[float, list[float]]] = {}
     times: dict[tuple[Any, ...], dict[float, float]] = {}  # slim over dense latency, where it was measured
     dense = {row["setting"]: row["dense_top1"] for row in rows}
@@ -108,20 +116,20 @@ def reach(rows: Rows) -> list[str]:
         tops.setdefault(key, {}).setdefault(row["share"], []).append(row["top1"])
         if "latency" in row:
             times.setdefault(key, {})[row["share"]] = row["latency"]
-    found = []
+    seed_rows = []
     for (setting, method, extra), by_share in tops.items():
         line = sorted((share, statistics.mean(values)) for share, values in by_share.items())
         if len(line) > 1:
             share, words = _crossing([*line, (1.0, dense[setting])], dense[setting] - LOSS)
             time = _between({**times.get((setting, method, extra), {}), 1.0: 1.0}, share)
             words += f" | {time:.0%}" if time and words[0].isdigit() else " | "
-            found.append((setting, share, f"| {setting} | {method}{', extra steps' if extra else ''} | {words} |"))
+            seed_rows.append((setting, share, f"| {setting} | {method}{', extra steps' if extra else ''} | {words} |"))
     heading = ["| setting | method | MACs | latency (ONNX Runtime, batch 8) |", "|---|---|---|---|"]
-    return [*heading, *(words for *_, words in sorted(found))]
+    return [*heading, *(words for *_, words in sorted(seed_rows))]
 
 
 def _between(times: dict[float, float], share: float) -> float | None:
-    """The latency at a share between two that were measured."""
+    """Interpolate the latency at a share between the two nearest measured shares; None if one of them is missing."""
     low = max((one for one in times if one <= share), default=None)
     high = min((one for one in times if one >= share), default=None)
     if low is None or high is None:
@@ -130,7 +138,7 @@ def _between(times: dict[float, float], share: float) -> float | None:
 
 
 def _crossing(line: list[tuple[float, float]], wanted: float) -> tuple[float, str]:
-    """Where a line of (share, top-1) reaches what is wanted, going down from the whole network; and in words."""
+    """Find the share at which a line of (share, top-1) reaches `wanted`, from the whole network down; also as text."""
     for (low, below), (high, above) in zip(reversed(line[:-1]), reversed(line[1:]), strict=True):
         if below < wanted:
             if high == 1.0 and low < MOST_GAP:
@@ -140,8 +148,8 @@ def _crossing(line: list[tuple[float, float]], wanted: float) -> tuple[float, st
     return line[0][0], f"less than {line[0][0]:.0%}"
 
 
-def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """One line per setting, budget and method: mean top-1, spread and every seed."""
+def results_table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Build one line per setting, budget and method: mean top-1, spread and every seed."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
@@ -151,9 +159,9 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     ]
     order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
     for setting, share, extra, method in order:
-        found = sorted(cells[setting, share, extra, method], key=lambda row: row["seed"])
-        values = [row["top1"] for row in found]
-        before = statistics.mean(row["top1_before_finetune"] for row in found)
+        seed_rows = sorted(cells[setting, share, extra, method], key=lambda row: row["seed"])
+        values = [row["top1"] for row in seed_rows]
+        before = statistics.mean(row["top1_before_finetune"] for row in seed_rows)
         lines.append(
             f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
             f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
@@ -165,8 +173,11 @@ def _by_seed(rows: Rows, method: str, *, is_extra: bool) -> dict[int, float]:
     return {row["seed"]: row["top1"] for row in rows if (row["method"], row["extra"]) == (method, is_extra)}
 
 
-def _best(found: dict[tuple[str, bool], dict[int, float]], seeds: Iterable[int]) -> tuple[str, bool] | None:
-    """The method with the best mean over `seeds`, of those that were measured with all of them."""
-    means = {key: statistics.mean(top1[seed] for seed in seeds) for key, top1 in found.items()
-             if seeds and top1.keys() >= set(seeds)}  # fmt: skip
+def _best(seed_rows: dict[tuple[str, bool], dict[int, float]], seeds: Iterable[int]) -> tuple[str, bool] | None:
+    """Return the method with the best mean over `seeds`, among those measured with all of them."""
+    means = {
+        key: statistics.mean(top1[seed] for seed in seeds)
+        for key, top1 in seed_rows.items()
+        if seeds and top1.keys() >= set(seeds)
+    }
     return max(sorted(means), key=lambda key: means[key]) if means else None

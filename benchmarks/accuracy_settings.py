@@ -1,4 +1,4 @@
-"""The settings of `accuracy.py`: dense networks, the data they are pruned on, and the training that all get."""
+"""Settings of `accuracy.py`: dense networks, the data they are pruned on, and the training that all methods get."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizer
 
 
 @dataclass(frozen=True)
-class Size:
-    """How much work a form of the benchmark is."""
+class Workload:
+    """The numbers of steps and test images, and the seeds, budgets and settings of a benchmark run."""
 
     mask_steps: int
     finetune_steps: int
@@ -45,8 +45,8 @@ class Size:
     settings: tuple[str, ...]
 
 
-class Steps:
-    """The first batches of one epoch of a split: a training of so many steps; more than an epoch starts another."""
+class FixedSteps:
+    """A split limited to a number of training steps; after the end of the data it starts again."""
 
     def __init__(self, split: Any, steps: int, batch: int) -> None:
         self._split, self._steps, self._batch, self.num_classes = split, steps, batch, split.num_classes
@@ -55,11 +55,11 @@ class Steps:
         return self._steps * self._batch
 
     def batches(self, batch_size: int, *, epoch: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(_endless(self._split, batch_size, **options), self._steps)
+        return islice(_endless_batches(self._split, batch_size, **options), self._steps)
 
 
-class First:
-    """The first images of a split in a shuffled order, the same for everyone."""
+class FirstImages:
+    """A split limited to its first images, in a fixed shuffled order."""
 
     def __init__(self, split: Any, images: int) -> None:
         self._split, self._images, self.num_classes = split, min(images, len(split)), split.num_classes
@@ -71,8 +71,8 @@ class First:
         return islice(self._split.batches(batch_size, epoch=0), -(-self._images // batch_size))
 
 
-class Remembering(nn.Module):
-    """A teacher that answers from memory about images it has seen: every method of a seed shows it the same."""
+class CachedTeacher(nn.Module):
+    """A teacher that caches its outputs: every method of a seed sees the same images."""
 
     def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ class Remembering(nn.Module):
 
 
 @dataclass
-class Setting:
-    """A dense network on its data."""
+class AccuracySetting:
+    """A dense network with its data, groups and accuracy."""
 
     name: str
     dense: nn.Module
@@ -97,68 +97,75 @@ class Setting:
     teacher: nn.Module | None = None
 
     @classmethod
-    def of(cls, name: str, dense: nn.Module, data: ImageData) -> Setting:
-        """With its groups and its accuracy."""
+    def of(cls, name: str, dense: nn.Module, data: ImageData) -> AccuracySetting:
+        """Find the groups of a network and evaluate it."""
         channels = map_channels(dense, torch.zeros(1, *data.image_shape))
-        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels, Remembering(dense))
+        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels, CachedTeacher(dense))
 
     @property
     def batch(self) -> int:
         return min(BATCH, len(self.data.train) // 8)
 
     def stream(self, purpose: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Training batches without end, in the memory order that networks train in."""
-        for images, labels in _endless(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
+        """Yield training batches endlessly, in the memory format of training (channels-last)."""
+        for images, labels in _endless_batches(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
             yield images.to(memory_format=torch.channels_last), labels
 
 
-def train_(model: nn.Module, setting: Setting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
-    """The one training that dense networks, PASS and baselines get."""
-    part = replace(setting.data, train=Steps(setting.data.train, steps, setting.batch))
+def train_(model: nn.Module, setting: AccuracySetting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
+    """Train for a number of steps; dense networks, PASS and baselines all get this training."""
+    part = replace(setting.data, train=FixedSteps(setting.data.train, steps, setting.batch))
     fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
 def train_dense(network: nn.Module, data: ImageData, weights: Path, *, steps: int) -> None:
-    """Train a network from nothing, and keep what it learned in `weights`."""
+    """Train a network from random weights and write the result to `weights`."""
     network.to(memory_format=torch.channels_last)
-    part = replace(data, train=Steps(data.train, steps, DENSE_BATCH))
+    part = replace(data, train=FixedSteps(data.train, steps, DENSE_BATCH))
     fit(network, part, DENSE_TRAINING, batch_size=DENSE_BATCH, seed=0, device="cpu")
-    _save(network, weights)
+    _save_weights(network, weights)
 
 
-def _save(network: nn.Module, weights: Path) -> None:
+def _save_weights(network: nn.Module, weights: Path) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     safetensors.torch.save_file(tensors, weights)
 
 
-def _home(asked: argparse.Namespace, size: Size) -> Setting:
-    data = _images(asked.cifar, size)
-    return Setting.of(
-        "home", build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights)), data
+def _home_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
+    data = _load_images(options.cifar, size)
+    return AccuracySetting.of(
+        "home", build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(options.weights)), data
     )
 
 
-def _signs(asked: argparse.Namespace, size: Size) -> Setting:
-    if asked.signs is None:
+def _signs_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
+    if options.signs is None:
         sys.exit("the setting signs needs --signs FOLDER; leave it out with --settings home,halves")
-    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(asked.weights))
-    return _adapted("signs", asked.weights, dense, 10, _images(asked.signs, size), size)
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(options.weights))
+    return _transfer_setting("signs", options.weights, dense, 10, _load_images(options.signs, size), size)
 
 
-def _halves(asked: argparse.Namespace, size: Size) -> Setting:
-    first, second = (_only(_images(asked.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5))
+def _halves_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
+    first, second = (
+        _select_classes(_load_images(options.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5)
+    )
     model = "passdeploy/resnet20_cifar"
-    weights = asked.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
+    weights = options.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
     if not weights.is_file():
         train_dense(build_model(model, num_classes=5), first, weights, steps=15 * size.finetune_steps)
-    return _adapted("halves", asked.weights, build_model(model, num_classes=5, weights=str(weights)), 5, second, size)
+    return _transfer_setting(
+        "halves", options.weights, build_model(model, num_classes=5, weights=str(weights)), 5, second, size
+    )
 
 
-def _adapted(name: str, weights: Path, dense: nn.Module, classes: int, data: ImageData, size: Size) -> Setting:
-    """The network with a new head, trained on the data it will be pruned on; kept beside `weights` once it is.
+def _transfer_setting(
+    name: str, weights: Path, dense: nn.Module, classes: int, data: ImageData, size: Workload
+) -> AccuracySetting:
+    """Give a network a new head and train it on the data it will be pruned on; the weights are kept beside `weights`.
 
-    As long as a user would train it. A network trained briefly is what pruned ones end above: then every method
-    reaches "dense", and half of what is measured is who trains most while it prunes (`results/accuracy-trials.md`).
+    It is trained for as long as a user would train it. Pruned networks end above a dense one that was trained briefly;
+    then every method reaches the dense accuracy, and the comparison measures mostly the training during pruning
+    (`results/accuracy-trials.md`).
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -166,36 +173,39 @@ def _adapted(name: str, weights: Path, dense: nn.Module, classes: int, data: Ima
     steps = DENSE_FACTOR * size.finetune_steps
     trained = weights.with_name(f"resnet20-{name}-{steps}.safetensors")
     if not trained.is_file():
-        before = Setting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
+        before = AccuracySetting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
         train_(dense, before, steps, 0, teacher=None)
-        _save(dense, trained)
+        _save_weights(dense, trained)
     dense.load_state_dict(safetensors.torch.load_file(trained))
-    return Setting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data)
+    return AccuracySetting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data)
 
 
-SETTINGS = {"home": _home, "signs": _signs, "halves": _halves}
+SETTINGS = {"home": _home_setting, "signs": _signs_setting, "halves": _halves_setting}
 
 
-def _images(root: Path, size: Size) -> ImageData:
-    """Decoded once, kept in memory as uint8."""
+def _load_images(root: Path, size: Workload) -> ImageData:
+    """Load a folder of images; they are decoded once and kept in memory as uint8."""
     data = load_data(DataSpec(name="imagefolder", root=str(root), image_size=32, batch_size=BATCH))
-    return data if size.test_images is None else replace(data, test=First(data.test, size.test_images))
+    return data if size.test_images is None else replace(data, test=FirstImages(data.test, size.test_images))
 
 
-def _only(data: ImageData, low: int, high: int) -> ImageData:
-    """The classes from `low` up to `high`, renumbered from 0."""
+def _select_classes(data: ImageData, low: int, high: int) -> ImageData:
+    """Select the classes from `low` to `high` - 1 and renumber them from 0."""
     return replace(
-        data, classes=data.classes[low:high], train=_keep(data.train, low, high), test=_keep(data.test, low, high)
+        data,
+        classes=data.classes[low:high],
+        train=_select_labels(data.train, low, high),
+        test=_select_labels(data.test, low, high),
     )
 
 
-def _keep(split: Any, low: int, high: int) -> Any:
+def _select_labels(split: Any, low: int, high: int) -> Any:
     part = copy.copy(split)
     chosen = ((split.labels >= low) & (split.labels < high)).nonzero().flatten()
     part.labels, part._held, part.num_classes = split.labels[chosen] - low, split._held[chosen], high - low
     return part
 
 
-def _endless(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless_batches(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
     for epoch in count():
         yield from split.batches(batch, epoch=epoch, seed=seed, augment=augment, drop_last=True)

@@ -1,9 +1,9 @@
-"""How much memory following the channels of a detector takes, on an image of 600 pixels.
+"""Memory that finding the channel groups of a detector takes, on an image of 600 pixels.
 
     python -m benchmarks.detector_memory [--pixels 600] [NAME ...]
 
-Every network in a process of its own: the most memory that the process ever had, in GiB, after it was built, after one
-forward pass, and after its channel groups were found. Writes benchmarks/results/detector-memory.json.
+Every network runs in a process of its own. Measured is the peak memory of the process in GiB after the network was
+built, after one forward pass, and after its channel groups were found. Writes benchmarks/results/detector-memory.json.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ NETWORKS = (
 
 
 def measure(name: str, pixels: int) -> dict[str, Any]:
-    """Peak memory of this process, step by step."""
+    """Measure the peak memory of this process after each step."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     net = get_model(name, weights=None, weights_backbone=None, min_size=pixels, max_size=pixels).eval()
-    found: dict[str, Any] = {"built_gib": _peak_gib()}
+    results: dict[str, Any] = {"built_gib": _peak_gib()}
     image = torch.rand(3, pixels, pixels)
     with torch.no_grad():
         net([image])
-    found["forward_gib"] = _peak_gib()
+    results["forward_gib"] = _peak_gib()
     start = time.process_time()
     channels = map_channels(net, [[image]])
-    found |= {"groups_gib": _peak_gib(), "cpu_s": round(time.process_time() - start, 1)}
-    return found | {"groups": len(channels.groups), "prunable": len(channels.prunable)}
+    results |= {"groups_gib": _peak_gib(), "cpu_s": round(time.process_time() - start, 1)}
+    return results | {"groups": len(channels.groups), "prunable": len(channels.prunable)}
 
 
 def _peak_gib() -> float:
@@ -56,17 +56,17 @@ def main() -> int:
     arguments.add_argument("names", nargs="*", default=NETWORKS)
     arguments.add_argument("--pixels", type=int, default=600)
     arguments.add_argument("--alone", action="store_true", help="measure in this process, and print")
-    given = arguments.parse_args()
-    if given.alone:
-        print(json.dumps(measure(given.names[0], given.pixels)))
+    options = arguments.parse_args()
+    if options.alone:
+        print(json.dumps(measure(options.names[0], options.pixels)))
         return 0
-    found = {}
-    for name in given.names:
-        command = [sys.executable, "-m", "benchmarks.detector_memory", name, "--alone", "--pixels", str(given.pixels)]
+    results = {}
+    for name in options.names:
+        command = [sys.executable, "-m", "benchmarks.detector_memory", name, "--alone", "--pixels", str(options.pixels)]
         answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[name] = json.loads(answer.stdout.splitlines()[-1])
-        print(name, found[name], flush=True)
-    document = {"pixels": given.pixels, "networks": found, "versions": package_versions()}
+        results[name] = json.loads(answer.stdout.splitlines()[-1])
+        print(name, results[name], flush=True)
+    document = {"pixels": options.pixels, "networks": results, "versions": package_versions()}
     write_atomically(RESULTS, json.dumps(document, indent=1) + "\n")
     return 0
 

@@ -1,12 +1,13 @@
-"""What a precision costs: trained networks, exported, against the PyTorch models they were made of.
+"""Benchmark of export precisions: accuracy and error of exported networks against the PyTorch models.
 
     python -m benchmarks.export [--digits-run RUN] [--cifar CIFAR-FOLDER --weights RESNET20.safetensors]
 
-MobileNetV2 on digits, dense and slim, is the demo's run, which is made first unless it is given; ResNet-20 on CIFAR-10
-takes its images and weights from the options. Every file is made as `passdeploy export` makes it, calibrated on 256
-training images, and compared on all test images. A column says how many layers had to stay in float32 for it.
+MobileNetV2 on digits, dense and slim, comes from a run of the demo, which is made first unless it is given; ResNet-20
+on CIFAR-10 takes its images and weights from the options. Every file is made as `passdeploy export` makes it,
+calibrated on 256 training images, and compared on all test images. A column has the number of layers that had to stay
+in float32.
 
-Writes benchmarks/results/export.json and .md; exits with 1 if a row misses what was promised.
+Writes benchmarks/results/export.json and .md; exits with 1 if a row misses a limit.
 """
 
 from __future__ import annotations
@@ -41,25 +42,25 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What a precision must keep on real images."""
+class Limits:
+    """The limits of a precision on real images: largest relative error, agreement of the answers, top-1 lost."""
 
     rel_error: float | None
     agreement: float
     drop: float
 
 
-PROMISES = {
-    "fp32": Promise(1e-4, 0.999, 0.001),
-    "fp16": Promise(None, 0.995, 0.005),
-    "bf16": Promise(None, 0.98, 0.005),
-    "int8": Promise(None, 0.98, 0.01),
+LIMITS = {
+    "fp32": Limits(1e-4, 0.999, 0.001),
+    "fp16": Limits(None, 0.995, 0.005),
+    "bf16": Limits(None, 0.98, 0.005),
+    "int8": Limits(None, 0.98, 0.01),
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """A trained network and images that it has not seen."""
+    """A trained network with its data."""
 
     name: str
     model: nn.Module
@@ -72,15 +73,15 @@ def main() -> int:
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS")
     parser.add_argument("--weights", type=Path, help="of passdeploy/resnet20_cifar")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    if (given.cifar is None) != (given.weights is None):
+    options = parser.parse_args()
+    if (options.cifar is None) != (options.weights is None):
         parser.error("--cifar and --weights go together")
 
     start, rows = perf_counter(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
-        for case in _cases(given, Path(scratch)):
+        for case in _cases(options, Path(scratch)):
             for precision in PRECISIONS:
-                rows.append(_row(case, precision, Path(scratch) / "export"))
+                rows.append(_measure_row(case, precision, Path(scratch) / "export"))
                 print(_line(rows[-1]), flush=True)
     missed = sum(bool(row["missed"]) for row in rows)
     document = {
@@ -90,28 +91,28 @@ def main() -> int:
         "machine": f"{platform.machine()}, CPU, {torch.get_num_threads()} threads",
         "versions": package_versions(),
     }
-    write_atomically(given.output, json.dumps(document, indent=1) + "\n")
-    write_atomically(given.output.with_suffix(".md"), "\n".join([*_table(rows), ""]))
-    print(f"{given.output}: {len(rows)} rows, {missed} miss what was promised")
+    write_atomically(options.output, json.dumps(document, indent=1) + "\n")
+    write_atomically(options.output.with_suffix(".md"), "\n".join([*_table(rows), ""]))
+    print(f"{options.output}: {len(rows)} rows, {missed} miss what was promised")
     return 1 if missed else 0
 
 
-def _cases(given: argparse.Namespace, scratch: Path) -> Iterator[Case]:
+def _cases(options: argparse.Namespace, scratch: Path) -> Iterator[Case]:
     recipe = load_recipe("mobilenetv2.yaml")
-    folder = given.digits_run or run(recipe, out=scratch / "runs").path
+    folder = options.digits_run or run(recipe, out=scratch / "runs").path
     digits = load_data(recipe.data)
-    for which in ("dense", "slim"):
-        yield Case(f"MobileNetV2 {which}, digits", load(folder, which), digits)
-    if given.cifar is not None:
-        cifar = load_data(DataSpec(name="imagefolder", root=str(given.cifar), image_size=32, batch_size=64))
-        model = build_model("passdeploy/resnet20_cifar", num_classes=cifar.num_classes, weights=str(given.weights))
+    for name in ("dense", "slim"):
+        yield Case(f"MobileNetV2 {name}, digits", load(folder, name), digits)
+    if options.cifar is not None:
+        cifar = load_data(DataSpec(name="imagefolder", root=str(options.cifar), image_size=32, batch_size=64))
+        model = build_model("passdeploy/resnet20_cifar", num_classes=cifar.num_classes, weights=str(options.weights))
         yield Case("ResNet-20, CIFAR-10", model, cifar)
 
 
-def _row(case: Case, precision: str, folder: Path) -> dict[str, Any]:
-    """One file, made and compared."""
+def _measure_row(case: Case, precision: str, folder: Path) -> dict[str, Any]:
+    """Export one file and compare it with the PyTorch model."""
     data = case.data
-    images, labels = _all(data.test)
+    images, labels = _all_images(data.test)
     calibration, _ = next(data.train.batches(CALIBRATION_IMAGES, epoch=0))
     samples = Samples(images, calibration, data.image_shape, data.mean, data.std, labels)
     row: dict[str, Any] = {"network": case.name, "precision": precision, "images": len(images)}
@@ -119,10 +120,10 @@ def _row(case: Case, precision: str, folder: Path) -> dict[str, Any]:
         (artifact,) = export_artifacts(case.model, samples, folder, ExportSettings(precisions=(precision,)))
     except GateError as error:
         return {**row, "missed": [str(error)]}
-    return {**row, **_figures(artifact), "missed": _missed(artifact)}
+    return {**row, **_figures(artifact), "missed": _missed_limits(artifact)}
 
 
-def _all(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+def _all_images(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     return next(split.batches(len(split), epoch=0))
 
 
@@ -134,16 +135,16 @@ def _figures(artifact: Artifact) -> dict[str, Any]:
     return {**{name: parity[name] for name in names}, "kept": len(kept), "bytes": artifact.size_bytes}
 
 
-def _missed(artifact: Artifact) -> list[str]:
-    """What was promised and is not so."""
-    parity, promise = artifact.facts["parity"], PROMISES[artifact.precision]
+def _missed_limits(artifact: Artifact) -> list[str]:
+    """List the limits that a file misses, as text."""
+    parity, limits = artifact.facts["parity"], LIMITS[artifact.precision]
     missed = []
-    if promise.rel_error is not None and parity["max_rel_error"] > promise.rel_error:
-        missed.append(f"error above {promise.rel_error}")
-    if parity["top1_agreement"] < promise.agreement:
-        missed.append(f"agreement below {promise.agreement}")
-    if parity["top1_drop"] > promise.drop + 1e-9:
-        missed.append(f"lost more than {promise.drop:.1%}")
+    if limits.rel_error is not None and parity["max_rel_error"] > limits.rel_error:
+        missed.append(f"error above {limits.rel_error}")
+    if parity["top1_agreement"] < limits.agreement:
+        missed.append(f"agreement below {limits.agreement}")
+    if parity["top1_drop"] > limits.drop + 1e-9:
+        missed.append(f"lost more than {limits.drop:.1%}")
     return missed
 
 
@@ -151,11 +152,19 @@ def _line(row: dict[str, Any]) -> str:
     if "top1" not in row:
         return f"| {row['network']} | {row['precision']} | {row['images']:,} | rejected: {row['missed'][0]} |"
     values = (
-        row["network"], row["precision"], f"{row['images']:,}", f"{row['top1_agreement']:.2%}",
-        f"{row['reference_top1']:.2%}", f"{row['top1']:.2%}", f"{100 * row['top1_drop']:+.2f}",
-        f"{row['max_rel_error_real']:.1e}", f"{row['max_rel_error']:.1e}", str(row["kept"]),
-        f"{row['bytes'] / 1e6:.2f}", ", ".join(row["missed"]) or "yes",
-    )  # fmt: skip
+        row["network"],
+        row["precision"],
+        f"{row['images']:,}",
+        f"{row['top1_agreement']:.2%}",
+        f"{row['reference_top1']:.2%}",
+        f"{row['top1']:.2%}",
+        f"{100 * row['top1_drop']:+.2f}",
+        f"{row['max_rel_error_real']:.1e}",
+        f"{row['max_rel_error']:.1e}",
+        str(row["kept"]),
+        f"{row['bytes'] / 1e6:.2f}",
+        ", ".join(row["missed"]) or "yes",
+    )
     return f"| {' | '.join(values)} |"
 
 

@@ -1,4 +1,4 @@
-"""Latency: targets that are asked for and hit, tables that predict, and claims that hold.
+"""Benchmarks of latency: accuracy of latency targets, tables and measured speed-ups.
 
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
     python -m benchmarks.latency targets --backend compile --device cuda --precision fp16 --channels-last --cuda-graph
@@ -10,9 +10,9 @@
     python -m benchmarks.latency accuracy --cifar DIR --weights FILE       latency planning against MACs planning
     python -m benchmarks.latency show               the tables of all that was measured
 
-Every row is written as soon as it is known to `results/latency.json`; what is there is not measured again. Networks
-have random weights and take images of 224 pixels; ONNX Runtime on the CPU, but for targets where another backend is
-asked for. The machine should have nothing else to do.
+Every row is written at once to `results/latency.json`; rows that are there are not measured again. Networks have random
+weights and take images of 224 pixels. They run in ONNX Runtime on the CPU, except targets of another `--backend`.
+Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ import torchvision
 from torch import Tensor, nn
 
 from benchmarks.fastest_widths import fastest_widths
-from benchmarks.latency_accuracy import SUBJECTS, accuracy
+from benchmarks.latency_accuracy import ACCURACY_NETWORKS, accuracy
 from benchmarks.latency_report import NETWORKS, report
-from benchmarks.latency_rows import MEASURE, Rows, against
+from benchmarks.latency_rows import MEASURE, Rows, measure_pair
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
@@ -44,12 +44,12 @@ from passdeploy.grouping.find import map_channels
 from passdeploy.latency.cost import LatencyCost
 from passdeploy.latency.hardware import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
-from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import HostClock, clock_for
-from passdeploy.profiling.cuda import stream_of
+from passdeploy.profiling.cuda import side_stream
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget
 from passdeploy.profiling.runners import OrtRunner, Runner
@@ -59,14 +59,14 @@ from passdeploy.tracing.counts import count
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 SHARES = (0.75, 0.5, 0.35)
 IMAGE = (3, 224, 224)
-# Multiples of torch-pruning's widths; and what each of our groups keeps at least: nothing in particular, or half of it.
-PEER = ((None, 0.0), (8, 0.0), (8, 0.35))
-LITTLE_LESS = 0.03  # of the multiply-adds, to see whether such a difference is found
+# Multiples that torch-pruning rounds widths to, and the share of its channels that each of our groups keeps at least.
+TORCH_PRUNING_WIDTHS = ((None, 0.0), (8, 0.0), (8, 0.35))
+SMALL_DIFFERENCE = 0.03  # of the multiply-adds, to test whether such a difference is measured
 
 
 @dataclass
-class Unit:
-    """A network at one batch size, on so many threads."""
+class BenchmarkCase:
+    """A network at one batch size and number of threads, in one backend."""
 
     network: str
     batch: int
@@ -79,7 +79,7 @@ class Unit:
         self.model: nn.Module = getattr(torchvision.models, self.network)(weights=None).eval()
         self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE))
         self.images: Tensor = torch.randn(self.batch, *IMAGE, generator=torch.Generator().manual_seed(0))
-        self.place = MeasurementContext.here(
+        self.context = MeasurementContext.here(
             backend=self.backend, threads=self.threads, batch=self.batch, image_shape=IMAGE, setting=self.setting
         )
         self.device = self.setting.device_of(self.backend)
@@ -91,201 +91,243 @@ class Unit:
             "network": self.network,
             "batch": self.batch,
             "threads": self.threads,
-            "on": on(self.backend, self.setting),
+            "on": backend_label(self.backend, self.setting),
         }
 
     def sampler(self) -> LatencySampler:
-        return sampler_for(
+        return make_sampler(
             self.backend, self.model, self.channels, self.images, threads=self.threads, setting=self.setting
         )
 
     def table(self, sampler: LatencySampler, folder: Path) -> tuple[LatencyTable, float]:
-        """The table, and the seconds that it took; kept in `folder` for the other parts."""
-        kind = "" if self.backend == "ort" else "-" + on(self.backend, self.setting).replace(", ", "-").replace(":", "")
-        path = folder / f"{self.network}-{self.batch}-{self.threads}{kind}.json"
+        """Read the latency table from `folder`, or measure it and write it there.
+
+        Returns:
+            The table, and the seconds that it took; nan if it was read.
+        """
+        label = backend_label(self.backend, self.setting).replace(", ", "-").replace(":", "")
+        suffix = "" if self.backend == "ort" else f"-{label}"
+        path = folder / f"{self.network}-{self.batch}-{self.threads}{suffix}.json"
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
-        table = sample_latency(sampler, self.channels, self.place, SamplingPlan(most_seconds=180.0))
+        table = sample_latency(sampler, self.channels, self.context, SamplingPlan(most_seconds=180.0))
         table.save(path)
         return table, perf_counter() - began
 
     def uniform(self, share: float) -> dict[str, int]:
-        """The same share of every group, aligned."""
+        """Return widths with the same share of every group, rounded to the block size of ONNX Runtime."""
         widths = {}
         for group in self.channels.prunable:
-            rungs = candidate_widths(group, block_of("ort"), is_strict=True)
-            widths[group.name] = int(rungs[abs(rungs - share * group.width).argmin()])
+            candidates = candidate_widths(group, block_of("ort"), is_strict=True)
+            widths[group.name] = int(candidates[abs(candidates - share * group.width).argmin()])
         return widths
 
 
-def targets(asked: argparse.Namespace, rows: Rows) -> None:
-    """Ask for three latencies, and measure what came of it once more."""
-    setting = Setting(asked.device, asked.precision, asked.channels_last, asked.cuda_graph)
-    for unit in units(asked, rows, "target", len(SHARES), backend=asked.backend, setting=setting):
-        with stream_of(unit.device):
-            _meet(unit, asked, rows)
+def targets(options: argparse.Namespace, rows: Rows) -> None:
+    """Plan for three latencies, and measure the resulting networks again."""
+    setting = Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
+    for case in pending_cases(options, rows, "target", len(SHARES), backend=options.backend, setting=setting):
+        with side_stream(case.device):
+            _measure_targets(case, options, rows)
 
 
-def _meet(unit: Unit, asked: argparse.Namespace, rows: Rows) -> None:
+def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Rows) -> None:
     began = perf_counter()
-    sampler = unit.sampler()
-    table, seconds = unit.table(sampler, asked.tables)
-    meeting = LatencySearch(
-        sampler, unit.channels, table, round_to=block_of(unit.backend, unit.setting), threads=unit.threads,
-        seconds=3.0, device=unit.device,
-    )  # fmt: skip
-    scores = magnitude_scores(unit.model, unit.channels.groups, norm="l2")
+    sampler = case.sampler()
+    table, seconds = case.table(sampler, options.tables)
+    search = LatencySearch(
+        sampler,
+        case.channels,
+        table,
+        round_to=block_of(case.backend, case.setting),
+        threads=case.threads,
+        seconds=3.0,
+        device=case.device,
+    )
+    scores = magnitude_scores(case.model, case.channels.groups, norm="l2")
     dense = partial(sampler.runner, {}, "dense")
-    sessions = 1 if unit.backend in BUILT_ONCE else SESSIONS
+    sessions = 1 if case.backend in BUILT_ONCE else SESSIONS
     for share in SHARES:
-        row = {"part": "target", **unit.key, "asked": share, "table_error": table.error, "table_seconds": seconds}
+        row = {
+            "part": "target",
+            **case.key,
+            "asked": share,
+            "table_error": table.error,
+            "table_seconds": seconds,
+        }
         try:
-            met = meeting.find(scores, LatencyGoal(share=share))
+            result = search.find(scores, LatencyGoal(share=share))
         except PassDeployError as error:
             rows.add({**row, "refused": str(error)})
             continue
-        widths = met.trial.plan.widths()
-        found = against(dense, partial(sampler.runner, widths, "slim"), clock=clock_for(unit.device), sessions=sessions)
-        first = met.trials[0]
-        rows.add({
-            **row, **found, "found": 1 / found["speedup"], "trials": len(met.trials),
-            "predicted": first.predicted, "first_found": first.found,
-            "macs": unit.channels.costs.of("macs", widths) / unit.macs, "widths": widths,
-            "seconds": round(perf_counter() - began, 1),
-        })  # fmt: skip
+        widths = result.best.plan.widths()
+        times = measure_pair(
+            dense, partial(sampler.runner, widths, "slim"), clock=clock_for(case.device), sessions=sessions
+        )
+        first = result.trials[0]
+        rows.add(
+            {
+                **row,
+                **times,
+                "found": 1 / times["speedup"],
+                "trials": len(result.trials),
+                "predicted": first.predicted,
+                "first_found": first.measured,
+                "macs": case.channels.costs.of("macs", widths) / case.macs,
+                "widths": widths,
+                "seconds": round(perf_counter() - began, 1),
+            }
+        )
 
 
-def on(backend: str, setting: Setting) -> str:
-    """A backend and how it is run, in words."""
+def backend_label(backend: str, setting: Setting) -> str:
+    """Name a backend with its device, precision and options where they are not the defaults."""
     device = () if setting.device == "cpu" else (setting.device,)
     precision = () if setting.precision == "fp32" else (setting.precision,)
     return ", ".join((backend, *device, *precision, *setting.options))
 
 
-def halving(asked: argparse.Namespace, rows: Rows) -> None:
-    """Every width halved: how much of what the MACs promise arrives."""
-    for unit in units(asked, rows, "halving", 1):
-        sampler, widths = unit.sampler(), unit.uniform(0.5)
-        found = against(partial(sampler.runner, {}, "dense"), partial(sampler.runner, widths, "slim"))
-        ideal = unit.macs / unit.channels.costs.of("macs", widths)
-        rows.add({"part": "halving", **unit.key, **found, "ideal": ideal})
+def halving(options: argparse.Namespace, rows: Rows) -> None:
+    """Halve every width and compare the speed-up with the ratio of the MACs."""
+    for case in pending_cases(options, rows, "halving", 1):
+        sampler, widths = case.sampler(), case.uniform(0.5)
+        times = measure_pair(partial(sampler.runner, {}, "dense"), partial(sampler.runner, widths, "slim"))
+        ideal = case.macs / case.channels.costs.of("macs", widths)
+        rows.add({"part": "halving", **case.key, **times, "ideal": ideal})
 
 
-def peer(asked: argparse.Namespace, rows: Rows) -> None:
-    """The fastest widths by the table against what torch-pruning makes of the network, at the same kept MACs: half."""
-    for unit in units(asked, rows, "peer", len(PEER)):
-        sampler = unit.sampler()
-        table, _ = unit.table(sampler, asked.tables)
-        costs = replace(unit.channels.costs, latency=LatencyCost(table, list(unit.channels.costs.widths)))
-        for round_to, least in PEER:
-            pruned = _torch_pruning(unit, 0.5, round_to)
+def against_torch_pruning(options: argparse.Namespace, rows: Rows) -> None:
+    """Compare the fastest widths by the latency table with torch-pruning's network, at the same kept MACs (half)."""
+    for case in pending_cases(options, rows, "peer", len(TORCH_PRUNING_WIDTHS)):
+        sampler = case.sampler()
+        table, _ = case.table(sampler, options.tables)
+        costs = replace(case.channels.costs, latency=LatencyCost(table, list(case.channels.costs.widths)))
+        for round_to, least in TORCH_PRUNING_WIDTHS:
+            pruned = _prune_by_torch_pruning(case, 0.5, round_to)
             macs = count(pruned, torch.zeros(1, *IMAGE)).macs
-            widths = fastest_widths(costs, unit.channels.prunable, macs, round_to=block_of("ort"), least=least)
+            widths = fastest_widths(costs, case.channels.prunable, macs, round_to=block_of("ort"), least=least)
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "peer.onnx"
-                export_onnx(pruned, unit.images[:1], path, batch=(unit.batch,) * 3)
-                found = against(partial(_opened, path, unit), partial(sampler.runner, widths, "ours"))
-            rows.add({
-                "part": "peer", **unit.key, "asked": round_to or 1, "least": least,
-                "our_macs": costs.of("macs", widths) / unit.macs, "their_macs": macs / unit.macs,
-                "their_ms": found["dense_ms"], "our_ms": found["slim_ms"],
-                "speedup": found["speedup"], "speedup_ci": found["speedup_ci"],
-                "our_predicted_ms": table.predict_ms(widths), "widths": widths,
-            })  # fmt: skip
+                export_onnx(pruned, case.images[:1], path, batch=(case.batch,) * 3)
+                times = measure_pair(partial(_open_runner, path, case), partial(sampler.runner, widths, "ours"))
+            rows.add(
+                {
+                    "part": "peer",
+                    **case.key,
+                    "asked": round_to or 1,
+                    "least": least,
+                    "our_macs": costs.of("macs", widths) / case.macs,
+                    "their_macs": macs / case.macs,
+                    "their_ms": times["dense_ms"],
+                    "our_ms": times["slim_ms"],
+                    "speedup": times["speedup"],
+                    "speedup_ci": times["speedup_ci"],
+                    "our_predicted_ms": table.predict_ms(widths),
+                    "widths": widths,
+                }
+            )
 
 
-def _opened(path: Path, unit: Unit) -> Runner:
-    runner = OrtRunner("theirs", path, threads=unit.threads)
-    runner.prepare(unit.images)
+def _open_runner(path: Path, case: BenchmarkCase) -> Runner:
+    runner = OrtRunner("theirs", path, threads=case.threads)
+    runner.prepare(case.images)
     return runner
 
 
-def _torch_pruning(unit: Unit, macs: float, round_to: int | None) -> nn.Module:
-    """torch-pruning's magnitude pruner at the ratio, found by bisection, that keeps `macs` of the multiply-adds."""
+def _prune_by_torch_pruning(case: BenchmarkCase, macs: float, round_to: int | None) -> nn.Module:
+    """Prune by magnitude with torch-pruning, at the ratio (found by bisection) that keeps the share `macs`."""
     import torch_pruning as tp
 
     example = torch.zeros(1, *IMAGE)
-    low, high, best = 0.0, 0.95, (unit.model, 1.0)
+    low, high, best = 0.0, 0.95, (case.model, 1.0)
     for _ in range(8):
         ratio = (low + high) / 2
-        model = copy.deepcopy(unit.model)
+        model = copy.deepcopy(case.model)
         classifier = [
             module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == 1000
         ]
         pruner = tp.pruner.MagnitudePruner(
-            model, example, tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio, round_to=round_to,
+            model,
+            example,
+            tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            round_to=round_to,
             ignored_layers=classifier,
-        )  # fmt: skip
+        )
         pruner.step()
-        kept = count(model, example).macs / unit.macs
+        kept = count(model, example).macs / case.macs
         if abs(kept - macs) < abs(best[1] - macs):
             best = (model, kept)
         low, high = (ratio, high) if kept > macs else (low, ratio)
     return best[0]
 
 
-def same(asked: argparse.Namespace, rows: Rows) -> None:
-    """The same graph twice; one that is a little smaller; and against a plain loop, one call after the other."""
-    unit = Unit("mobilenet_v2", 1, 1)
-    sampler = unit.sampler()
-    narrow = unit.uniform(0.5)
+def same_network(options: argparse.Namespace, rows: Rows) -> None:
+    """Measure a graph against itself, against one that is a little smaller, and in a plain loop of calls."""
+    case = BenchmarkCase("mobilenet_v2", 1, 1)
+    sampler = case.sampler()
+    narrow = case.uniform(0.5)
     whole, second = partial(sampler.runner, narrow, "dense"), TimeBudget(seconds=1.0)
     for number in range(100):
         if rows.find(part="same", run=number) is None:
-            rows.add({"part": "same", "run": number, **against(whole, partial(sampler.runner, narrow, "slim"), second)})
-    costs = unit.channels.costs
-    widths = _a_little_less(unit, narrow, LITTLE_LESS)
+            rows.add(
+                {"part": "same", "run": number, **measure_pair(whole, partial(sampler.runner, narrow, "slim"), second)}
+            )
+    costs = case.channels.costs
+    widths = _slightly_narrower(case, narrow, SMALL_DIFFERENCE)
     for number in range(20):
         if rows.find(part="power", run=number) is None:
-            found = against(whole, partial(sampler.runner, widths, "slim"))
+            times = measure_pair(whole, partial(sampler.runner, widths, "slim"))
             macs = costs.of("macs", widths) / costs.of("macs", narrow)
-            rows.add({"part": "power", "run": number, "macs": macs, "seconds": MEASURE.seconds, **found})
+            rows.add({"part": "power", "run": number, "macs": macs, "seconds": MEASURE.seconds, **times})
     for number in range(10):
         if rows.find(part="back to back", run=number) is None:
             other = sampler.runner(narrow, "slim")
             before = _plain_loop(other, seconds=1.0)
-            in_turns = against(whole, lambda other=other: other, TimeBudget(seconds=2.0), sessions=1)["slim_ms"]
-            plain = (before + _plain_loop(other, seconds=1.0)) / 2  # the machine changes from second to second
+            in_turns = measure_pair(whole, lambda other=other: other, TimeBudget(seconds=2.0), sessions=1)["slim_ms"]
+            plain = (
+                before + _plain_loop(other, seconds=1.0)
+            ) / 2  # both sides of the interleaved run, since the machine drifts
             rows.add({"part": "back to back", "run": number, "in_turns_ms": in_turns, "plain_ms": plain})
 
 
-def _a_little_less(unit: Unit, widths: dict[str, int], share: float) -> dict[str, int]:
-    """Widths with about `share` fewer multiply-adds: the widest groups go a block narrower until they are gone."""
-    costs, found = unit.channels.costs, dict(widths)
+def _slightly_narrower(case: BenchmarkCase, widths: dict[str, int], share: float) -> dict[str, int]:
+    """Remove about `share` of the multiply-adds: the widest group gets a block narrower until they are gone."""
+    costs, narrower = case.channels.costs, dict(widths)
     limit = (1 - share) * costs.of("macs", widths)
-    while costs.of("macs", found) > limit:
-        widest = max(found, key=lambda name: found[name])
-        found[widest] -= block_of("ort")
-    return found
+    while costs.of("macs", narrower) > limit:
+        widest = max(narrower, key=lambda name: narrower[name])
+        narrower[widest] -= block_of("ort")
+    return narrower
 
 
 def _plain_loop(runner: Runner, *, seconds: float) -> float:
-    """As onnxruntime_perf_test: call after call; the median."""
-    clock, found = HostClock(), []
+    """Run call after call, as onnxruntime_perf_test does, and return the median in milliseconds."""
+    clock, times_ms = HostClock(), []
     for _ in range(20):
         runner.run()
     began = clock.now()
     while clock.now() - began < seconds:
-        found.append(clock.time_ms(runner.run))
-    return statistics.median(found)
+        times_ms.append(clock.time_ms(runner.run))
+    return statistics.median(times_ms)
 
 
-def table(asked: argparse.Namespace, rows: Rows) -> None:
-    """Make the table of ResNet-50 on two threads, and read it again."""
-    for unit in units(asked, rows, "table", 1, networks=("resnet50",), batches=(1,), threads=(2,)):
+def table(options: argparse.Namespace, rows: Rows) -> None:
+    """Measure the table of ResNet-50 on two threads, and time how long it takes to read it again."""
+    for case in pending_cases(options, rows, "table", 1, networks=("resnet50",), batches=(1,), threads=(2,)):
         with TemporaryDirectory() as folder:
-            sampler = unit.sampler()
-            made, seconds = unit.table(sampler, Path(folder))
+            sampler = case.sampler()
+            made, seconds = case.table(sampler, Path(folder))
             began = perf_counter()
-            again, _ = unit.table(sampler, Path(folder))
+            again, _ = case.table(sampler, Path(folder))
             again.predict_ms({})
             read = perf_counter() - began
-        rows.add({"part": "table", **unit.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})
+        rows.add({"part": "table", **case.key, "seconds": seconds, "from_cache_seconds": read, "error": made.error})
 
 
-def units(
-    asked: argparse.Namespace,
+def pending_cases(
+    options: argparse.Namespace,
     rows: Rows,
     part: str,
     rows_each: int,
@@ -295,22 +337,29 @@ def units(
     threads: tuple[int, ...] = (),
     backend: str = "ort",
     setting: Setting | None = None,
-) -> Iterator[Unit]:
-    """Those asked for that do not have all their rows."""
-    for cores in threads or asked.threads:
-        for batch in batches or asked.batches:
-            for network in networks or asked.networks:
+) -> Iterator[BenchmarkCase]:
+    """Build the cases of a part that do not have all their rows; their rows are removed and measured again."""
+    for cores in threads or options.threads:
+        for batch in batches or options.batches:
+            for network in networks or options.networks:
                 setting = setting or Setting()
-                key = {"network": network, "batch": batch, "threads": cores, "on": on(backend, setting)}
-                there = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
-                if len(there) < rows_each:
-                    for row in there:
-                        rows.all.remove(row)  # an unfinished unit is measured whole
+                key = {"network": network, "batch": batch, "threads": cores, "on": backend_label(backend, setting)}
+                known = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
+                if len(known) < rows_each:
+                    for row in known:
+                        rows.all.remove(row)  # an unfinished case is measured from the start
                     torch.set_num_threads(cores)
-                    yield Unit(network, batch, cores, backend, setting)
+                    yield BenchmarkCase(network, batch, cores, backend, setting)
 
 
-_PARTS = {"targets": targets, "halving": halving, "peer": peer, "same": same, "table": table, "accuracy": accuracy}
+_PARTS = {
+    "targets": targets,
+    "halving": halving,
+    "peer": against_torch_pruning,
+    "same": same_network,
+    "table": table,
+    "accuracy": accuracy,
+}
 
 
 def main() -> None:
@@ -329,13 +378,13 @@ def main() -> None:
     parser.add_argument("--plans", action="store_true", help="only plan and measure, in the part accuracy")
     parser.add_argument("--cifar", type=Path, help="folder with train/CLASS and test/CLASS, for the part accuracy")
     parser.add_argument("--weights", type=Path, help="of ResNet-20, trained on these images; others are kept beside it")
-    parser.add_argument("--subjects", type=_list_of(str), default=tuple(SUBJECTS), help="of the part accuracy")
+    parser.add_argument("--subjects", type=_list_of(str), default=tuple(ACCURACY_NETWORKS), help="of the part accuracy")
     parser.add_argument("--tables", type=Path, default=RESULTS.parent / "latency-tables", help="where tables are kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    asked = parser.parse_args()
-    rows = Rows(asked.out)
-    if asked.part in _PARTS:
-        _PARTS[asked.part](asked, rows)
+    options = parser.parse_args()
+    rows = Rows(options.out)
+    if options.part in _PARTS:
+        _PARTS[options.part](options, rows)
     print("\n".join(report(rows.all)))
 
 

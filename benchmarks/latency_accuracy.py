@@ -1,7 +1,7 @@
-"""Accuracy at equal measured latency: plans made for the latency against plans made for multiply-adds.
+"""Benchmark of accuracy at equal measured latency: plans made for the latency against plans made for multiply-adds.
 
-Two networks at half their latency (ONNX Runtime, one thread): ResNet-20, whose weights are given, and torchvision's
-MobileNetV2 on the same images enlarged to 64 pixels, which is trained here first; its weights are kept.
+Two networks are pruned to half their latency (ONNX Runtime, one thread): ResNet-20, whose weights are given, and
+torchvision's MobileNetV2 on the same images enlarged to 64 pixels, which is trained here first; its weights are kept.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.accuracy_settings import DENSE_BATCH, Setting, train_, train_dense
-from benchmarks.latency_rows import Rows, against
+from benchmarks.accuracy_settings import DENSE_BATCH, AccuracySetting, train_, train_dense
+from benchmarks.latency_rows import Rows, measure_pair
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import BudgetError
 from passdeploy.latency.hardware import MeasurementContext, block_of
-from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.table import LatencyTable
@@ -46,49 +46,54 @@ DENSE_STEPS = 4000  # of training MobileNetV2
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network, and the size of the images it sees."""
+class AccuracyNetwork:
+    """A network with the size of its images."""
 
     model: str
     pixels: int
     title: str
 
 
-SUBJECTS = {
-    "resnet20": Subject("passdeploy/resnet20_cifar", 32, "ResNet-20"),
-    "mobilenet_v2": Subject("torchvision/mobilenet_v2", 64, "MobileNetV2 (64 pixels)"),
+ACCURACY_NETWORKS = {
+    "resnet20": AccuracyNetwork("passdeploy/resnet20_cifar", 32, "ResNet-20"),
+    "mobilenet_v2": AccuracyNetwork("torchvision/mobilenet_v2", 64, "MobileNetV2 (64 pixels)"),
 }
 
 
-def accuracy(asked: argparse.Namespace, rows: Rows) -> None:
-    """Networks at half their measured latency: planned for the latency, and planned for multiply-adds.
+def accuracy(options: argparse.Namespace, rows: Rows) -> None:
+    """Prune networks to half their measured latency, planned for the latency and planned for multiply-adds.
 
-    The same scores (Taylor) and the same fine-tuning; of multiply-adds as many are kept as the latency allows, found by
-    measuring. Accuracy is counted on all test images. `--plans` stops before the training, which may be disturbed.
+    Both have the same scores (Taylor) and the same fine-tuning. A plan for multiply-adds keeps as many as the latency
+    allows, found by measuring. Accuracy is measured on all test images. With `--plans` nothing is trained, so that
+    plans can be measured first on an otherwise idle machine.
     """
-    if asked.cifar is None or asked.weights is None:
+    if options.cifar is None or options.weights is None:
         sys.exit("the part accuracy needs --cifar FOLDER and --weights FILE")
     torch.set_num_threads(1)
-    for name, subject in SUBJECTS.items():
-        if name in asked.subjects:
-            data = _images(asked.cifar, subject)
-            weights = asked.weights if name == "resnet20" else asked.weights.with_name(f"{name}-cifar10.safetensors")
+    for name, network in ACCURACY_NETWORKS.items():
+        if name in options.subjects:
+            data = _load_images(options.cifar, network)
+            weights = (
+                options.weights if name == "resnet20" else options.weights.with_name(f"{name}-cifar10.safetensors")
+            )
             if not weights.is_file():
-                train_dense(_network(subject, None), data, weights, steps=DENSE_STEPS)
-            setting = Setting.of(name, _network(subject, weights), data)
-            scores = {seed: _scores(setting, seed) for seed in asked.seeds}
-            for batch in asked.batches:
-                _plan(name, batch, setting, scores, asked, rows)
-            if not asked.plans:
-                _finetune(name, setting, scores, asked, rows)
+                train_dense(_build(network, None), data, weights, steps=DENSE_STEPS)
+            setting = AccuracySetting.of(name, _build(network, weights), data)
+            scores = {seed: _scores(setting, seed) for seed in options.seeds}
+            for batch in options.batches:
+                _plan(name, batch, setting, scores, options, rows)
+            if not options.plans:
+                _finetune(name, setting, scores, options, rows)
 
 
-def _finetune(name: str, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows) -> None:
-    """Cut by each plan, fine-tune and count."""
-    for batch, seed, kind in product(asked.batches, asked.seeds, KINDS):
-        which = {"network": name, "batch": batch, "seed": seed, "plan": kind}
-        planned = rows.find(part="accuracy plan", **which)
-        key = {"part": "accuracy", **which, "steps": asked.steps}
+def _finetune(
+    name: str, setting: AccuracySetting, scores: dict[int, Scores], options: argparse.Namespace, rows: Rows
+) -> None:
+    """Cut by each plan, fine-tune and evaluate."""
+    for batch, seed, kind in product(options.batches, options.seeds, KINDS):
+        identity = {"network": name, "batch": batch, "seed": seed, "plan": kind}
+        planned = rows.find(part="accuracy plan", **identity)
+        key = {"part": "accuracy", **identity, "steps": options.steps}
         if planned is None or rows.find(**key) is not None:
             continue
         kept = {
@@ -97,47 +102,54 @@ def _finetune(name: str, setting: Setting, scores: dict[int, Scores], asked: arg
         }
         smaller = slim(setting.dense, setting.channels.groups, Plan(kept))
         recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), 20))
-        train_(smaller, setting, asked.steps, seed_of("finetune", seed), teacher=setting.dense)
+        train_(smaller, setting, options.steps, seed_of("finetune", seed), teacher=setting.dense)
         top1 = evaluate(smaller, setting.data.test, batch_size=256).top1
         rows.add({**planned, **key, "top1": top1, "dense_top1": setting.top1})
 
 
 def _plan(
-    name: str, batch: int, setting: Setting, scores: dict[int, Scores], asked: argparse.Namespace, rows: Rows
+    name: str, batch: int, setting: AccuracySetting, scores: dict[int, Scores], options: argparse.Namespace, rows: Rows
 ) -> None:
-    """Both plans of every seed, measured."""
+    """Make and measure both plans of every seed."""
     shape = tuple(setting.data.image_shape)
     images = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
-    sampler = sampler_for("ort", setting.dense, setting.channels, images, threads=1)
-    path = asked.tables / f"{name}-cifar-{batch}-1.json"
+    sampler = make_sampler("ort", setting.dense, setting.channels, images, threads=1)
+    path = options.tables / f"{name}-cifar-{batch}-1.json"
     if not path.is_file():
-        place = MeasurementContext.here(backend="ort", threads=1, batch=batch, image_shape=shape)
-        sample_latency(sampler, setting.channels, place, SamplingPlan()).save(path)
+        context = MeasurementContext.here(backend="ort", threads=1, batch=batch, image_shape=shape)
+        sample_latency(sampler, setting.channels, context, SamplingPlan()).save(path)
     table = LatencyTable.load(path)
-    dense_again, costs = partial(sampler.runner, {}, "dense"), setting.channels.costs
-    for seed, kind in product(asked.seeds, KINDS):
+    build_dense, costs = partial(sampler.runner, {}, "dense"), setting.channels.costs
+    for seed, kind in product(options.seeds, KINDS):
         key = {"part": "accuracy plan", "network": name, "batch": batch, "seed": seed, "plan": kind}
         if rows.find(**key) is not None:
             continue
         if kind == "latency":
-            meeting = LatencySearch(sampler, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
-            plan = meeting.find(scores[seed], LatencyGoal(share=SHARE)).trial.plan
+            search = LatencySearch(sampler, setting.channels, table, round_to=block_of("ort"), seconds=2.0)
+            plan = search.find(scores[seed], LatencyGoal(share=SHARE)).best.plan
         else:
 
             def is_fast_enough(plan: Plan) -> bool:
-                took = against(dense_again, partial(sampler.runner, plan.widths(), "slim"), TimeBudget(seconds=1.0))
+                took = measure_pair(
+                    build_dense, partial(sampler.runner, plan.widths(), "slim"), TimeBudget(seconds=1.0)
+                )
                 return took["slim_ms"] <= SHARE * took["dense_ms"]
 
-            plan = _most_macs(setting, scores[seed], is_fast_enough)
-        measured = against(dense_again, partial(sampler.runner, plan.widths(), "slim"))
-        rows.add({
-            **key, **measured, "found": measured["slim_ms"] / measured["dense_ms"],
-            "macs": costs.of("macs", plan.widths()) / costs.of("macs"), "widths": plan.widths(),
-        })  # fmt: skip
+            plan = _plan_with_most_macs(setting, scores[seed], is_fast_enough)
+        measured = measure_pair(build_dense, partial(sampler.runner, plan.widths(), "slim"))
+        rows.add(
+            {
+                **key,
+                **measured,
+                "found": measured["slim_ms"] / measured["dense_ms"],
+                "macs": costs.of("macs", plan.widths()) / costs.of("macs"),
+                "widths": plan.widths(),
+            }
+        )
 
 
-def _most_macs(setting: Setting, scores: Scores, is_fast_enough: Callable[[Plan], bool]) -> Plan:
-    """The plan with the most multiply-adds that is fast enough, found by halving."""
+def _plan_with_most_macs(setting: AccuracySetting, scores: Scores, is_fast_enough: Callable[[Plan], bool]) -> Plan:
+    """Find the plan with the most multiply-adds that is fast enough, by bisection."""
     costs, best = setting.channels.costs, None
     low, high = 0.1, 0.9
     for _ in range(7):
@@ -157,15 +169,15 @@ def _most_macs(setting: Setting, scores: Scores, is_fast_enough: Callable[[Plan]
     return best
 
 
-def _scores(setting: Setting, seed: int) -> Scores:
+def _scores(setting: AccuracySetting, seed: int) -> Scores:
     batches = islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch)
     return taylor_scores(copy.deepcopy(setting.dense), setting.channels.prunable, batches, F.cross_entropy)
 
 
-def _images(root: Path, subject: Subject) -> ImageData:
-    """Decoded once, kept in memory as uint8."""
-    return load_data(DataSpec(name="imagefolder", root=str(root), image_size=subject.pixels, batch_size=DENSE_BATCH))
+def _load_images(root: Path, network: AccuracyNetwork) -> ImageData:
+    """Load a folder of images; they are decoded once and kept in memory as uint8."""
+    return load_data(DataSpec(name="imagefolder", root=str(root), image_size=network.pixels, batch_size=DENSE_BATCH))
 
 
-def _network(subject: Subject, weights: Path | None) -> nn.Module:
-    return build_model(subject.model, num_classes=10, weights=None if weights is None else str(weights))
+def _build(network: AccuracyNetwork, weights: Path | None) -> nn.Module:
+    return build_model(network.model, num_classes=10, weights=None if weights is None else str(weights))

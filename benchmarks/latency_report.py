@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/latency.py`, in Markdown."""
+"""Report of the rows of `benchmarks/latency.py` as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = 0.03  # a plan may be this much slower than asked
 
 
 def report(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """All tables, in Markdown."""
+    """Build the tables of all parts that have rows, as lines of Markdown."""
     rows = list(rows)
     lines: list[str] = []
     for part, write in _REPORTS.items():
@@ -23,7 +23,7 @@ def report(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _target_report(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for every backend and way to run it."""
+    """Build a table for every backend and setting."""
     lines: list[str] = []
     for on in dict.fromkeys(row["on"] for row in rows):
         title = "ONNX Runtime on the CPU" if on == "ort" else on
@@ -39,12 +39,22 @@ def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
         f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, measured again after the plan was "
         f"made. The table's first plan against its measurement: median {statistics.median(off):.1%}, largest "
         f"{max(off):.1%}, {sum(value <= 0.08 for value in off)} of {len(off)} within 8 %. Intervals of "
-        f"{sum('sessions' in row for row in met)} rows are over sittings, those of the others, which were measured "
+        f"{sum('sittings' in row for row in met)} rows are over sittings, those of the others, which were measured "
         "before, of one session each.",
         "",
-        *_heading("network", "batch", "threads", "asked", "measured", "speed-up, 95 %", "table said", "first plan had",
-                  "plans", "MACs kept"),
-    ]  # fmt: skip
+        *_heading(
+            "network",
+            "batch",
+            "threads",
+            "asked",
+            "measured",
+            "speed-up, 95 %",
+            "table said",
+            "first plan had",
+            "plans",
+            "MACs kept",
+        ),
+    ]
     for row in sorted(rows, key=lambda r: (r["threads"], r["batch"], NETWORKS.index(r["network"]), -r["asked"])):
         head = row["network"], row["batch"], row["threads"], f"{row['asked']:.0%}"
         if "refused" in row:
@@ -59,11 +69,16 @@ def _halving_report(rows: list[dict[str, Any]]) -> list[str]:
     heading = _heading("network", "batch", "threads", "speed-up", "95 %", "by the MACs", "of what these promise")
     return ["Uniform halving of all widths, aligned:", "", *heading] + [
         _line(
-            row["network"], row["batch"], row["threads"], f"{row['speedup']:.2f}", _interval(row),
-            f"{row['ideal']:.2f}", f"{row['speedup'] / row['ideal']:.0%}",
+            row["network"],
+            row["batch"],
+            row["threads"],
+            f"{row['speedup']:.2f}",
+            _interval(row),
+            f"{row['ideal']:.2f}",
+            f"{row['speedup'] / row['ideal']:.0%}",
         )
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
@@ -71,10 +86,21 @@ def _peer_report(rows: list[dict[str, Any]]) -> list[str]:
         "Against torch-pruning at the same kept MACs. Theirs: uniform, by magnitude, widths in multiples of the number "
         "in the third column. Ours: the widths that keep as many MACs in the least time by the latency table, whatever "
         "weights are worth (they are random here). Where nothing in particular has to be kept of a group, these are "
-        "lopsided networks that show what MACs can be made to cost, not ones to deploy.", "",
-        *_heading("network", "batch", "multiples", "each group keeps", "our MACs", "their MACs", "ours, ms",
-                  "theirs, ms", "faster", "95 %"),
-    ]  # fmt: skip
+        "lopsided networks that show what MACs can be made to cost, not ones to deploy.",
+        "",
+        *_heading(
+            "network",
+            "batch",
+            "multiples",
+            "each group keeps",
+            "our MACs",
+            "their MACs",
+            "ours, ms",
+            "theirs, ms",
+            "faster",
+            "95 %",
+        ),
+    ]
     for row in sorted(rows, key=lambda r: (NETWORKS.index(r["network"]), r["batch"], r["asked"], r["least"])):
         macs = (f"{row[key]:.1%}" for key in ("our_macs", "their_macs"))
         times = (f"{row[key]:.2f}" for key in ("our_ms", "their_ms", "speedup"))
@@ -125,7 +151,7 @@ def _table_report(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
-    """A table for every network, batch and schedule."""
+    """Build a table for every network, batch and number of fine-tuning steps."""
     lines: list[str] = []
     for key in dict.fromkeys((row["network"], row["batch"], row["steps"]) for row in rows):
         network, batch, steps = key
@@ -133,9 +159,10 @@ def _accuracy_report(rows: list[dict[str, Any]]) -> list[str]:
         own.sort(key=lambda row: (row["plan"], row["seed"]))
         lines += [
             f"{network} on the CIFAR-10 JPEG images at half its measured latency (ONNX Runtime, batch {batch}, "
-            f"one thread), {steps} steps of fine-tuning; dense top-1 {own[0]['dense_top1']:.2%}:", "",
+            f"one thread), {steps} steps of fine-tuning; dense top-1 {own[0]['dense_top1']:.2%}:",
+            "",
             *_heading("planned for", "seed", "top-1", "measured", "MACs kept"),
-        ]  # fmt: skip
+        ]
         for row in own:
             lines.append(
                 _line(row["plan"], row["seed"], f"{row['top1']:.2%}", f"{row['found']:.1%}", f"{row['macs']:.1%}")

@@ -1,4 +1,4 @@
-"""What `latency.py` measured, kept on disk, and how two networks are measured against each other."""
+"""Result rows of `latency.py` on disk, and the measurement of two networks in turns."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from benchmarks.latency_report import report
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.environment import read_environment
-from passdeploy.profiling.interleaved import SESSIONS, Build, TimeBudget, in_turns, measure_sessions
-from passdeploy.profiling.statistics import speedup_over, summarise_times
+from passdeploy.profiling.interleaved import SESSIONS, RunnerBuilder, TimeBudget, build_in_turns, measure_sessions
+from passdeploy.profiling.statistics import speedup_over_sessions, summarise_times
 from passdeploy.runtime.files import write_atomically
 
 MEASURE = TimeBudget(seconds=4.0)
 
 
 class Rows:
-    """What was measured, on disk as soon as it is known."""
+    """The rows that were measured; each is written to disk at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.all: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
 
     def find(self, **wanted: Any) -> dict[str, Any] | None:
-        """The row that has these values."""
+        """Return the first row that has these values, or None."""
         return next((row for row in self.all if all(row.get(key) == value for key, value in wanted.items())), None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write it and show it."""
+        """Add a row, write all rows and the report, and print the row."""
         self.all.append(row)
         document = {"environment": read_environment(threads=int(row.get("threads", 1))), "rows": self.all}
         self._path.parent.mkdir(exist_ok=True)
@@ -37,12 +37,17 @@ class Rows:
         print(json.dumps({key: value for key, value in row.items() if key != "widths"}), flush=True)
 
 
-def against(
-    dense: Build, slim: Build, budget: TimeBudget = MEASURE, *, sessions: int = SESSIONS, clock: Clock | None = None
+def measure_pair(
+    dense: RunnerBuilder,
+    slim: RunnerBuilder,
+    budget: TimeBudget = MEASURE,
+    *,
+    sessions: int = SESSIONS,
+    clock: Clock | None = None,
 ) -> dict[str, Any]:
-    """Both in turns, as `passdeploy profile` does."""
-    slow, fast = measure_sessions(in_turns(dense, slim), clock or HostClock(), budget, sessions=sessions)
-    gained = speedup_over(slow, fast)
+    """Measure both networks in turns, as `passdeploy profile` does."""
+    slow, fast = measure_sessions(build_in_turns(dense, slim), clock or HostClock(), budget, sessions=sessions)
+    gained = speedup_over_sessions(slow, fast)
     return {
         "dense_ms": summarise_times(*slow).median_ms,
         "slim_ms": summarise_times(*fast).median_ms,

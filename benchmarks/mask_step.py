@@ -1,12 +1,12 @@
-"""What a step of mask learning costs, against a plain training step of the same network, measured in turns.
+"""Benchmark of a step of mask learning against a plain training step of the same network, measured in turns.
 
     python benchmarks/mask_step.py [--turns 40]
 
-A whole schedule of mask learning is walked, from the dense network to the budget, one step a turn with a plain step
-beside it; what is compared is the mean processor time of a step. Plain steps train the dense network with the same loss
-and the same optimizer: labels alone, or half of it the answers of a frozen copy of it (distilled). The networks have
-random weights: neither time nor memory depends on them. Memory is the peak of a process that takes three steps, when
-nothing has gone yet, above that of one that takes none. Writes `benchmarks/results/mask_step.json`.
+Mask learning runs its whole schedule, from the dense network to the budget, in turns with plain steps; the mean
+processor times of a step are compared. Plain steps train the dense network with the same loss and the same optimizer:
+the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random weights,
+since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before channels
+are removed, above that of one that takes none. Writes `benchmarks/results/mask_step.json`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ BATCH = 64
 Batch = tuple[Tensor, Tensor]
 
 
-PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> share of the loss that a teacher's answers are
-MASKS = {  # name -> share of the multiply-adds that stay, what weights do, share of the teacher's answers
+PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> weight of the distillation loss
+MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight of the distillation loss
     "masks to 50%, weights frozen": (0.5, "frozen", 0.0),
     "masks to 50%, weights trained": (0.5, "trained", 0.0),
     "masks to 50%, weights trained, distilled": (0.5, "trained", 0.5),
@@ -58,21 +58,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--turns", type=int, default=40, help="steps of every kind")
     parser.add_argument("--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     batch = images, torch.randint(10, (BATCH,))
-    if asked.peak_of:
-        for _ in islice(_walk(asked.peak_of, batch, 4), 3) if asked.peak_of != "nothing" else ():
+    if options.peak_of:
+        for _ in islice(_step_times(options.peak_of, batch, 4), 3) if options.peak_of != "nothing" else ():
             pass
         print(_peak_kib())
         return
     times: dict[str, list[float]] = {name: [] for name in (*PLAIN, *MASKS)}
-    walks = {name: _walk(name, batch, asked.turns) for name in times}
-    for _ in range(asked.turns):
-        for name, walk in walks.items():
-            times[name].append(next(walk))
+    timers = {name: _step_times(name, batch, options.turns) for name in times}
+    for _ in range(options.turns):
+        for name, timer in timers.items():
+            times[name].append(next(timer))
     means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
     first = {name: statistics.mean(values[1:4]) for name, values in times.items()}  # hardly anything has gone yet
     peaks = {name: _peak_mib(name) for name in ("nothing", *PLAIN, *MASKS)}
@@ -80,45 +80,49 @@ def main() -> None:
     for name in times:
         plain = "plain, distilled" if name.endswith("distilled") else "plain"
         rows[name] = {
-            "cpu_ms": 1000 * means[name], "over_plain": means[name] / means["plain"],
+            "cpu_ms": 1000 * means[name],
+            "over_plain": means[name] / means["plain"],
             "over_plain_with_the_same_loss": means[name] / means[plain],
             "first_steps_over_plain_with_the_same_loss": first[name] / first[plain],
-            "memory_over_plain_with_the_same_loss": _above(peaks, name) / _above(peaks, plain),
-        }  # fmt: skip
+            "memory_over_plain_with_the_same_loss": _memory_above_baseline(peaks, name)
+            / _memory_above_baseline(peaks, plain),
+        }
         print(f"{name:42} {rows[name]['cpu_ms']:7.1f} ms", *(f"{value:.2f}x" for value in [*rows[name].values()][1:]))
     document = {
-        "network": f"ResNet-20, batch of {BATCH}, one CPU thread", "steps": asked.turns - 1, "rows": rows,
+        "network": f"ResNet-20, batch of {BATCH}, one CPU thread",
+        "steps": options.turns - 1,
+        "rows": rows,
         "versions": package_versions(),
-    }  # fmt: skip
+    }
     write_atomically(RESULTS, json.dumps(document, indent=1) + "\n")
     print(RESULTS)
 
 
-def _above(peaks: dict[str, float], name: str) -> float:
+def _memory_above_baseline(peaks: dict[str, float], name: str) -> float:
     return peaks[name] - peaks["nothing"]
 
 
 def _peak_kib() -> int:
-    """Peak memory of this process (Linux; `getrusage` would count what the parent had when it forked)."""
+    """Return the peak memory of this process (Linux; `getrusage` would include the parent's memory at the fork)."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _peak_mib(name: str) -> float:
-    """The peak memory of a process of its own."""
+    """Measure the peak memory of three steps in a new process."""
     command = [sys.executable, __file__, "--peak-of", name]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
 
 
-def _walk(name: str, batch: Batch, turns: int) -> Iterator[float]:
+def _step_times(name: str, batch: Batch, turns: int) -> Iterator[float]:
     if name in PLAIN:
-        return _plain(batch, turns, distill=PLAIN[name])
+        return _plain_step_times(batch, turns, distill=PLAIN[name])
     share, weights, distill = MASKS[name]
-    return _masks(batch, turns, share=share, weights=weights, distill=distill)
+    return _mask_step_times(batch, turns, share=share, weights=weights, distill=distill)
 
 
-def _plain(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
-    """CPU seconds of each step of ordinary training."""
+def _plain_step_times(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
+    """Yield the CPU seconds of each step of plain training."""
     network = resnet20_cifar().train().to(memory_format=torch.channels_last)
     teacher = copy.deepcopy(network).eval()
     optimizer = make_optimizer(network, OptimizerSpec(lr=0.01))
@@ -135,38 +139,40 @@ def _plain(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
         yield process_time() - began
 
 
-def _masks(batch: Batch, turns: int, *, share: float, weights: str, distill: float) -> Iterator[float]:
-    """CPU seconds of each step of mask learning; the library's loop runs in a thread of its own, one step a turn."""
+def _mask_step_times(batch: Batch, turns: int, *, share: float, weights: str, distill: float) -> Iterator[float]:
+    """Yield the CPU seconds of each step of mask learning; the library's loop runs in a thread, one step at a time."""
     network = resnet20_cifar().eval().to(memory_format=torch.channels_last)
     channels = map_channels(network, batch[0][:1])
-    wanted: Queue[None] = Queue()
-    ended: Queue[float] = Queue()
+    requested_steps: Queue[None] = Queue()
+    step_seconds: Queue[float] = Queue()
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return repeat(batch)
 
-    class Clocked(Stage):
+    class StepTimer(Stage):
         began = 0.0
 
         def step(self, done: int, total: int, **metrics: float) -> None:
-            ended.put(process_time() - Clocked.began)
-            wanted.get()
-            Clocked.began = process_time()
+            step_seconds.put(process_time() - StepTimer.began)
+            requested_steps.get()
+            StepTimer.began = process_time()
 
     settings = PassSettings(
         steps=turns + 1, round_to=1, distill=distill, prior_batches=1, prompt_size=4, weights=weights
     )
     options = {
-        "costs": channels.costs, "budget": {"macs": share}, "settings": settings,
-        "stage": Clocked("learn", lambda event: None),
-    }  # fmt: skip
+        "costs": channels.costs,
+        "budget": {"macs": share},
+        "settings": settings,
+        "stage": StepTimer("learn", lambda event: None),
+    }
     task = network, channels.groups, batches, F.cross_entropy
     work = Thread(target=learn_masks, args=task, kwargs=options, daemon=True)
     work.start()
-    ended.get()  # the first step, with all that is done once before it
+    step_seconds.get()  # the first step, with all that is done once before it
     for _ in range(turns):
-        wanted.put(None)
-        yield ended.get()
+        requested_steps.put(None)
+        yield step_seconds.get()
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""How much of the model zoos we slim, and whether exactly; beside torch-pruning.
+"""Benchmark of slimming on the model zoos: how many networks are cut, and whether exactly; beside torch-pruning.
 
     python benchmarks/slimming.py --zoo all
 
 Every network runs in a process of its own, on one thread, with random weights. Half of the channels of every
-prunable group go, chosen at random; what is left is compared with the masked network. torch-pruning cuts the same
-share of the same network. Results are kept in a JSON file, and a run that was stopped goes on with what is missing.
+prunable group are removed, chosen at random, and the slim network is compared with the masked one. torch-pruning cuts
+the same share of the same network. Results are kept in a JSON file, and a second call measures the missing ones.
 
-What counts:
+Rules:
 
 * `exact`: the outputs of the slim and of the masked network differ by at most 1e-5 of the largest output, in
   float32; or, where float32 itself is too coarse for a deep network without norms, by at most 1e-9 in float64.
-* Cutting must have changed the outputs, else the comparison means nothing: a network whose outputs move by less
-  than a hundred times the tolerance is `unjudged`. One of which nothing may be cut is `uncut`.
-* Detectors: random weights rank all boxes alike, and rounding decides which survive. So the outputs of every head are
-  compared instead, before boxes are chosen; those of the box heads on boxes that the masked network proposed.
-* Times are CPU seconds of the one thread: what it would take on a machine that has nothing else to do. Of what takes
-  less than some seconds the least of three is taken, theirs and ours: single ones differ by half here. The limit holds
-  for finding groups and slimming; checks afterwards may take five times as long.
+* Cutting must change the outputs, or the comparison would show nothing: a network whose outputs change by less than a
+  hundred times the tolerance is `unjudged`. A network without prunable groups is `uncut`.
+* Detectors: random weights rank all boxes alike, so rounding would decide which boxes are kept. Therefore the outputs
+  of every head are compared, before boxes are chosen; those of the box heads on boxes that the masked network proposed.
+* Times are CPU seconds of one thread, which other processes hardly change. Work that takes less than some seconds is
+  timed up to three times and the least is taken, for both libraries, since single times differ by up to a half. The
+  limit holds for finding groups and slimming; checks afterwards may take five times as long.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from passdeploy.runtime.files import write_atomically
 )
 @click.option("--fresh", is_flag=True, help="Measure again what the file has already.")
 def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, out: Path, fresh: bool) -> None:
-    """See the module's text."""
+    """Measure the networks that have no result yet; the module docstring describes how."""
     console = Console(width=max(Console().width, 180))
     document: dict[str, Any] = {"models": {}, "rounded": {}}
     if out.exists():
@@ -67,9 +67,9 @@ def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, 
     ]
     for entry in chosen:
         if entry.zoo == "torchvision" and entry.name in ROUNDED:
-            past = document["rounded"].get(entry.key, {})
-            jobs += [(entry, f"{side}_rounded") for side in sides if fresh or f"{side}_rounded" not in past]
-    commit = _commit()
+            measured = document["rounded"].get(entry.key, {})
+            jobs += [(entry, f"{side}_rounded") for side in sides if fresh or f"{side}_rounded" not in measured]
+    commit = _describe_commit()
     document["environment"] = _environment() | {"limit_s": limit_s, "workers": workers}
 
     context = multiprocessing.get_context("forkserver")
@@ -79,9 +79,9 @@ def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, 
         table.setdefault(job.entry.key, {})[job.side] = job.result | {"commit": commit}
         write_atomically(out, json.dumps(document, indent=1) + "\n")
         error = job.result.get("rel_error")
-        said = job.result.get("error") or ("" if error is None else f"{error:.1e}")
+        outcome = job.result.get("error") or ("" if error is None else f"{error:.1e}")
         console.print(
-            f"{number}/{len(jobs)} {job.entry.key} {job.side} {job.result.get('status')} {said}", markup=False
+            f"{number}/{len(jobs)} {job.entry.key} {job.side} {job.result.get('status')} {outcome}", markup=False
         )
     shown = {entry.key: document["models"][entry.key] for entry in chosen if entry.key in document["models"]}
     console.print(details(shown))
@@ -90,8 +90,8 @@ def main(zoo: str, pattern: str, ours_only: bool, workers: int, limit_s: float, 
     console.print(f"wrote {out}")
 
 
-def _commit() -> str:
-    """What is checked out here; a plus where files differ from it."""
+def _describe_commit() -> str:
+    """Return the hash of the commit that is checked out, with a plus if files were changed."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 

@@ -1,4 +1,4 @@
-"""One process for each network, watched: it may take so much time and memory and no more."""
+"""Processes of `slimming.py`, one for each network, with limits on CPU time and memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.slimming_common import Report, error_summary
 from benchmarks.slimming_ours import measure_ours, measure_rounding
 from benchmarks.slimming_peer import measure_rounding_torch_pruning, measure_torch_pruning
-from benchmarks.slimming_sides import Say, first_line
 from benchmarks.zoo import Entry
 
 MEMORY_GIB = 8.0
 CHECKS_TAKE = 5  # times the limit
 
-MEASURES: dict[str, Callable[[Entry, Say], None]] = {
+MEASURES: dict[str, Callable[[Entry, Report], None]] = {
     "ours": measure_ours,
     "torch_pruning": measure_torch_pruning,
     "ours_rounded": measure_rounding,
@@ -38,13 +38,13 @@ def _child(side: str, entry: Entry, pipe: Connection) -> None:
         MEASURES[side](entry, pipe.send)
     except BaseException as error:
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        pipe.send({"status": "memory" if is_memory else "error", "error": first_line(error)})
+        pipe.send({"status": "memory" if is_memory else "error", "error": error_summary(error)})
     pipe.send({"phase": "done", "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
 
 
 @dataclass
 class Job:
-    """One network in one process."""
+    """A network that is measured in a process of its own."""
 
     entry: Entry
     side: str
@@ -56,7 +56,7 @@ class Job:
 
     @classmethod
     def start(cls, entry: Entry, side: str, limit_s: float) -> Job:
-        """Fork from a process that has torch in memory already, and run nothing else there."""
+        """Start the process, forked from a server that has imported torch and runs nothing else."""
         context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_child, args=(side, entry, theirs), daemon=True)
@@ -64,14 +64,14 @@ class Job:
         theirs.close()
         return cls(entry, side, process, ours, limit_s, 0.0, {"phase": "build"})
 
-    def listen(self) -> bool:
-        """Take in what the process says; whether it goes on."""
+    def update(self) -> bool:
+        """Read the messages of the process and check its limits; return False once it has ended."""
         try:
             while self.pipe.poll():
-                said = dict(self.pipe.recv())
-                if said.get("phase") not in (None, "slim"):  # groups and slimming share one limit
+                message = dict(self.pipe.recv())
+                if message.get("phase") not in (None, "slim"):  # groups and slimming share one limit
                     self.phase_began_s = _cpu_s(self.process.pid)
-                self.result |= said
+                self.result |= message
         except EOFError:
             self.process.join(5)
             if self.result["phase"] != "done":
@@ -95,16 +95,16 @@ class Job:
         self.result.pop("phase")
         return False
 
-    def _failed(self, status: str, why: str) -> None:
+    def _record_failure(self, status: str, why: str) -> None:
         phase = self.result["phase"]
-        if "status" in self.result:  # cut and compared already: only a check failed
+        if "status" in self.result:  # the network was cut and compared before: only a check failed
             self.result[phase] = f"{status}: {why}"
         else:
             self.result |= {"status": status, "error": f"{why} ({phase})"}
 
 
 def _cpu_s(pid: int | None) -> float:
-    """Seconds of the CPU that a process of one thread has had: what it would take on a machine of its own."""
+    """Return the CPU seconds that a process has used; 0 if it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -116,12 +116,12 @@ def _resident_gib(pid: int | None) -> float:
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except OSError:
-        return 0.0  # gone, or a system that does not say: then there is no limit
+        return 0.0  # the process is gone, or the system has no /proc: then there is no limit
     return pages * resource.getpagesize() / 2**30
 
 
 def run_all(jobs: Sequence[tuple[Entry, str]], *, workers: int, limit_s: float) -> Iterator[Job]:
-    """Run every (network, side); yields each as it ends."""
+    """Run a job for every (network, library) and yield each as it ends."""
     waiting, running = list(jobs), list[Job]()
     while waiting or running:
         while waiting and len(running) < workers:

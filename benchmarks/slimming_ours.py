@@ -1,4 +1,4 @@
-"""What passdeploy makes of a network, and whether that is right in every respect."""
+"""Slimming of a network by passdeploy, and checks of the result: outputs, counts, sizes, training, rebuilding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from benchmarks.slimming_sides import SHARE, Say, first_line, timed, uncut_layers
+from benchmarks.slimming_common import SHARE, Report, error_summary, timed, uncut_layers
 from benchmarks.zoo import Entry
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
@@ -30,55 +30,55 @@ from passdeploy.tracing.counts import count
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
-def measure_ours(entry: Entry, say: Say) -> None:
-    """Cut the network with passdeploy and check what came out."""
+def measure_ours(entry: Entry, report: Report) -> None:
+    """Cut the network with passdeploy and check the result."""
     model, inputs = entry.build(), entry.inputs()
     dense = _outputs(model, inputs, entry)
     grads = [parameter.requires_grad for parameter in model.parameters()]
-    say({"phase": "groups"})
+    report({"phase": "groups"})
     channels, groups_s = timed(partial(map_channels, model, inputs))
-    plan = halved(channels.groups, entry.key)
-    say({**_described(channels, plan), "groups_s": groups_s, "phase": "slim"})
+    plan = half_plan(channels.groups, entry.key)
+    report({**_describe_channels(channels, plan), "groups_s": groups_s, "phase": "slim"})
     smaller, slim_s = timed(partial(slim, model, channels.groups, plan))
-    say({"slim_s": slim_s, "phase": "compare"})
+    report({"slim_s": slim_s, "phase": "compare"})
 
     reference = masked(model, channels.groups, plan)
     del model
     expected = _outputs(reference, inputs, entry)
-    found = _outputs(smaller, inputs, entry, like=expected)
-    verdict = _compare(expected, found, dense)
+    outputs = _outputs(smaller, inputs, entry, like=expected)
+    verdict = _compare(expected, outputs, dense)
     if not any(len(plan.removed(group)) for group in channels.groups):
         verdict["status"] = "uncut"
     if verdict["status"] == "inexact":
         verdict["float32"] = verdict["rel_error"]
-        reference, smaller, doubled = reference.double(), smaller.double(), _doubled(inputs)
-        expected = _outputs(reference, doubled, entry)
-        found = _outputs(smaller, doubled, entry, like=expected)
-        finer = _compare(expected, found, dense)
+        reference, smaller, inputs64 = reference.double(), smaller.double(), _as_float64(inputs)
+        expected = _outputs(reference, inputs64, entry)
+        outputs = _outputs(smaller, inputs64, entry, like=expected)
+        finer = _compare(expected, outputs, dense)
         verdict |= {"float64": finer["rel_error"], "status": finer["status"]}
         smaller = smaller.float()
-    say({**verdict, "phase": "count"})
+    report({**verdict, "phase": "count"})
     del reference, expected
     gc.collect()
 
     checks = {
         "counts": lambda: _check_counts(smaller, inputs, channels, plan, entry),
-        "numbers": lambda: _check_numbers(smaller, grads),
+        "numbers": lambda: _check_size_attributes(smaller, grads),
         "trains": lambda: _check_training(smaller, entry),
         "rebuilds": lambda: _check_rebuilding(smaller, inputs, channels, plan, entry),
     }
     for name, check in checks.items():
-        say({"phase": name})
+        report({"phase": name})
         try:
             check()
-            say({name: True})
+            report({name: True})
         except Exception as error:
-            say({name: first_line(error)})
+            report({name: error_summary(error)})
         gc.collect()
 
 
-def halved(groups: Sequence[ChannelGroup], key: str) -> Plan:
-    """Half of the channels of every group that may be cut, at random; never all of them."""
+def half_plan(groups: Sequence[ChannelGroup], key: str) -> Plan:
+    """Draw a plan that keeps half of the channels of every prunable group, at least one."""
     draw = random.Random(seeds.seed_of("plan", key))
     kept = {}
     for group in groups:
@@ -88,8 +88,8 @@ def halved(groups: Sequence[ChannelGroup], key: str) -> Plan:
     return Plan(kept)
 
 
-def _described(channels: ChannelMap, plan: Plan) -> dict[str, Any]:
-    """What may be cut, what may not, and what the plan leaves."""
+def _describe_channels(channels: ChannelMap, plan: Plan) -> dict[str, Any]:
+    """Describe the groups, the reasons of protected ones, and the size that the plan leaves."""
     whole = [group for group in channels.groups if not group.is_prunable]
     sizes = {group.name: group.width * group.span for group in channels.groups}
     outputs = sum(sizes[group.name] for group in whole if group.reason.startswith("the model's output"))
@@ -113,11 +113,11 @@ def _described(channels: ChannelMap, plan: Plan) -> dict[str, Any]:
 def _outputs(
     model: nn.Module, inputs: Sequence[Any], entry: Entry, *, like: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a network puts out in evaluation mode, by name; `like` are outputs to take fixed boxes from."""
+    """Run a network in evaluation mode and name its outputs; detectors take the boxes from `like` if it is given."""
     model.eval()
     with torch.no_grad():
         if entry.zoo != "detection":
-            return {str(place): leaf for place, leaf in enumerate(tree_leaves(model(*inputs)))}
+            return {str(index): leaf for index, leaf in enumerate(tree_leaves(model(*inputs)))}
         return _detector_outputs(model, inputs[0], like)
 
 
@@ -125,30 +125,30 @@ def _detector_outputs(model: Any, images: list[Tensor], like: Mapping[str, Any] 
     batch, _ = model.transform(images)
     features = model.backbone(batch.tensors)
     levels = list(features.values()) if isinstance(features, dict) else [features]
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     if not hasattr(model, "rpn"):
-        for place, leaf in enumerate(tree_leaves(model.head(levels))):
-            found[f"head.{place}"] = leaf
-        return found
-    for place, leaf in enumerate(tree_leaves(model.rpn.head(levels))):
-        found[f"rpn.{place}"] = leaf
+        for index, leaf in enumerate(tree_leaves(model.head(levels))):
+            outputs[f"head.{index}"] = leaf
+        return outputs
+    for index, leaf in enumerate(tree_leaves(model.rpn.head(levels))):
+        outputs[f"rpn.{index}"] = leaf
     boxes = like["boxes"] if like else model.rpn(batch, features)[0]
     boxes = [box.to(batch.tensors.dtype) for box in boxes]
     for kind in ("box", "mask", "keypoint"):
         if getattr(model.roi_heads, f"{kind}_roi_pool", None) is not None:
             pooled = getattr(model.roi_heads, f"{kind}_roi_pool")(features, boxes, batch.image_sizes)
             pooled = getattr(model.roi_heads, f"{kind}_head")(pooled)
-            for place, leaf in enumerate(tree_leaves(getattr(model.roi_heads, f"{kind}_predictor")(pooled))):
-                found[f"{kind}.{place}"] = leaf
-    return {**found, "boxes": boxes}
+            for index, leaf in enumerate(tree_leaves(getattr(model.roi_heads, f"{kind}_predictor")(pooled))):
+                outputs[f"{kind}.{index}"] = leaf
+    return {**outputs, "boxes": boxes}
 
 
-def _compare(expected: Mapping[str, Any], found: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """How far the slim network is from the masked one, and how far that is from the dense one."""
+def _compare(expected: Mapping[str, Any], outputs: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare the outputs of the slim network with the masked one, and the masked one with the dense one."""
     tensors = {name: value for name, value in expected.items() if isinstance(value, Tensor) and name != "boxes"}
-    if expected.keys() != found.keys():
+    if expected.keys() != outputs.keys():
         return {"status": "inexact", "rel_error": float("inf")}
-    error = max(relative_error(value, found[name]) for name, value in tensors.items())
+    error = max(relative_error(value, outputs[name]) for name, value in tensors.items())
     dtype = next(iter(tensors.values())).dtype
     tolerance = TOLERANCE[dtype]
     is_finite = all(bool(value.isfinite().all()) for value in tensors.values())
@@ -163,33 +163,33 @@ def _movement(dense: Tensor, cut: Tensor) -> float:
     return relative_error(dense, cut) if dense.shape == cut.shape else float("inf")
 
 
-def _doubled(inputs: Sequence[Any]) -> tuple[Any, ...]:
+def _as_float64(inputs: Sequence[Any]) -> tuple[Any, ...]:
     moved: tuple[Any, ...] = tree_map(lambda leaf: leaf.double() if isinstance(leaf, Tensor) else leaf, tuple(inputs))
     return moved
 
 
 def _check_counts(smaller: nn.Module, inputs: Sequence[Any], channels: ChannelMap, plan: Plan, entry: Entry) -> None:
-    """The slim network costs what the cost model said it would."""
+    """Check that the counts of the slim network are those that the cost model predicts."""
     counted, widths = count(smaller, inputs), plan.widths()
     for kind in ("params", "macs"):
         if kind == "macs" and entry.zoo == "detection":
             continue  # the number of boxes, and with it the work, depends on the weights
-        said, is_now = channels.costs.of(kind, widths), getattr(counted, kind)
-        if said != is_now:
-            raise ValueError(f"{is_now:,} {kind}, but {said:,} were predicted")
+        expected, is_now = channels.costs.of(kind, widths), getattr(counted, kind)
+        if expected != is_now:
+            raise ValueError(f"{is_now:,} {kind}, but {expected:,} were predicted")
 
 
-def _check_numbers(smaller: nn.Module, grads: Sequence[bool]) -> None:
-    """The modules say of themselves what their weights say, and learn or not as before."""
+def _check_size_attributes(smaller: nn.Module, grads: Sequence[bool]) -> None:
+    """Check that size attributes match the shapes of the weights, and that `requires_grad` is unchanged."""
     if [parameter.requires_grad for parameter in smaller.parameters()] != list(grads):
         raise ValueError("requires_grad changed")
     for name, module in smaller.named_modules():
-        for attribute, said in _numbers(module):
-            if getattr(module, attribute) != said:
-                raise ValueError(f"{name}.{attribute} is {getattr(module, attribute)}, but its weight says {said}")
+        for attribute, expected in _expected_sizes(module):
+            if getattr(module, attribute) != expected:
+                raise ValueError(f"{name}.{attribute} is {getattr(module, attribute)}, but its weight says {expected}")
 
 
-def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+def _expected_sizes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):
         return
@@ -210,7 +210,7 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _check_training(smaller: nn.Module, entry: Entry) -> None:
-    """A deep copy of the slim network takes one step, if the dense network can take one."""
+    """Check that a deep copy of the slim network can take a training step, if the dense network can."""
     try:
         _train_one_step(deepcopy(smaller), entry)
     except Exception:
@@ -238,7 +238,7 @@ def _train_one_step(model: nn.Module, entry: Entry) -> None:
 def _check_rebuilding(
     smaller: nn.Module, inputs: Sequence[Any], channels: ChannelMap, plan: Plan, entry: Entry
 ) -> None:
-    """Factory, plan and tensors give the same network back, bit for bit."""
+    """Check that the factory, the plan and the tensors give the same network again, bit for bit."""
     tensors = {**smaller.state_dict(), **hidden_state(smaller, channels.groups)}
     state = {name: tensor.clone() for name, tensor in tensors.items()}
     expected = _outputs(smaller, inputs, entry)
@@ -249,10 +249,10 @@ def _check_rebuilding(
             raise ValueError(f"output {name} differs by {relative_error(expected[name], value):.1e}")
 
 
-def measure_rounding(entry: Entry, say: Say) -> None:
-    """Layers that stay whole when half of the multiply-adds go and widths are multiples of 8."""
+def measure_rounding(entry: Entry, report: Report) -> None:
+    """Count the layers that stay whole when half of the multiply-adds are removed with widths in multiples of 8."""
     model, inputs = entry.build(), entry.inputs()
-    say({"phase": "slim"})
+    report({"phase": "slim"})
     channels = map_channels(model, inputs)
     scores = {
         group.name: torch.rand(group.width, generator=seeds.generator("round", entry.key, group.name))
@@ -269,7 +269,7 @@ def measure_rounding(entry: Entry, say: Say) -> None:
         for size in module.weight.shape[:1]
     ]
     layers, uncut = uncut_layers(model, smaller, touched)
-    say(
+    report(
         {
             "layers": layers,
             "uncut": uncut,

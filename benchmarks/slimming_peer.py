@@ -1,4 +1,4 @@
-"""What torch-pruning makes of a network."""
+"""Slimming of a network by torch-pruning."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.slimming_sides import SHARE, Say, timed, uncut_layers
+from benchmarks.slimming_common import SHARE, Report, timed, uncut_layers
 from benchmarks.zoo import Entry
 
 
 def _prune_(network: nn.Module, example: Tensor, kept: Sequence[nn.Module], **options: Any) -> None:
-    """Let torch-pruning cut `SHARE` of all layers but those that are kept."""
+    """Cut `SHARE` of all layers except `kept` with torch-pruning."""
     import torch_pruning as tp
 
     pruner = tp.pruner.MetaPruner(
@@ -30,7 +30,7 @@ def _prune_(network: nn.Module, example: Tensor, kept: Sequence[nn.Module], **op
     pruner.step()
 
 
-def measure_torch_pruning(entry: Entry, say: Say) -> None:
+def measure_torch_pruning(entry: Entry, report: Report) -> None:
     """Cut the same share of the same network with torch-pruning."""
 
     model, inputs = entry.build(), entry.inputs()
@@ -44,7 +44,7 @@ def measure_torch_pruning(entry: Entry, say: Say) -> None:
         for module in model.modules()
         if getattr(module, "out_features", getattr(module, "out_channels", None)) == entry.classes
     ]
-    say({"phase": "slim"})
+    report({"phase": "slim"})
 
     names = [name for name, module in model.named_modules() if any(module is one for one in last)]
 
@@ -53,22 +53,22 @@ def measure_torch_pruning(entry: Entry, say: Say) -> None:
         return network
 
     model, slim_s = timed(cut, partial(deepcopy, model))
-    say({"slim_s": slim_s, "phase": "compare"})
+    report({"slim_s": slim_s, "phase": "compare"})
     with torch.no_grad():
-        found = [leaf.shape for leaf in tree_leaves(model(*inputs))]
+        new_shapes = [leaf.shape for leaf in tree_leaves(model(*inputs))]
     left = sum(parameter.numel() for parameter in model.parameters())
-    if found != shapes:
-        raise ValueError(f"output shapes {[tuple(s) for s in found][:3]} were {[tuple(s) for s in shapes][:3]}")
-    say({"params_kept": left / params, "status": "ok" if left < params else "nothing cut"})
+    if new_shapes != shapes:
+        raise ValueError(f"output shapes {[tuple(s) for s in new_shapes][:3]} were {[tuple(s) for s in shapes][:3]}")
+    report({"params_kept": left / params, "status": "ok" if left < params else "nothing cut"})
 
 
-def measure_rounding_torch_pruning(entry: Entry, say: Say) -> None:
-    """The same with torch-pruning, which rounds each group's width."""
+def measure_rounding_torch_pruning(entry: Entry, report: Report) -> None:
+    """Count the layers that stay whole when torch-pruning rounds widths to multiples of 8."""
 
     model, inputs = entry.build(), entry.inputs()
     dense = deepcopy(model)
     last = [module for module in model.modules() if getattr(module, "out_features", None) == entry.classes]
-    say({"phase": "slim"})
+    report({"phase": "slim"})
     _prune_(model, inputs[0], last, round_to=8)
     layers, uncut = uncut_layers(dense, model, None)
-    say({"layers": layers, "uncut": uncut, "status": "ok"})
+    report({"layers": layers, "uncut": uncut, "status": "ok"})

@@ -1,4 +1,4 @@
-"""What `slimming.py` found, in words: tables for the terminal and for `results/slimming.md`."""
+"""Report of `slimming.py`: tables for the terminal and for `results/slimming.md`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.table import Table
 from benchmarks.zoo import ZOOS
 
 ROUNDED = ("regnet_y_400mf", "resnext50_32x4d", "efficientnet_b0")  # the rows of `round_to=8`
-A_THIRD_CUT = 2 / 3  # of the parameters are left
+TWO_THIRDS = 2 / 3  # of the parameters are left
 
 
 def summary(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What the slimmer has to show: title, torch-pruning's figure, ours."""
+    """Summarise the results in rows of title, torch-pruning's figure and passdeploy's."""
     rows_of_table: list[tuple[str, str, str]] = []
 
-    def show(title: str, theirs: str, ours: str) -> None:
+    def add_row(title: str, theirs: str, ours: str) -> None:
         rows_of_table.append((title, theirs, ours))
 
-    def of(*zoos: str, side: str) -> list[dict[str, Any]]:
+    def results_of(*zoos: str, side: str) -> list[dict[str, Any]]:
         return [result[side] for key, result in models.items() if key.split("/")[0] in zoos and side in result]
 
     def ratio(part: int, rows: Sequence[Any]) -> str:
@@ -35,45 +35,45 @@ def summary(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str, Any])
 
     other = ("segmentation", "detection", "video")
     for title, zoos in (("torchvision classifiers", ("torchvision",)), ("segmentation, detection, video", other)):
-        ours, theirs = of(*zoos, side="ours"), of(*zoos, side="torch_pruning")
-        show(f"{title}: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
-        show(f"{title}: of these exact", "not judged", ratio(exact(ours), ours))
-    ours, theirs = of("timm", side="ours"), of("timm", side="torch_pruning")
+        ours, theirs = results_of(*zoos, side="ours"), results_of(*zoos, side="torch_pruning")
+        add_row(f"{title}: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
+        add_row(f"{title}: of these exact", "not judged", ratio(exact(ours), ours))
+    ours, theirs = results_of("timm", side="ours"), results_of("timm", side="torch_pruning")
     third = sum(row["status"] == "exact" and row["params_kept"] <= 2 / 3 for row in ours)
-    show("timm: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
-    show("timm: exact, and a third or more of the parameters cut", "", ratio(third, ours))
+    add_row("timm: slimmed and running", ratio(runs(theirs), theirs), ratio(runs(ours), ours))
+    add_row("timm: exact, and a third or more of the parameters cut", "", ratio(third, ours))
     wrong = sum(row["status"] == "inexact" for row in ours)
-    show("timm: wrong / no result in time", "", f"{wrong} / {sum(r['status'] == 'timeout' for r in ours)}")
+    add_row("timm: wrong / no result in time", "", f"{wrong} / {sum(r['status'] == 'timeout' for r in ours)}")
 
-    everything = of(*ZOOS, side="ours")
+    everything = results_of(*ZOOS, side="ours")
     shares = [row["prunable_share"] for row in everything if "prunable_share" in row]
     if shares:
-        show("share of channels that may be cut, median", "", f"{median(shares):.1%}")
+        add_row("share of channels that may be cut, median", "", f"{median(shares):.1%}")
     times = [
         (result["ours"]["groups_s"] + result["ours"]["slim_s"]) / result["torch_pruning"]["slim_s"]
         for result in models.values()
         if result.get("torch_pruning", {}).get("status") == "ok" and "slim_s" in result.get("ours", {})
     ]
     if times:
-        show("time over torch-pruning's, median / worst", "1", f"{median(times):.2f} / {max(times):.2f}")
+        add_row("time over torch-pruning's, median / worst", "1", f"{median(times):.2f} / {max(times):.2f}")
     for side, cells in (("torch_pruning_rounded", []), ("ours_rounded", [])):
         for name in ROUNDED:
             row = rounded.get(f"torchvision/{name}", {}).get(side)
             cells.append(str(len(row["uncut"])) if row and "uncut" in row else "–")
         rounded = {**rounded, side: ", ".join(cells)}
-    show(
+    add_row(
         "widths in multiples of 8: layers left uncut in " + ", ".join(ROUNDED),
         rounded["torch_pruning_rounded"],
         rounded["ours_rounded"],
     )
     for check in ("counts", "numbers", "trains", "rebuilds"):
         rows = [row for row in everything if check in row]
-        show(f"slim network: {check}", "", ratio(sum(row[check] is True for row in rows), rows))
+        add_row(f"slim network: {check}", "", ratio(sum(row[check] is True for row in rows), rows))
     return rows_of_table
 
 
 def details(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One row for every network."""
+    """Build a table with one row for every network."""
     table = Table("network")
     for heading in ("ours", "error", "groups s", "slim s", "params", "MACs", "prunable", "theirs", "s"):
         table.add_column(heading, justify="right")
@@ -113,7 +113,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def summary_table(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str, Any]) -> Table:
-    """`summary` for the terminal."""
+    """Build the table of `summary` for the terminal."""
     table = Table("", title="half of every group's channels cut at random", title_justify="left")
     table.add_column("torch-pruning", justify="right")
     table.add_column("passdeploy", justify="right")
@@ -123,7 +123,7 @@ def summary_table(models: Mapping[str, Mapping[str, Any]], rounded: Mapping[str,
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """A page with the summary, and every network that fell short."""
+    """Build a page with the summary, and with every network that was cut little or gave no exact result."""
     models, made = document["models"], document["environment"]
     versions = ", ".join(f"{package} {version}" for package, version in made["versions"].items())
     commits = sorted({row["commit"] for result in models.values() for row in result.values() if "commit" in row})
@@ -147,7 +147,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     ]
     for key, result in models.items():
         row = result.get("ours", {})
-        if row and (row["status"] != "exact" or row["params_kept"] > A_THIRD_CUT):
+        if row and (row["status"] != "exact" or row["params_kept"] > TWO_THIRDS):
             kept = _number(row.get("params_kept"), ".2f")
             lines.append(f"| {key} | {row['status']} | {kept} | {row.get('error') or _reasons(row)} |")
     return "\n".join(lines) + "\n"

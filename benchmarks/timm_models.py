@@ -1,4 +1,4 @@
-"""One network of every module of timm, and more CNNs that slimmers are known to fail on.
+"""Names of timm networks to cut: one of every module of timm, and more CNNs that pruning libraries often fail on.
 
     python benchmarks/timm_models.py    # lists the smallest network of each module of the timm installed here
 
@@ -63,7 +63,7 @@ OPTIONS = {name: {"img_size": SIZE[name]} for name in ("deepseek_vit_412m", "gem
 
 
 def smallest_of_each_module() -> dict[str, str]:
-    """Module of timm -> its smallest network, by building every one of them without memory."""
+    """Find the smallest network of every module of timm, by building all of them on the meta device."""
     import timm
     import torch
 

@@ -1,7 +1,7 @@
-"""The networks that the benchmarks cut: names, and how to build each with random weights and an input for it.
+"""Networks that the benchmarks cut: names, builders with random weights, and example inputs.
 
-Nothing is downloaded. Inputs are as small as a network takes without changing what it does: convolutional
-networks see 128 pixels; what fixes its size when it is built sees that size.
+Nothing is downloaded. Inputs are small: convolutional networks get 128 pixels; networks that are built for a fixed
+size get that size.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """`timm/resnet18`."""
+        """The zoo and the name, such as `timm/resnet18`."""
         return f"{self.zoo}/{self.name}"
 
     def build(self) -> nn.Module:
-        """The network with random weights that differ everywhere, the same ones every time; in evaluation mode."""
+        """Build the network in evaluation mode, with random weights that differ everywhere and are always the same."""
         torch.manual_seed(0)
         return randomise_(_BUILDERS[self.zoo](self.name))
 
     def inputs(self, batch: int = 1) -> tuple[Any, ...]:
-        """Positional arguments for the network, random and the same every time."""
+        """Return positional arguments for the network, random and always the same."""
         shape = _SHAPES[self.zoo](self.name)
         images = torch.randn(batch, *shape, generator=seeds.generator("input", self.key))
         return (list(images.sigmoid()),) if self.zoo == "detection" else (images,)
 
     def training_inputs(self) -> tuple[Any, ...]:
-        """Positional arguments with which the network can learn; detectors want their boxes too."""
+        """Return positional arguments for training; detectors also get boxes."""
         inputs = self.inputs(batch=2)
-        return (*inputs, [_target(image) for image in inputs[0]]) if self.zoo == "detection" else inputs
+        return (*inputs, [_detection_target(image) for image in inputs[0]]) if self.zoo == "detection" else inputs
 
     @property
     def classes(self) -> int:
-        """How many outputs the last layer has."""
+        """The number of outputs of the last layer."""
         return {"segmentation": 21, "detection": 91, "video": 400}.get(self.zoo, 1000)
 
 
 def entries(zoo: str) -> list[Entry]:
-    """The networks of one zoo, or of `all`."""
+    """List the networks of one zoo, or of `all`."""
     if zoo == "all":
         return [entry for name in ZOOS for entry in entries(name)]
     return [Entry(zoo, name) for name in _NAMES[zoo]()]
@@ -113,7 +113,7 @@ def _dense_prediction(name: str) -> nn.Module:
 
 
 def _detector(name: str) -> nn.Module:
-    """A detector on small images that keeps every box, since random weights are sure of none."""
+    """Build a detector for small images that keeps every box, since random weights give low scores."""
     import torchvision
 
     options: dict[str, Any] = {"weights": None, "weights_backbone": None}
@@ -129,7 +129,7 @@ def _detector(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    """A network of timm; one that comes without classes is given some, or its stream would be its output."""
+    """Build a network of timm; one without classes gets a head, or its feature stream would be its output."""
     import timm
 
     from benchmarks.timm_models import OPTIONS
@@ -172,7 +172,7 @@ _SHAPES: dict[str, Callable[[str], tuple[int, ...]]] = {
 }
 
 
-def _target(image: Tensor) -> dict[str, Tensor]:
+def _detection_target(image: Tensor) -> dict[str, Tensor]:
     boxes = torch.tensor([[16.0, 16.0, 96.0, 112.0], [60.0, 40.0, 200.0, 180.0]])
     masks = torch.zeros(2, *image.shape[1:], dtype=torch.uint8)
     masks[:, 50:90, 65:90] = 1
@@ -185,10 +185,10 @@ def _target(image: Tensor) -> dict[str, Tensor]:
 
 
 def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Leave no parameter at a constant: zeros and ones hide what a wrongly cut channel would change.
+    """Replace all constant parameters by random ones: zeros and ones would hide a wrongly cut channel.
 
-    Freshly built networks start many scales at 1, shifts at 0 and residual gates at 0 or 1e-6. Here every batch
-    norm gets statistics of its own, every constant shift (a bias) and every constant scale some noise.
+    Freshly built networks start many scales at 1, shifts at 0 and residual gates at 0 or 1e-6. Here every batch norm
+    gets random statistics, and every constant shift (a bias) and every constant scale gets random values.
     """
     draw = seeds.generator("zoo", seed)
     with torch.no_grad():

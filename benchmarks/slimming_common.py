@@ -1,4 +1,4 @@
-"""What is the same whoever cuts: how much goes, how it is timed, what counts as uncut."""
+"""Shared parts of the slimming benchmark for both libraries: share to cut, timing, count of uncut layers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,30 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-SHARE = 0.5  # of every group's channels that goes
-TIMED, TIMED_S = 3, 10.0  # how often work is timed, while it has taken less than so many CPU seconds in all
+SHARE = 0.5  # of the channels of every group to remove
+TIMED, TIMED_S = 3, 10.0  # work is timed this often, unless it has taken more CPU seconds in all
 
-Say = Callable[[Mapping[str, Any]], None]  # tells the parent process what is known by now
+Report = Callable[[Mapping[str, Any]], None]  # sends results to the parent process
 Result = TypeVar("Result")
 
 
 def timed(work: Callable[..., Result], *prepare: Callable[[], Any]) -> tuple[Result, float]:
-    """What work on what was prepared for it comes to, and the CPU seconds of the fastest time."""
-    found: list[float] = []
-    while len(found) < TIMED and sum(found) < TIMED_S:
+    """Run `work` on what the functions in `prepare` return, up to three times.
+
+    Returns:
+        The last result, and the CPU seconds of the fastest time.
+    """
+    seconds: list[float] = []
+    while len(seconds) < TIMED and sum(seconds) < TIMED_S:
         prepared = [make() for make in prepare]
         start = time.process_time()
         result = work(*prepared)
-        found.append(time.process_time() - start)
-    return result, min(found)
+        seconds.append(time.process_time() - start)
+    return result, min(seconds)
 
 
 def uncut_layers(dense: nn.Module, smaller: nn.Module, touched: set[str] | None) -> tuple[int, list[str]]:
-    """How many convolutions and linear layers there are, and those whose weights kept their shape."""
+    """Return the number of convolutions and linear layers, and the names of those whose weights kept their shape."""
     after = dict(smaller.named_modules())
     names = [
         name
@@ -40,8 +44,8 @@ def uncut_layers(dense: nn.Module, smaller: nn.Module, touched: set[str] | None)
     return len(names), [name for name in names if modules[name].weight.shape == after[name].weight.shape]  # type: ignore[union-attr]
 
 
-def first_line(error: BaseException) -> str:
-    """The error and the line of code that raised it, short."""
+def error_summary(error: BaseException) -> str:
+    """Return the class and the first line of an error, and the line of code that raised it."""
     lines = str(error).strip().splitlines() or [""]
     frames = traceback.extract_tb(error.__traceback__)
     where = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
