@@ -1,7 +1,7 @@
-"""How much the loss feels every channel, measured while masks are learned.
+"""Taylor importance of every channel, measured while masks are learned.
 
-The slope of the loss by a gate on a channel is a by-product of every step. Its running square is the score of
-Molchanov et al. (arXiv:1906.10771, eq. 8), of the network as it is at that moment instead of the dense one.
+The gradient of the loss by a gate on a channel is a by-product of every step. The running average of its square is the
+importance of Molchanov et al. (arXiv:1906.10771, eq. 8), here of the network at that step instead of the dense one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from passdeploy.channels.plan import Plan
 
-_GONE = 14.0  # what a channel that is gone loses, in logits: a factor of a million
+_REMOVED_LOGITS = 14.0  # subtracted from the logits of a removed channel: a factor of a million
 
 
 class TaylorImportance:
-    """Running average of the squared slope of a gate on every channel.
+    """Running average of the squared gradient of a gate on every channel.
 
     Args:
-        start: group name -> the first scores, shape (width,).
-        memory: weight of the past in each step's average, in [0, 1); 1 keeps the first scores.
+        start: group name -> the first importance, shape (width,).
+        memory: weight of the past in each step's average, in [0, 1); 1 keeps the first importance.
     """
 
     def __init__(self, start: Mapping[str, Tensor], memory: float) -> None:
@@ -29,30 +29,30 @@ class TaylorImportance:
         self.is_kept = {name: torch.ones_like(values, dtype=torch.bool) for name, values in start.items()}
         self.memory = memory
 
-    def keep_(self, plan: Plan) -> None:
-        """Remember which channels the masks leave; the others feel nothing and keep the scores they had."""
+    def set_kept_(self, plan: Plan) -> None:
+        """Set the channels that masks keep; all others have no gradient and keep the importance they had."""
         for name, kept in plan.kept.items():
             self.is_kept[name].zero_()
             self.is_kept[name][list(kept)] = True
 
     def update_(self, gate_gradients: Mapping[str, Tensor]) -> None:
-        """Take in one step: group name -> slope of the loss by each gate, shape (width,)."""
-        for name, slope in gate_gradients.items():
-            fresh = torch.lerp(slope.square(), self.scores[name], self.memory)
-            self.scores[name] = torch.where(self.is_kept[name], fresh, self.scores[name])
+        """Average one step in: group name -> gradient of the loss by each gate, shape (width,)."""
+        for name, gradient in gate_gradients.items():
+            averaged = torch.lerp(gradient.square(), self.scores[name], self.memory)
+            self.scores[name] = torch.where(self.is_kept[name], averaged, self.scores[name])
 
     def logits(self) -> dict[str, Tensor]:
-        """Group name -> logits whose sigmoid is nearly proportional to the scores, on one scale for all groups.
+        """Compute group name -> logits whose sigmoid is nearly proportional to the importance, on one scale for all.
 
-        Those of channels that are gone are far lower.
+        Those of removed channels are far lower.
         """
         largest = torch.stack([values.max() for values in self.scores.values()]).max().clamp_min(1e-30)
         return {
-            name: (values / largest).clamp_min(1e-9).log() - 2.0 - _GONE * ~self.is_kept[name]
+            name: (values / largest).clamp_min(1e-9).log() - 2.0 - _REMOVED_LOGITS * ~self.is_kept[name]
             for name, values in self.scores.items()
         }
 
-    def take_over_(self, logits: Sequence[Tensor]) -> None:
-        """Go on from the logits of an earlier measurement, one tensor per group; all channels are there again."""
+    def load_logits_(self, logits: Sequence[Tensor]) -> None:
+        """Continue from logits of an earlier run, one tensor (width,) per group, in the order of the groups."""
         for name, values in zip(self.scores, logits, strict=True):
             self.scores[name] = (values + 2.0).exp()

@@ -1,4 +1,4 @@
-"""From a recipe's `prune` section to a plan: PASS, a baseline, or what another run found."""
+"""Channel selection as a recipe's `prune` section says: by PASS, by a baseline, or as in another run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from passdeploy.runtime.events import Stage
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.hypernet import Hypernetwork
-from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.learn import learn_masks
+from passdeploy.sparsity.settings import PassSettings, allocation_of, weights_optimizer_of
 from passdeploy.training.losses import DistillationLoss, logits_of
 
 if TYPE_CHECKING:
@@ -32,25 +33,25 @@ Stream = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # starts the same batche
 
 @dataclass(frozen=True)
 class Selection:
-    """The channels that stay, and what else was learned with them."""
+    """The channels to keep, and what was trained while they were selected."""
 
     plan: Plan
-    scores: dict[str, Tensor]  # group name -> (width,); 1 and 0 where a plan was taken over
-    text: str
+    scores: dict[str, Tensor]  # group name -> (width,); 1 and 0 where the plan is that of another run
+    text: str  # one line for the person who waits
     prompt: VisualPrompt | None = None
     hypernetwork: Hypernetwork | None = None
-    weights: nn.Module | None = None  # where choosing trained them: PASS that keeps its copy, growing
+    weights: nn.Module | None = None  # of PASS that keeps its co-trained copy, and of growing regularisation
 
 
 @dataclass(frozen=True)
 class ReusedRun:
-    """What is taken over from another run."""
+    """Parts of another run that replace selection, or that it starts from."""
 
     plan: Plan | None = None
     hypernetwork: dict[str, Tensor] | None = None
 
 
-def choose(
+def select_channels(
     recipe: Recipe,
     channels: ChannelMap,
     budget: Budget,
@@ -62,18 +63,18 @@ def choose(
     processes: Processes = SINGLE_PROCESS,
     reused: ReusedRun | None = None,
 ) -> Selection:
-    """Choose as `recipe.prune` says.
+    """Select the channels to keep as `recipe.prune` says.
 
     Args:
         recipe: of the run.
         channels: of `dense`.
-        budget: what the slim network may cost.
+        budget: cost limit of the slim network.
         round_to: widths become multiples of this.
         dense: the trained network, on its device; it is left as it was.
         stream: training batches on that device.
-        stage: told about every step.
-        processes: that choose together.
-        source: taken over from another run, where the recipe names one.
+        stage: hears of every step.
+        processes: that select together, each with its part of every batch.
+        reused: parts of another run, where the recipe names one.
     """
     prune, groups = recipe.prune, channels.prunable
     reused = reused or ReusedRun()
@@ -83,53 +84,61 @@ def choose(
     dense = copy.deepcopy(dense)
     if recipe.train.channels_last:
         dense = dense.to(memory_format=torch.channels_last)
-    allocation = prune.allocation
-    if allocation == "auto":
-        allocation = "uniform" if prune.method == "uniform" else "global"
     text = f"{len(groups)} groups scored by {prune.method}"
-    weights_optimizer = recipe.finetune.optimizer
-    if prune.weights_lr is not None:
-        weights_optimizer = weights_optimizer.model_copy(update={"lr": prune.weights_lr})
     if prune.method == "pass":
-        settings = PassSettings(
-            steps=prune.steps, lr=prune.optimizer.lr, weight_decay=prune.optimizer.weight_decay,
-            optimizer=prune.optimizer.name, momentum=prune.optimizer.momentum, anneal=prune.anneal,
-            prompt_kind=prune.prompt.kind, prompt_size=prune.prompt.size, hypernet_kind=prune.hypernet.kind,
-            hidden=prune.hypernet.hidden, distill=prune.distill.alpha if prune.distill else 0.0,
-            temperature=prune.distill.temperature if prune.distill else 1.0,
-            only_better=bool(prune.distill and prune.distill.only_better),
-            round_to=round_to, per_cost=prune.per_cost, allocation=allocation,
-            weights=prune.weights, weights_optimizer=weights_optimizer, seed=recipe.seed,
-        )  # fmt: skip
         learned = learn_masks(
-            dense, groups, stream, _cross_entropy, costs=channels.costs, budget=budget, settings=settings,
-            start=reused.hypernetwork, stage=stage, processes=processes,
-        )  # fmt: skip
-        return Selection(
-            learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork,
-            None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format),
-        )  # fmt: skip
-    scores = _baseline(recipe, channels, dense, stream, processes)
+            dense,
+            groups,
+            stream,
+            _cross_entropy,
+            costs=channels.costs,
+            budget=budget,
+            settings=PassSettings.from_recipe(recipe, round_to=round_to),
+            start=reused.hypernetwork,
+            stage=stage,
+            processes=processes,
+        )
+        weights = None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format)
+        return Selection(learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork, weights)
+    scores = _baseline_scores(recipe, channels, dense, stream, processes)
     plan = choose_channels(
-        scores, groups, channels.costs, budget, round_to=round_to, per_cost=prune.per_cost, allocation=allocation
+        scores,
+        groups,
+        channels.costs,
+        budget,
+        round_to=round_to,
+        per_cost=prune.per_cost,
+        allocation=allocation_of(prune),
     )
     if prune.method != "growing":
         return Selection(plan, scores, text)
-    asked = prune.distill
     grown = grow_penalty(
-        dense, groups, plan, stream(), _cross_entropy, steps=prune.steps, lr=weights_optimizer.lr,
-        ceiling=prune.growing.ceiling, ramp=prune.growing.ramp,
-        distillation=(
-            DistillationLoss(dense.eval(), asked.alpha, asked.temperature, asked.only_better) if asked else None
-        ),
-        stage=stage, processes=processes,
-    )  # fmt: skip
+        dense,
+        groups,
+        plan,
+        stream(),
+        _cross_entropy,
+        steps=prune.steps,
+        lr=weights_optimizer_of(recipe).lr,
+        ceiling=prune.growing.ceiling,
+        ramp=prune.growing.ramp,
+        distillation=_distillation(recipe, dense),
+        stage=stage,
+        processes=processes,
+    )
     return Selection(plan, scores, text, weights=grown)
 
 
-def _baseline(
+def _distillation(recipe: Recipe, dense: nn.Module) -> DistillationLoss | None:
+    """Build the distillation loss that the recipe asks for; puts `dense` into evaluation mode."""
+    spec = recipe.prune.distill
+    return DistillationLoss(dense.eval(), spec.alpha, spec.temperature, spec.only_better) if spec else None
+
+
+def _baseline_scores(
     recipe: Recipe, channels: ChannelMap, dense: nn.Module, stream: Stream, processes: Processes
 ) -> dict[str, Tensor]:
+    """Score the channels as the recipe's baseline does; growing regularisation chooses by such scores too."""
     prune, groups = recipe.prune, channels.prunable
     if prune.method == "random":
         return random_scores(groups, seed=recipe.seed)
@@ -143,10 +152,12 @@ def _baseline(
 
 
 def _cross_entropy(output: Any, labels: Tensor) -> Tensor:
+    """Compute the mean cross-entropy of a network's output."""
     return F.cross_entropy(logits_of(output), labels)
 
 
 def _as_mask(plan: Plan, name: str, width: int) -> Tensor:
+    """Write a group's kept channels as 1 and its removed ones as 0, shape (width,)."""
     mask = torch.zeros(width)
     mask[list(plan.kept.get(name, range(width)))] = 1.0
     return mask

@@ -1,8 +1,8 @@
-"""The network that masks are learned on: what is gone for good is cut out of it, so later steps cost less.
+"""The masked network of mask learning, which is slimmed on the way so that later steps cost less.
 
-Masks cost as much as a whole network and more. While the budget falls, what is gone stays gone; so as soon as a tenth
-of the multiply-adds of the network has gone, it is slimmed for real, with the weights and the optimizer's state that
-remain. Slimming is exact, so this changes how long a step takes and nothing else.
+A masked network costs more than the dense one. While the budget shrinks, a removed channel never comes back; so as soon
+as masks hide a tenth of the network's multiply-adds, the network is slimmed, and with it the optimiser state of its
+weights. Slimming is exact: this changes how long a step takes and nothing else.
 """
 
 from __future__ import annotations
@@ -25,101 +25,107 @@ from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_w
 from passdeploy.sparsity.weight_trainer import CoTrainedWeights
 
 SLACK = 0.1  # share of the network's multiply-adds that masks may hide before they are cut out
-_LEAST = 1e-12  # factor of the score of what is gone
+_REMOVED_FACTOR = 1e-12  # of the score of a removed channel
 
 
 class ShrinkingNetwork:
-    """A network under masks that follows them down.
+    """A masked network without the channels that masks removed earlier.
 
     Args:
         model: the trained network; it is left as it was.
-        cut: its prunable groups.
-        costs: prices their widths.
-        rehearsal: a copy of `model` that learns along; None: the weights are frozen.
+        groups: its prunable groups.
+        costs: of the groups' widths.
+        co_trained: a copy of `model` that is trained with the masks; None: the weights are frozen.
     """
 
     def __init__(
-        self, model: nn.Module, cut: Sequence[ChannelGroup], costs: CostModel, co_trained: CoTrainedWeights | None
+        self, model: nn.Module, groups: Sequence[ChannelGroup], costs: CostModel, co_trained: CoTrainedWeights | None
     ) -> None:
-        self._model, self._cut, self._costs, self._co_trained = model, tuple(cut), costs, co_trained
-        self._kept = {group.name: tuple(range(group.width)) for group in cut}  # channels that the network still has
-        self._left = dict(self._kept)  # of these, what masks left in the last step
-        self._follow(co_trained.network if co_trained else model, self._cut)
+        self._model, self._groups, self._costs, self._co_trained = model, tuple(groups), costs, co_trained
+        self._present = {group.name: tuple(range(group.width)) for group in groups}  # channels that the network has
+        self._unmasked = dict(self._present)  # those of them that no mask has removed yet
+        self._use_network_(co_trained.network if co_trained else model, self._groups)
 
-    def demoted(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The scores, those of channels that are gone for good far below all others of their group."""
-        found = {}
+    def demote_removed(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copy the scores, with those of removed channels far below all others of their group."""
+        demoted = {}
         for name, values in scores.items():
-            found[name] = values.detach() * _LEAST
-            found[name][list(self._left[name])] = values.detach()[list(self._left[name])]
-        return found
+            unmasked = list(self._unmasked[name])
+            demoted[name] = values.detach() * _REMOVED_FACTOR
+            demoted[name][unmasked] = values.detach()[unmasked]
+        return demoted
 
-    def within(self, plan: Plan) -> Plan:
-        """`plan` without what is gone for good."""
-        return Plan({name: tuple(sorted({*kept} & {*self._left[name]})) for name, kept in plan.kept.items()})
+    def without_removed(self, plan: Plan) -> Plan:
+        """Copy `plan` without the channels that were removed before."""
+        return Plan({name: tuple(sorted({*kept} & {*self._unmasked[name]})) for name, kept in plan.kept.items()})
 
     def run(self, scores: Mapping[str, Tensor], plan: Plan, inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        """What the network that `plan` leaves says of `inputs`, and the gates on the channels that it has.
+        """Run the network masked by `plan`; return its output and the gates on the channels that it has.
 
-        The output's gradient reaches the scores straight through the masks, and every gate.
+        The gradient of the output reaches every gate and, straight through the masks, the scores.
 
         Args:
             scores: group name -> (width,), of all channels.
-            plan: within what the network still has.
+            plan: keeps only channels that were not removed before.
             inputs: a batch.
         """
         masks = {}
         for name, score in scores.items():
             hard = torch.zeros_like(score)
             hard[list(plan.kept[name])] = 1.0
-            masks[name] = straight_through(hard, score)[list(self._kept[name])]
+            masks[name] = straight_through(hard, score)[list(self._present[name])]
         gates = {name: mask.clone() for name, mask in masks.items()}
         for gate in gates.values():
             gate.retain_grad()
         weights = self._weights(masks, gates)
         with RestrictedNorms(self._weights.existing(masks, weights)):
-            return run_with(self._learner, weights, inputs), gates
+            return run_with(self._evaluated, weights, inputs), gates
 
     def gate_gradients(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Group name -> slope of a loss by the gate of every channel, shape (width,); zero where a channel is gone."""
-        found = {}
-        for group in self._cut:
+        """Collect the gradients of a loss by the gates: group name -> (width,); zero for removed channels."""
+        gradients = {}
+        for group in self._groups:
             gate = gates[group.name]
-            found[group.name] = gate.new_zeros(group.width, requires_grad=False)
+            gradients[group.name] = gate.new_zeros(group.width, requires_grad=False)
             if gate.grad is not None:
-                found[group.name][list(self._kept[group.name])] = gate.grad
-        return found
+                gradients[group.name][list(self._present[group.name])] = gate.grad
+        return gradients
 
     def shrink_(self, plan: Plan) -> bool:
-        """What `plan` drops is gone; cut it out if that is worth it, and return whether it was.
+        """Remove all channels that `plan` does not keep; slim the network if that saves enough, and return if it did.
 
-        To be called before a step, while there are no gradients.
+        Called before the forward pass of a step.
         """
-        self._left = {name: tuple(kept) for name, kept in plan.kept.items()}
-        widths = {name: len(kept) for name, kept in self._kept.items()}
+        self._unmasked = {name: tuple(kept) for name, kept in plan.kept.items()}
+        widths = {name: len(kept) for name, kept in self._present.items()}
         if self._costs.of("macs", plan.widths()) > (1 - SLACK) * self._costs.of("macs", widths):
             return False
-        place = {name: {channel: at for at, channel in enumerate(kept)} for name, kept in self._kept.items()}
-        step = Plan({name: tuple(place[name][channel] for channel in kept) for name, kept in plan.kept.items()})
+        relative = self._relative(plan)
         sizes = {name: tensor.shape for name, tensor in self._tensors(self._network).items()}
         if self._co_trained:
-            self._co_trained.cut_(self._groups, step)
+            self._co_trained.slim_(self._network_groups, relative)
             network = self._co_trained.network
         else:
-            network = slim(self._network, self._groups, step)
-        self._kept = dict(self._left)
-        self._follow(network, groups_after(self._groups, step, sizes))
+            network = slim(self._network, self._network_groups, relative)
+        self._present = dict(self._unmasked)
+        self._use_network_(network, groups_after(self._network_groups, relative, sizes))
         return True
 
-    def whole(self) -> nn.Module:
-        """A network of the original's shapes with the weights that were learned; what is gone is as in the original."""
+    def _relative(self, plan: Plan) -> Plan:
+        """Number the channels of `plan` as in the network that is present."""
+        index_of = {name: {c: index for index, c in enumerate(present)} for name, present in self._present.items()}
+        return Plan({name: tuple(index_of[name][channel] for channel in kept) for name, kept in plan.kept.items()})
+
+    def restored(self) -> nn.Module:
+        """Copy the original network, with the trained weights of the channels that are present."""
         restored = copy.deepcopy(self._model)
-        put_back_(self._tensors(restored), self._tensors(self._network), self._cut, Plan(self._kept))
+        put_back_(self._tensors(restored), self._tensors(self._network), self._groups, Plan(self._present))
         return restored
 
-    def _follow(self, network: nn.Module, groups: Sequence[ChannelGroup]) -> None:
-        self._network, self._groups = network, tuple(groups)
-        self._learner = batch_statistics_only(network)
+    def _use_network_(self, network: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+        """Mask `network`, whose groups are `groups`, from now on."""
+        self._network, self._network_groups = network, tuple(groups)
+        self._evaluated = batch_statistics_only(network)
         self._weights = MaskedWeights(network, groups, is_trained=self._co_trained is not None)
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Weights that learn while masks are learned, so that a mask is judged by what training can still do without a channel.
+"""Co-trained weights: a copy of the network that takes one optimiser step for every step of mask learning.
 
-With frozen weights a mask is judged by what the network can do at once, and the channels that are best at that are not
-those that fine-tuning needs. Here a copy of the network takes a step of its own beside every step of the masks.
+With frozen weights, masks are compared by the loss of the network as it is, and the channels with the lowest loss then
+are not those with which fine-tuning ends best. With co-trained weights, masks are compared while training goes on.
 """
 
 from __future__ import annotations
@@ -15,59 +15,50 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.slim import slim
-from passdeploy.slimming.tensors import cut_tensors, removed_places
+from passdeploy.slimming.tensors import cut_tensors, removed_indices
 from passdeploy.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from passdeploy.recipe import OptimizerSpec
 
-WARMUP_STEPS = 10
+_WARMUP_STEPS = 10
 
 
 class CoTrainedWeights:
-    """A copy of a network, and what moves its weights.
+    """A copy of a network, and the optimiser of its weights.
 
     Args:
-        model: the network; it is left as it was. Parameters that do not require a gradient stay in the copy too.
-        spec: optimizer of the copy, at a constant rate after a short warm-up: the network must not settle before the
-            last channel has gone.
+        model: the network; it is left as it was. Parameters that do not require a gradient stay frozen in the copy.
+        spec: of the optimiser, at a constant rate after a short warm-up: a rate that falls would end training before
+            the last channel is removed.
     """
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
         self.network, self._spec = copy.deepcopy(model), spec
-        self._optimizer = make_optimizer(self.network, spec)
+        self.optimizer = make_optimizer(self.network, spec)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What learns."""
+        """Parameters that are trained."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
-    def cut_(self, groups: Sequence[ChannelGroup], plan: Plan) -> None:
-        """Slim the copy, and what the optimizer knows of its parameters (averages of gradients) with them."""
+    def slim_(self, groups: Sequence[ChannelGroup], plan: Plan) -> None:
+        """Slim the copy, and the optimiser state of its parameters (momentum, squared gradients) in the same way."""
         smaller = slim(self.network, groups, plan)
         optimizer = make_optimizer(smaller, self._spec)
-        new, averages = dict(smaller.named_parameters()), dict[str, dict[str, Tensor]]()
+        new, averages = dict(smaller.named_parameters()), dict[str, dict[str, Tensor]]()  # state key -> name -> tensor
         for name, parameter in self.network.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     averages.setdefault(key, {})[name] = value
                 else:  # a count of steps
                     optimizer.state[new[name]][key] = value
         for key, tensors in averages.items():
-            for name, value in cut_tensors(tensors, removed_places(groups, plan)).items():
+            for name, value in cut_tensors(tensors, removed_indices(groups, plan)).items():
                 optimizer.state[new[name]][key] = value
-        self.network, self._optimizer = smaller, optimizer
+        self.network, self.optimizer = smaller, optimizer
 
-    def forget_(self) -> None:
-        """Drop the gradients of the step before."""
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def step_(self, step: int) -> None:
-        """Move the weights along their gradients; steps count from 0."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._spec.lr * min(1.0, (step + 1) / WARMUP_STEPS)
-        self._optimizer.step()
-
-    def has_numbers(self) -> bool:
-        """Whether every parameter is finite."""
-        return all(bool(parameter.isfinite().all()) for parameter in self.parameters)
+    def set_lr_(self, step: int) -> None:
+        """Set the learning rate of a step, counted from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._spec.lr * min(1.0, (step + 1) / _WARMUP_STEPS)

@@ -29,6 +29,7 @@ from passdeploy.training.mixing import Mixing
 from passdeploy.training.optimizers import Schedule, WeightAverage, make_optimizer
 from passdeploy.training.placement import channels_last_inside, placed_like
 from passdeploy.training.state import Checkpoint, Epoch, FitResult, TrainState
+from passdeploy.training.step import divergence, gradient_step_
 
 if TYPE_CHECKING:
     from passdeploy.recipe import TrainSpec
@@ -42,7 +43,7 @@ def fit(
     batch_size: int,
     seed: int,
     device: torch.device | str,
-    tell: Stage | None = None,
+    stage: Stage | None = None,
     teacher: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
     clip_norm: float | None = None,
@@ -60,7 +61,7 @@ def fit(
         batch_size: images per step, of all processes together; all of them, if there are fewer.
         seed: key of the order, the augmentation, the mixing and dropout.
         device: where to train.
-        tell: the stage that hears of every step: loss, top1 of its batch, lr.
+        stage: hears of every step: loss, top1 of its batch, lr.
         teacher: answers for `spec.distill`, on the same device; unused without it.
         checkpoint: loaded once at the start, saved after each epoch.
         clip_norm: gradients are scaled to at most this norm; None leaves them.
@@ -71,7 +72,7 @@ def fit(
         RunError: the checkpoint belongs to a training with other settings.
         MissingError: `spec.compile`, and no working compiler.
     """
-    device, stage = torch.device(device), tell or Stage("train", silent)
+    device, stage = torch.device(device), stage or Stage("train", silent)
     model.to(device)
     batch_size = min(batch_size, len(data.train))
     steps_per_epoch = len(data.train) // batch_size
@@ -106,12 +107,13 @@ def fit(
                 images, labels = placed_like(model, images, device), labels.to(device)
                 with seeded_global_generators("step", seed, epoch, step, processes.rank, device=device):
                     loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
-                # A step that ruins the weights shows in the next loss; the last one of an epoch has no next.
-                if not math.isfinite(loss) or (step + 1 == (epoch + 1) * steps_per_epoch and not _has_numbers(model)):
+                # Weights that a step ruins show in the loss of the next; after the last of an epoch, look at them.
+                is_last = step + 1 == (epoch + 1) * steps_per_epoch
+                problem = divergence(loss, model.parameters() if is_last else ())
+                if problem:
                     kept = f" The state after epoch {epoch} is kept." if checkpoint and epoch else ""
-                    what = "a weight is not a number" if math.isfinite(loss) else f"the loss is {loss}"
                     raise TrainingError(
-                        f"training diverged: {what} at step {step + 1} of {schedule.steps}, "
+                        f"training diverged: {problem} at step {step + 1} of {schedule.steps}, "
                         f"with a learning rate of {lr:.3g}.{kept}\n"
                         f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
                     )
@@ -149,7 +151,7 @@ class _Worker:
 
     def step(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
         """One step down the gradient, if the loss is a number; that loss, and the share of right answers."""
-        optimizer, scaler = self.state.optimizer, self.state.scaler
+        optimizer = self.state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
@@ -162,21 +164,20 @@ class _Worker:
         loss, share = (self.processes.scale_loss(value, len(labels), self.batch_size) for value in (loss, share))
         found, right = (value.item() for value in self.processes.average([loss.detach(), share]))
         if math.isfinite(found):
-            with self.processes.synchronised_batch_norm():
-                torch.autograd.backward(scaler.scale(loss) if scaler else loss)
-            self.processes.average_gradients_(self.trained)
-            if scaler:
-                scaler.unscale_(optimizer)
-            if self.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
-            if scaler:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
+            gradient_step_(
+                loss,
+                {optimizer: self.trained},
+                self.processes,
+                scaler=self.state.scaler,
+                change_gradients_=self._clip_gradients_,
+            )
             if self.state.average:
                 self.state.average.update_(self.state.model)
         return found, right
+
+    def _clip_gradients_(self) -> None:
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.clip_norm)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         return torch.autocast(device.type, self.precision) if self.precision else nullcontext()
@@ -194,8 +195,3 @@ def _compiling(is_compiled: bool) -> Iterator[None]:
             f"torch.compile does not work here: {first_line(error, longest=120)}\n"
             "Install a C++ compiler, or set compile: false."
         ) from error
-
-
-def _has_numbers(model: nn.Module) -> bool:
-    """Whether every parameter is finite."""
-    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""What a batch teaches: labels, a teacher's answers, and blends of images with blends of labels.
+"""Training losses: cross-entropy, distillation from a teacher, and both on mixed images with mixed labels.
 
 Sources: knowledge distillation, Hinton, Vinyals and Dean (arXiv:1503.02531); mixup, Zhang et al. (arXiv:1710.09412);
 CutMix, Yun et al. (arXiv:1905.04899).
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.training.mixing import Blend
+from passdeploy.training.mixing import MixedLabels
 
 if TYPE_CHECKING:
     from passdeploy.recipe import DistillSpec
@@ -22,65 +23,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """What a batch teaches: the labels, and with a teacher also its answers."""
+    """Cross-entropy with the labels and, if there is a teacher, distillation from its logits."""
 
     label_smoothing: float = 0.0
     teacher: nn.Module | None = None
     distill: DistillSpec | None = None
 
-    def loss(self, logits: Tensor, images: Tensor, labels: Tensor | Blend) -> Tensor:
-        """The scalar to minimise.
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor | MixedLabels) -> Tensor:
+        """Compute the scalar to minimise.
 
         Args:
-            logits: (batch, classes).
-            images: what the teacher is asked about.
-            labels: (batch,) class numbers, or those of a blend.
+            logits: of the student, (batch, classes).
+            images: the student's inputs; the teacher gets the same.
+            labels: (batch,) class indices, or those of mixed images.
         """
-        truth = self._truth(logits, labels)
+        label_loss = self._label_loss(logits, labels)
         if self.teacher is None or self.distill is None:
-            return truth
-        asked = DistillationLoss(self.teacher, self.distill.alpha, self.distill.temperature, self.distill.only_better)
-        return asked.loss(truth, logits, images, lambda scores: self._truth(scores, labels, reduction="none"))
+            return label_loss
+        spec = self.distill
+        distillation = DistillationLoss(self.teacher, spec.alpha, spec.temperature, spec.only_better)
+        per_image = partial(self._label_loss, labels=labels, reduction="none")
+        return distillation.loss(label_loss, logits, images, per_image)
 
-    def _truth(self, logits: Tensor, labels: Tensor | Blend, *, reduction: str = "mean") -> Tensor:
-        """The loss from the labels: the mean over the batch, or (`none`) of every image."""
-        if isinstance(labels, Blend):
-            first, other = (self._truth(logits, part, reduction=reduction) for part in (labels.labels, labels.others))
+    def _label_loss(self, logits: Tensor, labels: Tensor | MixedLabels, *, reduction: str = "mean") -> Tensor:
+        """Compute the cross-entropy: its mean over the batch, or (`none`) one value per image, (batch,)."""
+        if isinstance(labels, MixedLabels):
+            parts = (labels.labels, labels.others)
+            first, other = (self._label_loss(logits, part, reduction=reduction) for part in parts)
             return labels.share * first + (1 - labels.share) * other
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction=reduction)
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """A teacher's answers as a share of a loss."""
+    """Weighted sum of a loss from the labels and the divergence from a teacher's softened outputs."""
 
-    teacher: nn.Module  # of class scores, in evaluation mode
-    alpha: float = 0.5  # the teacher's share; the labels have the rest
-    temperature: float = 4.0  # divides the scores of both before they are compared
-    only_better: bool = False  # the teacher counts only for images on which its own loss is the lower one
+    teacher: nn.Module  # a classifier, in evaluation mode
+    alpha: float = 0.5  # weight of the divergence; the loss from the labels has the rest
+    temperature: float = 4.0  # divides the logits of both networks before they are compared
+    only_better: bool = False  # distil only images on which the teacher's cross-entropy is below the student's
 
-    def loss(self, truth: Tensor, logits: Tensor, images: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
-        """`truth`, of which the teacher's share is replaced by the divergence from its softened answers.
+    def loss(self, label_loss: Tensor, logits: Tensor, images: Tensor, per_image: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute `(1 - alpha) * label_loss + alpha * divergence`.
 
         Args:
-            truth: the loss from the labels, a scalar.
-            logits: the student's, (batch, classes).
-            images: what the teacher is asked about.
-            each: class scores -> their loss from the labels, of every image, (batch,); for `only_better`, where the
-                labels take the teacher's share of the images that it has nothing to teach about.
+            label_loss: the loss from the labels, a scalar.
+            logits: of the student, (batch, classes).
+            images: the student's inputs; the teacher gets the same.
+            per_image: logits -> their loss from the labels, one value per image, (batch,). With `only_better` it
+                decides which images are distilled, and takes the place of the divergence for all others.
         """
         with torch.no_grad():
-            answers = logits_of(self.teacher(images))
+            teacher_logits = logits_of(self.teacher(images))
         # soft gradients shrink with the square of the temperature (Hinton et al., section 2)
-        soft, wanted = (F.log_softmax(scores / self.temperature, dim=1) for scores in (logits, answers))
-        taught = self.temperature**2 * F.kl_div(soft, wanted, reduction="none", log_target=True).sum(1)
+        student, teacher = (F.log_softmax(scores / self.temperature, dim=1) for scores in (logits, teacher_logits))
+        divergences = self.temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
         if self.only_better:
-            own, theirs = each(logits), each(answers)
-            taught = torch.where(theirs < own.detach(), taught, own)
-        return (1 - self.alpha) * truth + self.alpha * taught.mean()
+            student_loss, teacher_loss = per_image(logits), per_image(teacher_logits)
+            divergences = torch.where(teacher_loss < student_loss.detach(), divergences, student_loss)
+        return (1 - self.alpha) * label_loss + self.alpha * divergences.mean()
+
+    def loss_of_output(self, label_loss: Tensor, output: Any, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the same from what a network returned and class indices (batch,)."""
+        per_image = partial(F.cross_entropy, target=labels, reduction="none")
+        return self.loss(label_loss, logits_of(output), images, per_image)
 
 
 def logits_of(output: Any) -> Tensor:
-    """The class scores (batch, classes); in training GoogLeNet and Inception return more after them."""
+    """Return the logits (batch, classes) of a network's output; GoogLeNet and Inception return more after them."""
     logits: Tensor = output if isinstance(output, Tensor) else output[0]
     return logits

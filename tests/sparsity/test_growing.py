@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passdeploy.channels.allocation import Budget
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import DataError, TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import magnitude_scores
 from passdeploy.sparsity.growing import grow_penalty
-from passdeploy.sparsity.learn import PassSettings, _Task, learn_masks
+from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.objective import MaskObjective
 from passdeploy.training.losses import DistillationLoss
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
@@ -107,14 +109,15 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
     scores = {"features": torch.linspace(0.9, 0.1, 12).requires_grad_()}
     everything = Plan({"features": tuple(range(12))})
     losses = [
-        _task(net, channels, distill=share).loss(scores, everything, None, images, labels)[0] for share in (0.0, 1.0)
+        objective_of(net, channels, distill=alpha).loss(scores, everything, None, images, labels)[0]
+        for alpha in (0.0, 1.0)
     ]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
     worse = copy.deepcopy(net)
     worse.head.weight.data.neg_()
-    task = _task(net, channels, worse, distill=1.0, only_better=True)  # a teacher that has nothing to teach
-    torch.testing.assert_close(task.loss(scores, everything, None, images, labels)[0], losses[0])
+    objective = objective_of(net, channels, worse, distill=1.0, only_better=True)  # a teacher that has nothing to teach
+    torch.testing.assert_close(objective.loss(scores, everything, None, images, labels)[0], losses[0])
 
 
 def test_another_teacher_is_asked_where_one_is_given():
@@ -141,27 +144,23 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
         net = Normed().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
-    task = _task(net, channels)
+    objective = objective_of(net, channels)
     scores = {"stem": torch.linspace(0.9, 0.1, 8).requires_grad_()}
-    plan = task.plan(scores, channels.costs.of("macs") // 2)
-    found, _ = task.loss(scores, plan, None, images, labels)
+    plan = objective.plan(scores, channels.costs.of("macs") // 2)
+    found, _ = objective.loss(scores, plan, None, images, labels)
     reference = masked(net, channels.groups, plan)
     torch.testing.assert_close(found, F.cross_entropy(reference(images), labels))
 
 
-def _task(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> _Task:
-    from passdeploy.channels.allocation import Budget
-    from passdeploy.runtime.distributed import SINGLE_PROCESS
-
+def objective_of(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> MaskObjective:
     budget = Budget.of("macs", 0.5, channels.costs)
-    return _Task(
+    return MaskObjective(
         net,
         channels.prunable,
         F.cross_entropy,
         channels.costs,
         budget,
         PassSettings(round_to=1, **settings),
-        SINGLE_PROCESS,
         teacher or net,
     )
 

@@ -12,10 +12,10 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.runtime.distributed import SINGLE_PROCESS
 from passdeploy.sparsity.importance import TaylorImportance
-from passdeploy.sparsity.learn import Learned, PassSettings, _Task, learn_masks
+from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
 from passdeploy.sparsity.mask import MaskedWeights, run_with
+from passdeploy.sparsity.objective import MaskObjective
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
 
@@ -36,7 +36,7 @@ def test_the_score_is_a_running_average_of_squared_slopes():
 
 def test_a_channel_that_is_gone_keeps_its_score_and_ranks_behind_all_others():
     measured = TaylorImportance({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
-    measured.keep_(Plan({"a": (1,), "b": (0,)}))
+    measured.set_kept_(Plan({"a": (1,), "b": (0,)}))
     measured.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
     assert measured.scores["a"].tolist() == [9.0, 2.5]
     logits = measured.logits()
@@ -49,7 +49,7 @@ def test_logits_are_the_scores_in_proportion_and_can_be_taken_over():
     assert (scores[1] / scores[2]).item() == pytest.approx(10, rel=0.01)
     assert (scores[0] / scores[1]).item() == pytest.approx(100, rel=0.15)
     other = TaylorImportance({"a": torch.zeros(3)}, memory=0.5)
-    other.take_over_([measured.logits()["a"]])
+    other.load_logits_([measured.logits()["a"]])
     torch.testing.assert_close(other.scores["a"], measured.scores["a"])
 
 
@@ -112,8 +112,8 @@ def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
     channels = map_channels(net, IMAGE)
     budget = Budget.of("macs", 0.5, channels.costs)
     settings = PassSettings(steps=100, anneal=0.8, round_to=1)
-    task = _Task(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, SINGLE_PROCESS, net)
-    limits = [task.limit_at(step) for step in range(100)]
+    objective = MaskObjective(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, net)
+    limits = [objective.limit_at(step) for step in range(100)]
     assert limits == sorted(limits, reverse=True)
     assert limits[79:] == [budget.limit] * 21
-    assert task.whole - limits[39] > 0.8 * (task.whole - budget.limit)
+    assert objective.dense_cost - limits[39] > 0.8 * (objective.dense_cost - budget.limit)

@@ -79,7 +79,7 @@ def test_the_network_that_learns_has_only_the_channels_that_are_left_and_the_who
             parameter.add_(1.0)
     group = channels.prunable[0]
     slot = group.slots[0]
-    before, after = (_filters(model, slot.tensor) for model in (net, network.whole()))
+    before, after = (_filters(model, slot.tensor) for model in (net, network.restored()))
     assert torch.equal(after[0::2], before[0::2])  # gone: as it was
     assert not torch.equal(after[1::2], before[1::2])
 
@@ -91,9 +91,9 @@ def test_a_channel_that_is_gone_is_ranked_last_and_never_planned_again():
     name, width = channels.prunable[0].name, channels.prunable[0].width
     everything = {group.name: tuple(range(group.width)) for group in channels.prunable}
     assert network.shrink_(Plan({**everything, name: (width - 1,)}))
-    ranked = network.demoted({group.name: torch.ones(group.width) for group in channels.prunable})[name]
+    ranked = network.demote_removed({group.name: torch.ones(group.width) for group in channels.prunable})[name]
     assert int(ranked.argmax()) == width - 1
-    assert network.within(Plan(everything)).kept[name] == (width - 1,)
+    assert network.without_removed(Plan(everything)).kept[name] == (width - 1,)
 
 
 def _filters(model: nn.Module, name: str) -> Tensor:

@@ -104,7 +104,7 @@ def test_finished_training_is_taken_over_without_a_step(digits: ImageData):
     memory, steps = Memory(), list[Event]()
     done, again = small_net(), small_net(seed=9)
     fit(done, digits, spec(1), batch_size=256, seed=0, device="cpu", checkpoint=memory)
-    fit(again, digits, spec(1), batch_size=256, seed=0, device="cpu", checkpoint=memory, tell=Stage("x", steps.append))
+    fit(again, digits, spec(1), batch_size=256, seed=0, device="cpu", checkpoint=memory, stage=Stage("x", steps.append))
     assert not steps
     assert same_bits(done, again)
 
@@ -139,7 +139,7 @@ def test_frozen_weights_stay_and_batches_take_the_dtype_of_the_model(digits: Ima
 def test_every_step_is_reported_with_its_learning_rate(digits: ImageData):
     events: list[Event] = []
     asked = spec(2, warmup_epochs=1.0)
-    fit(small_net(), digits, asked, batch_size=256, seed=0, device="cpu", tell=Stage("finetune", events.append))
+    fit(small_net(), digits, asked, batch_size=256, seed=0, device="cpu", stage=Stage("finetune", events.append))
     steps = [event for event in events if isinstance(event, Step)]
     assert [(step.done, step.total) for step in steps] == [(done, 10) for done in range(1, 11)]
     rates = [step.metrics["lr"] for step in steps]
@@ -193,7 +193,7 @@ def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_saved(digits: Imag
 
 def test_a_set_smaller_than_a_batch_still_trains(digits: ImageData):
     events: list[Event] = []
-    fit(small_net(), digits, spec(1), batch_size=5000, seed=0, device="cpu", tell=Stage("x", events.append))
+    fit(small_net(), digits, spec(1), batch_size=5000, seed=0, device="cpu", stage=Stage("x", events.append))
     assert len(events) == 1
 
 

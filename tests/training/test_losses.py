@@ -13,7 +13,7 @@ from passdeploy.recipe import DataSpec, DistillSpec, TrainSpec
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
 from passdeploy.training.losses import TrainingLoss
-from passdeploy.training.mixing import Blend, Mixing
+from passdeploy.training.mixing import MixedLabels, Mixing
 from passdeploy.training.optimizers import WeightAverage
 from tests.training.test_loop import Memory, same_bits, small_net
 
@@ -26,9 +26,9 @@ def digits() -> ImageData:
     return load_data(DataSpec(name="digits", image_size=8))
 
 
-def blended(mixing: Mixing, step: int) -> tuple[Tensor, Blend]:
+def blended(mixing: Mixing, step: int) -> tuple[Tensor, MixedLabels]:
     images, labels = mixing.mix(IMAGES, LABELS, 0, step)
-    assert isinstance(labels, Blend)
+    assert isinstance(labels, MixedLabels)
     return images, labels
 
 
@@ -63,7 +63,7 @@ def test_mixing_is_a_function_of_its_key():
 
 def test_a_blend_costs_the_shares_of_what_its_parts_cost():
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    blend = Blend(LABELS, LABELS.flip(0), 0.3)
+    blend = MixedLabels(LABELS, LABELS.flip(0), 0.3)
     expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.7 * F.cross_entropy(logits, LABELS.flip(0))
     torch.testing.assert_close(TrainingLoss().loss(logits, IMAGES, blend), expected)
 

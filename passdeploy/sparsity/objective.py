@@ -1,0 +1,97 @@
+"""Objective of mask learning: scores -> a plan within the budget -> the loss of the masked network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.costs import CostModel
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.plan import Plan
+from passdeploy.channels.widths import minimum_width
+from passdeploy.models.prompt import VisualPrompt
+from passdeploy.recipe import OptimizerSpec
+from passdeploy.sparsity.baselines import Loss
+from passdeploy.sparsity.settings import PassSettings
+from passdeploy.sparsity.shrinking import ShrinkingNetwork
+from passdeploy.sparsity.weight_trainer import CoTrainedWeights
+from passdeploy.training.losses import DistillationLoss
+
+
+class MaskObjective:
+    """The masked network, its budget at every step, and its loss.
+
+    Args:
+        model: the trained network; it is left as it was.
+        groups: its prunable groups.
+        loss: of the network's output and a target, a mean over the batch.
+        costs: of the groups' widths.
+        budget: of the last step.
+        settings: of mask learning.
+        teacher: of distillation, where the settings ask for it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[ChannelGroup],
+        loss: Loss,
+        costs: CostModel,
+        budget: Budget,
+        settings: PassSettings,
+        teacher: nn.Module,
+    ) -> None:
+        self.groups, self._loss, self._costs, self._budget, self.settings = groups, loss, costs, budget, settings
+        self.co_trained = None
+        if settings.weights != "frozen":
+            self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
+        self.network = ShrinkingNetwork(model, groups, costs, self.co_trained)
+        self._distillation = _distillation(teacher, settings) if settings.distill else None
+        self.dense_cost = costs.of(budget.kind)
+        minimum_widths = {group.name: minimum_width(group, settings.round_to, budget.kind) for group in groups}
+        self._lowest_limit = min(costs.of(budget.kind, minimum_widths), budget.limit)
+
+    def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:
+        """Choose the channels with the highest scores within `limit`, of those that were not removed before."""
+        plan = choose_channels(
+            self.network.demote_removed(scores),
+            self.groups,
+            self._costs,
+            Budget(self._budget.kind, limit),
+            round_to=self.settings.round_to,
+            per_cost=self.settings.per_cost,
+            allocation=self.settings.allocation,
+        )
+        return self.network.without_removed(plan)
+
+    def limit_at(self, step: int) -> int:
+        """Return the budget at `step`: it shrinks from the dense cost to the target, then stays there.
+
+        The excess over the target falls with the cube of the remaining time (Zhu and Gupta, arXiv:1710.01878, eq. 1):
+        fast at first, while many channels can be removed at little loss, and slowly at the end.
+        """
+        ramp = self.settings.anneal * self.settings.steps
+        excess = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
+        return max(self._lowest_limit, round(self._budget.limit + (self.dense_cost - self._budget.limit) * excess))
+
+    def loss(
+        self, scores: Mapping[str, Tensor], plan: Plan, prompt: VisualPrompt | None, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss of the network masked by `plan`, and return it with the gates on its channels.
+
+        The gradient of the loss reaches every gate and, straight through the masks, the scores.
+        """
+        output, gates = self.network.run(scores, plan, prompt(images) if prompt else images)
+        loss = self._loss(output, targets)
+        if self._distillation:
+            loss = self._distillation.loss_of_output(loss, output, images, targets)
+        return loss, gates
+
+
+def _distillation(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:
+    """Build the distillation loss with a copy of the teacher in evaluation mode; the parameters are shared."""
+    evaluated = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()
+    return DistillationLoss(evaluated, settings.distill, settings.temperature, settings.only_better)
