@@ -234,7 +234,7 @@ def export(
         _print_result(document, as_json, loaded, "next: passdeploy profile")
         return
     with _terminal_listener(quiet) as listener:
-        exported = request.carry_out(run_dir, batch, dense, allow_code, listener)
+        exported = request.run(run_dir, batch, dense, allow_code, listener)
     lines = [
         f"{_relative_to_cwd(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts
     ]

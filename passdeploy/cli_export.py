@@ -1,4 +1,7 @@
-"""The options of `passdeploy export`, and what they ask for; the command itself is with the others in cli.py."""
+"""Options of `passdeploy export`, their conversion to export settings, and a check for options without effect.
+
+The command itself is in cli.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,66 +19,107 @@ if TYPE_CHECKING:
     from passdeploy.export.packaging import Packaging
     from passdeploy.runtime.events import Listener
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
-_OURS = "-"  # stands for the usual folder where --triton and --bundle are given without one
+_DEFAULT_FOLDER = "-"  # value of --triton and --bundle when they are given without a folder
 
 _OPTIONS = (
-    click.option("--onnx", is_flag=True, help="Write ONNX; the default if nothing else is asked for."),
+    click.option("--onnx", is_flag=True, help="Write ONNX; this is always done."),
     click.option("--trt", is_flag=True, help="Also build TensorRT engines."),
     click.option("--torch-trt", is_flag=True, help="Also compile Torch-TensorRT programs (.pt2); needs a GPU."),
-    click.option("--flavour", type=click.Choice(["tensorrt", "rtx"]), default="tensorrt", show_default=True,
-                 help="tensorrt needs this machine's GPU; rtx (TensorRT for RTX) builds without one."),
-    click.option("--precision", default="fp32", show_default=True, metavar="P,P,...",
-                 help="fp32, fp16, bf16, int8, fp8 (with ModelOpt): one file each."),
-    click.option("--max-drop", type=click.FloatRange(0, 1), metavar="SHARE",
-                 help="Top-1 that a lower precision may cost, a fraction (0.005: half a point); layers that hurt stay "
-                 "fp32. Left out: 0.005 for fp16 and bf16, 0.01 for int8 and fp8."),
-    click.option("--quantiser", type=click.Choice(["ort", "modelopt"]), default="ort", show_default=True,
-                 help="What makes int8: ONNX Runtime or NVIDIA ModelOpt."),
-    click.option("--opset", type=int, help="ONNX operator set; left out: 20, for bf16 22."),
-    click.option("--pixels", is_flag=True, help="Normalise inside the graph: it takes RGB pixels from 0 to 255."),
-    click.option("--image-size", type=click.IntRange(min=1), help="Pixels, both ways; left out: the run's, or 224."),
+    click.option(
+        "--flavour",
+        type=click.Choice(["tensorrt", "rtx"]),
+        default="tensorrt",
+        show_default=True,
+        help="tensorrt needs this machine's GPU; rtx (TensorRT for RTX) builds without one.",
+    ),
+    click.option(
+        "--precision",
+        default="fp32",
+        show_default=True,
+        metavar="P,P,...",
+        help="fp32, fp16, bf16, int8, fp8 (with ModelOpt): one file each.",
+    ),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Largest loss of top-1 in a lower precision, a fraction (0.005: half a point); layers that lose "
+        "more stay fp32. Default: 0.005 for fp16 and bf16, 0.01 for int8 and fp8.",
+    ),
+    click.option(
+        "--quantiser",
+        type=click.Choice(["ort", "modelopt"]),
+        default="ort",
+        show_default=True,
+        help="Quantiser for int8: ONNX Runtime or NVIDIA ModelOpt.",
+    ),
+    click.option("--opset", type=int, help="ONNX operator set; default: 20, for bf16 22."),
+    click.option(
+        "--pixels", is_flag=True, help="Normalise inside the graph, which then accepts RGB pixels from 0 to 255."
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), help="Height and width in pixels; default: the run's, or 224."
+    ),
     click.option("--model", help="Export a model by name, without a run: torchvision/NAME, timm/NAME, ..."),
     click.option("--weights", help="With --model: pretrained, or a .safetensors file."),
-    click.option("--classes", type=click.IntRange(min=1), help="With --model: its outputs; left out: the weights'."),
+    click.option(
+        "--classes", type=click.IntRange(min=1), help="With --model: number of outputs; default: that of the weights."
+    ),
     click.option("--images", type=_PATH, help="With --model: a folder of images, as data.root of a recipe."),
-    click.option("--out", type=_PATH, help="With --model: where to write; left out: exports/NAME."),
-    click.option("--triton", type=_PATH, is_flag=False, flag_value=_OURS, metavar="[DIR]",
-                 help="Write a model repository for Triton; without DIR: triton, beside the exported files."),
-    click.option("--bundle", type=_PATH, is_flag=False, flag_value=_OURS, metavar="[DIR]",
-                 help="Instead of building engines here, write what the target needs to build them."),
+    click.option("--out", type=_PATH, help="With --model: the folder to write to; default: exports/NAME."),
+    click.option(
+        "--triton",
+        type=_PATH,
+        is_flag=False,
+        flag_value=_DEFAULT_FOLDER,
+        metavar="[DIR]",
+        help="Write a model repository for Triton; without DIR: triton, beside the exported files.",
+    ),
+    click.option(
+        "--bundle",
+        type=_PATH,
+        is_flag=False,
+        flag_value=_DEFAULT_FOLDER,
+        metavar="[DIR]",
+        help="Instead of building engines here, write what the target needs to build them.",
+    ),
     click.option("--from-bundle", type=_PATH, metavar="DIR", help="Build the engines of a bundle, on the target."),
-    click.option("--check-engine", type=_PATH, metavar="FILE", help="Load an engine on this machine's GPU, no more."),
+    click.option("--check-engine", type=_PATH, metavar="FILE", help="Only load an engine on this machine's GPU."),
     click.option("--trust-engine", is_flag=True, help="Load an engine whose sidecar is missing or does not match."),
     click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory of TensorRT's builder."),
-    click.option("--optimization-level", type=click.IntRange(0, 5), default=3, show_default=True,
-                 help="TensorRT's: 0 builds fast, 5 makes the fastest engine."),
-    click.option("--timing-cache", type=_PATH, metavar="FILE", help="Measurements of TensorRT, read and written."),
+    click.option(
+        "--optimization-level",
+        type=click.IntRange(0, 5),
+        default=3,
+        show_default=True,
+        help="TensorRT's: 0 builds fast, 5 makes the fastest engine.",
+    ),
+    click.option("--timing-cache", type=_PATH, metavar="FILE", help="TensorRT's kernel timings, read and written."),
     click.option("--version-compatible", is_flag=True, help="Engines for later TensorRT releases too; slower."),
     click.option("--hardware-compatible", is_flag=True, help="Engines for Ampere and all later GPUs; slower."),
-    click.option("--refittable", is_flag=True, help="Engines whose weights can be exchanged."),
+    click.option("--refittable", is_flag=True, help="Engines whose weights can be replaced."),
     click.option("--weight-stripped", is_flag=True, help="Engines without weights, to be refitted on the target."),
-)  # fmt: skip
+)
 
 
-def export_options(command: Command) -> Command:
-    """All of them, as one argument `wanted`."""
+def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command, which gets them as one argument `request`."""
 
     @wraps(command)
-    def gathered(*arguments: Any, **given: Any) -> Any:
-        wanted = ExportRequest(**{name: given.pop(name) for name in ExportRequest.__dataclass_fields__})
-        return command(*arguments, wanted=wanted, **given)
+    def with_request(*arguments: Any, **values: Any) -> Any:
+        request = ExportRequest(**{name: values.pop(name) for name in ExportRequest.__dataclass_fields__})
+        return command(*arguments, request=request, **values)
 
-    result: Any = gathered
+    result: Callable[..., Any] = with_request
     for option in reversed(_OPTIONS):
         result = option(result)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What was typed after `passdeploy export`, but for the run and the batch."""
+    """The options of `passdeploy export` as typed, except the run, the batch sizes and `--dense`."""
 
     onnx: bool
     trt: bool
@@ -106,7 +150,7 @@ class ExportRequest:
     weight_stripped: bool
 
     def engine(self) -> EngineOptions:
-        """How to build engines."""
+        """Return the options of TensorRT's builder."""
         from passdeploy.export import EngineOptions
 
         return EngineOptions(
@@ -120,7 +164,7 @@ class ExportRequest:
         )
 
     def settings(self, batch: tuple[int, ...]) -> ExportSettings:
-        """What to export. A bundle is made in the place of engines."""
+        """Return the settings of the export; with --bundle, no engines are built here."""
         from passdeploy.export import ExportSettings
         from passdeploy.export.precision import parse_precisions
 
@@ -140,98 +184,117 @@ class ExportRequest:
         )
 
     def packaging(self, exported: str) -> Packaging:
-        """What to gather: into the folders that were named, as seen from here, or beside the files in `exported`."""
+        """Return the folders of --triton and --bundle: absolute ones where they are named, else inside `exported`."""
         from passdeploy.export.packaging import Packaging
 
-        def folder(asked: Path | None, usual: str) -> Path | None:
-            return Path(exported, usual) if str(asked) == _OURS else asked and asked.absolute()
+        def folder(option: Path | None, default: str) -> Path | None:
+            return Path(exported, default) if str(option) == _DEFAULT_FOLDER else option and option.absolute()
 
         return Packaging(folder(self.triton, "triton"), folder(self.bundle, "bundle"))
 
-    def carry_out(
-        self, run_dir: Path, batch: tuple[int, ...], dense: bool, allow_code: bool, tell: Listener
-    ) -> Exported:
-        """Do what was asked for.
+    def run(self, run_dir: Path, batch: tuple[int, ...], dense: bool, allow_code: bool, listener: Listener) -> Exported:
+        """Export a run or a model, or build the engines of a bundle.
 
-        Raises:
-            click.UsageError: options that do not go together.
+        Args:
+            run_dir: the run folder, for an export without --model.
+            batch: (min, opt, max).
+            dense: export the dense network of the run too.
+            allow_code: import the module of a model factory.
+            listener: receives progress events and warnings.
         """
         from passdeploy.commands.export_run import Exported, export_run
 
         if self.from_bundle is not None:
             from passdeploy.export.bundle import build_bundle
 
-            flavour = self.flavour if "flavour" in _typed() else None
-            return Exported(self.from_bundle, tuple(build_bundle(self.from_bundle, flavour=flavour, tell=tell)))
+            flavour = self.flavour if "flavour" in _typed_options() else None
+            return Exported(self.from_bundle, tuple(build_bundle(self.from_bundle, flavour=flavour, listener=listener)))
         settings = self.settings(batch)
         if self.model is not None:
             from passdeploy.commands.export_model import export_model
 
             return export_model(
-                self.model, settings, weights=self.weights, classes=self.classes, image_size=self.image_size or 224,
-                images=self.images, out=self.out, packaging=self.packaging(""), allow_code=allow_code, tell=tell,
-            )  # fmt: skip
+                self.model,
+                settings,
+                weights=self.weights,
+                classes=self.classes,
+                image_size=self.image_size or 224,
+                images=self.images,
+                out=self.out,
+                packaging=self.packaging(""),
+                allow_code=allow_code,
+                listener=listener,
+            )
         return export_run(
-            run_dir, settings, dense=dense, image_size=self.image_size, packaging=self.packaging("export"),
-            allow_code=allow_code, tell=tell,
-        )  # fmt: skip
+            run_dir,
+            settings,
+            dense=dense,
+            image_size=self.image_size,
+            packaging=self.packaging("export"),
+            allow_code=allow_code,
+            listener=listener,
+        )
 
     def next_step(self, run_option: str) -> str:
-        """What to type when it is done."""
+        """Return the command to type after this export."""
         if self.bundle is not None:
             return "copy the bundle to the target, and there: sh build.sh"
         if self.from_bundle is not None:
             return f"passdeploy export --check-engine {self.from_bundle}/NAME.engine"
         return f"passdeploy inspect {self.model}" if self.model is not None else f"passdeploy profile{run_option}"
 
-    def require_sense(self) -> None:
-        """No option was typed that would have no effect beside the others.
+    def reject_ineffective_options(self) -> None:
+        """Raise if an option was typed that has no effect with the others.
 
         Raises:
-            click.UsageError: the first one that would.
+            click.UsageError: names the first such option.
         """
-        typed = _typed() - {"as_json", "quiet", "allow_code"}
+        typed = _typed_options() - {"as_json", "quiet", "allow_code"}
         builds = self.trt or self.bundle is not None
         for alone, others in (("check_engine", {"trust_engine"}), ("from_bundle", {"flavour"})):
-            if alone in typed and (lost := typed - others - {alone}):
-                raise click.UsageError(f"{_flag(min(lost))} does not go with {_flag(alone)}.")
-        for names, has_effect, words in (
-            (_OF_A_MODEL, self.model is not None, "goes with --model; a run knows its own."),
-            (_OF_A_RUN, self.model is None, "goes with a run, not with --model."),
+            if alone in typed and (ineffective := typed - others - {alone}):
+                raise click.UsageError(f"{_flag(min(ineffective))} does not go with {_flag(alone)}.")
+        is_quantised = any(precision in self.precision for precision in ("int8", "fp8"))
+        for names, has_effect, advice in (
+            (_MODEL_OPTIONS, self.model is not None, "goes with --model; a run knows its own."),
+            (_RUN_OPTIONS, self.model is None, "goes with a run, not with --model."),
             (("trust_engine",), self.check_engine is not None, "goes with --check-engine."),
             (("flavour",), builds or self.from_bundle is not None, "says what engines are for: add --trt or --bundle."),
-            (_OF_ENGINES, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
+            (_ENGINE_OPTIONS, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
             (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
-            (
-                ("quantiser",),
-                any(kind in self.precision for kind in ("int8", "fp8")),
-                "is for --precision int8 or fp8.",
-            ),
+            (("quantiser",), is_quantised, "is for --precision int8 or fp8."),
         ):
-            if not has_effect and (lost := typed.intersection(names)):
-                raise click.UsageError(f"{_flag(min(lost))} {words}")
+            if not has_effect and (ineffective := typed.intersection(names)):
+                raise click.UsageError(f"{_flag(min(ineffective))} {advice}")
 
 
-_OF_A_MODEL, _OF_A_RUN = ("weights", "classes", "images", "out"), ("run_dir", "dense")
-_OF_ENGINES = (
-    "workspace_mb", "optimization_level", "timing_cache", "version_compatible", "hardware_compatible", "refittable",
+_MODEL_OPTIONS = ("weights", "classes", "images", "out")
+_RUN_OPTIONS = ("run_dir", "dense")
+_ENGINE_OPTIONS = (
+    "workspace_mb",
+    "optimization_level",
+    "timing_cache",
+    "version_compatible",
+    "hardware_compatible",
+    "refittable",
     "weight_stripped",
-)  # fmt: skip
+)
 
 
-def _typed() -> set[str]:
-    """The options that were typed, rather than left at their defaults."""
+def _typed_options() -> set[str]:
+    """Return the names of the options that were typed, not left at their defaults."""
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     return {name for name in context.params if context.get_parameter_source(name) is not default}
 
 
 def _flag(name: str) -> str:
+    """Return the flag of a parameter: `--json` for `as_json`."""
     return "--" + {"run_dir": "run", "as_json": "json"}.get(name, name).replace("_", "-")
 
 
 def check_engine(path: Path, trust_engine: bool) -> dict[str, Any]:
-    """Load an engine here, and say what it is."""
+    """Load an engine on this machine's GPU, and return its TensorRT version and layer-precision counts."""
     from passdeploy.export.trt_layer_precisions import count_engine_layers
     from passdeploy.export.trt_sidecar import load_engine
 

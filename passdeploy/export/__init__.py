@@ -1,4 +1,4 @@
-"""Exported files, each checked against the model it came from."""
+"""Export to ONNX, TensorRT, Torch-TensorRT and Triton; each exported file is compared with its PyTorch model."""
 
 from passdeploy.export.artifact import Artifact, BatchRange
 from passdeploy.export.exporter import export_artifacts

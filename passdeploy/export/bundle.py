@@ -1,9 +1,9 @@
-"""What another machine needs to build engines: for where there is no GPU, or not the one that counts.
+"""Bundles: folders with all that another machine needs to build TensorRT engines on its own GPU.
 
-    <bundle>/model.onnx  model-fp16.onnx  ...    as they were checked here
-    <bundle>/samples.safetensors                 images to check and to calibrate on, as the graphs take them
-    <bundle>/manifest.json                       hashes, batch sizes, options, and the commands below
-    <bundle>/build.sh                            passdeploy's command, and trtexec's for each file
+    <bundle>/model.onnx  model-fp16.onnx  ...    ONNX files that passed their parity check
+    <bundle>/samples.safetensors                 images to check and to calibrate on, in the form the graphs accept
+    <bundle>/manifest.json                       hashes, batch sizes, options, and the commands of build.sh
+    <bundle>/build.sh                            the passdeploy command, and trtexec's for each file as a comment
 
 `passdeploy export --from-bundle` verifies every hash before it builds.
 """
@@ -39,7 +39,13 @@ MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
 def write_bundle(
     folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples
 ) -> list[Artifact]:
-    """Write a bundle of the ONNX files among `artifacts`; `samples` as they were given to `export_artifacts`.
+    """Write a bundle of the ONNX files among `artifacts`.
+
+    Args:
+        folder: the bundle; made if it does not exist.
+        artifacts: exported files, of which only the ONNX files are copied.
+        settings: of the export.
+        samples: the normalised images that were given to `export_artifacts`.
 
     Returns:
         Every file of the bundle, its manifest last.
@@ -47,7 +53,7 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     samples = samples.as_graph_inputs(settings)
     files: list[dict[str, Any]] = []
-    for artifact in (one for one in artifacts if one.kind == "onnx"):
+    for artifact in (item for item in artifacts if item.kind == "onnx"):
         with atomic_path(folder / artifact.path.name) as draft:
             shutil.copyfile(artifact.path, draft)
         files.append(
@@ -68,14 +74,15 @@ def write_bundle(
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
     commands = _script_lines(files, settings)
     write_atomically(folder / SCRIPT, "\n".join(commands) + "\n")
-    others = {name: sha256_of(folder / name) for name in (SAMPLES, SCRIPT)}
+    other_hashes = {name: sha256_of(folder / name) for name in (SAMPLES, SCRIPT)}
     manifest = {
         "version": 1,
         "passdeploy_version": __version__,
         "flavour": settings.flavour,
-        "options": settings.engine.to_json() | {"timing_cache": None},  # a cache is of the machine that made it
+        "options": settings.engine.to_json()
+        | {"timing_cache": None},  # a timing cache is valid only on the machine that made it
         "models": files,
-        "sha256": others,
+        "sha256": other_hashes,
         "commands": [line for line in commands if not line.startswith("#")],
     }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
@@ -86,39 +93,44 @@ def write_bundle(
 def build_bundle(
     folder: Path, *, flavour: Flavour | None = None, options: EngineOptions | None = None, listener: Listener = silent
 ) -> Iterator[Artifact]:
-    """Build the engine of every ONNX file of a bundle, beside it.
+    """Build an engine beside every ONNX file of a bundle, and yield each when it is finished.
 
     Args:
         folder: a bundle that `write_bundle` made.
-        flavour, options: in the place of those that the bundle was made with.
+        flavour, options: replace those that the bundle was made with.
         listener: receives progress events and warnings.
 
     Raises:
-        RunError: there is no bundle.
-        CorruptArtifact: a file is not the one that was bundled.
+        RunError: `folder` is not a bundle.
+        CorruptArtifact: a file is missing or has changed since it was bundled.
         MissingError, ExportError: see `build_engine`.
     """
     manifest = _read_verified_manifest(folder)
-    chosen: Flavour = flavour or manifest["flavour"]
-    built = options or EngineOptions(**manifest["options"])
-    load_trt(chosen)
+    chosen_flavour: Flavour = flavour or manifest["flavour"]
+    chosen_options = options or EngineOptions(**manifest["options"])
+    load_trt(chosen_flavour)
     for entry in manifest["models"]:
         source = folder / entry["file"]
-        path = engine_path_for(source, chosen)
-        with stage("engine", f"{path.name} ({chosen})", listener) as progress:
+        path = engine_path_for(source, chosen_flavour)
+        with stage("engine", f"{path.name} ({chosen_flavour})", listener) as progress:
             engine = build_engine(
-                source, path, flavour=chosen, batch=entry["batch"], precision=entry["precision"], options=built
+                source,
+                path,
+                flavour=chosen_flavour,
+                batch=entry["batch"],
+                precision=entry["precision"],
+                options=chosen_options,
             )
             progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
         yield engine
 
 
 def _read_verified_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file was compared with its hash."""
+    """Read a bundle's manifest and compare every file with its hash."""
     path = folder / MANIFEST
     if not path.is_file():
         raise RunError(
-            f"there is no bundle at {folder}: it has no {MANIFEST}.\nWrite one with: passdeploy export --bundle"
+            f"{folder} is not a bundle: it has no {MANIFEST}.\nWrite a bundle with: passdeploy export --bundle"
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
@@ -131,13 +143,13 @@ def _read_verified_manifest(folder: Path) -> dict[str, Any]:
             raise CorruptArtifact(f"{path} names a file outside the bundle: {name!r}.")
         if not (folder / name).is_file() or sha256_of(folder / name) != sha256:
             raise CorruptArtifact(
-                f"{folder / name} is missing or not the file that was bundled.\nCopy the whole bundle again."
+                f"{folder / name} is missing or has changed since it was bundled.\nCopy the whole bundle again."
             )
     return manifest
 
 
 def _script_lines(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> list[str]:
-    """A shell script: how to build on the target, with passdeploy or with TensorRT's own tool."""
+    """Return the lines of build.sh: the passdeploy command, and those of TensorRT's own tool as comments."""
     flavour = "" if settings.flavour == "tensorrt" else f" --flavour {settings.flavour}"
     lines = [
         "#!/bin/sh -e",
@@ -151,6 +163,7 @@ def _script_lines(files: Sequence[Mapping[str, Any]], settings: ExportSettings) 
 
 
 def _trtexec_options(entry: Mapping[str, Any], settings: ExportSettings) -> str:
+    """Return trtexec's options for one file of the manifest: shapes, optimisation level, memory and flags."""
     options = [f"--onnx={entry['file']}", f"--saveEngine={Path(entry['file']).stem}.engine"]
     dims = entry["input"][INPUT]
     if isinstance(dims[0], str):

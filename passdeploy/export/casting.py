@@ -1,9 +1,10 @@
-"""From a float32 ONNX graph to one that computes in fp16 or bf16, with float32 inputs and outputs.
+"""Cast a float32 ONNX graph to fp16 or bf16 arithmetic, with float32 inputs and outputs.
 
-The graph is cast, not the module, because there the batch norms are already folded in float32: a running
-variance below 6e-8 would be zero in fp16. Each node asks its operator's schema which of its inputs may have
-the narrow type; a node that cannot have it, or that is to be kept, gets casts around it. `emulate_rounding` is the
-other way: a float32 graph that rounds like the narrow one, to judge it where no runtime has such kernels.
+The ONNX graph is cast, not the PyTorch module, because in the graph the batch norms are already folded in
+float32: a running variance below 6e-8 would be zero in fp16. Each operator's schema states which of its inputs
+may have the 16-bit type; a node that cannot have it, or that has to stay float32, gets casts around it.
+`emulate_rounding` goes the other way: it makes a float32 graph that rounds like the 16-bit one, so that the
+result can be checked where no runtime has kernels for the type.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ELEMENT_TYPES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorP
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 _LARGEST_FINITE = {"fp16": 65504.0, "bf16": 3.3895e38}
 _FLOAT = int(TensorProto.FLOAT)
-# They move numbers or make them, so casting them costs no accuracy by itself.
+# Operators that only move values or produce constants: casting them costs no accuracy by itself.
 DATA_MOVEMENT_OPS = frozenset(
     [
         "Cast",
@@ -48,12 +49,12 @@ DATA_MOVEMENT_OPS = frozenset(
 
 
 def cast_graph(model: ModelProto, precision: str, *, keep: Collection[str] = ()) -> ModelProto:
-    """A copy of `model` whose nodes compute in `precision`, all but those named in `keep`.
+    """Copy `model` with all nodes computing in `precision`, except those named in `keep`.
 
-    Nodes whose weights do not fit into the narrow type are kept too.
+    Nodes with weights beyond the range of the 16-bit type stay float32 too.
 
     Raises:
-        ExportError: the graph has control flow (a branch or a loop), which is not cast.
+        ExportError: the graph has control flow (a branch or a loop), which cannot be cast.
     """
     for node in model.graph.node:
         if any(attribute.type == AttributeProto.GRAPH for attribute in node.attribute):
@@ -65,17 +66,18 @@ def cast_graph(model: ModelProto, precision: str, *, keep: Collection[str] = ())
 
 
 def castable_nodes(model: ModelProto, precision: str) -> tuple[str, ...]:
-    """The nodes that compute in float and could do so in `precision`, by name, in the order of the graph."""
+    """Names of the nodes that compute in float32 and could compute in `precision`, in the order of the graph."""
     caster = _Caster(model, precision, ())
-    return tuple(node.name for node in model.graph.node if node.op_type not in DATA_MOVEMENT_OPS and caster.is_castable(node))
+    computing = (node for node in model.graph.node if node.op_type not in DATA_MOVEMENT_OPS)
+    return tuple(node.name for node in computing if caster.is_castable(node))
 
 
 class _Caster:
-    """One pass over a graph; every float value has a wide version, a narrow one, or both."""
+    """One casting pass over a graph; each float value gets a float32 version, a 16-bit version, or both."""
 
     def __init__(self, model: ModelProto, precision: str, keep: Collection[str]) -> None:
         self.model, self.precision = model, precision
-        self.narrow = ELEMENT_TYPES[precision]
+        self.target_type = ELEMENT_TYPES[precision]
         self.opsets = {entry.domain: entry.version for entry in model.opset_import}
         self.floats = {name for name, kind in types_of(model).items() if kind == _FLOAT}
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
@@ -89,7 +91,7 @@ class _Caster:
         self.initializers: list[TensorProto] = []
 
     def run(self) -> ModelProto:
-        """The new graph."""
+        """Return the cast graph."""
         graph = self.model.graph
         for value in graph.input:
             self._record_version(value.name, _FLOAT, value.name)
@@ -106,69 +108,73 @@ class _Caster:
         return onnx.shape_inference.infer_shapes(result)
 
     def is_castable(self, node: NodeProto) -> bool:
-        """Whether the node computes in the narrow type: it has floats, and its operator allows it for all of them."""
+        """True if the node has float values and its operator allows the 16-bit type for all that are not fixed."""
         if node.name in self.kept or (node.op_type == "Constant" and not _has_tensor(node)):
             return False
-        narrow = _SCHEMA_TYPES[self.precision]
-        bound = [kind for name, kind in _allowed_types(node, self.opsets) if name in self.floats]
-        return any(kind != "tensor(float)" for kind in bound) and all(
-            kind == "tensor(float)" or narrow in kind for kind in bound
+        target = _SCHEMA_TYPES[self.precision]
+        allowed = [types for name, types in _allowed_types(node, self.opsets) if name in self.floats]
+        return any(types != "tensor(float)" for types in allowed) and all(
+            types == "tensor(float)" or target in types for types in allowed
         )
 
     def _cast_node(self, node: NodeProto) -> None:
+        """Append a copy of the node, in the 16-bit type where it can have it, with casts before it where needed."""
         is_castable = self.is_castable(node)
-        fixed = {name for name, kind in _allowed_types(node, self.opsets) if kind == "tensor(float)"}
+        fixed = {name for name, types in _allowed_types(node, self.opsets) if types == "tensor(float)"}
         copy = NodeProto()
         copy.CopyFrom(node)
         for index, name in enumerate(node.input):
             if name in self.floats:
-                copy.input[index] = self._value_as(name, self.narrow if is_castable and name not in fixed else _FLOAT)
+                kind = self.target_type if is_castable and name not in fixed else _FLOAT
+                copy.input[index] = self._value_as(name, kind)
         for index, name in enumerate(node.output):
             if name in self.floats:
-                kind = self.narrow if is_castable and name not in fixed else _FLOAT
+                kind = self.target_type if is_castable and name not in fixed else _FLOAT
                 copy.output[index] = f"{name}_{self.precision}" if name in self.outputs and kind != _FLOAT else name
                 self._record_version(name, kind, copy.output[index])
         if is_castable:
-            _retype_attributes(copy, _FLOAT, self.narrow)
+            _retype_attributes(copy, _FLOAT, self.target_type)
         self.nodes.append(copy)
 
     def _value_as(self, name: str, kind: int) -> str:
-        """The name of the value in that type; made where it does not exist yet."""
+        """Return the name of a value in an element type; add a cast or a converted weight if there is none yet."""
         if (name, kind) not in self.versions:
-            made = name if name not in self.used_names else f"{name}_{'fp32' if kind == _FLOAT else self.precision}"
+            suffix = "fp32" if kind == _FLOAT else self.precision
+            new_name = name if name not in self.used_names else f"{name}_{suffix}"
             if name in self.weights:
                 tensor = _convert_tensor(self.weights[name], kind)
-                tensor.name = made
+                tensor.name = new_name
                 self.initializers.append(tensor)
             else:
-                source = self.versions[name, self.narrow if kind == _FLOAT else _FLOAT]
-                self.nodes.append(helper.make_node("Cast", [source], [made], name=f"cast_{made}", to=kind))
-            self._record_version(name, kind, made)
+                source = self.versions[name, self.target_type if kind == _FLOAT else _FLOAT]
+                self.nodes.append(helper.make_node("Cast", [source], [new_name], name=f"cast_{new_name}", to=kind))
+            self._record_version(name, kind, new_name)
         return self.versions[name, kind]
 
-    def _record_version(self, name: str, kind: int, made: str) -> None:
-        self.versions[name, kind] = made
-        self.used_names.add(made)
+    def _record_version(self, name: str, kind: int, new_name: str) -> None:
+        """Remember that the value `name` is called `new_name` in the element type `kind`."""
+        self.versions[name, kind] = new_name
+        self.used_names.add(new_name)
 
 
 def emulate_rounding(model: ModelProto) -> ModelProto:
-    """A float32 graph that computes what a graph in fp16 or bf16 does: every value is rounded where it is stored.
+    """Make a float32 graph that computes what an fp16 or bf16 graph does, by rounding each value where it is stored.
 
-    Sums inside an operator stay float32, as they do on a GPU. A value beyond the narrow type becomes infinite,
-    which ONNX Runtime on a CPU would hide: it computes chains of fp16 operators in float32.
+    Sums inside an operator stay float32, as on a GPU. A value beyond the range of the 16-bit type becomes infinite;
+    ONNX Runtime on a CPU would hide that, because it computes chains of fp16 operators in float32.
     """
-    narrow = set(ELEMENT_TYPES.values())
+    cast_types = set(ELEMENT_TYPES.values())
     types = types_of(model)
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     for tensor in graph.initializer:
-        if tensor.data_type in narrow:
+        if tensor.data_type in cast_types:
             tensor.CopyFrom(_convert_tensor(tensor, _FLOAT))
     nodes: list[NodeProto] = []
     for node in graph.node:
-        stored = {name: types[name] for name in node.output if types.get(name) in narrow}
-        for kind in narrow:
+        stored = {name: types[name] for name in node.output if types.get(name) in cast_types}
+        for kind in cast_types:
             _retype_attributes(node, kind, _FLOAT)
         for index, name in enumerate(node.output):
             if name in stored:
@@ -183,7 +189,7 @@ def emulate_rounding(model: ModelProto) -> ModelProto:
 
 
 def types_of(model: ModelProto) -> dict[str, int]:
-    """Element type of every value: inputs, weights, and what each node puts out."""
+    """Map the name of every value (inputs, weights, outputs of nodes) to its element type."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     values: Iterable[onnx.ValueInfoProto] = (*graph.input, *graph.output, *graph.value_info)
     types = {value.name: int(value.type.tensor_type.elem_type) for value in values}
@@ -191,27 +197,27 @@ def types_of(model: ModelProto) -> dict[str, int]:
 
 
 def find_opset(model: ModelProto) -> int | None:
-    """The version of ONNX's own operator set that the model is written in."""
+    """Return the version of ONNX's own operator set that the model uses."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
 def _allowed_types(node: NodeProto, opsets: dict[str, int]) -> list[tuple[str, str]]:
-    """Value name and what its operator allows there: one type, or all of those of a type variable."""
+    """List each value of a node with the types its operator allows there: one, or several separated by spaces."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
-    except onnx.defs.SchemaError:  # an operator from elsewhere: it stays as it is
+    except onnx.defs.SchemaError:  # a custom operator: it stays float32
         return [(name, "tensor(float)") for name in (*node.input, *node.output)]
-    variables = {one.type_param_str: " ".join(one.allowed_type_strs) for one in schema.type_constraints}
+    variables = {item.type_param_str: " ".join(item.allowed_type_strs) for item in schema.type_constraints}
     pairs = []
     for names, formal in ((node.input, schema.inputs), (node.output, schema.outputs)):
         for index, name in enumerate(names):
-            kind = formal[min(index, len(formal) - 1)].type_str
-            pairs.append((name, variables.get(kind, kind)))
+            type_name = formal[min(index, len(formal) - 1)].type_str  # a type, or a variable such as "T"
+            pairs.append((name, variables.get(type_name, type_name)))
     return pairs
 
 
 def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Put `nodes`, some of which may be the graph's own, in the place of the graph's."""
+    """Replace the nodes of a graph by `nodes`, some of which may be the graph's own."""
     replacement = GraphProto()
     replacement.node.extend(nodes)
     graph.node.clear()
@@ -219,11 +225,12 @@ def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
 
 
 def _has_tensor(node: NodeProto) -> bool:
+    """True if an attribute of the node is a tensor."""
     return any(attribute.type == AttributeProto.TENSOR for attribute in node.attribute)
 
 
 def _retype_attributes(node: NodeProto, old: int, new: int) -> None:
-    """Tensors in attributes, and the types that casts and generators name."""
+    """Replace an element type in a node's attributes: in tensors, and where Cast and generators name their type."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == old:
             attribute.t.CopyFrom(_convert_tensor(attribute.t, new))
@@ -232,7 +239,7 @@ def _retype_attributes(node: NodeProto, old: int, new: int) -> None:
 
 
 def _convert_tensor(tensor: TensorProto, kind: int) -> TensorProto:
-    """A copy with the numbers in another element type, rounded to the nearest."""
+    """Copy a tensor to another element type, rounding to the nearest value."""
     if tensor.data_type == kind:
         same = TensorProto()
         same.CopyFrom(tensor)
@@ -243,5 +250,6 @@ def _convert_tensor(tensor: TensorProto, kind: int) -> TensorProto:
 
 
 def _largest_magnitude(tensor: TensorProto) -> float:
+    """Return the largest absolute value in a tensor, 0 for an empty one."""
     numbers = numpy_helper.to_array(tensor)
     return float(np.abs(numbers).max()) if numbers.size else 0.0

@@ -1,8 +1,8 @@
-"""The exports of one model, in the order that makes each trustworthy.
+"""Export one model in all requested formats and precisions, checking each file before the next step uses it.
 
-ONNX first, then parity against the model, then an engine: an engine is only ever built from a graph
-that was seen to compute the right thing, and a file has its name only from then on. What cannot be done here
-is found before anything is written.
+For each precision: write the ONNX file, compare it with the PyTorch model, then build the TensorRT engine from it.
+An ONNX file gets its final name only after it passed the comparison, and only such a file becomes an engine.
+Settings that this machine cannot carry out are refused before anything is written.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ def export_artifacts(
 ) -> Iterator[Artifact]:
     """Write `<prefix>.onnx`, `<prefix>-fp16.onnx`, `<prefix>-fp16.engine`, ... into `folder`, one after the other.
 
-    Each artifact is handed out as soon as it is written and checked, so that one that fails its gate does not
-    take along those that passed before it.
+    Each artifact is yielded as soon as it is written and checked, so that the caller keeps those that passed
+    when a later one fails.
 
     Args:
-        model: takes normalised images, on the CPU; left as it was.
-        samples: what to check and calibrate on.
-        folder: made if it is not there.
-        settings: what to export.
-        metadata: goes into the ONNX files.
-        prefix: "model" for the slim network, "dense" for the other.
+        model: takes normalised images, on the CPU; not changed.
+        samples: normalised images to check and calibrate on.
+        folder: made if it does not exist.
+        settings: formats, precisions, batch sizes and options.
+        metadata: written into the ONNX files.
+        prefix: of the file names: "model" for the slim network, "dense" for the dense one.
         listener: receives progress events and warnings.
 
     Raises:
@@ -73,7 +73,7 @@ def export_artifacts(
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unproven-") as drafts:
-        sources: dict[int, Path] = {}  # opset -> the float32 file that the others are made of
+        sources: dict[int, Path] = {}  # opset -> the float32 file that the other precisions are converted from
         for precision in settings.precisions:
             draft = Path(drafts) / f"{file_stem(prefix, precision)}.onnx"
             opset = choose_opset(precision, settings.opset)
@@ -85,15 +85,21 @@ def export_artifacts(
                     sources[opset] = source
                 if not is_source:
                     artifact = convert_file(
-                        sources[opset], draft, precision, calibration=samples.calibration, reference=reference,
-                        limits=settings.limits(precision), quantiser=settings.quantiser, progress=progress,
-                    )  # fmt: skip
-                findings = lint(onnx.load(draft), precision)
-                artifact = artifact.with_facts(lint=findings.to_json(), input_values=known["input_values"])
+                        sources[opset],
+                        draft,
+                        precision,
+                        calibration=samples.calibration,
+                        reference=reference,
+                        limits=settings.limits(precision),
+                        quantiser=settings.quantiser,
+                        progress=progress,
+                    )
+                report = lint(onnx.load(draft), precision)
+                artifact = artifact.with_facts(lint=report.to_json(), input_values=known["input_values"])
                 progress.text = _summary_line(artifact)
-            for finding in findings.findings:
+            for finding in report.findings:
                 listener(Warned(f"{draft.name}: {finding.text}."))
-            artifact = _require_gate(artifact, folder / draft.name, findings, reference, settings, listener)
+            artifact = _check_and_name(artifact, folder / draft.name, report, reference, settings, listener)
             if is_source:
                 sources[opset] = artifact.path
             yield artifact
@@ -105,7 +111,7 @@ def export_artifacts(
 
 
 def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, listener: Listener) -> Reference | None:
-    """The model's answers, or None where nothing here can be compared with them."""
+    """Compute the model's answers to compare with; None, with a warning, where ONNX Runtime is not installed."""
     if find_spec("onnxruntime") is None:
         listener(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
         return None
@@ -118,16 +124,16 @@ def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, listener: 
     return compute_reference(model, noise, batch_sizes=sizes.parity_sizes, is_real=False)
 
 
-def _require_gate(
+def _check_and_name(
     draft: Artifact,
     final: Path,
-    findings: Lint,
+    report: Lint,
     reference: Reference | None,
     settings: ExportSettings,
     listener: Listener,
 ) -> Artifact:
-    """The file under its name, after it passed its gate; one that does not pass gets the name with `.set_aside`."""
-    counts, precision = findings.convolutions, draft.precision
+    """Check the precision and parity of a file, then move it to `final`, or to `<final>.rejected` if it fails."""
+    counts, precision = report.convolutions, draft.precision
     if counts and precision not in counts:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         total = sum(counts.values())
@@ -137,11 +143,12 @@ def _require_gate(
     if reference is not None:
         draft = _with_parity(draft, final, reference, settings.limits(precision), listener)
     draft.path.replace(final)
-    rejected_path(final).unlink(missing_ok=True)  # of an earlier attempt
+    rejected_path(final).unlink(missing_ok=True)  # a file that failed in an earlier export
     return replace(draft, path=final)
 
 
 def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Limits, listener: Listener) -> Artifact:
+    """Compare a file with the reference, and add the result to its facts; a file that fails is set aside."""
     with stage("parity", f"{final.name} in ONNX Runtime", listener) as progress:
         parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
         progress.text = f"error {gated_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
@@ -151,7 +158,7 @@ def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Lim
 
 
 def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
-    """An engine that lies beside the graph from earlier may not be the same network any more."""
+    """Warn of engines beside an ONNX file that were built from an earlier version of it."""
     for flavour in FLAVOURS:
         engine = engine_path_for(graph.path, flavour)
         if is_outdated(engine, graph.sha256):
@@ -159,12 +166,17 @@ def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
 
 
 def _build_engine_of(artifact: Artifact, settings: ExportSettings, listener: Listener) -> Artifact:
+    """Build the TensorRT engine of an ONNX file, beside it."""
     path = engine_path_for(artifact.path, settings.flavour)
     with stage("engine", f"{path.name} ({settings.flavour})", listener) as progress:
         engine = build_engine(
-            artifact.path, path, flavour=settings.flavour, batch=settings.batch, precision=artifact.precision,
+            artifact.path,
+            path,
+            flavour=settings.flavour,
+            batch=settings.batch,
+            precision=artifact.precision,
             options=settings.engine,
-        )  # fmt: skip
+        )
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
         return engine
 
@@ -172,19 +184,26 @@ def _build_engine_of(artifact: Artifact, settings: ExportSettings, listener: Lis
 def _compile_programs(
     model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, listener: Listener
 ) -> Iterator[Artifact]:
+    """Compile a Torch-TensorRT program in each precision, and yield each when it is checked."""
     images = samples.images if len(samples.images) else torch.randn(NOISE_IMAGES, *samples.image_shape)
     for precision in settings.precisions:
         path = folder / f"{file_stem(prefix, precision)}.pt2"
         with stage("torch-trt", path.name, listener) as progress:
             program = compile_program(
-                model, images, path, precision=precision, batch=settings.batch, options=settings.engine,
+                model,
+                images,
+                path,
+                precision=precision,
+                batch=settings.batch,
+                options=settings.engine,
                 limits=settings.limits(precision),
-            )  # fmt: skip
+            )
             progress.text = f"{path.name}, {program.facts['torch_operations']} operations stayed in PyTorch"
         yield program
 
 
 def _summary_line(artifact: Artifact) -> str:
-    words = f"{artifact.path.name} {artifact.size_bytes / 1e6:.1f} MB, opset {artifact.facts['opset']}"
+    """Summarise an ONNX file in one line: name, size, opset and the layers kept in float32."""
+    line = f"{artifact.path.name} {artifact.size_bytes / 1e6:.1f} MB, opset {artifact.facts['opset']}"
     kept = artifact.facts.get("kept")
-    return f"{words}, {len(kept)} layers kept in fp32: {', '.join(kept[:3])}" if kept else words
+    return f"{line}, {len(kept)} layers kept in fp32: {', '.join(kept[:3])}" if kept else line

@@ -1,9 +1,8 @@
-"""Which layers must stay in higher precision for an artifact to pass its gate, and no more than those.
+"""Mixed precision: rank layers by the error they cause, and keep as few in float32 as the accuracy gate requires.
 
-Each layer is lowered alone and judged by the error it makes; then the layers that make the most are
-kept, as few of them as pass: the number doubles until the gate is passed and is then narrowed down by halving.
-One layer at least is lowered.
-The ranking needs no labels and uses calibration images; only the number of layers is chosen by the gate.
+Each layer is converted alone, and the error that this causes is measured. The layers with the largest errors then
+stay in float32: their number doubles until the graph passes its gate, and a binary search finds the smallest one.
+At least one layer is converted. The ranking needs no labels, only calibration images.
 """
 
 from __future__ import annotations
@@ -16,65 +15,72 @@ from onnx import ModelProto
 from passdeploy.export.quantise import Conversion
 from passdeploy.runtime.events import Stage
 
-ProblemFinder = Callable[[ModelProto], str | None]  # what is wrong with a graph; None where it passes
-ErrorMeasure = Callable[[ModelProto], float]  # the error of a graph; larger is worse
+ProblemFinder = Callable[[ModelProto], str | None]  # graph -> the reason why it fails its gate; None if it passes
+ErrorMeasure = Callable[[ModelProto], float]  # graph -> its error; larger is worse
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A graph in lower precision and what it took to pass."""
+    """A converted graph, and the layers that stayed in float32 so that it passes."""
 
     model: ModelProto
-    kept: tuple[str, ...]  # nodes in higher precision, the most sensitive first
-    problem: str | None  # what is wrong with it, where nothing passes that lowers at least one layer
-    tried: int  # graphs that were judged
+    kept: tuple[str, ...]  # names of nodes left in float32, the most sensitive first
+    problem: str | None  # the reason why it fails its gate, where no graph with a converted layer passes
+    checked: int  # number of graphs that were checked against the gate
 
 
 def convert_until_it_passes(
-    convert: Conversion, layers: Sequence[str], find_problem: ProblemFinder, measure_error: ErrorMeasure, *, progress: Stage | None = None
+    convert: Conversion,
+    layers: Sequence[str],
+    find_problem: ProblemFinder,
+    measure_error: ErrorMeasure,
+    *,
+    progress: Stage | None = None,
 ) -> Converted:
-    """Lower all layers; where that does not pass, all but the most sensitive ones.
+    """Convert all layers; if that graph fails its gate, all but the most sensitive ones.
 
     Args:
-        lower: makes the graph in which the named nodes are kept.
-        layers: names of the nodes that can be lowered.
-        judge: what is wrong with a graph, or None.
-        measure: the error of a graph; called once for each layer, on the graph where it alone is lowered.
-        progress: hears of every layer that was measured.
+        convert: makes the graph in which the named nodes stay float32.
+        layers: names of the nodes that can be converted.
+        find_problem: returns the reason why a graph fails its gate, or None.
+        measure_error: called once for each layer, with the graph in which it alone is converted.
+        progress: receives a step for each layer that was measured.
     """
-    everything = convert(())
-    problem = find_problem(everything)
-    most = len(layers) - 1  # a graph in which every layer is kept would not be in lower precision at all
+    all_converted = convert(())
+    problem = find_problem(all_converted)
+    most = len(layers) - 1  # at least one layer must be converted
     if problem is None or most < 1:
-        return Converted(everything, (), problem, 1)
+        return Converted(all_converted, (), problem, 1)
     ranked = rank_layers(convert, layers, measure_error, progress)
 
-    tried = 1
-    found: tuple[int, ModelProto] | None = None
+    checked = 1
+    passing: tuple[int, ModelProto] | None = None  # number of kept layers, graph
     failed, count = 0, 1
-    while found is None:
+    while passing is None:
         count = min(count, most)
         candidate = convert(ranked[:count])
-        tried += 1
+        checked += 1
         if find_problem(candidate) is None:
-            found = (count, candidate)
+            passing = (count, candidate)
         elif count == most:
-            return Converted(everything, (), problem, tried)
+            return Converted(all_converted, (), problem, checked)
         else:
             failed, count = count, 2 * count
-    while found[0] - failed > 1:
-        count = (failed + found[0]) // 2
+    while passing[0] - failed > 1:
+        count = (failed + passing[0]) // 2
         candidate = convert(ranked[:count])
-        tried += 1
+        checked += 1
         if find_problem(candidate) is None:
-            found = (count, candidate)
+            passing = (count, candidate)
         else:
             failed = count
-    return Converted(found[1], tuple(ranked[: found[0]]), None, tried)
+    return Converted(passing[1], tuple(ranked[: passing[0]]), None, checked)
 
 
-def rank_layers(convert: Conversion, layers: Collection[str], measure_error: ErrorMeasure, progress: Stage | None = None) -> list[str]:
-    """The layers by the error that each makes alone, the worst first."""
+def rank_layers(
+    convert: Conversion, layers: Collection[str], measure_error: ErrorMeasure, progress: Stage | None = None
+) -> list[str]:
+    """Sort layers by the error that each causes when it alone is converted, the largest first."""
     errors: dict[str, float] = {}
     for done, name in enumerate(layers, start=1):
         errors[name] = measure_error(convert([other for other in layers if other != name]))

@@ -1,6 +1,7 @@
-"""What an ONNX graph holds that costs speed, or that TensorRT will not take; found by reading, before any build.
+"""Checks of an ONNX graph, before any build, for what costs speed or what TensorRT does not accept.
 
-A finding is not an error: the graph may be meant for another runtime. What TensorRT refuses is marked so.
+A finding is not an error, since the graph may be meant for another runtime; `blocks_tensorrt` marks those
+that TensorRT refuses.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from passdeploy.export.casting import find_opset, types_of
 
-# Operators of ONNX that TensorRT's parser has no importer for. Asked of the parser itself, operator by operator
-# (`OnnxParser.supports_operator` of TensorRT for RTX 1.7, opset 26); a test asks again where it is installed.
+# ONNX operators that TensorRT's parser has no importer for, from `OnnxParser.supports_operator` of TensorRT for RTX 1.7
+# (opset 26) for each operator; a test compares the list with the parser where that is installed.
 UNSUPPORTED_BY_TENSORRT = frozenset(
     [
         "AffineGrid",
@@ -67,8 +68,8 @@ UNSUPPORTED_BY_TENSORRT = frozenset(
         "Unique",
     ]
 )
-_TRAINING = ("BatchNormalization", "Dropout")  # the exporter folds or drops them, unless something is in the way
-_CHANNEL_MULTIPLE = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}  # what tensor cores take without padding
+_TRAINING = ("BatchNormalization", "Dropout")  # the exporter folds or removes them where it can
+_CHANNEL_MULTIPLE = {"fp16": 8, "bf16": 8, "int8": 32, "fp8": 32}  # channel counts that tensor cores take unpadded
 _NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -84,7 +85,7 @@ _NAMES: Mapping[int, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found."""
+    """One finding of the linter about a graph."""
 
     kind: str  # "batch_norm", "channels", "operator", "zero_point", "dynamic", "double"
     text: str
@@ -93,16 +94,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lint:
-    """The census of a graph, and what is odd about it."""
+    """Counts of a graph's nodes, weights and precisions, and the findings about it."""
 
     opset: int | None
     nodes: int
-    weights: Mapping[str, int]  # element type -> how many weight tensors
-    convolutions: Mapping[str, int]  # precision -> how many convolutions and products compute in it
+    weights: Mapping[str, int]  # element type -> number of weight tensors
+    convolutions: Mapping[str, int]  # precision -> number of convolutions and matrix products that compute in it
     findings: tuple[Finding, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as they stand in an artifact's facts."""
+        """Return JSON values for an artifact's facts."""
         return {
             "opset": self.opset,
             "nodes": self.nodes,
@@ -113,13 +114,13 @@ class Lint:
 
 
 def lint(model: ModelProto, precision: str) -> Lint:
-    """Read a graph that is meant to be in `precision`."""
+    """Count the nodes and types of a graph that is meant to compute in `precision`, and list the findings."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     types = types_of(model)
     computing = [node for node in graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
-    found = [
+    checks = [
         _find_training_nodes(graph.node),
         _find_unaligned_channels(computing, constants, producers, precision),
         _find_unsupported_operators(graph.node),
@@ -132,11 +133,12 @@ def lint(model: ModelProto, precision: str) -> Lint:
         nodes=len(graph.node),
         weights=_count_names(_NAMES.get(tensor.data_type, f"type {tensor.data_type}") for tensor in graph.initializer),
         convolutions=_count_names(_precision_of(node, types, producers) for node in computing),
-        findings=tuple(finding for finding in found if finding),
+        findings=tuple(finding for finding in checks if finding),
     )
 
 
 def _find_training_nodes(nodes: Any) -> Finding | None:
+    """Find batch norms and dropouts that the exporter did not fold or remove."""
     left = _count_names(node.op_type for node in nodes if node.op_type in _TRAINING)
     if not left:
         return None
@@ -149,6 +151,7 @@ def _find_training_nodes(nodes: Any) -> Finding | None:
 def _find_unaligned_channels(
     nodes: list[NodeProto], constants: Mapping[str, TensorProto], producers: Mapping[str, NodeProto], precision: str
 ) -> Finding | None:
+    """Find convolutions with output channels that tensor cores pad in this precision."""
     multiple = _CHANNEL_MULTIPLE.get(precision)
     if multiple is None:
         return None
@@ -167,12 +170,14 @@ def _find_unaligned_channels(
 
 
 def _find_unsupported_operators(nodes: Any) -> Finding | None:
+    """Find custom operators, and ONNX operators without an importer in TensorRT's parser."""
     own = {f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")}
     names = own | {node.op_type for node in nodes if not node.domain and node.op_type in UNSUPPORTED_BY_TENSORRT}
     return Finding("operator", f"TensorRT has no {', '.join(sorted(names))}", True) if names else None
 
 
 def _find_zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Finding | None:
+    """Find Q/DQ nodes with a zero point other than zero, which TensorRT does not accept."""
     shifted = [
         node.name
         for node in nodes
@@ -185,6 +190,7 @@ def _find_zero_points(nodes: Any, constants: Mapping[str, TensorProto]) -> Findi
 
 
 def _find_open_dimensions(inputs: Any) -> Finding | None:
+    """Find an input with dynamic dimensions besides the batch."""
     for value in inputs:
         dims = value.type.tensor_type.shape.dim
         free = [axis for axis, dim in enumerate(dims) if axis and not dim.HasField("dim_value")]
@@ -194,12 +200,13 @@ def _find_open_dimensions(inputs: Any) -> Finding | None:
 
 
 def _find_doubles(types: Mapping[str, int]) -> Finding | None:
+    """Find float64 values, a type that TensorRT does not have."""
     count = sum(kind == TensorProto.DOUBLE for kind in types.values())
     return Finding("double", f"{count} values are float64, which TensorRT does not have", True) if count else None
 
 
 def _precision_of(node: NodeProto, types: Mapping[str, int], producers: Mapping[str, NodeProto]) -> str:
-    """What a convolution computes in: the type of its input, or the type that input was quantised to."""
+    """Return the precision a convolution computes in: the type of its input, or its input's quantised type."""
     producer = producers.get(node.input[0])
     if producer is not None and producer.op_type == "DequantizeLinear":
         weight = producers.get(node.input[1])
@@ -209,7 +216,7 @@ def _precision_of(node: NodeProto, types: Mapping[str, int], producers: Mapping[
 
 
 def _weight_name(node: NodeProto, producers: Mapping[str, NodeProto]) -> str:
-    """The constant behind a node's second input, through the Q/DQ pair that may stand in between."""
+    """Return the name of the constant behind a node's second input, skipping a Q/DQ pair in between."""
     name = str(node.input[1])
     while (producer := producers.get(name)) and producer.op_type in ("QuantizeLinear", "DequantizeLinear"):
         name = str(producer.input[0])
@@ -217,4 +224,5 @@ def _weight_name(node: NodeProto, producers: Mapping[str, NodeProto]) -> str:
 
 
 def _count_names(names: Any) -> dict[str, int]:
+    """Count how often each name occurs, sorted by name."""
     return dict(sorted(Counter(names).items()))

@@ -1,7 +1,7 @@
-"""From a float32 ONNX file to one in another precision that passes its gate.
+"""Convert a float32 ONNX file to fp16, bf16, int8 or fp8, with the layers that hurt accuracy left in float32.
 
-Casting and quantisation know nothing of accuracy, the gate nothing of graphs; here they meet: a lowered graph
-that fails its gate is made again with the most sensitive layers left in float32, until it passes.
+A converted graph that fails its accuracy gate is made again with the most sensitive layers in float32,
+until it passes. casting.py and quantise.py do the conversion, layer_ranking.py chooses the layers.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def convert_file(
     quantiser: Quantiser = "ort",
     progress: Stage | None = None,
 ) -> Artifact:
-    """Write `path`, the graph of `source` in `precision`; parity is for the caller to require.
+    """Write `path`, the graph of `source` in `precision`. The result may still fail its gate: `require_parity` decides.
 
     Args:
         source: a float32 ONNX file, as `export_onnx` writes it.
         path: where to write.
         precision: fp16, bf16, int8 or fp8.
-        calibration: images as the graph takes them, (n, 3, height, width): quantisation takes its ranges from
-            them, and layers are ranked by the error they make on them.
-        reference: the model's answers that the result is held to; None lowers everything, unseen.
-        limits: what the result must keep.
-        quantiser: of int8; fp8 is ModelOpt's in any case.
-        progress: hears of every layer that is measured, where any have to be.
+        calibration: images in the form the graph accepts, (n, 3, height, width): quantisation takes its ranges from
+            them, and layers are ranked by the error they cause on them.
+        reference: the model's answers to compare with; None converts every layer, unchecked.
+        limits: the largest allowed differences from the reference.
+        quantiser: for int8; fp8 always uses ModelOpt.
+        progress: receives a step for each layer that is measured, if any have to be.
 
     Raises:
-        ExportError: no layer of it can have the precision.
+        ExportError: the network has no layer that can have the precision.
 
     Returns:
-        The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt.
+        The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt accuracy.
     """
     model = onnx.load(source)
     layers = castable_nodes(model, precision) if precision in CAST_PRECISIONS else quantisable_nodes(model)
@@ -69,7 +69,7 @@ def convert_file(
     else:
         converted = _convert_within_limits(convert, layers, source, precision, calibration, reference, limits, progress)
     artifact = write_onnx(converted.model, path, precision)
-    facts: dict[str, Any] = {"kept": list(converted.kept), "graphs_judged": converted.tried}
+    facts: dict[str, Any] = {"kept": list(converted.kept), "graphs_judged": converted.checked}
     if precision in QUANTISED_PRECISIONS:
         facts["quantiser"] = quantiser if precision == "int8" else "modelopt"
     return artifact.with_facts(**facts)
@@ -78,6 +78,7 @@ def convert_file(
 def _conversion(
     model: ModelProto, source: Path, precision: str, calibration: Tensor, quantiser: Quantiser
 ) -> Conversion:
+    """Return the function that makes the graph in `precision`, given the nodes to keep in float32."""
     if precision in CAST_PRECISIONS:
 
         def cast(keep: Collection[str]) -> ModelProto:
@@ -99,6 +100,8 @@ def _convert_within_limits(
     limits: Limits,
     progress: Stage | None,
 ) -> Converted:
+    """Convert all layers of a graph but the fewest, most sensitive ones that have to stay float32 for `limits`."""
+
     def open_converted(model: ModelProto) -> Any:
         if precision in CAST_PRECISIONS:
             return open_rounding_emulation(model)
@@ -116,8 +119,8 @@ def _convert_within_limits(
     (expected,) = exact.run(None, {name: images})
 
     def measure_error(model: ModelProto) -> float:
-        (found,) = open_converted(model).run(None, {name: images})
-        error = float(torch.from_numpy(found - expected).norm())
-        return error if error == error else float("inf")  # NaN would not sort
+        (actual,) = open_converted(model).run(None, {name: images})
+        error = float(torch.from_numpy(actual - expected).norm())
+        return error if error == error else float("inf")  # NaN cannot be sorted
 
     return convert_until_it_passes(convert, layers, find_problem, measure_error, progress=progress)

@@ -1,8 +1,8 @@
-"""From a PyTorch model to one ONNX file that says what it was asked to say.
+"""Export a PyTorch model to one ONNX file, and check the opset, the batch dimension and the inputs of the result.
 
-The exporter is torch's own (torch.export, then onnxscript's optimiser, which folds batch norms: the
-TensorRT parser refuses the unfolded graph). What it does silently is checked here: the opset it really
-produced, the batch dimension it really kept open. Whether the numbers agree is parity.py's question.
+The exporter is torch's own (torch.export, then onnxscript's optimiser, which folds batch norms: the TensorRT
+parser refuses the unfolded graph). It can change the opset or fix the batch dimension without an error, so both
+are checked here. parity.py compares the outputs with the model's.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"
 DEFAULT_OPSET = 20  # read by every TensorRT that we support
 _LARGEST_FILE_BYTES = 2**31 - 1  # protobuf's limit for one file
 
-# What the exporter notes about each node and is of no use on another machine: source lines (with the
-# paths of the machine that exported) and its intermediate graph. The module scopes stay.
+# Metadata of the exporter that is of no use on another machine: source lines (with paths of the exporting
+# machine) and its intermediate graph. The module scopes stay.
 _MACHINE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.")
 
 
@@ -43,9 +43,9 @@ def export_onnx(
     batch: Sequence[int] = (1, 8, 32),
     metadata: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write `model` as it behaves in eval mode to one ONNX file, input "images", output "logits".
+    """Write `model` in eval mode to one ONNX file with the input "images" and the output "logits".
 
-    The model itself is left as it was, training flags included.
+    The model itself is not changed, training flags included.
 
     Args:
         model: takes one tensor, returns one tensor of shape (batch, classes).
@@ -53,11 +53,11 @@ def export_onnx(
         path: where to write; weights are inside the file.
         opset: the ONNX operator set, 18 to 23.
         batch: (min, opt, max). The batch dimension is open, unless min equals max.
-        metadata: written to the file's metadata; values that are not text become JSON.
+        metadata: written to the file's metadata; values that are not text are written as JSON.
 
     Raises:
-        UsageError: `batch`, `opset` or `example_inputs` make no sense.
-        ExportError: the model cannot be exported, or not as asked.
+        UsageError: `batch`, `opset` or `example_inputs` is invalid.
+        ExportError: the model cannot be exported, or not with this opset or an open batch.
     """
     sizes = BatchRange.of(batch)
     choose_opset("fp32", opset)
@@ -71,7 +71,7 @@ def export_onnx(
 
 
 def write_onnx(proto: Any, path: Path, precision: str) -> Artifact:
-    """Write a graph, with its precision in the metadata, as one file that is whole or absent.
+    """Write a graph atomically as one file, with its precision in the metadata.
 
     Raises:
         ExportError: the graph is not valid ONNX, or does not fit in one file.
@@ -87,7 +87,7 @@ def write_onnx(proto: Any, path: Path, precision: str) -> Artifact:
 
 
 def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], sizes: BatchRange) -> Tensor:
-    """One image, repeated. Never a batch of one: tracing takes a size of 1 for a constant."""
+    """Repeat one image to a batch to trace with; at least 2 for an open batch, since tracing makes a 1 constant."""
     images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
     if not isinstance(example_inputs, Tensor) and len(example_inputs) != 1:
         raise UsageError(f"the model must take one tensor of images; {len(example_inputs)} inputs were given.")
@@ -99,8 +99,8 @@ def _example_batch(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]
 
 
 def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -> Any:
-    """Run torch's exporter; the result is an `onnx.ModelProto`."""
-    from passdeploy.export.onnx_operators import TRANSLATIONS  # imports onnxscript, which takes a while
+    """Run torch's exporter and return an `onnx.ModelProto`."""
+    from passdeploy.export.onnx_operators import TRANSLATIONS  # imports onnxscript, which is slow
 
     try:
         program = torch.onnx.export(
@@ -127,7 +127,7 @@ def _convert(model: nn.Module, example: Tensor, opset: int, *, is_fixed: bool) -
 
 
 def _require_requested(proto: Any, opset: int, sizes: BatchRange, model: nn.Module) -> None:
-    """What was asked is what was produced."""
+    """Raise ExportError unless the graph has the requested opset, one input, one output and the requested batch."""
     name = type(model).__name__
     produced, (oldest, newest) = find_opset(proto), EXPORTED_OPSETS
     if produced != opset:
@@ -150,7 +150,7 @@ def _require_requested(proto: Any, opset: int, sizes: BatchRange, model: nn.Modu
 
 
 def _require_valid(proto: Any, name: str) -> None:
-    """The graph is ONNX by the book, and small enough for one file."""
+    """Raise ExportError unless the graph is valid ONNX and small enough for one file."""
     import onnx
 
     if proto.ByteSize() > _LARGEST_FILE_BYTES:
@@ -165,7 +165,7 @@ def _require_valid(proto: Any, name: str) -> None:
 
 
 def _remove_machine_paths(proto: Any) -> None:
-    """Drop what names the exporting machine; same model, same bytes."""
+    """Remove metadata with paths of the exporting machine, so that the same model gives the same bytes anywhere."""
     owners = [proto, proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output]
     for owner in [*owners, *proto.graph.value_info, *proto.graph.initializer]:
         kept = [note for note in owner.metadata_props if not note.key.startswith(_MACHINE_METADATA)]
@@ -176,7 +176,7 @@ def _remove_machine_paths(proto: Any) -> None:
 
 
 def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
-    """Write `metadata` to the graph, in the place of entries of the same name."""
+    """Write `metadata` to the graph; entries of the same name are replaced."""
     kept = [(entry.key, entry.value) for entry in proto.metadata_props if entry.key not in metadata]
     del proto.metadata_props[:]
     for key, value in kept:
@@ -187,7 +187,7 @@ def _annotate(proto: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the innermost exception says; the exporter wraps it in pages of advice."""
+    """Describe the innermost exception in one line; the exporter wraps it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"

@@ -1,7 +1,7 @@
-"""One way to open an ONNX file in ONNX Runtime, for checking as for timing.
+"""ONNX Runtime sessions: open an ONNX file with a given execution provider, for checking and for timing.
 
-ONNX Runtime takes another provider without a word when the one asked for cannot start, so the
-provider that really runs is compared with the one that was asked for.
+ONNX Runtime falls back to another provider without an error when the requested one cannot start, so
+the provider that runs is compared with the requested one.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def open_session(
     is_optimised: bool = True,
     profile_to: Path | None = None,
 ) -> Any:
-    """An `onnxruntime.InferenceSession` on `threads` threads, of a file or of a graph in memory.
+    """Open an `onnxruntime.InferenceSession` for a file or a graph in memory.
 
-    Threads spin while a run lasts, which is the runtime's own default and its fastest mode, and stop
-    when it returns: two sessions in one process then do not steal each other's cores.
+    Threads spin during a run, which is the runtime's own default and its fastest mode, and stop when it
+    returns, so that two sessions in one process do not compete for cores.
 
     Args:
         source: the file, or the graph.
-        threads: of every operator.
-        provider: what must run it.
-        is_optimised: False takes the graph as it is.
-        profile_to: where ONNX Runtime's own profile goes, a path without its ending; None: no profile.
+        threads: number of threads within an operator.
+        provider: the execution provider that must run the graph.
+        is_optimised: False turns off ONNX Runtime's graph optimisations.
+        profile_to: path, without its suffix, of a profile that ONNX Runtime writes; None: no profile.
 
     Raises:
-        MissingError: onnxruntime is not installed, or `provider` is not what runs.
-        RunError: there is no such file.
+        MissingError: onnxruntime is not installed, or another provider than `provider` runs.
+        RunError: the file does not exist.
         CorruptArtifact: ONNX Runtime cannot read the file.
     """
     if isinstance(source, Path) and not source.is_file():
@@ -64,7 +64,7 @@ def open_session(
     try:
         content = str(source) if isinstance(source, Path) else source.SerializeToString()
         session = ort.InferenceSession(content, options, providers=[provider])
-    except Exception as error:  # its exceptions share no base class of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         shown = source if isinstance(source, Path) else "the graph"
         raise CorruptArtifact(
             f"ONNX Runtime {ort.__version__} cannot open {shown}.\nIt says: {first_line(error)}"

@@ -1,4 +1,4 @@
-"""What is gathered from exported files once they are there: a model repository for Triton, a bundle for the target."""
+"""Packaging of exported files: a model repository for Triton, a bundle for the machine that builds engines."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from passdeploy.export.triton import write_repository
 
 @dataclass(frozen=True)
 class Packaging:
-    """Which of them to write, and where: folders relative to that of the export."""
+    """The folders to write, relative to the folder of the export; None: not written."""
 
     triton: Path | None = None
     bundle: Path | None = None
 
     def write(
-        self, home: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples, *, name: str
+        self, folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples, *, name: str
     ) -> list[Artifact]:
-        """Write them; `name` is what Triton calls the model. Returns every file that was written."""
+        """Write the Triton repository and the bundle that are asked for, and return every file written.
+
+        Args:
+            folder: of the export, which the folders are relative to.
+            artifacts: the exported files.
+            settings: of the export.
+            samples: normalised images, for the bundle.
+            name: of the model in Triton.
+        """
         written: list[Artifact] = []
         if self.triton is not None:
-            written += write_repository(home / self.triton, artifacts, name=name)
+            written += write_repository(folder / self.triton, artifacts, name=name)
         if self.bundle is not None:
-            written += write_bundle(home / self.bundle, artifacts, settings, samples)
+            written += write_bundle(folder / self.bundle, artifacts, settings, samples)
         return written

@@ -1,13 +1,13 @@
-"""Does the exported graph compute what the PyTorch model does?
+"""Parity check: compare the outputs of an exported file with those of its PyTorch model.
 
-Both see the same images, real ones and noise, at several batch sizes: a branch that depends on the
-batch, or a batch that was frozen into the graph, shows only there. A file that fails is set aside
-under the suffix `.set_aside`, so that nobody deploys it by accident.
+Both run on the same images, real ones and noise, at several batch sizes, since a branch that depends on the batch,
+or a fixed batch in the graph, shows only there. A file that fails is renamed with the suffix `.rejected`, so that
+nobody deploys it by accident.
 
 The error is relative to the range of the outputs: max |a - b| / max |b| over one batch, where a is the
 exported graph's output and b the model's. A logit near zero then does not count as a large error.
-Graphs in fp16 and bf16 are judged by `casting.emulate_rounding`: ONNX Runtime's CPU kernels would compute
-fp16 in float32, where nothing overflows, and have no bf16 at all. What was run is in `Parity.ran`.
+Graphs in fp16 and bf16 are run through `casting.emulate_rounding` too: ONNX Runtime's CPU kernels compute
+fp16 in float32, where nothing overflows, and have no bf16 at all. `Parity.ran` names what was run.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relativ
 
 @dataclass(frozen=True)
 class ReferenceBatch:
-    """One batch, and what the model says of it."""
+    """One batch of images and the PyTorch model's outputs for it."""
 
     images: Tensor  # (batch, 3, height, width)
     expected: Tensor  # (batch, classes)
     labels: Tensor | None  # (batch,)
-    counted: int  # so many images at the start are real and in no other trial: they count for agreement and accuracy
-    is_real: bool
+    counted: int  # number of images, from the first on, that count for agreement and accuracy: each real one only once
+    is_real: bool  # False: noise
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The PyTorch model's answers, computed once for all the artifacts made of it."""
+    """The PyTorch model's outputs on all batches, computed once for all artifacts made from it."""
 
     batches: tuple[ReferenceBatch, ...]
     batch_sizes: tuple[int, ...]
@@ -54,14 +54,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Parity:
-    """How close an exported graph is to its model, over all images compared."""
+    """Differences between an exported graph and its model, over all images compared."""
 
     max_abs_error: float
     max_rel_error: float  # relative to the largest output of the batch
     max_rel_error_real: float | None  # the same without the noise; None where there was nothing but noise
-    top1_agreement: float  # share of the real images with the same answer (of noise, where there is nothing else)
+    top1_agreement: float  # share of the real images with the same top-1 class (of the noise, without real images)
     top1: float | None  # accuracy of the graph on the labelled images; None without labels
-    reference_top1: float | None  # and of the model
+    reference_top1: float | None  # accuracy of the model on the same images
     images: int
     real_images: int
     batch_sizes: tuple[int, ...]
@@ -69,11 +69,11 @@ class Parity:
 
     @property
     def top1_drop(self) -> float | None:
-        """How much of the model's accuracy is lost, a fraction; None without labels."""
+        """Loss of the model's accuracy, a fraction; None without labels."""
         return None if self.top1 is None or self.reference_top1 is None else self.reference_top1 - self.top1
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as they stand in an artifact's facts."""
+        """Return JSON values for an artifact's facts."""
         return {**asdict(self), "batch_sizes": list(self.batch_sizes), "top1_drop": self.top1_drop}
 
 
@@ -86,25 +86,25 @@ def compute_reference(
     is_real: bool = True,
     seed: int = 0,
 ) -> Reference:
-    """What `model`, in eval mode, says of real images and of as many of noise at every batch size.
+    """Run `model` in eval mode on real images and on noise, at every batch size.
 
     Args:
-        model: on the CPU; left as it was.
+        model: on the CPU; not changed.
         images: real images, shape (n, 3, height, width); at the largest batch size every one is used.
         labels: of the images, shape (n,).
-        batch_sizes: each is tried on real images and on noise with the mean and deviation of the real ones.
-        is_real: False where `images` are noise too: then agreement and accuracy do not count.
+        batch_sizes: each gets a batch of real images, and one of noise with their mean and standard deviation.
+        is_real: False if `images` are noise too, so that agreement and accuracy do not count.
         seed: of the noise.
     """
     if len(images) == 0:
         raise UsageError("parity needs at least one image to compare on.")
     batches = []
     with torch.no_grad(), evaluating(model):
-        for batch, indices, counted in _batches(images.detach().cpu().float(), batch_sizes, seed):
+        for inputs, indices, counted in _make_batches(images.detach().cpu().float(), batch_sizes, seed):
             known = labels[indices] if labels is not None and indices is not None else None
-            batches.append(ReferenceBatch(batch, model(batch), known, counted, is_real and indices is not None))
-    right = [_count_correct(batch.expected, batch) for batch in batches if batch.labels is not None]
-    top1 = sum(right) / len(images) if labels is not None else None
+            batches.append(ReferenceBatch(inputs, model(inputs), known, counted, is_real and indices is not None))
+    correct = [_count_correct(batch.expected, batch) for batch in batches if batch.labels is not None]
+    top1 = sum(correct) / len(images) if labels is not None else None
     return Reference(tuple(batches), tuple(batch_sizes), top1)
 
 
@@ -118,7 +118,9 @@ def check_parity(
     tolerance: float = LIMITS["fp32"].rel_error,
     seed: int = 0,
 ) -> Parity:
-    """Compare a float32 ONNX file in ONNX Runtime (CPU) with `model` in eval mode; arguments as for `compute_reference`.
+    """Compare a float32 ONNX file in ONNX Runtime (CPU) with `model` in eval mode; a file that fails is renamed.
+
+    The other arguments are those of `compute_reference`.
 
     Raises:
         ParityError: the largest relative error is above `tolerance`, or the graph does not run.
@@ -131,24 +133,24 @@ def check_parity(
 def require_parity(
     onnx_path: Path, reference: Reference, precision: str, limits: Limits, *, final: Path | None = None
 ) -> Parity:
-    """Compare a file with the reference; one that fails is renamed to `<name>.set_aside`.
+    """Compare an ONNX file with the reference; a file that fails is renamed to `<name>.rejected`.
 
     Args:
         onnx_path: the file.
-        reference: the model's answers.
+        reference: the model's outputs.
         precision: of the file.
-        limits: what it must keep.
-        final: what it is to be called; None: what it is called.
+        limits: the largest allowed differences.
+        final: the path that the file will get if it passes; None: its own path.
 
     Raises:
-        ParityError: it does not run, or is further away than `limits` allow.
+        ParityError: the file does not run, or differs by more than `limits` allow.
         MissingExtra: onnxruntime is not installed.
     """
     try:
         for session, ran in _open_sessions(onnx_path, precision):
             parity = measure_parity(session, reference, ran=ran)
             problem = gate_problem(parity, limits)
-            del session  # an open file cannot be renamed everywhere
+            del session  # some systems cannot rename an open file
             if problem is not None:
                 break
     except ParityError as error:
@@ -159,31 +161,31 @@ def require_parity(
 
 
 def _open_sessions(onnx_path: Path, precision: str) -> Iterator[tuple[Any, str]]:
-    """What runs a file here, and what that is called: the file itself, and a cast one with every value rounded."""
+    """Yield the sessions to compare a file in, each with its description for `Parity.ran`."""
     if precision == "fp8":
         yield open_unoptimised(onnx_path), f"{Parity.ran}, its optimiser off"
-    elif precision != "bf16":  # which has no kernels on a CPU
+    elif precision != "bf16":  # bf16 has no kernels on a CPU
         yield open_session(onnx_path, threads=torch.get_num_threads()), Parity.ran
     if precision in CAST_PRECISIONS:
-        words = "onnxruntime on the CPU, in float32 with every value rounded where it is stored"
-        yield open_rounding_emulation(onnx.load(onnx_path)), words
+        ran = "onnxruntime on the CPU, in float32 with every value rounded where it is stored"
+        yield open_rounding_emulation(onnx.load(onnx_path)), ran
 
 
 def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran) -> Parity:
-    """Run every trial through an ONNX Runtime session.
+    """Run every reference batch through an ONNX Runtime session, and compare the outputs.
 
     Raises:
-        ParityError: it does not run, or answers in another shape.
+        ParityError: a batch does not run, or its outputs have another shape.
     """
     name = session.get_inputs()[0].name
     max_abs, max_rel, max_rel_real = 0.0, 0.0, 0.0
-    agreeing, agreeing_noise, right = 0, 0, 0
+    agreeing, agreeing_noise, correct = 0, 0, 0
     for batch in reference.batches:
         try:
-            (found,) = session.run(None, {name: batch.images.numpy()})
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            (output,) = session.run(None, {name: batch.images.numpy()})
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise ParityError(f"does not run at batch {len(batch.images)}: {first_line(error)}") from error
-        actual = torch.from_numpy(found)
+        actual = torch.from_numpy(output)
         if actual.shape != batch.expected.shape:
             shapes = f"{tuple(actual.shape)} where the model returns {tuple(batch.expected.shape)}"
             raise ParityError(f"returns shape {shapes}")
@@ -193,19 +195,19 @@ def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran)
         if batch.is_real:
             max_rel_real = max(max_rel_real, relative)
             agreeing += int(same[: batch.counted].sum())
-            right += _count_correct(actual, batch)
+            correct += _count_correct(actual, batch)
         else:
             agreeing_noise += int(same.sum())
-    seen = sum(len(batch.images) for batch in reference.batches)
+    total = sum(len(batch.images) for batch in reference.batches)
     real = sum(batch.counted for batch in reference.batches if batch.is_real)
     return Parity(
         max_abs_error=max_abs,
         max_rel_error=max_rel,
         max_rel_error_real=max_rel_real if real else None,
-        top1_agreement=agreeing / real if real else agreeing_noise / seen,
-        top1=right / real if reference.top1 is not None and real else None,
+        top1_agreement=agreeing / real if real else agreeing_noise / total,
+        top1=correct / real if reference.top1 is not None and real else None,
         reference_top1=reference.top1 if real else None,
-        images=seen,
+        images=total,
         real_images=real,
         batch_sizes=reference.batch_sizes,
         ran=ran,
@@ -213,16 +215,16 @@ def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran)
 
 
 def gated_error(parity: Parity, limits: Limits) -> float:
-    """The relative error that `limits` are about: without the noise, where that lies outside what was calibrated."""
+    """Return the relative error that `limits` apply to: over all batches, or over those of real images only."""
     if limits.counts_noise or parity.max_rel_error_real is None or not parity.max_rel_error < inf:
         return parity.max_rel_error
     return parity.max_rel_error_real
 
 
 def gate_problem(parity: Parity, limits: Limits) -> str | None:
-    """What `limits` do not allow, or None. One image more or less decides nothing: a share may miss by one.
+    """Describe the first limit that is exceeded, or return None; agreement and accuracy may miss theirs by one image.
 
-    Agreement and accuracy count on real images only; on noise the answers of a network are close to a draw.
+    Agreement and accuracy count on real images only, since the top-1 class of noise is close to random.
     """
     error = gated_error(parity, limits)
     if not error <= limits.rel_error:
@@ -240,19 +242,19 @@ def gate_problem(parity: Parity, limits: Limits) -> str | None:
 
 
 def open_rounding_emulation(model: ModelProto) -> Any:
-    """A session that computes what a cast graph does, rounding included; see `casting.emulate_rounding`."""
-    return open_unoptimised(emulate_rounding(model))  # optimisations could drop the very casts that round
+    """Open a session that computes what a cast graph does, rounding included; see `casting.emulate_rounding`."""
+    return open_unoptimised(emulate_rounding(model))  # optimisations could remove the casts that round
 
 
 def open_unoptimised(source: Path | ModelProto) -> Any:
-    """A session that runs a graph as written: ONNX Runtime's optimiser (1.32) makes fp8 graphs compute nonsense."""
+    """Open a session without graph optimisations, with which ONNX Runtime (1.32) computes wrong results in fp8."""
     return open_session(source, threads=torch.get_num_threads(), is_optimised=False)
 
 
 def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
-    """The largest absolute error, and the same relative to the largest |expected|.
+    """Return the largest absolute error, and the same divided by the largest |expected|.
 
-    A value that is not finite on either side is an infinite error.
+    Both are infinite if a value on either side is not finite.
 
     >>> errors_between(torch.tensor([1.0, 4.5]), torch.tensor([1.0, 5.0]))
     (0.5, 0.1)
@@ -264,27 +266,30 @@ def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def rejected_path(path: Path) -> Path:
-    """What a file is called that failed its gate."""
+    """Return the path that a file gets when it fails its parity check."""
     return path.with_name(path.name + ".rejected")
 
 
-def set_aside(path: Path, what: str, final: Path | None = None) -> ParityError:
-    """Set the file aside, beside where it lies or where it was to go, and say why."""
+def set_aside(path: Path, problem: str, final: Path | None = None) -> ParityError:
+    """Rename a file to `<final>.rejected`, and return the error that states its problem."""
     final = final or path
-    aside = rejected_path(final)
-    path.replace(aside)
-    return ParityError(f"{final.name} {what}.\nThe file was set aside as {aside}; do not deploy it.")
+    rejected = rejected_path(final)
+    path.replace(rejected)
+    return ParityError(f"{final.name} {problem}.\nThe file was set aside as {rejected}; do not deploy it.")
 
 
-def _count_correct(answers: Tensor, batch: ReferenceBatch) -> int:
-    """How many of the trial's fresh images are answered with their label."""
+def _count_correct(outputs: Tensor, batch: ReferenceBatch) -> int:
+    """Count those of the batch's counted images whose top-1 class is their label; 0 without labels."""
     if batch.labels is None:
         return 0
-    return int((answers.argmax(1) == batch.labels)[: batch.counted].sum())
+    return int((outputs.argmax(1) == batch.labels)[: batch.counted].sum())
 
 
-def _batches(images: Tensor, sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-    """Images, which real ones they are (None: noise), and how many of these are new. At the largest size: all."""
+def _make_batches(images: Tensor, sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+    """Yield batches of real images, and one of noise for each size: (inputs, indices of the images, counted).
+
+    The indices are None for noise. All images are used and counted at the largest size, none is counted elsewhere.
+    """
     generator = torch.Generator().manual_seed(seed)
     dims = (0, 2, 3)
     mean, std = images.mean(dims, keepdim=True), images.std(dims, keepdim=True, correction=0).clamp_min(1e-3)

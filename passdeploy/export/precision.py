@@ -1,7 +1,7 @@
-"""The precisions an artifact can have, and how far each may be from the PyTorch model.
+"""Precisions of exported files, their accuracy limits against the PyTorch model, and their ONNX opsets.
 
-Precision lives in the graph: TensorRT 11 has no flags for it. fp16 and bf16 are cast (casting.py), int8 and
-fp8 are quantised (quantise.py); inputs and outputs are float32 in all of them.
+The precision is part of the ONNX graph: TensorRT 11 has no flags for it. fp16 and bf16 are cast (casting.py),
+int8 and fp8 are quantised (quantise.py); inputs and outputs are float32 in all of them.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from passdeploy.errors import UsageError
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 CAST_PRECISIONS, QUANTISED_PRECISIONS = ("fp16", "bf16"), ("int8", "fp8")
 
-EXPORTED_OPSETS = (18, 23)  # what torch's exporter writes without converting
-# The first ONNX operator set in which convolutions, and so our networks, have the type.
+EXPORTED_OPSETS = (18, 23)  # the oldest and newest that torch's exporter writes without converting
+# The first ONNX operator set in which convolutions have the type.
 OLDEST_OPSETS: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
-# From opset 21 on, ONNX Runtime's optimiser (1.32) can break an int8 graph that is valid: where it moves a quantisation
-# past a slice (QDQPropagationTransformer) it forgets the zero point, and then refuses to open its own result.
+# From opset 21 on, ONNX Runtime's optimiser (1.32) can break a valid int8 graph: where it moves a quantisation past a
+# slice (QDQPropagationTransformer) it drops the zero point, and then refuses to open its own result.
 NEWEST_OPSETS: Mapping[str, int] = {"int8": 20}
 DEFAULT_OPSETS: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an artifact may differ by; see parity.Parity for how each is measured."""
+    """The largest differences allowed between an artifact and its model, as measured in `parity.Parity`."""
 
-    rel_error: float
-    top1_agreement: float  # share of the real images with the same answer, at least
-    top1_drop: float  # of the accuracy on labelled images, at most; a fraction
-    counts_noise: bool = True  # False: what lies outside the calibrated range is clipped, on purpose
+    rel_error: float  # at most
+    top1_agreement: float  # share of the real images with the same top-1 class, at least
+    top1_drop: float  # loss of accuracy on labelled images, at most; a fraction
+    counts_noise: bool = True  # False: noise lies outside the calibrated range, where quantisation clips on purpose
 
 
 LIMITS: Mapping[str, Limits] = {
@@ -43,26 +43,26 @@ LIMITS: Mapping[str, Limits] = {
 
 
 def parse_precisions(names: Sequence[str]) -> tuple[str, ...]:
-    """The precisions asked for, each once, in the order given.
+    """Check the names of precisions, and return each once, in the order given.
 
     Raises:
-        UsageError: one of them is unknown, or none is given.
+        UsageError: a name is unknown, or none is given.
 
     >>> parse_precisions(["fp16", "fp32", "fp16"])
     ('fp16', 'fp32')
     """
     unknown = [name for name in names if name not in PRECISIONS]
     if unknown or not names:
-        asked = f"no precision {unknown[0]!r}" if unknown else "no precision was asked for"
-        raise UsageError(f"{asked}: choose from {', '.join(PRECISIONS)}.\nFor example: --precision fp32,fp16")
+        problem = f"unknown precision {unknown[0]!r}" if unknown else "no precision was given"
+        raise UsageError(f"{problem}: choose from {', '.join(PRECISIONS)}.\nFor example: --precision fp32,fp16")
     return tuple(dict.fromkeys(names))
 
 
 def choose_opset(precision: str, asked: int | None) -> int:
-    """The ONNX operator set for a precision: the one asked for, or the usual one.
+    """Return the ONNX operator set for a precision: `asked`, or the default one where that is None.
 
     Raises:
-        UsageError: it cannot be written, the precision does not exist in it, or ONNX Runtime does not open the result.
+        UsageError: it cannot be written, does not have the precision, or ONNX Runtime does not open the result.
 
     >>> choose_opset("fp16", None), choose_opset("bf16", None)
     (20, 22)

@@ -1,4 +1,4 @@
-"""Networks that take plain pixels: the normalisation of the training images becomes part of the graph."""
+"""Input normalisation inside the network, so that the exported graph accepts RGB pixels from 0 to 255."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ PIXELS, NORMALISED = "RGB pixels, 0 to 255", "RGB in [0, 1], less mean, divided 
 
 
 class OnPixels(nn.Module):
-    """`network` behind the normalisation its images had in training.
+    """A network with the normalisation of its training images in front, so that it accepts pixels.
+
+    The name of this class is part of the scopes in ONNX files.
 
     Args:
         network: takes normalised images (batch, 3, height, width).
-        mean, std: of pixels in [0, 1], one of each per colour.
+        mean, std: of pixels in [0, 1], one value per colour channel.
     """
 
     scale: Tensor
@@ -30,9 +32,9 @@ class OnPixels(nn.Module):
         self.register_buffer("offset", -means / stds, persistent=False)
 
     def forward(self, pixels: Tensor) -> Any:
-        """What the network says of RGB pixels, float32 from 0 to 255, (batch, 3, height, width)."""
+        """Normalise RGB pixels, float32 from 0 to 255, (batch, 3, height, width), and run the network on them."""
         return self.network(pixels * self.scale + self.offset)
 
     def pixels_of(self, images: Tensor) -> Tensor:
-        """The pixels that normalised images were made from: whole numbers from 0 to 255, as float32."""
+        """Undo the normalisation: return pixels, whole numbers from 0 to 255 as float32."""
         return ((images - self.offset) / self.scale).round().clamp(0, 255)

@@ -1,10 +1,10 @@
-"""From a float32 ONNX graph to one with int8 (or fp8) weights and activations, as Q/DQ pairs TensorRT accepts.
+"""Quantise a float32 ONNX graph to int8 or fp8 weights and activations, as Q/DQ pairs that TensorRT accepts.
 
-TensorRT wants symmetric quantisation: no zero points, weights per output channel, and pairs at the *inputs* of
-convolutions, products and sums only, so that a convolution still fuses with its bias and activation. int8 is
-ONNX Runtime's quantiser with these settings, or ModelOpt's; fp8 is ModelOpt's alone.
+TensorRT needs symmetric quantisation: no zero points, weights per output channel, and Q/DQ pairs only at the
+*inputs* of convolutions, products and sums, so that a convolution still fuses with its bias and activation.
+int8 uses ONNX Runtime's quantiser with these settings, or ModelOpt's; fp8 uses ModelOpt's.
 
-Calibration runs once; graphs with more layers kept in float32 are then made from the same ranges.
+ONNX Runtime calibrates once; graphs with more layers kept in float32 are then made from the same ranges.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.quiet import quietly
 
 Quantiser = Literal["ort", "modelopt"]
-Conversion = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the graph without them
+Conversion = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the converted graph
 
 QUANTISED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
-_CALIBRATION_BATCH = 16  # all activations of one batch are in memory at a time
+_CALIBRATION_BATCH = 16  # images; all activations of one batch are in memory at the same time
 
 
 def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
-    """How to make int8 graphs of a float32 file, calibrated on `images` (n, 3, height, width), as the file takes them.
+    """Calibrate a float32 file, and return the function that makes its int8 graphs with ONNX Runtime.
+
+    Args:
+        onnx_path: the float32 file.
+        images: to calibrate on, in the form the file accepts, (n, 3, height, width).
 
     Raises:
         UsageError: there are no images to calibrate on.
@@ -44,9 +48,12 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
     source = onnx.shape_inference.infer_shapes(onnx.load(onnx_path))
     with tempfile.TemporaryDirectory() as scratch, quietly():
         calibrator = quantization.create_calibrator(
-            str(onnx_path), list(QUANTISED_OPERATORS), augmented_model_path=str(Path(scratch) / "augmented.onnx"),
-            calibrate_method=quantization.CalibrationMethod.MinMax, extra_options={"symmetric": True},
-        )  # fmt: skip
+            str(onnx_path),
+            list(QUANTISED_OPERATORS),
+            augmented_model_path=str(Path(scratch) / "augmented.onnx"),
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            extra_options={"symmetric": True},
+        )
         calibrator.collect_data(_CalibrationReader(images))
         ranges = calibrator.compute_data()
         del calibrator
@@ -56,30 +63,42 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
         copy.CopyFrom(source)
         with quietly():
             quantiser = quantization.QDQQuantizer(
-                copy, True, False, quantization.QuantType.QInt8, quantization.QuantType.QInt8, ranges, [],
-                list(keep), list(QUANTISED_OPERATORS),
-                {
+                model=copy,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=quantization.QuantType.QInt8,
+                activation_qType=quantization.QuantType.QInt8,
+                tensors_range=ranges,
+                nodes_to_quantize=[],
+                nodes_to_exclude=list(keep),
+                op_types_to_quantize=list(QUANTISED_OPERATORS),
+                extra_options={
                     "ActivationSymmetric": True,
                     "WeightSymmetric": True,
                     "QuantizeBias": False,
                     "OpTypesToExcludeOutputQuantization": list(QUANTISED_OPERATORS),
                 },
-            )  # fmt: skip
+            )
             quantiser.quantize_model()
-            quantiser.model.topological_sort()  # it appends its nodes at the end
-        made: ModelProto = quantiser.model.model
-        return made
+            quantiser.model.topological_sort()  # the quantiser appends its nodes at the end
+        quantised: ModelProto = quantiser.model.model
+        return quantised
 
     return convert
 
 
 def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conversion:
-    """The same with NVIDIA ModelOpt, for int8 or fp8; it calibrates anew each time.
+    """Return the function that makes int8 or fp8 graphs of a float32 file with NVIDIA ModelOpt, calibrating each time.
+
+    Args:
+        onnx_path: the float32 file.
+        images: to calibrate on, in the form the file accepts, (n, 3, height, width).
+        precision: int8 or fp8.
 
     Raises:
         UsageError: there are no images to calibrate on.
         MissingExtra: ModelOpt is not installed.
-        ExportError (when lowering): ModelOpt cannot do it.
+        ExportError: raised by the returned function, where ModelOpt cannot quantise the file.
     """
     if len(images) == 0:
         raise UsageError(f"{precision} needs real images to calibrate on, and there are none.")
@@ -93,11 +112,16 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
             try:
                 with quietly(), _undo_monkeypatching("onnxruntime.quantization"):
                     quantization.quantize(
-                        onnx_path=str(onnx_path), quantize_mode=precision, calibration_data={INPUT: images.numpy()},
-                        calibration_method="max", calibration_eps=["cpu"], high_precision_dtype="fp32",
-                        nodes_to_exclude=[f"^{name}$" for name in keep], output_path=str(path),
-                    )  # fmt: skip
-            except Exception as error:  # its errors share no base class
+                        onnx_path=str(onnx_path),
+                        quantize_mode=precision,
+                        calibration_data={INPUT: images.numpy()},
+                        calibration_method="max",
+                        calibration_eps=["cpu"],
+                        high_precision_dtype="fp32",
+                        nodes_to_exclude=[f"^{name}$" for name in keep],
+                        output_path=str(path),
+                    )
+            except Exception as error:  # ModelOpt's errors have no common base class
                 raise ExportError(f"ModelOpt cannot make {onnx_path.name} {precision}: {first_line(error)}") from error
             return onnx.load(path)
 
@@ -106,9 +130,9 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
 
 @contextmanager
 def _undo_monkeypatching(package: str) -> Iterator[None]:
-    """What is exchanged inside in a package's modules, their classes and tables, is afterwards what it was.
+    """Restore a package's modules, their classes and dictionaries afterwards to what they were before.
 
-    ModelOpt does that to ONNX Runtime's quantiser, which then fails when it is used by itself.
+    ModelOpt replaces parts of ONNX Runtime's quantiser, which then fails when it is used without ModelOpt.
     """
     modules = [module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")]
     values = [value for module in modules for name, value in vars(module).items() if not name.startswith("__")]
@@ -128,18 +152,21 @@ def _undo_monkeypatching(package: str) -> Iterator[None]:
 
 
 def quantisable_nodes(model: ModelProto) -> tuple[str, ...]:
-    """The nodes that would be quantised, by name, in the order of the graph."""
+    """Return the names of the nodes that would be quantised, in the order of the graph."""
     return tuple(node.name for node in model.graph.node if node.op_type in QUANTISED_OPERATORS)
 
 
 class _CalibrationReader:
-    """ONNX Runtime's `CalibrationDataReader`, by duck typing: its module is imported only where it is installed."""
+    """Batches of calibration images, with the interface of ONNX Runtime's `CalibrationDataReader`.
+
+    It does not inherit from that class, so that this module imports without ONNX Runtime.
+    """
 
     def __init__(self, images: Tensor) -> None:
         self._batches: Iterator[Tensor] = iter(images.split(_CALIBRATION_BATCH))
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch by input name, None after the last."""
+        """Return the next batch as {input name: images}, None after the last."""
         batch = next(self._batches, None)
         return None if batch is None else {INPUT: batch.numpy()}
 

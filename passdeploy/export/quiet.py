@@ -1,6 +1,6 @@
-"""Silence for libraries that print, log and warn about their own steps; none of it is for our user.
+"""A context manager that suppresses the output, log messages and warnings of other libraries.
 
-What they print would also stand between the braces of `--json`.
+Exporters and quantisers print about their own steps, which would also end up in the output of `--json`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Nothing is heard of what happens inside but its exceptions."""
+    """Suppress stdout, stderr, warnings and log messages inside; exceptions still pass."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

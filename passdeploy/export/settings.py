@@ -1,4 +1,4 @@
-"""Options of an export, the images it is checked with, and whether this machine can carry it out."""
+"""Settings of an export, the images it is checked with, and a check that this machine can carry it out."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from passdeploy.export.trt_engine import EngineOptions
 
 EXPORT_KINDS = ("onnx", "trt", "torch-trt")
 
-
-# How many real images are compared on: 64 show an error, a share of 0.5 % needs more; and calibrated on.
-CHECK_IMAGES, CHECK_IMAGES_FP32, CALIBRATION_IMAGES = 512, 64, 256
+CHECK_IMAGES = 512  # real images to compare on, enough to see a change of 0.5 % in agreement or accuracy
+CHECK_IMAGES_FP32 = 64  # the same for fp32 alone, where any error shows on a few images
+CALIBRATION_IMAGES = 256  # real images to calibrate quantisation on, and to rank layers with
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export."""
+    """Formats, precisions, batch sizes and options of an export."""
 
-    kinds: tuple[str, ...] = ("onnx",)  # an engine needs its ONNX file, so that is written either way
+    kinds: tuple[str, ...] = ("onnx",)  # of `EXPORT_KINDS`; ONNX is always written, since engines are built from it
     precisions: tuple[str, ...] = ("fp32",)
     batch: tuple[int, ...] = (1, 8, 32)  # (min, opt, max)
-    opset: int | None = None  # None: what suits the precision
-    takes_pixels: bool = False  # normalisation inside the graph
+    opset: int | None = None  # None: the default for the precision
+    takes_pixels: bool = False  # True: normalisation inside the graph
     fp32_tolerance: float = LIMITS["fp32"].rel_error
-    max_drop: float | None = None  # of top-1, a fraction; None: the usual for the precision
+    max_drop: float | None = None  # largest loss of top-1, a fraction; None: the default for the precision
     quantiser: Quantiser = "ort"
     flavour: Flavour = "tensorrt"
     engine: EngineOptions = field(default_factory=EngineOptions)
 
     def limits(self, precision: str) -> Limits:
-        """The gate of a precision."""
+        """Return the largest differences from the model that a file of this precision may have."""
         limits = LIMITS[precision]
         if precision == "fp32":
             limits = replace(limits, rel_error=self.fp32_tolerance)
@@ -50,10 +50,10 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class Samples:
-    """Normalised images to check and to calibrate on, (n, 3, height, width), and how they were normalised."""
+    """Normalised images to check and to calibrate on, (n, 3, height, width), and their normalisation."""
 
-    images: Tensor  # real ones that the model was not trained on; empty where there are none
-    calibration: Tensor  # others, likewise
+    images: Tensor  # to check on: real images that the model was not trained on; empty where there are none
+    calibration: Tensor  # to calibrate on: other real images; empty where there are none
     image_shape: tuple[int, ...]  # (3, height, width)
     mean: Sequence[float]
     std: Sequence[float]
@@ -61,35 +61,35 @@ class Samples:
 
     @classmethod
     def of(cls, data: ImageData, settings: ExportSettings) -> Samples:
-        """Test images to check on and training images to calibrate on, as many as the precisions need."""
+        """Take test images to check on and training images to calibrate on, as many as the precisions need."""
         has_conversion = set(settings.precisions) != {"fp32"}
         images, labels = _take_images(data.test, CHECK_IMAGES if has_conversion else CHECK_IMAGES_FP32)
         calibration, _ = _take_images(data.train, CALIBRATION_IMAGES if has_conversion else 1)
         return cls(images, calibration, data.image_shape, data.mean, data.std, labels)
 
     def as_graph_inputs(self, settings: ExportSettings) -> Samples:
-        """As the exported graphs take them: pixels, where they normalise by themselves."""
+        """Return the samples in the form the exported graphs accept: pixels, where the graphs normalise."""
         if not settings.takes_pixels:
             return self
-        from_images = OnPixels(nn.Identity(), self.mean, self.std).pixels_of
-        return replace(self, images=from_images(self.images), calibration=from_images(self.calibration))
+        to_pixels = OnPixels(nn.Identity(), self.mean, self.std).pixels_of
+        return replace(self, images=to_pixels(self.images), calibration=to_pixels(self.calibration))
 
     @classmethod
     def empty(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:
-        """No real images at all."""
-        empty = torch.empty(0, *image_shape)
-        return cls(empty, empty, image_shape, mean, std)
+        """Return samples without any images."""
+        no_images = torch.empty(0, *image_shape)
+        return cls(no_images, no_images, image_shape, mean, std)
 
 
 def require_possible(settings: ExportSettings, samples: Samples | None = None) -> None:
-    """Everything that is asked for makes sense and can be done here.
+    """Raise unless `settings` are valid and this machine can carry them out.
 
     Args:
-        settings: what is asked for.
-        samples: where they are known already.
+        settings: of the export.
+        samples: images of the export, where they are known already.
 
     Raises:
-        UsageError: an unknown kind or precision, a batch that is no range, or int8 without images to calibrate on.
+        UsageError: an unknown kind or precision, an invalid batch range, or int8 without images to calibrate on.
         MissingError: TensorRT, Torch-TensorRT or a quantiser is missing.
     """
     if unknown := sorted(set(settings.kinds) - set(EXPORT_KINDS)):
@@ -109,9 +109,9 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
         settings.engine.require_possible(settings.flavour)
         load_trt(settings.flavour)
     if "torch-trt" in settings.kinds:
-        if other := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
+        if unsupported := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
             raise UsageError(
-                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(other)}.\n"
+                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(unsupported)}.\n"
                 "Export those with --onnx or --trt in a command of their own."
             )
         compile_settings("fp32", settings.engine)
@@ -119,6 +119,6 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
 
 
 def _take_images(split: Split, count: int) -> tuple[Tensor, Tensor]:
-    """Up to `count` images of a split and their labels, always the same ones, of all classes."""
+    """Take up to `count` images of a split and their labels, always the same ones, from all classes."""
     images, labels = next(split.batches(max(1, min(count, len(split))), epoch=0))
     return images, labels

@@ -1,11 +1,11 @@
-"""From a model to a program of PyTorch and TensorRT (Torch-TensorRT), saved as `.pt2`.
+"""Compile a model with Torch-TensorRT, save the program as `.pt2`, and compare it with the model.
 
-What TensorRT cannot take stays in PyTorch, which costs a switch between the two each time; how much stayed is
-counted and reported. Torch-TensorRT pins its own torch and TensorRT, so it lives in an environment of its own,
-and it needs a GPU even to be imported.
+Operators that TensorRT does not support stay in PyTorch, and each change between the two costs time, so
+`partition_report` counts them. Torch-TensorRT pins its own torch and TensorRT, so it needs an environment of its own,
+and a GPU even to be imported.
 
-Its `compile(ir="dynamo", enabled_precisions=...)` takes that argument and ignores it, so `dynamo.compile` is called
-directly, on an exported program; fp16 and bf16 are its own autocast, with float32 inputs and outputs.
+Its `compile(ir="dynamo", enabled_precisions=...)` accepts that argument and ignores it, so `dynamo.compile` is called
+directly, on an exported program; fp16 and bf16 use its autocast, with float32 inputs and outputs.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from passdeploy.runtime.versions import package_versions
 
 PROGRAM_PRECISIONS = ("fp32", "fp16", "bf16")
 _AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Releases that were made for each other (from the packages' own requirements).
+# Releases that belong together (from the packages' own requirements).
 VERSION_MATRIX = (
     {"torch": "2.14", "torch-tensorrt": "2.14", "tensorrt-cu13": "11.1"},
     {"torch": "2.13", "torch-tensorrt": "2.13", "tensorrt-cu13": "11.0"},
 )
-_TENSORRT_PART, _PYTORCH_PART = "_run_on_acc", "_run_on_gpu"  # how its partitioner calls the parts for TensorRT and for PyTorch
+# Prefixes that Torch-TensorRT's partitioner gives to the submodules.
+_TENSORRT_PART, _PYTORCH_PART = "_run_on_acc", "_run_on_gpu"
 
 
 def load_torch_trt() -> Any:
-    """Import `torch_tensorrt`, which fails in many ways, none of them an ImportError.
+    """Import `torch_tensorrt`, and turn all the exceptions with which that can fail into a MissingError.
 
     Raises:
-        MissingError: no GPU, not installed, or its torch and TensorRT are not the ones here.
+        MissingError: no GPU, not installed, or made for another torch or TensorRT than those installed.
     """
     require_gpu("a Torch-TensorRT program", hint="Run `passdeploy export --torch-trt` on the machine with the GPU.")
     install = "In an environment of its own: pip install 'passdeploy[torch-trt]'"
@@ -53,15 +54,20 @@ def load_torch_trt() -> Any:
     except ModuleNotFoundError as error:
         if error.name == "torch_tensorrt":
             raise MissingError(f"Torch-TensorRT is not installed.\n{install}") from error
-        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}") from error
+        raise _load_failure(error, install) from error
     except Exception as error:  # libraries that do not fit together end in a plain Exception, RuntimeError or OSError
-        raise MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}") from error
+        raise _load_failure(error, install) from error
+
+
+def _load_failure(error: Exception, install: str) -> MissingError:
+    """Make the error for a Torch-TensorRT that is installed and does not load."""
+    return MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}")
 
 
 def version_matrix_text() -> str:
-    """What is installed, and which releases belong together, in one line."""
-    found = package_versions()
-    here = ", ".join(f"{name} {found[name]}" for name in VERSION_MATRIX[0] if name in found)
+    """State in one line the releases that are installed, and those that belong together."""
+    installed = package_versions()
+    here = ", ".join(f"{name} {installed[name]}" for name in VERSION_MATRIX[0] if name in installed)
     fitting = "; ".join(", ".join(f"{name} {release}" for name, release in row.items()) for row in VERSION_MATRIX)
     return f"Here: {here}. Made for each other: {fitting}."
 
@@ -79,18 +85,18 @@ def compile_program(
     """Compile `model` for this machine's GPU, save it as `path` (.pt2) and compare it with the model.
 
     Args:
-        model: on the CPU; left as it was.
+        model: on the CPU; not changed.
         images: real images or noise, (n, 3, height, width).
-        path: where to write; a program that fails its gate is renamed to `<name>.set_aside`.
+        path: where to write; a program that fails its parity check is renamed to `<name>.rejected`.
         precision: fp32, fp16 or bf16.
         batch: (min, opt, max).
-        options: those that Torch-TensorRT has too.
-        limits: what the program must keep.
+        options: engine options, of those that Torch-TensorRT has too.
+        limits: the largest allowed differences from the model.
 
     Raises:
         MissingError: see `load_torch_trt`.
-        ExportError: it cannot be compiled.
-        ParityError: it does not compute what the model does.
+        ExportError: Torch-TensorRT cannot compile the model.
+        ParityError: the program differs from the model by more than `limits` allow.
     """
     torch_trt = load_torch_trt()
     sizes, options = BatchRange.of(batch), options or EngineOptions()
@@ -98,10 +104,13 @@ def compile_program(
     image_shape = tuple(images.shape[1:])
     input_specs = [
         torch_trt.Input(
-            min_shape=(sizes.smallest, *image_shape), opt_shape=(sizes.typical, *image_shape),
-            max_shape=(sizes.largest, *image_shape), dtype=torch.float32, name=INPUT,
+            min_shape=(sizes.smallest, *image_shape),
+            opt_shape=(sizes.typical, *image_shape),
+            max_shape=(sizes.largest, *image_shape),
+            dtype=torch.float32,
+            name=INPUT,
         )
-    ]  # fmt: skip
+    ]
     module = copy.deepcopy(model).cuda()
     dynamic = None
     if not sizes.is_fixed:
@@ -111,15 +120,15 @@ def compile_program(
             example = torch.zeros(sizes.typical if sizes.is_fixed else max(2, sizes.typical), *image_shape).cuda()
             program = torch.export.export(module, (example,), dynamic_shapes=dynamic)
             compiled = torch_trt.dynamo.compile(program, arg_inputs=input_specs, **compile_settings(precision, options))
-    except Exception as error:  # exporter, converters and builder raise what they like
+    except Exception as error:  # the exporter, the converters and the builder raise all kinds of exceptions
         raise ExportError(
             f"Torch-TensorRT cannot compile {type(model).__name__}: {first_line(error)}\n"
-            "passdeploy export --trt takes the other road, through ONNX."
+            "Try passdeploy export --trt, which builds an engine through ONNX."
         ) from error
     report = partition_report(compiled)
     with atomic_path(path) as draft:
         torch_trt.save(compiled, str(draft), output_format="exported_program", arg_inputs=input_specs)
-        try:  # what was saved is judged, not what was compiled
+        try:  # compare the saved program, not the compiled one
             saved = torch_trt.load(str(draft)).module()
             parity = measure_parity(_SessionAdapter(saved), reference, ran="torch-tensorrt on the GPU")
             problem = gate_problem(parity, limits)
@@ -132,7 +141,7 @@ def compile_program(
 
 
 def compile_settings(precision: str, options: EngineOptions) -> dict[str, Any]:
-    """The keywords of `dynamo.compile`. It takes unknown ones without a word, so only these are ever given.
+    """Return the keywords for `dynamo.compile`, which silently ignores those that it does not know.
 
     Raises:
         UsageError: an option that Torch-TensorRT programs do not have here.
@@ -155,10 +164,10 @@ def compile_settings(precision: str, options: EngineOptions) -> dict[str, Any]:
 
 
 def partition_report(compiled: nn.Module) -> dict[str, Any]:
-    """How much of a compiled program TensorRT runs, and what stayed in PyTorch.
+    """Count the TensorRT engines of a compiled program, and the operations that stayed in PyTorch.
 
     Returns:
-        `engines`, `torch_parts`, `torch_operations` (how many), and `torch_operators`: which, the most frequent first.
+        Counts `engines`, `torch_parts` and `torch_operations`; and `torch_operators`, name -> count, largest first.
     """
     operators: dict[str, int] = {}
     parts = {name: part for name, part in compiled.named_children() if _PYTORCH_PART in name}
@@ -176,17 +185,17 @@ def partition_report(compiled: nn.Module) -> dict[str, Any]:
 
 
 class _SessionAdapter:
-    """A module on the GPU behind the two calls of an ONNX Runtime session that parity makes."""
+    """A module on the GPU with the part of an ONNX Runtime session's interface that `measure_parity` uses."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self.name = INPUT
 
     def get_inputs(self) -> list[Any]:
-        """One input, called as in our ONNX files."""
+        """Return the one input, whose name is that in our ONNX files."""
         return [self]
 
     def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
-        """The outputs for a batch, as NumPy arrays."""
+        """Run a batch on the GPU, and return the outputs as NumPy arrays."""
         with torch.no_grad():
             return [self._module(torch.from_numpy(inputs[INPUT]).cuda()).float().cpu().numpy()]

@@ -1,11 +1,10 @@
-"""A model repository for NVIDIA's Triton server, one model for each artifact that it can serve.
+"""Model repositories for NVIDIA's Triton Inference Server, with one model for each exported network and precision.
 
     <repository>/<model>/config.pbtxt  labels.txt
     <repository>/<model>/1/model.onnx or model.plan
 
-The configuration is written out in full, from the artifact: what Triton would fill in itself (for ONNX a largest
-batch of 4) is not what the artifact was made for. Engines of TensorRT for RTX are not served by Triton;
-their ONNX files are.
+config.pbtxt is written in full, since Triton's own defaults (for ONNX a largest batch of 4) differ from what the
+artifact was made for. Triton does not serve engines of TensorRT for RTX; their ONNX files are used instead.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from onnx import TensorProto, ValueInfoProto
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.runtime.files import atomic_path, write_atomically
 
-_QUEUE_MICROSECONDS = 100  # how long a request may wait for others to share its batch
+_QUEUE_MICROSECONDS = 100  # the longest that a request waits for others to share its batch
 _TRITON_TYPES = {
     TensorProto.FLOAT: "TYPE_FP32",
     TensorProto.FLOAT16: "TYPE_FP16",
@@ -33,11 +32,11 @@ _TRITON_TYPES = {
 
 
 def write_repository(folder: Path, artifacts: Sequence[Artifact], *, name: str) -> list[Artifact]:
-    """Write a model for each precision of each network: its plan where one was built, else its ONNX file.
+    """Write a model for each network and precision: its TensorRT engine where one was built, else its ONNX file.
 
     Args:
-        folder: the repository; made if it is not there.
-        artifacts: ONNX files, and plans that were built from them in the same folder.
+        folder: the repository; made if it does not exist.
+        artifacts: ONNX files, and engines that were built from them in the same folder.
         name: of the model; precision and network are appended.
 
     Returns:
@@ -53,33 +52,35 @@ def write_repository(folder: Path, artifacts: Sequence[Artifact], *, name: str) 
 
 
 def _is_plan(artifact: Artifact) -> bool:
+    """True if Triton can serve the artifact as a TensorRT plan."""
     return artifact.kind == "engine" and artifact.facts["flavour"] == "tensorrt"
 
 
 def _write_model(folder: Path, name: str, served: Artifact, graph: Artifact) -> list[Artifact]:
-    home = folder / name
-    target = home / "1" / ("model.plan" if _is_plan(served) else "model.onnx")
-    with atomic_path(target) as draft:
+    """Write one model: the file of `served`, and labels and configuration from the ONNX file of `graph`."""
+    model_folder = folder / name
+    model_file = model_folder / "1" / ("model.plan" if _is_plan(served) else "model.onnx")
+    with atomic_path(model_file) as draft:
         shutil.copyfile(served.path, draft)
     model = onnx.load(graph.path)
-    classes: list[str] = next((json.loads(one.value) for one in model.metadata_props if one.key == "classes"), [])
-    files = [target]
+    classes: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == "classes"), [])
+    files = [model_file]
     if classes:
-        write_atomically(home / "labels.txt", "".join(f"{label}\n" for label in classes))
-        files.append(home / "labels.txt")
+        write_atomically(model_folder / "labels.txt", "".join(f"{label}\n" for label in classes))
+        files.append(model_folder / "labels.txt")
     sizes = BatchRange.of(graph.facts["batch"])
     text = config_text(name, model.graph.input[0], model.graph.output[0], sizes, _is_plan(served), bool(classes))
-    write_atomically(home / "config.pbtxt", text)
-    files.append(home / "config.pbtxt")
+    write_atomically(model_folder / "config.pbtxt", text)
+    files.append(model_folder / "config.pbtxt")
     return [describe_artifact(path, kind="triton", precision=served.precision, facts={"model": name}) for path in files]
 
 
 def config_text(
     name: str, images: ValueInfoProto, logits: ValueInfoProto, sizes: BatchRange, is_plan: bool, has_labels: bool
 ) -> str:
-    """The `config.pbtxt` of one model, in protobuf's text format.
+    """Return the `config.pbtxt` of one model, in protobuf's text format.
 
-    Triton forms batches only for models that take every size from 1 up; for others the batch is part of the shape.
+    Dynamic batching is for models that accept every size from 1 up; for others the batch is part of the shape.
     """
     has_dynamic_batching = sizes.smallest == 1 and sizes.largest > 1
     server = 'platform: "tensorrt_plan"' if is_plan else 'backend: "onnxruntime"'
@@ -101,6 +102,7 @@ def config_text(
 
 
 def _tensor_text(value: ValueInfoProto, has_dynamic_batching: bool) -> str:
+    """Describe an input or output in protobuf's text format, without the batch where Triton forms it."""
     kind: Mapping[Any, str] = _TRITON_TYPES
     tensor = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
@@ -109,4 +111,5 @@ def _tensor_text(value: ValueInfoProto, has_dynamic_batching: bool) -> str:
 
 
 def _labels_text(has_labels: bool) -> str:
+    """Return the entry that names the file of labels, or nothing."""
     return ' label_filename: "labels.txt"' if has_labels else ""

@@ -1,7 +1,7 @@
-"""The one place that imports TensorRT, in two flavours with one API.
+"""Import of TensorRT, in two flavours with one API; no other module imports it.
 
-`tensorrt` (10.13 and later, 11) builds on the GPU it will run on; `rtx` (TensorRT for RTX) builds anywhere. The part
-of the module that passdeploy uses is a Protocol, checked by mypy against the signatures of both majors.
+`tensorrt` (10.13 and later, 11) builds on the GPU the engine will run on; `rtx` (TensorRT for RTX) builds anywhere.
+The part of the module that passdeploy uses is a Protocol, checked by mypy against both major releases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "rtx")
 
 
 class TensorRT(Protocol):
-    """The part of the `tensorrt` module used here; the same names exist in both flavours."""
+    """The part of the `tensorrt` module that passdeploy uses; the same names exist in both flavours."""
 
     __version__: str
 
@@ -56,20 +56,20 @@ class TensorRT(Protocol):
 
 
 if TYPE_CHECKING:
-    _has_them_all: TensorRT = tensorrt
+    _conforms: TensorRT = tensorrt
 
 
 @dataclass(frozen=True)
 class _TensorRTPackage:
-    """One flavour as it is installed and named."""
+    """The packages, supported releases and extras of one flavour."""
 
     module: str
     title: str
-    oldest: tuple[int, int]
-    too_new: int  # the first major release that we do not know
+    oldest: tuple[int, int]  # the oldest supported release: major, minor
+    too_new: int  # the first major release that is not supported
     extra: str
-    distributions: tuple[str, ...]  # of the bindings, to tell their version where the libraries are missing
-    alternative: str
+    distributions: tuple[str, ...]  # of the bindings, to find their version where the libraries are missing
+    alternative: str  # what the user can do without it
 
 
 _TENSORRT_PACKAGES: Mapping[str, _TensorRTPackage] = {
@@ -99,16 +99,16 @@ NO_DRIVER_HINT = (
 
 
 def load_trt(flavour: Flavour) -> TensorRT:
-    """Import TensorRT, after making sure that using it cannot crash the process.
+    """Import TensorRT, after checking that its use cannot crash the process.
 
     Raises:
-        UsageError: no such flavour.
-        MissingError: not installed, half installed, a release we do not know, or (for `tensorrt`) no GPU.
+        UsageError: unknown flavour.
+        MissingError: not installed, without its libraries, an unsupported release, or (for `tensorrt`) no GPU.
     """
     if flavour not in _TENSORRT_PACKAGES:
-        raise UsageError(f"no TensorRT flavour {flavour!r}: there are {' and '.join(_TENSORRT_PACKAGES)}.")
+        raise UsageError(f"unknown TensorRT flavour {flavour!r}: there are {' and '.join(_TENSORRT_PACKAGES)}.")
     package = _TENSORRT_PACKAGES[flavour]
-    # The driver comes first: without one, installing TensorRT would be in vain.
+    # The driver is checked first: without one, it would not help to install TensorRT.
     driver = require_gpu("a TensorRT engine", hint=NO_DRIVER_HINT) if flavour == "tensorrt" else None
     install = f"Install it with: pip install {package.extra}"
     try:
@@ -117,9 +117,9 @@ def load_trt(flavour: Flavour) -> TensorRT:
         if isinstance(error, ModuleNotFoundError) and error.name == package.module:
             lines = (f"{package.title} is not installed.", install, package.alternative)
         else:
-            found = f"{package.title} {_bindings_version(package)}"
+            release_text = f"{package.title} {_bindings_version(package)}"
             lines = (
-                f"the libraries of {found} do not load: {first_line(error)}",
+                f"the libraries of {release_text} do not load: {first_line(error)}",
                 "The matching -libs package is missing, or LD_LIBRARY_PATH leads to another release.",
                 install,
             )
@@ -134,11 +134,13 @@ def load_trt(flavour: Flavour) -> TensorRT:
 
 
 def _release(text: str) -> tuple[int, int]:
+    """Parse the major and minor number of a version such as "10.16.1.11"."""
     major, minor = text.split(".")[:2]
     return int(major), int(minor)
 
 
 def _bindings_version(package: _TensorRTPackage) -> str:
+    """Return the version of the installed bindings from their metadata."""
     for name in package.distributions:
         try:
             return version(name)

@@ -1,7 +1,7 @@
-"""From an ONNX file to a TensorRT engine and a sidecar that says what it is.
+"""Build a TensorRT engine from an ONNX file, and write its sidecar.
 
-Networks are strongly typed in every release, so the precision is the one of the ONNX graph: there is no flag
-to set, and what was built is counted afterwards.
+Networks are built strongly typed in every release, so the precision is that of the ONNX graph; the precisions
+of the engine's layers are counted after the build.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is built. All but the first three cost speed or size, and are off."""
+    """Options of TensorRT's builder. All but the first three cost speed or size, so they are off by default."""
 
-    workspace_bytes: int | None = None  # scratch memory the builder may use; None: TensorRT's own limit
+    workspace_bytes: int | None = None  # scratch memory of the builder; None: TensorRT's own limit
     optimization_level: int = 3  # 0 (fast build) to 5 (fast engine)
-    timing_cache: Path | None = None  # read if it exists and written back; not for TensorRT for RTX
-    version_compatible: bool = False  # runs on later releases too; the plan then carries host code
-    hardware_compatible: bool = False  # runs on Ampere and every later GPU
-    refittable: bool = False  # weights can be exchanged
-    weight_stripped: bool = False  # weights are left out, to be refitted on the target
+    timing_cache: Path | None = None  # read if it exists, and written back; not for TensorRT for RTX
+    version_compatible: bool = False  # the engine also runs on later releases; it then contains host code
+    hardware_compatible: bool = False  # the engine runs on Ampere and every later GPU
+    refittable: bool = False  # the engine's weights can be replaced
+    weight_stripped: bool = False  # the engine has no weights; it is refitted on the target
 
     def require_possible(self, flavour: Flavour) -> None:
-        """These options exist, and the flavour has them.
+        """Raise unless the options are valid and the flavour supports them.
 
         Raises:
-            UsageError: they do not, or it has not.
+            UsageError: an invalid optimisation level, or an option that TensorRT for RTX does not have.
         """
         if not 0 <= self.optimization_level <= 5:
             raise UsageError(
                 f"optimisation level {self.optimization_level} does not exist: TensorRT has 0 (quick) to 5 (thorough)."
             )
-        if flavour == "rtx" and (asked := [flag for flag in _NOT_FOR_RTX if getattr(self, flag)]):
-            names = ", ".join("--" + flag.replace("_", "-") for flag in asked)
+        if flavour == "rtx" and (unsupported := [option for option in _NOT_FOR_RTX if getattr(self, option)]):
+            names = ", ".join("--" + option.replace("_", "-") for option in unsupported)
             raise UsageError(
                 f"TensorRT for RTX builds without a GPU, and so without {names}.\n"
                 "Leave it out, or build with --flavour tensorrt on the target."
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as they stand in a sidecar and in a bundle."""
+        """Return JSON values for a sidecar or a bundle."""
         return {**asdict(self), "timing_cache": None if self.timing_cache is None else self.timing_cache.name}
 
 
-# Refitting needs CUDA, version compatibility a lean runtime; hardware compatibility is silently ignored there.
-# It compiles its kernels on the target, so that its timing cache would hold nothing.
+# In TensorRT for RTX, refitting needs CUDA, version compatibility needs a lean runtime, and hardware compatibility is
+# silently ignored. It compiles its kernels on the target, so that a timing cache would be empty.
 _NOT_FOR_RTX = ("version_compatible", "hardware_compatible", "refittable", "weight_stripped", "timing_cache")
 
 
@@ -75,20 +75,22 @@ def build_engine(
     precision: str = "fp32",
     options: EngineOptions | None = None,
 ) -> Artifact:
-    """Build `engine_path`, and beside it `<engine_path>.json`, which says how and from what.
+    """Build `engine_path`, and beside it the sidecar `<engine_path>.json` with the settings of the build.
 
     Args:
         onnx_path: a graph whose only open dimension is the batch.
-        engine_path: where the engine goes; it is whole or absent.
+        engine_path: where the engine is written, atomically.
         flavour: `tensorrt` builds for the GPU of this machine, `rtx` for any RTX GPU and without one.
         batch: (min, opt, max); opt is the size the engine is tuned for.
-        precision: what the graph is said to be in; that no convolution has this type is an error.
-        options: how to build; None leaves everything as TensorRT has it.
+        precision: of the graph; it is an error if no convolution of the engine runs in it.
+        options: of the builder; None: TensorRT's defaults.
 
     Raises:
+        RunError: there is no such ONNX file.
         MissingError: see `load_trt`.
-        ExportError: TensorRT refuses the graph, with the parser's or the builder's own words.
-        UsageError: `batch` is no range, or an option does not exist.
+        CorruptArtifact: the file holds no network.
+        ExportError: TensorRT refuses the graph; the message has the text of its parser or builder.
+        UsageError: `batch` is not a valid range, or an option is invalid.
     """
     onnx_path, engine_path, sizes = Path(onnx_path), Path(engine_path), BatchRange.of(batch)
     options = options or EngineOptions()
@@ -102,7 +104,7 @@ def build_engine(
     builder = create_trt_object(lambda: trt.Builder(logger), log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = create_trt_object(lambda: trt.OnnxParser(network, logger), log)
-    if not parser.parse_from_file(str(onnx_path)):  # the path, not the bytes: weights may lie beside it
+    if not parser.parse_from_file(str(onnx_path)):  # the path, not the bytes: weights may be in a file beside it
         raise parse_failure(onnx_path, parser, log)
     if network.num_outputs == 0:
         raise CorruptArtifact(f"{onnx_path.name} holds no network: the file is empty or was cut off.")
@@ -142,7 +144,7 @@ def build_engine(
 def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOptions) -> None:
     """Write the options into the builder's configuration."""
     config.builder_optimization_level = options.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector knows only names
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector reports only names
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.version_compatible:
@@ -157,7 +159,7 @@ def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOp
 
 @contextmanager
 def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> Iterator[None]:
-    """Use the measurements of earlier builds from `path`, and keep those of this one there."""
+    """Read the kernel timings of earlier builds from `path`, and write those of this build there."""
     if path is None:
         yield
         return
@@ -174,7 +176,7 @@ def _add_profile(
     config: tensorrt.IBuilderConfig,
     sizes: BatchRange,
 ) -> None:
-    """Tell the builder the range of the batch, the only dimension that may be open."""
+    """Add an optimisation profile with the range of the batch, the only dimension that may be dynamic."""
     profile = builder.create_optimization_profile()
     is_open = False
     for index in range(network.num_inputs):

@@ -1,4 +1,4 @@
-"""In which precision the layers of an engine really run: counted, since asking for it is no proof."""
+"""Layer-precision counts of a TensorRT engine: how many of its layers run in which precision."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
 _DATA_TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
+_INSPECTOR_TYPES = {
+    "float": "FLOAT",
+    "fp32": "FLOAT",
+    "half": "HALF",
+    "fp16": "HALF",
+    "bf16": "BF16",
+    "bfloat16": "BF16",
+    "int8": "INT8",
+    "fp8": "FP8",
+}
 
 
 def count_layer_precisions(
@@ -25,10 +35,10 @@ def count_layer_precisions(
     network: tensorrt.INetworkDefinition,
     driver: Driver | None,
 ) -> dict[str, Any]:
-    """How many layers run in which data type: from the engine where it loads here, else from the network.
+    """Count layers by data type: those of the engine where it loads on this machine, else those of the network.
 
-    The network of a strongly typed build fixes every type, but only the engine proves it; the
-    key "source" says which of the two was counted.
+    The network of a strongly typed build fixes every type, but only the engine shows what really runs; the
+    value of "source" is "engine" or "network".
     """
     if driver is not None and driver.devices:
         engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
@@ -39,9 +49,9 @@ def count_layer_precisions(
 
 
 def _count_network_layers(network: tensorrt.INetworkDefinition) -> dict[str, Any]:
-    """Layers per kind and data type. A convolution between dequantised tensors counts as what they were before."""
+    """Count a network's layers by data type; a convolution of dequantised tensors has their quantised type."""
     layers: Counter[tuple[str, str]] = Counter()
-    quantised: dict[str, str] = {}  # tensor that comes out of a dequantisation -> its type before
+    quantised: dict[str, str] = {}  # output of a dequantisation -> the type of its input
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         if not layer.num_outputs:
@@ -57,9 +67,9 @@ def _count_network_layers(network: tensorrt.INetworkDefinition) -> dict[str, Any
 
 
 def count_engine_layers(inspector_json: str) -> dict[str, Any]:
-    """Layers per kind and data type from the inspector's JSON, in TensorRT 10's dialect and in 11's.
+    """Count an engine's layers by data type from the JSON of its inspector, of TensorRT 10 or 11.
 
-    TensorRT 10 names a tensor's type inside its "Format/Datatype", 11 in a field "Datatype" of its own.
+    TensorRT 10 has a tensor's type in the field "Format/Datatype", TensorRT 11 in "Datatype".
 
     >>> report = '{"Layers": [{"LayerType": "CaskConvolution", "Outputs": [{"Datatype": "Half"}]}]}'
     >>> count_engine_layers(report)["convolutions"]
@@ -70,28 +80,20 @@ def count_engine_layers(inspector_json: str) -> dict[str, Any]:
         if not isinstance(layer, dict) or not layer.get("Outputs"):
             continue
         kind = "CONVOLUTION" if "conv" in str(layer.get("LayerType", "")).lower() else str(layer.get("LayerType"))
-        # A convolution of int8 may put out floats: what goes in tells what it computes with.
+        # An int8 convolution may have float outputs, so its inputs show the type it computes in.
         tensor = (layer.get("Inputs") or layer["Outputs"])[0] if kind == "CONVOLUTION" else layer["Outputs"][0]
         layers[kind, _parse_data_type(str(tensor.get("Datatype") or tensor.get("Format/Datatype") or ""))] += 1
     return _tabulate(layers)
 
 
 def _parse_data_type(text: str) -> str:
-    """The data type that an inspector's words name, as `DataType` spells it."""
-    words = {
-        "float": "FLOAT",
-        "fp32": "FLOAT",
-        "half": "HALF",
-        "fp16": "HALF",
-        "bf16": "BF16",
-        "bfloat16": "BF16",
-    }
-    words |= {"int8": "INT8", "fp8": "FP8"}
-    return next((words[word] for word in text.lower().replace("-", " ").split() if word in words), text)
+    """Find the data type in an inspector's text, and return it as TensorRT's `DataType` spells it."""
+    words = text.lower().replace("-", " ").split()
+    return next((_INSPECTOR_TYPES[word] for word in words if word in _INSPECTOR_TYPES), text)
 
 
 def _tabulate(layers: Counter[tuple[str, str]]) -> dict[str, Any]:
-    """Counts by data type: of all layers, and of the convolutions alone."""
+    """Add up counts by (kind, data type) to counts by precision: of all layers, and of the convolutions alone."""
     everything: Counter[str] = Counter()
     convolutions: Counter[str] = Counter()
     for (kind, data_type), count in layers.items():
@@ -103,12 +105,12 @@ def _tabulate(layers: Counter[tuple[str, str]]) -> dict[str, Any]:
 
 
 def require_precision(layer_precisions: Mapping[str, Any], precision: str) -> None:
-    """At least one convolution runs in the precision asked for; without convolutions, at least one layer."""
-    what = "convolutions" if layer_precisions["convolutions"] else "layers"
-    counts: Mapping[str, int] = layer_precisions[what]
+    """Raise ExportError unless a convolution (without convolutions: a layer) runs in `precision`."""
+    kind = "convolutions" if layer_precisions["convolutions"] else "layers"
+    counts: Mapping[str, int] = layer_precisions[kind]
     if precision not in counts:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ExportError(
-            f"asked {precision}, found 0 of {sum(counts.values())} {what} in it ({found}).\n"
+            f"asked {precision}, found 0 of {sum(counts.values())} {kind} in it ({found}).\n"
             f"TensorRT takes the precision from the graph: export the ONNX in {precision} first."
         )

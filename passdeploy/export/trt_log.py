@@ -1,6 +1,6 @@
-"""What TensorRT says when it refuses, in our words: a failure is None and a log line, never an exception.
+"""Error messages from TensorRT's log: TensorRT reports a failure as None and a log line, not as an exception.
 
-The last lines of the log are kept, since a reason stands nowhere else, and become part of our message.
+The last lines of the log are kept, since they alone have the reason, and become part of the error's message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ADVICE = {  # what the parser says -> what to do about it
+_ADVICE = {  # text in a parser's message -> advice
     "must resolve to a build-time constant": "Export with passdeploy, which folds the graph (optimize=True).",
     "Non-zero zero point": "Quantise symmetrically: TensorRT takes no zero points.",
     "Plugin not found": "TensorRT has no such operator; replace it in the model.",
@@ -28,17 +28,17 @@ _SHOWN_CHARACTERS = 400
 
 
 class BuilderLog:
-    """The last lines TensorRT logged: the only place where a failure is explained."""
+    """The last lines that TensorRT logged."""
 
     def __init__(self) -> None:
         self.lines: deque[tuple[str, str]] = deque(maxlen=_KEPT_LINES)  # (severity name, text)
 
     def add(self, severity: str, text: str) -> None:
-        """Keep a line; the oldest goes when there are too many."""
+        """Add a line, and drop the oldest one when there are too many."""
         self.lines.append((severity, text))
 
     def last_error(self) -> str:
-        """The last error in one line, with a translation of the best known one."""
+        """Return the last error in one line, with advice in a second one where the driver is missing or too old."""
         errors = [text for severity, text in self.lines if severity.endswith("ERROR")]
         if not errors:
             return "TensorRT gave no reason."
@@ -49,21 +49,21 @@ class BuilderLog:
 
 
 def make_logger(trt: TensorRT, log: BuilderLog) -> tensorrt.ILogger:
-    """An ILogger that writes to `log`. Its base class is known only once TensorRT is imported."""
+    """Make an ILogger that writes to `log`; its class is made here because its base class comes from `trt`."""
     base: Any = trt.ILogger
 
     def start(self: Any) -> None:
-        base.__init__(self)  # pybind11 asks for the explicit call
+        base.__init__(self)  # pybind11 requires the explicit call
 
     def log_line(self: Any, severity: tensorrt.ILogger.Severity, text: str) -> None:
         log.add(severity.name, text)
 
-    made = type("RememberingLogger", (base,), {"__init__": start, "log": log_line})
-    return cast("tensorrt.ILogger", made())
+    logger_class = type("LineLogger", (base,), {"__init__": start, "log": log_line})
+    return cast("tensorrt.ILogger", logger_class())
 
 
 def create_trt_object(factory: Callable[[], T], log: BuilderLog) -> T:
-    """Construct a TensorRT object; a refused one arrives as a TypeError about a null pointer."""
+    """Call a TensorRT constructor, and turn its TypeError about a null pointer into a MissingError with the reason."""
     try:
         return factory()
     except TypeError as error:
@@ -71,12 +71,12 @@ def create_trt_object(factory: Callable[[], T], log: BuilderLog) -> T:
 
 
 def parse_failure(onnx_path: Path, parser: tensorrt.OnnxParser, log: BuilderLog) -> ExportError | CorruptArtifact:
-    """What the parser did not accept: the first node in full, how many more, and what to do."""
+    """Make the error for a graph that the parser refused: the first node, the number of others, and advice."""
     if parser.num_errors == 0:
         return ExportError(f"TensorRT cannot parse {onnx_path.name}: {log.last_error()}")
     first = parser.get_error(0)
     reason = " ".join(first.desc().split())[:_SHOWN_CHARACTERS]
-    if not first.node_operator():  # no node at all: the file itself is the trouble
+    if not first.node_operator():  # the error is about the file, not about a node
         return CorruptArtifact(f"TensorRT cannot read {onnx_path.name}: {reason}")
     where = f"{first.node_operator()} node {first.node_name()!r}"
     more = f" ({parser.num_errors - 1} more)" if parser.num_errors > 1 else ""

@@ -1,8 +1,8 @@
-"""The sidecar of an engine: what it is, under its hash, and the lock on loading it.
+"""Engine sidecars (`model.engine.json`): write and read them, and load only engines that match theirs.
 
-An engine is native code that TensorRT runs without looking at it. One is loaded only where its sidecar knows
-its bytes, or where the user says --trust-engine. A version-compatible engine brings code of its own for
-the host as well, which runs only with --trust-engine, sidecar or not.
+An engine is native code that TensorRT runs without checking it. It is loaded only if its SHA-256 is the one in
+its sidecar, or with --trust-engine. A version-compatible engine also contains code for the host, which runs
+only with --trust-engine, with or without a sidecar.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _NO_GPU_HINT = "Run it on the machine with the GPU it was built for."
 
 
 def engine_path_for(onnx_path: Path, flavour: Flavour) -> Path:
-    """Where the engine of an ONNX file goes: beside it, `model.engine` or `model-rtx.engine`."""
+    """Return the path of the engine of an ONNX file, beside it: `model.engine` or `model-rtx.engine`."""
     return onnx_path.with_name(onnx_path.stem + ("-rtx.engine" if flavour == "rtx" else ".engine"))
 
 
 def sidecar_path(engine_path: Path) -> Path:
-    """Where the facts of an engine stand: `model.engine.json` beside `model.engine`."""
+    """Return the path of an engine's sidecar: `model.engine.json` beside `model.engine`."""
     return engine_path.with_name(engine_path.name + ".json")
 
 
 def write_sidecar(engine: Artifact) -> None:
-    """Everything known about the engine, under its hash: proof that the two belong together."""
+    """Write the facts of an engine, with its SHA-256, to its sidecar."""
     identity = {
         "file": engine.path.name,
         "sha256": engine.sha256,
@@ -48,35 +48,35 @@ def write_sidecar(engine: Artifact) -> None:
 
 
 def read_sidecar(engine_path: Path) -> dict[str, Any]:
-    """What the sidecar says of an engine, whose bytes are the ones it knows.
+    """Read an engine's sidecar, and check that it belongs to the engine.
 
     Raises:
         RunError: there is no such engine.
-        CorruptArtifact: it has no sidecar, one that cannot be read, or one of another file.
+        CorruptArtifact: the sidecar is missing, cannot be read, or has the SHA-256 of another file.
     """
     if not engine_path.is_file():
         raise RunError(f"there is no engine {engine_path}.\nBuild it with: passdeploy export --trt")
     path = sidecar_path(engine_path)
     trust = "An engine is native code. If you know where it comes from: --trust-engine"
     if not path.is_file():
-        raise CorruptArtifact(f"{engine_path.name} has no sidecar {path.name} that says what it is.\n{trust}")
+        raise CorruptArtifact(f"{engine_path.name} has no sidecar {path.name} that describes it.\n{trust}")
     try:
         facts: dict[str, Any] = json.loads(path.read_bytes())
-        known = facts["sha256"]
+        expected = facts["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"{path} is not the sidecar of an engine.\n{trust}") from error
-    if known != sha256_of(engine_path):
+    if expected != sha256_of(engine_path):
         raise CorruptArtifact(
-            f"{engine_path.name} is not the file its sidecar describes: the SHA-256 is another one.\n{trust}"
+            f"{engine_path.name} is not the file its sidecar describes: its SHA-256 differs.\n{trust}"
         )
     return facts
 
 
 def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
-    """Whether there is such an engine and its sidecar says that it was built from another ONNX file."""
+    """True if there is such an engine, and its sidecar names another ONNX file that it was built from."""
     try:
         facts = read_sidecar(engine_path)
-    except (RunError, CorruptArtifact):  # no engine, or one that does not load anyway
+    except (RunError, CorruptArtifact):  # no engine, or one that is not loaded anyway
         return False
     return bool(facts.get("onnx_sha256") != onnx_sha256)
 
@@ -85,21 +85,21 @@ def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
 def load_engine(
     engine_path: Path, *, flavour: Flavour | None = None, trust_engine: bool = False
 ) -> tuple[TensorRT, tensorrt.ICudaEngine]:
-    """The engine, ready to run on this machine's GPU, and the TensorRT that runs it.
+    """Load an engine on this machine's GPU, and return it after the TensorRT module that runs it.
 
     Args:
         engine_path: an engine that `build_engine` wrote.
-        flavour: of the TensorRT to load it with; None: what the sidecar says.
-        trust_engine: load it without a sidecar, and let it run its own code on the host.
+        flavour: of the TensorRT to load it with; None: that of the sidecar.
+        trust_engine: load it without a matching sidecar, and let it run its own code on the host.
 
     Raises:
         RunError, CorruptArtifact: see `read_sidecar`.
         MissingError: no GPU, no TensorRT, or another TensorRT than the one that built it.
         UsageError: a version-compatible engine without `trust_engine`.
-        ExportError: TensorRT does not take it, in its own words.
+        ExportError: TensorRT cannot load it; the message has the text of its log.
     """
     facts = _read_or_trust(engine_path, trust_engine)
-    # Without a driver some of TensorRT's libraries crash the process, so the driver comes first, for both flavours.
+    # Without a driver some of TensorRT's libraries crash the process, so it is checked first, for both flavours.
     require_gpu("running an engine", hint=_NO_GPU_HINT)
     trt = load_trt(flavour or facts.get("flavour", "tensorrt"))
     is_portable = bool(facts.get("options", {}).get("version_compatible"))
@@ -126,7 +126,7 @@ def load_engine(
 
 
 def _read_or_trust(engine_path: Path, trust_engine: bool) -> dict[str, Any]:
-    """The sidecar; with trust, also one that does not match, since the user vouches for the file."""
+    """Read the sidecar; with `trust_engine`, return no facts where it is missing or does not match."""
     try:
         return read_sidecar(engine_path)
     except CorruptArtifact:

@@ -154,7 +154,7 @@ def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: 
 def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():
     found = convert_until_it_passes(named, LAYERS, lambda model: "too far", errors)
     assert (found.problem, found.kept) == ("too far", ())
-    assert found.tried < len(LAYERS)
+    assert found.checked < len(LAYERS)
 
 
 class Overflows(nn.Module):
