@@ -1,1 +1,1 @@
-"""Channel groups, their costs and the plan that says which channels stay: values, no network and no tracing."""
+"""Channel groups, their costs, and pruning plans: plain values without a network."""

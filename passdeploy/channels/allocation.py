@@ -1,7 +1,7 @@
-"""A budget divided among channel groups: from scores to the plan that keeps the most.
+"""Choose the channels to keep: from scores and a budget to a pruning plan.
 
-One threshold is shared by all groups (Huang et al., PASS, arXiv:2407.17412, global pruning). It is set where the
-budget is met, with kept widths rounded to multiples that the hardware computes efficiently.
+All groups share one threshold on the scores (Huang et al., PASS, arXiv:2407.17412, global pruning). It is set where
+the budget is met, with kept widths rounded to multiples that the hardware computes efficiently.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _HALVINGS = 40  # of the share that is kept of every group
 
 @dataclass(frozen=True)
 class Budget:
-    """What the slim network may cost at most."""
+    """Upper limit of what the slim network may cost."""
 
     kind: str  # macs, params, channels or latency
     limit: int  # in units of that kind; latency counts nanoseconds
 
     @classmethod
     def of(cls, kind: str, amount: float, costs: CostModel) -> Budget:
-        """A fraction of the dense network below or at 1, an absolute count above."""
+        """Read `amount`: up to 1 it is a fraction of the dense network's cost, above it is an absolute count."""
         return cls(kind, int(amount * costs.of(kind)) if amount <= 1 else int(amount))
 
 
@@ -44,16 +44,16 @@ def choose_channels(
     per_cost: bool = True,
     allocation: str = "global",
 ) -> Plan:
-    """Keep the best channels that the budget pays for.
+    """Keep the channels with the best scores that fit the budget.
 
     Args:
         scores: importance of every channel of every prunable group.
         groups: the network's groups; those that are not prunable stay whole.
-        costs: prices widths.
-        budget: what the result may cost at most.
+        costs: of the network, as a function of widths.
+        budget: upper limit of what the slim network costs.
         round_to: layer widths become multiples of this; a layer narrower than twice that goes in smaller steps.
-        per_cost: rank channels by score per unit of cost instead of by score alone. The cost of a channel is that
-            of the dense network's, so a ranking does not depend on what else is cut.
+        per_cost: rank channels by score per unit of cost instead of by score alone. The cost of a channel is taken
+            in the dense network, so the ranking does not depend on what else is cut.
         allocation: `global` (one threshold for all groups) or `uniform` (the same share of every group).
 
     Raises:
@@ -62,7 +62,7 @@ def choose_channels(
     cut = [group for group in groups if group.is_prunable and group.name in scores]
     smallest_plan(cut, costs, budget, round_to=round_to)
     table = WidthTable.build(scores, cut, costs, round_to=round_to, is_strict=budget.kind in STRICT_KINDS)
-    cost = costs.price(budget.kind)
+    cost = costs.cost_of(budget.kind)
 
     def fits(choice: np.ndarray) -> bool:
         return cost.value(table.widths(choice)) <= budget.limit
@@ -76,10 +76,10 @@ def choose_channels(
 def smallest_plan(
     groups: Sequence[ChannelGroup], costs: CostModel, budget: Budget, *, round_to: int
 ) -> Mapping[str, int]:
-    """The narrowest widths that `round_to` allows, group name -> channels.
+    """Return the narrowest widths that `round_to` allows, group name -> channels.
 
     Raises:
-        BudgetError: even they cost more than the budget.
+        BudgetError: even these cost more than the budget.
     """
     widths = {group.name: minimum_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
@@ -95,7 +95,7 @@ def smallest_plan(
 
 
 def in_units(kind: str, amount: int) -> str:
-    """An amount as a person says it.
+    """Format a cost with its unit.
 
     >>> in_units("macs", 1234567), in_units("latency", 1_800_000)
     ('1,234,567 macs', '1.8 ms')
@@ -119,7 +119,7 @@ def _greedy(marginal_score: list[np.ndarray], fits: Callable[[np.ndarray], bool]
 
 
 def _steps_best_first(marginal_score: list[np.ndarray]) -> np.ndarray:
-    """The group that each step widens, shape (steps,)."""
+    """Sort the steps of all groups by score; returns the group that each step widens, shape (steps,)."""
     # A step needs the narrower ones of its group, so it ranks no higher than any of them.
     scores = [np.minimum.accumulate(values) for values in marginal_score]
     groups = np.repeat(np.arange(len(scores)), [len(values) for values in scores])
@@ -148,7 +148,7 @@ def _add_what_fits(choice: np.ndarray, steps: np.ndarray, fits: Callable[[np.nda
 
 
 def _after(steps: np.ndarray, groups: int) -> np.ndarray:
-    """The choice after `steps` from the narrowest widths, shape (groups,)."""
+    """Count the steps of each group from its narrowest width: the choice after `steps`, shape (groups,)."""
     choice: np.ndarray = np.bincount(steps, minlength=groups)
     return choice
 
@@ -159,11 +159,11 @@ def _largest_uniform_share(table: WidthTable, fits: Callable[[np.ndarray], bool]
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(_nearest(table, middle)) else (low, middle)
-    whole = _nearest(table, high)
-    return whole if fits(whole) else _nearest(table, low)
+    upper = _nearest(table, high)
+    return upper if fits(upper) else _nearest(table, low)
 
 
 def _nearest(table: WidthTable, share: float) -> np.ndarray:
-    """The candidate of every group that is nearest to `share` of its full width."""
+    """Choose the candidate of every group that is nearest to `share` of its full width."""
     nearest = [np.abs(widths - share * widths[-1]).argmin() for widths in table.candidates]
     return np.array(nearest, np.int64)

@@ -1,4 +1,4 @@
-"""The plan: which channels stay. It knows no model, so it can be read before a weight is cut."""
+"""Pruning plan: the channels of each group that stay; it holds no model, so it can be read before weights are cut."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Scores = Mapping[str, Tensor]  # group name -> importance, shape (width,), highe
 
 @dataclass(frozen=True)
 class Plan:
-    """The channels that survive; a group that is not named keeps all of them."""
+    """Channels that stay; a group that is not named keeps all of its channels."""
 
     kept: Mapping[str, tuple[int, ...]]  # group name -> ascending channel indices
 
     @classmethod
     def of_masks(cls, masks: Mapping[str, Tensor]) -> Plan:
-        """From a mask per group, bool (width,), True stays; where nothing does, the first channel."""
+        """Keep the channels where a group's mask, bool (width,), is True; where none is, keep the first channel."""
         return cls({name: tuple(mask.nonzero().flatten().tolist()) or (0,) for name, mask in masks.items()})
 
     def check(self, groups: Sequence[ChannelGroup]) -> None:
@@ -51,37 +51,38 @@ class Plan:
                 )
 
     def widths(self) -> dict[str, int]:
-        """Group name -> how many channels it keeps, for the groups named."""
+        """Count the channels that each named group keeps."""
         return {name: len(kept) for name, kept in self.kept.items()}
 
     def removed(self, group: ChannelGroup) -> Tensor:
-        """The channels of `group` that go, ascending."""
+        """Return the indices of the channels of `group` that are removed, ascending."""
         if group.name not in self.kept:
             return torch.zeros(0, dtype=torch.int64)
-        stays = np.zeros(group.width, bool)
-        stays[list(self.kept[group.name])] = True
-        return torch.from_numpy(np.flatnonzero(~stays))
+        is_kept = np.zeros(group.width, bool)
+        is_kept[list(self.kept[group.name])] = True
+        return torch.from_numpy(np.flatnonzero(~is_kept))
 
     def to_json(self) -> dict[str, object]:
-        """Group name -> kept channels, in plain lists."""
+        """Convert to plain values: group name -> list of kept channels."""
         return {name: list(kept) for name, kept in self.kept.items()}
 
 
 def reconcile(
     by_layer: Mapping[str, Tensor], groups: Sequence[ChannelGroup], *, how: str = "union"
 ) -> dict[str, Tensor]:
-    """What layers say of their output channels, as what each group says of its channels.
+    """Combine masks or scores per layer into one mask or score vector per channel group.
 
-    Layers that are added up share their channels, so they must agree: a mask or score per layer, as a pruner that
-    thinks in layers gives it, is pooled over every layer of a group and every channel that a group's channel spans.
+    Layers whose outputs are added share their channels, so they must keep the same ones. The values of a pruner that
+    works layer by layer are therefore pooled over all layers of a group and over all layer channels that one channel of
+    the group spans.
 
     Args:
         by_layer: layer -> one value per output channel, shape (channels,); bool for masks (True stays), else scores.
-        groups: of the network; those of which no layer is named are left out, as are those that must stay.
-        how: `union` (stays if any layer wants it; the highest score), `intersection` (if all do; the lowest) or `mean`.
+        groups: of the network; those without a named layer are left out, as are those that cannot be pruned.
+        how: `union` (kept if any layer keeps it; the highest score), `intersection` (if all do; the lowest) or `mean`.
 
     Returns:
-        Group -> value per channel, shape (width,), of the kind that was given; a `mean` of masks is a share.
+        Group name -> value per channel, shape (width,), of the kind that was given; a `mean` of masks is a share.
 
     Raises:
         PlanError: a layer is unknown, or its values are not one per channel.
@@ -91,7 +92,7 @@ def reconcile(
         raise PlanError(f"no layer {unknown[0]!r} puts out channels; known are {', '.join(list(layers)[:5])}, ...")
     pooled = {}
     for group in groups:
-        votes = []
+        layer_values = []
         for slot in group.slots:
             if slot.is_output and slot.layer in by_layer and slot.tensor.endswith("weight"):
                 values = by_layer[slot.layer]
@@ -100,11 +101,11 @@ def reconcile(
                         f"layer {slot.layer!r} puts out at least {int(slot.index.max()) + 1} channels, "
                         f"but {len(values)} values are given for it."
                     )
-                votes.append(values[slot.index])  # (width, channels that one spans)
-        if votes and group.is_prunable:
-            every = torch.cat(votes, dim=1)
+                layer_values.append(values[slot.index])  # (width, span)
+        if layer_values and group.is_prunable:
+            stacked = torch.cat(layer_values, dim=1)
             if how == "mean":
-                pooled[group.name] = every.float().mean(1)
+                pooled[group.name] = stacked.float().mean(1)
             else:
-                pooled[group.name] = every.amax(1) if how == "union" else every.amin(1)
+                pooled[group.name] = stacked.amax(1) if how == "union" else stacked.amin(1)
     return pooled

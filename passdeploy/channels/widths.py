@@ -1,4 +1,4 @@
-"""The widths that a channel group can be cut to: multiples of a step, down to a minimum."""
+"""Candidate widths of a channel group: multiples of a step, down to a minimum."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from passdeploy.channels.groups import ChannelGroup
 
-STRICT_KINDS = ("latency",)  # kinds for which less than a block of channels saves nothing
+STRICT_KINDS = ("latency",)  # kinds of cost that drop only by whole blocks of channels
 
 
 def width_step(group: ChannelGroup, round_to: int) -> int:
-    """The smallest number of channels of `group` whose layer width is a multiple of `round_to`.
+    """Compute the smallest number of channels of `group` whose layer width is a multiple of `round_to`.
 
-    A group that spans several output channels per channel (a flattened map, a grouped convolution) needs fewer. A layer
-    that is narrower than two steps goes by the largest power of two that still leaves it a choice.
+    A group that spans several output channels per channel (a flattened map, a grouped convolution) needs fewer. For a
+    layer narrower than two such steps it is the largest power of two that leaves at least two candidates.
     """
     step = round_to // gcd(round_to, group.span)
     if 2 * step <= group.width:
@@ -24,14 +24,14 @@ def width_step(group: ChannelGroup, round_to: int) -> int:
 
 
 def candidate_widths(group: ChannelGroup, round_to: int, *, is_strict: bool = False) -> np.ndarray:
-    """The widths that `group` may have, ascending; the last one is its own.
+    """List the widths that `group` may have, ascending; the last one is its full width.
 
     Args:
         group: to be cut.
         round_to: layer widths become multiples of this.
-        is_strict: every layer that is wider than one step goes in whole steps, where else a layer of less than two
-            goes in smaller ones: for a kernel that computes blocks of channels, what is left of a block saves nothing.
-            Below one block other kernels may run, so narrower layers go in its half and its quarter.
+        is_strict: use whole steps for every layer wider than one step; otherwise layers narrower than two steps get
+            smaller ones. A kernel that computes channels in blocks takes as long for a part of a block as for the
+            whole. Below one block other kernels may run, so narrower layers may have a half or a quarter of it.
     """
     if not is_strict:
         step = width_step(group, round_to)
@@ -43,5 +43,5 @@ def candidate_widths(group: ChannelGroup, round_to: int, *, is_strict: bool = Fa
 
 
 def minimum_width(group: ChannelGroup, round_to: int, kind: str = "macs") -> int:
-    """The least that may be kept of `group` under a budget of `kind`: one step."""
+    """Return the smallest candidate width of `group` under a budget of `kind`."""
     return int(candidate_widths(group, round_to, is_strict=kind in STRICT_KINDS)[0])

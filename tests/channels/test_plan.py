@@ -1,4 +1,4 @@
-"""Scores and a budget become a plan."""
+"""Pruning plans from scores and a budget, and costs of widths."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def residual() -> ChannelMap:
 
 
 def scores_of(channels: ChannelMap, seed: int = 0) -> dict[str, torch.Tensor]:
-    chance = torch.Generator().manual_seed(seed)
-    return {group.name: torch.rand(group.width, generator=chance) for group in channels.prunable}
+    generator = torch.Generator().manual_seed(seed)
+    return {group.name: torch.rand(group.width, generator=generator) for group in channels.prunable}
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "channels"])
@@ -67,7 +67,7 @@ def test_the_best_channels_of_a_group_stay(residual: ChannelMap):
 
 
 @pytest.mark.parametrize("round_to", [2, 4])
-def test_layer_widths_are_multiples_of_what_the_hardware_likes(round_to: int):
+def test_layer_widths_are_multiples_of_round_to(round_to: int):
     channels = map_channels(nets.Depthwise(), IMAGES)
     budget = Budget.of("macs", 0.6, channels.costs)
     plan = choose_channels(scores_of(channels), channels.groups, channels.costs, budget, round_to=round_to)
