@@ -1,9 +1,9 @@
-"""The fastest widths that keep so many multiply-adds: what a latency table is worth where no score says what to keep.
+"""Find the fastest widths that keep a number of multiply-adds: the worth of a latency table without scores.
 
-A plan for latency keeps the most score in a time, and how many multiply-adds that leaves is for the scores to say. Here
-it is the other way round, so that networks of equal multiply-adds can be compared: for a price of multiply-adds, each
-group in turn takes the width at which its time minus that price is least, until none wants to change; the price is
-found at which enough are kept, and then every step down is taken that still leaves enough.
+A latency plan keeps the most score within a time, and the scores decide how many multiply-adds remain. This is the
+other way round, so that networks of equal multiply-adds can be compared: for a multiplier, coordinate descent maximises
+multiplier * multiply-adds - time; bisection finds the multiplier at which enough are kept; then groups are narrowed as
+long as enough remain.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _HALVINGS = 24
 def fastest_widths(
     costs: CostModel, groups: Sequence[ChannelGroup], macs: int, *, round_to: int, least: float = 0.0
 ) -> dict[str, int]:
-    """The widths of every prunable group that take the least time and keep at least `macs` multiply-adds.
+    """Find the widths of every prunable group that take the least time and keep at least `macs` multiply-adds.
 
     Args:
-        costs: with a latency price.
+        costs: of the network, latency included.
         groups: the network's groups; those that are not prunable stay whole.
         macs: to be kept at least.
         round_to: layer widths become multiples of this.
-        least: share of its channels that every group keeps; with none, the multiply-adds go to where they are cheapest,
-            and layers that take long for theirs (the first, the last) are left with next to no channels.
+        least: share of its channels that every group keeps at least. At 0 the layers that are slow for their
+            multiply-adds (the first, the last) end up with next to no channels.
 
     Raises:
         BudgetError: the dense network has fewer.
@@ -67,19 +67,19 @@ class _Search:
 
     @classmethod
     def build(cls, costs: CostModel, groups: Sequence[ChannelGroup], round_to: int, least: float) -> _Search:
-        """Take every prunable group; its channels count the same, for there are no scores."""
-        cost = costs.price("latency")
+        """Take every prunable group; without scores all channels count the same."""
+        cost = costs.cost_of("latency")
         assert isinstance(cost, LatencyCost)
         scores = {group.name: torch.ones(group.width) for group in groups}
         table = WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True)
         return cls(table.at_least(least), cost, costs.macs)
 
     def time(self, choice: np.ndarray) -> float:
-        """Nanoseconds of all nodes."""
+        """Predict the nanoseconds of all nodes."""
         return float(self.cost.sum(self.table.widths(choice)))
 
     def kept(self, choice: np.ndarray) -> int:
-        """Multiply-adds of the network."""
+        """Count the multiply-adds of the network."""
         return self.macs.value(self.table.widths(choice))
 
     def settle(self, multiplier: float) -> np.ndarray:
@@ -100,7 +100,7 @@ class _Search:
         return choice
 
     def _steps_down(self, choice: np.ndarray, macs: int) -> list[tuple[float, int, int]]:
-        """The narrower candidates that keep enough, as (ns saved per multiply-add, group, index of the candidate)."""
+        """List the narrower candidates that keep enough as (ns saved per multiply-add, group, index)."""
         widths, steps = self.table.widths(choice), list[tuple[float, int, int]]()
         spare = self.kept(choice) - macs
         for group, now in enumerate(choice.tolist()):
@@ -111,14 +111,18 @@ class _Search:
         return steps
 
     def _curves(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nanoseconds and multiply-adds at each of one group's `candidates` while the others stay."""
+        """Compute nanoseconds and multiply-adds at each of one group's `candidates`; other groups stay."""
         column = self.table.columns[group]
         return self.cost.curve(widths, column, candidates), macs_along(self.macs, widths, column, candidates)
 
 
-def macs_along(macs: Polynomial, widths: np.ndarray, column: int, rungs: np.ndarray) -> np.ndarray:
-    """Multiply-adds were one group as wide as each of `rungs`, the others as they are; shape (rungs,)."""
+def macs_along(macs: Polynomial, widths: np.ndarray, column: int, candidates: np.ndarray) -> np.ndarray:
+    """Count multiply-adds with one group at each of the widths `candidates`, other groups at `widths`.
+
+    Returns:
+        Counts, shape (candidates,).
+    """
     sizes = macs.fixed + macs.spans @ widths  # (terms, factors)
-    moved = sizes[None] + macs.spans[None, :, :, column] * (rungs - widths[column])[:, None, None]
-    found: np.ndarray = (macs.unit * moved.prod(2)).sum(1)
-    return found
+    moved = sizes[None] + macs.spans[None, :, :, column] * (candidates - widths[column])[:, None, None]
+    counts: np.ndarray = (macs.unit * moved.prod(2)).sum(1)
+    return counts

@@ -12,11 +12,11 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
 from passdeploy.latency.cost import LatencyCost
-from tests.latency.fakes import FakeProber, chain, table_of
+from tests.latency.fakes import FakeSampler, chain, table_of
 
 
-def law(inputs: int, outputs: int) -> float:
-    """Multiply-adds of the second and third convolution take five times as long as those of the first."""
+def layer_ms(inputs: int, outputs: int) -> float:
+    """Compute milliseconds: multiply-adds take five times as long after the first convolution as in it."""
     return (0.02 + 1e-4 * inputs * outputs) * (5.0 if inputs > 3 else 1.0)
 
 
@@ -27,15 +27,15 @@ def channels() -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
-    price = LatencyCost(table_of(FakeProber(law), channels), list(channels.costs.widths))
-    return replace(channels.costs, latency=price)
+    latency = LatencyCost(table_of(FakeSampler(layer_ms), channels), list(channels.costs.widths))
+    return replace(channels.costs, latency=latency)
 
 
 def test_the_curve_of_one_group_is_what_counting_says(costs: CostModel):
     widths = costs.vector({"0": 40, "2": 56})
-    column, rungs = list(costs.widths).index("2"), np.array([8, 48, 96])
-    found = macs_along(costs.macs, widths, column, rungs)
-    assert found.tolist() == [costs.of("macs", {"0": 40, "2": int(width)}) for width in rungs]
+    column, candidates = list(costs.widths).index("2"), np.array([8, 48, 96])
+    counts = macs_along(costs.macs, widths, column, candidates)
+    assert counts.tolist() == [costs.of("macs", {"0": 40, "2": int(width)}) for width in candidates]
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
@@ -43,8 +43,8 @@ def test_as_many_are_kept_as_asked_in_nearly_the_least_time(share: float, costs:
     macs = int(share * costs.of("macs"))
     found = fastest_widths(costs, channels.groups, macs, round_to=8)
     assert costs.of("macs", found) >= macs
-    ladders = {group.name: candidate_widths(group, 8, is_strict=True).tolist() for group in channels.prunable}
-    everything = [dict(zip(ladders, widths, strict=True)) for widths in product(*ladders.values())]
+    candidates = {group.name: candidate_widths(group, 8, is_strict=True).tolist() for group in channels.prunable}
+    everything = [dict(zip(candidates, widths, strict=True)) for widths in product(*candidates.values())]
     least = min(costs.of("latency", widths) for widths in everything if costs.of("macs", widths) >= macs)
     assert costs.of("latency", found) <= 1.05 * least
 

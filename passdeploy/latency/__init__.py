@@ -1,1 +1,1 @@
-"""Latency as a function of widths: measured inside whole networks, predicted per layer, planned for, and checked."""
+"""Latency of a network as a function of its widths: measure tables, predict, plan for a latency, and verify plans."""

@@ -1,4 +1,4 @@
-"""The slim network of a plan, built and exported as it will be delivered, so that it can be timed."""
+"""Build the slim network of a plan as it is delivered (cut, with its prompt, exported), so that it can be timed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from passdeploy.slimming.slim import slim
 
 
 @contextmanager
-def as_used(
+def delivered_networks(
     context: MeasurementContext, dense: nn.Module, channels: ChannelMap, prompt: VisualPrompt | None
 ) -> Iterator[Callable[[Plan], RunnerBuilder]]:
-    """What makes the network of a plan as it will be delivered (cut with its weights, behind its prompt, exported).
+    """Yield a function from a plan to a builder of its network as it is delivered.
 
-    It returns what loads that network, ready to be timed.
-
-    Files are gone when the context ends.
+    The function cuts `dense` with its weights, adds the prompt and exports the network where the backend needs a file;
+    the builder that it returns loads the network, ready to be timed. The files are deleted when the context ends.
     """
     images = example_images(context.batch, context.image_shape)
     with TemporaryDirectory() as folder:

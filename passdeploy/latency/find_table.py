@@ -14,30 +14,30 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact
 from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
-from passdeploy.latency.resized_networks import sampler_for
+from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
-from passdeploy.profiling.cuda import stream_of
+from passdeploy.profiling.cuda import side_stream
 from passdeploy.runtime.events import Listener, silent, stage
 
 
 def cache_folder() -> Path:
-    """Where tables are kept: $PASSDEPLOY_CACHE, else the user's cache."""
-    own = os.environ.get("PASSDEPLOY_CACHE")
-    if own:
-        return Path(own).expanduser()
+    """Return the folder of cached tables: $PASSDEPLOY_CACHE, else the user's cache."""
+    configured = os.environ.get("PASSDEPLOY_CACHE")
+    if configured:
+        return Path(configured).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
 
 
 def cached_table(path: Path) -> LatencyTable | None:
-    """The table in `path`, if there is one that can be read."""
+    """Load the table in `path`, or return None where there is none that can be read."""
     try:
         return LatencyTable.load(path) if path.is_file() else None
     except CorruptArtifact:
-        return None  # it is measured again, and written over
+        return None  # it is measured again and overwritten
 
 
-USUAL_SAMPLING = SamplingPlan()
+DEFAULT_SAMPLING = SamplingPlan()
 
 
 def find_table(
@@ -48,26 +48,26 @@ def find_table(
     *,
     plan: SamplingPlan | None = None,
     fresh: bool = False,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> LatencyTable:
-    """The table of a network on this machine, from the cache or measured now.
+    """Load a network's table from the cache, or measure it now and cache it.
 
     Args:
-        place: here.
+        context: this machine, the backend and its settings.
         dense: the network.
-        channels: of it.
+        channels: its groups.
         images: the batch to time, shape (batch, 3, height, width).
-        plan: how much to look, where it is measured.
-        fresh: measure it even if it is in the cache.
-        tell: hears of the progress.
+        plan: number and length of the measurements.
+        fresh: measure the table even if it is in the cache.
+        listener: receives progress events.
     """
-    path = cache_folder() / f"latency-{context.key(_structure(channels))}.json"
+    path = cache_folder() / f"latency-{context.key(_structure_hash(channels))}.json"
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
-    with stage("table", f"how long layers take: {context.words}", tell) as progress:
-        with sampler_at(context, dense, channels, images) as sampler:
-            table = sample_latency(sampler, channels, context, plan or USUAL_SAMPLING, progress)
+    with stage("table", f"how long layers take: {context.words}", listener) as progress:
+        with open_sampler(context, dense, channels, images) as sampler:
+            table = sample_latency(sampler, channels, context, plan or DEFAULT_SAMPLING, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
     table.save(path)
@@ -75,21 +75,21 @@ def find_table(
 
 
 @contextmanager
-def sampler_at(
+def open_sampler(
     context: MeasurementContext, dense: nn.Module, channels: ChannelMap, images: Tensor
 ) -> Iterator[LatencySampler]:
-    """What looks at a network as `context` says; on a GPU work is queued on a stream of its own meanwhile."""
-    sampler = sampler_for(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
-    with stream_of(context.setting.device_of(context.backend)):
+    """Make a sampler for a network; inside the context, work on a GPU is queued on a side stream."""
+    sampler = make_sampler(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
+    with side_stream(context.setting.device_of(context.backend)):
         yield sampler
 
 
-def _structure(channels: ChannelMap) -> str:
-    """What makes two networks the same to a table: their groups, and every layer's place in the count of MACs."""
+def _structure_hash(channels: ChannelMap) -> str:
+    """Hash the groups and the cost model: networks that agree in both share a table."""
     digest = hashlib.sha256()
     for group in channels.groups:
         digest.update(f"{group.name} {group.width} {group.is_prunable} {group.layers}".encode())
-    for part in (channels.costs.macs, channels.costs.params):
-        for array in (part.unit, part.fixed, part.spans):
+    for count in (channels.costs.macs, channels.costs.params):
+        for array in (count.unit, count.fixed, count.spans):
             digest.update(array.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a latency belongs to: a machine, a backend and how it was asked, and when two of them are the same."""
+"""Measurement context of a latency: processor, backend and settings, and the comparison of two contexts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from passdeploy.profiling.environment import cpu_flags, cpu_model
 from passdeploy.profiling.execution import Setting
 from passdeploy.runtime.versions import package_versions
 
-_PACKAGE = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "compile": ("torch",)}
+_BACKEND_PACKAGES = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "compile": ("torch",)}
 
 
 @dataclass(frozen=True)
 class MeasurementContext:
-    """Where, and how, latencies were measured; they say nothing about another place."""
+    """Machine, backend and settings of a latency measurement; latencies hold for the same context only."""
 
     processor: str  # the GPU, where the backend runs on one
     architecture: str
-    instructions: str  # the widest vectors: "avx512", "avx2", "neon" or ""; of a GPU what it can compute: "sm_90"
+    instructions: str  # widest vector instructions: "avx512", "avx2", "neon" or ""; of a GPU its architecture: "sm_90"
     backend: str
     version: str  # of the backend
     threads: int
@@ -40,17 +40,18 @@ class MeasurementContext:
     def here(
         cls, *, backend: str, threads: int, batch: int, image_shape: tuple[int, ...], setting: Setting | None = None
     ) -> MeasurementContext:
-        """This machine, whether or not it has the device."""
+        """Describe this machine; a GPU that it does not have is named "no such GPU"."""
         setting, versions = setting or Setting(), package_versions()
-        version = next((f"{name} {versions[name]}" for name in _PACKAGE.get(backend, ()) if name in versions), "none")
-        processor, can = cpu_model() or "unknown", instructions()
+        packages = [name for name in _BACKEND_PACKAGES.get(backend, ()) if name in versions]
+        version = f"{packages[0]} {versions[packages[0]]}" if packages else "none"
+        processor, features = cpu_model() or "unknown", instructions()
         if setting.device_of(backend).type == "cuda":
-            processor, can = _gpu(setting.device_of(backend))
+            processor, features = _describe_gpu(setting.device_of(backend))
             version = f"{version}, CUDA {torch.version.cuda}"
         return cls(
             processor=processor,
             architecture=platform.machine(),
-            instructions=can,
+            instructions=features,
             backend=backend,
             version=version,
             threads=threads,
@@ -61,37 +62,37 @@ class MeasurementContext:
 
     @property
     def setting(self) -> Setting:
-        """How networks are run here."""
+        """The execution setting: device, precision, memory layout and CUDA graphs."""
         return Setting(self.device, self.precision, self.channels_last, self.cuda_graph)
 
     @property
     def words(self) -> str:
-        """How it is run, in a few words."""
-        how = "" if self.device == "cpu" else f" on {self.processor}"
+        """Short description for progress lines: backend, device, precision, options, batch and threads."""
+        device = "" if self.device == "cpu" else f" on {self.processor}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
         precision = "" if self.precision == "fp32" else self.precision
-        parts = (f"{self.backend}{how}", precision, *self.setting.options, f"batch {self.batch}", threads)
+        parts = (f"{self.backend}{device}", precision, *self.setting.options, f"batch {self.batch}", threads)
         return ", ".join(part for part in parts if part)
 
     def key(self, *more: object) -> str:
-        """A name for this context and for `more`, for files."""
+        """Hash this context and `more` to a part of a file name."""
         text = json.dumps([self.to_json(), *map(str, more)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def differences(self, other: MeasurementContext) -> list[str]:
-        """What is different, in words: `processor: made on A, wanted is B`."""
+        """Describe every difference: `processor: made with A, wanted is B`."""
         ours, theirs = self.to_json(), other.to_json()
         return [
             f"{name}: made with {ours[name]}, wanted is {theirs[name]}"
             for name in ours
             if name != "device" and ours[name] != theirs[name]
-        ]  # a device is known by its processor, whatever its number is here
+        ]  # devices are compared by their processor, not by their number on this machine
 
     def require(self, wanted: MeasurementContext, what: str) -> None:
-        """Raise UsageError, which names the difference, unless `wanted` is this place."""
-        if found := self.differences(wanted):
+        """Raise UsageError, which names the differences, unless `wanted` is this context."""
+        if differences := self.differences(wanted):
             raise UsageError(
-                f"{what} is of another place. {'; '.join(found[:3])}.\n"
+                f"{what} was made on another machine or with other settings. {'; '.join(differences[:3])}.\n"
                 "Make it again there with passdeploy profile --table, or use it all the same with --force."
             )
 
@@ -107,8 +108,8 @@ class MeasurementContext:
         return cls(**others, image_shape=tuple(int(size) for size in document["image"].split("x")))
 
 
-def _gpu(device: torch.device) -> tuple[str, str]:
-    """The name of a GPU, and what it can compute."""
+def _describe_gpu(device: torch.device) -> tuple[str, str]:
+    """Return the name of a GPU and its architecture (`sm_90`)."""
     if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
         return "no such GPU", ""
     major, minor = torch.cuda.get_device_capability(device)
@@ -116,7 +117,7 @@ def _gpu(device: torch.device) -> tuple[str, str]:
 
 
 def instructions() -> str:
-    """The widest vectors that this processor has, as far as its kernels differ by them."""
+    """Name the widest vector instructions of this processor, as far as kernels differ by them."""
     flags = cpu_flags()
     if "avx512f" in flags:
         return "avx512"
@@ -126,7 +127,7 @@ def instructions() -> str:
 
 
 def block_of(backend: str, setting: Setting | None = None) -> int:
-    """How many channels the kernels of a backend compute together: what `round_to: auto` rounds to.
+    """Return the number of channels that the kernels of a backend compute together: `round_to: auto`.
 
     On x86, ONNX Runtime's blocked layout (NCHWc) and oneDNN, under PyTorch, fill one vector register: 16 float32 with
     AVX-512, 8 with AVX2. On NEON both work in fours; 8 keeps two of their registers busy. A GPU's tensor cores want 8

@@ -1,9 +1,9 @@
-"""The knapsack over channel groups: the widths that keep the most score in the time there is.
+"""Knapsack solver over channel groups: find the widths that keep the most score within a latency.
 
 As in HALP (Shen et al. 2022), every group has candidate widths, each with the score that it keeps and the time that it
-takes; but a layer's time depends on two groups, so the items are not independent. Lagrange's relaxation handles both:
-for a price of time, each group in turn takes its best width while its neighbours stay, until none wants to change; the
-price is found at which the budget is met. That finds steps in the times too, where no slope would show them.
+takes. But the time of a layer depends on two groups, so the items are not independent. Lagrangian relaxation handles
+both: for a multiplier of time, coordinate descent maximises score - multiplier * time, and bisection finds the
+multiplier at which the limit is met. This also uses steps in the times, which a gradient would not show.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _HALVINGS = 24
 
 
 def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, limit: int, *, round_to: int) -> Plan:
-    """The plan that keeps the most score within `limit` nanoseconds.
+    """Find the plan that keeps the most score within `limit` nanoseconds.
 
     Args:
         scores: importance of every channel of every prunable group, 0 or more.
         groups: the network's groups; those that are not prunable, and those without scores, stay whole.
-        costs: with a latency price.
+        costs: of the network, latency included.
         limit: nanoseconds.
         round_to: layer widths become multiples of this.
 
     Raises:
-        BudgetError: no widths take so little.
+        BudgetError: no widths are so fast.
     """
-    cost = costs.price("latency")
+    cost = costs.cost_of("latency")
     assert isinstance(cost, LatencyCost)
     knapsack = _Knapsack(WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True), cost)
-    fastest, within = knapsack.settle(np.inf), cost.relaxed(limit)
+    fastest, within = knapsack.settle(np.inf), cost.sum_within(limit)
     if knapsack.time(fastest) > within:
         least, whole = cost.value(knapsack.table.widths(fastest)), costs.of("latency")
         raise BudgetError(
@@ -53,7 +53,7 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
 
 @dataclass(frozen=True)
 class _Knapsack:
-    """Candidate widths with the score that they keep, and the time that they take."""
+    """Candidate widths with the score that they keep and the time that they take."""
 
     table: WidthTable
     cost: LatencyCost
@@ -92,7 +92,7 @@ class _Knapsack:
         return choice
 
     def _steps_up(self, choice: np.ndarray, limit: float) -> list[tuple[float, int, int]]:
-        """The wider candidates that still fit, as (score per nanosecond, group, index of the candidate)."""
+        """List the wider candidates that still fit as (score per nanosecond, group, index of the candidate)."""
         widths = self.table.widths(choice)
         left = limit - self.cost.sum(widths)
         steps: list[tuple[float, int, int]] = []
@@ -105,13 +105,13 @@ class _Knapsack:
         return steps
 
     def curve(self, widths: np.ndarray, group: int) -> np.ndarray:
-        """Nanoseconds of the nodes that follow a group, at each of its candidates while the other groups stay."""
+        """Predict nanoseconds of the nodes that depend on a group, at each of its candidates; other groups stay."""
         return self.cost.curve(widths, self.table.columns[group], self.table.candidates[group])
 
     def time(self, choice: np.ndarray) -> float:
-        """Nanoseconds of all nodes."""
+        """Predict the nanoseconds of all nodes."""
         return self.cost.sum(self.table.widths(choice))
 
     def score(self, choice: np.ndarray) -> float:
-        """Sum of the scores that are kept."""
+        """Add up the scores that are kept."""
         return sum(float(values[index]) for values, index in zip(self.table.kept_score, choice, strict=True))

@@ -1,8 +1,8 @@
-"""An ONNX graph at other widths, without exporting again: its initialisers are cut, its nodes stay.
+"""Resize an exported ONNX graph to other widths: initialisers are cut, nodes stay, and nothing is exported again.
 
-The exporter names an initialiser after the parameter that it came from, so the slots of the channel groups say what to
-cut. What a folded batch norm leaves (a bias without a parameter) follows the output channels of its layer.
-The result is only for timing: the first channels stay, not the best ones.
+The exporter names an initialiser after its parameter, so the slots of the channel groups say where to cut. The bias
+that a folded batch norm leaves has no parameter; it is cut like the output channels of its layer. The result is for
+timing only: the first channels stay, not the best ones.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from passdeploy.profiling.onnx_layers import OnnxLayer, find_layers
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_WITH_BIAS = {"Conv": 0, "ConvTranspose": 1}  # operator -> which dimension of its weight the bias runs along
+_WITH_BIAS = {"Conv": 0, "ConvTranspose": 1}  # operator -> dimension of its weight that holds output channels
 
 
 class ResizableGraph:
-    """An exported dense network, ready to be cut.
+    """ONNX graph of a dense network that can be cut to any widths.
 
     Args:
-        proto: the dense network as ONNX; it is left as it was.
+        proto: the dense network as ONNX; it is not changed.
         groups: the network's groups.
     """
 
@@ -38,28 +38,28 @@ class ResizableGraph:
         }
         self._skeleton = type(proto)()
         self._skeleton.CopyFrom(_without_weights(proto))
-        self._cuts: dict[str, list[tuple[ChannelGroup, int, np.ndarray]]] = {}  # initialiser -> group, dim, places
+        self._cuts: dict[str, list[tuple[ChannelGroup, int, np.ndarray]]] = {}  # initialiser -> group, dim, indices
         for group in groups:
             for slot in group.slots if group.is_prunable else ():
                 if slot.tensor in self._arrays:
                     self._cuts.setdefault(slot.tensor, []).append((group, slot.dim, slot.index.numpy()))
-        self._follow_biases()
-        self._free_flattenings()
+        self._cut_biases_like_weights_()
+        self._allow_any_flattened_size_()
 
     def layers(self) -> dict[str, OnnxLayer]:
-        """Kernel -> layer, as `find_layers` tells."""
+        """Find the layer of every kernel, with sizes as functions of group widths (`find_layers`)."""
         dims = {}
         for name, cuts in self._cuts.items():
             sizes = list(self._arrays[name].shape)
             spans: list[list[tuple[str, int]]] = [[] for _ in sizes]
-            for group, dim, places in cuts:
-                spans[dim].append((group.name, places.shape[1]))
-                sizes[dim] -= places.size
-            dims[name] = [Factor(rest, tuple(sorted(along))) for rest, along in zip(sizes, spans, strict=True)]
+            for group, dim, indices in cuts:
+                spans[dim].append((group.name, indices.shape[1]))
+                sizes[dim] -= indices.size
+            dims[name] = [Factor(fixed, tuple(sorted(span))) for fixed, span in zip(sizes, spans, strict=True)]
         return find_layers(self._skeleton.graph, dims)
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
-        """The graph in which every group keeps its first `widths[name]` channels."""
+        """Cut a copy of the graph so that every group keeps its first `widths[name]` channels."""
         from onnx import numpy_helper
 
         graph = type(self._skeleton)()
@@ -67,52 +67,53 @@ class ResizableGraph:
         sizes: dict[str, tuple[int, ...]] = {}
         for name, whole in self._arrays.items():
             array = whole
-            along: dict[int, list[np.ndarray]] = {}
-            for group, dim, places in self._cuts.get(name, ()):
-                along.setdefault(dim, []).append(places[widths.get(group.name, group.width) :].ravel())
-            for dim, removed in along.items():
-                array = np.delete(array, np.concatenate(removed), axis=dim)
+            removed: dict[int, list[np.ndarray]] = {}  # dim -> indices
+            for group, dim, indices in self._cuts.get(name, ()):
+                removed.setdefault(dim, []).append(indices[widths.get(group.name, group.width) :].ravel())
+            for dim, parts in removed.items():
+                array = np.delete(array, np.concatenate(parts), axis=dim)
             sizes[name] = array.shape
             graph.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         for node in graph.graph.node:
-            self._count_groups_(node, sizes)
+            self._set_group_count_(node, sizes)
         return graph
 
-    def _count_groups_(self, node: Any, sizes: Mapping[str, tuple[int, ...]]) -> None:
-        """A grouped convolution that lost whole groups says how many are left."""
+    def _set_group_count_(self, node: Any, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        """Set the attribute `group` of a grouped convolution that lost whole groups."""
         for attribute in node.attribute if node.op_type == "Conv" else ():
             if attribute.name == "group" and attribute.i > 1:
                 outputs, per_group = self._arrays[node.input[1]].shape[:2]
                 if cuts_whole_groups(attribute.i, per_group):
                     attribute.i = sizes[node.input[1]][0] // (outputs // attribute.i)
 
-    def _follow_biases(self) -> None:
+    def _cut_biases_like_weights_(self) -> None:
+        """Cut biases that are no parameters like the output channels of their layer's weight."""
         for node in self._skeleton.graph.node:
             if node.op_type in _WITH_BIAS and len(node.input) > 2:
                 weight, bias = node.input[1], node.input[2]
                 if bias in self._arrays and bias not in self._cuts:
-                    along = _WITH_BIAS[node.op_type]
-                    cuts = [(group, 0, places) for group, dim, places in self._cuts.get(weight, ()) if dim == along]
+                    out = _WITH_BIAS[node.op_type]
+                    cuts = [(group, 0, indices) for group, dim, indices in self._cuts.get(weight, ()) if dim == out]
                     if cuts:
                         self._cuts[bias] = cuts
 
-    def _free_flattenings(self) -> None:
-        """`x.flatten(1)` is exported with the size it has in the dense network; let it have any."""
+    def _allow_any_flattened_size_(self) -> None:
+        """Replace the fixed size that `x.flatten(1)` is exported with by -1."""
         for node in self._skeleton.graph.node:
             shape = self._arrays.get(node.input[1]) if node.op_type == "Reshape" else None
             if shape is not None and len(shape) == 2 and shape[1] > 0:
-                self._arrays[node.input[1]] = np.array([0, -1], shape.dtype)  # the batch, and all the rest
-                del node.attribute[:]  # allowzero would take that 0 for a size
+                self._arrays[node.input[1]] = np.array([0, -1], shape.dtype)  # keep the batch, flatten the rest
+                del node.attribute[:]  # with allowzero, 0 would be a size
 
 
 def _without_weights(proto: Any) -> Any:
-    """The nodes and the ends; shapes in between are those of other widths, so they go."""
-    bare = type(proto)()
-    bare.ir_version = proto.ir_version
-    bare.opset_import.extend(proto.opset_import)
-    bare.functions.extend(proto.functions)
-    bare.graph.name = proto.graph.name
-    bare.graph.node.extend(proto.graph.node)
-    bare.graph.input.extend(proto.graph.input)
-    bare.graph.output.extend(proto.graph.output)
-    return bare
+    """Copy nodes, inputs and outputs; drop weights and the shapes of intermediate tensors, which change with widths."""
+    skeleton = type(proto)()
+    skeleton.ir_version = proto.ir_version
+    skeleton.opset_import.extend(proto.opset_import)
+    skeleton.functions.extend(proto.functions)
+    skeleton.graph.name = proto.graph.name
+    skeleton.graph.node.extend(proto.graph.node)
+    skeleton.graph.input.extend(proto.graph.input)
+    skeleton.graph.output.extend(proto.graph.output)
+    return skeleton

@@ -1,4 +1,4 @@
-"""A network at any widths, as a backend takes it."""
+"""Networks resized to any widths, as PyTorch modules or ONNX graphs, and the samplers that time them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TABLE_BACKENDS = ("ort", "torch", "compile")
 
 
-def sampler_for(
+def make_sampler(
     backend: str,
     model: nn.Module,
     channels: ChannelMap,
@@ -40,32 +40,32 @@ def sampler_for(
     threads: int,
     setting: Setting | None = None,
 ) -> LatencySampler:
-    """What looks at `model` at any widths.
+    """Make the sampler that times `model` at any widths.
 
     Args:
         backend: `ort`, on the CPU, or `torch` or `compile`, on any device.
-        model: the dense network; it is left as it was.
-        channels: of it.
+        model: the dense network; it is not changed.
+        channels: its groups.
         images: the batch that is timed, shape (batch, 3, height, width).
         threads: of the backend, on a CPU.
-        setting: device, precision and layout of PyTorch.
+        setting: device, precision and memory layout of PyTorch.
 
     Raises:
-        UsageError: no table can be measured on this backend, or not like this.
-        MissingError: the device is not here.
+        UsageError: no table can be measured on this backend, or not with this setting.
+        MissingError: this machine lacks the device.
     """
     setting = setting or Setting()
-    require_table(backend, setting)
+    require_table_support(backend, setting)
     setting.require_possible((backend,))
     if backend == "ort":
         graphs = OnnxNetworks(model, channels, images)
         return OrtSampler(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
-    cut, block = SlimNetworks(model, channels), block_of(backend, setting)
-    return TorchSampler(cut.at, images, threads=threads, block=block, backend=backend, setting=setting)
+    networks, block = SlimNetworks(model, channels), block_of(backend, setting)
+    return TorchSampler(networks.at, images, threads=threads, block=block, backend=backend, setting=setting)
 
 
-def require_table(backend: str, setting: Setting) -> None:
-    """Raise UsageError where no table can be measured, on any machine."""
+def require_table_support(backend: str, setting: Setting) -> None:
+    """Raise UsageError where no table can be measured with this backend and setting, on any machine."""
     if backend not in TABLE_BACKENDS:
         raise UsageError(
             f"no latency table can be measured on {backend} in this version: choose from {', '.join(TABLE_BACKENDS)}.\n"
@@ -79,28 +79,28 @@ def require_table(backend: str, setting: Setting) -> None:
 
 
 class SlimNetworks:
-    """PyTorch modules; of every group the first channels stay."""
+    """PyTorch modules at any widths; the first channels of every group stay."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap) -> None:
         self._model, self._channels = copy.deepcopy(model).cpu().eval(), channels
 
     def at(self, widths: Mapping[str, int]) -> nn.Module:
-        """The network at `widths`; groups not named are whole."""
+        """Cut a copy of the network to `widths`; groups not named stay whole."""
         return slim(self._model, self._channels.groups, Plan({name: tuple(range(n)) for name, n in widths.items()}))
 
 
 class OnnxNetworks:
-    """ONNX graphs: exported once and cut, or, where a graph does not let itself be cut, exported each time."""
+    """ONNX graphs at any widths: exported once and cut, or exported each time where the graph cannot be cut."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap, images: Tensor) -> None:
-        self._images, self._modules = images, SlimNetworks(_told_apart(model), channels)
+        self._images, self._modules = images, SlimNetworks(_with_distinct_weights(model), channels)
         self._graph = ResizableGraph(self._export({}), channels.groups)
         narrow = {group.name: minimum_width(group, block_of("ort"), "latency") for group in channels.prunable}
-        self._is_resizable = _runs(self._graph.at(narrow), images)
+        self._is_resizable = _can_run(self._graph.at(narrow), images)
         self.layers = self._graph.layers()
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
-        """The graph at `widths`; groups not named are whole."""
+        """Return the graph at `widths`; groups not named are whole."""
         return self._graph.at(widths) if self._is_resizable else self._export(widths)
 
     def _export(self, widths: Mapping[str, int]) -> ModelProto:
@@ -113,10 +113,10 @@ class OnnxNetworks:
             return onnx.load(path)
 
 
-def _told_apart(model: nn.Module) -> nn.Module:
-    """A copy in which no two tensors hold the same numbers: an exporter would make them one, which cannot be cut twice.
+def _with_distinct_weights(model: nn.Module) -> nn.Module:
+    """Copy a network and add noise to its weights, so that no two tensors are equal.
 
-    Times do not depend on the numbers.
+    An exporter merges equal tensors into one, which cannot be cut in two ways. Times do not depend on the values.
     """
     copied, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -126,10 +126,11 @@ def _told_apart(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _runs(graph: ModelProto, images: Tensor) -> bool:
+def _can_run(graph: ModelProto, images: Tensor) -> bool:
+    """Test whether ONNX Runtime loads and runs a graph."""
     try:
         session = open_session(graph, threads=1)
         session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    except Exception:  # whatever its exceptions are: the graph is no network
+    except Exception:  # ONNX Runtime raises many types; each means that the graph is not valid
         return False
     return True

@@ -1,12 +1,12 @@
-"""Meet a latency: plan by the table, build, measure against the dense network, correct, until it is as fast as asked.
+"""Search for the plan that meets a latency: plan by the table, build, measure, correct, repeat.
 
-A table is never quite right about the very networks that a planner likes best, so the plan is built and timed in turns
-with the dense network, what was measured over what was predicted corrects the table, and the plan is made again.
+A table is least accurate for the networks that a planner prefers, so each plan is built and timed in turns with the
+dense network; the ratio of measured to predicted latency corrects the table, and the plan is made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,24 +21,24 @@ from passdeploy.latency.knapsack import allocate
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import Clock, clock_for
-from passdeploy.profiling.disturbances import MachineCounters, disturbances
-from passdeploy.profiling.interleaved import BUILT_ONCE, Build, TimeBudget, in_turns, measure_sessions
+from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
+from passdeploy.profiling.interleaved import BUILT_ONCE, RunnerBuilder, TimeBudget, build_in_turns, measure_sessions
 from passdeploy.profiling.runners import torch_threads
-from passdeploy.profiling.statistics import Speedup, speedup_over, summarise_times
+from passdeploy.profiling.statistics import Speedup, speedup_over_sessions, summarise_times
 from passdeploy.runtime.events import Stage, silent
 
-TOLERANCE = 0.03  # a plan may be this much slower than asked
-MOST_TRIALS = 6
-_AIM = 0.975  # of what is asked: the middle of what ends the search, a little on the fast side,
-_NEAR_ENOUGH = 0.05  # so much faster at most
-_PATIENCE = 3  # measurements of a plan, where another program disturbs them
-_SESSIONS = 4  # of each: with two threads a network may be a quarter slower where it is loaded anew
-_SURELY = 0.005  # and so much at least: measured again, it should still be as fast as asked
+LATENCY_TOLERANCE = 0.03  # a plan may be this much slower than asked
+MAX_PLANS = 6  # plans that are measured at most
+_AIMED_SHARE = 0.975  # of the goal, which plans are made for: about the middle of the range that ends the search
+_MOST_BELOW = 0.05  # the search ends where a plan is faster than the goal by this share at most ...
+_LEAST_BELOW = 0.005  # ... and by this share at least, so that it is likely to meet the goal when measured again
+_MAX_ATTEMPTS = 3  # measurements of a plan, where other programs disturb them
+_SESSIONS = 4  # per measurement: with two threads a network may be a quarter slower each time it is loaded
 
 
 @dataclass(frozen=True)
 class LatencyGoal:
-    """How fast the slim network must be: one of the two."""
+    """Latency that the slim network must reach: a share of the dense one, or milliseconds."""
 
     share: float | None = None  # of the dense network's median latency
     ms: float | None = None  # milliseconds of one batch
@@ -50,11 +50,11 @@ class LatencyGoal:
 
     @property
     def amount(self) -> float:
-        """The number that was asked for."""
+        """The number that was asked for: a share or milliseconds."""
         return float(self.share if self.ms is None else self.ms)  # type: ignore[arg-type]
 
     def of(self, slim_ms: float, share: float) -> float:
-        """What a slim network has, in the unit that was asked for."""
+        """Return the one of both that is in the unit that was asked for."""
         return share if self.ms is None else slim_ms
 
     def __str__(self) -> str:
@@ -63,39 +63,39 @@ class LatencyGoal:
 
 @dataclass(frozen=True)
 class MeasuredPlan:
-    """A plan that was built and measured."""
+    """Plan that was built and measured."""
 
     plan: Plan
-    predicted: float  # in the unit that was asked for, by the table and what was known before this trial
-    found: float  # measured
-    off: float  # how much slower than asked, relative; negative: faster
+    predicted: float  # latency in the unit of the goal, by the table and the correction before this measurement
+    measured: float  # latency in the unit of the goal
+    excess: float  # measured / goal - 1; negative: faster than asked
     slim_ms: float
     dense_ms: float
-    gained: Speedup  # of the slim network over the dense one, with its interval
+    speedup: Speedup  # of the slim network over the dense one, with its confidence interval
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A plan that is as fast as asked."""
+    """Best plan that meets the goal, and all plans that were measured."""
 
-    trial: MeasuredPlan
-    trials: tuple[MeasuredPlan, ...]  # all of them, in order; the first is the table's own
+    best: MeasuredPlan
+    trials: tuple[MeasuredPlan, ...]  # in order; the first is made by the table without correction
 
 
 class LatencySearch:
-    """Plans for latency on one backend.
+    """Search for plans of one network on one backend.
 
     Args:
-        prober: builds and times networks.
-        channels: of the network; its cost model need not know of latency.
+        sampler: builds and times networks.
+        channels: of the network; its cost model need not include latency.
         table: of the network, on this machine.
         round_to: layer widths become multiples of this.
         threads: of PyTorch while it is timed.
         allocation: `global` (the knapsack) or `uniform` (the same share of every group).
-        confirm: for a plan, what loads its network as it will be used, weights and all; a plan counts once that was
-            measured. Without it, what the prober builds counts.
+        build_delivered: plan -> builder of its network as it is delivered, weights included; a plan that meets the goal
+            is measured once more with that network. Without it, the sampler's network counts.
         seconds: of every measurement, both networks together.
-        device: what they run on; it says who tells the time.
+        device: that they run on; it decides the clock.
         clock: another source of time, for tests.
     """
 
@@ -108,7 +108,7 @@ class LatencySearch:
         round_to: int,
         threads: int = 1,
         allocation: str = "global",
-        confirm: Callable[[Plan], Build] | None = None,
+        build_delivered: Callable[[Plan], RunnerBuilder] | None = None,
         seconds: float = 3.0,
         device: torch.device | None = None,
         clock: Clock | None = None,
@@ -118,62 +118,47 @@ class LatencySearch:
         device = device or torch.device("cpu")
         self._clock, self._is_on_gpu = clock or clock_for(device), device.type == "cuda"
         self._sessions = 1 if sampler.backend in BUILT_ONCE else _SESSIONS
-        self._allocation, self._confirm = allocation, confirm
+        self._allocation, self._confirm = allocation, build_delivered
         self._costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
 
-    def find(self, scores: Scores, request: LatencyGoal, stage: Stage | None = None) -> SearchResult:
-        """The plan that keeps the most of `scores` and is measured to be as fast as asked.
+    def find(self, scores: Scores, goal: LatencyGoal, stage: Stage | None = None) -> SearchResult:
+        """Find the plan that keeps the most of `scores` and is measured to meet the goal.
 
         Raises:
-            BudgetError: it cannot be reached, and what can; or the plan would be slower than the dense network.
+            BudgetError: the goal cannot be reached (the message says what can), or the plan would be slower than the
+                dense network.
         """
         stage = stage or Stage("plan", silent)
-        trials, tried, correction = list[MeasuredPlan](), set[tuple[int, ...]](), 1.0
-        while len(trials) < MOST_TRIALS:
+        trials, widths_tried, correction = list[MeasuredPlan](), set[tuple[int, ...]](), 1.0
+        while len(trials) < MAX_PLANS:
             try:
-                plan = self.plan(scores, request, correction)
+                plan = self.plan(scores, goal, correction)
             except BudgetError:
                 if not trials:
                     raise
-                break  # not with what is known by now
+                break  # by the corrected table no widths are fast enough
             widths = tuple(plan.widths().values())
-            if widths in tried:
-                break  # nothing lies between what was tried
-            tried.add(widths)
-            trial = self.try_out(plan, request, correction)
-            if self._confirm is not None and trial.off <= TOLERANCE:
-                trial = self.try_out(plan, request, correction, self._confirm(plan))
+            if widths in widths_tried:
+                break  # the correction leads to no new plan
+            widths_tried.add(widths)
+            trial = self.measure_plan(plan, goal, correction)
+            if self._confirm is not None and trial.excess <= LATENCY_TOLERANCE:
+                trial = self.measure_plan(plan, goal, correction, self._confirm(plan))
             trials.append(trial)
-            stage.step(len(trials), MOST_TRIALS, asked=request.amount, found=trial.found)
-            if -_NEAR_ENOUGH <= trial.off <= -_SURELY:
+            stage.step(len(trials), MAX_PLANS, asked=goal.amount, found=trial.measured)
+            if -_MOST_BELOW <= trial.excess <= -_LEAST_BELOW:
                 break
-            correction *= trials[-1].found / trials[-1].predicted
-        fit = [trial for trial in trials if trial.off <= TOLERANCE]
-        if not fit:
-            best = min(trials, key=lambda trial: trial.off)
-            raise BudgetError(
-                f"asked for {request}; the nearest of {len(trials)} plans that were measured takes "
-                f"{best.slim_ms:.3g} ms, {best.slim_ms / best.dense_ms:.1%} of the dense network's "
-                f"{best.dense_ms:.3g} ms.\n"
-                "Ask for more, or measure on a quieter machine."
-            )
-        sure = [trial for trial in fit if trial.off <= -_SURELY]
-        met = max(sure, key=lambda trial: trial.off) if sure else min(fit, key=lambda trial: trial.off)
-        if met.gained.ratio < 1.0:
-            raise BudgetError(
-                f"the plan is slower than the dense network: {met.slim_ms:.3g} ms against {met.dense_ms:.3g} ms.\n"
-                "Fewer channels do not help here; leave prune.round_to at auto, or ask for less."
-            )
-        return SearchResult(met, tuple(trials))
+            correction *= trials[-1].measured / trials[-1].predicted
+        return SearchResult(_best_of(trials, goal), tuple(trials))
 
-    def plan(self, scores: Scores, request: LatencyGoal, correction: float = 1.0) -> Plan:
-        """By the table: what is measured is taken to be `correction` times what the table says.
+    def plan(self, scores: Scores, goal: LatencyGoal, correction: float = 1.0) -> Plan:
+        """Plan by the table, whose predictions are multiplied by `correction`.
 
         Raises:
             BudgetError: no widths are fast enough.
         """
-        whole = self._table.dense_ms if request.ms is None else 1.0
-        limit = int(NS_PER_MS * _AIM * request.amount * whole / correction)
+        unit_ms = self._table.dense_ms if goal.ms is None else 1.0
+        limit = int(NS_PER_MS * _AIMED_SHARE * goal.amount * unit_ms / correction)
         if self._allocation == "uniform":
             budget = Budget("latency", limit)
             return choose_channels(
@@ -181,25 +166,43 @@ class LatencySearch:
             )
         return allocate(scores, self._channels.prunable, self._costs, limit, round_to=self._round_to)
 
-    def try_out(
-        self, plan: Plan, request: LatencyGoal, correction: float = 1.0, build: Build | None = None
+    def measure_plan(
+        self, plan: Plan, goal: LatencyGoal, correction: float = 1.0, build: RunnerBuilder | None = None
     ) -> MeasuredPlan:
-        """Time the network of `plan`, what `build` or the prober loads, in turns with the dense one."""
-        widths, says = plan.widths(), self._table.predict_ms(plan.widths())
-        predicted = correction * request.of(says, says / self._table.dense_ms)
-        both = in_turns(
+        """Time the network of `plan`, loaded by `build` or else by the sampler, in turns with the dense one."""
+        widths, table_ms = plan.widths(), self._table.predict_ms(plan.widths())
+        predicted = correction * goal.of(table_ms, table_ms / self._table.dense_ms)
+        both = build_in_turns(
             partial(self._sampler.runner, {}, "dense"), build or partial(self._sampler.runner, widths, "slim")
         )
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_ATTEMPTS):
             before = MachineCounters.now(with_gpus=self._is_on_gpu)
             with torch_threads(self._threads):
                 dense, slim = measure_sessions(both, self._clock, self._time, sessions=self._sessions)
-            if not disturbances(before, MachineCounters.now(with_gpus=self._is_on_gpu)):
+            if not find_disturbances(before, MachineCounters.now(with_gpus=self._is_on_gpu)):
                 break
-        gained, slim_ms, dense_ms = (
-            speedup_over(dense, slim),
-            summarise_times(*slim).median_ms,
-            summarise_times(*dense).median_ms,
+        slim_ms, dense_ms = summarise_times(*slim).median_ms, summarise_times(*dense).median_ms
+        speedup = speedup_over_sessions(dense, slim)
+        measured = goal.of(slim_ms, 1 / speedup.ratio)
+        return MeasuredPlan(plan, predicted, measured, measured / goal.amount - 1, slim_ms, dense_ms, speedup)
+
+
+def _best_of(trials: Sequence[MeasuredPlan], goal: LatencyGoal) -> MeasuredPlan:
+    """Choose the slowest plan that is surely fast enough, else the fastest within the tolerance; else raise."""
+    within = [trial for trial in trials if trial.excess <= LATENCY_TOLERANCE]
+    if not within:
+        nearest = min(trials, key=lambda trial: trial.excess)
+        raise BudgetError(
+            f"asked for {goal}; the nearest of {len(trials)} plans that were measured takes "
+            f"{nearest.slim_ms:.3g} ms, {nearest.slim_ms / nearest.dense_ms:.1%} of the dense network's "
+            f"{nearest.dense_ms:.3g} ms.\n"
+            "Ask for more, or measure on a quieter machine."
         )
-        found = request.of(slim_ms, 1 / gained.ratio)
-        return MeasuredPlan(plan, predicted, found, found / request.amount - 1, slim_ms, dense_ms, gained)
+    below = [trial for trial in within if trial.excess <= -_LEAST_BELOW]
+    best = max(below, key=lambda trial: trial.excess) if below else min(within, key=lambda trial: trial.excess)
+    if best.speedup.ratio < 1.0:
+        raise BudgetError(
+            f"the plan is slower than the dense network: {best.slim_ms:.3g} ms against {best.dense_ms:.3g} ms.\n"
+            "Fewer channels do not help here; leave prune.round_to at auto, or ask for less."
+        )
+    return best

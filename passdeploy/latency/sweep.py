@@ -1,4 +1,4 @@
-"""Plan and measure one latency with several multiples of widths (`profile --sweep-round`)."""
+"""Sweep over width multiples: plan and measure one latency with each of them (`profile --sweep-round`)."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 from passdeploy.channels.plan import Scores
 from passdeploy.errors import BudgetError, first_line
 from passdeploy.latency.search import LatencyGoal, LatencySearch, SearchResult
-from passdeploy.latency.target import measured
+from passdeploy.latency.target import describe_trial
 
 
 def sweep_round(
-    steps: Sequence[int], search_at: Callable[[int], LatencySearch], scores: Scores, request: LatencyGoal
+    steps: Sequence[int], search_at: Callable[[int], LatencySearch], scores: Scores, goal: LatencyGoal
 ) -> list[dict[str, Any]]:
-    """Plan and measure the same request with widths in multiples of each of `steps`.
+    """Plan and measure the same goal with widths in multiples of each of `steps`.
 
     Returns:
-        One row per step: `round_to`, the share of the score that is `kept`, and what was measured; or why it was
-        `refused`.
+        One row per step: `round_to`, the share of the score that is `kept`, and the measured times; or the reason why
+        it was `refused`.
     """
     rows = []
-    whole = sum(float(values.sum()) for values in scores.values())
+    total = sum(float(values.sum()) for values in scores.values())
     for step in steps:
         try:
-            met: SearchResult = search_at(step).find(scores, request)
+            result: SearchResult = search_at(step).find(scores, goal)
         except BudgetError as error:
             rows.append({"round_to": step, "refused": first_line(error, longest=None)})
             continue
-        kept = sum(float(scores[name][list(channels)].sum()) for name, channels in met.trial.plan.kept.items())
-        rows.append({"round_to": step, "kept": kept / whole, **measured(met.trial)})
+        kept = sum(float(scores[name][list(channels)].sum()) for name, channels in result.best.plan.kept.items())
+        rows.append({"round_to": step, "kept": kept / total, **describe_trial(result.best)})
     return rows

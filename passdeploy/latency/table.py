@@ -1,7 +1,7 @@
-"""The latency table of a network: what every distinct layer takes at which sizes, and so what any plan takes.
+"""Latency table of a network: measured times of its layers, from which the latency at any widths is predicted.
 
-It is made on the target, is a file of plain numbers, and is used wherever the network is pruned. What it holds are
-measurements; the curves through them are drawn when it is read.
+It is made on the target machine, saved as a file of plain numbers, and used wherever the network is pruned. The file
+holds measurements; models are fitted to them when it is read.
 """
 
 from __future__ import annotations
@@ -20,61 +20,62 @@ from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.layer_model import LayerModel
 from passdeploy.latency.network_timing import NetworkTiming
-from passdeploy.latency.size_inference import Dictionary, sizes_of
+from passdeploy.latency.size_inference import SizeExplainer, infer_sizes
 from passdeploy.runtime.files import atomic_path
 
 FORMAT = 1
-_FOLDS = 6
-_ROUNDS = 3
-_MOST_BEND = 0.3
+_FOLDS = 6  # of the cross-validation
+_FIT_ROUNDS = 3
+_MAX_EXPONENT = 0.3
 
 
 @dataclass(frozen=True)
 class Node:
-    """One kernel call of the network."""
+    """Kernel call of the network."""
 
     name: str
-    layer: str  # signature of the kind of layer that it is
-    sizes: tuple[Factor, ...]  # what its time is a function of
+    layer: str  # signature: nodes with equal ones share a `LayerModel`
+    sizes: tuple[Factor, ...]  # that its time is a function of
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
-    """Times as functions of sizes."""
+class NetworkModel:
+    """Latency of the network: the sum of its layer models, corrected for the size of the network."""
 
-    layers: Mapping[str, LayerModel]
-    middle: float  # milliseconds of the network that layers are as fast in as they say
-    bend: float  # power of the total by which a larger network slows its layers down
+    layers: Mapping[str, LayerModel]  # by signature
+    reference_ms: float  # total of the network for which the correction is 1
+    exponent: float  # the correction is (total / reference_ms) ** exponent
 
     def nodes_ms(self, nodes: Sequence[Node], widths: Mapping[str, int]) -> np.ndarray:
-        """Milliseconds of every node, shape (nodes,), in a network of middling size."""
-        found = np.zeros(len(nodes))
+        """Predict milliseconds of every node without the correction, shape (nodes,)."""
+        times = np.zeros(len(nodes))
         for layer, numbers in _by_layer(nodes).items():
             sizes = [[factor.size(widths) for factor in nodes[number].sizes] for number in numbers]
-            found[numbers] = self.layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
-        return found
+            times[numbers] = self.layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
+        return times
 
-    def stretched(self, ms: float) -> float:
-        """What nodes that add up to `ms` take as one network."""
-        return float(ms * (ms / self.middle) ** self.bend)
+    def network_ms(self, nodes_ms: float) -> float:
+        """Convert the sum of all nodes to the latency of the network."""
+        return float(nodes_ms * (nodes_ms / self.reference_ms) ** self.exponent)
 
-    def relaxed(self, ms: float) -> float:
-        """What the nodes of a network that takes `ms` add up to."""
-        return float(self.middle * (ms / self.middle) ** (1 / (1 + self.bend)))
+    def nodes_ms_within(self, network_ms: float) -> float:
+        """Convert the latency of a network to the sum of its nodes, the inverse of `network_ms`."""
+        return float(self.reference_ms * (network_ms / self.reference_ms) ** (1 / (1 + self.exponent)))
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyTable:
-    """Measured times of a network's layers.
+    """Measured times of a network's layers, with the models that are fitted to them.
 
     Attributes:
-        place: what it was measured on, and how.
+        context: machine, backend and settings of the measurements.
         widths: group name -> width in the dense network.
         block: channels that kernels of the backend compute together.
         nodes: of the network, in the order of a call.
-        looks: the networks that were measured: widths (groups not named are whole), and milliseconds of the whole.
-        times: milliseconds of every node in every look, shape (nodes, looks); what the network takes beyond its
-            nodes is spread over them.
+        measurements: the networks that were measured, the dense one first: widths (groups not named are whole), and
+            milliseconds of a call.
+        times: milliseconds of every node in every network, shape (nodes, measurements), scaled so that the nodes of
+            a network add up to its call.
     """
 
     context: MeasurementContext
@@ -88,103 +89,87 @@ class LatencyTable:
     def build(
         cls, context: MeasurementContext, widths: Mapping[str, int], block: int, timings: Sequence[NetworkTiming]
     ) -> LatencyTable:
-        """From observations of networks of different widths, the first of them the dense one."""
-        own = {node.name: number for number, node in enumerate(timings[0].nodes)}
-        everywhere = set.intersection(*({node.name for node in look.nodes} for look in timings))
-        vectors = {name: np.array([look.widths.get(name, full) for look in timings]) for name, full in widths.items()}
-        dictionary = Dictionary(vectors, block)
-        nodes, times, home = list[Node](), np.zeros((len(own), len(timings))), dict[str, int]()
-        for node in timings[0].nodes:
-            home[node.name] = len(nodes)
-            layer, sizes = node.kind, tuple[Factor, ...]()
-            if node.sizes is not None:
-                layer, sizes = sizes_of([node], dictionary)
-            elif node.name in everywhere:
-                seen = [next(other for other in look.nodes if other.name == node.name) for look in timings]
-                layer, sizes = sizes_of(seen, dictionary)
-            nodes.append(Node(node.name, layer, sizes))
-        scale, extra = _untraced(timings)
-        for number, look in enumerate(timings):
-            waiting = 0.0  # of nodes that the dense network does not have: a change of layout, paid by who needs it
-            for node in look.nodes:
-                if node.name in home:
-                    times[home[node.name], number] += max(scale * node.ms + extra, 0.0) + waiting
-                    waiting = 0.0
-                else:
-                    waiting += max(scale * node.ms + extra, 0.0)
-            times[-1, number] += waiting
-            times[:, number] *= look.total_ms / times[:, number].sum()
-        measurements = tuple((dict(look.widths), look.total_ms) for look in timings)
-        return cls(context, dict(widths), block, tuple(nodes), measurements, times)
+        """Infer the sizes of every node and spread the measured times over the nodes.
+
+        Args:
+            context: machine, backend and settings of the measurements.
+            widths: group name -> width in the dense network.
+            block: channels that kernels of the backend compute together.
+            timings: of networks of different widths, the dense one first.
+        """
+        nodes = _nodes_with_sizes(widths, block, timings)
+        times = _node_times([node.name for node in nodes], timings)
+        measurements = tuple((dict(timing.widths), timing.total_ms) for timing in timings)
+        return cls(context, dict(widths), block, nodes, measurements, times)
 
     @cached_property
-    def curves(self) -> Curves:
-        """The curve of every distinct layer, and how the network as a whole bends them."""
+    def model(self) -> NetworkModel:
+        """Model fitted to all measurements."""
         return self._fit(range(len(self.measurements)))
 
     @property
     def dense_ms(self) -> float:
-        """What the dense network took."""
+        """Measured milliseconds of the dense network."""
         return self.measurements[0][1]
 
     def node_ms(self, widths: Mapping[str, int]) -> np.ndarray:
-        """What every node takes at `widths`, shape (nodes,)."""
-        alone = self.curves.nodes_ms(self.nodes, {**self.widths, **widths})
-        total = float(alone.sum())
-        together: np.ndarray = alone * (self.curves.stretched(total) / total)
-        return together
+        """Predict milliseconds of every node at `widths`, shape (nodes,)."""
+        uncorrected = self.model.nodes_ms(self.nodes, {**self.widths, **widths})
+        total = float(uncorrected.sum())
+        corrected: np.ndarray = uncorrected * (self.model.network_ms(total) / total)
+        return corrected
 
     def predict_ms(self, widths: Mapping[str, int]) -> float:
-        """What the network takes at `widths`; groups not named are whole."""
+        """Predict milliseconds of the network at `widths`; groups not named are whole."""
         return float(self.node_ms(widths).sum())
 
     @cached_property
     def error(self) -> tuple[float, float]:
-        """How far off it is for networks that it has not seen: median and largest relative error.
+        """Median and largest relative error of predictions, by cross-validation over the measured networks.
 
-        Every look is predicted from the others, a sixth of them left out at a time.
+        Every network is predicted by a model of the others; a sixth of them is left out at a time.
         """
         count = len(self.measurements)
-        off = []
+        errors = []
         for fold in range(min(_FOLDS, count)):
             left_out = range(fold, count, _FOLDS)
-            curves = self._fit([number for number in range(count) if number not in left_out])
+            model = self._fit([number for number in range(count) if number not in left_out])
             for number in left_out:
                 widths, total = self.measurements[number]
-                found = curves.stretched(float(curves.nodes_ms(self.nodes, {**self.widths, **widths}).sum()))
-                off.append(abs(found / total - 1))
-        return float(np.median(off)), float(max(off))
+                predicted = model.network_ms(float(model.nodes_ms(self.nodes, {**self.widths, **widths}).sum()))
+                errors.append(abs(predicted / total - 1))
+        return float(np.median(errors)), float(max(errors))
 
-    def _fit(self, measurements: Sequence[int]) -> Curves:
-        """Curves through some of the looks.
+    def _fit(self, measurements: Sequence[int]) -> NetworkModel:
+        """Fit a model to some of the measurements, given by index.
 
         The same kernel takes longer in a large network than in a small one, whose weights are still in a cache from
-        the call before. By how much is found by turns: the curves, what they miss as a power of the total, and again.
+        the call before. The layer models and the exponent of this effect are fitted in turns.
         """
-        widths = [{**self.widths, **self.measurements[look][0]} for look in measurements]
-        times, bend = self.times[:, list(measurements)], 0.0
-        middle = float(np.median(times.sum(0)))
-        found = np.ones(len(measurements))
-        for _ in range(_ROUNDS):
-            layers = self._layers(widths, times / (found / middle) ** bend)
-            curves = Curves(layers, middle, bend)
-            found = np.array([curves.nodes_ms(self.nodes, at).sum() for at in widths])
-            missed = np.log(times.sum(0) / (found * (found / middle) ** bend))
-            bend = float(np.clip(bend + _slope(np.log(found / middle), missed), -_MOST_BEND, _MOST_BEND))
-        return curves
+        widths = [{**self.widths, **self.measurements[number][0]} for number in measurements]
+        times, exponent = self.times[:, list(measurements)], 0.0
+        reference = float(np.median(times.sum(0)))
+        totals = np.ones(len(measurements))  # predicted, without the correction
+        for _ in range(_FIT_ROUNDS):
+            layers = self._layers(widths, times / (totals / reference) ** exponent)
+            model = NetworkModel(layers, reference, exponent)
+            totals = np.array([model.nodes_ms(self.nodes, network).sum() for network in widths])
+            residual = np.log(times.sum(0) / (totals * (totals / reference) ** exponent))
+            slope = _slope(np.log(totals / reference), residual)
+            exponent = float(np.clip(exponent + slope, -_MAX_EXPONENT, _MAX_EXPONENT))
+        return model
 
     def _layers(self, widths: Sequence[Mapping[str, int]], times: np.ndarray) -> dict[str, LayerModel]:
+        """Fit a model to each distinct layer; `times` has shape (nodes, networks)."""
         models = {}
         for layer, numbers in _by_layer(self.nodes).items():
-            sizes = [[factor.size(at) for factor in self.nodes[number].sizes] for number in numbers for at in widths]
+            sizes = [[size.size(network) for size in self.nodes[node].sizes] for node in numbers for network in widths]
             shaped = np.array(sizes, np.int64).reshape(len(sizes), len(self.nodes[numbers[0]].sizes))
             models[layer] = LayerModel.fit(shaped, times[numbers].ravel(), self.block)
         return models
 
-    # The file
-
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         return {
             "format": FORMAT,
             "place": self.context.to_json(),
@@ -208,7 +193,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LatencyTable:
-        """What `to_json` wrote; KeyError, TypeError or ValueError where it is something else."""
+        """Read what `to_json` wrote; KeyError, TypeError or ValueError where it is something else."""
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, known is {FORMAT}")
         nodes = tuple(
@@ -223,8 +208,8 @@ class LatencyTable:
             for entry in document["nodes"]
         )
         measurements = tuple(
-            ({str(name): int(width) for name, width in look["widths"].items()}, float(look["ms"]))
-            for look in document["looks"]
+            ({str(name): int(width) for name, width in entry["widths"].items()}, float(entry["ms"]))
+            for entry in document["looks"]
         )
         times = np.array([entry["ms"] for entry in document["nodes"]], float)
         if times.shape != (len(nodes), len(measurements)) or not (times >= 0).all():
@@ -236,7 +221,7 @@ class LatencyTable:
         return cls(context, widths, int(document["block"]), nodes, measurements, times)
 
     def save(self, path: Path) -> None:
-        """Write it as one JSON file, whole or not at all."""
+        """Write the table as one JSON file, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as draft:
             draft.write_text(json.dumps(self.to_json(), indent=1) + "\n")
@@ -247,7 +232,7 @@ class LatencyTable:
 
         Raises:
             RunError: there is no such file.
-            CorruptArtifact: it is no latency table.
+            CorruptArtifact: the file is no latency table.
         """
         if not path.is_file():
             raise RunError(f"there is no latency table {path}.\nMake it on the target: passdeploy profile --table")
@@ -259,20 +244,54 @@ class LatencyTable:
             ) from error
 
 
-def _untraced(timings: Sequence[NetworkTiming]) -> tuple[float, float]:
-    """What turns a node's traced milliseconds into its part of an untraced call: a factor, and an addend.
+def _nodes_with_sizes(widths: Mapping[str, int], block: int, timings: Sequence[NetworkTiming]) -> tuple[Node, ...]:
+    """Infer the layer signature and the variable sizes of every node of the dense network."""
+    in_all = set.intersection(*({node.name for node in timing.nodes} for timing in timings))
+    vectors = {name: np.array([timing.widths.get(name, full) for timing in timings]) for name, full in widths.items()}
+    explainer, nodes = SizeExplainer(vectors, block), list[Node]()
+    for node in timings[0].nodes:
+        layer, sizes = node.kind, tuple[Factor, ...]()
+        if node.sizes is not None:
+            layer, sizes = infer_sizes([node], explainer)
+        elif node.name in in_all:
+            same = [next(other for other in timing.nodes if other.name == node.name) for timing in timings]
+            layer, sizes = infer_sizes(same, explainer)
+        nodes.append(Node(node.name, layer, sizes))
+    return tuple(nodes)
 
-    A tracer adds to every node, and misses what happens between them; both add up over the nodes of a call. The line
-    through (mean node, total / nodes) of the networks is one that a disturbed network does not bend.
+
+def _node_times(names: Sequence[str], timings: Sequence[NetworkTiming]) -> np.ndarray:
+    """Spread the time of each untraced call over the nodes of the dense network, shape (nodes, networks)."""
+    row = {name: number for number, name in enumerate(names)}
+    times = np.zeros((len(row), len(timings)))
+    scale, extra = _untraced(timings)
+    for number, timing in enumerate(timings):
+        pending = 0.0  # ms of nodes that the dense network lacks (changes of layout); added to the next node
+        for node in timing.nodes:
+            if node.name in row:
+                times[row[node.name], number] += max(scale * node.ms + extra, 0.0) + pending
+                pending = 0.0
+            else:
+                pending += max(scale * node.ms + extra, 0.0)
+        times[-1, number] += pending
+        times[:, number] *= timing.total_ms / times[:, number].sum()
+    return times
+
+
+def _untraced(timings: Sequence[NetworkTiming]) -> tuple[float, float]:
+    """Fit the factor and the addend that turn a node's traced milliseconds into its part of an untraced call.
+
+    Tracing adds time to every node, and misses the time between nodes; both are proportional to the number of nodes.
+    The line through (mean node, total / nodes) of all networks is fitted robustly against disturbed measurements.
     """
-    mean = np.array([sum(node.ms for node in look.nodes) / len(look.nodes) for look in timings])
-    total = np.array([look.total_ms / len(look.nodes) for look in timings])
+    mean = np.array([sum(node.ms for node in timing.nodes) / len(timing.nodes) for timing in timings])
+    total = np.array([timing.total_ms / len(timing.nodes) for timing in timings])
     scale = float(np.clip(_slope(mean, total), 0.5, 2.0)) if len(timings) > 2 else float(np.median(total / mean))
     return scale, float(np.median(total - scale * mean))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """The slope of the line through points, as Theil and Sen: a few that are far off do not bend it."""
+    """Estimate the slope of a line through points by Theil and Sen, which tolerates outliers."""
     first, second = np.triu_indices(len(x), 1)
     apart = np.abs(x[first] - x[second]) > max(0.1 * np.ptp(x), 1e-9)
     first, second = first[apart], second[apart]
@@ -280,6 +299,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _by_layer(nodes: Sequence[Node]) -> dict[str, list[int]]:
+    """Group the indices of nodes by layer signature."""
     rows: dict[str, list[int]] = {}
     for number, node in enumerate(nodes):
         rows.setdefault(node.layer, []).append(number)

@@ -1,4 +1,4 @@
-"""A latency that a recipe asks for: its table, its budget, and the plan that is measured to meet it."""
+"""Latency target of a recipe: find its table, derive its budget, and search for a plan that meets it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
 from passdeploy.latency.cost import NS_PER_MS, LatencyCost
-from passdeploy.latency.find_table import find_table, sampler_at
+from passdeploy.latency.find_table import find_table, open_sampler
 from passdeploy.latency.hardware import MeasurementContext, block_of
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.resized_networks import require_table
+from passdeploy.latency.resized_networks import require_table_support
 from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.execution import Setting
@@ -28,57 +28,61 @@ from passdeploy.runtime.events import Listener, Stage, silent
 if TYPE_CHECKING:
     from passdeploy.recipe import PruneSpec
 
-SECONDS = 3.0  # of every measurement of a plan
+SECONDS_PER_PLAN = 3.0  # length of each measurement of a plan
 
 
 @dataclass(frozen=True, eq=False)
 class LatencyTarget:
-    """What to meet, and all that is needed to plan for it."""
+    """Latency to meet, with all that is needed to plan for it."""
 
-    request: LatencyGoal
+    goal: LatencyGoal
     context: MeasurementContext
     table: LatencyTable
-    channels: ChannelMap  # its cost model knows of latency
+    channels: ChannelMap  # its cost model includes latency
     budget: Budget
     round_to: int
-    is_here: bool  # whether this machine is the one that the table is of, so that plans can be measured
+    is_here: bool  # the table was made on this machine, so plans can be measured
 
     @property
     def dense_ms(self) -> float:
-        """What the dense network takes."""
+        """Milliseconds of the dense network."""
         return self.table.dense_ms
 
     @property
-    def on(self) -> dict[str, Any]:
-        """What it is measured on, for a summary."""
+    def conditions(self) -> dict[str, Any]:
+        """Backend, device and settings of the measurements, for a summary."""
         context = self.context
-        how = {"device": context.device, "precision": context.precision, "options": list(context.setting.options)}
         return {
             "backend": context.backend,
-            **how,
+            "device": context.device,
+            "precision": context.precision,
+            "options": list(context.setting.options),
             "batch": context.batch,
             "threads": context.threads,
             "round_to": self.round_to,
         }
 
     def rows(self, timed: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What was measured, as rows of a profile: the dense network's and the slim one's; none where nothing was."""
+        """Convert measured times to rows of a profile, dense and slim; none where nothing was measured."""
         if not timed["is_measured"]:
             return []
         context = self.context
-        alike = {
+        common = {
             "backend": context.backend,
             "device": context.device,
             "precision": context.precision,
             "batch": context.batch,
         }
         return [
-            {"model": "dense", **alike, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
+            {"model": "dense", **common, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
             {
-                "model": "slim", **alike, "median_ms": timed["slim_ms"], "speedup": timed["speedup"],
+                "model": "slim",
+                **common,
+                "median_ms": timed["slim_ms"],
+                "speedup": timed["speedup"],
                 "speedup_ci": timed["speedup_ci"],
             },
-        ]  # fmt: skip
+        ]
 
 
 def prepare_target(
@@ -87,24 +91,25 @@ def prepare_target(
     channels: ChannelMap,
     image_shape: tuple[int, ...],
     *,
-    tell: Listener = silent,
+    listener: Listener = silent,
 ) -> LatencyTarget:
-    """Find or make the table of a network, and turn what is asked into a budget; trains nothing.
+    """Find or measure the table of a network and derive the budget from it; trains nothing.
 
     Args:
-        prune: the section of the recipe, with a target of latency.
-        dense: the network, of any weights.
-        channels: of it.
+        prune: section of the recipe, with a latency target.
+        dense: the network, with any weights.
+        channels: its groups.
         image_shape: (3, height, width).
-        tell: hears of the table's progress.
+        listener: receives progress events of the table.
 
     Raises:
-        UsageError: the target makes no sense for what the dense network takes, or the table is of another place.
+        UsageError: the target is not below the dense latency, or the table was made on another machine or with other
+            settings.
         PlanError: the table is of another network.
     """
     measure = prune.measure
     setting = Setting(measure.device, measure.precision, measure.channels_last, measure.cuda_graph)
-    require_table(measure.backend, setting)
+    require_table_support(measure.backend, setting)
     context = MeasurementContext.here(
         backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape, setting=setting
     )
@@ -116,20 +121,20 @@ def prepare_target(
             table.context.require(context, measure.table)
     else:
         images = example_images(measure.batch, image_shape)
-        table = find_table(context, dense, channels, images, tell=tell)
+        table = find_table(context, dense, channels, images, listener=listener)
     costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
     channels = replace(channels, costs=costs)
-    request = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
-    whole = costs.of("latency")
-    if request.ms is not None and request.ms >= table.dense_ms:
+    goal = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
+    dense_ns = costs.of("latency")
+    if goal.ms is not None and goal.ms >= table.dense_ms:
         raise UsageError(
-            f"prune.target.latency_ms: asked for {request.ms:g} ms, but the dense network takes "
+            f"prune.target.latency_ms: asked for {goal.ms:g} ms, but the dense network takes "
             f"{table.dense_ms:.3g} ms ({context.words}).\n"
             "Ask for less, or do not prune."
         )
-    limit = int(request.ms * NS_PER_MS) if request.ms is not None else int((request.share or 1.0) * whole)
+    limit = int(goal.ms * NS_PER_MS) if goal.ms is not None else int((goal.share or 1.0) * dense_ns)
     round_to = block_of(measure.backend, setting) if prune.round_to == "auto" else int(prune.round_to)
-    return LatencyTarget(request, context, table, channels, Budget("latency", limit), round_to, is_here)
+    return LatencyTarget(goal, context, table, channels, Budget("latency", limit), round_to, is_here)
 
 
 def meet_target(
@@ -137,39 +142,46 @@ def meet_target(
     scores: Scores,
     dense: nn.Module,
     *,
-    confirm: Callable[[Plan], RunnerBuilder] | None = None,
+    build_delivered: Callable[[Plan], RunnerBuilder] | None = None,
     allocation: str = "global",
     progress: Stage | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan that keeps the most of `scores` in the time there is, and what was measured of it.
+    """Find the plan that keeps the most of `scores` within the latency; returns it with its measured times.
 
-    Where the table is of another machine, nothing can be measured: the plan is the table's own.
+    Where the table was made on another machine nothing can be measured: the plan is made by the table alone.
     """
-    measure = target.context
     if not target.is_here:
-        limit = target.budget.limit
-        groups = target.channels.prunable
-        plan = allocate(scores, groups, target.channels.costs, limit, round_to=target.round_to)
-        says = target.table.predict_ms(plan.widths())
-        predicted = target.request.of(says, says / target.table.dense_ms)
+        plan = allocate(
+            scores, target.channels.prunable, target.channels.costs, target.budget.limit, round_to=target.round_to
+        )
+        table_ms = target.table.predict_ms(plan.widths())
+        predicted = target.goal.of(table_ms, table_ms / target.table.dense_ms)
         return plan, {"achieved": predicted, "predicted": predicted, "is_measured": False, "trials": 0}
-    images = example_images(measure.batch, measure.image_shape)
-    with sampler_at(measure, dense, target.channels, images) as sampler:
-        search_at = LatencySearch(
-            sampler, target.channels, target.table, round_to=target.round_to, threads=measure.threads, confirm=confirm,
-            allocation=allocation, seconds=SECONDS, device=measure.setting.device_of(measure.backend),
-        )  # fmt: skip
-        met = search_at.find(scores, target.request, progress)
-    return met.trial.plan, {**measured(met.trial), "trials": len(met.trials), "is_measured": True}
+    context = target.context
+    images = example_images(context.batch, context.image_shape)
+    with open_sampler(context, dense, target.channels, images) as sampler:
+        search = LatencySearch(
+            sampler,
+            target.channels,
+            target.table,
+            round_to=target.round_to,
+            threads=context.threads,
+            build_delivered=build_delivered,
+            allocation=allocation,
+            seconds=SECONDS_PER_PLAN,
+            device=context.setting.device_of(context.backend),
+        )
+        result = search.find(scores, target.goal, progress)
+    return result.best.plan, {**describe_trial(result.best), "trials": len(result.trials), "is_measured": True}
 
 
-def measured(trial: MeasuredPlan) -> dict[str, Any]:
-    """A trial in plain values."""
+def describe_trial(trial: MeasuredPlan) -> dict[str, Any]:
+    """Convert the measurement of a plan to plain values."""
     return {
-        "achieved": trial.found,
+        "achieved": trial.measured,
         "predicted": trial.predicted,
         "dense_ms": trial.dense_ms,
         "slim_ms": trial.slim_ms,
-        "speedup": trial.gained.ratio,
-        "speedup_ci": [trial.gained.low, trial.gained.high],
+        "speedup": trial.speedup.ratio,
+        "speedup_ci": [trial.speedup.low, trial.speedup.high],
     }

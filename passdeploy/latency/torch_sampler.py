@@ -1,8 +1,8 @@
-"""Look into a network in PyTorch: every operator is timed as it is dispatched.
+"""Latency sampler for PyTorch, eager or compiled: time a network, and each of its operators as it is dispatched.
 
-A compiled network, and one that is replayed as a CUDA graph, shows no operators. Its own time is that of the whole; its
-operators are those of the same network in eager mode, and what the compiler saves on them is fitted with the rest of
-what a traced call differs by (`latency/table.py`).
+A compiled network, or one replayed as a CUDA graph, dispatches no operators. Then only the whole call is timed as it
+runs, and the operators are timed in eager mode; the difference is part of the correction that the latency table fits
+between traced and untraced calls (`latency/table.py`).
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.latency.network_timing import NetworkTiming, median_ms
-from passdeploy.profiling.candidates import Candidate, runner_of
+from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
-from passdeploy.profiling.kernel_times import FEWEST_CALLS, NodeTime, Shape, typical
+from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime, Shape, typical_time
 from passdeploy.profiling.runners import TorchRunner, torch_threads
 
-SKIPPED_CALLS = 1
-_AHEAD = 1.5  # how much longer a device is held than the host takes to queue a call
-_COUNTED_FOR_NOTHING = {"aten.detach.default", "aten.view.default", "aten.alias.default", "aten.t.default"}
+_DELAY_FACTOR = 1.5  # a device is delayed by this times the time in which the host queues a call
+_FREE_OPERATORS = {"aten.detach.default", "aten.view.default", "aten.alias.default", "aten.t.default"}
 
 
 class TorchSampler:
-    """Times networks in PyTorch, eager or compiled.
+    """Sampler of networks in PyTorch, eager or compiled.
 
     Args:
-        network_at: the network at given widths.
+        network_at: function from widths to the network.
         images: the batch to run, shape (batch, 3, height, width).
         threads: of PyTorch on a CPU.
         block: channels that its kernels compute together.
         backend: `torch` or `compile`.
-        setting: device, precision and layout.
+        setting: device, precision and memory layout.
     """
 
     def __init__(
@@ -56,9 +55,9 @@ class TorchSampler:
         self.clock = clock_for(torch.device(self._setting.device))
 
     def runner(self, widths: Mapping[str, int], name: str) -> TorchRunner:
-        """The network at `widths`, ready to be timed."""
+        """Load the network at `widths`, ready to be timed."""
         candidate = Candidate(name, module=self._network_at(widths))
-        runner = runner_of(candidate, self.backend, self._threads, self._setting)
+        runner = make_runner(candidate, self.backend, self._threads, self._setting)
         assert isinstance(runner, TorchRunner)
         runner.prepare(self._images)
         return runner
@@ -76,18 +75,18 @@ class TorchSampler:
 
 
 class OperatorTimer(TorchDispatchMode):
-    """Notes what every operator reads, writes and takes."""
+    """Dispatch mode that records the input shapes, output shapes and times of every operator."""
 
     def __init__(self, clock: StepClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._clock, self._queueing_ms = clock, 0.0
-        self._spans: list[tuple[str, Callable[[], float]]] = []  # of this call
+        self._spans: list[tuple[str, Callable[[], float]]] = []  # of the current call
         self._times: dict[str, list[float]] = defaultdict(list)
-        self._seen: dict[str, tuple[str, tuple[Shape, ...], int]] = {}
+        self._operators: dict[str, tuple[str, tuple[Shape, ...], int]] = {}
 
     def time(self, call: Callable[[], object]) -> None:
-        """Watch one call of a network."""
-        self._clock.hold(_AHEAD * self._queueing_ms)
+        """Time the operators of one call of a network."""
+        self._clock.delay_device(_DELAY_FACTOR * self._queueing_ms)
         began = self._clock.now()
         with self:
             call()
@@ -99,22 +98,22 @@ class OperatorTimer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: list[Any] = []
-        took = self._clock.span(lambda: result.append(func(*args, **(kwargs or {}))))
+        took = self._clock.time_step(lambda: result.append(func(*args, **(kwargs or {}))))
         kind = str(func)
-        if kind not in _COUNTED_FOR_NOTHING:
+        if kind not in _FREE_OPERATORS:
             name = f"{len(self._spans)}:{kind}"
-            read, written = _shapes((args, kwargs)), _shapes(result)
-            self._seen[name] = (kind, (*read, *written), len(read))
+            read, written = _tensor_shapes((args, kwargs)), _tensor_shapes(result)
+            self._operators[name] = (kind, (*read, *written), len(read))
             self._spans.append((name, took))
         return result[0]
 
     def nodes(self) -> tuple[NodeTime, ...]:
-        """Every operator with its typical time."""
+        """Return every operator with its typical time."""
         return tuple(
-            NodeTime(name, *self._seen[name], typical(times[SKIPPED_CALLS:] or times))
+            NodeTime(name, *self._operators[name], typical_time(times[SKIPPED_CALLS:] or times))
             for name, times in self._times.items()
         )
 
 
-def _shapes(values: Any) -> tuple[Shape, ...]:
+def _tensor_shapes(values: Any) -> tuple[Shape, ...]:
     return tuple(tuple(leaf.shape) for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))

@@ -1,4 +1,4 @@
-"""A backend with a law of its own: every layer takes what it says, so that tables and plans can be right or wrong."""
+"""Fake latency samplers: layer times come from a formula, so that tables and plans can be checked against it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.profiling.fakes import FakeClock, FakeRunner
 
 WIDTHS = (64, 96, 48)
 HERE = MeasurementContext("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1, (3, 8, 8))
-QUICK = SamplingPlan(measurements=18, rounds=1, seconds=0.01)
+QUICK = SamplingPlan(networks=18, repeats=1, seconds=0.01)
 
 
 def chain() -> ChannelMap:
-    """Three convolutions and a classifier: groups '0', '2' and '4'."""
+    """Map a network of three convolutions and a classifier: groups '0', '2' and '4'."""
     layers: list[nn.Module] = []
     before = 3
     for width in WIDTHS:
@@ -33,34 +33,34 @@ def chain() -> ChannelMap:
     return map_channels(net.eval(), torch.zeros(1, 3, 8, 8))
 
 
-def in_blocks(inputs: int, outputs: int) -> float:
-    """Milliseconds of a convolution whose kernels take 8 channels together."""
+def blocked_ms(inputs: int, outputs: int) -> float:
+    """Compute the milliseconds of a convolution whose kernels take 8 channels together."""
     return 0.02 + 1e-4 * (-(-inputs // 8) * 8) * (-(-outputs // 8) * 8) + 2e-3 * outputs
 
 
-class FakeProber:
-    """A chain of convolutions; `surcharge` is what whole networks take beyond what their layers do, as a factor."""
+class FakeSampler:
+    """Sampler of the chain of convolutions; `network_factor` multiplies the sum of a network's layers."""
 
     backend, block = "fake", 8
 
     def __init__(
         self,
-        law: Callable[[int, int], float] = in_blocks,
-        surcharge: Callable[[Mapping[str, int]], float] = lambda widths: 1.0,
+        layer_ms: Callable[[int, int], float] = blocked_ms,
+        network_factor: Callable[[Mapping[str, int]], float] = lambda widths: 1.0,
     ) -> None:
-        self.clock, self._law, self._surcharge = FakeClock(), law, surcharge
+        self.clock, self._layer_ms, self._network_factor = FakeClock(), layer_ms, network_factor
         self.built: list[Mapping[str, int]] = []
 
     def nodes(self, widths: Mapping[str, int]) -> tuple[NodeTime, ...]:
         first, second, third = (widths.get(name, full) for name, full in zip("024", WIDTHS, strict=True))
         ends = (3, first), (first, second), (second, third)
         return tuple(
-            NodeTime(f"conv{n}", "Conv", ((1, a, 8, 8), (b, a, 3, 3), (1, b, 8, 8)), 2, self._law(a, b))
+            NodeTime(f"conv{n}", "Conv", ((1, a, 8, 8), (b, a, 3, 3), (1, b, 8, 8)), 2, self._layer_ms(a, b))
             for n, (a, b) in enumerate(ends)
         )
 
     def total(self, widths: Mapping[str, int]) -> float:
-        return sum(node.ms for node in self.nodes(widths)) * self._surcharge(widths)
+        return sum(node.ms for node in self.nodes(widths)) * self._network_factor(widths)
 
     def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
         self.built.append(widths)
@@ -70,8 +70,8 @@ class FakeProber:
         return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
-class SteadyProber:
-    """Any network, as if a channel of any group took as long as any other; on a clock that is moved by hand."""
+class SteadySampler:
+    """Sampler of any network, in which all channels take equally long; its clock is moved by hand."""
 
     backend, block = "torch", 16
 
@@ -94,5 +94,5 @@ class SteadyProber:
         return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
-def table_of(sampler: FakeProber, channels: ChannelMap, plan: SamplingPlan = QUICK) -> LatencyTable:
+def table_of(sampler: FakeSampler, channels: ChannelMap, plan: SamplingPlan = QUICK) -> LatencyTable:
     return sample_latency(sampler, channels, HERE, plan)

@@ -14,7 +14,7 @@ from passdeploy.errors import BudgetError
 from passdeploy.latency.cost import LatencyCost
 from passdeploy.latency.knapsack import allocate
 
-from .fakes import FakeProber, chain, table_of
+from .fakes import FakeSampler, chain, table_of
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,14 @@ def channels() -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
-    table = table_of(FakeProber(), channels)
+    table = table_of(FakeSampler(), channels)
     return replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
 
 
 @pytest.fixture(scope="module")
 def scores(channels: ChannelMap) -> dict[str, torch.Tensor]:
-    chance = torch.Generator().manual_seed(0)
-    return {g.name: torch.rand(g.width, generator=chance) ** 3 for g in channels.prunable}
+    generator = torch.Generator().manual_seed(0)
+    return {g.name: torch.rand(g.width, generator=generator) ** 3 for g in channels.prunable}
 
 
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
@@ -66,15 +66,15 @@ def test_what_cannot_be_reached_names_what_can(channels: ChannelMap, costs: Cost
 
 
 def test_learning_chooses_by_score_per_time(channels: ChannelMap, costs: CostModel):
-    """Two groups of equal scores: the one whose channels take more time gives more of them."""
+    """Check that of groups with equal scores the one with the slowest channels loses the most."""
     scores = {g.name: torch.linspace(1, 2, g.width) for g in channels.prunable}
     budget = Budget("latency", int(0.6 * costs.of("latency")))
     plan = choose_channels(scores, channels.prunable, costs, budget, round_to=8)
     assert costs.of("latency", plan.widths()) <= budget.limit
-    price = costs.price("latency").gradient(costs.vector({}))
+    channel_cost = costs.cost_of("latency").gradient(costs.vector({}))
     shares = {g.name: len(plan.kept[g.name]) / g.width for g in channels.prunable}
-    dearest, cheapest = max(zip(price, shares, strict=False))[1], min(zip(price, shares, strict=False))[1]
-    assert shares[dearest] < shares[cheapest]
+    slowest, fastest = max(zip(channel_cost, shares, strict=False))[1], min(zip(channel_cost, shares, strict=False))[1]
+    assert shares[slowest] < shares[fastest]
 
 
 def test_a_layer_of_less_than_a_block_goes_in_halves(channels: ChannelMap):

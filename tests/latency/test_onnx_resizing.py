@@ -1,4 +1,4 @@
-"""A graph that was cut says what an export of the cut network says."""
+"""Cut ONNX graphs compute what the cut network computes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.onnx_resizing import ResizableGraph
-from passdeploy.latency.resized_networks import OnnxNetworks, SlimNetworks, _told_apart
+from passdeploy.latency.resized_networks import OnnxNetworks, SlimNetworks, _with_distinct_weights
 from tests.nets import Concatenated, Plain
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
@@ -22,7 +22,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Depthwise(nn.Module):
-    """An inverted bottleneck: the depthwise convolution's number of groups follows its width."""
+    """Inverted bottleneck: the depthwise convolution's number of groups follows its width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Depthwise(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Its reshape says how wide it is, which a graph that was exported cannot unsay."""
+    """Channel shuffle: the exported reshape holds the dense width as a constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class Shuffled(nn.Module):
 @pytest.mark.parametrize("make", [Plain, Concatenated, Depthwise])
 def test_a_cut_graph_computes_what_the_cut_network_does(make: type[nn.Module], tmp_path: Path):
     torch.manual_seed(0)
-    net = _told_apart(make().eval())
+    net = _with_distinct_weights(make().eval())
     channels = map_channels(net, IMAGES[:1])
     export_onnx(net, IMAGES[:1], tmp_path / "dense.onnx", batch=(2, 2, 2))
     graph = ResizableGraph(onnx.load(tmp_path / "dense.onnx"), channels.groups)
     widths = {group.name: max(1, group.width // 2) for group in channels.prunable}
-    (found,) = open_session(graph.at(widths), threads=1).run(None, {"images": IMAGES.numpy()})
+    (outputs,) = open_session(graph.at(widths), threads=1).run(None, {"images": IMAGES.numpy()})
     with torch.no_grad():
         expected = SlimNetworks(net, channels).at(widths)(IMAGES)
-    assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(outputs), expected, atol=1e-5)
 
 
 def test_a_graph_that_cannot_be_cut_is_exported_each_time():
@@ -70,12 +70,12 @@ def test_a_graph_that_cannot_be_cut_is_exported_each_time():
     networks = OnnxNetworks(net, channels, IMAGES)
     assert not networks._is_resizable
     widths = {group.name: group.width // 2 for group in channels.prunable}
-    (found,) = open_session(networks.at(widths), threads=1).run(None, {"images": IMAGES.numpy()})
-    assert found.shape == (2, 5)
+    (outputs,) = open_session(networks.at(widths), threads=1).run(None, {"images": IMAGES.numpy()})
+    assert outputs.shape == (2, 5)
 
 
-def test_equal_weights_are_told_apart_before_the_export_and_the_network_stays_as_it_was():
+def test_equal_weights_are_made_distinct_before_the_export_and_the_network_is_not_changed():
     net = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
-    apart = _told_apart(net)
-    assert not torch.equal(apart[0].weight, apart[1].weight)
+    copied = _with_distinct_weights(net)
+    assert not torch.equal(copied[0].weight, copied[1].weight)
     assert torch.equal(net[0].weight, torch.ones(4))

@@ -1,4 +1,4 @@
-"""A survey on a machine that is not always as fast, and at the networks that planners like."""
+"""Sampling on a machine of varying speed, and at the networks that planners choose."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.latency.network_timing import NetworkTiming
 from tests.profiling.fakes import FakeRunner
 
-from .fakes import QUICK, FakeProber, chain, table_of
+from .fakes import QUICK, FakeSampler, chain, table_of
 
 
-class DrowsyProber(FakeProber):
-    """Takes half as long again from its fourth look to its seventh; what runs just then as well."""
+class DrowsySampler(FakeSampler):
+    """Sampler on a machine that is 1.5 times as slow from the fourth measurement to the seventh."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,24 +38,24 @@ def channels() -> ChannelMap:
     return chain()
 
 
-def test_what_was_seen_while_the_machine_was_slow_is_looked_at_again(channels: ChannelMap):
-    sampler = DrowsyProber()
+def test_what_was_measured_while_the_machine_was_slow_is_measured_again(channels: ChannelMap):
+    sampler = DrowsySampler()
     table = table_of(sampler, channels, replace(QUICK, target_shares=()))
-    drowsy = sampler.measurements[3:7]
-    assert all(sampler.measurements.count(widths) == 2 for widths in drowsy)
+    slow = sampler.measurements[3:7]
+    assert all(sampler.measurements.count(widths) == 2 for widths in slow)
     assert sampler.measurements.count(sampler.measurements[12]) == 1
-    awake = FakeProber()
-    for widths in drowsy:
-        assert table.predict_ms(widths) == pytest.approx(awake.total(widths), rel=0.05)
+    undisturbed = FakeSampler()
+    for widths in slow:
+        assert table.predict_ms(widths) == pytest.approx(undisturbed.total(widths), rel=0.05)
 
 
-def test_the_last_looks_are_at_plans(channels: ChannelMap):
-    table = table_of(FakeProber(), channels, replace(QUICK, target_shares=(0.7, 0.4)))
-    assert len(table.measurements) == QUICK.measurements + 2
+def test_the_last_measurements_are_of_plans(channels: ChannelMap):
+    table = table_of(FakeSampler(), channels, replace(QUICK, target_shares=(0.7, 0.4)))
+    assert len(table.measurements) == QUICK.networks + 2
     for (_, ms), share in zip(table.measurements[-2:], (0.7, 0.4), strict=True):
         assert 0.85 * share <= ms / table.dense_ms <= 1.05 * share
 
 
 def test_a_share_that_cannot_be_reached_is_left_out(channels: ChannelMap):
-    table = table_of(FakeProber(), channels, replace(QUICK, target_shares=(0.01,)))
-    assert len(table.measurements) == QUICK.measurements
+    table = table_of(FakeSampler(), channels, replace(QUICK, target_shares=(0.01,)))
+    assert len(table.measurements) == QUICK.networks

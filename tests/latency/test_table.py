@@ -14,7 +14,7 @@ from passdeploy.latency.layer_model import LayerModel
 from passdeploy.latency.sampling import SamplingPlan, draw_widths
 from passdeploy.latency.table import LatencyTable
 
-from .fakes import HERE, WIDTHS, FakeProber, chain, in_blocks, table_of
+from .fakes import HERE, WIDTHS, FakeSampler, blocked_ms, chain, table_of
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +24,17 @@ def channels() -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def table(channels: ChannelMap) -> LatencyTable:
-    return table_of(FakeProber(), channels)
+    return table_of(FakeSampler(), channels)
 
 
-def test_the_table_knows_networks_that_it_has_not_seen(table: LatencyTable):
-    truth = FakeProber()
-    seen = {tuple(widths.items()) for widths, _ in table.measurements}
-    off = []
+def test_the_table_predicts_networks_that_were_not_measured(table: LatencyTable):
+    sampler = FakeSampler()
+    measured = {tuple(widths.items()) for widths, _ in table.measurements}
+    errors = []
     for widths in ({"0": 40, "2": 24, "4": 48}, {"0": 8, "2": 88, "4": 16}, {"0": 64, "2": 48, "4": 8}):
-        assert tuple(widths.items()) not in seen
-        off.append(abs(table.predict_ms(widths) / truth.total(widths) - 1))
-    assert max(off) < 0.05
+        assert tuple(widths.items()) not in measured
+        errors.append(abs(table.predict_ms(widths) / sampler.total(widths) - 1))
+    assert max(errors) < 0.05
     assert table.error[0] < 0.03
     assert table.error[1] >= table.error[0]
 
@@ -43,8 +43,8 @@ def test_what_a_network_takes_beyond_its_layers_is_learned(channels: ChannelMap)
     def colder(widths: object) -> float:  # the larger the network, the slower each of its layers
         return (sum(node.ms for node in plain.nodes(widths)) / 1.0) ** 0.1  # type: ignore[arg-type]
 
-    plain = FakeProber()
-    cold = FakeProber(surcharge=colder)
+    plain = FakeSampler()
+    cold = FakeSampler(network_factor=colder)
     table = table_of(cold, channels)
     assert table.predict_ms({}) == pytest.approx(cold.total({}), rel=0.04)
     small = {"0": 16, "2": 16, "4": 16}
@@ -52,7 +52,7 @@ def test_what_a_network_takes_beyond_its_layers_is_learned(channels: ChannelMap)
 
 
 def test_a_tracer_that_costs_time_itself_is_seen_through(channels: ChannelMap):
-    sampler = FakeProber(law=lambda a, b: in_blocks(a, b) + 0.05)  # 0.05 ms of each node is the tracer's
+    sampler = FakeSampler(layer_ms=lambda a, b: blocked_ms(a, b) + 0.05)  # 0.05 ms of each node is the tracer's
 
     def untraced(widths: dict[str, int]) -> float:
         return sum(node.ms - 0.05 for node in sampler.nodes(widths))
@@ -100,58 +100,60 @@ def test_a_file_that_is_no_table_is_refused(table: LatencyTable, tmp_path: Path,
 
 
 def test_a_table_of_another_machine_names_the_difference():
-    there = replace(HERE, processor="Another CPU", threads=4)
+    other = replace(HERE, processor="Another CPU", threads=4)
     with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is Imaginary CPU.*\n.*--force"):
-        there.require(HERE, "table.json")
+        other.require(HERE, "table.json")
     assert HERE.differences(HERE) == []
-    assert there.key("x") != HERE.key("x") != HERE.key("y")
+    assert other.key("x") != HERE.key("x") != HERE.key("y")
 
 
-def test_a_price_agrees_with_its_table_and_falls_with_the_widths(table: LatencyTable, channels: ChannelMap):
+def test_a_latency_cost_agrees_with_its_table_and_falls_with_the_widths(table: LatencyTable, channels: ChannelMap):
     names = list(channels.costs.widths)
-    price = LatencyCost(table, names)
+    cost = LatencyCost(table, names)
     full = channels.costs.vector({})
-    assert price.value(full) == pytest.approx(1e6 * table.predict_ms({}), abs=1)
+    assert cost.value(full) == pytest.approx(1e6 * table.predict_ms({}), abs=1)
     narrow = channels.costs.vector({"0": 16, "2": 16, "4": 16})
-    assert price.value(narrow) == pytest.approx(1e6 * table.predict_ms({"0": 16, "2": 16, "4": 16}), abs=1)
-    slope = price.gradient(full)
+    assert cost.value(narrow) == pytest.approx(1e6 * table.predict_ms({"0": 16, "2": 16, "4": 16}), abs=1)
+    slope = cost.gradient(full)
     # A channel of '2' is read by '4' and made from 64; one of '0' is made from 3 and read by 96.
-    by_hand = [in_blocks(3, 64) + in_blocks(64, 96) - in_blocks(3, 32) - in_blocks(32, 96)]
-    assert slope[0] == pytest.approx(1e6 * by_hand[0] / 32, rel=0.1)
+    expected = blocked_ms(3, 64) + blocked_ms(64, 96) - blocked_ms(3, 32) - blocked_ms(32, 96)
+    assert slope[0] == pytest.approx(1e6 * expected / 32, rel=0.1)
     with pytest.raises(PlanError, match="group '0', which this network does not have"):
         LatencyCost(table, ["stem"])
 
 
 def test_one_curve_of_a_group_is_the_difference_of_whole_networks(table: LatencyTable, channels: ChannelMap):
-    price = LatencyCost(table, list(channels.costs.widths))
+    cost = LatencyCost(table, list(channels.costs.widths))
     full = channels.costs.vector({})
-    low, high = price.curve(full, 1, np.array([24, 96]))
+    low, high = cost.curve(full, 1, np.array([24, 96]))
     narrow = full.copy()
     narrow[1] = 24
-    assert high - low == pytest.approx(price.sum(full) - price.sum(narrow), rel=1e-6)
+    assert high - low == pytest.approx(cost.sum(full) - cost.sum(narrow), rel=1e-6)
 
 
-def test_designs_are_aligned_differ_and_are_the_same_every_time(channels: ChannelMap):
-    designs = draw_widths(channels.groups, 12, 16, seed=3)
-    assert designs == draw_widths(channels.groups, 12, 16, seed=3)
-    assert len({tuple(design.items()) for design in designs}) > 9
-    for design in designs:
-        for (_, width), full in zip(design.items(), WIDTHS, strict=True):
+def test_random_widths_are_aligned_differ_and_are_the_same_every_time(channels: ChannelMap):
+    networks = draw_widths(channels.groups, 12, 16, seed=3)
+    assert networks == draw_widths(channels.groups, 12, 16, seed=3)
+    assert len({tuple(widths.items()) for widths in networks}) > 9
+    for widths in networks:
+        for (_, width), full in zip(widths.items(), WIDTHS, strict=True):
             assert width % 16 == 0
             assert 16 <= width <= full
 
 
-def test_looking_stops_when_the_time_is_up(channels: ChannelMap):
+def test_measuring_stops_when_the_time_is_up(channels: ChannelMap):
     table = table_of(
-        FakeProber(), channels, SamplingPlan(measurements=18, rounds=2, seconds=0.01, most_seconds=0.0, least=9)
+        FakeSampler(),
+        channels,
+        SamplingPlan(networks=18, repeats=2, seconds=0.01, most_seconds=0.0, fewest_measurements=9),
     )
     assert len(table.measurements) == 9
 
 
 def test_a_curve_goes_through_steps_that_no_line_would():
     widths = np.arange(8, 264, 8)[:, None]
-    took = 0.05 + 0.01 * np.ceil(widths[:, 0] / 32)  # a kernel that takes four blocks at once
-    model = LayerModel.fit(widths[::2], took[::2], 8)
-    assert np.abs(model.predict(widths[1::2]) / took[1::2] - 1).max() < 0.09
+    ms = 0.05 + 0.01 * np.ceil(widths[:, 0] / 32)  # a kernel that takes four blocks at once
+    model = LayerModel.fit(widths[::2], ms[::2], 8)
+    assert np.abs(model.predict(widths[1::2]) / ms[1::2] - 1).max() < 0.09
     constant = LayerModel.fit(np.zeros((3, 0), int), np.array([1.0, 1.2, 9.0]), 8)
     assert constant.predict(np.zeros((2, 0), int)) == pytest.approx([1.2, 1.2])

@@ -1,4 +1,4 @@
-"""A recipe that asks for a latency: from the table to the summary, and what is refused on the way."""
+"""Recipes with a latency target: from the table to the summary, and the requests that are refused."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
 
-from .fakes import SteadyProber
+from .fakes import SteadySampler
 
 LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure={backend: torch, batch: 8}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def steady():
-    """Networks that take what their widths say, however busy this machine is."""
-    samplers: list[SteadyProber] = []
+    """Replace samplers and clocks by ones whose times depend on widths alone, not on the load of this machine."""
+    samplers: list[SteadySampler] = []
 
-    def sampler_for(
+    def make_sampler(
         backend: str, model: nn.Module, channels: ChannelMap, images: object, *, threads: int, setting: Setting
     ):
-        samplers.append(SteadyProber(channels))
+        samplers.append(SteadySampler(channels))
         return samplers[-1]
 
     @contextmanager
-    def as_used(context: object, dense: nn.Module, channels: ChannelMap, prompt: object):
+    def delivered_networks(context: object, dense: nn.Module, channels: ChannelMap, prompt: object):
         yield lambda plan: lambda: samplers[-1].runner(plan.widths(), "slim")
 
     class Clock:
@@ -46,17 +46,17 @@ def steady():
             return getattr(samplers[-1].clock, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(find_table, "sampler_for", sampler_for)
-        patch.setattr(prune, "as_used", as_used)
+        patch.setattr(find_table, "make_sampler", make_sampler)
+        patch.setattr(prune, "delivered_networks", delivered_networks)
         patch.setattr(search, "clock_for", lambda device: Clock())
-        patch.setattr(find_table, "USUAL_SAMPLING", SamplingPlan(measurements=12, rounds=1, seconds=0.0))
-        patch.setattr(target, "SECONDS", 0.1)
+        patch.setattr(find_table, "DEFAULT_SAMPLING", SamplingPlan(networks=12, repeats=1, seconds=0.0))
+        patch.setattr(target, "SECONDS_PER_PLAN", 0.1)
         yield
 
 
 @pytest.fixture(scope="module")
 def table(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the tiny recipe's network, made with the command."""
+    """Make the table of the tiny recipe's network with the command."""
     path = tmp_path_factory.mktemp("tables") / "table.json"
     done = call("profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 8, "--json")
     assert done.exit_code == 0, done.output
@@ -66,7 +66,7 @@ def table(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def elsewhere(table: Path, tmp_path: Path) -> Path:
-    """The same table, as if another machine had made it."""
+    """Write the same table as if another machine had made it."""
     document = json.loads(table.read_text())
     document["place"]["processor"] = "Another CPU"
     (tmp_path / "elsewhere.json").write_text(json.dumps(document))
@@ -79,17 +79,17 @@ def call(*arguments: object) -> Result:
 
 def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, table: Path, tmp_path: Path):
     recipe = load_recipe(tiny_recipe, [*LATENCY, "prune.target={latency: 0.7}", f"prune.measure.table={table}"])
-    found = prune.run(recipe, out=tmp_path)
-    budget = found.summary["budget"]
+    result = prune.run(recipe, out=tmp_path)
+    budget = result.summary["budget"]
     assert (budget["kind"], budget["requested"], budget["is_measured"]) == ("latency", 0.7, True)
     assert budget["achieved"] <= 0.7
     assert budget["achieved"] == pytest.approx(budget["slim_ms"] / budget["dense_ms"])
     assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 8, 1)
-    assert [row["model"] for row in found.summary["latency"]] == ["dense", "slim"]
-    assert RunFolder.open(found.path).read_json("timed.json").keys() == {
+    assert [row["model"] for row in result.summary["latency"]] == ["dense", "slim"]
+    assert RunFolder.open(result.path).read_json("timed.json").keys() == {
         group.name for group in prepare(recipe).channels.prunable
     }
-    assert found.summary["slim"]["macs"] < found.summary["dense"]["macs"]
+    assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
 
 
 def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, elsewhere: Path, tmp_path: Path):
