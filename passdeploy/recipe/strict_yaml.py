@@ -24,7 +24,7 @@ import yaml
 from passdeploy.errors import RecipeError, clipped
 
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 20
+MAX_NESTING = 20
 MAX_VALUES = 10_000
 
 KeyPath = tuple[str | int, ...]  # ("prune", "exclude", 0)
@@ -95,7 +95,7 @@ def dotted(path: KeyPath) -> str:
 
 
 class _TooDeep(yaml.MarkedYAMLError):
-    """Nesting deeper than `MAX_DEPTH`, which is far below Python's recursion limit."""
+    """Nesting deeper than `MAX_NESTING`, which is far below Python's recursion limit."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,8 +106,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            problem = f"nested deeper than {MAX_DEPTH} levels"
+        if self.depth > MAX_NESTING:
+            problem = f"nested deeper than {MAX_NESTING} levels"
             raise _TooDeep(problem=problem, problem_mark=self.get_mark())
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -152,9 +152,9 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: KeyPath) -> Any:
         self.values += 1
-        if self.values > MAX_VALUES or len(path) > MAX_DEPTH:
+        if self.values > MAX_VALUES or len(path) > MAX_NESTING:
             raise RecipeError(
-                f"{self.mark(node)}: more than {MAX_VALUES} values or {MAX_DEPTH} levels, aliases expanded.\n"
+                f"{self.mark(node)}: more than {MAX_VALUES} values or {MAX_NESTING} levels, aliases expanded.\n"
                 "A recipe is a page of text: write the values out."
             )
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from passdeploy.errors import RecipeError
-from passdeploy.recipe.strict_yaml import MAX_BYTES, MAX_DEPTH, dotted, dump, parse
+from passdeploy.recipe.strict_yaml import MAX_BYTES, MAX_NESTING, dotted, dump, parse
 
 
 def refusal(text: str) -> str:
@@ -81,7 +81,7 @@ def test_an_alias_to_itself_is_refused():
 
 def test_deep_nesting_is_refused_before_python_gives_up():
     assert "nested deeper" in refusal("[" * 100_000)
-    assert parse("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1), "mine.yaml").value is not None
+    assert parse("[" * (MAX_NESTING - 1) + "]" * (MAX_NESTING - 1), "mine.yaml").value is not None
 
 
 def test_a_huge_file_is_refused():
