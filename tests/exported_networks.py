@@ -1,4 +1,4 @@
-"""Random networks through ONNX and ONNX Runtime: the judge that the tests and the benchmark share."""
+"""Export of random networks to ONNX and comparison in ONNX Runtime, shared by tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = (1, 2, 4)
 
 
 class OneOutput(nn.Module):
-    """A network whose outputs, however many and of whatever shape, are one row for each image."""
+    """A wrapper that flattens all outputs of a network and concatenates them, shape (batch, values)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class OneOutput(nn.Module):
 
 
 def export_and_compare(network: Network, seed: int, folder: Path) -> Parity:
-    """Export the network and compare it at every batch size; an exception says what is wrong."""
+    """Export a network and compare it with PyTorch at every batch size; raises what is wrong."""
     module, images = OneOutput(build(network, seed)), example_input(network, seed, batch=3)
     path = folder / "random.onnx"
     export_onnx(module, images, path, batch=BATCH)

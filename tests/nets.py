@@ -1,4 +1,4 @@
-"""Small networks with one structure each that channels have to be followed through."""
+"""Small test networks, each with one structure through which channels are traced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, groups: int = 1) -> nn.S
 
 
 class Head(nn.Module):
-    """Pool and classify."""
+    """A classifier: mean over pixels, then a linear layer."""
 
     def __init__(self, channels: int, classes: int = 5) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Plain(nn.Module):
 
 
 class Residual(nn.Module):
-    """Two blocks that add to one stream."""
+    """Two residual blocks that add to one stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Residual(nn.Module):
 
 
 class Concatenated(nn.Module):
-    """A dense block: every layer reads all that came before."""
+    """A dense block: every layer reads the outputs of all layers before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Depthwise(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Few wide groups lose places, many narrow groups go whole."""
+    """Grouped convolutions: of few wide groups the same indices are removed, of many narrow groups whole groups."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Grouped(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """A gate computed from the channels that it scales."""
+    """A squeeze-and-excite gate, computed from the channels that it scales."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """ShuffleNet's unit: one half passes, one half works, and the two are interleaved."""
+    """ShuffleNet's unit: one half of the channels is convolved, and both halves are interleaved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Shuffled(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """CIFAR ResNet's option A: a strided slice with zero channels on both sides."""
+    """CIFAR ResNet's shortcut A: a strided slice, padded with zero channels on both sides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class Transposed(nn.Module):
 
 
 class Tied(nn.Module):
-    """One convolution used twice, so its input and output channels are the same ones."""
+    """One convolution used twice in a row, which joins its input and output channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,19 +166,30 @@ class Tied(nn.Module):
 
 
 EVERY = (
-    Plain, Residual, Concatenated, Depthwise, Grouped, SqueezeExcite, Shuffled, PaddedShortcut, Transposed, Tied,
-)  # fmt: skip
+    Plain,
+    Residual,
+    Concatenated,
+    Depthwise,
+    Grouped,
+    SqueezeExcite,
+    Shuffled,
+    PaddedShortcut,
+    Transposed,
+    Tied,
+)
 
 
 def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give batch norms statistics of their own, so that a channel that is only nearly gone shows."""
-    chance = torch.Generator().manual_seed(seed)
+    """Give batch norms random statistics, so that a channel that was zeroed instead of removed shows."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for tensor, low, high in (
-                    (module.running_mean, -0.3, 0.3), (module.running_var, 0.5, 1.5),
-                    (module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5),
-                ):  # fmt: skip
-                    tensor.uniform_(low, high, generator=chance)
+                    (module.running_mean, -0.3, 0.3),
+                    (module.running_var, 0.5, 1.5),
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.5, 0.5),
+                ):
+                    tensor.uniform_(low, high, generator=generator)
     return model.eval()

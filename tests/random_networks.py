@@ -1,12 +1,12 @@
-"""Networks drawn at random, as descriptions that can be read, shrunk and pasted into a bug report.
+"""Random networks for tests, as descriptions that can be read, shrunk and pasted into a bug report.
 
-A description is a list of layers that know what they put out and infer what they take in:
+A description is a list of layers that state their output width and infer their input width:
 
     Network((3, 8, 8), (Conv(8), BatchNorm(), Residual((Conv(4), Act("relu"))), MeanPool(), Linear(5)))
 
-What does not fit is made to fit where networks do so too: a branch that is added to another gets a 1 x 1
-convolution to its width and is resized to its map. `build` makes the module, `examine` holds it to the promise of
-the project, `shrink` makes a failure small. Shapes are those of one image: (channels, height, width) for maps,
+Shapes that do not fit are adapted as real networks do: a branch that is added to another gets a 1 x 1 convolution to
+its width and is resized to its height and width. `build` makes the module, `examine` checks that slimming it keeps its
+function, `shrink` makes a failing network small. Shapes are those of one image: (channels, height, width) for maps,
 (tokens, channels) for tokens, (channels,) for vectors.
 """
 
@@ -34,16 +34,16 @@ from passdeploy.tracing.counts import Counts
 
 Shape = tuple[int, ...]
 T = TypeVar("T")
-Choose = Callable[[Sequence[T]], T]  # picks one; the first is the simplest
+Choose = Callable[[Sequence[T]], T]  # picks one option; the first is the simplest
 
 CLASSES = 5
 
 
 class Layer:
-    """One line of a description."""
+    """One layer of a description; it prints as the Python that makes it."""
 
     def build(self, shape: Shape) -> nn.Module:
-        """The module, for inputs of this shape."""
+        """Make the module, for inputs of this shape."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class Layer:
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How hypothesis prints what failed."""
+        """Print the network on several lines, for hypothesis."""
         printer.text(describe(self) if isinstance(self, Network) else repr(self))
 
 
@@ -67,7 +67,7 @@ layer = dataclass(frozen=True, repr=False)
 
 @layer
 class Network(Layer):
-    """The shape of an image, and the layers it goes through."""
+    """A whole network: the shape of an image, and the layers in order."""
 
     image: Shape
     layers: Body
@@ -77,13 +77,13 @@ class Network(Layer):
 
 
 def describe(network: Network) -> str:
-    """The network as Python, one layer a line."""
+    """Print the network as Python, one layer a line."""
     lines = "".join(f"    {one!r},\n" for one in network.layers)
     return f"Network({network.image}, (\n{lines}))"
 
 
 def build(network: Network, seed: int) -> nn.Module:
-    """The network with random weights and statistics, in evaluation mode."""
+    """Make the network with random weights and statistics, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = network.build()
@@ -99,7 +99,7 @@ def build(network: Network, seed: int) -> nn.Module:
 
 
 def example_input(network: Network, seed: int, batch: int = 2) -> Tensor:
-    """Images for the network."""
+    """Make random images for the network, shape (batch, *image)."""
     return torch.randn(batch, *network.image, generator=torch.Generator().manual_seed(seed))
 
 
@@ -107,7 +107,7 @@ def example_input(network: Network, seed: int, batch: int = 2) -> Tensor:
 
 
 class Fn(nn.Module):
-    """A function of itself and its input, with what it uses: modules, parameters, numbers."""
+    """A module that calls a function of itself and its input; its attributes are what the function uses."""
 
     def __init__(self, function: Callable[[Any, Any], Any], **own: Any) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Fn(nn.Module):
 
 
 def shape_after(module: nn.Module, shape: Shape) -> Shape:
-    """What one image becomes."""
+    """Run a module on zeros; returns the shape of one image's output, or () if the output is no tensor."""
     training = module.training
     with torch.no_grad():
         found = module.eval()(torch.zeros(2, *shape))
@@ -129,7 +129,7 @@ def shape_after(module: nn.Module, shape: Shape) -> Shape:
 
 
 def sequence(body: Body, shape: Shape) -> nn.Sequential:
-    """The layers one after the other."""
+    """Make the layers one after the other."""
     modules = []
     for one in body:
         modules.append(one.build(shape))
@@ -138,7 +138,7 @@ def sequence(body: Body, shape: Shape) -> nn.Sequential:
 
 
 def fitted(body: Body, shape: Shape, target: Shape) -> nn.Sequential:
-    """The layers, and what it takes to end in the shape `target`."""
+    """Make the layers, and append convolutions and resizing until the output has the shape `target`."""
     modules = sequence(body, shape)
     found = shape_after(modules, shape)
     if len(found) == len(target) == 3:
@@ -155,7 +155,7 @@ def fitted(body: Body, shape: Shape, target: Shape) -> nn.Sequential:
 
 
 def at_channels(shape: Shape) -> int:
-    """The channel dimension of a batch."""
+    """Return the channel dimension of a batch: the last one for tokens."""
     return -1 if len(shape) == 2 else 1
 
 
@@ -164,7 +164,7 @@ def width_of(shape: Shape) -> int:
 
 
 def table(shape: Shape) -> nn.Parameter:
-    """One number a channel, to be used element-wise."""
+    """Make a parameter of one number per channel that broadcasts over the input."""
     return nn.Parameter(torch.ones(shape[0], 1, 1) if len(shape) == 3 else torch.ones(shape[-1]))
 
 
@@ -181,9 +181,7 @@ class Conv(Layer):
 
     def build(self, shape: Shape) -> nn.Module:
         padding = self.kernel // 2 if self.kernel > self.stride else 0
-        return nn.Conv2d(
-            shape[0], self.out, self.kernel, self.stride, padding, groups=self.groups, bias=self.bias
-        )  # fmt: skip
+        return nn.Conv2d(shape[0], self.out, self.kernel, self.stride, padding, groups=self.groups, bias=self.bias)
 
 
 @layer
@@ -193,14 +191,12 @@ class Depthwise(Layer):
     bias: bool = False
 
     def build(self, shape: Shape) -> nn.Module:
-        return nn.Conv2d(
-            shape[0], shape[0] * self.multiplier, 3, self.stride, 1, groups=shape[0], bias=self.bias
-        )  # fmt: skip
+        return nn.Conv2d(shape[0], shape[0] * self.multiplier, 3, self.stride, 1, groups=shape[0], bias=self.bias)
 
 
 @layer
 class Transposed(Layer):
-    """A convolution that doubles the map."""
+    """A transposed convolution that doubles height and width."""
 
     out: int
     groups: int = 1
@@ -212,7 +208,7 @@ class Transposed(Layer):
 
 @layer
 class Conv3d(Layer):
-    """A convolution over one frame."""
+    """A 3-d convolution over a video of one frame."""
 
     out: int
 
@@ -223,7 +219,7 @@ class Conv3d(Layer):
 
 @layer
 class StandardConv(Layer):
-    """A convolution whose filters are standardised on the fly."""
+    """A convolution whose filters are standardised in every forward pass."""
 
     out: int
 
@@ -237,7 +233,7 @@ class StandardConv(Layer):
 
 @layer
 class Linear(Layer):
-    """Over the channels of vectors, of tokens, or of every pixel."""
+    """A linear layer over the channels of vectors, of tokens, or of every pixel."""
 
     out: int
     bias: bool = True
@@ -251,7 +247,7 @@ class Linear(Layer):
 
 @layer
 class MixTokens(Layer):
-    """A linear layer, or a convolution, along the tokens."""
+    """A linear layer along the tokens, or a convolution if `kernel` is set."""
 
     kernel: int = 0
 
@@ -269,15 +265,13 @@ class MixTokens(Layer):
 class BatchNorm(Layer):
     def build(self, shape: Shape) -> nn.Module:
         if len(shape) == 2:
-            return Fn(
-                lambda own, x: own.norm(x.transpose(1, 2)).transpose(1, 2), norm=nn.BatchNorm1d(shape[1])
-            )  # fmt: skip
+            return Fn(lambda own, x: own.norm(x.transpose(1, 2)).transpose(1, 2), norm=nn.BatchNorm1d(shape[1]))
         return nn.BatchNorm2d(shape[0]) if len(shape) == 3 else nn.BatchNorm1d(shape[0])
 
 
 @layer
 class LayerNorm(Layer):
-    """Over the channels, as modules and models spell it.
+    """A layer norm over the channels, in the ways that models write it.
 
     On maps `module` permutes around the torch module; `whole` normalises the entire map.
     """
@@ -337,7 +331,7 @@ class InstanceNorm(Layer):
 
 @layer
 class LocalNorm(Layer):
-    """Local response normalisation: over neighbouring channels."""
+    """Local response normalisation, over neighbouring channels."""
 
     def build(self, shape: Shape) -> nn.Module:
         return nn.LocalResponseNorm(3, alpha=0.5)
@@ -345,7 +339,7 @@ class LocalNorm(Layer):
 
 @layer
 class ResponseNorm(Layer):
-    """ConvNeXt-V2's: the energy of a channel against the mean over channels."""
+    """ConvNeXt-V2's response norm: the norm of each channel divided by the mean norm over channels."""
 
     def build(self, shape: Shape) -> nn.Module:
         def forward(own: Any, x: Tensor) -> Tensor:
@@ -357,22 +351,30 @@ class ResponseNorm(Layer):
 
 @layer
 class UnitLength(Layer):
-    """Every pixel or token scaled to length one."""
+    """Scaling of every pixel or token to length one."""
 
     def build(self, shape: Shape) -> nn.Module:
         return Fn(lambda own, x: F.normalize(x, dim=own.dim), dim=at_channels(shape))
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "hardswish": nn.Hardswish, "sigmoid": nn.Sigmoid,
-    "leaky": lambda: nn.LeakyReLU(0.1), "softplus": nn.Softplus, "relu6_": lambda: nn.ReLU6(inplace=True),
-    "hardswish_": lambda: nn.Hardswish(inplace=True), "dropout": lambda: nn.Dropout(0.1), "one_prelu": nn.PReLU,
-}  # fmt: skip
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "leaky": lambda: nn.LeakyReLU(0.1),
+    "softplus": nn.Softplus,
+    "relu6_": lambda: nn.ReLU6(inplace=True),
+    "hardswish_": lambda: nn.Hardswish(inplace=True),
+    "dropout": lambda: nn.Dropout(0.1),
+    "one_prelu": nn.PReLU,
+}
 
 
 @layer
 class Act(Layer):
-    """An activation; those that end in _ write in place."""
+    """An activation; those whose names end in _ work in place."""
 
     name: str
 
@@ -382,7 +384,7 @@ class Act(Layer):
 
 @layer
 class Scale(Layer):
-    """Times a parameter for every channel, or plus a fixed number for every channel."""
+    """Multiplication by a parameter per channel, or addition of a fixed number per channel."""
 
     fixed: bool = False
 
@@ -403,14 +405,12 @@ class Residual(Layer):
         found = shape_after(sequence(self.body, shape), shape)
         target = found if len(found) == 3 else shape
         skip = nn.Identity() if target == shape else fitted((), shape, target)
-        return Fn(
-            lambda own, x: own.skip(x) + own.body(x), body=fitted(self.body, shape, target), skip=skip
-        )  # fmt: skip
+        return Fn(lambda own, x: own.skip(x) + own.body(x), body=fitted(self.body, shape, target), skip=skip)
 
 
 @layer
 class Branches(Layer):
-    """Several bodies on the same input, and one of cat, add, mul, max, stack to join what they give."""
+    """Several bodies on the same input, and one of cat, add, mul, max, stack to combine their outputs."""
 
     bodies: tuple[Body, ...]
     join: str = "cat"
@@ -435,7 +435,7 @@ class Branches(Layer):
 
 @layer
 class Dense(Layer):
-    """The input, and what the body makes of it, side by side."""
+    """A concatenation of the input and the body's output."""
 
     body: Body
 
@@ -445,7 +445,7 @@ class Dense(Layer):
 
 @layer
 class Shared(Layer):
-    """One body used twice in a row."""
+    """One body used twice in a row, with the same weights."""
 
     body: Body
 
@@ -455,7 +455,7 @@ class Shared(Layer):
 
 @layer
 class Tied(Layer):
-    """Two linear maps of every pixel, token or vector that are two modules with one weight."""
+    """Two modules that share one weight, each a linear map of every pixel, token or vector."""
 
     out: int
 
@@ -468,10 +468,10 @@ class Tied(Layer):
 
 @layer
 class Split(Layer):
-    """Cut the channels into parts, a body on each, and join them again.
+    """A split of the channels into parts, a body on each, and a concatenation of their outputs.
 
     `chunk` makes equal parts; `sizes` and `slice` use numbers that the module stores; `half` takes its number from
-    the shape; `strided` takes every other channel. `chained` adds to each part what the part before it became.
+    the shape; `strided` takes every other channel. `chained` adds the output of each part to the next part's input.
     """
 
     bodies: tuple[Body, ...]
@@ -511,7 +511,7 @@ class Split(Layer):
 
 @layer
 class TrainOnly(Layer):
-    """A branch that runs in training alone."""
+    """A residual branch that runs only in training mode."""
 
     body: Body
 
@@ -534,17 +534,19 @@ class SqueezeExcite(Layer):
             excite: nn.Module = nn.Conv2d(self.reduced, shape[0], 1)
             return Fn(
                 lambda own, x: x * own.excite(F.silu(own.squeeze(F.adaptive_avg_pool2d(x, 1)))).sigmoid(),
-                squeeze=squeeze, excite=excite,
-            )  # fmt: skip
+                squeeze=squeeze,
+                excite=excite,
+            )
         return Fn(
             lambda own, x: x * F.hardsigmoid(own.excite(own.squeeze(x.mean((2, 3))).relu()))[:, :, None, None],
-            squeeze=nn.Linear(shape[0], self.reduced), excite=nn.Linear(self.reduced, shape[0]),
-        )  # fmt: skip
+            squeeze=nn.Linear(shape[0], self.reduced),
+            excite=nn.Linear(self.reduced, shape[0]),
+        )
 
 
 @layer
 class Glu(Layer):
-    """One half of the channels gates the other."""
+    """A gated linear unit: one half of the channels gates the other."""
 
     spelling: str = "glu"  # glu, chunk, product
 
@@ -560,7 +562,7 @@ class Glu(Layer):
 
 @layer
 class AlongChannels(Layer):
-    """Gates that look along the channels: eca (a convolution along them), pixel (their mean and maximum), softmax."""
+    """Gates computed along the channels: eca (a convolution along them), pixel (their mean and maximum), softmax."""
 
     kind: str
 
@@ -569,18 +571,18 @@ class AlongChannels(Layer):
             return Fn(
                 lambda own, x: x * own.conv(x.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid(),
                 conv=nn.Conv1d(1, 1, 3, padding=1, bias=False),
-            )  # fmt: skip
+            )
         if self.kind == "pixel":
             return Fn(
                 lambda own, x: x * own.conv(torch.cat([x.mean(1, True), x.amax(1, True)], 1)).sigmoid(),
                 conv=nn.Conv2d(2, 1, 3, padding=1, bias=False),
-            )  # fmt: skip
+            )
         return Fn(lambda own, x: x * x.mean((2, 3), keepdim=True).softmax(1))
 
 
 @layer
 class SelectKernel(Layer):
-    """SKNet's: two convolutions, and for every channel a softmax between them."""
+    """SKNet's selective kernel: two convolutions, and for every channel a softmax between them."""
 
     out: int
     reduced: int
@@ -594,9 +596,13 @@ class SelectKernel(Layer):
             return (both * gate[..., None, None]).sum(1)
 
         return Fn(
-            forward, small=nn.Conv2d(shape[0], self.out, 1), large=nn.Conv2d(shape[0], self.out, 3, padding=1),
-            squeeze=nn.Linear(self.out, self.reduced), excite=nn.Linear(self.reduced, 2 * self.out), out=self.out,
-        )  # fmt: skip
+            forward,
+            small=nn.Conv2d(shape[0], self.out, 1),
+            large=nn.Conv2d(shape[0], self.out, 3, padding=1),
+            squeeze=nn.Linear(self.out, self.reduced),
+            excite=nn.Linear(self.reduced, 2 * self.out),
+            out=self.out,
+        )
 
 
 # Moving channels and pixels about
@@ -650,7 +656,7 @@ class PadChannels(Layer):
 
 @layer
 class Resize(Layer):
-    """Half or twice the map."""
+    """A change of height and width to a half or to double."""
 
     how: str  # max, avg, blur, nearest, bilinear, slice
 
@@ -670,7 +676,7 @@ class Resize(Layer):
 
 @layer
 class Windows(Layer):
-    """A body on the tokens of every 2 x 2 window, rolled by one pixel or not."""
+    """A body on the tokens of every 2 x 2 window; with `roll` the windows are shifted by one pixel."""
 
     body: Body
     roll: bool = False
@@ -694,7 +700,7 @@ class Windows(Layer):
 
 @layer
 class Tokens(Layer):
-    """Pixels become tokens."""
+    """A conversion of pixels to tokens."""
 
     def build(self, shape: Shape) -> nn.Module:
         return Fn(lambda own, x: x.flatten(2).transpose(1, 2))
@@ -702,7 +708,7 @@ class Tokens(Layer):
 
 @layer
 class Map(Layer):
-    """Tokens become pixels again."""
+    """A conversion of tokens back to pixels."""
 
     height: int
     stored: bool = False
@@ -724,21 +730,19 @@ class ClassToken(Layer):
 
 @layer
 class Position(Layer):
-    """A table that is added to the tokens."""
+    """A position table that is added to the tokens."""
 
     embedding: bool = False
 
     def build(self, shape: Shape) -> nn.Module:
         if self.embedding:
-            return Fn(
-                lambda own, x: x + own.table(torch.arange(x.shape[1])), table=nn.Embedding(*shape)
-            )  # fmt: skip
+            return Fn(lambda own, x: x + own.table(torch.arange(x.shape[1])), table=nn.Embedding(*shape))
         return Fn(lambda own, x: x + own.table, table=nn.Parameter(torch.zeros(1, *shape)))
 
 
 @layer
 class SelfAttention(Layer):
-    """torch's own module."""
+    """Self-attention by `nn.MultiheadAttention`."""
 
     heads: int = 1
     batch_first: bool = True
@@ -756,13 +760,14 @@ class SelfAttention(Layer):
 
 @layer
 class Attention(Layer):
-    """Attention as models spell it.
+    """Self-attention in the ways that models write it.
 
     Args:
-        heads: queries have as many.
-        width: of all queries together; keys have the same, values `value_width`.
+        heads: number of heads.
+        width: of the queries of all heads together; keys have the same, values `value_width`.
         core: fused (scaled_dot_product_attention), matmul, einsum, cosine, or channels (channels attend, not tokens).
-        packed: one linear layer for queries, keys and values: none, chunk or unbind.
+        packed: how the output of one linear layer for queries, keys and values is divided, chunk or unbind; empty for
+            three linear layers.
         numbers: widths and the scale are `stored` by the module, or taken `from_shape`.
         table: a learned bias for every head and pair of tokens.
     """
@@ -850,9 +855,12 @@ class MapAttention(Layer):
 
         head_dim = self.width // self.heads
         return Fn(
-            forward, qkv=nn.Conv2d(shape[0], 3 * self.width, 1), proj=nn.Conv2d(self.width, shape[0], 1),
-            head_dim=head_dim, scale=head_dim**-0.5,
-        )  # fmt: skip
+            forward,
+            qkv=nn.Conv2d(shape[0], 3 * self.width, 1),
+            proj=nn.Conv2d(self.width, shape[0], 1),
+            head_dim=head_dim,
+            scale=head_dim**-0.5,
+        )
 
 
 # Ends
@@ -860,7 +868,7 @@ class MapAttention(Layer):
 
 @layer
 class MeanPool(Layer):
-    """The mean over pixels or tokens."""
+    """A mean over pixels or tokens."""
 
     module: bool = False
 
@@ -880,7 +888,7 @@ class FirstToken(Layer):
 
 @layer
 class Flatten(Layer):
-    """All of a map or of tokens as one vector; a map is first pooled to `pool` x `pool`."""
+    """A flattening of a map or of tokens to one vector; with `pool` a map is first pooled to `pool` x `pool`."""
 
     pool: int = 0
     stored: bool = False
@@ -897,7 +905,7 @@ class Flatten(Layer):
 
 @layer
 class Outputs(Layer):
-    """Several ends; the network's outputs are a tuple, a dict, or a dict with a list in it."""
+    """Several outputs, as a tuple, a dict, or a dict with a list in it."""
 
     bodies: tuple[Body, ...]
     kind: str = "tuple"
@@ -918,7 +926,7 @@ MORE = (False, True, True)
 
 
 def networks() -> st.SearchStrategy[Network]:
-    """Random networks for hypothesis; they shrink to few, plain layers."""
+    """Make the hypothesis strategy of random networks; they shrink to few, simple layers."""
 
     @st.composite
     def drawn(draw: st.DrawFn) -> Network:
@@ -928,12 +936,12 @@ def networks() -> st.SearchStrategy[Network]:
 
 
 def network_of_seed(seed: int) -> Network:
-    """The random network with this number."""
+    """Draw the random network of a seed."""
     return draw_network(Random(seed).choice)
 
 
 def draw_network(choose: Choose[Any]) -> Network:
-    """Make a network of choices."""
+    """Draw a network; `choose` makes every random choice."""
     size = choose((8, 4, 6))
     layers: list[Layer] = []
     shape: Shape = (3, size, size)
@@ -973,7 +981,7 @@ def _width(choose: Choose[Any]) -> int:
 
 
 def _body(choose: Choose[Any], shape: Shape, depth: int, least: int = 1) -> Body:
-    """A few layers that stay maps, or tokens."""
+    """Draw a few layers that keep maps maps, tokens tokens and vectors vectors."""
     kinds = {3: _map_layers, 2: _token_layers, 1: _vector_layers}
     body: Body = ()
     for number in range(3):
@@ -985,7 +993,7 @@ def _body(choose: Choose[Any], shape: Shape, depth: int, least: int = 1) -> Body
 
 
 def _one_of(choose: Choose[Any], offers: Sequence[tuple[int, bool, Callable[[], Body]]]) -> Body:
-    """Offers are (weight, whether it fits, how to make it)."""
+    """Draw one of the offers that fit; each is (weight, fits, function that makes the layers)."""
     return choose([make for weight, fits, make in offers if fits for _ in range(weight)])()
 
 
@@ -994,7 +1002,7 @@ def _act(choose: Choose[Any]) -> Act:
 
 
 def _conv_block(choose: Choose[Any], shape: Shape, is_stem: bool = False) -> Body:
-    """A convolution, often with a norm and an activation."""
+    """Draw a convolution, often with a norm and an activation."""
     channels, size, _ = shape
     stride = choose((1, 1, 2)) if size >= 4 else 1
     kernel, bias = choose((3, 1, 2)) if stride == 2 else choose((3, 1)), choose((False, True))
@@ -1135,7 +1143,7 @@ def _token_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
     nests, even = depth < 2, channels % 2 == 0
 
     def block() -> Body:
-        """A transformer's: attention and a small network, each beside a shortcut."""
+        """Draw a transformer block: attention and a two-layer MLP, each with a shortcut."""
         first: Body = (*_norm(choose, shape), _attention(choose, shape), *choose(((), (Scale(),))))
         second: Body = (*_norm(choose, shape), Linear(_width(choose)), _act(choose))
         return (Residual(first), Residual((*second, Linear(channels))))
@@ -1174,7 +1182,7 @@ def _vector_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
 
 
 def _end(choose: Choose[Any], shape: Shape, alone: bool = True) -> Body:
-    """What makes scores of what the network has seen."""
+    """Draw the last layers, which compute class scores, and sometimes several outputs."""
     if alone and choose((False, False, False, True)):
         kind = choose(("tuple", "dict", "nested"))
         return (Outputs((_end(choose, shape, False), _end(choose, shape, False)), kind),)
@@ -1203,37 +1211,40 @@ def _end(choose: Choose[Any], shape: Shape, alone: bool = True) -> Body:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a network that kept the promise was like."""
+    """Statistics of a network that passed `examine`."""
 
-    channels: int  # without those that are the output
+    channels: int  # without those of the outputs
     prunable: int
-    removed: float  # the share of its parameters that went
+    removed: float  # the share of its parameters that the plan removed
     error: float
 
     @property
     def share(self) -> float:
-        """The share of the channels that can be cut."""
+        """The share of the channels that are prunable."""
         return self.prunable / self.channels if self.channels else 1.0
 
 
 def random_plan(groups: Sequence[ChannelGroup], seed: int) -> Plan:
-    """Random channels of every prunable group, at least one of them fewer than there are."""
-    chance = Random(seed)
+    """Plan random channels of every prunable group; the first group loses at least one."""
+    generator = Random(seed)
     prunable = [group for group in groups if group.is_prunable]
-    counts = [chance.randint(1, group.width - (number == 0)) for number, group in enumerate(prunable)]
+    counts = [generator.randint(1, group.width - (number == 0)) for number, group in enumerate(prunable)]
     return Plan(
         {
-            group.name: tuple(sorted(chance.sample(range(group.width), kept)))
+            group.name: tuple(sorted(generator.sample(range(group.width), kept)))
             for group, kept in zip(prunable, counts, strict=True)
         }
     )
 
 
 def examine(network: Network, seed: int) -> Examined:
-    """Cut a random part of a network and hold the result to everything that was promised.
+    """Slim a network by a random plan and check the result.
+
+    It must compute the same as the masked network, leave the original alone, have the predicted counts, agree with its
+    modules' size attributes, be rebuilt from its state dict, be copied, and be trained.
 
     Raises:
-        AssertionError: what does not hold. Other exceptions are defects, too.
+        AssertionError: a check failed. Any other exception is a defect, too.
     """
     net, images = build(network, seed), example_input(network, seed)
     channels = map_channels(net, images)
@@ -1253,7 +1264,7 @@ def examine(network: Network, seed: int) -> Examined:
 
     counted, dense = count(smaller, images), count(net, images)
     priced = Counts(channels.costs.of("params", widths), channels.costs.of("macs", widths))
-    if "einsum" in repr(network):  # where its sum has one term, torch multiplies element by element: no multiply-add
+    if "einsum" in repr(network):  # torch computes a sum of one term element-wise: no multiply-adds
         assert priced.params == counted.params, f"priced {priced}, counted {counted}"
         assert priced.macs >= counted.macs, f"priced {priced}, counted {counted}"
     else:
@@ -1285,7 +1296,7 @@ def examine(network: Network, seed: int) -> Examined:
 
 
 def widths_are_true(net: nn.Module) -> str:
-    """The first module whose own numbers do not agree with its weights, or nothing."""
+    """Describe the first module whose size attributes differ from its weights' shape; empty if there is none."""
     for name, module in net.named_modules():
         weight = getattr(module, "weight", None)
         told: Any = None
@@ -1293,9 +1304,7 @@ def widths_are_true(net: nn.Module) -> str:
         if isinstance(module, nn.modules.conv._ConvNd):
             rows, columns = weight.shape[:2]
             told = (module.in_channels, module.out_channels)
-            actual = (
-                (rows, columns * module.groups) if module.transposed else (columns * module.groups, rows)
-            )  # fmt: skip
+            actual = (rows, columns * module.groups) if module.transposed else (columns * module.groups, rows)
         elif isinstance(module, nn.Linear):
             told, actual = (module.out_features, module.in_features), tuple(weight.shape)
         elif isinstance(module, nn.modules.batchnorm._NormBase) and weight is not None:
@@ -1315,7 +1324,7 @@ def widths_are_true(net: nn.Module) -> str:
 
 
 def shrink(network: Network, fails: Callable[[Network], bool], tries: int = 500) -> Network:
-    """The smallest network that still fails and that is found in so many tries."""
+    """Search for a smaller network that still fails, in at most `tries` tries."""
     while tries > 0:
         for simpler in _simpler_networks(network):
             tries -= 1
@@ -1325,15 +1334,15 @@ def shrink(network: Network, fails: Callable[[Network], bool], tries: int = 500)
             if not tries:
                 break
         else:
-            break  # none is simpler
+            break  # no simpler network fails
     return network
 
 
 def _fits_together(network: Network) -> bool:
-    """Whether there is such a network: what came before a layer may be gone that it cannot do without."""
+    """Test whether the layers fit together; a layer may have lost another that it needs before it."""
     try:
         shape_after(network.build(), network.image)
-    except Exception:  # a layer for tokens that meets a map breaks in its own way
+    except Exception:  # any error may come up where a layer for tokens gets a map
         return False
     return True
 

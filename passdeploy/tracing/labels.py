@@ -9,6 +9,7 @@ protected. The labels of one set are one removable channel.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import count
 
@@ -83,15 +84,11 @@ class LabelUnionFind:
             # Where one root would get several parents, it gets the lowest; the next round joins the others.
             np.minimum.at(self._parent, high, low)
 
-    def save(self) -> tuple[np.ndarray, int, int]:
-        """Return the state of joins and protections, for `restore`."""
-        return self._parent.copy(), len(self._protections), self.version
-
-    def restore(self, saved: tuple[np.ndarray, int, int]) -> None:
-        """Undo every join and protection made after `save`."""
-        parent, protections, self.version = saved
-        self._parent = parent.copy()
-        del self._protections[protections:]
+    def copy(self) -> LabelUnionFind:
+        """Copy the joins and protections; versions stay unique among a union-find and its copies."""
+        other = copy.copy(self)  # shares the counter of versions
+        other._parent, other._protections = self._parent.copy(), list(self._protections)
+        return other
 
     def join_rows(self, rows: Tensor, reason: Reason) -> Tensor:
         """Join each row of `rows` (count, width) into one label; returns one label a row, shape (count,)."""

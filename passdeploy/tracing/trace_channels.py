@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.models.modes import evaluating
+from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.rules import find_rule
 from passdeploy.tracing.trace import DimChoiceKey, Trace
@@ -33,6 +34,7 @@ def trace_channels(
         choose: key of a choice (in `Trace.choices`) -> index of the option to take instead of the first.
         meta_model: the meta-device copy of the model and these inputs, if there is one already.
     """
+    model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     try:
         meta_model = meta_model or MetaModel.of(model, inputs)
@@ -43,7 +45,7 @@ def trace_channels(
 
 def _run_tracer(model: nn.Module, inputs: Sequence[Any], choose: Mapping[DimChoiceKey, int], *, is_meta: bool) -> Trace:
     tracer = ChannelTracer(model, find_rule, choose, is_meta=is_meta)
-    with torch.no_grad():
+    with torch.no_grad(), calling_eagerly(model):
         with tracer.tracking_modules(model), evaluating(model):
             tracer.run_forward(model, inputs)
         if tracer.has_unused_parameters(model):

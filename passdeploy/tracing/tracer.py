@@ -139,7 +139,7 @@ class ChannelTracer(OpObserver):
     def collapse_recording_choice(self, element_labels: Tensor) -> DimLabels:
         """Turn one label per element into labels along one dimension; see `LabelUnionFind.collapse_to_one_dim`.
 
-        A choice between several dimensions is recorded in the trace, so that `trace_channels` can be told to choose
+        A choice between several dimensions is recorded in the trace, so that `trace_channels` can be given
         another one.
         """
         op = self._current_call.name if self._current_call else ""

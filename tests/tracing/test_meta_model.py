@@ -1,4 +1,4 @@
-"""A sketch foretells what the network does with values, and where it cannot the network itself runs."""
+"""Tests of meta-device copies: shapes are those of torch, and networks that need values are traced with values."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ ARGUMENTS: dict[Any, list[tuple[Any, ...]]] = {
     sorted({*meta_model._SHAPE_FUNCTIONS, *meta_model._POINTWISE, *meta_model._POINTWISE_IN_PLACE}, key=str),
     ids=str,
 )
-def test_shapes_are_those_that_torch_tells(func: Any):
+def test_shapes_are_those_of_torch(func: Any):
     for arguments in ARGUMENTS.get(func, [(X,), (X.transpose(1, 2),)]):
         named = {"rounding_mode": "floor"} if func is aten.div.Tensor_mode else {}
-        found, told = run_on_meta(func, arguments, named), func(*arguments, **named)
-        for ours, theirs in zip(*((r,) if isinstance(r, Tensor) else r for r in (found, told)), strict=True):
+        result, expected = run_on_meta(func, arguments, named), func(*arguments, **named)
+        for ours, theirs in zip(*((r,) if isinstance(r, Tensor) else r for r in (result, expected)), strict=True):
             assert (ours.shape, ours.dtype, ours.is_meta) == (theirs.shape, theirs.dtype, True)
             assert ours.stride() == theirs.stride()
 
@@ -86,7 +86,7 @@ def test_sizes_that_do_not_fit_are_an_error(func: Callable[..., Any], arguments:
         run_on_meta(func, arguments, {})
 
 
-def test_a_sketch_leaves_the_network_alone():
+def test_a_meta_copy_leaves_the_network_alone():
     class Caching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -106,18 +106,18 @@ def test_a_sketch_leaves_the_network_alone():
 
 
 class Deciding(nn.Module):
-    """Takes a branch by the value of its input."""
+    """A network that takes a branch by the value of its input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.one, self.other, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch of positive sums."""
+        """Run one branch if the input's sum is positive, and the other if not."""
         return self.head(self.one(x) if x.sum() > 0 else self.other(x))
 
 
-def test_who_decides_by_values_is_followed_with_values():
+def test_a_network_that_branches_on_values_is_traced_with_values():
     trace = trace_channels(Deciding(), IMAGES.abs())
     assert not trace.is_meta
     assert {one.modules[-1] for one in trace.op_log if one.modules and one.op == "aten.convolution"} == {
@@ -127,7 +127,7 @@ def test_who_decides_by_values_is_followed_with_values():
     assert trace_channels(get_model("resnet18", weights=None), torch.randn(1, 3, 32, 32)).is_meta
 
 
-def test_places_keep_their_values():
+def test_integer_buffers_keep_their_values():
     class Picking(nn.Module):
         def __init__(self) -> None:
             super().__init__()

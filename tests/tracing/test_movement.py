@@ -1,4 +1,4 @@
-"""Labels go where a view puts the channels, whatever the shapes are."""
+"""Tests of labels under views: labels move with the channels, for random shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from passdeploy.tracing.rules.movement import _view_labels
 
 @st.composite
 def views(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """A shape, and another one with as many elements: neighbours merged, then divided."""
+    """Draw a shape and another with as many elements, made by dividing and merging neighbouring dimensions."""
     old = draw(st.lists(st.sampled_from([1, 2, 3, 4, 6]), min_size=1, max_size=5))
     factors: list[int] = []
     for size in old:
@@ -40,7 +40,7 @@ def test_a_view_takes_labels_where_it_takes_channels(shapes: tuple[list[int], li
     assert torch.equal(_view_labels(vector, dim, old, new), everywhere.reshape(new))
 
 
-def test_neighbours_that_a_view_leaves_alone_are_not_spelled_out():
+def test_dimensions_that_a_view_does_not_merge_take_no_memory():
     rows = _view_labels(torch.arange(512), 1, (2048, 512, 3, 3), (1, 2048, 512 * 9))
     assert rows.shape == (1, 2048, 512 * 9)
     assert rows.untyped_storage().nbytes() <= 8 * math.prod((512, 9))

@@ -1,4 +1,4 @@
-"""Recurrent networks: units go from every gate, every layer and both directions alike."""
+"""Tests of recurrent networks: units are removed from every gate, every layer and both directions alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEQUENCE = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
 
 
 class Reader(nn.Module):
-    """A convolution along time, a recurrent network over what it finds, and a decision at the end."""
+    """A convolution along time, a recurrent network, and a linear layer on the last state."""
 
     def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Reader(nn.Module):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=["one", "deep"])
-def test_units_go_from_every_gate_and_direction(kind: type[nn.RNNBase], options: dict[str, Any]):
+def test_units_are_removed_from_every_gate_and_direction(kind: type[nn.RNNBase], options: dict[str, Any]):
     net = Reader(kind, **options).eval()
     groups = find_groups(net, SEQUENCE)
     assert [(group.width, group.is_prunable) for group in groups] == [(8, True), (6, True), (5, False)]
@@ -50,14 +50,14 @@ def test_units_go_from_every_gate_and_direction(kind: type[nn.RNNBase], options:
     assert all(parameter.grad is not None for parameter in smaller.parameters())
 
 
-def test_a_mask_on_units_changes_the_function():
+def test_removing_units_changes_the_function():
     net = Reader(nn.LSTM).eval()
     groups = find_groups(net, SEQUENCE)
     smaller = slim(net, groups, Plan({"rnn": (0, 1)}))
     assert not torch.allclose(smaller(SEQUENCE), net(SEQUENCE), atol=1e-3)
 
 
-def test_projected_states_stay():
+def test_recurrent_networks_with_projections_are_protected():
     net = Reader(nn.LSTM, proj_size=4).eval()
     groups = {group.name: group for group in find_groups(net, SEQUENCE)}
     assert not groups["rnn"].is_prunable

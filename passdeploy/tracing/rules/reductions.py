@@ -7,24 +7,11 @@ from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import ChannelTracer
 
+# Of these `masked` can take only the remaining channels, as a slim network does.
 _RESTRICTABLE = {aten.mean, aten.sum, aten.amax, aten.linalg_vector_norm, aten._softmax}
 
 
-@rule(
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "prod",
-    "std",
-    "var",
-    "var_mean",
-    "std_mean",
-    "max",
-    "min",
-    "argmax",
-    "argmin",
-)
+@rule("mean", "sum", "amax", "amin", "prod", "std", "var", "var_mean", "std_mean", "max", "min", "argmax", "argmin")
 @rule("any", "all", "norm", "linalg_vector_norm", "logsumexp", "median", "cumsum", "sort", "topk", "aminmax")
 @rule("_softmax", "_safe_softmax", "_log_softmax", "softmax", "log_softmax", "nansum", "count_nonzero", "cumprod")
 def reduction_rule(tracer: ChannelTracer, call: OpCall) -> None:
@@ -34,14 +21,14 @@ def reduction_rule(tracer: ChannelTracer, call: OpCall) -> None:
     if len(call.tensors) > 1:  # max(a, b) and min(a, b)
         return elementwise_rule(tracer, call)
     dims = call.arguments.get("dim")
-    over = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
-    for dim in sorted(over & labels.keys()):
+    reduced = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
+    for dim in sorted(reduced & labels.keys()):
         if call.op.overloadpacket not in _RESTRICTABLE or not tracer.record_reduction(dim - source.ndim, labels[dim]):
             tracer.protect(labels[dim], "a statistic over these channels depends on their number")
     for result in call.results:
         if result.ndim == source.ndim:
             kept = {d: v for d, v in labels.items() if result.size(d) == len(v)}
         else:
-            kept = {d - sum(o < d for o in over): v for d, v in labels.items() if d not in over}
+            kept = {d - sum(other < d for other in reduced): v for d, v in labels.items() if d not in reduced}
         tracer.set_labels(result, kept)
     return None
