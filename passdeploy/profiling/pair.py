@@ -204,6 +204,7 @@ def _measure_extra(
 def _check_arguments(
     dense: Candidate, slim: Candidate | None, batches: Sequence[int], threads: int, seconds: float
 ) -> None:
+    """Raise UsageError for batches, threads or a time below the minimum, and for two networks with one name."""
     if wrong := [batch for batch in batches if batch < 1]:
         raise UsageError(f"batch {wrong[0]} makes no sense: a batch holds at least one image.")
     if threads < 1 or seconds <= 0:

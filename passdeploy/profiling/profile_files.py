@@ -97,16 +97,16 @@ def _backend_of(paths: Sequence[Path], asked: str | None) -> str:
         raise UsageError(
             f"{unknown[0] or 'no ending'} is no kind of file that can be measured: {', '.join(_BACKEND_OF_SUFFIX)}."
         )
-    usual = {
+    defaults = {
         "torch-trt" if path.suffix == ".pt2" and has_tensorrt(path) else _BACKEND_OF_SUFFIX[path.suffix]
         for path in paths
     }
-    if len(usual) > 1:
+    if len(defaults) > 1:
         raise UsageError(
             f"{paths[0].name} and {paths[1].name} run in two different backends: a speed-up between them would\n"
             "say nothing about the networks. Compare files of one kind."
         )
-    (backend,) = usual
+    (backend,) = defaults
     if asked is None or asked == backend:
         return backend
     if backend == "ort" and asked in ("ort-cuda", "ort-trt"):

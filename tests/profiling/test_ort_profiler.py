@@ -16,7 +16,7 @@ IMAGES = torch.zeros(1, 3, 4, 4)
 
 @pytest.fixture
 def negations() -> ModelProto:
-    """Two operators in a row."""
+    """Build a graph of two operators in a row."""
     nodes = [helper.make_node("Neg", [f"x{n}"], [f"x{n + 1}"], name=f"neg{n}") for n in range(2)]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("x0", "x2")]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
@@ -40,7 +40,7 @@ def test_calls_go_on_until_the_time_is_over(negations: ModelProto):
 
 
 def event(name: str, microseconds: float) -> dict[str, Any]:
-    """An event as ONNX Runtime writes it."""
+    """Make an event as ONNX Runtime writes it."""
     read, written = [{"float": [1, 3, 4, 4]}, {"float": [8, 3, 1, 1]}], [{"float": [1, 8, 4, 4]}]
     facts = {"op_name": "Conv", "input_type_shape": read, "output_type_shape": written}
     return {"name": f"{name}_kernel_time", "dur": microseconds, "args": facts}
