@@ -1,3 +1,5 @@
+"""Fixtures of the export tests: a small network, images, and its ONNX file."""
+
 from __future__ import annotations
 
 import gc
@@ -16,15 +18,15 @@ from .nets import SmallNet, small_net
 
 @pytest.fixture(scope="session", autouse=True)
 def _operators_are_read_once() -> Iterator[None]:
-    """torch's exporter parses the source of its 500 translations for every export again, which takes 0.3 s.
+    """Cache the operator table of torch's exporter, which otherwise parses 500 translations in each export (0.3 s).
 
-    Where its inside is another one, nothing is saved and nothing changes.
+    With a version of torch that is built differently, the cache is left out and nothing else changes.
     """
     apis = getattr(import_module("torch.onnx._internal.exporter._registration"), "onnxscript_apis", None)
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(apis, "get_torchlib_ops"):
             patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
-        gc.freeze()  # what was imported is never garbage; looking through it again takes a sixth of an export
+        gc.freeze()  # imported modules are never garbage, and scanning them takes a sixth of an export
         yield
         gc.unfreeze()
 
@@ -41,6 +43,6 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="session")
 def exported(net: SmallNet, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Exported once, since that takes a second; tests that change the file copy it."""
+    """Export the small network once, since that takes a second; tests that change the file copy it."""
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     return export_onnx(net, images, path, metadata={"classes": ["a", "b"], "run": "tiny-0001"})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class SmallNet(nn.Module):
-    """A stem, an inverted residual with a depthwise convolution, dropout and a classifier: MobileNetV2 in little."""
+    """A small MobileNetV2: a stem, an inverted residual with a depthwise convolution, dropout and a classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SmallNet(nn.Module):
 
 
 def small_net(seed: int = 0) -> SmallNet:
-    """With batch-norm statistics that are not the identity, so that folding them matters."""
+    """Build the network with batch-norm statistics that are not the identity, so that folding them matters."""
     torch.manual_seed(seed)
     net = SmallNet()
     for _ in range(3):
@@ -53,7 +53,7 @@ def write_graph(
     shape: Sequence[int | str] = ("batch", 3, 8, 8),
     domains: Sequence[str] = (),
 ) -> Path:
-    """A graph from "images" to "logits", both of `shape`."""
+    """Write an ONNX graph from "images" to "logits", both of `shape`."""
     graph = helper.make_graph(
         nodes,
         "graph",
@@ -67,5 +67,5 @@ def write_graph(
 
 
 def node(kind: str, *inputs: str, output: str = "logits", **attributes: object) -> NodeProto:
-    """One node, named like its output."""
+    """Make a node with a name made of its operator and its output."""
     return helper.make_node(kind, list(inputs), [output], name=f"{kind}-{output}", **attributes)

@@ -1,4 +1,4 @@
-"""Bundles: made where there is no GPU, built where there is one."""
+"""Tests of bundles: written without a GPU, verified by their hashes, built with TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def written(net: SmallNet, images: Tensor, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("written")
     samples = Samples(images, images, (3, 16, 16), (0.5,) * 3, (0.25,) * 3, net(images).argmax(1))
     settings = ExportSettings(
-        precisions=("fp16",), batch=(1, 2, 4), flavour="rtx",
+        precisions=("fp16",),
+        batch=(1, 2, 4),
+        flavour="rtx",
         engine=EngineOptions(workspace_bytes=2**26, optimization_level=2, timing_cache=Path("of/this/machine")),
-    )  # fmt: skip
+    )
     artifacts = list(export_artifacts(net, samples, folder / "export", settings))
     files = write_bundle(folder / "bundle", artifacts, settings, samples)
     assert {artifact.path for artifact in files} == set((folder / "bundle").iterdir())
@@ -38,7 +40,7 @@ def written(net: SmallNet, images: Tensor, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def bundle(written: Path, tmp_path: Path) -> Path:
-    """As it was written once; a test may damage it."""
+    """Copy the bundle, so that a test may damage it."""
     return Path(shutil.copytree(written, tmp_path / "bundle"))
 
 

@@ -1,4 +1,4 @@
-"""Graphs in fp16 and bf16: what is cast, what stays, and what rounding shows that a runtime would hide."""
+"""Tests of casting to fp16 and bf16: the nodes that are cast, those that stay float32, and emulated rounding."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from .nets import SmallNet, node, write_graph
 
 
 def answers(session: object, images: Tensor | np.ndarray) -> np.ndarray:
-    (found,) = session.run(None, {"images": np.asarray(images)})  # type: ignore[attr-defined]
-    return found
+    (logits,) = session.run(None, {"images": np.asarray(images)})  # type: ignore[attr-defined]
+    return logits
 
 
-def through_a_large_value(path: Path, middle: float = 300.0) -> ModelProto:
-    """Two 1x1 convolutions: the values between them are near 120,000, beyond fp16, and small again after them."""
-    up, down = np.full((4, 4, 1, 1), middle, np.float32), np.full((4, 4, 1, 1), 1e-3, np.float32)
+def write_overflowing_graph(path: Path, weight: float = 300.0) -> ModelProto:
+    """Write two 1x1 convolutions with values near 120,000 between them, which overflow fp16, and small ones after."""
+    up, down = np.full((4, 4, 1, 1), weight, np.float32), np.full((4, 4, 1, 1), 1e-3, np.float32)
     nodes = [node("Conv", "images", "up", output="large"), node("Conv", "large", "down")]
     write_graph(path, nodes, {"up": up, "down": down}, shape=("batch", 4, 2, 2))
     return onnx.load(path)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_everything_inside_is_narrow_and_both_ends_are_float(exported: Artifact, precision: str):
+def test_all_nodes_are_cast_and_inputs_and_outputs_stay_float(exported: Artifact, precision: str):
     source = onnx.load(exported.path)
     if precision == "bf16":
         source.opset_import[0].version = 22  # nothing in this graph changed in between
@@ -55,11 +55,12 @@ def test_a_kept_node_computes_in_float_between_casts(exported: Artifact, net: Sm
     kept = next(one for one in cast.graph.node if one.name == layer.name)
     types = types_of(cast)
     assert {types[name] for name in (*kept.input, *kept.output)} == {TensorProto.FLOAT}
-    np.testing.assert_allclose(answers(open_rounding_emulation(cast), images), net(images).detach(), rtol=0.01, atol=0.01)
+    rounded = answers(open_rounding_emulation(cast), images)
+    np.testing.assert_allclose(rounded, net(images).detach(), rtol=0.01, atol=0.01)
 
 
 def test_a_value_beyond_fp16_is_infinite_when_rounded_though_onnxruntime_hides_it(tmp_path: Path):
-    cast = cast_graph(through_a_large_value(tmp_path / "large.onnx"), "fp16")
+    cast = cast_graph(write_overflowing_graph(tmp_path / "large.onnx"), "fp16")
     images = np.full((1, 4, 2, 2), 100, np.float32)
     assert np.isfinite(answers(open_session(cast, threads=1), images)).all()  # 120,000 does not exist in fp16
     assert np.isinf(answers(open_rounding_emulation(cast), images)).all()
@@ -67,12 +68,13 @@ def test_a_value_beyond_fp16_is_infinite_when_rounded_though_onnxruntime_hides_i
 
 def test_bf16_rounds_to_eight_bits(tmp_path: Path):
     graph = write_graph(tmp_path / "graph.onnx", [node("Relu", "images")], shape=("batch", 3, 1, 1))
-    found = answers(open_rounding_emulation(cast_graph(onnx.load(graph), "bf16")), np.array([[[[1.01]], [[3.3]], [[-1.0]]]], "f4"))
-    assert found.ravel().tolist() == torch.tensor([1.01, 3.3, 0.0]).bfloat16().float().tolist()
+    session = open_rounding_emulation(cast_graph(onnx.load(graph), "bf16"))
+    rounded = answers(session, np.array([[[[1.01]], [[3.3]], [[-1.0]]]], "f4"))
+    assert rounded.ravel().tolist() == torch.tensor([1.01, 3.3, 0.0]).bfloat16().float().tolist()
 
 
 def test_a_layer_whose_weights_do_not_fit_stays_float(tmp_path: Path):
-    cast = cast_graph(through_a_large_value(tmp_path / "large.onnx", middle=1e5), "fp16")
+    cast = cast_graph(write_overflowing_graph(tmp_path / "large.onnx", weight=1e5), "fp16")
     weights = {tensor.name: tensor.data_type for tensor in cast.graph.initializer}
     assert weights == {"up": TensorProto.FLOAT, "down": TensorProto.FLOAT16}
 

@@ -1,4 +1,4 @@
-"""`passdeploy export` as it is typed: without a run, to bundles and to Triton, and what it refuses."""
+"""Tests of `passdeploy export` on the command line: without a run, to bundles and to Triton, and its refusals."""
 
 from __future__ import annotations
 
@@ -39,35 +39,37 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_is_exported_without_a_run(call, weights: Path, tmp_path: Path):
-    result = call("--model", MODEL, "--weights", weights, "--onnx", "--image-size", 16, "--batch", "1,2,4",
-                  "--opset", 19, "--triton", "--bundle", "--json")  # fmt: skip
+    options = ("--onnx", "--image-size", 16, "--batch", "1,2,4", "--opset", 19, "--triton", "--bundle", "--json")
+    result = call("--model", MODEL, "--weights", weights, *options)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    graph, *delivered = document["artifacts"]
+    graph, *packaged = document["artifacts"]
     assert graph["path"] == "exports/resnet20_cifar/model.onnx"
     assert graph["facts"]["opset"] == 19
     model = onnx.load(tmp_path / graph["path"])
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 3  # as many as the weights are for
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert "w.safetensors" in json.loads(metadata["sha256"])
-    assert {artifact["kind"] for artifact in delivered} == {"triton", "bundle"}
+    assert {artifact["kind"] for artifact in packaged} == {"triton", "bundle"}
     assert (tmp_path / "exports/resnet20_cifar/triton/resnet20_cifar/config.pbtxt").is_file()
     assert (tmp_path / "exports/resnet20_cifar/bundle/build.sh").is_file()
 
 
 @pytest.mark.rtx
 @pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
-def test_a_bundle_goes_the_whole_road(call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bundle_is_written_built_and_its_engine_checked(
+    call, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     images = write_image_folder(tmp_path / "images", classes=3)
-    bundled = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--images", images, "--trt",
-                   "--flavour", "rtx", "--batch", "1,2,4", "--bundle", tmp_path / "b")  # fmt: skip
+    options = ("--trt", "--flavour", "rtx", "--batch", "1,2,4", "--bundle", tmp_path / "b")
+    bundled = call("--model", MODEL, "--weights", weights, "--image-size", 16, "--images", images, *options)
     assert bundled.exit_code == 0, bundled.output
     assert "sh build.sh" in bundled.stdout
-    assert not list(tmp_path.rglob("*.engine"))  # they are the target's to build
+    assert not list(tmp_path.rglob("*.engine"))  # engines are built on the target
     (command,) = [line for line in (tmp_path / "b/build.sh").read_text().splitlines() if not line.startswith("#")]
     program, verb, *options = shlex.split(command)
     assert (program, verb) == ("passdeploy", "export")
-    monkeypatch.chdir(tmp_path / "b")  # which is what the script says
+    monkeypatch.chdir(tmp_path / "b")  # build.sh is run in its own folder
     built = call(*options, "--json")
     assert built.exit_code == 0, built.output
     (engine,) = json.loads(built.stdout)["artifacts"]
@@ -116,9 +118,9 @@ def test_what_cannot_be_done_is_said_in_three_lines(
     size = [] if "--image-size" in arguments else ["--image-size", "16"]
     result = call("--model", model, *size, *arguments)
     assert result.exit_code == code, result.output
-    said = result.stderr[result.stderr.rfind("error:") :]
-    assert words in said
-    assert len(said.splitlines()) <= 3
+    message = result.stderr[result.stderr.rfind("error:") :]
+    assert words in message
+    assert len(message.splitlines()) <= 3
     assert not (tmp_path / "exports").exists()
 
 

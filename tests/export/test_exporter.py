@@ -1,4 +1,4 @@
-"""The order of the exports of one model, and what is found before anything is written."""
+"""Tests of exporting one model: order of the steps, parity checks, and refusals before anything is written."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
 def samples_of(images: Tensor, net: SmallNet | None = None) -> Samples:
-    """The images, to check and to calibrate on; labelled as the network would, so that its accuracy is 1."""
+    """Make samples to check and to calibrate on; the labels are the network's own answers, so its accuracy is 1."""
     labels = None if net is None else net(images).argmax(1)
     return Samples(images, images, tuple(images.shape[1:]), MEAN, STD, labels)
 
 
-def export(net: SmallNet, images: Tensor, folder: Path, listener=lambda event: None, **settings: object) -> list[Artifact]:
+def export(
+    net: SmallNet, images: Tensor, folder: Path, listener=lambda event: None, **settings: object
+) -> list[Artifact]:
     return list(export_artifacts(net, samples_of(images, net), folder, ExportSettings(**settings), listener=listener))
 
 
@@ -41,24 +43,26 @@ def export(net: SmallNet, images: Tensor, folder: Path, listener=lambda event: N
 def test_every_precision_is_exported_checked_and_built_in_turn(net: SmallNet, images: Tensor, tmp_path: Path):
     events: list[Event] = []
     written = export(
-        net, images, tmp_path / "export", kinds=("onnx", "trt"), flavour="rtx", batch=(1, 2, 4), listener=events.append,
+        net,
+        images,
+        tmp_path / "export",
+        kinds=("onnx", "trt"),
+        flavour="rtx",
+        batch=(1, 2, 4),
+        listener=events.append,
         precisions=("fp32", "fp16", "bf16", "int8"),
-    )  # fmt: skip
+    )
     stages = [event.stage for event in events if isinstance(event, StageFinished)]
     assert stages == ["export", "parity", "engine"] * 4
     graphs, engines = written[::2], written[1::2]
     assert [graph.facts["parity"]["top1"] for graph in graphs] == [1.0] * 4
     assert [graph.facts["opset"] for graph in graphs] == [20, 20, 22, 20]
-    assert [graph.facts["lint"]["convolutions"] for graph in graphs] == [
-        {"fp32": 5}, {"fp16": 5}, {"bf16": 5}, {"int8": 5}
-    ]  # fmt: skip
-    assert [engine.facts["census"]["convolutions"] for engine in engines] == [
-        {"fp32": 4}, {"fp16": 4}, {"bf16": 4}, {"int8": 4}
-    ]  # fmt: skip
+    precisions = ("fp32", "fp16", "bf16", "int8")
+    assert [graph.facts["lint"]["convolutions"] for graph in graphs] == [{name: 5} for name in precisions]
+    assert [engine.facts["census"]["convolutions"] for engine in engines] == [{name: 4} for name in precisions]
     assert [engine.facts["onnx_sha256"] for engine in engines] == [graph.sha256 for graph in graphs]
-    assert {path.name for path in (tmp_path / "export").glob("*.onnx")} == {
-        "model.onnx", "model-fp16.onnx", "model-bf16.onnx", "model-int8.onnx",
-    }  # fmt: skip
+    names = {path.name for path in (tmp_path / "export").glob("*.onnx")}
+    assert names == {"model.onnx", "model-fp16.onnx", "model-bf16.onnx", "model-int8.onnx"}
 
 
 def test_normalisation_inside_the_graph_takes_pixels(net: SmallNet, images: Tensor, tmp_path: Path):
@@ -67,8 +71,8 @@ def test_normalisation_inside_the_graph_takes_pixels(net: SmallNet, images: Tens
     assert pixels.min() >= 0
     assert pixels.max() <= 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    (found,) = open_session(artifact.path, threads=1).run(None, {"images": pixels.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), net((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-5)
+    (logits,) = open_session(artifact.path, threads=1).run(None, {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), net((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-5)
     metadata = {entry.key: entry.value for entry in onnx.load(artifact.path).metadata_props}
     assert metadata["input_values"] == "RGB pixels, 0 to 255"
 
@@ -104,7 +108,7 @@ def test_a_file_that_fails_leaves_the_one_that_passed_before(
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.onnx.rejected"}
     assert sha256_of(tmp_path / "model.onnx") == first.sha256
     export(net, images, tmp_path, batch=(1, 2, 8))
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # what was rejected is out of date
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]  # the rejected file of before is deleted
 
 
 def test_an_engine_of_an_earlier_graph_is_named(net: SmallNet, images: Tensor, tmp_path: Path):
@@ -170,9 +174,8 @@ def test_without_onnxruntime_the_user_hears_that_nothing_was_compared(
     events: list[Event] = []
     monkeypatch.setattr(exporter, "find_spec", lambda name: None)
     settings = ExportSettings(precisions=("fp16",))
-    (artifact,) = export_artifacts(
-        net, samples_of(images), tmp_path, settings, prefix="dense", listener=events.append
-    )  # fmt: skip
+    samples = samples_of(images)
+    (artifact,) = export_artifacts(net, samples, tmp_path, settings, prefix="dense", listener=events.append)
     assert artifact.path.name == "dense-fp16.onnx"
     assert "parity" not in artifact.facts
     assert any(isinstance(event, Warned) and "not compared" in event.text for event in events)
@@ -180,14 +183,14 @@ def test_without_onnxruntime_the_user_hears_that_nothing_was_compared(
 
 def test_without_real_images_noise_is_compared_and_int8_is_refused(net: SmallNet, tmp_path: Path):
     events: list[Event] = []
-    nothing = Samples.empty((3, 16, 16), MEAN, STD)
-    (artifact,) = export_artifacts(net, nothing, tmp_path, ExportSettings(batch=(1, 2, 4)), listener=events.append)
+    no_samples = Samples.empty((3, 16, 16), MEAN, STD)
+    (artifact,) = export_artifacts(net, no_samples, tmp_path, ExportSettings(batch=(1, 2, 4)), listener=events.append)
     parity = artifact.facts["parity"]
     assert (parity["real_images"], parity["top1"], parity["max_rel_error_real"]) == (0, None, None)
     assert parity["max_rel_error"] < 1e-4
     assert any(isinstance(event, Warned) and "--images" in event.text for event in events)
     with pytest.raises(UsageError, match="takes its ranges from real images"):
-        list(export_artifacts(net, nothing, tmp_path, ExportSettings(precisions=("int8",))))
+        list(export_artifacts(net, no_samples, tmp_path, ExportSettings(precisions=("int8",))))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""int8 graphs that TensorRT takes, and layers that stay in float because they hurt."""
+"""Tests of quantisation for TensorRT, and of the layers that stay float32 for accuracy."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
     graph = convert([first]).graph
     weight = next(one for one in graph.node if one.name == first).input[1]
     assert next(t for t in graph.initializer if t.name == weight).data_type == TensorProto.FLOAT
-    everything = convert(()).graph  # the same ranges serve again
-    assert weight not in {name for one in everything.node if one.name == first for name in one.input}
+    all_converted = convert(()).graph  # made from the same calibration
+    assert weight not in {name for one in all_converted.node if one.name == first for name in one.input}
 
 
 def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, images: Tensor):
@@ -97,14 +97,19 @@ def test_modelopt_quantises_and_onnx_runtime_agrees(
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
     reference = compute_reference(model, images, batch_sizes=(1, 4))
     artifact = convert_file(
-        source.path, tmp_path / "lowered.onnx", precision, calibration=images, reference=reference,
-        limits=LIMITS[precision], quantiser="modelopt",
-    )  # fmt: skip
+        source.path,
+        tmp_path / "converted.onnx",
+        precision,
+        calibration=images,
+        reference=reference,
+        limits=LIMITS[precision],
+        quantiser="modelopt",
+    )
     assert artifact.facts["quantiser"] == "modelopt"
     assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
     assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
     assert capfd.readouterr().out == ""
-    int8_conversion(source.path, images)(())  # ModelOpt exchanges parts of ONNX Runtime's own quantiser
+    int8_conversion(source.path, images)(())  # still works, although ModelOpt patches ONNX Runtime's quantiser
 
 
 @pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")
@@ -113,36 +118,38 @@ def test_fp8_without_modelopt_names_the_extra(exported: Artifact, images: Tensor
         modelopt_conversion(exported.path, images, "fp8")
 
 
-def named(kept: Collection[str]) -> ModelProto:
-    """Stands in for a graph: its name says which layers were kept."""
+def stand_in_graph(kept: Collection[str]) -> ModelProto:
+    """Make a stand-in for a graph, which holds only the names of its kept layers."""
     return SimpleNamespace(kept=frozenset(kept))  # type: ignore[return-value]
 
 
 LAYERS = tuple("abcdefghij")
-HURT = {"c": 9.0, "g": 5.0, "a": 3.0}  # the error of each layer
+LARGE_ERRORS = {"c": 9.0, "g": 5.0, "a": 3.0}  # layer -> its error; 0.01 for the others
 
 
-def errors(model: ModelProto) -> float:
-    return sum(HURT.get(layer, 0.01) for layer in LAYERS if layer not in model.kept)  # type: ignore[attr-defined]
+def total_error(model: ModelProto) -> float:
+    return sum(LARGE_ERRORS.get(layer, 0.01) for layer in LAYERS if layer not in model.kept)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("allowed", "kept"), [(20, ""), (9, "c"), (4, "cg"), (1, "cga")])
 def test_as_few_layers_as_pass_are_kept_the_worst_first(allowed: float, kept: str):
-    found = convert_until_it_passes(
-        named, LAYERS, lambda model: None if errors(model) <= allowed else "too far", errors
-    )  # fmt: skip
-    assert "".join(found.kept) == kept
-    assert found.problem is None
+    def find_problem(model: ModelProto) -> str | None:
+        return None if total_error(model) <= allowed else "too far"
+
+    converted = convert_until_it_passes(stand_in_graph, LAYERS, find_problem, total_error)
+    assert "".join(converted.kept) == kept
+    assert converted.problem is None
 
 
-def test_a_graph_is_never_lowered_by_keeping_every_layer():
-    found = convert_until_it_passes(
-        named, LAYERS, lambda model: None if len(model.kept) == len(LAYERS) else "too far", errors
-    )  # fmt: skip
-    assert (found.problem, found.kept) == ("too far", ())
+def test_at_least_one_layer_is_converted():
+    def find_problem(model: ModelProto) -> str | None:
+        return None if len(model.kept) == len(LAYERS) else "too far"  # type: ignore[attr-defined]
+
+    converted = convert_until_it_passes(stand_in_graph, LAYERS, find_problem, total_error)
+    assert (converted.problem, converted.kept) == ("too far", ())
 
 
-def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: Tensor):
+def test_a_network_without_anything_to_quantise_is_refused(tmp_path: Path, images: Tensor):
     source = write_graph(tmp_path / "model.onnx", [node("Relu", "images")], shape=("batch", 3, 16, 16))
     with pytest.raises(ExportError, match="no layer of the network can be int8"):
         convert_file(
@@ -152,9 +159,9 @@ def test_a_network_without_anything_to_lower_is_refused(tmp_path: Path, images: 
 
 
 def test_where_nothing_passes_the_problem_stays_and_nothing_is_kept():
-    found = convert_until_it_passes(named, LAYERS, lambda model: "too far", errors)
-    assert (found.problem, found.kept) == ("too far", ())
-    assert found.checked < len(LAYERS)
+    converted = convert_until_it_passes(stand_in_graph, LAYERS, lambda model: "too far", total_error)
+    assert (converted.problem, converted.kept) == ("too far", ())
+    assert converted.checked < len(LAYERS)
 
 
 class Overflows(nn.Module):
@@ -175,24 +182,28 @@ def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path
     source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
     reference = compute_reference(model, images, batch_sizes=(1, 4))
     artifact = convert_file(
-        source.path, tmp_path / "model-fp16.onnx", "fp16", calibration=images, reference=reference,
+        source.path,
+        tmp_path / "model-fp16.onnx",
+        "fp16",
+        calibration=images,
+        reference=reference,
         limits=LIMITS["fp16"],
-    )  # fmt: skip
+    )
     kept = artifact.facts["kept"]
     assert 1 <= len(kept) <= 3
     assert all("mul" in name.lower() for name in kept)
     parity = require_parity(artifact.path, reference, "fp16", LIMITS["fp16"])
     assert parity.max_rel_error < LIMITS["fp16"].rel_error
 
-    unseen = convert_file(
+    unchecked = convert_file(
         source.path, tmp_path / "bad.onnx", "fp16", calibration=images, reference=None, limits=LIMITS["fp16"]
     )
     with pytest.raises(ParityError, match="differs from the PyTorch model by inf"):
-        require_parity(unseen.path, reference, "fp16", LIMITS["fp16"])
+        require_parity(unchecked.path, reference, "fp16", LIMITS["fp16"])
     assert [path.name for path in tmp_path.glob("*.rejected")] == ["bad.onnx.rejected"]
 
 
-def test_lowering_leaves_model_and_source_alone(exported: Artifact, images: Tensor, tmp_path: Path):
+def test_conversion_does_not_change_model_and_source(exported: Artifact, images: Tensor, tmp_path: Path):
     before = exported.path.read_bytes()
     model = small_net()
     state = copy.deepcopy(model.state_dict())

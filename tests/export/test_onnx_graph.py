@@ -1,3 +1,5 @@
+"""Tests of the ONNX export: batch dimension, opset, metadata, same bytes for the same model, refused models."""
+
 from __future__ import annotations
 
 import json
@@ -42,10 +44,10 @@ def test_batch_norms_are_folded_and_dropout_is_gone(exported: Artifact):
 
 
 def test_metadata_is_text_or_json(exported: Artifact):
-    found = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
-    assert found["run"] == "tiny-0001"
-    assert json.loads(found["classes"]) == ["a", "b"]
-    assert json.loads(found["batch"]) == [1, 8, 32]
+    metadata = {entry.key: entry.value for entry in onnx.load(exported.path).metadata_props}
+    assert metadata["run"] == "tiny-0001"
+    assert json.loads(metadata["classes"]) == ["a", "b"]
+    assert json.loads(metadata["batch"]) == [1, 8, 32]
 
 
 def test_the_file_does_not_tell_where_it_was_made(exported: Artifact):
@@ -68,7 +70,7 @@ def test_the_same_model_gives_the_same_bytes_from_training_mode_too(exported: Ar
     assert all(parameter.requires_grad for parameter in training.parameters())
 
 
-def test_exporting_says_nothing(images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_exporting_prints_nothing(images: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     export_onnx(small_net(), images, tmp_path / "quiet.onnx")
     assert capfd.readouterr() == ("", "")
 
@@ -131,7 +133,7 @@ def test_a_model_that_cannot_be_exported_is_three_lines_and_no_file(
 
 
 class AsksForTheBatch(nn.Module):
-    """`len` makes a number of the batch, which only one of the ways to capture a graph can undo."""
+    """A network that calls `len`, which makes the batch size a constant in some ways of capturing a graph."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.reshape(len(images), -1)
@@ -139,25 +141,25 @@ class AsksForTheBatch(nn.Module):
 
 def test_a_batch_that_is_asked_for_by_len_stays_open(images: Tensor, tmp_path: Path):
     artifact = export_onnx(AsksForTheBatch(), images, tmp_path / "model.onnx")
-    (found,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
-    assert torch.equal(torch.from_numpy(found), images.flatten(1))
+    (logits,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(logits), images.flatten(1))
 
 
 class LargestOfRegions(nn.Module):
-    """Adaptive max pooling with its places, for which torch's exporter has no ONNX form of its own."""
+    """Adaptive max pooling with indices, which torch's exporter does not support by itself."""
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        values, places = nn.functional.adaptive_max_pool2d(images, self.size, return_indices=True)
-        return torch.cat([values.flatten(1), places.flatten(1).float()], 1)
+        values, indices = nn.functional.adaptive_max_pool2d(images, self.size, return_indices=True)
+        return torch.cat([values.flatten(1), indices.flatten(1).float()], 1)
 
 
 @pytest.mark.parametrize("size", [1, 2, (3, 4)])
 def test_adaptive_max_pooling_is_exported_with_regions_that_overlap(size: int | tuple[int, int], tmp_path: Path):
     model, images = LargestOfRegions(size), torch.randn(5, 3, 7, 9, generator=torch.Generator().manual_seed(0))
     artifact = export_onnx(model, images, tmp_path / "pool.onnx")
-    (found,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
-    assert torch.equal(torch.from_numpy(found), model(images))
+    (logits,) = open_session(artifact.path, threads=1).run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(logits), model(images))

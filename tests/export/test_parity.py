@@ -1,3 +1,5 @@
+"""Tests of the parity check: errors, agreement, accuracy, and the limits of each precision."""
+
 from __future__ import annotations
 
 import shutil
@@ -78,9 +80,16 @@ def test_a_value_that_is_not_finite_never_passes(broken: float):
 
 def parity(**changed: object) -> Parity:
     perfect = {
-        "max_abs_error": 0.0, "max_rel_error": 0.0, "max_rel_error_real": 0.0, "top1_agreement": 1.0, "top1": 0.9,
-        "reference_top1": 0.9, "images": 1100, "real_images": 1000, "batch_sizes": (1, 2),
-    }  # fmt: skip
+        "max_abs_error": 0.0,
+        "max_rel_error": 0.0,
+        "max_rel_error_real": 0.0,
+        "top1_agreement": 1.0,
+        "top1": 0.9,
+        "reference_top1": 0.9,
+        "images": 1100,
+        "real_images": 1000,
+        "batch_sizes": (1, 2),
+    }
     return Parity(**{**perfect, **changed})
 
 
@@ -103,15 +112,15 @@ def parity(**changed: object) -> Parity:
     ],
 )
 def test_the_gate_of_a_precision(changed: dict[str, object], precision: str, problem: str | None):
-    found = gate_problem(parity(**changed), LIMITS[precision])
-    assert found is None if problem is None else problem in str(found)
+    actual = gate_problem(parity(**changed), LIMITS[precision])
+    assert actual is None if problem is None else problem in str(actual)
 
 
 def test_agreement_and_accuracy_count_every_real_image_once(exported: Artifact, net: SmallNet, images: Tensor):
     labels = net(images).argmax(1)
     labels[0] = (labels[0] + 1) % 5
-    found = check_parity(exported.path, net, images, labels, batch_sizes=(1, 2, 4))  # the second four wrap around
-    assert (found.real_images, found.top1, found.reference_top1, found.top1_drop) == (5, 0.8, 0.8, 0.0)
+    result = check_parity(exported.path, net, images, labels, batch_sizes=(1, 2, 4))  # the second four wrap around
+    assert (result.real_images, result.top1, result.reference_top1, result.top1_drop) == (5, 0.8, 0.8, 0.0)
 
 
 def test_a_loss_of_accuracy_sets_the_file_aside(exported: Artifact, net: SmallNet, images: Tensor, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""NVIDIA's polygraphy as an independent partner: it builds our files, and measures our errors."""
+"""Cross-check with NVIDIA's polygraphy: it builds engines from our files, and measures the same errors."""
 
 from __future__ import annotations
 
@@ -62,18 +62,20 @@ def test_polygraphy_builds_our_files_and_finds_the_error_we_find(net: SmallNet, 
     with torch.no_grad():
         np.save(tmp_path / "images.npy", images.numpy())
         np.save(tmp_path / "logits.npy", net(images).numpy())
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "images.npy"), str(tmp_path / "logits.npy"),
-         *(str(artifact.path) for artifact in written)],
-        capture_output=True, text=True, env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    theirs = json.loads(done.stdout.splitlines()[-1])
+    arguments = [tmp_path / "images.npy", tmp_path / "logits.npy", *(artifact.path for artifact in written)]
+    process = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    results = json.loads(process.stdout.splitlines()[-1])
     reference = compute_reference(net, images, batch_sizes=(len(images),))
     real = replace(reference, batches=tuple(batch for batch in reference.batches if batch.is_real))
     for artifact in written:
-        found = theirs[str(artifact.path)]
-        assert found["engine_bytes"] > 1000
+        result = results[str(artifact.path)]
+        assert result["engine_bytes"] > 1000
         ours = measure_parity(open_session(artifact.path, threads=1), real).max_abs_error
         assert ours > 0
-        assert found["max_abs_error"] == pytest.approx(ours, rel=1e-3, abs=1e-7), artifact.path.name
+        assert result["max_abs_error"] == pytest.approx(ours, rel=1e-3, abs=1e-7), artifact.path.name

@@ -1,4 +1,4 @@
-"""Whatever a network is made of, its ONNX file computes what it does."""
+"""Tests that the ONNX files of random networks compute what the networks do."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a machine without a GPU really says, in our words: every message here comes from the library itself.
+"""Tests of error messages with the real libraries on a machine without a GPU.
 
-Where each situation that a user can meet is tested (real: with the library's own message; else with a stand-in):
+The tests of each error that a user can meet (real: with the library's own message; otherwise with a stand-in):
 
     TensorRT not installed                 here (real), test_trt_api
     bindings without their libraries       here (real, RTX), test_trt_api
@@ -13,10 +13,10 @@ Where each situation that a user can meet is tested (real: with the library's ow
     open dimensions, a fixed batch         test_trt_engine, test_lint
     a build that gives nothing             test_trt_engine (real: a batch the graph cannot take)
     a plan that does not load              here (real), test_trt_sidecar
-    a precision that was not applied       test_trt_engine (real), test_trt_census, test_run_export
+    a precision that was not applied       test_trt_engine (real), test_trt_layer_precisions, test_exporter
     Torch-TensorRT does not import         here (real: not installed), test_torch_trt
     ONNX Runtime takes the CPU instead     here (real: not built in), profiling/test_runners
-    a plan that nobody vouches for         test_trt_sidecar, test_commands
+    a plan without a matching sidecar      test_trt_sidecar, test_commands
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GPU = Driver((13, 2), ("Imaginary GPU",))
 
 WITHOUT_LIBRARIES = """
 import sys
-sys.modules["tensorrt_rtx_libs"] = None  # the package that brings them
+sys.modules["tensorrt_rtx_libs"] = None  # the package with the libraries
 from passdeploy.errors import MissingError
 from passdeploy.export.trt_api import load_trt
 try:
@@ -77,8 +77,8 @@ def test_torch_tensorrt_is_not_installed(monkeypatch: pytest.MonkeyPatch):
 @needs_builder
 @pytest.mark.skipif(sys.platform != "linux", reason="the message is that of Linux")
 def test_bindings_without_their_libraries():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_LIBRARIES], capture_output=True, text=True, check=True)
-    first, *advice = done.stdout.splitlines()
+    process = subprocess.run([sys.executable, "-c", WITHOUT_LIBRARIES], capture_output=True, text=True, check=True)
+    first, *advice = process.stdout.splitlines()
     assert first.startswith("the libraries of TensorRT for RTX 1.")
     assert "libtensorrt_rtx.so.1: cannot open shared object file" in first
     assert "passdeploy[rtx]" in advice[-1]

@@ -1,4 +1,4 @@
-"""Three networks of three families, dense and slim, in three precisions: engines that are really built."""
+"""Tests that build real engines of three networks, dense and slim, in three precisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 32
 
 
 def slimmed(model: nn.Module) -> nn.Module:
-    """The first half of every group that can be cut."""
+    """Slim a model to the first half of each group that can be pruned."""
     groups = pd.find_groups(model, torch.zeros(1, 3, SIZE, SIZE))
     kept = {group.name: tuple(range(max(1, group.width // 2))) for group in groups if group.is_prunable}
     return pd.slim(model, groups, pd.Plan(kept))
@@ -36,7 +36,7 @@ def test_engines_are_built_in_three_precisions(name: str, network: str, tmp_path
     images = torch.randn(32, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     model.train()
     with torch.no_grad():
-        for _ in range(10):  # statistics of their own: without them, values vanish on the way
+        for _ in range(10):  # update the batch-norm statistics; with the initial ones, activations vanish
             model(images)
     model.eval()
     # Untrained networks give all classes nearly the same score, so only errors are compared, not answers.
@@ -45,8 +45,8 @@ def test_engines_are_built_in_three_precisions(name: str, network: str, tmp_path
     written = list(export_artifacts(model, samples, tmp_path, settings))
     assert [artifact.precision for artifact in written] == ["fp32", "fp32", "fp16", "fp16", "int8", "int8"]
     for engine in written[1::2]:
-        census = engine.facts["census"]["convolutions"]
-        assert set(census) == {engine.precision}, census
+        counts = engine.facts["census"]["convolutions"]
+        assert set(counts) == {engine.precision}, counts
         assert engine.facts["batch"] == [1, 8, 32]
         assert engine.size_bytes > 100_000
     fp32, fp16, int8 = (artifact.size_bytes for artifact in written[::2])

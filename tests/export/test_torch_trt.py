@@ -1,4 +1,4 @@
-"""Torch-TensorRT by its absence and by a stand-in: it needs a GPU even to be imported."""
+"""Tests of Torch-TensorRT without it, and with a stand-in, since it needs a GPU even to be imported."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Part(nn.Module):
 
 
 class Partitioned(nn.Module):
-    """Two engines with one part in between that stayed in PyTorch, and one operation outside of all."""
+    """A compiled program of two engines, one part between them that stayed in PyTorch, and one operation outside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,12 +101,15 @@ def test_what_stayed_in_pytorch_is_counted():
     root = Partitioned()
     report = partition_report(torch.fx.GraphModule(root, Whole().trace(root)))
     assert report == {
-        "engines": 2, "torch_parts": 1, "torch_operations": 4, "torch_operators": {"cumsum": 3, "neg": 1}
-    }  # fmt: skip
+        "engines": 2,
+        "torch_parts": 1,
+        "torch_operations": 4,
+        "torch_operators": {"cumsum": 3, "neg": 1},
+    }
 
 
 class StandIn:
-    """Compiles to what it was given; saves that, or something else, with torch.export."""
+    """A stand-in for `torch_tensorrt` that compiles nothing, and saves the program (with other weights if `wrong`)."""
 
     def __init__(self, wrong: bool = False) -> None:
         self.dynamo = SimpleNamespace(compile=self.compile)
@@ -142,9 +145,7 @@ class TestWithAStandIn:
         stand_in = StandIn()
         imported_as(monkeypatch, stand_in)
         path = tmp_path / "model-fp16.pt2"
-        artifact = compile_program(
-            net, images, path, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"]
-        )  # fmt: skip
+        artifact = compile_program(net, images, path, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"])
         assert stand_in.keywords["enable_autocast"]
         assert stand_in.input.max_shape == (4, 3, 16, 16)
         assert artifact.facts["parity"]["batch_sizes"] == [1, 2, 4]
@@ -157,7 +158,5 @@ class TestWithAStandIn:
     ):
         imported_as(monkeypatch, StandIn(wrong=True))
         with pytest.raises(ParityError, match="do not deploy it"):
-            compile_program(
-                small_net(), images, tmp_path / "model.pt2", batch=(1, 2, 4), limits=LIMITS["fp32"]
-            )  # fmt: skip
+            compile_program(small_net(), images, tmp_path / "model.pt2", batch=(1, 2, 4), limits=LIMITS["fp32"])
         assert [path.name for path in tmp_path.iterdir()] == ["model.pt2.rejected"]

@@ -1,4 +1,4 @@
-"""The model repository: laid out for Triton, and its configuration as Triton's own protobuf reads it."""
+"""Tests of the Triton model repository: its files, and its configuration as Triton's own protobuf reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .nets import node, write_graph
 
 @pytest.fixture(scope="session")
 def model_config() -> ModuleType:
-    """`model_config_pb2` of tritonclient, loaded by itself: the package around it imports gRPC."""
+    """Load `model_config_pb2` of tritonclient without its package, which imports gRPC."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or package.submodule_search_locations is None:
         pytest.skip("tritonclient is not installed (extra dev)")
@@ -65,13 +65,14 @@ def test_an_onnx_file_is_served_as_it_is(exported: Artifact, tmp_path: Path, mod
 def test_a_plan_is_served_in_the_place_of_its_onnx_file(exported: Artifact, tmp_path: Path, model_config: ModuleType):
     path = tmp_path / "model.engine"
     path.write_bytes(b"a plan")
-    plan = describe_artifact(path, kind="engine", precision="fp32", facts={"flavour": "tensorrt", "onnx": exported.path.name})
+    facts = {"flavour": "tensorrt", "onnx": exported.path.name}
+    plan = describe_artifact(path, kind="engine", precision="fp32", facts=facts)
     write_repository(tmp_path / "triton", [exported, plan], name="tiny")
     assert (tmp_path / "triton/tiny/1/model.plan").read_bytes() == b"a plan"
     config = parsed((tmp_path / "triton/tiny/config.pbtxt").read_text(), model_config)
     assert (config.platform, config.instance_group[0].kind) == ("tensorrt_plan", 1)  # KIND_GPU
 
-    for_rtx = replace(plan, facts={**plan.facts, "flavour": "rtx"})  # which Triton cannot serve
+    for_rtx = replace(plan, facts={**plan.facts, "flavour": "rtx"})  # Triton cannot serve it
     write_repository(tmp_path / "other", [exported, for_rtx], name="tiny")
     assert (tmp_path / "other/tiny/1/model.onnx").is_file()
 

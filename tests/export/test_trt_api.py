@@ -1,4 +1,4 @@
-"""What of TensorRT is missing, found before it is touched: by its absence, and by modules that stand in for it."""
+"""Tests of importing TensorRT: a missing package, driver or library, and unsupported releases, with stand-ins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GPU = Driver((13, 2), ("Imaginary GPU",))
 
 
 def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    """Let TensorRT be `module`; an exception is what importing it raises."""
+    """Make the import of TensorRT return `module`, or raise it if it is an exception."""
 
     def importing(name: str) -> Any:
         if isinstance(module, Exception):
@@ -42,9 +42,9 @@ class TestWhatIsMissing:
     def test_no_driver_is_found_before_tensorrt_is_touched(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
         imported_as(monkeypatch, AssertionError("TensorRT was imported"))
-        said = refusal()
-        assert "--flavour rtx" in said
-        assert "--bundle" in said
+        message = refusal()
+        assert "--flavour rtx" in message
+        assert "--bundle" in message
 
     def test_a_driver_without_a_visible_gpu(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((13, 0), ()))
@@ -83,5 +83,5 @@ def test_an_unknown_flavour_lists_the_known_ones():
 
 
 def test_the_driver_probe_answers_on_this_machine_without_raising():
-    found = cuda_driver.probe_driver()
-    assert found is None or found.cuda > (0, 0)
+    driver = cuda_driver.probe_driver()
+    assert driver is None or driver.cuda > (0, 0)

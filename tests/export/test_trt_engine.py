@@ -1,4 +1,4 @@
-"""The real builder of TensorRT for RTX, where it is installed."""
+"""Tests of building engines with TensorRT for RTX, where it is installed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_builder = pytest.mark.skipif(
 @needs_builder
 @pytest.mark.rtx
 class TestWithTheRealBuilder:
-    def test_an_engine_comes_with_a_sidecar_that_knows_it(self, exported: Artifact, tmp_path: Path):
+    def test_an_engine_comes_with_a_sidecar_that_describes_it(self, exported: Artifact, tmp_path: Path):
         engine = build_engine(exported.path, tmp_path / "model-rtx.engine", flavour="rtx", batch=(1, 2, 4))
         sidecar = json.loads((tmp_path / "model-rtx.engine.json").read_text())
         assert sidecar["sha256"] == engine.sha256 == sha256_of(engine.path)
@@ -35,7 +35,7 @@ class TestWithTheRealBuilder:
         assert sidecar["census"]["convolutions"] == {"fp32": 4}
         assert sorted(file.name for file in tmp_path.iterdir()) == ["model-rtx.engine", "model-rtx.engine.json"]
 
-    def test_without_a_gpu_the_census_says_that_it_counts_the_network(
+    def test_without_a_gpu_the_layers_of_the_network_are_counted(
         self, exported: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(trt_engine, "probe_driver", lambda: None)
@@ -86,7 +86,7 @@ class TestWithTheRealBuilder:
         assert [file.name for file in tmp_path.iterdir()] == ["bad.onnx"]
 
     def test_no_garbage_is_collected_while_tensorrt_calls_us(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        """TensorRT holds a lock while it logs; destroying an earlier builder then would wait for that lock forever."""
+        """Test for a deadlock: TensorRT holds a lock while it logs, and destroying a builder waits for that lock."""
         collects: list[bool] = []
         monkeypatch.setattr(BuilderLog, "add", lambda *_: collects.append(gc.isenabled()))
         graph = write_graph(tmp_path / "relu.onnx", [node("Relu", "images")])

@@ -1,4 +1,4 @@
-"""Which layers run in which precision: the two dialects of the engine inspector."""
+"""Tests of the layer-precision counts, from the engine inspector's JSON of TensorRT 10 and 11."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_convolution_of_int8_that_puts_out_floats_is_one_of_int8():
 
 
 def test_a_network_without_convolutions_is_judged_by_its_layers():
-    census = {"convolutions": {}, "layers": {"fp32": 7}}
-    require_precision(census, "fp32")
+    counts = {"convolutions": {}, "layers": {"fp32": 7}}
+    require_precision(counts, "fp32")
     with pytest.raises(ExportError, match="asked fp16, found 0 of 7 layers"):
-        require_precision(census, "fp16")
+        require_precision(counts, "fp16")

@@ -1,4 +1,4 @@
-"""The log of TensorRT, and a build that says why it failed."""
+"""Tests of TensorRT's log, and of error messages made from it."""
 
 from __future__ import annotations
 

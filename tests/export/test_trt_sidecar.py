@@ -1,4 +1,4 @@
-"""Engines load only where their sidecar vouches for them; TensorRT stands in for itself."""
+"""Tests that only engines with a matching sidecar are loaded, with a stand-in for TensorRT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from passdeploy.export.trt_sidecar import sidecar_path, write_sidecar
 
 
 class Runtime:
-    """A runtime that takes every plan but an empty one."""
+    """A stand-in for TensorRT's runtime that loads every plan but an empty one."""
 
     made: Any = None
 
@@ -33,7 +33,7 @@ class Runtime:
 
 
 class Logger:
-    """The base class of loggers."""
+    """A stand-in for the base class of loggers."""
 
 
 FAKE = SimpleNamespace(__version__="11.4.0.106", Runtime=Runtime, ILogger=Logger)
@@ -48,8 +48,8 @@ def a_machine_with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine(folder: Path, content: bytes = b"native code", **facts: Any) -> Path:
     path = folder / "model.engine"
     path.write_bytes(content)
-    known = {"flavour": "tensorrt", "tensorrt": "11.4.0.106", "options": {"version_compatible": False}, **facts}
-    write_sidecar(describe_artifact(path, kind="engine", precision="fp16", facts=known))
+    facts = {"flavour": "tensorrt", "tensorrt": "11.4.0.106", "options": {"version_compatible": False}, **facts}
+    write_sidecar(describe_artifact(path, kind="engine", precision="fp16", facts=facts))
     return path
 
 
@@ -61,7 +61,7 @@ def test_an_engine_that_its_sidecar_knows_is_loaded(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "no sidecar", "not a sidecar"])
-def test_any_other_needs_the_users_word(damage: str, tmp_path: Path):
+def test_an_engine_without_a_matching_sidecar_needs_trust_engine(damage: str, tmp_path: Path):
     path = engine(tmp_path)
     if damage == "other bytes":
         path.write_bytes(b"other code")
@@ -76,7 +76,7 @@ def test_any_other_needs_the_users_word(damage: str, tmp_path: Path):
     assert load_engine(path, trust_engine=True)[1] is not None
 
 
-def test_the_sidecar_is_looked_at_before_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_sidecar_is_checked_before_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_driver(purpose: str, hint: str) -> None:
         raise MissingError("there is no NVIDIA driver here")
 

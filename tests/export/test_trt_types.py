@@ -1,4 +1,4 @@
-"""The TensorRT layer against the signatures of both majors, which are not part of the repository."""
+"""Type checks of the trt_*.py modules against the stubs of TensorRT 10 and 11, which are not in the repository."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Beside the checkout where we work on it; elsewhere: wherever the variable says.
+# The folder of the stubs; without the variable, one beside the checkout.
 STUBS = Path(os.environ.get("PASSDEPLOY_TENSORRT_STUBS", ROOT.parent / "shared" / "tensorrt-api"))
-# What the layer shares with the rest is checked with the package; following all of it into torch takes a minute.
+# Imports into the rest of the package are not followed, since following them into torch takes a minute.
 SETTINGS = """
 [mypy]
 strict = true
@@ -31,10 +31,13 @@ def test_the_layer_type_checks_against_a_release(release: str, tmp_path: Path):
         pytest.skip(f"no TensorRT stubs at {stubs}; PASSDEPLOY_TENSORRT_STUBS names their folder")
     settings = tmp_path / "mypy.ini"
     settings.write_text(SETTINGS)
-    layer = sorted(str(path) for path in (ROOT / "passdeploy").glob("*/trt_*.py"))
-    assert len(layer) >= 6
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--cache-dir={tmp_path}", *layer],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "MYPYPATH": str(stubs)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    modules = sorted(str(path) for path in (ROOT / "passdeploy").glob("*/trt_*.py"))
+    assert len(modules) >= 6
+    process = subprocess.run(
+        [sys.executable, "-m", "mypy", f"--config-file={settings}", f"--cache-dir={tmp_path}", *modules],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(stubs)},
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
