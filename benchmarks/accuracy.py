@@ -53,7 +53,8 @@ from passdeploy.runtime.versions import package_versions
 from passdeploy.slimming.slim import slim
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.growing import grow_penalty
-from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.learn import learn_masks
+from passdeploy.sparsity.settings import PassSettings
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.losses import DistillationLoss

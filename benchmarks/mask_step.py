@@ -35,7 +35,8 @@ from passdeploy.recipe import OptimizerSpec
 from passdeploy.runtime.events import Stage
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
-from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.sparsity.learn import learn_masks
+from passdeploy.sparsity.settings import PassSettings
 from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.optimizers import make_optimizer
 

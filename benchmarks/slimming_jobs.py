@@ -75,7 +75,7 @@ class Job:
         except EOFError:
             self.process.join(5)
             if self.result["phase"] != "done":
-                self._failed("error", f"the process died with code {self.process.exitcode}")
+                self._record_failure("error", f"the process died with code {self.process.exitcode}")
             self.result.pop("phase")
             return False
         if _cpu_s(self.process.pid) - self.phase_began_s > self._allowed_s:
@@ -91,7 +91,7 @@ class Job:
     def _stop(self, status: str, why: str) -> bool:
         self.process.kill()
         self.process.join()
-        self._failed(status, why)
+        self._record_failure(status, why)
         self.result.pop("phase")
         return False
 
@@ -128,6 +128,6 @@ def run_all(jobs: Sequence[tuple[Entry, str]], *, workers: int, limit_s: float) 
             running.append(Job.start(*waiting.pop(0), limit_s))
         wait([job.pipe for job in running], timeout=0.2)
         for job in list(running):
-            if not job.listen():
+            if not job.update():
                 running.remove(job)
                 yield job

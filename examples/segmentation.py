@@ -1,8 +1,8 @@
-"""Prune a segmentation network: torchvision's LRASPP on drawn shapes.
+"""Example of pruning a segmentation network: torchvision's LRASPP on drawn shapes.
 
     python examples/segmentation.py
 
-Not a classifier, and not cross-entropy of one label: `pd.learn_masks` takes any batches and any differentiable loss.
+`pd.learn_masks` is not limited to classifiers: it takes any batches and any differentiable loss.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ import torchvision
 from torch import Tensor, nn
 
 import passdeploy as pd
-from passdeploy.sparsity.learn import PassSettings
+from passdeploy.sparsity.settings import PassSettings
 
 Batch = tuple[Tensor, Tensor]
 
 
 def shapes(batch: int, seed: int, size: int = 64) -> Batch:
-    """Noisy images with one bright disc (1) or square (2) each; images and a class per pixel."""
-    chance = torch.Generator().manual_seed(seed)
-    images = 0.3 * torch.randn(batch, 3, size, size, generator=chance)
-    kinds = torch.randint(1, 3, (batch,), generator=chance)
-    centres = torch.randint(size // 4, 3 * size // 4, (batch, 2, 1, 1), generator=chance)
+    """Draw noisy images with one bright disc (class 1) or square (class 2) each.
+
+    Returns:
+        Images, shape (batch, 3, size, size), and the class of every pixel, shape (batch, size, size); 0: background.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    images = 0.3 * torch.randn(batch, 3, size, size, generator=generator)
+    kinds = torch.randint(1, 3, (batch,), generator=generator)
+    centres = torch.randint(size // 4, 3 * size // 4, (batch, 2, 1, 1), generator=generator)
     rows, columns = torch.arange(size).view(-1, 1), torch.arange(size)
     offsets = torch.broadcast_tensors(rows - centres[:, 0], columns - centres[:, 1])
-    away = torch.stack(offsets).abs().float()  # (2, batch, size, size)
+    distances = torch.stack(offsets).abs().float()  # (2, batch, size, size)
     radius = size // 6
-    inside = torch.where((kinds == 1).view(-1, 1, 1), away.norm(dim=0) < radius, away.amax(0) < radius)
+    inside = torch.where((kinds == 1).view(-1, 1, 1), distances.norm(dim=0) < radius, distances.amax(0) < radius)
     return images + inside[:, None], inside.long() * kinds.view(-1, 1, 1)
 
 
 def loss(output: dict[str, Tensor], truth: Tensor) -> Tensor:
-    """Cross-entropy of every pixel, the many of the background weighing less; LRASPP answers with a dictionary."""
+    """Compute the cross-entropy over pixels, with a low weight for the background; LRASPP returns a dictionary."""
     return F.cross_entropy(output["out"], truth, weight=torch.tensor([0.1, 1.0, 1.0]))
 
 
 def train_(network: nn.Module, batches: list[Batch], steps: int) -> None:
-    """A plain training loop, for the dense network and for the slim one."""
+    """Train for a number of steps; used for the dense and for the slim network."""
     optimizer = torch.optim.AdamW(network.parameters(), 0.002)
     network.train()
     for step in range(steps):
@@ -52,7 +56,7 @@ def train_(network: nn.Module, batches: list[Batch], steps: int) -> None:
 
 
 def accuracy(network: nn.Module, batches: list[Batch]) -> float:
-    """Share of the pixels on shapes whose class is right."""
+    """Compute the share of the pixels on shapes whose class is right."""
     right = total = 0
     with torch.no_grad():
         for images, truth in batches:
@@ -74,9 +78,13 @@ def main() -> None:
     train_(network, batches, steps)
     groups = pd.find_groups(network, batches[0][0][:1])
     learned = pd.learn_masks(
-        network, groups, batches, loss, budget={"macs": 0.6},
+        network,
+        groups,
+        batches,
+        loss,
+        budget={"macs": 0.6},
         settings=PassSettings(steps=max(1, steps // 2), prompt_kind="none"),
-    )  # fmt: skip
+    )
     small = pd.slim(network, groups, learned.plan)
     error = pd.verify(network, groups, learned.plan, batches[0][0], tolerance=1e-5)
     before, cut = accuracy(network, unseen), accuracy(small, unseen)
