@@ -1,1 +1,1 @@
-"""Which channels matter: PASS (Huang et al., arXiv:2407.17412) and the baselines it is compared with."""
+"""Channel importance: PASS (Huang et al., arXiv:2407.17412) and the baselines that it is compared with."""

@@ -1,11 +1,11 @@
-"""Scores without learning: what PASS is compared with, under the same groups, budget and fine-tuning.
+"""Baseline scores that PASS is compared with: random, filter norm, batch-norm scale and Taylor importance.
 
 Every score is one number per channel of a group, higher is better, on a scale that is comparable across groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Tensor]:
-    """Chance, as a function of the seed and the group's name."""
+    """Draw uniform scores in [0, 1), which follow from the seed and the group's name."""
     return {g.name: torch.rand(g.width, generator=generator("random scores", seed, g.name)) for g in groups}
 
 
 def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup], *, norm: str = "l1") -> dict[str, Tensor]:
-    """Norm of the filters of a channel, each layer's divided by its mean, then the mean over a group's layers.
+    """Compute filter norms: each layer's norms are divided by their mean, then averaged over the layers of a group.
 
     `l1` as in Li et al. (arXiv:1608.08710), `l2` as in He et al. (soft filter pruning, arXiv:1808.06866).
     """
@@ -42,23 +42,20 @@ def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup], *, norm: 
 
 
 def bn_scale_scores(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Magnitude of the batch norm's scale (network slimming, Liu et al., arXiv:1708.06519), mean over a group's norms.
+    """Compute the mean absolute batch-norm scale over a group's norms (network slimming, arXiv:1708.06519).
 
-    A group without a batch norm gets the mean of all others, so that it is cut like the average.
+    A group without a batch norm gets the mean of all other groups' scores.
     """
-    norms = {
+    scale_of = {
         f"{name}.weight": module.weight.detach().abs()
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None
     }
-    found = {
-        group.name: torch.stack(scales).mean(0).cpu()
-        for group in groups
-        if (scales := [norms[s.tensor][s.index.to(norms[s.tensor].device)].mean(1) for s in group.slots
-                       if s.tensor in norms])
-    }  # fmt: skip
-    typical = torch.cat(list(found.values())).mean() if found else torch.tensor(1.0)
-    return {group.name: found.get(group.name, typical.expand(group.width)) for group in groups}
+    scores = {
+        group.name: torch.stack(scales).mean(0).cpu() for group in groups if (scales := _scales_of(group, scale_of))
+    }
+    mean = torch.cat(list(scores.values())).mean() if scores else torch.tensor(1.0)
+    return {group.name: scores.get(group.name, mean.expand(group.width)) for group in groups}
 
 
 def taylor_scores(
@@ -69,10 +66,11 @@ def taylor_scores(
     *,
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
-    """Squared first-order change of the loss when a channel goes (Molchanov et al., arXiv:1906.10771, eq. 8).
+    """Compute the Taylor importance of every channel (Molchanov et al., arXiv:1906.10771, eq. 8).
 
-    The change is the derivative of the loss by a gate of 1 on the channel; squares are averaged over batches.
-    Batch norms use the statistics of the batch, as they will when the rest of the network is trained again.
+    It estimates to first order how much the loss changes when a channel is removed: the squared gradient of the loss
+    by a gate of 1 on the channel, averaged over batches. Batch norms use the statistics of the batch, as they will in
+    fine-tuning.
 
     Args:
         model: the trained network.
@@ -88,11 +86,11 @@ def taylor_scores(
     device = next(model.parameters()).device
     total = {group.name: torch.zeros(group.width, device=device) for group in groups}
     count = 0
-    learner = batch_statistics_only(model)
+    evaluated = batch_statistics_only(model)
     for images, labels in batches:
         gates = {group.name: torch.ones(group.width, device=device, requires_grad=True) for group in groups}
         with processes.synchronised_batch_norm():
-            value = loss(run_with(learner, weights(gates), images), labels)
+            value = loss(run_with(evaluated, weights(gates), images), labels)
             gradients = torch.autograd.grad(value, list(gates.values()))
         for name, gradient in zip(gates, gradients, strict=True):
             total[name] += processes.mean_over_batch(gradient, len(images)).square()
@@ -100,8 +98,17 @@ def taylor_scores(
     return {name: (values / max(count, 1)).cpu() for name, values in total.items()}
 
 
+def _scales_of(group: ChannelGroup, scale_of: Mapping[str, Tensor]) -> list[Tensor]:
+    """Collect the scales of a group's channels, one tensor (width,) per batch norm; `scale_of` has them by name."""
+    return [
+        scale_of[slot.tensor][slot.index.to(scale_of[slot.tensor].device)].mean(1)
+        for slot in group.slots
+        if slot.tensor in scale_of
+    ]
+
+
 def _filter_norms(weight: Tensor, dim: int, index: Tensor, norm: str) -> Tensor:
-    """Norm of all weights that put a channel out, shape (width,); `index` (width, span) are its places along `dim`."""
+    """Compute the norm of each channel's filters, shape (width,); `index` (width, span) are indices along `dim`."""
     powers = weight.abs() if norm == "l1" else weight.square()
     sums = powers.movedim(dim, 0).flatten(1).sum(1)[index.to(weight.device)].sum(1)
     return sums if norm == "l1" else sums.sqrt()

@@ -1,11 +1,11 @@
-"""The recurrent hypernetwork: from the prompt and the weights' statistics to channel scores.
+"""Recurrent hypernetwork (LSTM) that computes channel scores from the visual prompt and weight statistics.
 
 Source: Huang et al., PASS (arXiv:2407.17412), section 3. The prompt encoder turns the visual prompt into the first
-hidden state; one LSTM cell then walks the layers in the order of the forward pass, so what it decided for earlier
-layers shapes what it decides for later ones. Here the unit is the channel group instead of the layer.
+hidden state; one LSTM cell then runs over the layers in the order of the forward pass, so the scores of later layers
+depend on those of earlier ones. Here the unit is the channel group instead of the layer.
 
-`mlp` and `conv` are the paper's ablations: no memory between layers, and a memory of the neighbours only. `none` is
-no network at all: one free logit per channel.
+`mlp` and `conv` are the paper's ablations: no connection between layers, and one between neighbours only. `none` has no
+network: one free logit per channel.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from passdeploy.channels.groups import ChannelGroup
 
 
 class PromptEncoder(nn.Module):
-    """Three convolutions from the prompt to one vector."""
+    """Three convolutions that encode the prompt as one vector."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 16, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(channels, 16, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
             nn.Conv2d(32, hidden, 3, stride=2, padding=1),
-        )  # fmt: skip
+        )
 
     def forward(self, prompt: Tensor) -> Tensor:
-        """Prompt (1, channels, height, width) -> state (1, hidden)."""
+        """Encode a prompt (1, channels, height, width) as a state (1, hidden)."""
         return torch.tanh(self.layers(prompt).mean((2, 3)))
 
 
 class Hypernetwork(nn.Module):
-    """Statistics of every group's weights, and the prompt, to one logit per channel.
+    """Network from the prompt and the statistics of every group's weights to one logit per channel.
 
     Args:
         statistics: per group one number per channel, shape (width,); its input embedding, fixed.
-        prior: per group the logits to start from, shape (width,). The last maps start at zero, so that an untrained
-            hypernetwork answers with the prior.
+        prior: per group the logits that the output is added to, shape (width,). The last linear layers start at zero,
+            so an untrained hypernetwork returns the prior.
         hidden: width of the hidden state.
         kind: `lstm`, `mlp`, `conv` or `none`.
         prompt_channels: channels of the prompt; None where there is no prompt.
@@ -71,27 +73,27 @@ class Hypernetwork(nn.Module):
             self.register_buffer(f"statistics{number}", statistics[number])
 
     def forward(self, prompt: Tensor | None) -> list[Tensor]:
-        """Prompt (1, channels, height, width) -> logits of every group, each of shape (width,)."""
+        """Compute the logits of every group, each (width,), from a prompt (1, channels, height, width)."""
         if self.kind == "none":
             return [head.bias + self.get_buffer(f"prior{number}") for number, head in enumerate(self.heads)]  # type: ignore[operator]
         inputs = [embed(self.get_buffer(f"statistics{i}"))[None] for i, embed in enumerate(self.embed)]  # (1, hidden)
         start = torch.zeros_like(inputs[0]) if self.encoder is None or prompt is None else self.encoder(prompt)
         return [
             head(state)[0] + self.get_buffer(f"prior{number}")
-            for number, (head, state) in enumerate(zip(self.heads, self._walk(start, inputs), strict=True))
+            for number, (head, state) in enumerate(zip(self.heads, self._hidden_states(start, inputs), strict=True))
         ]
 
     def prior(self) -> list[Tensor]:
-        """The logits that the hypernetwork corrects, one tensor per group."""
+        """Return the logits that the output is added to, one tensor (width,) per group."""
         return [self.get_buffer(f"prior{number}") for number in range(len(self.heads))]
 
     def set_prior_(self, logits: Sequence[Tensor]) -> None:
-        """Replace the logits that the hypernetwork corrects."""
+        """Replace the logits that the output is added to."""
         for old, new in zip(self.prior(), logits, strict=True):
             old.copy_(new)
 
-    def _walk(self, start: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The hidden state at every group, each (1, hidden)."""
+    def _hidden_states(self, start: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the hidden state at every group, each (1, hidden)."""
         if self.cell is not None:
             hidden, memory, states = start, torch.zeros_like(start), []
             for step in inputs:
@@ -105,9 +107,9 @@ class Hypernetwork(nn.Module):
 
 
 def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
-    """Per group, the standardised log-norm of each channel's filters, shape (width,).
+    """Compute, per group, the standardised log-norm of each channel's filters, shape (width,).
 
-    The input of the hypernetwork (PASS, arXiv:2407.17412, section 3: an embedding of weight statistics).
+    They are the input of the hypernetwork (PASS, arXiv:2407.17412, section 3: an embedding of weight statistics).
     """
     state = dict(model.named_parameters())
     statistics = []

@@ -22,7 +22,7 @@ from passdeploy.training.losses import DistillationLoss
 
 
 class MaskObjective:
-    """The masked network, its budget at every step, and its loss.
+    """Plan, budget and loss of the masked network at every step.
 
     Args:
         model: the trained network; it is left as it was.

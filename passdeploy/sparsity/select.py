@@ -33,7 +33,7 @@ Stream = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # starts the same batche
 
 @dataclass(frozen=True)
 class Selection:
-    """The channels to keep, and what was trained while they were selected."""
+    """Channels to keep, and the modules that were trained while they were selected."""
 
     plan: Plan
     scores: dict[str, Tensor]  # group name -> (width,); 1 and 0 where the plan is that of another run

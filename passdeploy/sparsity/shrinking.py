@@ -1,4 +1,4 @@
-"""The masked network of mask learning, which is slimmed on the way so that later steps cost less.
+"""Masked network of mask learning, slimmed during learning so that later steps cost less.
 
 A masked network costs more than the dense one. While the budget shrinks, a removed channel never comes back; so as soon
 as masks hide a tenth of the network's multiply-adds, the network is slimmed, and with it the optimiser state of its
@@ -29,7 +29,7 @@ _REMOVED_FACTOR = 1e-12  # of the score of a removed channel
 
 
 class ShrinkingNetwork:
-    """A masked network without the channels that masks removed earlier.
+    """Masked network without the channels that masks removed earlier.
 
     Args:
         model: the trained network; it is left as it was.
@@ -78,7 +78,7 @@ class ShrinkingNetwork:
         for gate in gates.values():
             gate.retain_grad()
         weights = self._weights(masks, gates)
-        with RestrictedNorms(self._weights.existing(masks, weights)):
+        with RestrictedNorms(self._weights.kept_masks(masks, weights)):
             return run_with(self._evaluated, weights, inputs), gates
 
     def gate_gradients(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:

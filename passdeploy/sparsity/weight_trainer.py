@@ -25,7 +25,7 @@ _WARMUP_STEPS = 10
 
 
 class CoTrainedWeights:
-    """A copy of a network, and the optimiser of its weights.
+    """Copy of a network, and the optimiser of its weights.
 
     Args:
         model: the network; it is left as it was. Parameters that do not require a gradient stay frozen in the copy.

@@ -1,4 +1,4 @@
-"""Batch-norm statistics measured again, for networks whose channels were cut."""
+"""Batch-norm recalibration: measure the running statistics again, after channels were removed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from passdeploy.training.placement import device_of, placed_like
 
 
 def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Measure the running statistics of every batch norm anew, as plain averages over `batches`.
+    """Replace the running statistics of every batch norm by plain averages over `batches`.
 
-    After channels are gone, the statistics of the layers behind them describe activations that no
-    longer occur. Weights, modes and momenta stay as they are, and dropout is off.
+    Without the removed channels, the inputs of later layers have other means and variances than the
+    statistics say. Weights, modes and momenta stay as they are, and dropout is off.
 
     Raises:
         ValueError: there is no batch.
@@ -25,10 +25,10 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    place, has_batch = device_of(model), False
+    device, has_batch = device_of(model), False
     with torch.no_grad(), evaluating(model):
         for norm in norms:
-            norm.momentum = None  # a cumulative average, in the terms of torch
+            norm.momentum = None  # torch then averages over all batches
             norm.training = True
         try:
             for images, _ in batches:
@@ -36,7 +36,7 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
                     for norm in norms:
                         norm.reset_running_stats()
                 has_batch = True
-                model(placed_like(model, images, place))
+                model(placed_like(model, images, device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

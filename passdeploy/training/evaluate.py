@@ -16,7 +16,7 @@ from passdeploy.training.placement import device_of, placed_like
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a model names the images of a split."""
+    """Accuracy and loss of a classifier on a split."""
 
     top1: float  # correct / total
     correct: int
@@ -25,7 +25,7 @@ class Accuracy:
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.device | str | None = None) -> Accuracy:
-    """Top-1 accuracy and mean cross-entropy in eval mode, over the whole split in its own order.
+    """Measure top-1 accuracy and mean cross-entropy in evaluation mode, over the whole split in its own order.
 
     Args:
         model: its mode is restored afterwards.
@@ -33,28 +33,28 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
         batch_size: images per forward pass.
         device: where to evaluate, and where the model is left; None: where it is.
     """
-    place = torch.device(device) if device is not None else device_of(model)
-    model.to(place)
+    device = torch.device(device) if device is not None else device_of(model)
+    model.to(device)
     meter = AccuracyMeter()
     with torch.no_grad(), evaluating(model):
         for images, labels in split.batches(batch_size):
-            logits, labels = logits_of(model(placed_like(model, images, place))), labels.to(place)
+            logits, labels = logits_of(model(placed_like(model, images, device))), labels.to(device)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
-            meter.add(loss, _hits(logits, labels), len(labels))
-    return Accuracy(meter.top1, int(meter.hits), meter.total, meter.loss)
+            meter.add(loss, _count_correct(logits, labels), len(labels))
+    return Accuracy(meter.top1, int(meter.correct), meter.total, meter.loss)
 
 
 @dataclass
 class AccuracyMeter:
-    """Sums over samples."""
+    """Running loss and top-1 accuracy over batches."""
 
     loss_sum: float = 0.0
-    hits: float = 0
+    correct: float = 0
     total: int = 0
 
-    def add(self, loss_sum: float, hits: float, count: int) -> None:
-        """Add a batch: the sum of its losses, how many were right, and how many there were."""
-        self.loss_sum, self.hits, self.total = self.loss_sum + loss_sum, self.hits + hits, self.total + count
+    def add(self, loss_sum: float, correct: float, count: int) -> None:
+        """Add a batch: the sum of its losses, the number of correct predictions, and the number of images."""
+        self.loss_sum, self.correct, self.total = self.loss_sum + loss_sum, self.correct + correct, self.total + count
 
     @property
     def loss(self) -> float:
@@ -63,9 +63,9 @@ class AccuracyMeter:
 
     @property
     def top1(self) -> float:
-        """Fraction of all images so far that were right."""
-        return self.hits / max(1, self.total)
+        """Fraction of all images so far that were classified correctly."""
+        return self.correct / max(1, self.total)
 
 
-def _hits(logits: Tensor, labels: Tensor) -> int:
+def _count_correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(dim=1) == labels).sum().item())

@@ -1,10 +1,10 @@
-"""One loop for dense training and for fine-tuning, on one device or on several processes with one each.
+"""Training loop for dense training and for fine-tuning, on one device or on several processes with one device each.
 
-What a step does follows from (seed, epoch, step) and the weights alone, so training that was interrupted
-and goes on from its checkpoint ends with the same bits as training that was not.
+Every step is a function of (seed, epoch, step) and the weights alone, so training that was interrupted
+and resumed from its checkpoint ends with the same bits as training that was not.
 
-The loop reports to the stage it is given and saves through the checkpoint it is given. It prints
-nothing, knows no folders, and leaves the global generators and the model's mode as they were.
+The loop reports to a `Stage` and saves through a `Checkpoint`. It prints nothing, opens no files, and
+restores the state of the global random generators and the model's mode.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ def fit(
 
     Args:
         model: moved to `device`, and left there; images take its dtype.
-        data: the training images; `data.test` is not looked at.
+        data: the training images; `data.test` is not used.
         spec: epochs, optimiser, schedule, smoothing, mixing, averaging, precision, distillation.
         batch_size: images per step, of all processes together; all of them, if there are fewer.
         seed: key of the order, the augmentation, the mixing and dropout.
         device: where to train.
         stage: hears of every step: loss, top1 of its batch, lr.
-        teacher: answers for `spec.distill`, on the same device; unused without it.
+        teacher: of `spec.distill`, on the same device; unused without it.
         checkpoint: loaded once at the start, saved after each epoch.
-        clip_norm: gradients are scaled to at most this norm; None leaves them.
+        clip_norm: largest norm of all gradients together; larger ones are scaled down to it. None: no clipping.
         processes: that train together, each on its part of every batch.
 
     Raises:
-        TrainingError: the loss is no longer a finite number; the checkpoint of the last whole epoch stays.
-        RunError: the checkpoint belongs to a training with other settings.
-        MissingError: `spec.compile`, and no working compiler.
+        TrainingError: the loss or a weight is not finite; the checkpoint of the last whole epoch stays.
+        RunError: the checkpoint was made with other settings.
+        MissingError: `spec.compile` is set, and torch.compile does not work here.
     """
     device, stage = torch.device(device), stage or Stage("train", silent)
     model.to(device)
@@ -79,15 +79,20 @@ def fit(
     warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
     schedule = Schedule(spec.optimizer.lr, warmup_steps, spec.epochs * steps_per_epoch)
     settings = {
-        "spec": spec.model_dump(mode="json"), "batch_size": batch_size, "seed": seed, "clip_norm": clip_norm,
+        "spec": spec.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "seed": seed,
+        "clip_norm": clip_norm,
         "images": len(data.train),
-    }  # fmt: skip
+    }
     state = TrainState(
-        model, make_optimizer(model, spec.optimizer), settings,
+        model,
+        make_optimizer(model, spec.optimizer),
+        settings,
         scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
         average=WeightAverage(model, spec.ema) if spec.ema else None,
-    )  # fmt: skip
-    worker = _Worker(state, spec, teacher, batch_size, clip_norm, processes)
+    )
+    train_step = _TrainStep(state, spec, teacher, batch_size, clip_norm, processes)
     with (
         evaluating(model, training=True),
         nullcontext() if teacher is None else evaluating(teacher),
@@ -106,8 +111,8 @@ def fit(
                 lr = schedule.lr_at(step)
                 images, labels = placed_like(model, images, device), labels.to(device)
                 with seeded_global_generators("step", seed, epoch, step, processes.rank, device=device):
-                    loss, share = worker.step(images, labels, lr, key=(seed, epoch, step, processes.rank))
-                # Weights that a step ruins show in the loss of the next; after the last of an epoch, look at them.
+                    loss, top1 = train_step.run(images, labels, lr, key=(seed, epoch, step, processes.rank))
+                # A weight that is not finite shows in the next loss; the last step of an epoch has none before saving.
                 is_last = step + 1 == (epoch + 1) * steps_per_epoch
                 problem = divergence(loss, model.parameters() if is_last else ())
                 if problem:
@@ -117,19 +122,19 @@ def fit(
                         f"with a learning rate of {lr:.3g}.{kept}\n"
                         f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
                     )
-                meter.add(loss * batch_size, share * batch_size, batch_size)
-                stage.step(step + 1, schedule.steps, loss=loss, top1=share, lr=lr)
+                meter.add(loss * batch_size, top1 * batch_size, batch_size)
+                stage.step(step + 1, schedule.steps, loss=loss, top1=top1, lr=lr)
             state.history.append(Epoch(epoch, meter.loss, meter.top1, lr))
             if checkpoint:
                 checkpoint.save(*state.state_dict())
         state.optimizer.zero_grad()
         if state.average:
-            model.load_state_dict(state.average.tensors, strict=False)  # counts of batches have no average
+            model.load_state_dict(state.average.tensors, strict=False)  # batch norms' counters are not averaged
     return FitResult(tuple(state.history), resumed_at)
 
 
-class _Worker:
-    """One step of training, as the recipe asks for it."""
+class _TrainStep:
+    """One training step: mixing, forward pass, loss, gradient step and weight average as the recipe sets them."""
 
     def __init__(
         self,
@@ -141,7 +146,7 @@ class _Worker:
         processes: Processes,
     ) -> None:
         distill = spec.distill if teacher is not None else None
-        self.lesson = TrainingLoss(spec.label_smoothing, teacher if distill else None, distill)
+        self.training_loss = TrainingLoss(spec.label_smoothing, teacher if distill else None, distill)
         self.mixing = Mixing(spec.mixup, spec.cutmix)
         self.state, self.batch_size, self.clip_norm, self.processes = state, batch_size, clip_norm, processes
         self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.precision)
@@ -149,21 +154,21 @@ class _Worker:
         self.forward: Callable[[Tensor], Any] = torch.compile(state.model) if spec.compile else state.model
         self.trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
 
-    def step(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
-        """One step down the gradient, if the loss is a number; that loss, and the share of right answers."""
+    def run(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
+        """Return the loss and top-1 accuracy of the whole batch; update the weights if that loss is finite."""
         optimizer = self.state.optimizer
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad()
         with self.processes.synchronised_batch_norm(), self._autocast(images.device):
             images, targets = self.mixing.mix(images, labels, *key)
-            with _compiling(self.is_compiled):
+            with _compile_errors(self.is_compiled):
                 logits = logits_of(self.forward(images))
-            loss = self.lesson.loss(logits.float(), images, targets)
-        share = (logits.detach().argmax(dim=1) == labels).float().mean()
-        loss, share = (self.processes.scale_loss(value, len(labels), self.batch_size) for value in (loss, share))
-        found, right = (value.item() for value in self.processes.average([loss.detach(), share]))
-        if math.isfinite(found):
+            loss = self.training_loss.loss(logits.float(), images, targets)
+        top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
+        loss, top1 = (self.processes.scale_loss(value, len(labels), self.batch_size) for value in (loss, top1))
+        mean_loss, mean_top1 = (value.item() for value in self.processes.average([loss.detach(), top1]))
+        if math.isfinite(mean_loss):
             gradient_step_(
                 loss,
                 {optimizer: self.trained},
@@ -173,7 +178,7 @@ class _Worker:
             )
             if self.state.average:
                 self.state.average.update_(self.state.model)
-        return found, right
+        return mean_loss, mean_top1
 
     def _clip_gradients_(self) -> None:
         if self.clip_norm is not None:
@@ -184,8 +189,8 @@ class _Worker:
 
 
 @contextmanager
-def _compiling(is_compiled: bool) -> Iterator[None]:
-    """The first call of a compiled network compiles; what fails there is news about the machine."""
+def _compile_errors(is_compiled: bool) -> Iterator[None]:
+    """Turn errors of torch.compile, which compiles in a network's first forward pass, into a MissingError."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
-"""How weights move: the optimiser, its learning rate over time, and a running average of the weights.
+"""Optimisers, the learning-rate schedule, and the moving average of weights (EMA).
 
-Linear warm-up, then a cosine to zero (Loshchilov and Hutter, arXiv:1608.03983).
+The schedule is a linear warm-up, then a cosine to zero (Loshchilov and Hutter, arXiv:1608.03983).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of every step: a straight line up to the peak, then a cosine to zero.
+    """Learning-rate schedule: linear warm-up to the peak, then a cosine to zero.
 
     >>> [round(Schedule(1.0, warmup_steps=2, steps=6).lr_at(step), 3) for step in range(6)]
     [0.5, 1.0, 1.0, 0.854, 0.5, 0.146]
@@ -30,7 +30,7 @@ class Schedule:
     steps: int
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -38,7 +38,7 @@ class Schedule:
 
 
 def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; norms, biases and other vectors do not decay."""
+    """Make SGD with Nesterov momentum, or AdamW; norms, biases and other vectors have no weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
@@ -50,10 +50,10 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimiz
 
 
 class WeightAverage:
-    """An exponential moving average of a network's parameters and floating buffers.
+    """Exponential moving average of a network's parameters and floating-point buffers.
 
-    The decay is min(decay, (1 + n) / (10 + n)) at the n-th step, so that the first weights are soon forgotten
-    (as TensorFlow's ExponentialMovingAverage does with `num_updates`).
+    The decay is min(decay, (1 + n) / (10 + n)) at the n-th step, so that the first weights soon have no influence
+    (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -62,7 +62,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update_(self, model: nn.Module) -> None:
-        """Take one step of the weights in."""
+        """Average the weights after one more training step in."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         state = model.state_dict()
@@ -70,7 +70,7 @@ class WeightAverage:
             average.lerp_(state[name], 1 - decay)
 
     def load_(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Go back to where an average was."""
+        """Load a saved average and the number of its steps."""
         self.steps = steps
         for name, average in self.tensors.items():
             average.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""The device, data type and memory order that a network's weights have, and tensors moved to match them."""
+"""Device, data type and memory order (channels-last) of a network, and inputs moved to match them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Device of the first parameter; the CPU for a network without any."""
+    """Return the device of the first parameter; the CPU for a network without any."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def placed_like(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """Images where the model is, in its dtype and, where its weights are channels-last, in that order."""
+    """Move images (batch, channels, height, width) to `device`, and to the model's dtype and memory order."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
     return images.to(device, weight.dtype, memory_format=memory_order_of(model))
 
 
 def memory_order_of(model: nn.Module) -> torch.memory_format:
-    """Channels-last where any convolution weight is stored that way, else contiguous."""
+    """Return channels-last if any convolution weight is stored in that order, else contiguous."""
     is_last = any(
         p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
         for p in model.parameters()
@@ -31,7 +31,7 @@ def memory_order_of(model: nn.Module) -> torch.memory_format:
 
 @contextmanager
 def channels_last_inside(model: nn.Module, channels_last: bool) -> Iterator[None]:
-    """Keep a model's 4-d weights channels-last inside, and contiguous afterwards."""
+    """Store a model's 4-d weights channels-last while the context lasts, if asked, and contiguous afterwards."""
     if not channels_last:
         yield
         return

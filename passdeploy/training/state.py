@@ -1,4 +1,4 @@
-"""The state of a training that can be saved and resumed: weights, optimiser, averages and position."""
+"""Training state that checkpoints save and resume: weights, optimiser, scaler, weight average and history."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from passdeploy.training.optimizers import WeightAverage
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images, measured on the way: augmented images, changing weights."""
+    """Metrics of one pass over the training images, measured during training: augmented images, changing weights."""
 
     epoch: int  # 0-based
     loss: float
@@ -25,40 +25,40 @@ class Epoch:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training went through; the weights are in the model."""
+    """History of a training; the weights are in the model."""
 
     history: tuple[Epoch, ...]
-    resumed_at: int = 0  # epochs taken over from a checkpoint
+    resumed_at: int = 0  # epochs that were loaded from a checkpoint
 
 
 class Checkpoint(Protocol):
-    """Where a long stage leaves what it needs to go on; `RunFolder.checkpoint` makes one."""
+    """Storage for the state of a training; `RunFolder.checkpoint` makes one."""
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest tensors and facts that were saved whole, or None."""
+        """Load the newest tensors and facts that were saved completely; None if there are none."""
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep these, which JSON and safetensors can hold, in place of earlier ones."""
+        """Save tensors (as safetensors) and facts (as JSON) in place of earlier ones."""
 
 
 @dataclass
 class TrainState:
-    """All that changes while a model trains, as plain tensors and JSON: nothing is pickled."""
+    """State that changes while a model trains, saved as tensors and JSON; nothing is pickled."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    settings: Mapping[str, Any]  # what the training was asked to do; a checkpoint of another does not load
+    settings: Mapping[str, Any]  # of the training; a checkpoint made with other settings does not load
     history: list[Epoch] = field(default_factory=list)
     scaler: torch.amp.GradScaler | None = None  # of the loss, in fp16
     average: WeightAverage | None = None
 
     @property
     def epoch(self) -> int:
-        """Epochs that are finished."""
+        """Number of finished epochs."""
         return len(self.history)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by name, and facts that JSON holds exactly."""
+        """Return the state as tensors by name, and as facts that JSON stores exactly."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, parameter in enumerate(self._trained()):
             for key, value in self.optimizer.state[parameter].items():
@@ -72,15 +72,15 @@ class TrainState:
         return tensors, facts
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go back to where `state_dict` was called.
+        """Load what `state_dict` returned.
 
         Raises:
-            RunError: the state belongs to a training with other settings.
+            RunError: the state was saved by a training with other settings.
         """
         if facts["settings"] != dict(self.settings):
-            known = facts["settings"]
-            keys = {*known, *self.settings}
-            changed = sorted(key for key in keys if known.get(key) != self.settings.get(key))
+            saved = facts["settings"]
+            keys = {*saved, *self.settings}
+            changed = sorted(key for key in keys if saved.get(key) != self.settings.get(key))
             raise RunError(
                 f"the checkpoint was made with other settings: {', '.join(changed)} changed since.\n"
                 "Resume with the recipe of the run, or start a new run without --resume."
@@ -90,7 +90,7 @@ class TrainState:
         for index, parameter in enumerate(self._trained()):
             prefix = f"optimizer.{index}."
             for name in [name for name in tensors if name.startswith(prefix)]:
-                buffer = _laid_out_like(parameter, tensors[name])
+                buffer = _in_memory_order_of(parameter, tensors[name])
                 self.optimizer.state[parameter][name.removeprefix(prefix)] = buffer
         if self.scaler:
             self.scaler.load_state_dict(facts["scaler"])
@@ -103,8 +103,8 @@ class TrainState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """A buffer of the optimiser in the memory order it had: its steps then round as they did."""
+def _in_memory_order_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Copy an optimiser buffer into the memory order of its parameter, so that later steps round in the same way."""
     if tensor.shape != parameter.shape:
-        return tensor.clone()  # a count of steps
+        return tensor.clone()  # a step counter
     return torch.empty_like(parameter, requires_grad=False).copy_(tensor)

@@ -1,4 +1,4 @@
-"""The gradient step that all training loops share, and the check for divergence.
+"""Gradient step that all training loops share, and the check for divergence.
 
 The loops (`training/loop.py`, mask learning in `sparsity/learn.py`, growing regularisation in `sparsity/growing.py`)
 differ in their forward pass. All continue from the loss in the same way: backward pass, gradients averaged over the

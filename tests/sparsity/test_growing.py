@@ -1,4 +1,4 @@
-"""Growing regularisation, the switches of mask learning, and masks under layer norms."""
+"""Growing regularisation, the settings of mask learning, and masks under layer norms."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ SETTINGS = {"steps": 8, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01
 
 
 class Teacher(HalfUseless):
-    """Remembers how many images the newest one, or a copy of it, was asked about, call by call."""
+    """A teacher that records the batch size of every forward pass of its newest instance or of copies of that."""
 
-    asked: ClassVar[list[int]] = []
+    batch_sizes: ClassVar[list[int]] = []
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked.clear()
+        self.batch_sizes.clear()
 
     def forward(self, x: Tensor) -> Tensor:
-        self.asked.append(len(x))
+        self.batch_sizes.append(len(x))
         return super().forward(x)
 
 
-def test_what_will_go_fades_and_what_stays_does_not():
+def test_removed_channels_shrink_and_kept_ones_do_not():
     net = HalfUseless()
     plan = Plan({"features": tuple(range(6))})
     groups = map_channels(net, IMAGE).groups
     grown = grow_penalty(net, groups, plan, BATCHES * 15, F.cross_entropy, steps=60, lr=0.05)
-    shrunk = [(grown.features.weight[part].norm() / net.features.weight[part].norm()).item()
-              for part in (slice(6, 12), slice(0, 6))]  # fmt: skip
-    assert shrunk[0] < 0.2
-    assert shrunk[1] > 0.7
+    removed, kept = (
+        (grown.features.weight[part].norm() / net.features.weight[part].norm()).item()
+        for part in (slice(6, 12), slice(0, 6))
+    )
+    assert removed < 0.2
+    assert kept > 0.7
     assert net.features.weight[6:].eq(5.0).all()  # the network itself is left as it was
 
 
@@ -60,20 +62,20 @@ def test_growing_stops_at_a_loss_that_is_not_a_number():
         grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, lr=0.05)
 
 
-def test_a_teacher_alone_can_be_what_grows():
+def test_with_alpha_one_only_the_teacher_counts_in_growing():
     net, teacher = HalfUseless().eval(), Teacher().eval()
 
-    def ruinous(output: Tensor, labels: Tensor) -> Tensor:
+    def steep(output: Tensor, labels: Tensor) -> Tensor:
         return 1000 * F.cross_entropy(output, labels)
 
     whole, groups = Plan({"features": tuple(range(12))}), map_channels(net, IMAGE).groups
     moved = [
         max((own - dense).abs().max().item() for own, dense in zip(grown.parameters(), net.parameters(), strict=True))
-        for imitation in (DistillationLoss(teacher, alpha=1.0), None)
-        for grown in [grow_penalty(net, groups, whole, BATCHES, ruinous, steps=4, lr=0.01, distillation=imitation)]
+        for distillation in (DistillationLoss(teacher, alpha=1.0), None)
+        for grown in [grow_penalty(net, groups, whole, BATCHES, steep, steps=4, lr=0.01, distillation=distillation)]
     ]
-    assert teacher.asked == [32] * 4
-    assert moved[0] < 0.1 < moved[1]  # nothing goes, and the teacher is the network; labels have no share
+    assert teacher.batch_sizes == [32] * 4
+    assert moved[0] < 0.1 < moved[1]  # no channel is removed and the teacher is the network; labels have no weight
 
 
 def test_l2_is_the_norm_of_the_filters_over_their_mean():
@@ -102,7 +104,7 @@ def test_batches_that_can_be_walked_only_once_are_refused():
         learn_masks(net, groups, [], F.cross_entropy, settings=PassSettings(**SETTINGS))
 
 
-def test_the_dense_answers_enter_the_loss_with_their_share():
+def test_distillation_enters_the_loss_with_its_weight():
     net = HalfUseless().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
@@ -113,22 +115,22 @@ def test_the_dense_answers_enter_the_loss_with_their_share():
         for alpha in (0.0, 1.0)
     ]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
-    assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same answers
+    assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same logits
     worse = copy.deepcopy(net)
     worse.head.weight.data.neg_()
-    objective = objective_of(net, channels, worse, distill=1.0, only_better=True)  # a teacher that has nothing to teach
+    objective = objective_of(net, channels, worse, distill=1.0, only_better=True)  # worse on every image
     torch.testing.assert_close(objective.loss(scores, everything, None, images, labels)[0], losses[0])
 
 
-def test_another_teacher_is_asked_where_one_is_given():
+def test_a_given_teacher_is_used_instead_of_the_network():
     net, teacher = HalfUseless().eval(), Teacher()
     settings = PassSettings(**SETTINGS, distill=0.5)
     learn_masks(net, map_channels(net, IMAGE).groups, BATCHES, F.cross_entropy, settings=settings, teacher=teacher)
-    assert teacher.asked == [32] * 8  # once a step
+    assert teacher.batch_sizes == [32] * 8  # once a step
 
 
 class Normed(nn.Module):
-    """A layer norm over channels that are cut."""
+    """A network with a layer norm over prunable channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +140,7 @@ class Normed(nn.Module):
         return self.out(self.norm(self.stem(x).mean((2, 3))))
 
 
-def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
+def test_masked_layer_norms_use_the_kept_channels_only():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Normed().eval()
@@ -147,9 +149,9 @@ def test_masks_are_learned_with_the_norms_of_the_channels_that_exist():
     objective = objective_of(net, channels)
     scores = {"stem": torch.linspace(0.9, 0.1, 8).requires_grad_()}
     plan = objective.plan(scores, channels.costs.of("macs") // 2)
-    found, _ = objective.loss(scores, plan, None, images, labels)
+    loss, _ = objective.loss(scores, plan, None, images, labels)
     reference = masked(net, channels.groups, plan)
-    torch.testing.assert_close(found, F.cross_entropy(reference(images), labels))
+    torch.testing.assert_close(loss, F.cross_entropy(reference(images), labels))
 
 
 def objective_of(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> MaskObjective:

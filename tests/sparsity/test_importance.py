@@ -1,4 +1,4 @@
-"""The running score of channels, and the weights that learn along with the masks."""
+"""Taylor importance as a running average, and weights that are co-trained with the masks."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
 BATCHES = [stripes(32, seed) for seed in range(4)]
 
 
-def learned(net: nn.Module, **settings: object) -> Learned:
+def learn(net: nn.Module, **settings: object) -> Learned:
     channels = map_channels(net, IMAGE)
-    chosen = PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings})
-    return learn_masks(net, channels.groups, BATCHES, F.cross_entropy, costs=channels.costs, settings=chosen)
+    chosen_settings = PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, **settings})
+    return learn_masks(net, channels.groups, BATCHES, F.cross_entropy, costs=channels.costs, settings=chosen_settings)
 
 
-def test_the_score_is_a_running_average_of_squared_slopes():
-    measured = TaylorImportance({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
-    measured.update_({"a": torch.tensor([3.0, 0.0])})
-    assert measured.scores["a"].tolist() == [0.75 + 0.25 * 9, 3.0]
+def test_importance_is_a_running_average_of_squared_gradients():
+    importance = TaylorImportance({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
+    importance.update_({"a": torch.tensor([3.0, 0.0])})
+    assert importance.scores["a"].tolist() == [0.75 + 0.25 * 9, 3.0]
 
 
-def test_a_channel_that_is_gone_keeps_its_score_and_ranks_behind_all_others():
-    measured = TaylorImportance({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
-    measured.set_kept_(Plan({"a": (1,), "b": (0,)}))
-    measured.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
-    assert measured.scores["a"].tolist() == [9.0, 2.5]
-    logits = measured.logits()
+def test_a_removed_channel_keeps_its_importance_and_ranks_behind_all_others():
+    importance = TaylorImportance({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
+    importance.set_kept_(Plan({"a": (1,), "b": (0,)}))
+    importance.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
+    assert importance.scores["a"].tolist() == [9.0, 2.5]
+    logits = importance.logits()
     assert logits["a"][0] < logits["b"][0] < logits["a"][1]
 
 
-def test_logits_are_the_scores_in_proportion_and_can_be_taken_over():
-    measured = TaylorImportance({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
-    scores = measured.logits()["a"].sigmoid()
+def test_logits_are_proportional_to_the_importance_and_can_be_loaded():
+    importance = TaylorImportance({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
+    scores = importance.logits()["a"].sigmoid()
     assert (scores[1] / scores[2]).item() == pytest.approx(10, rel=0.01)
     assert (scores[0] / scores[1]).item() == pytest.approx(100, rel=0.15)
     other = TaylorImportance({"a": torch.zeros(3)}, memory=0.5)
-    other.load_logits_([measured.logits()["a"]])
-    torch.testing.assert_close(other.scores["a"], measured.scores["a"])
+    other.load_logits_([importance.logits()["a"]])
+    torch.testing.assert_close(other.scores["a"], importance.scores["a"])
 
 
-def test_the_slope_of_a_gate_is_that_of_masking_what_reads_the_channel_alone():
+def test_the_gradient_of_a_gate_is_that_of_masking_only_what_reads_the_channel():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nets.randomise_(nets.Residual()).eval()
@@ -65,45 +65,45 @@ def test_the_slope_of_a_gate_is_that_of_masking_what_reads_the_channel_alone():
         weights = MaskedWeights(net, groups, reads_only=reads_only)
         output = run_with(net, weights(gates) if reads_only else weights(masks, gates), BATCHES[0][0])
         gate_gradients.append(torch.autograd.grad(output.square().mean(), list(gates.values())))
-    for alone, beside in zip(*gate_gradients, strict=True):
-        assert alone.abs().max() > 0
-        torch.testing.assert_close(beside, alone)
+    for expected, gradient in zip(*gate_gradients, strict=True):
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(gradient, expected)
 
 
-def test_weights_learn_along_and_the_network_itself_stays():
+def test_weights_are_co_trained_and_the_network_itself_stays():
     net = HalfUseless().eval()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    kept = learned(net, weights="trained", weights_optimizer=OptimizerSpec(lr=0.1, weight_decay=0.0)).weights
+    kept = learn(net, weights="trained", weights_optimizer=OptimizerSpec(lr=0.1, weight_decay=0.0)).weights
     assert kept is not None
     assert not torch.equal(kept.head.bias, net.head.bias)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert learned(net, weights="rehearsed").weights is None
-    assert learned(net, weights="frozen").weights is None
+    assert learn(net, weights="rehearsed").weights is None
+    assert learn(net, weights="frozen").weights is None
 
 
-def test_frozen_parameters_stay_while_the_others_learn_along():
+def test_frozen_parameters_stay_while_the_others_are_co_trained():
     net = HalfUseless().eval()
     net.head.weight.requires_grad_(False)
-    kept = learned(net, weights="trained").weights
+    kept = learn(net, weights="trained").weights
     assert kept is not None
     assert torch.equal(kept.head.weight, net.head.weight)
     assert not torch.equal(kept.head.bias, net.head.bias)
 
 
-def test_weights_that_learn_along_lower_the_loss_at_the_final_budget():
+def test_co_trained_weights_lower_the_loss_at_the_final_budget():
     with torch.random.fork_rng():
         torch.manual_seed(3)
         net = nets.randomise_(nets.SqueezeExcite())
         net.head.fc = nn.Linear(6, 3)
     losses = {
-        weights: learned(net, weights=weights, steps=60, anneal=0.5).losses[-10:] for weights in ("frozen", "trained")
+        weights: learn(net, weights=weights, steps=60, anneal=0.5).losses[-10:] for weights in ("frozen", "trained")
     }
     assert sum(losses["trained"]) < 0.9 * sum(losses["frozen"])
 
 
-def test_a_rate_that_blows_the_weights_up_stops_with_the_step():
+def test_a_rate_at_which_weights_diverge_is_an_error_that_names_the_step():
     with pytest.raises(TrainingError, match="of mask learning") as caught:
-        learned(HalfUseless().eval(), weights_optimizer=OptimizerSpec(lr=1e20), steps=30)
+        learn(HalfUseless().eval(), weights_optimizer=OptimizerSpec(lr=1e20), steps=30)
     assert len(str(caught.value).splitlines()) <= 3
 
 

@@ -1,4 +1,4 @@
-"""Learning masks: the prompt, the hypernetwork, the masks on weights, and the loop that trains them."""
+"""Mask learning: the prompt, the hypernetwork, masks on weights, baselines, and the loop that trains them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 
 
 def stripes(batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images whose class is the colour channel that is bright."""
-    chance = torch.Generator().manual_seed(seed)
-    labels = torch.randint(3, (batch,), generator=chance)
-    images = 0.3 * torch.randn(batch, 3, 8, 8, generator=chance)
+    """Make images whose class is the colour channel that is bright."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (batch,), generator=generator)
+    images = 0.3 * torch.randn(batch, 3, 8, 8, generator=generator)
     images[torch.arange(batch), labels] += 1.0
     return images, labels
 
@@ -40,7 +40,7 @@ def stream() -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class HalfUseless(nn.Module):
-    """Channels 0 to 5 copy the colours, channels 6 to 11 carry large noise-free constants that nothing needs."""
+    """A network whose channels 0 to 5 copy the colours, and whose large channels 6 to 11 do not reach the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,19 +65,23 @@ def useless() -> tuple[nn.Module, ChannelMap]:
     return net, map_channels(net, IMAGE)
 
 
-def learned(net: nn.Module, channels: ChannelMap, **settings: object) -> Learned:
+def learn(net: nn.Module, channels: ChannelMap, **settings: object) -> Learned:
     return learn_masks(
-        net, channels.groups, stream, F.cross_entropy, costs=channels.costs,
+        net,
+        channels.groups,
+        stream,
+        F.cross_entropy,
+        costs=channels.costs,
         budget=Budget.of("macs", 0.5, channels.costs),
         settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, **settings}),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("kind", ["lstm", "mlp", "conv"])
 @pytest.mark.parametrize("prompt", ["padding", "full", "none"])
 def test_channels_that_matter_win_though_they_are_small(useless: tuple[nn.Module, ChannelMap], kind: str, prompt: str):
     net, channels = useless
-    scores = learned(net, channels, hypernet_kind=kind, prompt_kind=prompt).scores["features"]
+    scores = learn(net, channels, hypernet_kind=kind, prompt_kind=prompt).scores["features"]
     assert scores[:6].min() > scores[6:].max()
     assert magnitude_scores(net, channels.prunable)["features"][:6].max() < 1  # what magnitude would have cut
 
@@ -86,7 +90,7 @@ def test_learning_twice_gives_the_same_bits_and_leaves_no_trace(useless: tuple[n
     net, channels = useless
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     state = torch.random.get_rng_state()
-    first, second = learned(net, channels), learned(net, channels)
+    first, second = learn(net, channels), learn(net, channels)
     assert torch.equal(first.scores["features"], second.scores["features"])
     assert first.losses == second.losses
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -94,11 +98,11 @@ def test_learning_twice_gives_the_same_bits_and_leaves_no_trace(useless: tuple[n
 
 
 def test_learning_moves_prompt_and_hypernetwork(useless: tuple[nn.Module, ChannelMap]):
-    found = learned(*useless)
-    assert found.prompt is not None
-    assert found.prompt.pixels().abs().max() > 0
-    assert found.hypernetwork.heads[0].weight.abs().max() > 0
-    assert found.hypernetwork.encoder.layers[0].weight.grad.abs().max() > 0  # the prompt reaches the scores
+    learned = learn(*useless)
+    assert learned.prompt is not None
+    assert learned.prompt.pixels().abs().max() > 0
+    assert learned.hypernetwork.heads[0].weight.abs().max() > 0
+    assert learned.hypernetwork.encoder.layers[0].weight.grad.abs().max() > 0  # the prompt reaches the scores
 
 
 def test_at_the_final_budget_learning_goes_on_to_lower_the_loss():
@@ -107,7 +111,7 @@ def test_at_the_final_budget_learning_goes_on_to_lower_the_loss():
         net = nets.randomise_(nets.SqueezeExcite())
         net.head.fc = nn.Linear(6, 3)
     channels = map_channels(net, IMAGE)
-    losses = learned(net, channels, steps=60, lr=0.05).losses[30:]  # the budget has been met from here on
+    losses = learn(net, channels, steps=60, lr=0.05).losses[30:]  # the budget has been met from here on
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
@@ -116,7 +120,7 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(useless: tuple[nn.
     with torch.no_grad():
         net.head.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"step 1 of mask learning, with a learning rate of 0.01"):
-        learned(net, channels)
+        learn(net, channels)
 
 
 def test_masked_weights_are_the_masked_network():
@@ -142,15 +146,15 @@ def test_the_gradient_goes_straight_through_to_the_score():
     assert score.grad.tolist() == [3.0, 5.0]
 
 
-def test_taylor_is_the_squared_slope_of_a_gate():
+def test_taylor_importance_is_the_squared_gradient_of_a_gate():
     net = HalfUseless().eval()
     channels = map_channels(net, IMAGE)
     images, labels = stripes(8, 0)
     gate = torch.ones(12, requires_grad=True)
     loss = F.cross_entropy(net.head(net.features(images).mean((2, 3)) * gate), labels)
-    (slope,) = torch.autograd.grad(loss, gate)
+    (gradient,) = torch.autograd.grad(loss, gate)
     scores = taylor_scores(net, channels.prunable, [(images, labels)], F.cross_entropy)
-    torch.testing.assert_close(scores["features"], slope.square())
+    torch.testing.assert_close(scores["features"], gradient.square())
 
 
 def test_baselines_score_every_channel_of_every_group():
@@ -192,38 +196,38 @@ def test_a_prompted_network_keeps_its_tensors_names():
     assert torch.equal(other.pixels(), prompt.pixels())
 
 
-def test_a_layer_hears_of_the_layers_before_it_only_through_the_lstm():
+def test_a_layer_depends_on_the_layers_before_it_only_through_the_lstm():
     statistics = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    for kind, hears in (("lstm", True), ("mlp", False)):
+    for kind, is_connected in (("lstm", True), ("mlp", False)):
         net = Hypernetwork(statistics, [torch.zeros(4)] * 3, hidden=8, kind=kind, prompt_channels=None)
         for head in net.heads:
             nn.init.ones_(head.weight)
         net(None)[2].sum().backward()
         gradient = net.embed[0].weight.grad
-        assert (gradient is not None and bool(gradient.abs().sum() > 0)) is hears
+        assert (gradient is not None and bool(gradient.abs().sum() > 0)) is is_connected
 
 
-def test_an_untrained_hypernetwork_answers_with_its_prior():
+def test_an_untrained_hypernetwork_returns_its_prior():
     prior = [torch.tensor([-1.0, 2.0]), torch.tensor([0.5, 0.0, 3.0])]
     net = Hypernetwork([torch.zeros(2), torch.zeros(3)], prior, hidden=4)
-    for found, expected in zip(net(torch.zeros(1, 3, 8, 8)), prior, strict=True):
-        assert torch.equal(found, expected)
+    for logits, expected in zip(net(torch.zeros(1, 3, 8, 8)), prior, strict=True):
+        assert torch.equal(logits, expected)
 
 
 def test_learning_uses_and_never_stores_batch_statistics():
     net = nets.randomise_(nets.Residual())
-    learner = batch_statistics_only(net)
+    evaluated = batch_statistics_only(net)
     images = 10 + torch.randn(4, 3, 8, 8)
     before = net.stem[1].running_mean.clone()
-    shifted = learner(images)
+    shifted = evaluated(images)
     assert torch.equal(net.stem[1].running_mean, before)
-    assert torch.equal(learner.stem[1].running_mean, before)
+    assert torch.equal(evaluated.stem[1].running_mean, before)
     assert not torch.allclose(shifted, net(images))
-    assert learner.stem[0].weight is net.stem[0].weight
+    assert evaluated.stem[0].weight is net.stem[0].weight
 
 
 def test_scores_become_a_plan_within_the_budget(useless: tuple[nn.Module, ChannelMap]):
     net, channels = useless
     budget = Budget.of("macs", 0.5, channels.costs)
-    plan = choose_channels(learned(net, channels).scores, channels.groups, channels.costs, budget, round_to=1)
+    plan = choose_channels(learn(net, channels).scores, channels.groups, channels.costs, budget, round_to=1)
     assert plan.kept["features"] == (0, 1, 2, 3, 4, 5)

@@ -1,4 +1,4 @@
-"""The network under masks: cutting out what is gone changes how long a step takes and nothing else."""
+"""The masked network: slimming it during mask learning changes how long a step takes and nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCHES = [(images.double(), labels) for images, labels in (stripes(16, seed) fo
 SPECS = {"sgd": OptimizerSpec(lr=0.05), "adamw": OptimizerSpec(name="adamw", lr=0.01)}
 
 
-def made(kind: type[nn.Module]) -> nn.Module:
+def randomised(kind: type[nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nets.randomise_(kind()).double().eval()
@@ -30,13 +30,23 @@ def made(kind: type[nn.Module]) -> nn.Module:
 def learned(net: nn.Module, optimizer: str, weights: str) -> Learned:
     channels = map_channels(net.float(), IMAGE)
     settings = PassSettings(
-        steps=12, round_to=1, prompt_kind="none", hypernet_kind="none", weights=weights, distill=0.5,
+        steps=12,
+        round_to=1,
+        prompt_kind="none",
+        hypernet_kind="none",
+        weights=weights,
+        distill=0.5,
         weights_optimizer=SPECS[optimizer],
-    )  # fmt: skip
+    )
     return learn_masks(
-        net.double(), channels.groups, BATCHES, F.cross_entropy, costs=channels.costs, budget={"macs": 0.3},
+        net.double(),
+        channels.groups,
+        BATCHES,
+        F.cross_entropy,
+        costs=channels.costs,
+        budget={"macs": 0.3},
         settings=settings,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("weights", ["trained", "frozen"])
@@ -44,48 +54,48 @@ def learned(net: nn.Module, optimizer: str, weights: str) -> Learned:
 @pytest.mark.parametrize(
     "kind", [nets.PaddedShortcut, nets.Concatenated, nets.Depthwise, nets.Grouped, nets.Shuffled, nets.Tied]
 )
-def test_what_is_learned_is_the_same_whether_the_network_shrinks_or_not(
+def test_the_result_is_the_same_whether_the_network_is_slimmed_or_not(
     monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], optimizer: str, weights: str
 ):
     cuts = []
     shrink_ = ShrinkingNetwork.shrink_
     monkeypatch.setattr(ShrinkingNetwork, "shrink_", lambda self, plan: cuts.append(shrink_(self, plan)))
-    shrunk = learned(made(kind), optimizer, weights)
+    slimmed = learned(randomised(kind), optimizer, weights)
     assert sum(cuts) >= 2
     monkeypatch.setattr(shrinking, "SLACK", 1.0)  # never
-    stayed = learned(made(kind), optimizer, weights)
-    assert shrunk.plan == stayed.plan
-    torch.testing.assert_close(torch.tensor(shrunk.losses), torch.tensor(stayed.losses), rtol=1e-5, atol=1e-6)
+    whole = learned(randomised(kind), optimizer, weights)
+    assert slimmed.plan == whole.plan
+    torch.testing.assert_close(torch.tensor(slimmed.losses), torch.tensor(whole.losses), rtol=1e-5, atol=1e-6)
     if weights == "frozen":
-        assert shrunk.weights is None
+        assert slimmed.weights is None
         return
-    channels = map_channels(made(kind).float(), IMAGE)
-    slims = [shrinking.slim(found.weights, channels.groups, found.plan) for found in (shrunk, stayed)]
+    channels = map_channels(randomised(kind).float(), IMAGE)
+    slims = [shrinking.slim(result.weights, channels.groups, result.plan) for result in (slimmed, whole)]
     for one, other in zip(*(network.state_dict().values() for network in slims), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_the_network_that_learns_has_only_the_channels_that_are_left_and_the_whole_one_has_them_all():
-    net = made(nets.Plain)
+def test_the_co_trained_network_has_only_the_kept_channels_and_the_restored_one_has_all():
+    net = randomised(nets.Plain)
     channels = map_channels(net.float(), IMAGE)
-    rehearsal = CoTrainedWeights(net, SPECS["sgd"])
-    network = ShrinkingNetwork(net, channels.prunable, channels.costs, rehearsal)
+    co_trained = CoTrainedWeights(net, SPECS["sgd"])
+    network = ShrinkingNetwork(net, channels.prunable, channels.costs, co_trained)
     halves = Plan({group.name: tuple(range(1, group.width, 2)) for group in channels.prunable})
     assert network.shrink_(halves)
-    assert not network.shrink_(halves)  # nothing more is gone
-    assert sum(p.numel() for p in rehearsal.parameters) < 0.5 * sum(p.numel() for p in net.parameters())
+    assert not network.shrink_(halves)  # no further channel is removed
+    assert sum(p.numel() for p in co_trained.parameters) < 0.5 * sum(p.numel() for p in net.parameters())
     with torch.no_grad():
-        for parameter in rehearsal.parameters:
+        for parameter in co_trained.parameters:
             parameter.add_(1.0)
     group = channels.prunable[0]
     slot = group.slots[0]
     before, after = (_filters(model, slot.tensor) for model in (net, network.restored()))
-    assert torch.equal(after[0::2], before[0::2])  # gone: as it was
+    assert torch.equal(after[0::2], before[0::2])  # removed: as in the original
     assert not torch.equal(after[1::2], before[1::2])
 
 
-def test_a_channel_that_is_gone_is_ranked_last_and_never_planned_again():
-    net = made(nets.Plain).float()
+def test_a_removed_channel_is_ranked_last_and_never_kept_again():
+    net = randomised(nets.Plain).float()
     channels = map_channels(net, IMAGE)
     network = ShrinkingNetwork(net, channels.prunable, channels.costs, None)
     name, width = channels.prunable[0].name, channels.prunable[0].width

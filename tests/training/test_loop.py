@@ -1,4 +1,4 @@
-"""Training learns, repeats and resumes to the bit, and leaves the surroundings as they were."""
+"""Training loop: it learns, repeats and resumes to the bit, and restores modes and random generators."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -27,14 +27,20 @@ def digits() -> ImageData:
 
 
 def small_net(seed: int = 0) -> nn.Module:
-    """With what makes resuming hard: batch norm and dropout; and a depthwise convolution."""
+    """Make a network with batch norm and dropout, which make resuming hard, and with a depthwise convolution."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(), nn.Dropout(0.1),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10),
-        ).eval()  # fmt: skip
+            nn.Conv2d(3, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 10),
+        ).eval()
 
 
 def spec(epochs: int = 2, **changes: Any) -> TrainSpec:
@@ -89,18 +95,18 @@ def test_training_resumed_after_an_interruption_ends_with_the_same_bits(
     digits: ImageData, name: str, channels_last: bool
 ):
     asked = spec(3, optimizer={"name": name, "lr": 0.01}, channels_last=channels_last)
-    whole, torn, fresh = small_net(), small_net(), small_net(seed=9)
+    whole, interrupted, fresh = small_net(), small_net(), small_net(seed=9)
     expected = fit(whole, digits, asked, batch_size=256, seed=0, device="cpu")
     memory = Memory(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        fit(torn, digits, asked, batch_size=256, seed=0, device="cpu", checkpoint=memory)
+        fit(interrupted, digits, asked, batch_size=256, seed=0, device="cpu", checkpoint=memory)
     result = fit(fresh, digits, asked, batch_size=256, seed=0, device="cpu", checkpoint=memory)
     assert result.resumed_at == 2
     assert result.history == expected.history
     assert same_bits(fresh, whole)
 
 
-def test_finished_training_is_taken_over_without_a_step(digits: ImageData):
+def test_finished_training_is_loaded_without_a_step(digits: ImageData):
     memory, steps = Memory(), list[Event]()
     done, again = small_net(), small_net(seed=9)
     fit(done, digits, spec(1), batch_size=256, seed=0, device="cpu", checkpoint=memory)
@@ -147,7 +153,7 @@ def test_every_step_is_reported_with_its_learning_rate(digits: ImageData):
     assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
-def test_a_loss_that_is_no_number_names_the_step_and_the_learning_rate(digits: ImageData):
+def test_a_loss_that_is_not_finite_names_the_step_and_the_learning_rate(digits: ImageData):
     net = small_net()
     with torch.no_grad():
         net[8].bias.fill_(math.nan)
@@ -159,8 +165,8 @@ def test_a_loss_that_is_no_number_names_the_step_and_the_learning_rate(digits: I
 
 
 @dataclass
-class Spoilt:
-    """A split whose images are not numbers from an epoch on."""
+class NanFromEpoch:
+    """A split whose images are NaN from an epoch on."""
 
     split: Split
     epoch: int
@@ -173,17 +179,17 @@ class Spoilt:
             yield (images * math.nan if epoch >= self.epoch else images), labels
 
 
-def test_a_loss_that_is_no_number_keeps_the_state_after_the_last_epoch(digits: ImageData):
+def test_a_loss_that_is_not_finite_keeps_the_state_after_the_last_epoch(digits: ImageData):
     checkpoint = Memory()
-    spoilt = replace(digits, train=Spoilt(digits.train, 1))
+    with_nans = replace(digits, train=NanFromEpoch(digits.train, 1))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 23 of 44.*The state after epoch 1 is kept"):
-        fit(small_net(), spoilt, spec(2), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint)
+        fit(small_net(), with_nans, spec(2), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint)
     tensors, facts = checkpoint.load()
     assert len(facts["history"]) == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_weights_that_the_last_step_of_an_epoch_ruins_are_not_saved(digits: ImageData):
+def test_weights_that_are_not_finite_after_an_epoch_are_not_saved(digits: ImageData):
     checkpoint, net = Memory(), small_net()
     net[8].bias.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(TrainingError, match="a weight is not a number at step 1 of 1"):
@@ -211,27 +217,27 @@ def test_norms_and_biases_do_not_decay():
     assert len(others["params"]) == 4  # batch norm's two, two biases
 
 
-def test_distillation_weighs_labels_against_the_teachers_softened_answers():
+def test_distillation_weighs_labels_against_the_teachers_softened_outputs():
     logits, images, labels = (
         torch.randn(4, 3, generator=torch.Generator().manual_seed(0)),
         torch.zeros(4),
         torch.arange(4) % 3,
     )
-    answers = logits.flip(0)
+    teacher_logits = logits.flip(0)
 
     class Teacher(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return answers
+            return teacher_logits
 
-    p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
+    p, q = (teacher_logits / 2).softmax(1), (logits / 2).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
     expected = 0.7 * F.cross_entropy(logits, labels) + 0.3 * 4 * divergence
-    lesson = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0))
-    torch.testing.assert_close(lesson.loss(logits, images, labels), expected)
+    training_loss = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0))
+    torch.testing.assert_close(training_loss.loss(logits, images, labels), expected)
     torch.testing.assert_close(TrainingLoss().loss(logits, images, labels), F.cross_entropy(logits, labels))
 
 
-def test_a_teacher_pulls_the_student_towards_its_answers_and_stays_as_it_is(digits: ImageData):
+def test_a_student_learns_from_the_teachers_outputs_alone_and_the_teacher_stays_as_it_is(digits: ImageData):
     teacher, student = small_net(), small_net(seed=1)
     fit(teacher, digits, spec(3), batch_size=64, seed=0, device="cpu")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}

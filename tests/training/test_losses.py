@@ -1,4 +1,4 @@
-"""Blends of images, averages of weights, and the options of a training step."""
+"""Mixed images, distillation, the weight average, and the options of a training step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def digits() -> ImageData:
     return load_data(DataSpec(name="digits", image_size=8))
 
 
-def blended(mixing: Mixing, step: int) -> tuple[Tensor, MixedLabels]:
+def mixed(mixing: Mixing, step: int) -> tuple[Tensor, MixedLabels]:
     images, labels = mixing.mix(IMAGES, LABELS, 0, step)
     assert isinstance(labels, MixedLabels)
     return images, labels
@@ -40,50 +40,52 @@ def test_without_mixing_images_and_labels_are_what_they_were():
 
 @pytest.mark.parametrize("step", range(5))
 def test_mixup_blends_pixels_as_it_blends_labels(step: int):
-    images, blend = blended(Mixing(mixup=1.0), step)
-    expected = blend.share * blend.labels + (1 - blend.share) * blend.others
+    images, mixed_labels = mixed(Mixing(mixup=1.0), step)
+    expected = mixed_labels.share * mixed_labels.labels + (1 - mixed_labels.share) * mixed_labels.others
     torch.testing.assert_close(images, expected.view(4, 1, 1, 1).expand_as(images))
-    assert 0 < blend.share < 1
+    assert 0 < mixed_labels.share < 1
 
 
 @pytest.mark.parametrize("step", range(5))
 def test_cutmix_shares_are_the_shares_of_the_pixels(step: int):
-    images, blend = blended(Mixing(cutmix=1.0), step)
-    for image, own, other in zip(images, blend.labels, blend.others, strict=True):
+    images, mixed_labels = mixed(Mixing(cutmix=1.0), step)
+    for image, own, other in zip(images, mixed_labels.labels, mixed_labels.others, strict=True):
         assert set(image.unique().tolist()) <= {float(own), float(other)}
         if own != other:
-            assert (image == own).float().mean().item() == pytest.approx(blend.share)
+            assert (image == own).float().mean().item() == pytest.approx(mixed_labels.share)
 
 
 def test_mixing_is_a_function_of_its_key():
-    first, again, other = (blended(Mixing(mixup=0.4, cutmix=1.0), step)[0] for step in (3, 3, 4))
+    first, again, other = (mixed(Mixing(mixup=0.4, cutmix=1.0), step)[0] for step in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_blend_costs_the_shares_of_what_its_parts_cost():
+def test_the_loss_of_mixed_labels_is_the_weighted_sum_of_both():
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    blend = MixedLabels(LABELS, LABELS.flip(0), 0.3)
+    mixed_labels = MixedLabels(LABELS, LABELS.flip(0), 0.3)
     expected = 0.3 * F.cross_entropy(logits, LABELS) + 0.7 * F.cross_entropy(logits, LABELS.flip(0))
-    torch.testing.assert_close(TrainingLoss().loss(logits, IMAGES, blend), expected)
+    torch.testing.assert_close(TrainingLoss().loss(logits, IMAGES, mixed_labels), expected)
 
 
-def test_a_teacher_that_knows_less_about_an_image_is_not_listened_to_there():
-    logits, answers = (torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+def test_images_on_which_the_teacher_is_worse_are_not_distilled():
+    logits, teacher_logits = (torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
 
     class Teacher(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
-            return answers
+            return teacher_logits
 
-    own, theirs = (F.cross_entropy(scores, LABELS, reduction="none") for scores in (logits, answers))
-    assert 0 < (theirs < own).sum() < 4
-    p, q = (answers / 2).softmax(1), (logits / 2).softmax(1)
-    taught = torch.where(theirs < own, 4 * (p * (p / q).log()).sum(1), own)
-    lesson = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
-    expected = 0.7 * own.mean() + 0.3 * taught.mean()
-    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), expected)
-    answers = -10 * F.one_hot(LABELS, 4).float()
-    torch.testing.assert_close(lesson.loss(logits, IMAGES, LABELS), F.cross_entropy(logits, LABELS))
+    student_loss, teacher_loss = (
+        F.cross_entropy(scores, LABELS, reduction="none") for scores in (logits, teacher_logits)
+    )
+    assert 0 < (teacher_loss < student_loss).sum() < 4
+    p, q = (teacher_logits / 2).softmax(1), (logits / 2).softmax(1)
+    divergences = torch.where(teacher_loss < student_loss, 4 * (p * (p / q).log()).sum(1), student_loss)
+    training_loss = TrainingLoss(teacher=Teacher(), distill=DistillSpec(alpha=0.3, temperature=2.0, only_better=True))
+    expected = 0.7 * student_loss.mean() + 0.3 * divergences.mean()
+    torch.testing.assert_close(training_loss.loss(logits, IMAGES, LABELS), expected)
+    teacher_logits = -10 * F.one_hot(LABELS, 4).float()
+    torch.testing.assert_close(training_loss.loss(logits, IMAGES, LABELS), F.cross_entropy(logits, LABELS))
 
 
 def test_an_average_follows_the_weights_and_forgets_the_first_ones():
@@ -101,12 +103,12 @@ def test_an_average_follows_the_weights_and_forgets_the_first_ones():
 @pytest.mark.parametrize("change", [{"mixup": 0.2, "cutmix": 1.0}, {"ema": 0.9}, {"precision": "bf16"}])
 def test_with_every_option_a_network_learns_and_resumes_to_the_bit(digits: ImageData, change: dict[str, object]):
     spec = TrainSpec(epochs=3, optimizer={"lr": 0.1}, **change)
-    whole, torn, fresh = small_net(), small_net(), small_net(seed=9)
+    whole, interrupted, fresh = small_net(), small_net(), small_net(seed=9)
     fit(whole, digits, spec, batch_size=64, seed=0, device="cpu")
     assert evaluate(whole, digits.test, batch_size=512).top1 > 0.8
     memory = Memory(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        fit(torn, digits, spec, batch_size=64, seed=0, device="cpu", checkpoint=memory)
+        fit(interrupted, digits, spec, batch_size=64, seed=0, device="cpu", checkpoint=memory)
     fit(fresh, digits, spec, batch_size=64, seed=0, device="cpu", checkpoint=memory)
     assert same_bits(fresh, whole)
 
@@ -118,21 +120,21 @@ def test_the_average_is_what_training_ends_with(digits: ImageData):
     assert not torch.equal(plain[0].weight, averaged[0].weight)
 
 
-def test_a_loss_that_is_no_number_leaves_the_state_of_the_last_epoch(digits: ImageData):
-    class Breaks(Memory):
+def test_a_loss_that_is_not_finite_leaves_the_state_of_the_last_epoch(digits: ImageData):
+    class BreaksWeights(Memory):
         def save(self, tensors, facts):
             super().save(tensors, facts)
             with torch.no_grad():
                 net[8].bias.fill_(float("nan"))
 
-    net, memory = small_net(), Breaks()
+    net, memory = small_net(), BreaksWeights()
     with pytest.raises(TrainingError, match="The state after epoch 1 is kept"):
         fit(net, digits, TrainSpec(epochs=2), batch_size=64, seed=0, device="cpu", checkpoint=memory)
     assert memory.saved is not None
     assert all(tensor.isfinite().all() for tensor in memory.saved[0].values())
 
 
-def test_a_compiler_that_does_not_work_is_something_missing(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+def test_a_compiler_that_does_not_work_is_a_missing_error(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
     from torch._dynamo.exc import BackendCompilerFailed
 
     def compile_(model: nn.Module) -> object:
