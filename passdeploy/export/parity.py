@@ -103,7 +103,7 @@ def compute_reference(
         for inputs, indices, counted in _make_batches(images.detach().cpu().float(), batch_sizes, seed):
             known = labels[indices] if labels is not None and indices is not None else None
             batches.append(ReferenceBatch(inputs, model(inputs), known, counted, is_real and indices is not None))
-    correct = [_count_correct(batch.expected, batch) for batch in batches if batch.labels is not None]
+    correct = [_count_matching_labels(batch.expected, batch) for batch in batches if batch.labels is not None]
     top1 = sum(correct) / len(images) if labels is not None else None
     return Reference(tuple(batches), tuple(batch_sizes), top1)
 
@@ -195,7 +195,7 @@ def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran)
         if batch.is_real:
             max_rel_real = max(max_rel_real, relative)
             agreeing += int(same[: batch.counted].sum())
-            correct += _count_correct(actual, batch)
+            correct += _count_matching_labels(actual, batch)
         else:
             agreeing_noise += int(same.sum())
     total = sum(len(batch.images) for batch in reference.batches)
@@ -278,7 +278,7 @@ def set_aside(path: Path, problem: str, final: Path | None = None) -> ParityErro
     return ParityError(f"{final.name} {problem}.\nThe file was set aside as {rejected}; do not deploy it.")
 
 
-def _count_correct(outputs: Tensor, batch: ReferenceBatch) -> int:
+def _count_matching_labels(outputs: Tensor, batch: ReferenceBatch) -> int:
     """Count those of the batch's counted images whose top-1 class is their label; 0 without labels."""
     if batch.labels is None:
         return 0
