@@ -29,7 +29,7 @@ def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
     if call.op.overloadpacket in (aten.split, aten.unsafe_split):
         _join_equal_parts(tracer, call)
     result_labels: list[DimLabels] = [{} for _ in call.results]
-    is_view = call.op.overloadpacket in _VIEW_OPS
+    is_view = call.op.overloadpacket in _RESHAPING_VIEWS
     for dim, vector in labels.items():
         if is_view:
             moved = [_view_labels(vector, dim, source.shape, call.results[0].shape)]
@@ -75,7 +75,7 @@ def _run_on_labels(call: OpCall, element_labels: Tensor) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-_VIEW_OPS = (aten.view, aten._unsafe_view, aten._reshape_alias)
+_RESHAPING_VIEWS = (aten.view, aten._unsafe_view, aten._reshape_alias)
 
 
 def _view_labels(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int]) -> Tensor:
