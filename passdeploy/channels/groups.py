@@ -69,6 +69,11 @@ class ChannelGroup:
     statistics: tuple[Statistic, ...] = ()  # taken over channels of this group
 
     @property
+    def numbers(self) -> tuple[tuple[SizeAttribute, Factor], ...]:
+        """The size attributes, under the name that they had before."""
+        return self.size_attributes
+
+    @property
     def is_prunable(self) -> bool:
         """True if channels may be removed: there is more than one, and nothing protects them."""
         return not self.reason and self.width > 1

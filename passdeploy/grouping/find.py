@@ -1,4 +1,4 @@
-"""From a network to its channel groups: follow, rehearse, and choose again where a choice was in vain."""
+"""Find the channel groups of a network: trace it, try cuts, and choose other dimensions where channels were lost."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
+from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_cuts import TrialSearch
+from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.tracing.meta_model import MetaModel
-from passdeploy.tracing.trace import DimChoiceKey, Trace
+from passdeploy.tracing.trace import DimChoiceKey
 from passdeploy.tracing.trace_channels import trace_channels
 
-MOST_ROUNDS = 4
+MAX_ROUNDS = 4  # of choosing other dimensions
 
 
 def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
-    """The channel groups of `model`, prunable and protected, in the order of the forward pass.
+    """Find the channel groups of `model`, prunable and protected, in the order of the forward pass.
 
     Args:
         model: any network; it is run in evaluation mode and left as it was.
@@ -34,85 +36,87 @@ def map_channels(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
 ) -> ChannelMap:
-    """The groups of `model` and its cost model.
+    """Find the channel groups of `model` and the model of what their widths cost.
 
     Args:
         model: any network; it is run in evaluation mode and left as it was.
         example_inputs: one tensor or several, sized as in use.
         include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
-        exclude: patterns of layers whose output channels stay all the same.
+        exclude: patterns of the layers whose output channels must stay, even if `include` matches.
     """
+    model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     meta_model = MetaModel.of(model, inputs)
 
-    def search_of(choose: Mapping[DimChoiceKey, int]) -> TrialSearch:
-        trace = trace_channels(model, inputs, choose=choose, meta_model=meta_model)
-        return TrialSearch(model, inputs, meta_model, trace)
+    def search_with(chosen: Mapping[DimChoiceKey, int]) -> TrialSearch:
+        trace = trace_channels(model, inputs, choose=chosen, meta_model=meta_model)
+        return TrialSearch(TracedNetwork.of(model, inputs, meta_model, trace))
 
-    best, chosen = search_of({}), dict[DimChoiceKey, int]()
+    best, chosen = search_with({}), dict[DimChoiceKey, int]()
     best.settle_sizes()
-    _settle_values_where_chosen_well(best, {})
-    widely, tried = False, list[Mapping[DimChoiceKey, int]]()
-    for _ in range(MOST_ROUNDS):
-        vain = _choices_in_vain(best.trace, chosen, widely=widely)
-        choose = {**chosen, **vain}
-        if vain and choose not in tried:
-            tried.append(choose)
-            search = _better(search_of(choose), choose, best.removable)
+    _settle_values_unless_other_choices(best, {})
+    anywhere, tried = False, list[Mapping[DimChoiceKey, int]]()
+    for _ in range(MAX_ROUNDS):
+        other = _other_choices(best, chosen, anywhere=anywhere)
+        choices = {**chosen, **other}
+        if other and choices not in tried:
+            tried.append(choices)
+            search = _settled_if_better(search_with(choices), choices, best.removable)
             if search is not None:
-                best, chosen, widely = search, choose, False
+                best, chosen, anywhere = search, choices, False
                 continue
-        if widely:
+        if anywhere:
             break
-        widely = True
+        anywhere = True
     best.settle_values()
-    return best.found().chosen(include=include, exclude=exclude)
+    return best.channel_map.chosen(include=include, exclude=exclude)
 
 
-def _better(search: TrialSearch, choose: Mapping[DimChoiceKey, int], most: int) -> TrialSearch | None:
-    """The stage, settled, if more than `most` channels can be removed from it; the rehearsals only ever protect."""
-    if search.removable > most:
-        search.settle_sizes(least=most)
-        if search.removable > most:
-            _settle_values_where_chosen_well(search, choose)
-            if search.removable > most:
-                return search
-    return None
+def _settled_if_better(search: TrialSearch, chosen: Mapping[DimChoiceKey, int], least: int) -> TrialSearch | None:
+    """Settle a search and return it if more than `least` channels may be removed; settling never adds any."""
+    if search.removable > least:
+        search.settle_sizes(stop_at=least)
+    if search.removable > least:
+        _settle_values_unless_other_choices(search, chosen)
+    return search if search.removable > least else None
 
 
-def _settle_values_where_chosen_well(search: TrialSearch, choose: Mapping[DimChoiceKey, int]) -> None:
-    """Compare, unless other choices will be tried anyway."""
-    if not _choices_in_vain(search.trace, choose, widely=True):
+def _settle_values_unless_other_choices(search: TrialSearch, chosen: Mapping[DimChoiceKey, int]) -> None:
+    """Compare outputs, unless other choices are tried next anyway."""
+    if not _other_choices(search, chosen, anywhere=True):
         search.settle_values()
 
 
-def _choices_in_vain(trace: Trace, chosen: Mapping[DimChoiceKey, int], *, widely: bool) -> dict[DimChoiceKey, int]:
-    """Choices whose channels must stay after all, and that have another option: which -> that option.
+def _other_choices(
+    search: TrialSearch, chosen: Mapping[DimChoiceKey, int], *, anywhere: bool
+) -> dict[DimChoiceKey, int]:
+    """Return the next option of each choice of dimension whose channels turned out to be protected.
 
-    Of choices that follow from each other it is the last, and those that are like it: heads are told from their widths
-    after queries are told from keys.
+    Of choices about the same channels only the last ones, with equally many labels, are changed: a reshape separates
+    queries from keys first, and then heads from their widths.
 
     Args:
-        trace: of a walk that was rehearsed.
-        chosen: what was chosen other than the first option.
-        widely: all of them; else those in the modules where the channels met their fate.
+        search: the search after the trial cuts.
+        chosen: options chosen so far, other than the first.
+        anywhere: change every such choice; else only those in modules where the protections arose.
     """
-    union_find, vain = trace.union_find, {}
-    protections, _ = union_find.protections()
-    roots = {key: union_find.find(choice.labels).unique().numpy() for key, choice in trace.choices.items()}
-    lost = {key: found[protections[found] >= 0] for key, found in roots.items()}
-    near = {
+    choices, labels = search.network.trace.choices, search.constraints.labels
+    protections, _ = labels.protections()
+    roots = {key: labels.find(choice.labels).unique().numpy() for key, choice in choices.items()}
+    protected = {key: found[protections[found] >= 0] for key, found in roots.items()}
+    inside = {
         key
-        for key, found in lost.items()
-        if any(name == key[0] or name.startswith(key[0] + ".") for name in union_find.modules_that_protect(found))
+        for key, found in protected.items()
+        if any(name == key[0] or name.startswith(key[0] + ".") for name in labels.modules_that_protect(found))
     }
-    seen: dict[int, int] = {}  # root -> how many labels the last choice among them was about
-    for key, choice in reversed(trace.choices.items()):
+    sizes: dict[int, int] = {}  # root -> number of labels of the last choice about it
+    options = {}
+    for key, choice in reversed(choices.items()):
         size = len(choice.labels)
-        if not len(lost[key]) or not (widely or key in near):
+        if not len(protected[key]) or not (anywhere or key in inside):
             continue
-        if any(seen.setdefault(root, size) != size for root in lost[key].tolist()):
+        if any(sizes.setdefault(root, size) != size for root in protected[key].tolist()):
             continue
         if (option := chosen.get(key, 0) + 1) < choice.options:
-            vain[key] = option
-    return vain
+            options[key] = option
+    return options

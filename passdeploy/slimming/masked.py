@@ -11,37 +11,38 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.reduction_calls import CallKey
+from passdeploy.models.wrappers import unwrapped
 from passdeploy.slimming.masked_norms import KeptMask, restrict_norms_
 from passdeploy.slimming.masked_reductions import KeptAlong
-from passdeploy.slimming.tensors import like, removed_places
+from passdeploy.slimming.tensors import like, removed_indices
 
 
 def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """A copy of `model` with the same shapes in which the dropped channels contribute nothing to any consumer.
+    """Copy `model` so that dropped channels contribute nothing to any consumer; every shape stays.
 
     Raises:
         PlanError: the plan does not fit the groups.
     """
-    return masked_from(ModelCloner(model), groups, plan)
+    return masked_from(ModelCloner(unwrapped(model)), groups, plan)
 
 
 def masked_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """`masked` of a network of which many copies are wanted."""
+    """Do what `masked` does, for a network that is copied many times."""
     plan.check(groups)
     reference = cloner.copy(lambda _, old: like(old, old))
     parameters = {name: tensor for name, tensor in named_state(reference) if isinstance(tensor, nn.Parameter)}
     kept: dict[str, KeptMask] = {}
     with torch.no_grad():
-        for (name, dim), removed in removed_places(groups, plan).items():
+        for (name, dim), removed in removed_indices(groups, plan).items():
             if name in parameters:  # running statistics are divided by: they stay as they are
                 parameter = parameters[name]
-                parameter.index_fill_(dim, removed.places.to(parameter.device), 0.0)
-                kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.places
+                parameter.index_fill_(dim, removed.indices.to(parameter.device), 0.0)
+                kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.indices
     return restrict_norms_(reference, kept, _existing(groups, plan))
 
 
 def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[KeptAlong]]:
-    """What exists of the channels that statistics go over, where any are gone."""
+    """Map each reduction over channels of which some are removed to masks of those that exist."""
     found: dict[tuple[CallKey, int], Tensor] = {}
     for group in groups:
         removed = plan.removed(group)

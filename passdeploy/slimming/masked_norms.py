@@ -1,4 +1,4 @@
-"""Norms whose statistics are taken over the channels that exist.
+"""Layer, group and RMS norms whose statistics are taken over the channels that a plan keeps.
 
 A layer, group or RMS norm over channels of which some are removed is, in the masked network, the norm over the others:
 that is what the slim network will compute. The norm is recognised by its scale, whatever module or function calls it.
@@ -22,7 +22,7 @@ from passdeploy.slimming.masked_reductions import KeptAlong, RestrictedStatistic
 
 
 def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
-    """Layer norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    """Compute the layer norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
     dims = tuple(range(x.ndim - kept.ndim, x.ndim))
     count = kept.sum()
     mean = (x * kept).sum(dims, keepdim=True) / count
@@ -33,7 +33,7 @@ def layer_norm(x: Tensor, kept: Tensor, scale: Tensor, shift: Tensor | None, eps
 
 
 def rms_norm(x: Tensor, kept: Tensor, scale: Tensor, eps: float | None) -> Tensor:
-    """RMS norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
+    """Compute the RMS norm of `x` over its last dimensions where `kept`, of their shape, is 1; zero elsewhere."""
     dims = tuple(range(x.ndim - kept.ndim, x.ndim))
     present = x * kept
     mean_square = present.square().sum(dims, keepdim=True) / kept.sum()
@@ -41,8 +41,8 @@ def rms_norm(x: Tensor, kept: Tensor, scale: Tensor, eps: float | None) -> Tenso
 
 
 def group_norm(x: Tensor, groups: int, kept: Tensor, scale: Tensor, shift: Tensor | None, eps: float) -> Tensor:
-    """Group norm of `x` (batch, channels, ...) over the channels of each group that are kept (channels,)."""
-    inside = x.reshape(x.size(0), groups, kept.numel() // groups, -1)  # (batch, groups, channels of one, places)
+    """Compute the group norm of `x` (batch, channels, ...) over the kept channels of each group."""
+    inside = x.reshape(x.size(0), groups, kept.numel() // groups, -1)  # (batch, groups, channels of a group, positions)
     present = kept.view(1, groups, -1, 1)
     count = (present.sum(2, keepdim=True) * inside.size(3)).clamp_min(1)
     mean = (inside * present).sum((2, 3), keepdim=True) / count
@@ -55,7 +55,7 @@ def group_norm(x: Tensor, groups: int, kept: Tensor, scale: Tensor, shift: Tenso
 
 
 def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-    """Weight standardisation: rows (1, outputs, weights of one) to mean 0 and variance 1 over what is kept."""
+    """Standardise weights: rows (1, outputs, weights of one) to mean 0 and variance 1 over what is kept."""
     count = kept.sum(2, keepdim=True).clamp_min(1)
     centred = (rows - (rows * kept).sum(2, keepdim=True) / count) * kept
     normal = centred * (centred.square().sum(2, keepdim=True) / count + eps).rsqrt()
@@ -66,24 +66,24 @@ def standardise(rows: Tensor, kept: Tensor, scale: Tensor | None, shift: Tensor 
 
 @dataclass(frozen=True)
 class KeptMask:
-    """What exists of a parameter of which slices were removed; spelled out only for those that are asked for."""
+    """Mask of a parameter of which slices were removed, built only when it is asked for."""
 
     shape: torch.Size
-    removed: dict[int, Tensor] = field(default_factory=dict)  # dimension -> places along it
+    removed: dict[int, Tensor] = field(default_factory=dict)  # dimension -> indices along it
 
     def to(self, like: Tensor) -> Tensor:
-        """1 where it exists and 0 elsewhere, in the parameter's shape, with the dtype and device of `like`."""
+        """Build the mask in the parameter's shape, 1 where it is kept and 0 elsewhere; dtype and device as `like`."""
         kept = like.new_ones(self.shape)
-        for dim, places in self.removed.items():
-            kept.index_fill_(dim, places.to(kept.device), 0.0)
+        for dim, indices in self.removed.items():
+            kept.index_fill_(dim, indices.to(kept.device), 0.0)
         return kept
 
 
 class RestrictedNorms(TorchFunctionMode):
-    """While active, norms whose scale is in `kept`, and weights that are standardised, see only what is kept.
+    """Mode in which norms whose scale is in `kept`, and standardised weights, use only what is kept.
 
     Args:
-        kept: parameters, each with what exists of it: its places, or a tensor of its shape that is 1 where it exists.
+        kept: parameters, each with the part that exists: a mask, or a tensor of its shape that is 1 where it exists.
     """
 
     def __init__(self, kept: Sequence[tuple[Tensor, KeptMask | Tensor]]) -> None:
@@ -94,7 +94,7 @@ class RestrictedNorms(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any function of torch, on its way."""
+        """Call any function of torch, restricted where it is known."""
         restricted = None
         if (names := _ARGUMENTS.get(func)) is not None:
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
@@ -102,11 +102,11 @@ class RestrictedNorms(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if restricted is None else restricted
 
     def _norm(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:
-        places = self._of_scale.get(id(given.get("weight")))
-        if places is None:
+        mask = self._of_scale.get(id(given.get("weight")))
+        if mask is None:
             return None
         x, scale = given["input"], given["weight"]
-        kept = places.to(x)
+        kept = mask.to(x)
         if func in (F.group_norm, torch.group_norm):
             return group_norm(x, given["num_groups"], kept, scale, given.get("bias"), given.get("eps", 1e-5))
         if func in (F.layer_norm, torch.layer_norm):
@@ -114,12 +114,12 @@ class RestrictedNorms(TorchFunctionMode):
         return rms_norm(x, kept, scale, given.get("eps"))
 
     def _batch_norm(self, given: Mapping[str, Any]) -> Tensor | None:
-        """A batch norm of a parameter standardises it; one of an activation is none of our business."""
+        """Restrict a batch norm of a parameter, which standardises it; batch norms of activations stay as they are."""
         x = given["input"]
         if x.ndim != 3 or not given.get("training"):
             return None
-        places = self._of_storage.get(x.untyped_storage().data_ptr())
-        if places is None or (kept := places.to(x)).numel() != x.numel():
+        mask = self._of_storage.get(x.untyped_storage().data_ptr())
+        if mask is None or (kept := mask.to(x)).numel() != x.numel():
             return None
         return standardise(x, kept.reshape(x.shape), given.get("weight"), given.get("bias"), given.get("eps", 1e-5))
 

@@ -1,8 +1,8 @@
-"""Statistics over channels, of those that exist.
+"""Reductions over channels (mean, sum, norm, maximum, softmax) restricted to the channels that a plan keeps.
 
 A mean, a sum, a norm, a maximum or a softmax over channels of which some are removed is, in the masked network, that of
 the others: that is what the slim network will compute. Such a call has no scale by which it could be known, as norms
-have (norms.py); it is known by the module that makes it, and by how many of them the module made before.
+have (masked_norms.py); it is known by the module that makes it, and by how many of them the module made before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True fo
 
 
 class RestrictedStatistics(TorchFunctionMode):
-    """While active, statistics that are known see only what exists.
+    """Mode in which the given reductions go over the channels that exist only.
 
     Args:
         turns: follows the network that runs.
@@ -40,7 +40,7 @@ class RestrictedStatistics(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any function of torch, on its way."""
+        """Call any function of torch, restricted where it is known."""
         known = self._existing.get(self._turns.next_key()) if func in REDUCTION_FUNCTIONS else None
         if known is None:
             return func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
-"""Two networks that are compared must decide alike: which box is best, which ones overlap, what passes a threshold.
+"""Record the decisions of one network (ranking, thresholds, NMS) and replay them in another that it is compared with.
 
-Rounding settles a tie one way in one network and the other way in the other, and from there on they look at different
-boxes. So the second network takes over what the first one decided, and only what is computed from it is compared.
+Rounding breaks a tie differently in two networks that are equal but for rounding, and from there on they compute with
+different boxes. With the decisions of the first, only what is computed from them is compared.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-RANKING = ("aten.topk", "aten.sort")  # give values and their places: the values follow from the places
+RANKING = ("aten.topk", "aten.sort")  # return values and their indices: the values follow from the indices
 CHOOSING = ("torchvision.nms", "aten.nonzero", "aten.argsort", "aten.argmax")
 COMPARING = ("aten.gt", "aten.ge", "aten.lt", "aten.le")
 
 
 class DecisionLog:
-    """What a network decided, to be decided again by another one."""
+    """Results of ranking, choosing and comparing operations, in the order of the forward pass."""
 
     def __init__(self) -> None:
         self._made: list[tuple[str, Tensor]] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Remember what is decided in here."""
+        """Record decisions in this context."""
         self._made.clear()
         with _Watched(self._remember):
             yield
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
-        """Decide in here as was decided before, as long as the questions are the same."""
+        """Return the recorded decisions in this context, as long as the same operations ask for them."""
         self._left = iter(self._made)
         with _Watched(self._repeat):
             yield
@@ -47,7 +47,7 @@ class DecisionLog:
         asked, decided = next(self._left, ("", None))
         own = result[1] if op in RANKING else result
         if decided is None or asked != op or (op in (*RANKING, *COMPARING) and decided.shape != own.shape):
-            self._left = iter(())  # another course of things: from here on it decides by itself
+            self._left = iter(())  # another sequence of operations: from here on its own results count
             return result
         if op not in RANKING:
             return decided
@@ -63,7 +63,7 @@ class _Watched(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Any operation, on its way."""
+        """Run any operation; record or replace its result if it is a decision."""
         result = func(*args, **(kwargs or {}))
         op = str(func.overloadpacket)
         if op in _DECISIVE and all(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):
@@ -76,5 +76,5 @@ _DECISIVE = {*RANKING, *CHOOSING, *COMPARING}
 
 
 def decides(ops: Sequence[str]) -> bool:
-    """Whether a network with these operations ranks or chooses."""
+    """Return True if one of these operations ranks or chooses."""
     return any(op in RANKING or op in CHOOSING for op in ops)

@@ -34,7 +34,7 @@ def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Remove
         return cuts_whole_groups(groups, inputs_per_group)
     if groups == 1 or not len(removed):
         return False
-    lost = torch.bincount(removed.places // (size // groups), minlength=groups)
+    lost = torch.bincount(removed.indices // (size // groups), minlength=groups)
     return bool((lost == size // groups).any())
 
 

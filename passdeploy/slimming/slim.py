@@ -13,29 +13,31 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
+from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
-from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_places
+from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices
 
 NOTHING = Removed()
 
 
 @garbage_collection_paused()
 def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """A new network of the same classes without the channels that `plan` drops; `model` is untouched.
+    """Build a new network of the same classes without the channels that `plan` drops; `model` is untouched.
 
     Parameter names, training mode and `requires_grad` are as in `model`.
 
     Raises:
         PlanError: the plan does not fit the groups.
+        ModelError: the network cannot be copied, such as TorchScript.
     """
-    return slim_from(ModelCloner(model), groups, plan)
+    return slim_from(ModelCloner(unwrapped(model)), groups, plan)
 
 
 def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """`slim` of a network of which many copies are wanted."""
+    """Do what `slim` does, for a network that is copied many times."""
     plan.check(groups)
-    removed = removed_places(groups, plan)
+    removed = removed_indices(groups, plan)
     state = cut_tensors(cloner.state, removed)
     gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
 
@@ -54,7 +56,7 @@ def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], pl
 
 
 def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Buffers of a slim network that were cut and that its state dict leaves out; rebuilding it takes them too."""
+    """Collect the buffers of a slim network that were cut and are not in its state dict; a rebuild needs them too."""
     known = smaller.state_dict().keys()
     names = {slot.tensor for group in groups if group.is_prunable for slot in group.slots} - known
     return {name: smaller.get_buffer(name) for name in sorted(names)}

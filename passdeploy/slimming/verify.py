@@ -1,20 +1,35 @@
-"""Compare a slim network with the masked one."""
+"""Compare a slim network with the masked one, and make sure that the comparison can be believed.
+
+Two networks that both run the dense weights agree perfectly. So `verify` also checks that the plan had an effect, that
+neither network reads the tensors of the original, and that the slim network is what its own class computes with its own
+tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import EquivalenceError
+from passdeploy.errors import EquivalenceError, first_line
+from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.modes import evaluating
+from passdeploy.models.outputs import comparable_in
+from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.replay import DecisionLog
-from passdeploy.slimming.slim import slim
+from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
+from passdeploy.slimming.slim import NOTHING, slim
+from passdeploy.slimming.tensors import like, removed_indices
+
+_REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
 
 
 def verify(
@@ -25,36 +40,165 @@ def verify(
     *,
     tolerance: float,
 ) -> float:
-    """Compare `slim` with `masked` on real inputs; returns the largest relative error.
+    """Compare `slim` with `masked` on real inputs and return the largest relative error.
 
     The error of an output is its largest difference divided by its largest absolute value. A detector's boxes are
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way.
 
     Raises:
-        EquivalenceError: it is above `tolerance`, or not a number.
+        EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
+            effect; or what is called is not what the tensors of the slim network say.
+        ModelError: the network cannot be copied.
     """
+    model = unwrapped(model)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     reference, smaller, decisions = masked(model, groups, plan), slim(model, groups, plan), DecisionLog()
-    with torch.no_grad(), evaluating(reference), evaluating(smaller):
-        with decisions.recording():
-            expected = tree_leaves(reference(*arguments))
-        with decisions.replaying():
-            found = tree_leaves(smaller(*arguments))
-    error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True) if isinstance(a, Tensor))
+    with _tensors_unread(model):
+        expected = _outputs_of(reference, arguments, decisions.recording())
+        found = _outputs_of(smaller, arguments, decisions.replaying())
+    if not expected:
+        raise EquivalenceError(
+            "the network returns nothing that can be compared: no tensor, no array and no number.\n"
+            "Let it return what counts, or verify a network around it that does."
+        )
+    error = _largest_error(expected, found)
     if not error <= tolerance:
         raise EquivalenceError(
             f"the slim network differs from the masked one by {error:.1e} (relative), allowed is {tolerance:.1e}.\n"
-            "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
+            + _REPORT
+        )
+    _require_effect(model, groups, plan, arguments, found, tolerance)
+    rebuilt = _outputs_of(_rebuilt(model, smaller, groups, plan), arguments, decisions.replaying())
+    if not _largest_error(found, rebuilt) <= tolerance:
+        raise EquivalenceError(
+            "the slim network computes something else than its class does with the same tensors: "
+            f"they differ by {_largest_error(found, rebuilt):.1e} (relative).\n" + _REPORT
         )
     return error
 
 
 def relative_error(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over largest magnitude; infinite where shapes differ or a value is not finite."""
+    """Divide the largest difference by the largest magnitude; infinite where shapes differ or a value is not finite."""
     if expected.shape != found.shape:
         return float("inf")
     if not expected.numel():
         return 0.0
-    difference = (expected.double() - found.double()).abs().max()
-    error = float(difference / expected.double().abs().max().clamp_min(1e-30))
+    wide = torch.complex128 if expected.is_complex() or found.is_complex() else torch.float64
+    before, after = expected.to(wide), found.to(wide)
+    error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
     return error if error == error else float("inf")
+
+
+def _largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    if len(expected) != len(found):
+        return float("inf")
+    return max(map(relative_error, expected, found), default=0.0)
+
+
+def _outputs_of(
+    network: nn.Module, arguments: Sequence[Any], deciding: AbstractContextManager[None] | None = None
+) -> list[Tensor]:
+    """Run a network in evaluation mode and list what can be compared of its outputs."""
+    with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
+        return comparable_in(network(*arguments))
+
+
+def _require_effect(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    plan: Plan,
+    arguments: Sequence[Any],
+    found: Sequence[Tensor],
+    tolerance: float,
+) -> None:
+    """Raise EquivalenceError if the slim network answers like the dense one, although the removed channels matter."""
+    if not any(len(plan.removed(group)) for group in groups):
+        return
+    dense = _outputs_of(model, arguments)
+    if _largest_error(dense, found) > tolerance:
+        return
+    with removed_slices_zeroed_(model, groups, plan):
+        zeroed = _outputs_of(model, arguments)
+    if (change := _largest_error(dense, zeroed)) > max(tolerance, 1e-6):
+        raise EquivalenceError(
+            "the plan had no effect: the slim network answers like the dense one, although without the removed "
+            f"channels the dense network's answer changes by {change:.1e} (relative).\n" + _REPORT
+        )
+
+
+@contextmanager
+def removed_slices_zeroed_(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> Iterator[None]:
+    """Set the slices that a plan removes to zero in the network's own parameters; afterwards they are what they were.
+
+    This is a second reference for `slim`, independent of `masked`: exact for networks without statistics over channels
+    (layer norms, softmax and the like over channels that are cut), and no copy of the network is made.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        for group in groups:
+            kept = set(plan.kept.get(group.name, range(group.width)))
+            for slot in group.slots:
+                if slot.tensor in parameters:
+                    gone = [
+                        place for channel, row in enumerate(slot.index.tolist()) if channel not in kept for place in row
+                    ]
+                    parameters[slot.tensor].data.transpose(0, slot.dim)[gone] = 0.0
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(saved[name])
+
+
+def _rebuilt(model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+    """Build the slim network another way: Python's own copy of the dense one, around the slim one's tensors."""
+    state, removed = dict(named_state(smaller)), removed_indices(groups, plan)
+    new = {name: like(old, state[name]) for name, old in named_state(model)}
+    lost = {id(new[name]): removed.get((name, 0), NOTHING) for name in new}
+    try:
+        rebuilt = ModelCloner(model).deep_copy({id(old): new[name] for name, old in named_state(model)})
+    except (RuntimeError, TypeError) as error:  # an attribute may refuse to be copied
+        raise EquivalenceError(
+            f"the network cannot be copied, so the slim one cannot be checked: {first_line(error)}"
+        ) from error
+    for module in rebuilt.modules():
+        update_size_attributes_(module, lambda weight: lost.get(id(weight)))
+    for attribute, value in size_attributes_after(groups, plan):
+        write_size_attribute_(rebuilt, attribute, value)
+    return rebuilt
+
+
+class _Reads(TorchDispatchMode):
+    """Watch for operations that read certain storages."""
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = names
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run any operation, unless it reads one of them."""
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and (name := self._names.get(_storage_of(leaf))) is not None:
+                raise EquivalenceError(
+                    f"a copy of the network computes with {name} of the original: {func.name()}.\n"
+                    "Its code or an attribute holds on to the layers themselves; let it use `self`."
+                )
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _tensors_unread(model: nn.Module) -> Iterator[None]:
+    """Raise EquivalenceError if anything in here reads the parameters or buffers of `model`."""
+    names = {_storage_of(tensor): name for name, tensor in named_state(model)}
+    names.pop(0, None)  # tensors without values
+    with _Reads(names):
+        yield
+
+
+def _storage_of(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
+        return 0

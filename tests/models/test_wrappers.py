@@ -143,7 +143,7 @@ CARRIED = {
         lambda net: update_wrapper(partial(doubled, net.stem), net.stem.forward), "stem"
     ),
     "a forward hook": lambda: hooked(lambda net: lambda module, inputs, output: output * 2),
-    "a forward hook that closes over a layer": lambda: hooked(lambda net: lambda m, i, o: o + net.body(i[0])),
+    "a forward hook that closes over a layer": lambda: hooked(lambda net: lambda m, i, o: o + net.stem(IMAGES).mean()),
     "a forward hook that is a method": lambda: hooked(lambda net: types.MethodType(lambda self, m, i, o: o * 2, net)),
     "a forward pre-hook": lambda: hooked(lambda net: lambda module, inputs: (inputs[0] * 2,), pre=True),
     "a parametrisation": parametrized,

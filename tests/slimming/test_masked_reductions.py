@@ -72,7 +72,8 @@ def test_a_statistic_goes_over_the_channels_that_exist(name: str):
     assert verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
     # The masked network does not merely drop what is gone: its statistics are others.
     reference, plain = masked(net, groups, plan), masked(net, groups, plan)
-    plain.__class__ = Net
+    plain._forward_pre_hooks.clear()
+    plain._forward_hooks.clear()
     assert not torch.allclose(reference(IMAGES), plain(IMAGES), atol=1e-5)
 
 
