@@ -136,7 +136,7 @@ class ProfileInputs:
             seconds=seconds,
             image_size=self.image_size,
             trust_engine=execution.trust_engine,
-            tell=listener,
+            listener=listener,
         ).to_json()
         listener.console.print(profile_table(document["rows"]))
         return document, [*map(str, self.files), "next: passdeploy profile, for a run"]

@@ -78,7 +78,7 @@ def profile_run(
             threads=threads,
             setting=setting,
             seconds=seconds,
-            tell=listener,
+            listener=listener,
         )
         document = profile.to_json()
         if layers:

@@ -39,7 +39,7 @@ from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, br
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
 from passdeploy.slimming.verify import verify
-from passdeploy.sparsity.select import choose
+from passdeploy.sparsity.select import select_channels
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
@@ -157,7 +157,7 @@ class _PruneJob:
                 batch_size=self.batch,
                 seed=self.recipe.seed,
                 device=self.device,
-                tell=progress,
+                stage=progress,
                 checkpoint=self.folder.checkpoint("dense"),
                 processes=self.processes,
             )
@@ -167,7 +167,7 @@ class _PruneJob:
         return {"top1": top1}
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
-        chosen = choose(
+        chosen = select_channels(
             self.recipe,
             self.prepared.channels,
             self.prepared.budget,
@@ -283,7 +283,7 @@ class _PruneJob:
             batch_size=self.batch,
             seed=seed_of("finetune", self.recipe.seed),
             device=self.device,
-            tell=progress,
+            stage=progress,
             teacher=self._load_dense(),
             checkpoint=self.folder.checkpoint("finetune"),
             processes=self.processes,
@@ -356,7 +356,12 @@ class _PruneJob:
             for name in ("dense", "slim")
         ]
         profile = profile_pair(
-            *pair, image_shape=self.data.image_shape, backends=("torch",), batches=(8,), seconds=2.0, tell=self.listener
+            *pair,
+            image_shape=self.data.image_shape,
+            backends=("torch",),
+            batches=(8,),
+            seconds=2.0,
+            listener=self.listener,
         )
         rows: list[dict[str, Any]] = profile.to_json()["rows"]
         return rows
