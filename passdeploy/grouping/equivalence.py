@@ -1,8 +1,8 @@
-"""Does a cut network compute what the masked one does? Asked of a network whose every part can be seen in its output.
+"""Compare the outputs of cut and masked networks, and find the groups that make them differ.
 
-Whether it does is a matter of the code, whatever the weights are. So weights that hide something, such as layer scales
-of a millionth or gains that start at zero, are replaced by some that do not, and float32 tells most cases apart; what
-lies between is decided in float64.
+The outcome depends on the code, not on the weights. So weights that would hide an error, such as layer scales of a
+millionth or gains that start at zero, are replaced by random ones. Errors in float32 decide most cases; those between
+the two bounds are decided in float64.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.grouping.trial import random_plan
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
+from passdeploy.models.outputs import comparable_in
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.replay import DecisionLog, decides
@@ -28,60 +30,72 @@ from passdeploy.slimming.tensors import groups_after, like
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.trace import Trace
 
-SURE = 1e-5, 1e-2  # relative errors in float32 below which two networks are the same, and above which they are not
-TOLERANCE = 1e-9  # in float64, for what lies between
-MOST_TRIALS = 60  # of parts of a cut, to find the groups that spoil it
-MOST_DOUBLED = 100_000_000  # parameters of a network that is compared in float64: a large one in float32 alone
+FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not
+FLOAT64_TOLERANCE = 1e-9  # relative error in float64, for cases between the bounds
+MAX_FLOAT64_PARAMETERS = 100_000_000  # larger networks are compared in float32 alone, by the upper bound
+MAX_BISECTION_TRIALS = 60  # comparisons of parts of a cut
 
 
 class Comparison:
-    """Of the slim networks of one network with its masked ones.
+    """Comparisons of cut with masked copies of one network.
 
     Args:
-        mould: of the network.
-        inputs: what it is called with.
-        trace: of its walk, or of that of the network it was cut out of.
-        groups: its channels.
+        cloner: makes copies of the network.
+        inputs: its positional arguments.
+        trace: of the network, or of the one it was cut from.
+        groups: its channel groups.
     """
 
     def __init__(
         self, cloner: ModelCloner[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
     ) -> None:
         self._cloner, self._original, self._inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
-        self._trace, self.groups = trace, groups
+        self.groups = groups
         self._decides = decides([record.op for record in trace.op_log])
-        self._left: ModelCloner[nn.Module] | None = None  # what the plan left that was to be kept
-        self.is_large = sum(trace.parameters.values()) > MOST_DOUBLED
+        self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
+        self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS
 
     def is_exact(self, plan: Plan, *, keep: bool = False) -> bool:
-        """Whether cutting equals masking; `keep`: what the plan leaves will be compared next, with `after`."""
+        """True if the network cut by `plan` computes what the masked one does.
+
+        Args:
+            plan: channels to keep.
+            keep: keep the cut network for `after`.
+        """
         try:
             error = self._error_of(plan, None, keep=keep)
-            if self.is_large or not SURE[0] < error < SURE[1]:
-                return error < SURE[1]
-            return self._error_of(plan, torch.float64) <= TOLERANCE
-        except Exception:  # a part of a cut that ran may meet a number that depends on the rest
+            if self.is_large or not FLOAT32_BOUNDS[0] < error < FLOAT32_BOUNDS[1]:
+                return error < FLOAT32_BOUNDS[1]
+            return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
+        except Exception:  # the whole cut runs, but a part of it may raise
             return False
 
     def after(self, plan: Plan) -> Comparison:
-        """The same for what `plan`, found exact and kept, leaves: its cuts are sooner compared."""
+        """Return comparisons for the network that `plan` left, which `is_exact` kept; a smaller network is faster."""
         sizes = {name: tuple(tensor.shape) for name, tensor in self._cloner.state.items()}
-        assert self._left is not None, "is_exact(plan, keep=True) comes first"
+        assert self._cut_cloner is not None, "is_exact(plan, keep=True) comes first"
         after = copy.copy(self)
-        after._cloner = after._original = self._left  # its weights tell already, or else they must not
-        after.groups, after._left = groups_after(self.groups, plan, sizes), None
+        after._cloner = after._original = self._cut_cloner  # constant weights are random already, where they can be
+        after.groups, after._cut_cloner = groups_after(self.groups, plan, sizes), None
         return after
 
     def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:
+        """Return the largest relative error of an output of the cut network.
+
+        Args:
+            plan: channels to keep.
+            dtype: to compute in; None: as the network is.
+            keep: keep the cut network for `after`.
+        """
         decisions, nothing = DecisionLog(), nullcontext()
         reference = masked_from(self._cloner, self.groups, plan)
         expected = self._outputs_of(reference, dtype, decisions.recording() if self._decides else nothing)
-        if self._cloner is not self._original and not _tells(expected):
-            self._cloner = self._original  # it was made for its own weights
+        if self._cloner is not self._original and not _is_comparable(expected):
+            self._cloner = self._original  # the network only works with its own weights
             return self._error_of(plan, dtype, keep=keep)
         smaller = slim_from(self._cloner, self.groups, plan)
         if keep:
-            self._left = ModelCloner(smaller)  # as it is before it runs
+            self._cut_cloner = ModelCloner(smaller)  # a run might change the network
         found = self._outputs_of(smaller, dtype, decisions.replaying() if self._decides else nothing)
         if len(expected) != len(found):
             return float("inf")
@@ -94,52 +108,76 @@ class Comparison:
             network.to(dtype)
         with torch.no_grad(), evaluating(network), unfused_attention(), deciding:
             outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self._inputs)))
-        return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        return comparable_in(outputs)
+
+
+def find_failing_groups(comparison: Comparison, *, trials: int, cut_successively: bool) -> set[str]:
+    """Return the names of groups that make a randomly cut network differ from the masked one.
+
+    Args:
+        comparison: of the whole network.
+        trials: number of random cuts to compare, until one differs.
+        cut_successively: let each cut continue from what the cut before left; else each cuts the whole network.
+    """
+    for index in range(trials):
+        plan = random_plan(comparison.groups, index)
+        if not plan.kept:
+            break
+        is_continued = cut_successively and index + 1 < trials
+        if not comparison.is_exact(plan, keep=is_continued):
+            return set(FailingGroups(comparison, plan).names())
+        if is_continued:
+            comparison = comparison.after(plan)
+    return set()
 
 
 class FailingGroups:
-    """The groups of a plan that spoil a comparison, found by halving."""
+    """Bisection for the groups of a plan that make the cut network differ from the masked one."""
 
     def __init__(self, comparison: Comparison, plan: Plan) -> None:
-        self._comparison, self._plan, self._trials_left = comparison, plan, MOST_TRIALS
-        self.found = set(self._among(list(plan.kept)))
+        self._comparison, self._plan, self._trials_left = comparison, plan, MAX_BISECTION_TRIALS
 
-    def _among(self, suspects: Sequence[str]) -> list[str]:
-        if len(suspects) == 1 or self._trials_left <= 0:
-            return list(suspects)
+    def names(self) -> list[str]:
+        """Run the comparisons and return the names of the groups."""
+        return self._bisect(list(self._plan.kept))
+
+    def _bisect(self, names: Sequence[str]) -> list[str]:
+        if len(names) == 1 or self._trials_left <= 0:
+            return list(names)
         self._trials_left -= 2
-        halves = suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]
-        guilty = [half for half in halves if not self._is_exact(half)]
-        return [name for half in guilty for name in self._among(half)] or list(suspects)
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        failing = [half for half in halves if not self._is_exact(half)]
+        return [name for half in failing for name in self._bisect(half)] or list(names)
 
     def _is_exact(self, names: Sequence[str]) -> bool:
         return self._comparison.is_exact(Plan({name: self._plan.kept[name] for name in names}))
 
 
-def _tells(outputs: Sequence[Tensor]) -> bool:
-    """Whether there is something in all of it that can be compared."""
+def _is_comparable(outputs: Sequence[Tensor]) -> bool:
+    """True if no output is empty, and all values are finite."""
     return all(output.numel() and bool(output.isfinite().all()) for output in outputs)
 
 
 def randomised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a network without parameters that are all the same; those that vary are shared."""
-    return {name: like(old, _varied(name, old)) if _is_even(old) else old for name, old in state.items()}
+    """Replace parameters whose values are all the same by random ones; other tensors are shared, not copied."""
+    return {name: like(old, _random_like(name, old)) if _is_constant(old) else old for name, old in state.items()}
 
 
-def _is_even(tensor: Tensor) -> bool:
+def _is_constant(tensor: Tensor) -> bool:
+    """True for a float parameter whose values are all the same."""
     if not isinstance(tensor, nn.Parameter) or not tensor.is_floating_point() or not tensor.numel():
         return False
     values = tensor.detach().flatten()
     return bool((values[:2] == values[0]).all()) and bool((values == values[0]).all())
 
 
-def _varied(name: str, tensor: Tensor) -> Tensor:
-    """Values as they might be after training: gains near one, shifts and tables near zero."""
+def _random_like(name: str, tensor: Tensor) -> Tensor:
+    """Draw values as they might be after training: gains near one, shifts and tables near zero."""
     noise = torch.randn(tensor.shape, generator=generator("vivid", name)).to(tensor.device, tensor.dtype)
     value = float(tensor.detach().flatten()[0])
     if max(tensor.shape, default=1) < tensor.numel():
         return noise.mul(tensor[0].numel() ** -0.5).add(value)
-    if name.endswith("bias"):  # one number, or one for every channel
+    if name.endswith("bias"):  # a scalar, or a value for each channel
         return noise.mul(0.1).add(value)
     return noise.mul(0.1).add(1).mul(value if abs(value) > 0.1 else 1.0)
 

@@ -34,6 +34,7 @@ class CompositeFunctionMode(TorchFunctionMode):
         around_reduction: makes a context that is entered around each reduction that `masked` can restrict to channels.
         around_size_derivation: makes a context that is entered around each function that takes its sizes from tensors,
             with no size stated by the model.
+        on_leaving: called with each tensor whose values leave torch, as an array, a list, a number or a text.
         is_meta: True if tensors are on the meta device.
     """
 
@@ -42,11 +43,12 @@ class CompositeFunctionMode(TorchFunctionMode):
         on_op: Callable[[OpCall], None],
         around_reduction: Callable[[], AbstractContextManager[None]],
         around_size_derivation: Callable[[], AbstractContextManager[None]],
+        on_leaving: Callable[[Tensor], None],
         *,
         is_meta: bool,
     ) -> None:
         super().__init__()
-        self._on_op, self._is_meta = on_op, is_meta
+        self._on_op, self._on_leaving, self._is_meta = on_op, on_leaving, is_meta
         self._around_reduction, self._around_size_derivation = around_reduction, around_size_derivation
 
     def __torch_function__(
@@ -63,6 +65,8 @@ class CompositeFunctionMode(TorchFunctionMode):
             self._on_op(OpCall(_RECURRENT[func], args, {}, args[1]))
             with unfused_rnns():
                 return func(*args)
+        if func in _LEAVING:
+            self._on_leaving(args[0])
         if func in _SIZE_DERIVING:
             with self._around_size_derivation():
                 return func(*args, **(kwargs or {}))
@@ -96,6 +100,14 @@ def _normalize_by_broadcast(
 _SIZE_DERIVING = {
     *(torch.flatten, Tensor.flatten, torch.chunk, Tensor.chunk, torch.unbind, Tensor.unbind),
     *(F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.adaptive_avg_pool2d),
+}
+
+
+# Whoever gets these values may use them in any way, and what comes back into torch has no labels.
+_LEAVING = {
+    *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.item, Tensor.__dlpack__, Tensor.data_ptr),
+    *(Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__bool__),
+    *(Tensor.__repr__, Tensor.__format__, Tensor.__reduce_ex__, Tensor.untyped_storage),
 }
 
 
@@ -135,7 +147,7 @@ class OpObserver(TorchDispatchMode):
     def run_model(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` under this mode and return its outputs; attention and other composites are one operation each."""
         composites = CompositeFunctionMode(
-            self.on_op, self.around_reduction, self.around_size_derivation, is_meta=self.is_meta
+            self.on_op, self.around_reduction, self.around_size_derivation, self.on_leaving, is_meta=self.is_meta
         )
         with unfused_attention(), composites, self:
             return model(*inputs)
@@ -143,6 +155,9 @@ class OpObserver(TorchDispatchMode):
     def around_reduction(self) -> AbstractContextManager[None]:
         """Make the context that is entered around a reduction over channels; none here, subclasses may have one."""
         return nullcontext()
+
+    def on_leaving(self, tensor: Tensor) -> None:
+        """Handle a tensor whose values leave torch; nothing to do here, subclasses may protect it."""
 
     is_deriving_sizes = False  # torch takes the sizes of the running operation from its tensors
 

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from passdeploy.errors import ModelError
 from passdeploy.models.cloning import named_state
 from passdeploy.models.modes import evaluating
+from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.models.reduction_calls import CallKey, ReductionCallTracker
 from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.labels import LabelUnionFind, Reason
@@ -172,10 +174,19 @@ class ChannelTracer(OpObserver):
                 self._labels[leaf] = {}
         outputs = self.run_model(model, inputs)
         self._current_call = None
-        for output in tree_leaves(outputs):
-            if isinstance(output, Tensor):
-                for vector in self.labels(output).values():
-                    self.union_find.protect(vector, Reason("the model's output"))
+        if not comparable_in(outputs):
+            raise ModelError(
+                f"the network returns {type(outputs).__name__}, in which no tensor, array or number can be found.\n"
+                "Let it return its outputs as tensors, in tuples, dictionaries or dataclasses."
+            )
+        for output in tensors_in(outputs):
+            for vector in self.labels(output).values():
+                self.union_find.protect(vector, Reason("the model's output"))
+
+    def on_leaving(self, tensor: Tensor) -> None:
+        """Protect the channels of a tensor whose values leave torch: they are outputs as well."""
+        self._current_source = source_line()
+        self.protect_all([tensor], "its values leave torch")
 
     def has_unused_parameters(self, model: nn.Module) -> bool:
         """Test whether the passes so far left a parameter unused."""

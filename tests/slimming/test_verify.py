@@ -1,0 +1,205 @@
+"""`verify` finds a slim network that is not what its plan says, whatever hides it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import passdeploy as pd
+from benchmarks.zoo import randomise_
+from passdeploy.errors import EquivalenceError, ModelError
+from passdeploy.grouping.trial import random_plan
+from passdeploy.models.outputs import comparable_in, tensors_in
+from passdeploy.slimming.verify import relative_error, removed_slices_zeroed_
+
+IMAGES = torch.randn(2, 3, 32, 32)
+
+
+class Headed(nn.Module):
+    """A classifier whose logits leave `forward` in a form of their own."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head, self.answer = nn.Conv2d(3, 16, 3, 2), nn.Linear(16, 10), answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.head(self.stem(x).relu().mean((2, 3))))
+
+
+@dataclass
+class Result:
+    name: str
+    logits: Tensor
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    image: int
+
+
+class Boxes:
+    def __init__(self, logits: Tensor) -> None:
+        self.data = {"scores": [logits]}
+
+
+class Slotted:
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+ANSWERS: dict[str, Callable[[Tensor], Any]] = {
+    "a tensor": lambda y: y,
+    "a dictionary": lambda y: {"logits": y, "note": "text"},
+    "a named tuple": lambda y: Pair(y, 3),
+    "a dataclass": lambda y: Result("net", y),
+    "an object": Boxes,
+    "an object with slots": Slotted,
+    "a list of dataclasses": lambda y: [Result("net", row) for row in y],
+    "an object in a dataclass": lambda y: Result("net", Boxes(y)),  # type: ignore[arg-type]
+    "an array": lambda y: y.detach().numpy(),
+    "an array, through numpy.asarray": lambda y: np.asarray(y.detach()),
+    "a tensor made of an array": lambda y: torch.from_numpy(y.detach().numpy() * 2),
+    "lists": lambda y: y.tolist(),
+    "numbers": lambda y: [float(value) for value in y[0].detach()],
+    "items": lambda y: {"best": y[0, 3].item()},
+    "a tensor made of lists": lambda y: torch.tensor(y.tolist()),
+    "the best class": lambda y: int(y[0].argmax()),
+    "the best class as a tensor": lambda y: y.argmax(1),
+    "the best five": lambda y: y.topk(5).indices.tolist(),
+}
+WITHOUT_COMPARISON: dict[str, Callable[[Tensor], Any]] = {
+    "nothing": lambda y: None,
+    "a text": lambda y: f"class {int(y[0].argmax())}",
+    "a function": lambda y: lambda: y,
+    "an empty list": lambda y: [],
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_classes_stay_however_the_answer_is_given(answer: Callable[[Tensor], Any]):
+    net = Headed(answer).eval()
+    groups = {group.name: group for group in pd.find_groups(net, IMAGES)}
+    assert (groups["stem"].is_prunable, groups["head"].is_prunable) == (True, False)
+    plan = pd.Plan({"stem": tuple(range(0, 16, 2))})
+    assert pd.verify(net, tuple(groups.values()), plan, IMAGES, tolerance=1e-5) <= 1e-5
+    assert len(comparable_in(pd.slim(net, tuple(groups.values()), plan)(IMAGES))) >= 1
+
+
+def test_what_leaves_torch_is_named_with_its_line():
+    groups = {group.name: group for group in pd.find_groups(Headed(ANSWERS["lists"]).eval(), IMAGES)}
+    assert "its values leave torch" in groups["head"].reason
+    assert "test_verify.py:" in groups["head"].reason
+
+
+@pytest.mark.parametrize("answer", WITHOUT_COMPARISON.values(), ids=WITHOUT_COMPARISON)
+def test_an_answer_without_anything_to_compare_is_refused(answer: Callable[[Tensor], Any]):
+    net = Headed(answer).eval()
+    with pytest.raises(ModelError, match="no tensor, array or number"):
+        pd.find_groups(net, IMAGES)
+    groups = pd.find_groups(Headed(ANSWERS["a tensor"]).eval(), IMAGES)
+    with pytest.raises(EquivalenceError, match="nothing that can be compared"):
+        pd.verify(net, groups, pd.Plan({"stem": (0, 1)}), IMAGES, tolerance=1e-5)
+
+
+def test_tensors_are_found_in_objects_that_hold_each_other():
+    first, second = Boxes(torch.ones(2)), Boxes(torch.zeros(3))
+    first.data["other"], second.data["other"] = second, first  # type: ignore[assignment]
+    assert [len(tensor) for tensor in tensors_in([first, None, "text"])] == [2, 3]
+
+
+# Faults that the comparison of slim and masked alone does not see
+
+
+def dense_copy(model: nn.Module, groups: Any, plan: pd.Plan) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def plan_for(net: nn.Module) -> tuple[tuple[pd.ChannelGroup, ...], pd.Plan]:
+    groups = pd.find_groups(net, IMAGES)
+    return groups, pd.Plan({"stem": tuple(range(0, 16, 2))})
+
+
+def test_a_plan_without_effect_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    monkeypatch.setattr("passdeploy.slimming.verify.slim", dense_copy)
+    monkeypatch.setattr("passdeploy.slimming.verify.masked", dense_copy)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(EquivalenceError, match="the plan had no effect"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_channels_that_do_not_matter_may_go_without_effect():
+    net = Headed(ANSWERS["a tensor"]).eval()
+    with torch.no_grad():
+        net.head.weight[:, 1::2] = 0.0
+    groups, plan = plan_for(net)
+    assert pd.verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+
+
+def test_a_copy_that_reads_the_original_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = net(x)
+            return result
+
+    monkeypatch.setattr("passdeploy.slimming.verify.slim", lambda *_: Calling())
+    monkeypatch.setattr("passdeploy.slimming.verify.masked", lambda *_: Calling())
+    with pytest.raises(EquivalenceError, match=r"computes with stem\.weight of the original"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+def test_a_slim_network_that_is_not_called_through_its_class_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    from passdeploy.slimming.slim import slim
+
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    dense = copy.deepcopy(net)
+
+    def patched(model: nn.Module, *rest: Any) -> nn.Module:
+        smaller = slim(model, *rest)
+        smaller.forward = dense.forward  # type: ignore[method-assign]
+        return smaller
+
+    monkeypatch.setattr("passdeploy.slimming.verify.slim", patched)
+    monkeypatch.setattr("passdeploy.slimming.verify.masked", dense_copy)
+    monkeypatch.setattr("passdeploy.slimming.verify._require_effect", lambda *_: None)
+    with pytest.raises(EquivalenceError, match="something else than its class does"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+# The second reference
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf", "vgg11_bn", "googlenet"]
+)
+def test_cutting_equals_zeroing_the_slices_of_the_network_itself(name: str):
+    plain = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
+    net = randomise_(torchvision.models.get_model(name, weights=None, num_classes=10, **plain)).double()
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    groups = pd.find_groups(net, images)
+    plan = random_plan(groups, 1)
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    with torch.no_grad():
+        smaller, dense = pd.slim(net, groups, plan)(images), net(images)
+        with removed_slices_zeroed_(net, groups, plan):
+            zeroed = net(images)
+    assert relative_error(zeroed, smaller) < 1e-9
+    assert relative_error(dense, smaller) > 1e-3
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
