@@ -46,7 +46,7 @@ def fastest_widths(
     low, high = 0.0, 1e3 * search.time(best) / costs.of("macs")
     for _ in range(_HALVINGS):
         middle = float(np.sqrt(max(low, 1e-9 * high) * high))
-        choice = search.settle(middle)
+        choice = search.best_choice(middle)
         if search.kept(choice) >= macs:
             high = middle
             if search.time(choice) < search.time(best):
@@ -82,7 +82,7 @@ class _Search:
         """Count the multiply-adds of the network."""
         return self.macs.value(self.table.widths(choice))
 
-    def settle(self, multiplier: float) -> np.ndarray:
+    def best_choice(self, multiplier: float) -> np.ndarray:
         """Maximise `multiplier` (nanoseconds) * multiply-adds - time, one group at a time."""
 
         def gain(widths: np.ndarray, group: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from passdeploy.channels.width_table import WidthTable
 from passdeploy.channels.widths import STRICT_KINDS, minimum_width
 from passdeploy.errors import BudgetError
 
-_HALVINGS = 40  # of the share that is kept of every group
+_SHARE_HALVINGS = 40  # of the share that is kept of every group
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _after(steps: np.ndarray, groups: int) -> np.ndarray:
 def _largest_uniform_share(table: WidthTable, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
     """Choose the candidates nearest to one share of every group, the largest share that fits, by bisection."""
     low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
+    for _ in range(_SHARE_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(_nearest(table, middle)) else (low, middle)
     upper = _nearest(table, high)

@@ -65,7 +65,7 @@ def find_table(
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
-    with stage("table", f"how long layers take: {context.words}", listener) as progress:
+    with stage("table", f"how long layers take: {context.description}", listener) as progress:
         with open_sampler(context, dense, channels, images) as sampler:
             table = sample_latency(sampler, channels, context, plan or DEFAULT_SAMPLING, progress)
         typical, largest = table.error

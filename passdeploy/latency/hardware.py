@@ -66,7 +66,7 @@ class MeasurementContext:
         return Setting(self.device, self.precision, self.channels_last, self.cuda_graph)
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Short description for progress lines: backend, device, precision, options, batch and threads."""
         device = "" if self.device == "cpu" else f" on {self.processor}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""

@@ -40,7 +40,7 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
     cost = costs.cost_of("latency")
     assert isinstance(cost, LatencyCost)
     knapsack = _Knapsack(WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True), cost)
-    fastest, within = knapsack.settle(np.inf), cost.sum_within(limit)
+    fastest, within = knapsack.best_choice(np.inf), cost.sum_within(limit)
     if knapsack.time(fastest) > within:
         least, whole = cost.value(knapsack.table.widths(fastest)), costs.of("latency")
         raise BudgetError(
@@ -58,7 +58,7 @@ class _Knapsack:
     table: WidthTable
     cost: LatencyCost
 
-    def settle(self, multiplier: float) -> np.ndarray:
+    def best_choice(self, multiplier: float) -> np.ndarray:
         """Maximise score - `multiplier` * time one group at a time; an infinite one asks for speed alone."""
 
         def gain(widths: np.ndarray, group: int) -> np.ndarray:
@@ -74,7 +74,7 @@ class _Knapsack:
         low, high = 1e-4 * all_score / all_time, 1e4 * all_score / all_time
         for _ in range(_HALVINGS):
             middle = float(np.sqrt(low * high))
-            choice = self.settle(middle)
+            choice = self.best_choice(middle)
             if self.time(choice) <= limit:
                 high = middle
                 if self.score(choice) > most:

@@ -129,7 +129,7 @@ def prepare_target(
     if goal.ms is not None and goal.ms >= table.dense_ms:
         raise UsageError(
             f"prune.target.latency_ms: asked for {goal.ms:g} ms, but the dense network takes "
-            f"{table.dense_ms:.3g} ms ({context.words}).\n"
+            f"{table.dense_ms:.3g} ms ({context.description}).\n"
             "Ask for less, or do not prune."
         )
     limit = int(goal.ms * NS_PER_MS) if goal.ms is not None else int((goal.share or 1.0) * dense_ns)

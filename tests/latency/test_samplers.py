@@ -139,7 +139,7 @@ def test_a_table_in_another_precision_and_layout(net: nn.Module, channels: Chann
     assert runner.module.second.weight.shape[0] == 16
     context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16), setting=setting)
     assert context.setting == setting
-    assert context.words == "torch, bf16, channels-last, batch 2, 1 thread"
+    assert context.description == "torch, bf16, channels-last, batch 2, 1 thread"
     table = sample_latency(sampler, channels, context, SamplingPlan(networks=8, repeats=1, seconds=0.01))
     again = LatencyTable.from_json(table.to_json())
     assert again.context == context
@@ -175,7 +175,7 @@ def test_a_gpu_is_told_by_its_name_and_by_what_it_can_compute(monkeypatch: pytes
         )
 
     assert (here("cuda:1").processor, here("cuda:1").instructions) == ("GPU 1", "sm_90")
-    assert here("cuda:1").words == "torch on GPU 1, cuda-graph, batch 8"
+    assert here("cuda:1").description == "torch on GPU 1, cuda-graph, batch 8"
     assert here("cuda:1").differences(here("cuda")) == ["processor: made with GPU 1, wanted is GPU 0"]
     assert here("cuda:2").processor == "no such GPU"
     assert not here("cuda").differences(here("cuda:0"))  # the same GPU by another name

@@ -15,7 +15,7 @@ from tests.profiling.fakes import FakeRunner
 from .fakes import QUICK, FakeSampler, chain, table_of
 
 
-class DrowsySampler(FakeSampler):
+class SometimesSlowSampler(FakeSampler):
     """Sampler on a machine that is 1.5 times as slow from the fourth measurement to the seventh."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ def channels() -> ChannelMap:
 
 
 def test_what_was_measured_while_the_machine_was_slow_is_measured_again(channels: ChannelMap):
-    sampler = DrowsySampler()
+    sampler = SometimesSlowSampler()
     table = table_of(sampler, channels, replace(QUICK, target_shares=()))
     slow = sampler.measurements[3:7]
     assert all(sampler.measurements.count(widths) == 2 for widths in slow)
