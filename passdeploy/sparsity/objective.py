@@ -49,7 +49,7 @@ class MaskObjective:
         if settings.weights != "frozen":
             self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
         self.network = ShrinkingNetwork(model, groups, costs, self.co_trained)
-        self._distillation = _distillation(teacher, settings) if settings.distill else None
+        self._distillation = _distillation_loss(teacher, settings) if settings.distill else None
         self.dense_cost = costs.of(budget.kind)
         minimum_widths = {group.name: minimum_width(group, settings.round_to, budget.kind) for group in groups}
         self._lowest_limit = min(costs.of(budget.kind, minimum_widths), budget.limit)
@@ -91,7 +91,7 @@ class MaskObjective:
         return loss, gates
 
 
-def _distillation(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:
+def _distillation_loss(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:
     """Build the distillation loss with a copy of the teacher in evaluation mode; the parameters are shared."""
     evaluated = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()
     return DistillationLoss(evaluated, settings.distill, settings.temperature, settings.only_better)

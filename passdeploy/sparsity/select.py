@@ -122,15 +122,15 @@ def select_channels(
         lr=weights_optimizer_of(recipe).lr,
         ceiling=prune.growing.ceiling,
         ramp=prune.growing.ramp,
-        distillation=_distillation(recipe, dense),
+        distillation=_growing_distillation(recipe, dense),
         stage=stage,
         processes=processes,
     )
     return Selection(plan, scores, text, weights=grown)
 
 
-def _distillation(recipe: Recipe, dense: nn.Module) -> DistillationLoss | None:
-    """Build the distillation loss that the recipe asks for; puts `dense` into evaluation mode."""
+def _growing_distillation(recipe: Recipe, dense: nn.Module) -> DistillationLoss | None:
+    """Put `dense` into evaluation mode and make it the teacher of growing regularisation; None without distillation."""
     spec = recipe.prune.distill
     return DistillationLoss(dense.eval(), spec.alpha, spec.temperature, spec.only_better) if spec else None
 

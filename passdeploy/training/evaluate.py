@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from passdeploy.data.splits import Split
 from passdeploy.models.modes import evaluating
@@ -40,7 +40,8 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
         for images, labels in split.batches(batch_size):
             logits, labels = logits_of(model(placed_like(model, images, device))), labels.to(device)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
-            meter.add(loss, _count_correct(logits, labels), len(labels))
+            correct = int((logits.argmax(dim=1) == labels).sum().item())
+            meter.add(loss, correct, len(labels))
     return Accuracy(meter.top1, int(meter.correct), meter.total, meter.loss)
 
 
@@ -65,7 +66,3 @@ class AccuracyMeter:
     def top1(self) -> float:
         """Fraction of all images so far that were classified correctly."""
         return self.correct / max(1, self.total)
-
-
-def _count_correct(logits: Tensor, labels: Tensor) -> int:
-    return int((logits.argmax(dim=1) == labels).sum().item())
