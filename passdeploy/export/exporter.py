@@ -79,7 +79,7 @@ def export_artifacts(
             opset = choose_opset(precision, settings.opset)
             with stage("export", draft.name, listener) as progress:
                 is_source = precision == "fp32"
-                if opset not in sources:
+                if is_source or opset not in sources:
                     source = draft if is_source else Path(drafts) / f"opset{opset}.onnx"
                     artifact = export_onnx(model, example, source, opset=opset, batch=settings.batch, metadata=known)
                     sources[opset] = source

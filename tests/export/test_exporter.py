@@ -225,3 +225,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         export(net, images, tmp_path / "export", **settings)
     assert str(caught.value).count("\n") < 3
     assert not (tmp_path / "export").exists()
+
+
+def test_the_order_of_precisions_does_not_matter(net: SmallNet, images: Tensor, tmp_path: Path):
+    artifacts = export(net, images, tmp_path, precisions=("fp16", "fp32"))
+    assert [artifact.path.name for artifact in artifacts] == ["model-fp16.onnx", "model.onnx"]
+    assert all(artifact.path.is_file() for artifact in artifacts)
