@@ -38,7 +38,7 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes, process_gr
 from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
-from passdeploy.slimming.verify import verify
+from passdeploy.slimming.verify import check_equivalence
 from passdeploy.sparsity.select import select_channels
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
@@ -243,7 +243,9 @@ class _PruneJob:
             dense = copy.deepcopy(dense)
             dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
-        error = verify(dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence)
+        equivalence = check_equivalence(
+            dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence
+        )
         prompt = self._new_prompt()
         if prompt is not None:
             prompt.load_pixels_(saved)
@@ -264,9 +266,16 @@ class _PruneJob:
         achieved = self.costs.of(kind, plan.widths())
         progress.text = (
             f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
-            f"equal to the masked network to {error:.1e}, top-1 {top1:.2%}"
+            f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "
+            f"top-1 {top1:.2%}"
         )
-        return {"max_rel_error": error, "top1": top1, "achieved": achieved, "prompt": prompted}
+        return {
+            "max_rel_error": equivalence.max_rel_error,
+            "input_shapes": equivalence.input_shapes,
+            "top1": top1,
+            "achieved": achieved,
+            "prompt": prompted,
+        }
 
     def _finetune(self, progress: Stage) -> dict[str, Any]:
         plan = plan_from_json(self.folder.read_json("plan.json"))

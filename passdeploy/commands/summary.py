@@ -48,7 +48,7 @@ def summarise(
         },
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
-        "equivalence": {"max_rel_error": cut["max_rel_error"]},
+        "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
         "versions": package_versions(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,31 @@ def verify(
             effect; or what is called is not what the tensors of the slim network say.
         ModelError: the network cannot be copied.
     """
+    return check_equivalence(model, groups, plan, inputs, tolerance=tolerance).max_rel_error
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The agreement of a slim network with the masked one."""
+
+    max_rel_error: float  # over all outputs and inputs
+    input_shapes: list[list[list[int]]]  # for each run: the shapes of the network's arguments
+
+    @property
+    def size_text(self) -> str:
+        """The shapes of the inputs in words, such as `8x3x64x64 and 9x3x96x96`."""
+        return " and ".join(", ".join("x".join(map(str, shape)) for shape in run) for run in self.input_shapes)
+
+
+def check_equivalence(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    plan: Plan,
+    inputs: Tensor | Sequence[Tensor],
+    *,
+    tolerance: float,
+) -> Equivalence:
+    """Do what `verify` does, and also return the sizes at which the networks were compared."""
     model = unwrapped(model)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     reference, smaller = masked(model, groups, plan), slim(model, groups, plan)
@@ -68,7 +94,7 @@ def verify(
             "the slim network computes something else than its class does with the same tensors: "
             f"they differ by {difference:.1e} (relative).\n" + _REPORT
         )
-    return error
+    return Equivalence(error, [shapes_of(used) for used in (arguments, other) if used is not None])
 
 
 def _compare(reference: nn.Module, network: nn.Module, arguments: Sequence[Any]) -> tuple[float, list[Tensor]]:

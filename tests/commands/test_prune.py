@@ -74,6 +74,7 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
     assert summary["budget"]["requested"] == 0.6
     assert summary["budget"]["achieved"] == summary["slim"]["macs"] / summary["dense"]["macs"] <= 0.6
     assert 0 <= summary["equivalence"]["max_rel_error"] <= 1e-5
+    assert summary["equivalence"]["input_shapes"][0] == [[8, 3, 16, 16]]
     assert list(summary["seconds"]) == STAGES
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert [row["model"] for row in summary["latency"]] == ["dense", "slim"]
