@@ -90,6 +90,9 @@ class ModelCloner(Generic[Network]):
         memo = {**(memo or {}), **{id(tensor): tensor.detach().clone() for tensor in self._computed}}
         network = copy.deepcopy(self.model, memo)
         memo[id(self.model)] = network
+        copies = dict(modules_by_name(network))
+        for name, module in modules_by_name(self.model):  # torchvision's feature extractors are copied in training mode
+            object.__setattr__(copies[name], "training", module.training)
         self._rebind(memo)
         return network
 

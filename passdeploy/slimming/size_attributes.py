@@ -51,6 +51,8 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         return
     weight = getattr(module, "weight", None)
+    if weight is None:  # a batch norm without scale and shift
+        weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
         return
     if isinstance(module, nn.modules.conv._ConvNd):

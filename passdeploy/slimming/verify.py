@@ -1,8 +1,8 @@
 """Compare a slim network with the masked one, and make sure that the comparison can be believed.
 
 Two networks that both run the dense weights agree perfectly. So `verify` also checks that the plan had an effect, that
-neither network reads the tensors of the original, and that the slim network is what its own class computes with its own
-tensors.
+neither network reads the tensors of the original, that the slim network is what its own class computes with its own
+tensors, and that these tensors are the slices that the plan keeps (structure.py).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from passdeploy.slimming.masked import masked
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
+from passdeploy.slimming.structure import storage_of, structure_fault
 from passdeploy.slimming.tensors import like, removed_indices
 
 _REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
@@ -50,7 +51,8 @@ def verify(
 
     Raises:
         EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
-            effect; or what is called is not what the tensors of the slim network say.
+            effect; what is called is not what the tensors of the slim network say; or these tensors, hooks, modes and
+            stated sizes are not those of the network without the removed channels.
         ModelError: the network cannot be copied.
     """
     return check_equivalence(model, groups, plan, inputs, tolerance=tolerance).max_rel_error
@@ -81,6 +83,7 @@ def check_equivalence(
     model = unwrapped(model)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     reference, smaller = masked(model, groups, plan), slim(model, groups, plan)
+    fault = structure_fault(model, smaller, groups, plan)  # now: some networks change their buffers when they run
     with _tensors_unread(model):
         error, found = _compare(reference, smaller, arguments)
         _require_tolerance(error, tolerance, arguments)
@@ -94,6 +97,8 @@ def check_equivalence(
             "the slim network computes something else than its class does with the same tensors: "
             f"they differ by {difference:.1e} (relative).\n" + _REPORT
         )
+    if fault:
+        raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + _REPORT)
     return Equivalence(error, [shapes_of(used) for used in (arguments, other) if used is not None])
 
 
@@ -232,7 +237,7 @@ class _Reads(TorchDispatchMode):
     ) -> Any:
         """Run any operation, unless it reads one of them."""
         for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor) and (name := self._names.get(_storage_of(leaf))) is not None:
+            if isinstance(leaf, Tensor) and (name := self._names.get(storage_of(leaf))) is not None:
                 raise EquivalenceError(
                     f"a copy of the network computes with {name} of the original: {func.name()}.\n"
                     "Its code or an attribute holds on to the layers themselves; let it use `self`."
@@ -243,14 +248,7 @@ class _Reads(TorchDispatchMode):
 @contextmanager
 def _tensors_unread(model: nn.Module) -> Iterator[None]:
     """Raise EquivalenceError if anything in here reads the parameters or buffers of `model`."""
-    names = {_storage_of(tensor): name for name, tensor in named_state(model)}
+    names = {storage_of(tensor): name for name, tensor in named_state(model)}
     names.pop(0, None)  # tensors without values
     with _Reads(names):
         yield
-
-
-def _storage_of(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse tensors and the like have none
-        return 0

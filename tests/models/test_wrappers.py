@@ -256,6 +256,7 @@ def test_what_an_instance_carries_is_carried_over(make: Callable[[], nn.Module],
         whole, cut = (torch.cat([*leaves_of(network(IMAGES))]) for network in (net, smaller))
     assert not torch.allclose(whole, cut), "the slim network runs the dense one"
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in net.parameters())
+    assert [module.training for module in smaller.modules()] == [module.training for module in net.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     smaller.train()(IMAGES)
     smaller.eval()(IMAGES)

@@ -107,6 +107,48 @@ def test_modules_state_their_new_widths():
     assert smaller.head.fc.in_features == 6
 
 
+def test_every_layer_of_torch_states_its_new_widths():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ConvTranspose2d(8, 12, 3, groups=2),
+        nn.GroupNorm(3, 12),
+        nn.PReLU(12),
+        nn.Conv2d(12, 5, 1),
+    ).eval()
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups))
+    up, norm, prelu = smaller[2], smaller[3], smaller[4]
+    assert smaller[1].num_features == smaller[0].out_channels == up.in_channels == up.weight.size(0) < 8
+    assert up.out_channels == up.weight.size(1) * up.groups == smaller[5].in_channels < 12
+    assert norm.num_channels == prelu.num_parameters == up.out_channels
+    assert verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5) <= 1e-5
+
+
+def test_memory_order_and_trainability_stay():
+    net = built(nets.Plain).to(memory_format=torch.channels_last)
+    net.second[0].weight.requires_grad_(False)
+    groups = find_groups(net, IMAGES)
+    smaller = slim(net, groups, half_of(groups))
+    for layer in (smaller.first[0], smaller.second[0]):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not layer.weight.is_contiguous()
+    assert [p.requires_grad for p in smaller.parameters()] == [p.requires_grad for p in net.parameters()]
+
+
+def test_a_plan_takes_the_named_channels_and_no_others():
+    """Read the plan a second time, by hand: the removed rows and columns are gone and all others are as before."""
+    net = built(nets.Residual)
+    groups = find_groups(net, IMAGES)
+    stem, inner = (next(group for group in groups if group.name == name) for name in ("stem.0", "inner.0.0.0"))
+    smaller = slim(net, groups, Plan({stem.name: (1, 2, 7), inner.name: (0, 4)}))
+    assert torch.equal(smaller.stem[0].weight, net.stem[0].weight[[1, 2, 7]])
+    assert torch.equal(smaller.inner[0][0][0].weight, net.inner[0][0][0].weight[[0, 4]][:, [1, 2, 7]])
+    assert torch.equal(smaller.inner[0][0][1].running_var, net.inner[0][0][1].running_var[[0, 4]])
+    assert torch.equal(smaller.head.fc.weight, net.head.fc.weight[:, [1, 2, 7]])
+    assert torch.equal(smaller.inner[1][0][1].running_var, net.inner[1][0][1].running_var)
+
+
 def test_a_slim_network_trains():
     net = built(nets.SqueezeExcite)
     groups = find_groups(net, IMAGES)

@@ -1,0 +1,137 @@
+"""Check the tensors, hooks, modes and stated sizes of a slim network, which its outputs do not show.
+
+`slim` and `masked` read a plan and copy a network with the same functions, so a defect in one of these changes both
+alike. Here the plan is read a second time, and every tensor of the slim network is compared with the slice of the dense
+network's tensor that the plan keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.channels.plan import Plan
+from passdeploy.models.wrappers import COMPILED_CALL
+
+_HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def structure_fault(model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> str:
+    """Describe the first difference of `smaller` from `model` that `plan` does not ask for; empty if there is none."""
+    whole, cut = _tensors_of(model), _tensors_of(smaller)
+    removed = _removed_places(groups, plan)
+    if unknown := sorted({name for name, _ in removed} - whole.keys()):
+        return f"the groups name {unknown[0]}, which the network does not have"
+    if whole.keys() != cut.keys():
+        return f"{min(whole.keys() ^ cut.keys())} exists, or is shared, in one of the two networks only"
+    for name, old in whole.items():
+        if fault := _tensor_fault(old, cut[name], {dim: gone for (of, dim), gone in removed.items() if of == name}):
+            return f"{name} {fault}"
+    modules = dict(smaller.named_modules())
+    for name, module in model.named_modules():
+        if name not in modules:
+            return f"module {name} is missing"
+        if fault := _module_fault(module, modules[name]):
+            return f"{name or 'the network itself'} {fault}"
+    return ""
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; 0 if it has none, as sparse and meta tensors."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], set[int]]:
+    """Map (tensor, dimension) to the indices along it that a plan removes, read from the kept channels."""
+    places: dict[tuple[str, int], set[int]] = {}
+    for group in groups:
+        kept = set(plan.kept.get(group.name, range(group.width)))
+        for slot in group.slots if len(kept) < group.width else ():
+            gone = [place for channel, row in enumerate(slot.index.tolist()) if channel not in kept for place in row]
+            places.setdefault((slot.tensor, slot.dim), set()).update(gone)
+    return places
+
+
+def _tensor_fault(old: Tensor, new: Tensor, removed: Mapping[int, set[int]]) -> str:
+    """Describe how `new` differs from `old` without the removed indices of each dimension; empty if it does not."""
+    expected = old.detach()
+    for dim, gone in removed.items():
+        stay = [index for index in range(old.size(dim)) if index not in gone]
+        expected = expected.index_select(dim, torch.tensor(stay, dtype=torch.int64, device=old.device))
+    if new.shape != expected.shape:
+        return f"has the shape {tuple(new.shape)} and should have {tuple(expected.shape)}"
+    if (new.dtype, new.device, new.layout) != (old.dtype, old.device, old.layout):
+        return "has another dtype, device or layout than before"
+    if isinstance(old, nn.Parameter) and not (isinstance(new, nn.Parameter) and new.requires_grad == old.requires_grad):
+        return "is no longer a parameter with the same requires_grad"
+    if _is_channels_last(old) and not new.is_contiguous(memory_format=torch.channels_last):
+        return "is no longer in channels-last order"
+    if old.layout != torch.strided or old.is_meta:
+        return ""
+    if storage_of(new) == storage_of(old) != 0:
+        return "shares memory with the dense network"
+    return "" if _equal(new.detach(), expected) else "has other values than what the plan keeps of the dense tensor"
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    if tensor.ndim != 4 or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if torch.equal(first, second):
+        return True
+    both_nan = (first != first) & (second != second)
+    return bool(((first == second) | both_nan).all())
+
+
+def _module_fault(old: nn.Module, new: nn.Module) -> str:
+    """Describe how a module of the slim network differs from the one it was cut from; empty if it does not."""
+    if new.training != old.training:
+        return "is in another mode (training or evaluation)"
+    if vars(new).get(COMPILED_CALL) is not None:
+        return "still calls what nn.Module.compile made of the dense network"
+    for table in _HOOK_TABLES:
+        before, after = vars(old).get(table), vars(new).get(table)
+        if before is not None and (after is before or after is None or list(after) != list(before)):
+            return f"has other hooks than before ({table})"
+    if _states_its_shape(old) and not _states_its_shape(new):
+        return f"states other sizes than its weight has: {new}"
+    return ""
+
+
+def _states_its_shape(layer: nn.Module) -> bool:
+    """Test whether the size attributes of a torch layer agree with its tensors; False for modules without any."""
+    stated, weight = _stated_shape(layer), getattr(layer, "weight", None)
+    if weight is None:  # a batch norm without scale and shift
+        weight = getattr(layer, "running_mean", None)
+    return bool(stated) and isinstance(weight, Tensor) and tuple(weight.shape[: len(stated)]) == stated
+
+
+def _stated_shape(layer: nn.Module) -> tuple[int, ...]:
+    """Return the first dimensions of a torch layer's weight as its attributes state them; empty for other modules."""
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        inputs, outputs = layer.in_channels, layer.out_channels
+        return (inputs, outputs // layer.groups) if layer.transposed else (outputs, inputs // layer.groups)
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, nn.modules.batchnorm._NormBase):
+        return (layer.num_features,)
+    if isinstance(layer, nn.GroupNorm):
+        return (layer.num_channels,)
+    if isinstance(layer, nn.LayerNorm | nn.RMSNorm):
+        return tuple(layer.normalized_shape)
+    if isinstance(layer, nn.PReLU):
+        return (layer.num_parameters,)
+    return (layer.num_embeddings, layer.embedding_dim) if isinstance(layer, nn.Embedding) else ()
