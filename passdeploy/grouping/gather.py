@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,200 +11,210 @@ from torch import Tensor
 
 from passdeploy.channels.costs import CostModel, Factor, Term
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute, Slot, Statistic
-from passdeploy.tracing.labels import NONE
+from passdeploy.grouping.constraints import Constraints, LabelledSize
+from passdeploy.tracing.labels import NONE, LabelUnionFind
 from passdeploy.tracing.trace import Trace
 
-
-@dataclass(frozen=True)
-class LabelledSize:
-    """A size attribute that must follow a dimension, found by a trial cut."""
-
-    attribute: SizeAttribute
-    labels: Tensor  # along the dimension whose size the attribute states
+RootedGroup = tuple[ChannelGroup, np.ndarray]  # a group and the roots of its channels, shape (width,)
 
 
 class GroupBuilder:
-    """Gathers the groups of a walk, again and again while its labels are joined and protected further."""
+    """Builder of the channel groups of one trace under any constraints.
+
+    Args:
+        trace: of the network.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         sizes = [len(state.labels) for state in trace.state]
         starts = np.array([int(state.labels[0]) for state in trace.state])
-        self._made, self._read = _dims_of(trace.output_labels, starts), _dims_of(trace.read_labels, starts)
-        # One row per label of the state: which dimension, and which place along it.
+        self._first_outputs = _first_uses(trace.output_labels, starts)
+        self._first_reads = _first_uses(trace.read_labels, starts)
+        # One entry per label of the state: the number of its dimension, and its index along it.
         self._labels = (
             torch.cat([state.labels for state in trace.state]) if sizes else torch.zeros(0, dtype=torch.int64)
         )
         self._dims = np.repeat(np.arange(len(sizes)), sizes)
-        self._places = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
-        self._known: dict[int, tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]] = {}  # by version
+        self._indices = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
+        self._cache: dict[int, tuple[list[RootedGroup], _SizeFactors]] = {}  # by version of the labels, the last two
 
-    def gather(self, numbers: Sequence[LabelledSize] = ()) -> tuple[ChannelGroup, ...]:
-        """The groups as they are now.
+    def gather(self, constraints: Constraints | None = None) -> tuple[ChannelGroup, ...]:
+        """Build the groups in the order of the forward pass.
 
         Args:
-            numbers: of modules, that must follow the widths.
+            constraints: conditions on a cut; None: only those of the trace.
         """
-        groups, sizes = self._now()
-        return _with_numbers(groups, numbers, sizes)
+        constraints = constraints or Constraints(self._trace.union_find)
+        groups, factors = self._groups_of(constraints.labels)
+        return _with_size_attributes(groups, constraints.size_attributes, factors)
 
-    def assemble(self, numbers: Sequence[LabelledSize] = ()) -> ChannelMap:
-        """`gather`, and what the groups' widths cost."""
-        groups, sizes = self._now()
-        return ChannelMap(_with_numbers(groups, numbers, sizes), _price(self._trace, groups, sizes))
+    def assemble(self, constraints: Constraints) -> ChannelMap:
+        """Build the groups and the model of what their widths cost."""
+        groups, factors = self._groups_of(constraints.labels)
+        with_attributes = _with_size_attributes(groups, constraints.size_attributes, factors)
+        return ChannelMap(with_attributes, _cost_model(self._trace, groups, factors))
 
-    def _now(self) -> tuple[list[tuple[ChannelGroup, np.ndarray]], _Sizes]:
-        version = self._trace.union_find.version
-        if version not in self._known:
-            groups = _with_statistics(self._gather(), self._trace)
-            last = list(self._known.items())[-1:]  # what was tried in vain is forgotten, and the one before comes back
-            self._known = dict(last) | {version: (groups, _Sizes(self._trace, groups))}
-        return self._known[version]
+    def _groups_of(self, labels: LabelUnionFind) -> tuple[list[RootedGroup], _SizeFactors]:
+        if labels.version not in self._cache:
+            groups = _with_statistics(self._build(labels), self._trace, labels)
+            last = list(self._cache.items())[-1:]  # the search returns to these after a failed attempt
+            self._cache = dict(last) | {labels.version: (groups, _SizeFactors(labels, groups))}
+        return self._cache[labels.version]
 
-    def _gather(self) -> list[tuple[ChannelGroup, np.ndarray]]:
-        """Groups with the roots of their channels, in the order in which layers first put them out."""
-        trace, made = self._trace, self._made
-        roots = trace.union_find.find(self._labels).numpy()
-        put_out = np.zeros(len(trace.state), bool)
-        put_out[list(made)] = True
-        is_channel = np.zeros(trace.union_find.size, bool)
-        is_channel[roots[put_out[self._dims]]] = True
-        mine = is_channel[roots]
-        dims, places, roots = self._dims[mine], self._places[mine], roots[mine]
-        by_root = np.argsort(roots, kind="stable")  # in which dimensions and places keep their order
-        dims, places, roots = dims[by_root], places[by_root], roots[by_root]
+    def _build(self, labels: LabelUnionFind) -> list[RootedGroup]:
+        """Build groups from labels, in the order in which layers first output them."""
+        trace, first_outputs = self._trace, self._first_outputs
+        roots = labels.find(self._labels).numpy()
+        is_output = np.zeros(len(trace.state), bool)
+        is_output[list(first_outputs)] = True
+        is_channel = np.zeros(labels.size, bool)  # by root
+        is_channel[roots[is_output[self._dims]]] = True
+        is_used = is_channel[roots]
+        dims, indices, roots = self._dims[is_used], self._indices[is_used], roots[is_used]
+        by_root = np.argsort(roots, kind="stable")  # within a root, dimensions and indices keep their order
+        dims, indices, roots = dims[by_root], indices[by_root], roots[by_root]
         found: list[tuple[int, ChannelGroup, np.ndarray]] = []
-        for rows, reason in self._kinds(dims, roots):
-            own = dims[rows[0]]  # which dimensions one channel has places in; the same for all of a kind
-            order = {int(dim): made.get(int(dim), len(trace.output_labels)) for dim in np.unique(own)}
+        for rows, reason in _channel_kinds(dims, roots, labels):
+            own = dims[rows[0]]  # dimension of each label of one channel; the same for all channels of a kind
+            order = {int(dim): first_outputs.get(int(dim), len(trace.output_labels)) for dim in np.unique(own)}
             lead = min(order, key=lambda dim: (order[dim], dim))
-            rows = rows[np.argsort(places[rows[:, np.flatnonzero(own == lead)[0]]])]
-            table = places[rows]  # (width, places of one channel)
+            rows = rows[np.argsort(indices[rows[:, np.flatnonzero(own == lead)[0]]])]
+            table = indices[rows]  # (width, labels of one channel)
             slots = tuple(
                 Slot(
                     trace.state[dim].tensor,
                     trace.state[dim].dim,
                     torch.from_numpy(table[:, own == dim]),
-                    is_output=dim in made,
-                    is_input=dim in self._read,
+                    is_output=dim in first_outputs,
+                    is_input=dim in self._first_reads,
                 )
                 for dim in sorted(order, key=lambda dim: (order[dim], dim))
             )
             found.append((order[lead], ChannelGroup(slots[0].layer, len(rows), slots, reason), roots[rows[:, 0]]))
-        named: list[tuple[ChannelGroup, np.ndarray]] = []
-        taken: dict[str, int] = {}
-        for _, group, group_roots in sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))):
-            taken[group.name] = taken.get(group.name, 0) + 1
-            name = group.name if taken[group.name] == 1 else f"{group.name}[{taken[group.name]}]"
-            named.append((replace(group, name=name), group_roots))
-        return named
-
-    def _kinds(self, dims: np.ndarray, roots: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
-        """Channels with as many places in the same dimensions, and the same fate.
-
-        Args:
-            dims: of every label, those of one channel side by side and ascending.
-            roots: of every label, ascending.
-
-        Yields:
-            Which labels each channel of the kind has, shape (channels, labels of one), and why they must stay.
-        """
-        if not len(roots):
-            return
-        first = np.flatnonzero(np.diff(roots, prepend=-1))
-        counts = np.diff(first, append=len(roots))
-        protections, reasons = self._trace.union_find.protections()
-        texts: dict[str, int] = {}
-        alike = [texts.setdefault(text, len(texts)) for text in (*map(str, reasons), "")]  # "" is what -1 stands for
-        why, words = np.array(alike)[protections[roots[first]]], list(texts)
-        # A random number for every dimension and fate: where their sums are the same, so are they.
-        draw = np.random.default_rng(0)
-        of_dim, of_fate = (draw.integers(2**63, size=size) for size in (int(dims.max()) + 1, len(words)))
-        _, members, kind = np.unique(
-            np.add.reduceat(of_dim[dims], first) + of_fate[why], return_index=True, return_inverse=True
-        )
-        for number, member in enumerate(members):
-            rows = first[kind == number][:, None] + np.arange(counts[member])
-            assert (dims[rows] == dims[rows[0]]).all()
-            yield rows, words[why[member]]
+        return _with_unique_names(sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))))
 
 
-def _with_statistics(
-    groups: list[tuple[ChannelGroup, np.ndarray]], trace: Trace
-) -> list[tuple[ChannelGroup, np.ndarray]]:
-    """The groups, each with the statistics that go over its channels."""
+def _with_unique_names(found: Sequence[tuple[int, ChannelGroup, np.ndarray]]) -> list[RootedGroup]:
+    """Number groups of the same name: "layer", "layer[2]", "layer[3]"."""
+    named: list[RootedGroup] = []
+    counts: dict[str, int] = {}
+    for _, group, roots in found:
+        counts[group.name] = counts.get(group.name, 0) + 1
+        name = group.name if counts[group.name] == 1 else f"{group.name}[{counts[group.name]}]"
+        named.append((replace(group, name=name), roots))
+    return named
+
+
+def _channel_kinds(dims: np.ndarray, roots: np.ndarray, labels: LabelUnionFind) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield sets of channels that have equally many labels in the same dimensions and the same reason to stay.
+
+    Args:
+        dims: number of the dimension of each label, those of one channel side by side and ascending.
+        roots: root of each label, ascending.
+        labels: the union-find.
+
+    Yields:
+        The positions in `dims` of the labels of each channel, shape (channels, labels of one), and the reason why they
+        must stay, or "".
+    """
+    if not len(roots):
+        return
+    first = np.flatnonzero(np.diff(roots, prepend=-1))
+    counts = np.diff(first, append=len(roots))
+    protections, reasons = labels.protections()
+    numbers: dict[str, int] = {}  # text of a reason -> its number
+    number_of = [numbers.setdefault(text, len(numbers)) for text in (*map(str, reasons), "")]  # the last one is for -1
+    reason_of, texts = np.array(number_of)[protections[roots[first]]], list(numbers)
+    # A random number for each dimension and reason: channels with equal sums are of one kind.
+    draw = np.random.default_rng(0)
+    of_dim, of_reason = (draw.integers(2**63, size=size) for size in (int(dims.max()) + 1, len(texts)))
+    _, members, kind = np.unique(
+        np.add.reduceat(of_dim[dims], first) + of_reason[reason_of], return_index=True, return_inverse=True
+    )
+    for number, member in enumerate(members):
+        rows = first[kind == number][:, None] + np.arange(counts[member])
+        assert (dims[rows] == dims[rows[0]]).all()
+        yield rows, texts[reason_of[member]]
+
+
+def _with_statistics(groups: list[RootedGroup], trace: Trace, labels: LabelUnionFind) -> list[RootedGroup]:
+    """Add to each group the statistics that are taken over its channels."""
     if not trace.reductions:
         return groups
-    group_of, channel_of = np.full((2, trace.union_find.size), -1)
+    group_of, channel_of = np.full((2, labels.size), -1)  # by root
     for number, (_, roots) in enumerate(groups):
         group_of[roots], channel_of[roots] = number, np.arange(len(roots))
     found: list[list[Statistic]] = [[] for _ in groups]
-    for taken in trace.reductions:
-        roots = trace.union_find.find(taken.labels).numpy()
+    for reduction in trace.reductions:
+        roots = labels.find(reduction.labels).numpy()
         for number in np.unique(group_of[roots]):
             if number >= 0:
-                channels = np.where(group_of[roots] == number, channel_of[roots], -1)
-                found[number].append(Statistic(taken.module, taken.call_index, taken.dim, torch.from_numpy(channels)))
+                channels = torch.from_numpy(np.where(group_of[roots] == number, channel_of[roots], -1))
+                found[number].append(Statistic(reduction.module, reduction.call_index, reduction.dim, channels))
     return [(replace(group, statistics=tuple(own)), roots) for (group, roots), own in zip(groups, found, strict=True)]
 
 
-def _with_numbers(
-    groups: Sequence[tuple[ChannelGroup, np.ndarray]], numbers: Sequence[LabelledSize], sizes: _Sizes
+def _with_size_attributes(
+    groups: Sequence[RootedGroup], sizes: Sequence[LabelledSize], factors: _SizeFactors
 ) -> tuple[ChannelGroup, ...]:
     """Add to each group the size attributes that follow its width; one that follows several goes to the first."""
-    follows: dict[str, list[tuple[SizeAttribute, Factor]]] = {}
-    for number in numbers:
-        factor = sizes.of(number.labels)
+    by_group: dict[str, list[tuple[SizeAttribute, Factor]]] = {}
+    for size in sizes:
+        factor = factors.factor_of(size.labels)
         if factor.spans:
-            follows.setdefault(factor.spans[0][0], []).append((number.attribute, factor))
-    return tuple(replace(group, size_attributes=tuple(follows.get(group.name, ()))) for group, _ in groups)
+            by_group.setdefault(factor.spans[0][0], []).append((size.attribute, factor))
+    return tuple(replace(group, size_attributes=tuple(by_group.get(group.name, ()))) for group, _ in groups)
 
 
-def _dims_of(used: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
-    """Number of a state dimension -> the first use whose labels belong to it."""
+def _first_uses(uses: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
+    """Map the number of each state dimension to the index of the first use with labels of it.
+
+    Args:
+        uses: label vectors in order of use.
+        starts: first label of each state dimension, ascending.
+    """
     first: dict[int, int] = {}
-    for order, labels in enumerate(used):
+    for order, labels in enumerate(uses):
         own = labels[labels != NONE].unique().numpy()
         for dim in np.unique(np.searchsorted(starts, own, side="right") - 1):
             first.setdefault(int(dim), order)
     return first
 
 
-class _Sizes:
+class _SizeFactors:
     """Sizes of dimensions as functions of the widths of the prunable groups."""
 
-    def __init__(self, trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]]) -> None:
-        self._union_find, self._known = trace.union_find, dict[bytes, Factor]()
+    def __init__(self, labels: LabelUnionFind, groups: Sequence[RootedGroup]) -> None:
+        self._union_find, self._cache = labels, dict[bytes, Factor]()
         self._groups = [group for group, _ in groups]
-        self._group_of = np.full(
-            trace.union_find.size, len(groups)
-        )  # root -> number of its group; past the last: of none
+        self._group_of = np.full(labels.size, len(groups))  # root -> number of its group; len(groups): of none
         for number, (group, roots) in enumerate(groups):
             if group.is_prunable:
                 self._group_of[roots] = number
 
-    def of(self, labels: Tensor) -> Factor:
-        """The size of the dimension that has these labels."""
+    def factor_of(self, labels: Tensor) -> Factor:
+        """Return the size of the dimension with these labels."""
         key = labels.numpy().tobytes()
-        if key not in self._known:
+        if key not in self._cache:
             counts = np.bincount(self._group_of[self._union_find.find(labels).numpy()], minlength=len(self._groups) + 1)
             spans = ((self._groups[g].name, int(counts[g]) // self._groups[g].width) for g in counts[:-1].nonzero()[0])
-            self._known[key] = Factor(int(counts[-1]), tuple(spans))
-        return self._known[key]
+            self._cache[key] = Factor(int(counts[-1]), tuple(spans))
+        return self._cache[key]
 
 
-def _price(trace: Trace, groups: Sequence[tuple[ChannelGroup, np.ndarray]], sizes: _Sizes) -> CostModel:
-    """The cost model of a walk: multiply-adds and parameters as functions of the groups' widths."""
-    along: dict[str, list[Factor]] = {}
+def _cost_model(trace: Trace, groups: Sequence[RootedGroup], factors: _SizeFactors) -> CostModel:
+    """Build the model of multiply-adds and parameters as functions of the groups' widths."""
+    shapes: dict[str, list[Factor]] = {}
     for state in trace.state:
-        along.setdefault(state.tensor, []).append(sizes.of(state.labels))
+        shapes.setdefault(state.tensor, []).append(factors.factor_of(state.labels))
     channels: list[Term] = []
     for group, _ in groups:
-        factors = [Factor(0, ((group.name, group.span),))] if group.is_prunable else []
-        channels.append((group.width * group.span, factors))
+        width = [Factor(0, ((group.name, group.span),))] if group.is_prunable else []
+        channels.append((group.width * group.span, width))
     return CostModel.build(
         {group.name: group.width for group, _ in groups},
-        macs=[(op_macs.macs, [sizes.of(dim) for dim in op_macs.dims]) for op_macs in trace.op_macs],
-        params=[(numel, along.get(name, [])) for name, numel in trace.parameters.items()],
+        macs=[(op_macs.macs, [factors.factor_of(dim) for dim in op_macs.dims]) for op_macs in trace.op_macs],
+        params=[(numel, shapes.get(name, [])) for name, numel in trace.parameters.items()],
         channels=channels,
     )

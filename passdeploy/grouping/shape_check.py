@@ -1,4 +1,4 @@
-"""Watch a cut network and stop it where it leaves the script that its walk wrote."""
+"""Check every tensor shape of a cut network while it runs, against the shapes that its labels predict."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import OpRecord
 
-FactorsByLine = dict[tuple[str, str], set[tuple[float, ...]]]  # operation and file:line -> what it computes with
+ScalarsByLine = dict[tuple[str, str], set[tuple[float, ...]]]  # (operation, file:line) -> scalars it computes with
+
+_STRIDE_OPS = "aten.clone", "aten.as_strided_"  # whether they run depends on strides, not only on sizes
+_VIEW_OPS = "aten.view", "aten._unsafe_view", "aten._reshape_alias"
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Where a rehearsal went wrong."""
+    """The operation at which a cut network stopped, and the error."""
 
-    position: int  # operations that went well
-    record: OpRecord  # what should have happened next
+    position: int  # number of operations that ran as predicted
+    record: OpRecord  # the operation of the whole network that did not
     error: str
 
 
 class WrongSizeError(Exception):
-    """A tensor of the cut network has another size than its labels foretell, or a factor follows a width."""
+    """A tensor of the cut network has another size than its labels predict, or a scalar changed with a width."""
 
 
 class ShapeChecker(OpObserver):
-    """Watches a cut network operation by operation and stops it at the first tensor of a wrong size.
+    """Observer of a cut network that stops it at the first tensor of a wrong size.
 
     Args:
-        script: what happens in the whole network.
-        size_of: how many channels are left of a dimension with these labels.
-        factors: by line of code, those of the masked network; of a network that decides by values they tell what
-            follows a width and what a value. None: those of the script.
-        is_sketch: whether it is run without values.
+        op_log: the operations of the whole network.
+        size_of: labels of a dimension -> its size after the cut.
+        scalars: for a network whose code branches on values, the scalars of its masked copy, which tell whether a
+            scalar depends on a width or on a value. None: compare with those in `op_log`.
+        is_meta: True if the network runs on the meta device.
     """
 
     def __init__(
@@ -43,77 +46,82 @@ class ShapeChecker(OpObserver):
         op_log: Sequence[OpRecord],
         size_of: Callable[[Tensor], int],
         *,
-        factors: FactorsByLine | None = None,
+        scalars: ScalarsByLine | None = None,
         is_meta: bool,
     ) -> None:
         super().__init__(is_meta=is_meta)
-        self._op_log, self._size_of, self._factors = op_log, size_of, factors
-        self.position = 0  # operations that went well
-        self.blamed: int | None = None  # where the network first did something else than in the walk
-        self._is_in_step = True
+        self._op_log, self._size_of, self._scalars = op_log, size_of, scalars
+        self.position = 0  # number of operations that ran as predicted
+        self._failed_position: int | None = None  # where the network first did something else than in the trace
+        self._is_in_step = True  # the cut network runs the same operations as the whole one so far
 
     @property
     def expected(self) -> OpRecord:
-        """What should happen next, or should have happened where it first went another way."""
-        position = self.position if self.blamed is None else self.blamed
+        """The next operation of the whole network, or the first one that the cut network did not repeat."""
+        position = self.position if self._failed_position is None else self._failed_position
         return self._op_log[min(position, len(self._op_log) - 1)]
 
     def on_op(self, call: OpCall) -> None:
-        """Compare one operation with what the walk saw in its place."""
-        name, expected = call.name, self.expected
-        if name in _STRIDES and expected.op != name:
+        """Compare one operation with the operation of the whole network in its place.
+
+        Raises:
+            WrongSizeError: a result has a wrong size, or a scalar has changed.
+        """
+        name = call.name
+        if name in _STRIDE_OPS and self.expected.op != name:
             return
-        while expected.op in _STRIDES and expected.op != name and self.position < len(self._op_log) - 1:
+        while self.expected.op in _STRIDE_OPS and self.expected.op != name and self.position < len(self._op_log) - 1:
             self.position += 1
-            expected = self.expected
-        if self._is_in_step and not _is_same(expected.op, name):
-            # A kernel may be chosen by size; from there on only what breaks by itself is seen.
-            self._is_in_step, self.blamed = False, self.position
+        expected = self.expected
+        if self._is_in_step and not _is_same_op(expected.op, name):
+            # torch may choose another kernel for another size. From here on only errors that torch raises are seen.
+            self._is_in_step, self._failed_position = False, self.position
         if self._is_in_step:
-            if self._factors is None and call.scalars != expected.scalars:
+            if self._scalars is None and call.scalars != expected.scalars:
                 raise WrongSizeError(f"a factor of {expected.scalars} that is now {call.scalars}")
-            for result, (dense, labels) in zip(call.results, expected.results, strict=False):
-                if not labels or result.ndim != len(dense):
-                    continue
-                wanted = [self._size_of(labels[d]) if d in labels else size for d, size in enumerate(dense)]
-                if not self.is_meta:
-                    # Who decides by values, as a detector does on how many boxes there are, may come to other sizes.
-                    found = zip(wanted, dense, result.shape, strict=True)
-                    wanted = [size if size != whole else own for size, whole, own in found]
-                if list(result.shape) != wanted:
-                    raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
-        if call.scalars and (self._factors is not None or not self._is_in_step):
-            self._check_factors(call)
+            self._check_shapes(call, expected)
+        if call.scalars and (self._scalars is not None or not self._is_in_step):
+            self._check_scalars(call)
         self.position += 1
 
-    def _check_factors(self, call: OpCall) -> None:
-        """By line of code: out of step, or beside the masked network, that is what tells what should have happened."""
+    def _check_shapes(self, call: OpCall, expected: OpRecord) -> None:
+        for result, (shape, labels) in zip(call.results, expected.results, strict=False):
+            if not labels or result.ndim != len(shape):
+                continue
+            wanted = [self._size_of(labels[dim]) if dim in labels else size for dim, size in enumerate(shape)]
+            if not self.is_meta:
+                # Sizes that no cut changes may depend on values, such as the number of boxes of a detector.
+                sizes = zip(wanted, shape, result.shape, strict=True)
+                wanted = [size if size != whole else actual for size, whole, actual in sizes]
+            if list(result.shape) != wanted:
+                raise WrongSizeError(f"a tensor of shape {list(result.shape)} where {wanted} should be")
+
+    def _check_scalars(self, call: OpCall) -> None:
+        """Compare scalars with those of the same line of code: its position in the op log is not known."""
         line = call.name, source_line()
-        alike = [number for number, one in enumerate(self._op_log) if (one.op, one.source) == line and line[1]]
-        known = {self._op_log[number].scalars for number in alike}
-        if alike and self._factors is not None:
-            known = self._factors.get(line, known)
+        same_line = [
+            index for index, record in enumerate(self._op_log) if (record.op, record.source) == line and line[1]
+        ]
+        known = {self._op_log[index].scalars for index in same_line}
+        if same_line and self._scalars is not None:
+            known = self._scalars.get(line, known)
         if known and call.scalars not in known:
-            self.blamed = alike[0]
+            self._failed_position = same_line[0]
             raise WrongSizeError(f"a factor of {min(known)} that is now {call.scalars}")
 
 
-class FactorRecorder(OpObserver):
-    """Notes which factors every line of code computes with."""
+class ScalarRecorder(OpObserver):
+    """Observer that records the scalars that every line of code computes with."""
 
     def __init__(self) -> None:
         super().__init__(is_meta=False)
-        self.found: FactorsByLine = {}
+        self.scalars: ScalarsByLine = {}
 
     def on_op(self, call: OpCall) -> None:
-        """One operation."""
+        """Record the scalars of one operation."""
         if call.scalars:
-            self.found.setdefault((call.name, source_line()), set()).add(call.scalars)
+            self.scalars.setdefault((call.name, source_line()), set()).add(call.scalars)
 
 
-_STRIDES = "aten.clone", "aten.as_strided_"  # whether they are needed is a matter of strides, not of sizes
-_VIEWS = ("aten.view", "aten._unsafe_view", "aten._reshape_alias")
-
-
-def _is_same(op: str, other: str) -> bool:
-    return op == other or (op in _VIEWS and other in _VIEWS)
+def _is_same_op(op: str, other: str) -> bool:
+    return op == other or (op in _VIEW_OPS and other in _VIEW_OPS)

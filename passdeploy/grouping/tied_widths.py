@@ -1,8 +1,8 @@
-"""Widths that the model's code takes for one and the same.
+"""Widths that the model's code takes to be equal.
 
-`q.view(b, n, self.heads, c // self.heads)` takes `c` from the stream that the block reads, so the queries must stay as
-wide as the stream, however both are cut. Where a rehearsed cut stops in such a line, channels that meet there are
-joined, place by place, with channels of the same number that the module saw before: what goes, goes from both.
+`q.view(b, n, self.heads, c // self.heads)` takes `c` from the block's input, so the queries must stay as wide as that
+input, however both are cut. If a trial stops at such a line, its channels are joined one to one with as many channels
+that the module met before: the same ones are then removed from both.
 """
 
 from __future__ import annotations
@@ -14,103 +14,105 @@ from torch import Tensor
 
 from passdeploy.tracing.trace import OpRecord
 
-MOST_DEPTH = 3  # of modules around the line of code, the innermost first
-MOST_PARTNERS = 4  # that the module saw, the earliest first: what it was called with
+MAX_DEPTH = 3  # number of modules around the line of code to look in, the innermost first
+MAX_PARTNERS = 4  # vectors of labels to try; the earliest come first, since they are the module's inputs
 
 
 @dataclass(frozen=True)
 class WidthEquality:
-    """Vectors of labels to be joined in pairs, in every module of a class."""
+    """Pairs of label vectors to be joined, one pair for each call of the modules of a class."""
 
     key: tuple[str, ...]  # the line of code, and where in the module the pair was found
-    pairs: tuple[tuple[Tensor, Tensor], ...]
+    pairs: tuple[tuple[Tensor, Tensor], ...]  # the second vector is repeated to the length of the first
+
+
+LabelsPosition = tuple[int, int, int, int]  # index in the op log, 0 for inputs and 1 for results, which one, dimension
 
 
 def width_equalities(
-    op_log: Sequence[OpRecord], position: int, class_of: Callable[[str], type], root_of: Callable[[Tensor], Tensor]
+    op_log: Sequence[OpRecord], position: int, class_of: Callable[[str], type], roots_of: Callable[[Tensor], Tensor]
 ) -> Iterator[WidthEquality]:
-    """Joins that may help where a cut network stopped, the likeliest first.
+    """Yield equalities that may get a cut network past the operation where it stopped, the likeliest first.
 
     Args:
-        script: what happened in the dense network.
-        position: where in it the cut one stopped.
-        class_of: of a module, by name.
-        root_of: labels -> their representatives.
+        op_log: the operations of the whole network.
+        position: index of the operation at which the cut network stopped.
+        class_of: name of a module -> its class.
+        roots_of: labels -> their roots.
     """
     modules = op_log[position].modules
-    for depth in range(1, min(len(modules), MOST_DEPTH) + 1):
+    for depth in range(1, min(len(modules), MAX_DEPTH) + 1):
         calls = _calls(op_log, position, depth, class_of)
         start = next(start for start, end in calls if start <= position < end)
-        partners = _vectors(op_log, range(start, position + 1), root_of)
-        for ours, vector in _vectors(op_log, range(position, min(position + 2, len(op_log))), root_of):
-            fitting = [place for place, other in partners if _fits(vector, other, root_of)]
-            for partner in fitting[:MOST_PARTNERS]:
-                pairs = [_pair(op_log, begin - start, ours, partner) for begin, _ in calls]
+        partners = _vectors(op_log, range(start, position + 1), roots_of)
+        for own, vector in _vectors(op_log, range(position, min(position + 2, len(op_log))), roots_of):
+            fitting = [partner for partner, other in partners if _fits(vector, other, roots_of)]
+            for partner in fitting[:MAX_PARTNERS]:
+                pairs = [_pair(op_log, begin - start, own, partner) for begin, _ in calls]
                 whole = [pair for pair in pairs if pair is not None and len(pair[0]) % len(pair[1]) == 0]
-                key = (
-                    op_log[position].source,
-                    *map(str, (ours[0] - position, *ours[1:], position - partner[0], *partner[1:])),
-                )
-                yield WidthEquality(key, tuple(whole))
-
-
-_Where = tuple[int, int, int, int]  # position in the script, results or inputs, which of them, dimension
+                where = own[0] - position, *own[1:], position - partner[0], *partner[1:]
+                yield WidthEquality((op_log[position].source, *map(str, where)), tuple(whole))
 
 
 def _calls(
     op_log: Sequence[OpRecord], position: int, depth: int, class_of: Callable[[str], type]
 ) -> list[tuple[int, int]]:
-    """When modules of the class of the one at that depth ran, and did there what this one did: start and end."""
+    """Return the ranges (start, end) of the op log in which a module of one class ran and did the same as here.
+
+    The class is that of the module `depth` levels around the operation at `position`.
+    """
     stopped = op_log[position]
     level, kind = len(stopped.modules) - depth, class_of(stopped.modules[-depth])
     spans: list[tuple[int, int, str]] = []
-    for number, record in enumerate(op_log):
+    for index, record in enumerate(op_log):
         if len(record.modules) <= level:
             continue
         name = record.modules[level]
-        if spans and spans[-1][1:] == (number, name):
-            spans[-1] = spans[-1][0], number + 1, name
+        if spans and spans[-1][1:] == (index, name):
+            spans[-1] = spans[-1][0], index + 1, name
         elif class_of(name) is kind:
-            spans.append((number, number + 1, name))
+            spans.append((index, index + 1, name))
     start = next(start for start, end, _ in spans if start <= position < end)
     return [
         (begin, end)
         for begin, end, _ in spans
-        if (at := begin + position - start) < end
-        and op_log[at].source == stopped.source
-        and op_log[at].op == stopped.op
+        if (same := begin + position - start) < end
+        and op_log[same].source == stopped.source
+        and op_log[same].op == stopped.op
     ]
 
 
 def _vectors(
-    op_log: Sequence[OpRecord], positions: Sequence[int], root_of: Callable[[Tensor], Tensor]
-) -> list[tuple[_Where, Tensor]]:
-    """The labels along dimensions in a part of the script, each once."""
+    op_log: Sequence[OpRecord], indices: Sequence[int], roots_of: Callable[[Tensor], Tensor]
+) -> list[tuple[LabelsPosition, Tensor]]:
+    """Return the label vectors of some operations, one of those with equal roots."""
     seen: set[bytes] = set()
-    found = []
-    for position in positions:
-        for side, tensors in enumerate((op_log[position].inputs, op_log[position].results)):
+    vectors = []
+    for index in indices:
+        for side, tensors in enumerate((op_log[index].inputs, op_log[index].results)):
             for number, (_, labels) in enumerate(tensors):
                 for dim, vector in labels.items():
-                    if (key := root_of(vector).numpy().tobytes()) not in seen:
+                    if (key := roots_of(vector).numpy().tobytes()) not in seen:
                         seen.add(key)
-                        found.append(((position, side, number, dim), vector))
-    return found
+                        vectors.append(((index, side, number, dim), vector))
+    return vectors
 
 
-def _fits(vector: Tensor, other: Tensor, root_of: Callable[[Tensor], Tensor]) -> bool:
-    """Whether one may be tied to the other: as long, or several times as long, as queries, keys and values are."""
+def _fits(vector: Tensor, other: Tensor, roots_of: Callable[[Tensor], Tensor]) -> bool:
+    """True if a vector is as long as `other`, or a multiple of it (queries, keys and values), and is not joined yet."""
     times, rest = divmod(len(vector), len(other))
-    return not rest and not root_of(vector).equal(root_of(other).repeat(times))
+    return not rest and not roots_of(vector).equal(roots_of(other).repeat(times))
 
 
-def _pair(op_log: Sequence[OpRecord], shift: int, ours: _Where, partner: _Where) -> tuple[Tensor, Tensor] | None:
-    """The same two vectors in another call of the module, if they are there."""
+def _pair(
+    op_log: Sequence[OpRecord], shift: int, own: LabelsPosition, partner: LabelsPosition
+) -> tuple[Tensor, Tensor] | None:
+    """Return the same two vectors in another call, `shift` operations away, or None if they are not there."""
     pair = []
-    for position, side, number, dim in (ours, partner):
-        if not 0 <= position + shift < len(op_log):
+    for index, side, number, dim in (own, partner):
+        if not 0 <= index + shift < len(op_log):
             return None
-        tensors = (op_log[position + shift].inputs, op_log[position + shift].results)[side]
+        tensors = (op_log[index + shift].inputs, op_log[index + shift].results)[side]
         labels = tensors[number][1] if number < len(tensors) else {}
         if dim not in labels:
             return None

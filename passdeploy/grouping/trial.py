@@ -1,86 +1,92 @@
-"""One cut that is tried: what goes, how long dimensions are without it, and the network that is left."""
+"""A network cut by a random plan, to be run as a trial."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import ModelCloner
+from passdeploy.grouping.constraints import Constraints
+from passdeploy.grouping.shape_check import ScalarRecorder, ScalarsByLine
+from passdeploy.grouping.traced_network import TracedNetwork
+from passdeploy.models.modes import evaluating
 from passdeploy.runtime.seeds import generator
+from passdeploy.slimming.masked import masked_from
+from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import read_size_attribute, size_attributes_after, write_size_attribute_
 from passdeploy.slimming.slim import slim_from
-from passdeploy.tracing.trace import Trace
+from passdeploy.tracing.labels import LabelUnionFind
 
 
 class TrialCut:
-    """A network cut by a plan, over and over with other numbers in its modules.
+    """One random cut of a network, whose size attributes can be set again and again without cutting anew.
 
     Args:
-        mould: of the whole network, or of a sketch of it.
-        trace: what a walk found.
-        state_labels: of the dimensions of its parameters and buffers.
-        groups: as the trace has them now; their numbers do not count.
-        plan: what stays of them.
+        network: the network to cut.
+        labels: its channels, joined and protected as far as is known.
+        index: number of the random plan.
     """
 
-    def __init__(
-        self,
-        cloner: ModelCloner[nn.Module],
-        trace: Trace,
-        state_labels: Mapping[tuple[str, int], Tensor],
-        groups: Sequence[ChannelGroup],
-        plan: Plan,
-    ) -> None:
-        self._cloner, self._trace, self._state_labels = cloner, trace, state_labels
-        self._groups, self.plan = groups, plan
-        self._gone = torch.zeros(trace.union_find.size, dtype=torch.bool)  # which labels represent a channel that goes
-        for group in groups:
-            if len(removed := plan.removed(group)):
-                self._gone[trace.union_find.find(self.labels_of(group)[removed])] = True
+    def __init__(self, network: TracedNetwork, labels: LabelUnionFind, index: int) -> None:
+        self.network, self.labels, self.index = network, labels, index
+        self._groups = network.builder.gather(Constraints(labels))
+        self.plan = random_plan(self._groups, index)
+        self._is_removed = torch.zeros(labels.size, dtype=torch.bool)  # by the root of a channel's labels
+        for group in self._groups:
+            if len(removed := self.plan.removed(group)):
+                self._is_removed[labels.find(network.labels_of(group)[removed])] = True
         self._sizes: dict[int, int] = {}  # see `size_of`
-        self._cut: nn.Module | None = None
-        self._said: dict[SizeAttribute, int] = {}  # what modules of the cut network said before numbers were written
-
-    def labels_of(self, group: ChannelGroup) -> Tensor:
-        """One label of each channel of a group."""
-        slot = group.slots[0]
-        return self._state_labels[slot.tensor, slot.dim][slot.index[:, 0]]
+        self._model: nn.Module | None = None
+        self._cut_values: dict[SizeAttribute, int] = {}  # values in the cut model before any was written
 
     def size_of(self, labels: Tensor) -> int:
-        """How many channels of a dimension stay."""
-        if id(labels) not in self._sizes:  # of labels in the trace, which keeps them
-            self._sizes[id(labels)] = len(labels) - int(self._gone[self._trace.union_find.find(labels)].sum())
+        """Return the size after the cut of a dimension with these labels, which must be a tensor of the trace."""
+        if id(labels) not in self._sizes:  # the trace keeps the tensor, so that its id stays its own
+            self._sizes[id(labels)] = len(labels) - int(self._is_removed[self.labels.find(labels)].sum())
         return self._sizes[id(labels)]
 
-    def cut(self, groups: Sequence[ChannelGroup]) -> nn.Module:
-        """The network that is left, where the numbers of `groups` follow the widths, and all others are as they were.
+    def model_with(self, groups: Sequence[ChannelGroup]) -> nn.Module:
+        """Return the cut model with the size attributes of `groups` set, and all others as the cut left them.
 
-        It is one and the same network, whose modules are told other numbers.
+        The model is the same object in every call until `discard_model`.
         """
-        if self._cut is None:
-            self._cut, self._said = slim_from(self._cloner, self._groups, self.plan), {}
+        if self._model is None:
+            self._model, self._cut_values = slim_from(self.network.trial_cloner, self._groups, self.plan), {}
         wanted = dict(size_attributes_after(groups, self.plan))
-        for number in self._said.keys() - wanted.keys():
-            write_size_attribute_(self._cut, number, self._said[number])
-        for number, value in wanted.items():
-            if number not in self._said:
-                self._said[number] = read_size_attribute(self._cut, number)
-            write_size_attribute_(self._cut, number, value)
-        return self._cut
+        for attribute in self._cut_values.keys() - wanted.keys():
+            write_size_attribute_(self._model, attribute, self._cut_values[attribute])
+        for attribute, value in wanted.items():
+            if attribute not in self._cut_values:
+                self._cut_values[attribute] = read_size_attribute(self._model, attribute)
+            write_size_attribute_(self._model, attribute, value)
+        return self._model
 
-    def forget(self) -> None:
-        """Cut anew the next time: a network that ran with values may have kept some."""
-        self._cut = None
+    def discard_model(self) -> None:
+        """Free the cut model; `model_with` cuts the network again."""
+        self._model = None
+
+    @cached_property
+    def masked_run(self) -> tuple[ScalarsByLine, DecisionLog]:
+        """The scalars that the masked network computes with, by line of code, and the decisions that it makes.
+
+        A network whose code branches on values also computes with values, such as the sizes of boxes. In the masked
+        network these are the same as in the cut one, and widths are those of the whole network.
+        """
+        reference = masked_from(self.network.trial_cloner, self._groups, self.plan)
+        decisions, recorder = DecisionLog(), ScalarRecorder()
+        with torch.no_grad(), evaluating(reference), decisions.recording():
+            recorder.run_model(reference, self.network.trial_inputs)
+        return recorder.scalars, decisions
 
 
 def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
-    """Channels in no order: about half of every group, then little and much of it in turns, then any share.
+    """Draw channels to keep: about half of every group first, then alternately few and many, then any share.
 
-    In turns, so that neighbours such as the two halves of a split are not cut alike by chance.
+    Shares alternate so that neighbours, such as the two halves of a split, are not cut to the same width by chance.
     """
     kept = {}
     for number, group in enumerate(group for group in groups if group.is_prunable):
@@ -90,7 +96,8 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
             share = 0.4 + 0.2 * share
         elif trial_index in (1, 2):
             share = (0.1, 0.7)[(number + trial_index) % 2] + 0.2 * share
-        # After the first cut small groups may stay whole: of two that lose one channel each nobody can tell the sums.
+        # After the first trial small groups may stay whole: if two groups lose one channel each, their sizes cannot
+        # be told apart.
         most = group.width if trial_index else group.width - 1
         width = max(min(max(round(share * group.width), 1 if trial_index else 2), most), 1)
         if width < group.width:

@@ -1,0 +1,65 @@
+"""A network and its trace, with all that is needed to cut it at random and run the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from passdeploy.channels.groups import ChannelGroup
+from passdeploy.grouping.gather import GroupBuilder
+from passdeploy.models.cloning import ModelCloner
+from passdeploy.runtime.seeds import generator
+from passdeploy.tracing.meta_model import MetaModel
+from passdeploy.tracing.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class TracedNetwork:
+    """A network, its trace, and cloners and inputs for trial cuts of it."""
+
+    model: nn.Module
+    trace: Trace
+    cloner: ModelCloner[nn.Module]  # copies with values, to compare outputs
+    noise: tuple[Any, ...]  # random inputs of the example's shapes: with zeros many errors would not show
+    trial_cloner: ModelCloner[nn.Module]  # copies that trials cut and run, on the meta device if the trace is
+    trial_inputs: tuple[Any, ...]  # inputs of these copies
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Sequence[Any], meta_model: MetaModel, trace: Trace) -> TracedNetwork:
+        """Combine a network, an example of its inputs, the meta-device copy of both, and its trace."""
+        cloner, noise = meta_model.original_cloner, tuple(tree_map(_noise_like, list(inputs)))
+        if trace.is_meta:
+            return cls(model, trace, cloner, noise, meta_model.meta_cloner, meta_model.inputs)
+        return cls(model, trace, cloner, noise, cloner, noise)
+
+    @cached_property
+    def builder(self) -> GroupBuilder:
+        """The builder of the network's channel groups."""
+        return GroupBuilder(self.trace)
+
+    def class_of(self, module: str) -> type[nn.Module]:
+        """Return the class of the module with this name."""
+        return type(self.model.get_submodule(module))
+
+    def labels_of(self, group: ChannelGroup) -> Tensor:
+        """Return one label of each channel of a group, shape (width,)."""
+        slot = group.slots[0]
+        return self._labels_by_dim[slot.tensor, slot.dim][slot.index[:, 0]]
+
+    @cached_property
+    def _labels_by_dim(self) -> dict[tuple[str, int], Tensor]:
+        return {(state.tensor, state.dim): state.labels for state in self.trace.state}
+
+
+def _noise_like(leaf: Any) -> Any:
+    """Return random values of the shape of a float tensor, and anything else as it is."""
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        noise = torch.randn(leaf.shape, generator=generator("rehearse", "noise"))
+        return noise.to(leaf.device, leaf.dtype)
+    return leaf
