@@ -1,7 +1,7 @@
-"""What a walk can be trusted in, and what has to be tried.
+"""Assess from the operations of a trace what must be checked before a network may be cut.
 
-Labels say which channels stand or fall together; where the code takes the sizes from that it spells out, they do not
-say. So every operation that channels pass through leaves some doubt, or none.
+Labels show which channels belong together, but not where the code takes the sizes from that it states. So each
+operation on channels is safe, or the cut network must be run, or its outputs must be compared as well.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from passdeploy.tracing.trace import OpRecord, Trace
 
 
 class RequiredCheck(IntEnum):
-    """What may go wrong when a network is cut by its labels."""
+    """The check that a network needs before it may be cut by its labels; a higher one includes the lower ones."""
 
     NONE = 0
-    SIZES = 1  # a number may be stale: the network must be run
-    VALUES = 2  # channels may end up in other places: it must be compared
+    SIZES = 1  # a stated size may be stale: the cut network must be run
+    VALUES = 2  # channels may be mixed up: the outputs must be compared with those of the masked network
 
 
-# The following pass channels on, or end and start them in a weight, in one way only.
+# Safe operations: they hand channels on one to one, or contract them with a weight.
 _CONTRACTIONS = {"aten.addmm", "aten.mm"}
 _PER_CHANNEL = {
     *("aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm"),
@@ -32,69 +32,72 @@ _PER_CHANNEL = {
     *("aten.max_pool2d_with_indices", "aten.avg_pool2d", "aten._adaptive_avg_pool2d"),
     *("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.reflection_pad2d"),
 }
-_ELEMENT_BY_ELEMENT = {
+_POINTWISE = {
     *("aten.relu", "aten.relu_", "aten.hardtanh", "aten.hardtanh_", "aten.hardswish", "aten.hardswish_"),
     *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
     *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
 }
-# The same, but they take numbers, and a number may count channels.
-_ARITHMETIC = {
+# Pointwise with scalars, and a scalar may be a number of channels.
+_SCALAR_ARITHMETIC = {
     f"aten.{name}{ending}" for name in ("add", "sub", "mul", "div", "pow", "clamp", "clamp_min") for ending in ("", "_")
 }
-_NORMS = {"aten.native_layer_norm", "aten.rms_norm"}
+_LAYER_NORMS = {"aten.native_layer_norm", "aten.rms_norm"}
 
-# What states a size that nobody but the model's code knows, if it does not hand a dimension on as it is.
-_SIZED = {
+# Operations whose sizes or indices the model's code may state.
+_WITH_STATED_SIZES = {
     *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.slice", "aten.narrow", "aten.split"),
     *("aten.split_with_sizes", "aten.unbind", "aten.select", "aten.expand", "aten.repeat", "aten.unfold"),
     *("aten.as_strided", "aten.as_strided_", "aten.index", "aten.index_put_", "aten.roll", "aten.constant_pad_nd"),
     *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
 }
 
-_STATING_EVERY_SIZE = {
+# Those of them that state the size of every dimension, also of one that they hand on.
+_WITH_FULL_SHAPE = {
     *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.expand", "aten.as_strided", "aten.as_strided_"),
     "aten.new_zeros",
 }
 
 
 def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> RequiredCheck:
-    """The gravest doubt about a network.
+    """Return the strictest check that an operation on channels requires.
 
     Args:
-        trace: of its walk.
-        class_of: the class of a module of that name.
+        trace: of the network.
+        class_of: name of a module -> its class.
     """
 
     def is_run_by(record: OpRecord, kinds: type | tuple[type, ...]) -> bool:
         return bool(record.modules) and issubclass(class_of(record.modules[-1]), kinds)
 
-    def about(record: OpRecord) -> RequiredCheck:
+    def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op
-        if op in _PER_CHANNEL or op in _ELEMENT_BY_ELEMENT or op in _CONTRACTIONS:
+        if op in _PER_CHANNEL or op in _POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE
-        if op == "aten.convolution":  # the groups of other modules than torch's own are a number
+        if op == "aten.convolution":  # modules other than torch's state the number of groups themselves
             return RequiredCheck.NONE if is_run_by(record, nn.modules.conv._ConvNd) else RequiredCheck.SIZES
-        if op in _NORMS:
+        if op in _LAYER_NORMS:
             return RequiredCheck.NONE if is_run_by(record, (nn.LayerNorm, nn.RMSNorm)) else RequiredCheck.SIZES
-        if op in _ARITHMETIC and not record.has_constants:
+        if op in _SCALAR_ARITHMETIC and not record.has_constants:
             return RequiredCheck.SIZES if set(record.scalars) - {1} else RequiredCheck.NONE
-        if op in _SIZED and (record.has_derived_sizes or _hands_on(record)):
-            # It may still have been told how many channels it hands on.
-            states_all = op in _STATING_EVERY_SIZE and not record.has_derived_sizes
+        if op in _WITH_STATED_SIZES and (record.has_derived_sizes or _hands_on(record)):
+            states_all = op in _WITH_FULL_SHAPE and not record.has_derived_sizes
             return RequiredCheck.SIZES if states_all else RequiredCheck.NONE
         return RequiredCheck.VALUES
 
-    graves = (about(one) for one in trace.op_log if any(labels for _, labels in one.inputs))
-    return max(graves, default=RequiredCheck.NONE)
+    on_channels = (record for record in trace.op_log if any(labels for _, labels in record.inputs))
+    return max(map(check_of, on_channels), default=RequiredCheck.NONE)
 
 
 def states_sizes(trace: Trace) -> bool:
-    """Whether a dimension with channels is taken apart, put together or picked from by numbers anywhere."""
-    return any(one.op in _SIZED and not one.has_derived_sizes and not _hands_on(one) for one in trace.op_log)
+    """True if an operation splits, merges or selects channels by sizes or indices that the code states."""
+    return any(
+        record.op in _WITH_STATED_SIZES and not record.has_derived_sizes and not _hands_on(record)
+        for record in trace.op_log
+    )
 
 
 def _hands_on(record: OpRecord) -> bool:
-    """Whether every dimension with channels comes out as it went in."""
+    """True if every dimension with channels has the same labels in a result."""
     return all(_is_handed_on(vector, record) for _, labels in record.inputs for vector in labels.values())
 
 

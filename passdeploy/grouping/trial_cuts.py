@@ -1,4 +1,4 @@
-"""Search for the constraints of a network by trial cuts: cut at random, run, and mend what breaks.
+"""Search for the constraints of a network by trial cuts: cut at random, run, and repair what fails.
 
 A trace cannot show where a size comes from: `view(b, self.heads, -1)` and `view(b, x.shape[1] // 64, -1)` look the
 same. So the network is cut at random and run. Where it raises, or computes a tensor of another size than the labels
@@ -33,7 +33,7 @@ from passdeploy.grouping.trial import TrialCut
 from passdeploy.tracing.labels import Reason
 
 MAX_REPAIRS = 150  # changes of the constraints before the whole network is protected
-MAX_ATTEMPTS = 100  # attribute fixes and width equalities to try, in vain or not
+MAX_ATTEMPTS = 100  # attribute fixes and width equalities to try, successful or not
 # Random cuts that must run to the end. One is not enough where sizes are stated or were wrong: a stale size may fit by
 # chance, the more so the narrower the groups are.
 REPAIRED_TRIALS = 3
@@ -44,7 +44,7 @@ COMPARED_TRIALS = 2
 
 
 class TrialSearch:
-    """Search for constraints under which the network, however it is cut, runs and computes what the masked one does.
+    """A search for constraints under which every cut of a network runs and computes what the masked network does.
 
     Args:
         network: the network with its trace.

@@ -1,4 +1,4 @@
-"""What belongs together, and what must stay and why."""
+"""Channel groups of small networks: their slots, and the reasons why channels must stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def groups_of(net: nn.Module, inputs: Tensor = IMAGES) -> dict[str, ChannelGroup
     return {group.name: group for group in find_groups(net, inputs)}
 
 
-def test_a_group_holds_the_filter_its_norm_and_whoever_reads_it():
+def test_a_group_holds_the_filter_its_norm_and_the_layers_that_read_it():
     group = groups_of(nets.Plain())["first.0"]
     assert group.width == 8
     assert group.slots[0].tensor == "first.0.weight"
@@ -44,20 +44,20 @@ def test_one_channel_of_a_flattened_map_is_many_inputs():
     assert slot.index[2].tolist() == list(range(32, 48))
 
 
-def test_what_is_added_is_one_group():
+def test_added_channels_are_one_group():
     groups = groups_of(nets.Residual())
     assert set(groups) == {"stem.0", "inner.0.0.0", "inner.1.0.0", "head.fc"}
     assert {"stem.0", "inner.0.1.0", "inner.1.1.0", "head.fc"} <= set(groups["stem.0"].layers)
 
 
-def test_what_is_concatenated_stays_apart():
+def test_concatenated_channels_stay_in_separate_groups():
     groups = groups_of(nets.Concatenated())
     assert [groups[name].width for name in ("stem.0", "left.0", "right.0")] == [6, 4, 4]
     slot = next(slot for slot in groups["left.0"].slots if slot.tensor == "head.fc.weight")
     assert slot.index.flatten().tolist() == [6, 7, 8, 9]
 
 
-def test_few_wide_groups_lose_places_and_many_narrow_ones_go_whole():
+def test_few_wide_groups_become_narrower_and_many_narrow_ones_go_whole():
     groups = groups_of(nets.Grouped())
     assert groups["stem.0"].slots[0].index.tolist() == [[place, place + 6] for place in range(6)]
     # `many` takes four groups of two from eight channels, which `wide` loses in pairs, one from either half.
@@ -90,7 +90,7 @@ def test_an_unknown_operation_protects_its_group_with_op_module_and_line():
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.a(x)
-            x = x.sort(dim=1).values  # who comes first depends on the values
+            x = x.sort(dim=1).values  # the order depends on the values
             return self.head(self.b(x))
 
     groups = groups_of(Odd())
@@ -112,7 +112,7 @@ def test_an_unknown_operation_protects_its_group_with_op_module_and_line():
     ],
     ids=["std", "cumsum", "fixed table", "fft", "index", "partial sum"],
 )
-def test_whatever_mixes_channels_protects_them(mix):
+def test_operations_that_mix_channels_protect_them(mix):
     class Mixing(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""What has to be tried before it is trusted, and that trying finds what is wrong."""
+"""Checks that networks require before they may be cut, and errors that these checks find."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests import nets
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def doubt_about(net: nn.Module, images: Tensor = IMAGES) -> RequiredCheck:
+def check_of(net: nn.Module, images: Tensor = IMAGES) -> RequiredCheck:
     return required_check(trace_channels(net.eval(), images), lambda name: type(net.get_submodule(name)))
 
 
 def cut_in_half(net: nn.Module) -> float:
-    """The error of the slim network; fails if nothing can be cut."""
+    """Keep half of every group and return the error of the slim network; fails if nothing can be cut."""
     groups = find_groups(net.eval(), IMAGES)
     plan = Plan({group.name: tuple(range(group.width // 2)) for group in groups if group.is_prunable})
     assert plan.kept
@@ -31,12 +31,12 @@ def cut_in_half(net: nn.Module) -> float:
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg11_bn", "resnet18", "mobilenet_v2", "densenet121", "convnext_tiny"])
-def test_networks_that_state_no_sizes_leave_no_doubt(name: str):
-    assert doubt_about(get_model(name, weights=None), torch.randn(1, 3, 64, 64)) is RequiredCheck.NONE
+def test_networks_that_state_no_sizes_require_no_check(name: str):
+    assert check_of(get_model(name, weights=None), torch.randn(1, 3, 64, 64)) is RequiredCheck.NONE
 
 
 class Restating(nn.Module):
-    """Tells a view how many channels there are, which it knows already."""
+    """A network that gives a view its number of channels, which stays the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Restating(nn.Module):
 
 
 class HandMadeDepthwise(nn.Module):
-    """A depthwise convolution of its own, whose groups are a number that it keeps."""
+    """A functional depthwise convolution whose number of groups is an attribute of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class HandMadeDepthwise(nn.Module):
 
 
 class HandMadeNorm(nn.Module):
-    """A layer norm of its own, over channels last."""
+    """A functional layer norm whose shape is an attribute of the module, over channels last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,14 +74,14 @@ class HandMadeNorm(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Restating, HandMadeDepthwise, HandMadeNorm])
-def test_numbers_of_a_module_are_tried_and_follow(kind: type[nn.Module]):
+def test_size_attributes_of_a_module_are_tried_and_follow(kind: type[nn.Module]):
     net = kind()
-    assert doubt_about(net) is RequiredCheck.SIZES
+    assert check_of(net) is RequiredCheck.SIZES
     assert cut_in_half(net) < 1e-5
 
 
 class Faded(nn.Module):
-    """Multiplies by a number of channels behind a scale that hides it, as layer scales do when training starts."""
+    """A network that multiplies by a number of channels, hidden by a tiny scale, such as an untrained layer scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,16 +94,16 @@ class Faded(nn.Module):
         return self.head(x + self.scale * inner * torch.tensor(float(inner.size(1))))
 
 
-def test_what_the_weights_hide_is_seen():
+def test_an_error_that_the_weights_hide_is_found():
     net = Faded()
-    assert doubt_about(net) is RequiredCheck.VALUES
+    assert check_of(net) is RequiredCheck.VALUES
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [False, False]
     plain = Plan({})
     assert torch.equal(masked(net, groups, plain)(IMAGES), net(IMAGES))
 
 
-def test_vivid_weights_vary_and_the_others_are_shared():
+def test_randomised_weights_vary_and_the_others_are_shared():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
     nn.init.zeros_(net[2].weight)
     state = dict(net.named_parameters())
@@ -116,8 +116,8 @@ def test_vivid_weights_vary_and_the_others_are_shared():
     assert (net[1].weight == 1).all()
 
 
-class CountingPlaces(nn.Module):
-    """Divides by how many places it found, as detectors do, and later by a number that counts channels, or not."""
+class CountingPixels(nn.Module):
+    """A network that divides by a number of pixels, which depends on values, and by a width if asked."""
 
     def __init__(self, *, counts_channels: bool) -> None:
         super().__init__()
@@ -126,16 +126,16 @@ class CountingPlaces(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        places = torch.nonzero(x.sum(1) > 0).size(0) + 100  # no width is as large
+        pixels = torch.nonzero(x.sum(1) > 0).size(0) + 100  # larger than any width
         x = self.inner(x / (x.size(1) if self.counts_channels else 1))
-        return self.head(x) / places
+        return self.head(x) / pixels
 
 
 @pytest.mark.parametrize("counts_channels", [False, True])
-def test_what_a_network_counts_may_change_unless_it_is_channels(counts_channels: bool):
+def test_a_scalar_may_depend_on_values_but_not_on_widths(counts_channels: bool):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = CountingPlaces(counts_channels=counts_channels).eval()
+        net = CountingPixels(counts_channels=counts_channels).eval()
     assert not trace_channels(net, IMAGES).is_meta
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]

@@ -1,4 +1,4 @@
-"""Numbers in the model's own code: followed where a module keeps them, protected where nothing can change them."""
+"""Sizes that the model's code states: attributes follow the widths, and constants in the code protect channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = torch.randn(2, 10, 24, generator=torch.Generator().manual_seed(0))
 
 
 def cut(net: nn.Module, inputs: Tensor) -> tuple[dict[str, ChannelGroup], nn.Module]:
-    """The groups of a network, and what is left when every second channel goes; exact, or the test fails."""
+    """Remove every second channel and return the groups and the slim network; fails unless it is exact."""
     net.eval()
     groups = find_groups(net, inputs)
     plan = Plan({group.name: tuple(range(0, group.width, 2)) for group in groups if group.is_prunable})
@@ -28,7 +28,7 @@ def cut(net: nn.Module, inputs: Tensor) -> tuple[dict[str, ChannelGroup], nn.Mod
 
 
 class StoredSplit(nn.Module):
-    """MixNet's way: split sizes kept as a list."""
+    """A network that keeps the sizes of a split as a list, as MixNet does."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class StoredSplit(nn.Module):
         return self.head(torch.cat([part(x) for part, x in zip(self.parts, parts, strict=True)], dim=1))
 
 
-def test_split_sizes_that_a_module_keeps_follow_the_widths():
+def test_split_sizes_in_an_attribute_follow_the_widths():
     groups, smaller = cut(StoredSplit((6, 4)), IMAGES)
     assert [group.width for group in groups.values() if group.is_prunable] == [6, 4]
     assert smaller.sizes == [3, 2]
 
 
 class Attention(nn.Module):
-    """A fused projection, heads kept as a number, spelled out or as one call."""
+    """Self-attention with one projection and an attribute for its heads, written out or as one fused call."""
 
     def __init__(self, width: int = 24, heads: int = 6, *, fused: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def test_attention_whose_scale_depends_on_the_head_width_loses_whole_heads():
     assert smaller.qkv.out_features == 36
 
 
-def test_attention_spelled_out_is_cut_exactly():
+def test_attention_that_is_written_out_is_cut_exactly():
     groups, smaller = cut(Attention(fused=False), TOKENS)
     assert any(group.is_prunable and group.name.startswith("qkv") for group in groups.values())
     assert smaller.proj.in_features == 12
@@ -99,7 +99,7 @@ def test_a_multihead_attention_module_stays_and_its_neighbours_do_not():
     assert smaller.attention.embed_dim == 24
 
 
-def test_a_constant_in_the_code_protects_what_it_counts_and_names_the_line():
+def test_a_constant_in_the_code_protects_channels_and_names_the_line():
     class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -114,12 +114,12 @@ def test_a_constant_in_the_code_protects_what_it_counts_and_names_the_line():
     assert groups["b.0"].is_prunable
 
 
-def test_a_number_in_one_place_changes_only_there():
+def test_an_attribute_that_equals_a_width_by_chance_stays():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.left, self.right = StoredSplit((6, 4)), StoredSplit((4, 6))
-            self.limit = 6  # the same number, and not a width
+            self.limit = 6  # equals a width, but is none
 
         def forward(self, x: Tensor) -> Tensor:
             return self.left(x) + self.right(x) * self.limit
@@ -128,7 +128,7 @@ def test_a_number_in_one_place_changes_only_there():
     assert (smaller.left.sizes, smaller.right.sizes, smaller.limit) == ([3, 2], [2, 3], 6)
 
 
-def test_norms_over_channels_are_cut_with_the_statistics_of_those_that_exist():
+def test_norms_over_channels_are_cut_with_the_statistics_of_the_remaining_channels():
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
