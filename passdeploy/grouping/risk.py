@@ -32,7 +32,7 @@ _PER_CHANNEL = {
     *("aten.max_pool2d_with_indices", "aten.avg_pool2d", "aten._adaptive_avg_pool2d"),
     *("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.reflection_pad2d"),
 }
-_POINTWISE = {
+_SAFE_POINTWISE = {
     *("aten.relu", "aten.relu_", "aten.hardtanh", "aten.hardtanh_", "aten.hardswish", "aten.hardswish_"),
     *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
     *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
@@ -71,7 +71,7 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
 
     def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op
-        if op in _PER_CHANNEL or op in _POINTWISE or op in _CONTRACTIONS:
+        if op in _PER_CHANNEL or op in _SAFE_POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE
         if op == "aten.convolution":  # modules other than torch's state the number of groups themselves
             return RequiredCheck.NONE if is_run_by(record, nn.modules.conv._ConvNd) else RequiredCheck.SIZES
