@@ -8,8 +8,9 @@ the two bounds are decided in float64.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Comparison:
     def __init__(
         self, cloner: ModelCloner[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
     ) -> None:
-        self._cloner, self._original, self._inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
+        self._cloner, self._original, self.inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
         self.groups = groups
         self._decides = decides([record.op for record in trace.op_log])
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
@@ -69,6 +70,12 @@ class Comparison:
             return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
         except Exception:  # the whole cut runs, but a part of it may raise
             return False
+
+    def at(self, inputs: Sequence[Any]) -> Comparison:
+        """Return comparisons of the same network on other inputs."""
+        other = copy.copy(self)
+        other.inputs, other._cut_cloner = inputs, None
+        return other
 
     def after(self, plan: Plan) -> Comparison:
         """Return comparisons for the network that `plan` left, which `is_exact` kept; a smaller network is faster."""
@@ -107,28 +114,60 @@ class Comparison:
         if dtype:
             network.to(dtype)
         with torch.no_grad(), evaluating(network), unfused_attention(), deciding:
-            outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self._inputs)))
+            outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self.inputs)))
         return comparable_in(outputs)
 
 
-def find_failing_groups(comparison: Comparison, *, trials: int, cut_successively: bool) -> set[str]:
-    """Return the names of groups that make a randomly cut network differ from the masked one.
+@dataclass(frozen=True)
+class Failure:
+    """Groups whose removal of channels changes the function, and the reason in words."""
+
+    groups: frozenset[str]
+    reason: str
+
+
+def find_failing_groups(
+    comparison: Comparison,
+    *,
+    trials: int,
+    cut_successively: bool,
+    other_inputs: Sequence[Any] | None = None,
+    more_trials: Iterable[int] = (),
+) -> Failure | None:
+    """Find groups that make a randomly cut network differ from the masked one.
 
     Args:
         comparison: of the whole network.
         trials: number of random cuts to compare, until one differs.
         cut_successively: let each cut continue from what the cut before left; else each cuts the whole network.
+        other_inputs: inputs of another size, for all cuts but the first; for a large network, for that one.
+        more_trials: numbers of further random cuts of the whole network.
+
+    Returns:
+        None if all are equal.
     """
+    whole = comparison
     for index in range(trials):
-        plan = random_plan(comparison.groups, index)
+        is_other = other_inputs is not None and (index > 0 or whole.is_large)
+        here = comparison.at(other_inputs) if is_other and other_inputs is not None else comparison
+        plan = random_plan(here.groups, index)
         if not plan.kept:
             break
         is_continued = cut_successively and index + 1 < trials
-        if not comparison.is_exact(plan, keep=is_continued):
-            return set(FailingGroups(comparison, plan).names())
+        if not here.is_exact(plan, keep=is_continued):
+            holds_here_only = is_other and comparison.is_exact(plan)
+            return Failure(frozenset(FailingGroups(here, plan).names()), _ONE_SIZE if holds_here_only else _CHANGED)
         if is_continued:
-            comparison = comparison.after(plan)
-    return set()
+            comparison = here.after(plan).at(whole.inputs)
+    for index in more_trials:
+        plan = random_plan(whole.groups, index)
+        if plan.kept and not whole.is_exact(plan):
+            return Failure(frozenset(FailingGroups(whole, plan).names()), _CHANGED)
+    return None
+
+
+_CHANGED = "the function changes with their number, in a way that no mask can follow"
+_ONE_SIZE = "they can be told apart at one input size only: positions and channels are reshaped into each other"
 
 
 class FailingGroups:

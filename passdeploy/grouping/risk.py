@@ -6,7 +6,7 @@ operation on channels is safe, or the cut network must be run, or its outputs mu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 
 import torch
@@ -51,6 +51,7 @@ _WITH_STATED_SIZES = {
     *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
 }
 
+_VIEWS = {"aten.view", "aten._unsafe_view", "aten._reshape_alias"}
 # Those of them that state the size of every dimension, also of one that they hand on.
 _WITH_FULL_SHAPE = {
     *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.expand", "aten.as_strided", "aten.as_strided_"),
@@ -97,11 +98,28 @@ def states_sizes(trace: Trace) -> bool:
 
 
 def _hands_on(record: OpRecord) -> bool:
-    """True if every dimension with channels has the same labels in a result."""
-    return all(_is_handed_on(vector, record) for _, labels in record.inputs for vector in labels.values())
-
-
-def _is_handed_on(vector: Tensor, record: OpRecord) -> bool:
-    return any(
-        vector is other or torch.equal(vector, other) for _, labels in record.results for other in labels.values()
+    """True if every dimension with channels comes out as it went in, whatever the other sizes are."""
+    return all(
+        _is_handed_on(shape, dim, vector, record) for shape, labels in record.inputs for dim, vector in labels.items()
     )
+
+
+def _is_handed_on(shape: Sequence[int], dim: int, vector: Tensor, record: OpRecord) -> bool:
+    is_view = record.op in _VIEWS
+    return any(
+        (vector is other or torch.equal(vector, other))
+        and (not is_view or _keeps_order(shape, dim, new_shape, new_dim))
+        for new_shape, labels in record.results
+        for new_dim, other in labels.items()
+    )
+
+
+def _keeps_order(shape: Sequence[int], dim: int, new_shape: Sequence[int], new_dim: int) -> bool:
+    """True if a view leaves the dimensions before the channels alone, or those after them.
+
+    Otherwise a dimension of size one has moved from one side to the other. With a batch of two, the view would mix
+    channels with samples.
+    """
+    before, new_before = tuple(shape[:dim]), tuple(new_shape[:new_dim])
+    after, new_after = tuple(shape[dim + 1 :]), tuple(new_shape[new_dim + 1 :])
+    return before == new_before or after == new_after

@@ -24,6 +24,7 @@ class TrialResult:
     constraints: Constraints
     groups: tuple[ChannelGroup, ...]  # under these constraints
     stop: Stop | None  # None: the cut network ran to its end
+    ran_other_operations: bool = False  # than the whole network, as after a branch on a width
 
     def gets_further_than(self, other: TrialResult) -> bool:
         """True if this trial ran to the end, or past the operation where `other` stopped."""
@@ -38,13 +39,13 @@ def run_trial(cut: TrialCut, constraints: Constraints) -> TrialResult:
         constraints: what the cut network must fulfil.
     """
     groups = cut.network.builder.gather(constraints)
-    stop = _run(cut, groups)
+    stop, ran_other_operations = _run(cut, groups)
     if stop is None:
         cut.discard_model()  # only the search for what stopped it looks at a model that has run
-    return TrialResult(cut, constraints, groups, stop)
+    return TrialResult(cut, constraints, groups, stop, ran_other_operations)
 
 
-def _run(cut: TrialCut, groups: Sequence[ChannelGroup]) -> Stop | None:
+def _run(cut: TrialCut, groups: Sequence[ChannelGroup]) -> tuple[Stop | None, bool]:
     network, trace = cut.network, cut.network.trace
     scalars: ScalarsByLine | None = None
     decisions: AbstractContextManager[None] = nullcontext()
@@ -60,5 +61,5 @@ def _run(cut: TrialCut, groups: Sequence[ChannelGroup]) -> Stop | None:
     except Exception as error:  # code that meets unexpected sizes may raise anything
         # A network whose code branches on values may run more operations than its trace has.
         position = min(checker.position, len(trace.op_log) - 1)
-        return Stop(position, checker.expected, first_line(error))
-    return None
+        return Stop(position, checker.expected, first_line(error)), checker.ran_other_operations
+    return None, checker.ran_other_operations

@@ -56,6 +56,11 @@ class ShapeChecker(OpObserver):
         self._is_in_step = True  # the cut network runs the same operations as the whole one so far
 
     @property
+    def ran_other_operations(self) -> bool:
+        """True if the cut network has run other operations than the whole one, as after a branch on a width."""
+        return not self._is_in_step
+
+    @property
     def expected(self) -> OpRecord:
         """The next operation of the whole network, or the first one that the cut network did not repeat."""
         position = self.position if self._failed_position is None else self._failed_position

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.models.cloning import ModelCloner
+from passdeploy.models.input_sizes import other_sizes, takes
 from passdeploy.runtime.seeds import generator
-from passdeploy.tracing.meta_model import MetaModel
+from passdeploy.tracing.meta_model import MetaModel, to_meta
 from passdeploy.tracing.trace import Trace
 
 
@@ -42,6 +43,15 @@ class TracedNetwork:
     def builder(self) -> GroupBuilder:
         """The builder of the network's channel groups."""
         return GroupBuilder(self.trace)
+
+    @cached_property
+    def noise_of_other_size(self) -> tuple[Any, ...] | None:
+        """Random inputs of another image size and batch size; None if the network runs at the example's sizes only."""
+        for other in other_sizes(self.noise):
+            inputs = tree_map(to_meta, list(other)) if self.trace.is_meta else other
+            if takes(self.trial_cloner.model, inputs):
+                return other
+        return None
 
     def class_of(self, module: str) -> type[nn.Module]:
         """Return the class of the module with this name."""

@@ -21,6 +21,8 @@ from passdeploy.slimming.size_attributes import read_size_attribute, size_attrib
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.labels import LabelUnionFind
 
+EXACT_SHARES = {3: 0.5, 4: 0.25}  # number of a random plan -> the share of every group that it keeps
+
 
 class TrialCut:
     """One random cut of a network, whose size attributes can be set again and again without cutting anew.
@@ -87,6 +89,12 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
     """Draw channels to keep: about half of every group first, then alternately few and many, then any share.
 
     Shares alternate so that neighbours, such as the two halves of a split, are not cut to the same width by chance.
+    The plans numbered in `EXACT_SHARES` keep exactly that share of every group that it divides: most of the plans that
+    people make do, and then a new width most easily equals another number in the code (`if self.inputs != width:`).
+
+    Args:
+        groups: of the network.
+        trial_index: number of the plan; a negative one, -n, cuts every layer that is wider than n channels to n.
     """
     kept = {}
     for number, group in enumerate(group for group in groups if group.is_prunable):
@@ -96,6 +104,9 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
             share = 0.4 + 0.2 * share
         elif trial_index in (1, 2):
             share = (0.1, 0.7)[(number + trial_index) % 2] + 0.2 * share
+        elif trial_index < 0:
+            share = min(1.0, -trial_index / (group.width * group.span))
+        share = EXACT_SHARES.get(trial_index, share)
         # After the first trial small groups may stay whole: if two groups lose one channel each, their sizes cannot
         # be told apart.
         most = group.width if trial_index else group.width - 1

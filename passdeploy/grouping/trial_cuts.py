@@ -21,7 +21,7 @@ import torch
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.equivalence import Comparison, find_failing_groups
+from passdeploy.grouping.equivalence import Comparison, Failure, find_failing_groups
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.risk import RequiredCheck, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
@@ -30,14 +30,16 @@ from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial import TrialCut
+from passdeploy.grouping.width_branches import compares_widths, numbers_compared_with
 from passdeploy.tracing.labels import Reason
 
 MAX_REPAIRS = 150  # changes of the constraints before the whole network is protected
 MAX_ATTEMPTS = 100  # attribute fixes and width equalities to try, successful or not
 # Random cuts that must run to the end. One is not enough where sizes are stated or were wrong: a stale size may fit by
 # chance, the more so the narrower the groups are.
-REPAIRED_TRIALS = 3
-NARROW_TRIALS = 5
+REPAIRED_TRIALS = 5
+NARROW_TRIALS = 7
+MAX_MEETING_WIDTHS = 16  # cuts to widths with which the code may compare
 NARROW_WIDTH = 16  # channels
 # Cuts whose outputs are compared. If no group is narrow, the second one cuts the network that the first one left.
 COMPARED_TRIALS = 2
@@ -53,13 +55,16 @@ class TrialSearch:
     def __init__(self, network: TracedNetwork) -> None:
         self.network = network
         self.constraints = Constraints(network.trace.union_find)
-        self.required_check = required_check(network.trace, network.class_of)
+        self._compares_widths = compares_widths(network.model)
+        check = required_check(network.trace, network.class_of)
+        self.required_check = RequiredCheck.VALUES if self._compares_widths else check
         self.was_repaired = False  # the constraints are no longer those of the trace
         self._repairs_left, self._attempts_left = MAX_REPAIRS, MAX_ATTEMPTS
         self._attribute_fixes = AttributeFixes(network.model, network.trace.op_log)
         self._failed_fixes: set[tuple[Any, ...]] = set()
         self._failed_equalities: set[tuple[str, ...]] = set()
         self._has_settled_values = False
+        self._trials_to_compare: set[int] = set()  # random cuts that ran other operations than the whole network
 
     @property
     def channel_map(self) -> ChannelMap:
@@ -80,9 +85,9 @@ class TrialSearch:
         if not self.required_check:
             return
         trial = self._run(self.constraints, 0)
-        while trial.stop or trial.cut.index + 1 < self._trials_needed(trial.groups):
+        while trial.stop or self._next_index(trial) is not None:
             if not trial.stop:
-                trial = self._run(self.constraints, trial.cut.index + 1)
+                trial = self._run(self.constraints, self._next_index(trial) or 0)
                 continue
             if self._repairs_left <= 0:
                 self.constraints = self._all_protected()
@@ -101,19 +106,22 @@ class TrialSearch:
         if self._has_settled_values:
             return
         self._has_settled_values = True
-        while self._may_differ and (failing := self._failing_groups()):
+        while self._may_differ and (failure := self._find_failure()) is not None:
             if self._repairs_left <= 0:
                 self.constraints = self._all_protected()
                 return
-            for group in failing:
-                text = "the function changes with their number, in a way that no mask can follow"
-                labels, reason = self.network.labels_of(group), Reason(text, module=group.layers[0])
-                self.constraints = self.constraints.with_protected(labels, reason)
+            for group in self._groups:
+                if group.name in failure.groups:
+                    labels, reason = self.network.labels_of(group), Reason(failure.reason, module=group.layers[0])
+                    self.constraints = self.constraints.with_protected(labels, reason)
             self._count_repair()
             self.settle_sizes()
 
     def _run(self, constraints: Constraints, index: int) -> TrialResult:
-        return run_trial(TrialCut(self.network, constraints.labels, index), constraints)
+        trial = run_trial(TrialCut(self.network, constraints.labels, index), constraints)
+        if trial.stop is None and trial.ran_other_operations:
+            self._trials_to_compare.add(index)
+        return trial
 
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Extend the constraints so that the network gets past `stop`, and return the trial in which it did."""
@@ -183,13 +191,17 @@ class TrialSearch:
         self._repairs_left -= 1
         self.was_repaired = True
 
-    def _failing_groups(self) -> list[ChannelGroup]:
-        """Return groups without which the outputs of the cut network would equal those of the masked one."""
+    def _find_failure(self) -> Failure | None:
+        """Find groups without which the outputs of the cut network would equal those of the masked one."""
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
-        trials = 1 if comparison.is_large else min(COMPARED_TRIALS, self._trials_needed(groups))
-        names = find_failing_groups(comparison, trials=trials, cut_successively=not _has_narrow_group(groups))
-        return [group for group in groups if group.name in names]
+        return find_failing_groups(
+            comparison,
+            trials=1 if comparison.is_large else min(COMPARED_TRIALS, self._trials_needed(groups)),
+            cut_successively=not _has_narrow_group(groups),
+            other_inputs=network.noise_of_other_size,
+            more_trials=sorted(self._trials_to_compare),
+        )
 
     @property
     def _groups(self) -> tuple[ChannelGroup, ...]:
@@ -197,12 +209,27 @@ class TrialSearch:
 
     @property
     def _may_differ(self) -> bool:
-        return self.required_check is RequiredCheck.VALUES or self.was_repaired
+        return self.required_check is RequiredCheck.VALUES or self.was_repaired or bool(self._trials_to_compare)
 
     def _trials_needed(self, groups: Sequence[ChannelGroup]) -> int:
         if self.was_repaired and _has_narrow_group(groups):
             return NARROW_TRIALS
-        return REPAIRED_TRIALS if self.was_repaired or self._states_sizes else 1
+        return REPAIRED_TRIALS if self.was_repaired or self._states_sizes or self._compares_widths else 1
+
+    def _next_index(self, trial: TrialResult) -> int | None:
+        """Return the number of the random cut to try after one that ran; None after the last."""
+        indices = [*range(self._trials_needed(trial.groups)), *self._meeting_widths]
+        following = indices.index(trial.cut.index) + 1 if trial.cut.index in indices else 0
+        return indices[following] if following < len(indices) else None
+
+    @cached_property
+    def _meeting_widths(self) -> list[int]:
+        """Numbers of cuts (see `random_plan`) to widths that the code may compare with, other widths among them."""
+        if not self._compares_widths:
+            return []
+        widths = {group.width * group.span for group in self.network.builder.gather() if group.is_prunable}
+        numbers = widths | numbers_compared_with(self.network.model)
+        return [-number for number in sorted(numbers) if 1 < number < max(widths, default=0)][:MAX_MEETING_WIDTHS]
 
     @cached_property
     def _states_sizes(self) -> bool:

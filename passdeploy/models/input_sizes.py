@@ -53,14 +53,17 @@ def _added(pixels: int) -> int:
 
 def first_taken(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return the first of `other_sizes` at which the network runs; None if it runs at the given sizes only."""
-    for other in other_sizes(inputs):
-        try:
-            with torch.no_grad(), evaluating(model), calling_eagerly(model):
-                model(*other)
-        except Exception:  # whatever code raises that meets a size it was not made for
-            continue
-        return other
-    return None
+    return next((other for other in other_sizes(inputs) if takes(model, other)), None)
+
+
+def takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
+    """True if the network runs on these inputs in evaluation mode."""
+    try:
+        with torch.no_grad(), evaluating(model), calling_eagerly(model):
+            model(*inputs)
+    except Exception:  # code that meets a size it was not made for may raise anything
+        return False
+    return True
 
 
 def shapes_of(inputs: Sequence[Any]) -> list[list[int]]:

@@ -1,0 +1,169 @@
+"""Groups hold for other image sizes, batch sizes and widths than those of the example, or are protected with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import passdeploy as pd
+from passdeploy.errors import EquivalenceError
+from passdeploy.grouping.width_branches import compares_widths
+
+IMAGES = torch.randn(1, 3, 16, 16)
+
+
+class Reshaping(nn.Module):
+    """Positions and channels reshaped into each other, without a transpose, and back."""
+
+    def __init__(self, channels: int = 64, inside: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.mix = nn.Conv2d(3, channels, 3, 2, 1), nn.Linear(channels, channels)
+        self.body, self.head = nn.Conv2d(channels, 32, 1), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        batch, channels, height, width = x.shape
+        x = self.mix(x.reshape(batch, height * width, channels)).reshape(batch, channels, height, width)
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+class Transposing(Reshaping):
+    """The same with transposes: channels stay channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        batch, channels, height, width = x.shape
+        x = self.mix(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(batch, channels, height, width)
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+class AcrossBatch(nn.Module):
+    """Samples and channels reshaped into each other; with one sample nobody can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        mixed = x.transpose(0, 1).reshape(x.shape)
+        return self.head(self.body(x + mixed).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("net", [Reshaping(), Reshaping(48), AcrossBatch()], ids=["64", "48", "batch"])
+def test_a_group_that_holds_at_one_size_only_is_protected(net: nn.Module):
+    net.eval()
+    groups = {group.name: group for group in pd.find_groups(net, IMAGES)}
+    assert not groups["stem"].is_prunable
+    assert groups["body"].is_prunable
+    plan = pd.Plan({name: tuple(range(group.width // 2)) for name, group in groups.items() if group.is_prunable})
+    for size in (16, 24, 32):
+        assert pd.verify(net, tuple(groups.values()), plan, torch.randn(2, 3, size, size), tolerance=1e-5) <= 1e-5
+
+
+def test_what_holds_at_every_size_stays_prunable():
+    net = Transposing().eval()
+    groups = {group.name: group for group in pd.find_groups(net, IMAGES)}
+    assert groups["stem"].is_prunable
+
+
+def test_verify_finds_a_group_that_holds_at_the_size_of_its_inputs_only():
+    """Without channels in `other` the mean over a window of 16 x 16 is a mean over the image."""
+
+    class Windowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.other, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            if x.shape[2] > 16:
+                x = x * x.shape[1]  # a number of channels, in images that the groups were not found with
+            return self.head(self.other(x).relu().mean((2, 3)))
+
+    net = Windowed().eval()
+    plan = pd.Plan({"stem": tuple(range(8))})
+    groups = pd.find_groups(nn.Sequential(net.stem, net.other), IMAGES)  # a network without the branch
+    renamed = tuple(
+        type(group)(
+            {"0": "stem", "1": "other"}[group.name],
+            group.width,
+            tuple(
+                type(slot)(
+                    slot.tensor.replace("0.", "stem.").replace("1.", "other."),
+                    slot.dim,
+                    slot.index,
+                    slot.is_output,
+                    slot.is_input,
+                )
+                for slot in group.slots
+            ),
+            group.reason,
+        )
+        for group in groups
+    )
+    with pytest.raises(EquivalenceError, match=r"on inputs of shape 2x3x32x32"):
+        pd.verify(net, renamed, plan, IMAGES, tolerance=1e-5)
+    found = {group.name: group.is_prunable for group in pd.find_groups(net, IMAGES)}
+    assert found == {"stem": False, "other": True, "head": False}
+
+
+# Numbers that meet
+
+
+class Comparing(nn.Module):
+    """A block whose code compares widths."""
+
+    def __init__(self, how: Callable[[Comparing, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inputs, self.outputs, self.limit = 16, 32, 8
+        self.stem, self.wide, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 1), nn.Linear(32, 5)
+        self.project, self.how = nn.Conv2d(16, 32, 1), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.how(self, self.stem(x).relu()).mean((2, 3)))
+
+
+BRANCHES: dict[str, Callable[[Comparing, Tensor], Tensor]] = {
+    "attributes of layers": lambda net, x: (
+        net.wide(x) + (x if net.wide.in_channels == net.wide.out_channels else net.project(x))
+    ),
+    "layers and tensors": lambda net, x: net.wide(x) * (2.0 if x.shape[1] == net.wide.out_channels // 2 else 1.0),
+    "a stale number": lambda net, x: net.wide(x).relu() if x.shape[1] == net.inputs else net.wide(x),
+    "a limit": lambda net, x: net.wide(x).relu() if x.size(1) > net.limit else net.wide(x).sigmoid(),
+    "numbers alone": lambda net, x: net.project(x) if net.inputs != net.outputs else net.wide(x),
+    "a number that is a size elsewhere": lambda net, x: (
+        net.wide(x).view(len(x), net.outputs, -1, x.shape[-1]) + (net.project(x) if net.inputs != net.outputs else 0)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BRANCHES.values(), ids=BRANCHES)
+def test_a_branch_on_widths_is_not_flipped(how: Callable[[Comparing, Tensor], Tensor]):
+    net = Comparing(how).eval()
+    groups = pd.find_groups(net, IMAGES)
+    prunable = [group for group in groups if group.is_prunable]
+    for parts in ((2,), (4,), (2, 4), (4, 2), (1, 2), (2, 1)):
+        kept = {
+            group.name: tuple(range(group.width // part))
+            for group, part in zip(prunable, parts * len(prunable), strict=False)
+        }
+        assert pd.verify(net, groups, pd.Plan(kept), IMAGES, tolerance=1e-5) <= 1e-5
+
+
+def test_code_that_compares_widths_is_recognised():
+    class Asking(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if x.shape[1] == self.in_channels else x
+
+    class Plain(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.stride == (1, 1) else x
+
+    assert compares_widths(nn.Sequential(Asking(3, 4, 1)))
+    assert not compares_widths(nn.Sequential(Plain(3, 4, 1), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2)))
