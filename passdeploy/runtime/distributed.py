@@ -154,13 +154,17 @@ def _synchronised_batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Compute `F.batch_norm` in training mode for a batch of which every process holds a part."""
+    """Compute `F.batch_norm` in training mode for a batch of which every process holds a part.
+
+    As in torch, statistics of half-precision inputs are computed in float32, and the result has the input's dtype.
+    """
     dims = [dim for dim in range(input.ndim) if dim != 1]
     shape = (1, -1, *[1] * (input.ndim - 2))
-    count = torch.tensor([input.numel() / input.size(1)], device=input.device)
-    sums = _sum_of_all(torch.cat([input.sum(dims), count.to(input.dtype)]))
+    wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
+    count = torch.tensor([input.numel() / input.size(1)], device=input.device, dtype=wide.dtype)
+    sums = _sum_of_all(torch.cat([wide.sum(dims), count]))
     mean = sums[:-1] / sums[-1]
-    centred = input - mean.view(shape)
+    centred = wide - mean.view(shape)
     variance = _sum_of_all(centred.square().sum(dims)) / sums[-1]
     with torch.no_grad():
         if running_mean is not None:
@@ -170,7 +174,7 @@ def _synchronised_batch_norm(
     normal = centred * (variance + eps).rsqrt().view(shape)
     if weight is not None:
         normal = normal * weight.view(shape)
-    return normal if bias is None else normal + bias.view(shape)
+    return (normal if bias is None else normal + bias.view(shape)).to(input.dtype)
 
 
 def _sum_of_all(values: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def grow_penalty(
         processes: that train together, each with its part of every batch.
 
     Raises:
-        TrainingError: the loss is not a number.
+        TrainingError: the loss, or a weight after the last step, is not finite.
     """
     stage = stage or Stage("grow", silent)
     trained = copy.deepcopy(model).train()
@@ -77,18 +77,22 @@ def grow_penalty(
             if distillation:
                 value = distillation.loss_of_output(value, output, images, targets)
         mean_loss = float(processes.mean_over_batch(value.detach(), len(images)))
-        problem = divergence(mean_loss)
-        if problem:
-            raise TrainingError(
-                f"{problem} at step {step + 1} of growing regularisation, with a learning rate of {lr:.3g}.\n"
-                "Lower finetune.optimizer.lr, or check the data."
-            )
+        _require_convergence(divergence(mean_loss), step, lr)
         factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))
         penalise_ = partial(_add_penalty_gradient_, removed, factor)
         gradient_step_(value, {optimizer: parameters}, processes, change_gradients_=penalise_)
         stage.step(step + 1, steps, loss=mean_loss, penalty=factor)
+    _require_convergence(divergence(0.0, parameters), steps - 1, lr)
     optimizer.zero_grad()
     return trained.train(model.training)
+
+
+def _require_convergence(problem: str | None, step: int, lr: float) -> None:
+    if problem:
+        raise TrainingError(
+            f"{problem} at step {step + 1} of growing regularisation, with a learning rate of {lr:.3g}.\n"
+            "Lower finetune.optimizer.lr, or check the data."
+        )
 
 
 def _add_penalty_gradient_(removed: Mapping[nn.Parameter, Tensor], factor: float) -> None:

@@ -125,6 +125,20 @@ def test_batch_norm_over_one_process_is_batch_norm(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(states[1], states[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shared_statistics_of_half_precision_are_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    x = torch.randn(300, 4, 5, 5, generator=torch.Generator().manual_seed(0)).to(dtype)  # 7,500 is no number of bf16
+    results, states = [], []
+    for norm in (F.batch_norm, _synchronised_batch_norm):
+        mean, variance = torch.zeros(4), torch.ones(4)
+        results.append(norm(x, mean, variance, None, None, True, 0.1, 1e-5))
+        states.append((mean, variance))
+    assert results[1].dtype == dtype
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(states[1], states[0])
+
+
 def test_without_torchrun_there_is_one_process():
     with process_group(torch.device("cpu"), environment={}) as processes:
         assert processes == SINGLE_PROCESS

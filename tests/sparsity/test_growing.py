@@ -62,6 +62,11 @@ def test_growing_stops_at_a_loss_that_is_not_a_number():
         grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, lr=0.05)
 
 
+def test_growing_stops_at_weights_that_are_not_finite_after_the_last_step():
+    with pytest.raises(TrainingError, match="a weight is not a number at step 1 of growing"):
+        grow_penalty(HalfUseless(), (), Plan({}), BATCHES, F.cross_entropy, steps=1, lr=1e39)
+
+
 def test_with_alpha_one_only_the_teacher_counts_in_growing():
     net, teacher = HalfUseless().eval(), Teacher().eval()
 
