@@ -89,6 +89,45 @@ def closing_over_a_tensor(net: Small) -> Any:
     return lambda x: F.conv2d(x, weight, bias)
 
 
+def with_defaults() -> Small:
+    """A `forward` with defaults, beside a cell that holds a number."""
+    net, factor = small(), 3.0
+
+    def forward(x: Tensor, scale: float = 2.0, *, shift: float = 0.5) -> Tensor:
+        return net.head(net.body(net.stem(x).relu() * scale + shift).relu().mean((2, 3)) * factor)
+
+    net.forward = forward  # type: ignore[method-assign]
+    return net
+
+
+def with_a_keyword() -> Small:
+    """A partial with a keyword, of a function that closes over a layer."""
+    net = small()
+    stem = net.stem
+
+    def scaled(x: Tensor, factor: float = 1.0) -> Tensor:
+        return F.conv2d(x, stem.weight, stem.bias) * factor
+
+    stem.forward = partial(scaled, factor=0.3)  # type: ignore[method-assign]
+    return net
+
+
+class Looking(Small):
+    """A network that reaches its own layer through a weak reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "own", weakref.ref(self))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.own().stem(x).relu()).relu().mean((2, 3)))
+
+
+def looking_at_itself() -> Small:
+    torch.manual_seed(0)
+    return Looking().eval()
+
+
 class Clamped(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.clamp(-1, 1)
@@ -142,6 +181,9 @@ CARRIED = {
     "forward replaced by a partial that names what it wraps": lambda: patched(
         lambda net: update_wrapper(partial(doubled, net.stem), net.stem.forward), "stem"
     ),
+    "forward replaced by a function with defaults": with_defaults,
+    "forward replaced by a partial with a keyword": with_a_keyword,
+    "a weak reference to the network": looking_at_itself,
     "a forward hook": lambda: hooked(lambda net: lambda module, inputs, output: output * 2),
     "a forward hook that closes over a layer": lambda: hooked(lambda net: lambda m, i, o: o + net.stem(IMAGES).mean()),
     "a forward hook that is a method": lambda: hooked(lambda net: types.MethodType(lambda self, m, i, o: o * 2, net)),

@@ -125,6 +125,40 @@ def test_every_layer_of_torch_states_its_new_widths():
     assert verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5) <= 1e-5
 
 
+def test_an_embedding_states_its_new_width():
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.places, self.head = nn.Linear(6, 12), nn.Embedding(9, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.stem(x) + self.places(torch.arange(9))).relu())
+
+    net, tokens = Placed(), torch.randn(2, 9, 6)
+    groups = find_groups(net, tokens)
+    smaller = slim(net, groups, Plan({"stem": (0, 1, 5)}))
+    assert (smaller.places.num_embeddings, smaller.places.embedding_dim) == (9, 3)
+    assert verify(net, groups, Plan({"stem": (0, 1, 5)}), tokens, tolerance=1e-5) <= 1e-5
+
+
+def test_masking_leaves_buffers_that_a_network_divides_by():
+    class Divided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+            self.register_buffer("deviation", torch.rand(1, 8, 1, 1) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.stem(x) / self.deviation).relu())
+
+    net = Divided()
+    groups = find_groups(net, IMAGES)
+    plan = Plan({"stem": (0, 1, 5)})
+    assert masked(net, groups, plan)(IMAGES).isfinite().all()
+    assert slim(net, groups, plan).deviation.shape == (1, 3, 1, 1)
+    assert verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+
+
 def test_memory_order_and_trainability_stay():
     net = built(nets.Plain).to(memory_format=torch.channels_last)
     net.second[0].weight.requires_grad_(False)

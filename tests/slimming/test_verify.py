@@ -183,6 +183,74 @@ def test_a_slim_network_that_is_not_called_through_its_class_is_an_error(monkeyp
         pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
 
 
+def spoiled(change: Callable[[nn.Module], object]) -> Callable[..., nn.Module]:
+    """Return `slim` with a fault in what it returns that no output shows."""
+    from passdeploy.slimming.slim import slim
+
+    def faulty(*given: Any) -> nn.Module:
+        smaller = slim(*given)
+        change(smaller)
+        return smaller
+
+    return faulty
+
+
+SPOILED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a frozen weight": (
+        lambda net: net.stem.requires_grad_(False),
+        "no longer a parameter with the same requires_grad",
+    ),
+    "training mode": (lambda net: net.head.train(), "head is in another mode"),
+    "a stated size": (lambda net: setattr(net.stem, "out_channels", 16), "stem states other sizes than its weight has"),
+    "a hook": (lambda net: net.head.register_forward_hook(lambda *_: None), "head has other hooks than before"),
+    "a compiled call": (lambda net: net.head.compile(backend="eager"), "still calls what nn.Module.compile made"),
+    "a buffer": (lambda net: net.register_buffer("extra", torch.ones(1)), "extra exists, or is shared, in one"),
+    "a dtype": (lambda net: net.__dict__["_buffers"].update(unread=net.unread.double()), "unread has another dtype"),
+    "values": (lambda net: net.unread.add_(1), "unread has other values than what the plan keeps"),
+    "memory order": (lambda net: setattr(net, "table", nn.Parameter(net.table.contiguous())), "channels-last"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SPOILED.values(), ids=SPOILED)
+def test_a_fault_that_no_output_shows_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object], words: str
+):
+    net = Headed(ANSWERS["a tensor"]).eval()
+    net.register_buffer("unread", torch.tensor([1.0, float("nan")]))
+    net.table = nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    groups, plan = plan_for(net)
+    assert pd.verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+    monkeypatch.setattr("passdeploy.slimming.verify.slim", spoiled(change))
+    with pytest.raises(EquivalenceError, match=words):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+def test_other_channels_than_those_of_the_plan_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    others = pd.Plan({"stem": tuple(range(1, 16, 2))})
+    for name, function in (("slim", pd.slim), ("masked", pd.masked)):
+        monkeypatch.setattr(
+            f"passdeploy.slimming.verify.{name}",
+            lambda model, groups, _, function=function: function(model, groups, others),
+        )
+    with pytest.raises(EquivalenceError, match=r"has other values|something else than its class"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+def test_groups_of_a_wrapped_network_are_an_error():
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    with pytest.raises(EquivalenceError):
+        pd.verify(nn.Sequential(net), groups, plan, IMAGES, tolerance=1e-5)
+
+
+def test_a_value_that_is_not_a_number_is_an_error():
+    for found in ([1.0, float("nan")], [1.0, float("inf")]):
+        assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor(found)) == float("inf")
+    assert relative_error(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")])) == float("inf")
+
+
 # The second reference
 
 
