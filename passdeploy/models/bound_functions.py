@@ -68,6 +68,15 @@ def copy_attribute(value: Any, memo: dict[int, Any]) -> Any:
     return _copied(value, memo)
 
 
+def rebind_to_tensors_(model: nn.Module, tensors: Mapping[int, Tensor]) -> None:
+    """Let functions that close over tensors of `model` use others (id of an old tensor -> the new one)."""
+    memo: dict[int, Any] = {**tensors, **{id(module): module for module in model.modules()}}
+    for module in model.modules():
+        for attribute, value in list(vars(module).items()):
+            if any(_closes_over(function, tensors) for function in _functions_in(value)):
+                vars(module)[attribute] = copy_attribute(value, memo)
+
+
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     """Copy a value that may hold functions; `copy.deepcopy` of newer Pythons takes those without a look at `memo`."""
     if isinstance(value, FunctionType):

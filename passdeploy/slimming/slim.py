@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
+from passdeploy.models.bound_functions import rebind_to_tensors_
 from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
@@ -84,5 +85,6 @@ def resize_(
                 if old is not None:
                     table[attribute] = new[id(old)]  # type: ignore[assignment]
         update_size_attributes_(module, lambda _: None)
+    rebind_to_tensors_(model, new)
     for size_attribute, value in size_attributes:
         write_size_attribute_(model, size_attribute, value)

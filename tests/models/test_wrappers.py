@@ -17,6 +17,8 @@ from torch.optim.swa_utils import AveragedModel
 
 import passdeploy as pd
 from passdeploy.errors import EquivalenceError, ModelError, PassDeployError
+from passdeploy.slimming.size_attributes import size_attributes_after
+from passdeploy.slimming.slim import resize_
 
 IMAGES = torch.randn(2, 3, 8, 8)
 
@@ -306,6 +308,21 @@ def test_what_an_instance_carries_is_carried_over(make: Callable[[], nn.Module],
 
 def leaves_of(outputs: Any) -> list[Tensor]:
     return [leaf.flatten() for leaf in torch.utils._pytree.tree_leaves(outputs)]
+
+
+@pytest.mark.parametrize(
+    "forward", [plain_forward, closing_over_a_layer, closing_over_a_tensor], ids=lambda forward: forward.__name__
+)
+def test_a_rebuilt_network_computes_with_the_tensors_it_was_given(forward: Callable[[Small], Any]):
+    name = "" if forward is plain_forward else "stem"
+    net = patched(forward, name)
+    groups = pd.find_groups(net, IMAGES)
+    plan = halves(groups)
+    smaller, rebuilt = pd.slim(net, groups, plan), patched(forward, name)
+    with torch.no_grad():
+        rebuilt.stem.weight.zero_()
+        resize_(rebuilt, smaller.state_dict(), size_attributes_after(groups, plan))
+        assert torch.equal(rebuilt(IMAGES), smaller(IMAGES))
 
 
 @pytest.mark.parametrize("make", UNWRAPPED.values(), ids=UNWRAPPED)
