@@ -21,6 +21,7 @@ from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
+from tests.tracing.test_recurrent import SEQUENCE, Reader
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
 
@@ -123,6 +124,16 @@ def test_every_layer_of_torch_states_its_new_widths():
     assert up.out_channels == up.weight.size(1) * up.groups == smaller[5].in_channels < 12
     assert norm.num_channels == prelu.num_parameters == up.out_channels
     assert verify(net, groups, half_of(groups), IMAGES, tolerance=1e-5) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_states_its_new_sizes(kind: type[nn.RNNBase]):
+    net = Reader(kind).eval()
+    groups = find_groups(net, SEQUENCE)
+    plan = Plan({"stem": (0, 2, 5), "rnn": (1, 2, 3, 5)})
+    smaller = slim(net, groups, plan)
+    assert (smaller.rnn.input_size, smaller.rnn.hidden_size) == (3, 4)
+    assert verify(net, groups, plan, SEQUENCE, tolerance=1e-5) <= 1e-5
 
 
 def test_an_embedding_states_its_new_width():
