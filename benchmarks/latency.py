@@ -41,8 +41,8 @@ from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.cost import LatencyCost
-from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.latency_cost import LatencyCost
+from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency

@@ -25,7 +25,7 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import BudgetError
-from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.search import LatencyGoal, LatencySearch

@@ -1,4 +1,4 @@
-"""Options of `passdeploy profile` that measure something other than a run: files, latency tables, sweeps of roundings.
+"""Options of `passdeploy profile`, and the measurement of files, latency tables and sweeps of roundings.
 
 The command itself is in cli.py.
 """

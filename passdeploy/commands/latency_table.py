@@ -15,7 +15,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.data.splits import load_data
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table, open_sampler
-from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.sweep import sweep_round
 from passdeploy.latency.target import SECONDS_PER_PLAN

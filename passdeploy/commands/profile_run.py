@@ -14,7 +14,7 @@ from passdeploy.export.artifact import file_stem
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.hardware import block_of
+from passdeploy.latency.measurement_context import block_of
 from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from passdeploy.export.artifact import Artifact, BatchRange, file_stem
+from passdeploy.export.conversion import convert_file
 from passdeploy.export.lint import Lint, lint
-from passdeploy.export.mixed_precision import convert_file
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.parity import Reference, compute_reference, gated_error, rejected_path, require_parity, set_aside
 from passdeploy.export.precision import Limits, choose_opset

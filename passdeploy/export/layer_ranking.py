@@ -1,4 +1,4 @@
-"""Mixed precision: rank layers by the error they cause, and keep as few in float32 as the accuracy gate requires.
+"""Rank layers by the error they cause, and keep as few in float32 as the accuracy gate requires.
 
 Each layer is converted alone, and the error that this causes is measured. The layers with the largest errors then
 stay in float32: their number doubles until the graph passes its gate, and a binary search finds the smallest one.

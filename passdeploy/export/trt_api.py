@@ -1,4 +1,4 @@
-"""Import of TensorRT, in two flavours with one API; no other module imports it.
+"""Import of TensorRT, in two flavours with one API; every other module gets it from here at run time.
 
 `tensorrt` (10.13 and later, 11) builds on the GPU the engine will run on; `rtx` (TensorRT for RTX) builds anywhere.
 The part of the module that passdeploy uses is a Protocol, checked by mypy against both major releases.

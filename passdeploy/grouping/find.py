@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial_cuts import TrialSearch
+from passdeploy.grouping.trial_search import TrialSearch
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.tracing.meta_model import MetaModel

@@ -12,7 +12,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import first_line
 from passdeploy.grouping.constraints import Constraints
 from passdeploy.grouping.shape_check import ScalarsByLine, ShapeChecker, Stop
-from passdeploy.grouping.trial import TrialCut
+from passdeploy.grouping.trial_cut import TrialCut
 from passdeploy.models.modes import evaluating
 
 

@@ -1,4 +1,4 @@
-"""Widths that the model's code takes to be equal.
+"""Find pairs of widths that the model's code assumes to be equal.
 
 `q.view(b, n, self.heads, c // self.heads)` takes `c` from the block's input, so the queries must stay as wide as that
 input, however both are cut. If a trial stops at such a line, its channels are joined one to one with as many channels

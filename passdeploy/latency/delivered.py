@@ -12,7 +12,7 @@ from torch import nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.inputs import example_images

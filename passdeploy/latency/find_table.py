@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact
-from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency

@@ -19,7 +19,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.channels.width_table import WidthTable, coordinate_descent
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyCost
+from passdeploy.latency.latency_cost import LatencyCost
 
 _HALVINGS = 24
 

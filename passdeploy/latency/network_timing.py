@@ -1,4 +1,4 @@
-"""Timing of one network: milliseconds of a whole call and of each of its nodes, and the samplers that measure it.
+"""Timing of one network: milliseconds of a whole call and of each node, and the interface of samplers.
 
 A node is one call of a kernel, as the backend runs it after its own fusions. Layers are timed inside the whole network:
 timed alone, each would include the overhead of a call, and its input would be in another cache.

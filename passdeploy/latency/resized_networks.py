@@ -1,4 +1,4 @@
-"""Networks resized to any widths, as PyTorch modules or ONNX graphs, and the samplers that time them."""
+"""Networks resized to any widths, as PyTorch modules or ONNX graphs, and the choice of the sampler that times them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from passdeploy.channels.widths import minimum_width
 from passdeploy.errors import UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.latency.hardware import block_of
+from passdeploy.latency.measurement_context import block_of
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.onnx_resizing import ResizableGraph
 from passdeploy.latency.ort_sampler import OrtSampler

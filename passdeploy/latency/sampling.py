@@ -13,9 +13,9 @@ import torch
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import NS_PER_MS, LatencyCost
-from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.knapsack import allocate
+from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, median_ms, merge_timings
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.runners import torch_threads

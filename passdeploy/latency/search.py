@@ -16,8 +16,8 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import BudgetError, UsageError
-from passdeploy.latency.cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.knapsack import allocate
+from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import Clock, clock_for

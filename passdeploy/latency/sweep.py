@@ -1,4 +1,4 @@
-"""Sweep over width multiples: plan and measure one latency with each of them (`profile --sweep-round`)."""
+"""Plan and measure the same latency once for each width multiple (`profile --sweep-round`)."""
 
 from __future__ import annotations
 

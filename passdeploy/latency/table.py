@@ -17,8 +17,8 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.latency.hardware import MeasurementContext
 from passdeploy.latency.layer_model import LayerModel
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.size_inference import SizeExplainer, infer_sizes
 from passdeploy.runtime.files import atomic_path

@@ -13,10 +13,10 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
-from passdeploy.latency.cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.find_table import find_table, open_sampler
-from passdeploy.latency.hardware import MeasurementContext, block_of
 from passdeploy.latency.knapsack import allocate
+from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.resized_networks import require_table_support
 from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
 from passdeploy.latency.table import LatencyTable

@@ -1,4 +1,4 @@
-"""Functions that an instance carries (a replaced `forward`, hooks), bound to a copy of the network they were made for.
+"""Rebind functions stored on modules (a replaced `forward`, hooks) to a copy of the network.
 
 `copy.deepcopy` copies bound methods and partials along with what they are bound to, but takes functions as they are:
 one that closes over a layer still runs that layer in every copy of the network.

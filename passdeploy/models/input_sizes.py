@@ -1,4 +1,4 @@
-"""The same inputs at another image size and batch size, to check what must hold for more than one of them."""
+"""Make the same inputs at another image size and batch size, to check what must hold for more than one of them."""
 
 from __future__ import annotations
 

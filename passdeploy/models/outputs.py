@@ -1,4 +1,4 @@
-"""Tensors in whatever a network returns: nested containers, dataclasses, result objects, arrays and numbers."""
+"""Find the tensors, arrays and numbers in whatever a network returns: containers, dataclasses, result objects."""
 
 from __future__ import annotations
 

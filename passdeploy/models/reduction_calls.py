@@ -1,4 +1,4 @@
-"""Reductions over channels (means, norms, softmax), identified by the calling module and the order of its calls."""
+"""Tell reductions over channels (means, norms, softmax) apart by calling module and number of the call."""
 
 from __future__ import annotations
 

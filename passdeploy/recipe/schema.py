@@ -1,4 +1,4 @@
-"""The `Recipe` and its top sections: every key with its default, unit and meaning, also as JSON Schema."""
+"""The `Recipe` and its sections `model`, `data` and `gates` with defaults and units; also as JSON Schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `train` and `finetune` sections of a recipe: optimizers, schedules, augmentation, distillation."""
+"""The `train` and `finetune` sections of a recipe, and the optimizer and distillation keys that `prune` uses, too."""
 
 from __future__ import annotations
 

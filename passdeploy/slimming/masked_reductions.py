@@ -1,8 +1,8 @@
 """Reductions over channels (mean, sum, norm, maximum, softmax) restricted to the channels that a plan keeps.
 
 A mean, a sum, a norm, a maximum or a softmax over channels of which some are removed is, in the masked network, that of
-the others: that is what the slim network will compute. Such a call has no scale by which it could be known, as norms
-have (masked_norms.py); it is known by the module that makes it, and by how many of them the module made before.
+the others: that is what the slim network will compute. A norm is found by its scale parameter (masked_norms.py); a
+reduction has none, so it is found by the module that calls it and the number of the call.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class RestrictedStatistics(TorchFunctionMode):
     """Mode in which the given reductions go over the channels that exist only.
 
     Args:
-        turns: follows the network that runs.
+        tracker: of the network that runs.
         existing: which statistics, and over which channels they go.
     """
 
-    def __init__(self, turns: ReductionCallTracker, existing: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
+    def __init__(self, tracker: ReductionCallTracker, existing: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
         super().__init__()
-        self._turns, self._existing = turns, existing
+        self._tracker, self._existing = tracker, existing
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Call any function of torch, restricted where it is known."""
-        known = self._existing.get(self._turns.next_key()) if func in REDUCTION_FUNCTIONS else None
+        known = self._existing.get(self._tracker.next_key()) if func in REDUCTION_FUNCTIONS else None
         if known is None:
             return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})

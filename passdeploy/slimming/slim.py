@@ -1,4 +1,4 @@
-"""Cut the channels that a plan drops: a network and a plan become a smaller network.
+"""Build the slim network of a plan: a copy with smaller tensors and updated sizes.
 
 `slim` cuts removed channels out; `masked` (masked.py) leaves every shape alone and lets them contribute nothing.
 The two compute the same, to rounding: that is the promise of the whole project, and `verify` checks it.

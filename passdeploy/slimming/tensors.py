@@ -1,4 +1,4 @@
-"""Cut the indices that a plan drops out of tensors, and write cut tensors back."""
+"""Index-select the kept channels of every tensor of a network, and write cut tensors back."""
 
 from __future__ import annotations
 

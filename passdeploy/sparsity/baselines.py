@@ -1,4 +1,4 @@
-"""Baseline scores that PASS is compared with: random, filter norm, batch-norm scale and Taylor importance.
+"""Scores computed without learning (random, norm, batch-norm scale, Taylor): baselines, and the start of PASS.
 
 Every score is one number per channel of a group, higher is better, on a scale that is comparable across groups.
 """

@@ -1,4 +1,4 @@
-"""Recurrent hypernetwork (LSTM) that computes channel scores from the visual prompt and weight statistics.
+"""Recurrent hypernetwork (LSTM): from the visual prompt and weight statistics to one logit per channel.
 
 Source: Huang et al., PASS (arXiv:2407.17412), section 3. The prompt encoder turns the visual prompt into the first
 hidden state; one LSTM cell then runs over the layers in the order of the forward pass, so the scores of later layers

@@ -1,4 +1,4 @@
-"""Groups hold for other image sizes, batch sizes and widths than those of the example, or are protected with the reason."""
+"""Groups hold for other image sizes, batch sizes and widths than those of the example, or are protected."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from torch import nn
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.hardware import MeasurementContext
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable

@@ -11,8 +11,8 @@ from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
-from passdeploy.latency.cost import LatencyCost
 from passdeploy.latency.knapsack import allocate
+from passdeploy.latency.latency_cost import LatencyCost
 
 from .fakes import FakeSampler, chain, table_of
 

@@ -17,7 +17,7 @@ from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table
-from passdeploy.latency.hardware import MeasurementContext, block_of
+from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, merge_timings
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
@@ -167,7 +167,9 @@ def test_a_gpu_is_told_by_its_name_and_by_what_it_can_compute(monkeypatch: pytes
         get_device_capability=lambda device: (9, 0),
         get_device_name=lambda device: f"GPU {device.index or 0}",
     )
-    monkeypatch.setattr("passdeploy.latency.hardware.torch", SimpleNamespace(cuda=fake, version=torch.version))
+    monkeypatch.setattr(
+        "passdeploy.latency.measurement_context.torch", SimpleNamespace(cuda=fake, version=torch.version)
+    )
 
     def here(device: str) -> MeasurementContext:
         return MeasurementContext.here(
@@ -212,11 +214,11 @@ def test_of_two_timings_the_undisturbed_one_counts():
 
 
 def test_blocks_are_those_of_the_vectors_and_of_the_precision(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("passdeploy.latency.hardware.cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
+    monkeypatch.setattr("passdeploy.latency.measurement_context.cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     assert block_of("ort") == block_of("torch") == 16
     assert (block_of("ort", Setting(precision="int8")), block_of("tensorrt", Setting(precision="fp16"))) == (32, 8)
     assert block_of("torch", Setting(device="cuda")) == block_of("torch", Setting(precision="bf16")) == 8
-    monkeypatch.setattr("passdeploy.latency.hardware.cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr("passdeploy.latency.measurement_context.cpu_flags", lambda: frozenset({"avx2"}))
     assert (block_of("ort"), block_of("torch")) == (8, 8)
 
 

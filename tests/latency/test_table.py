@@ -9,7 +9,7 @@ import pytest
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact, PlanError, RunError, UsageError
-from passdeploy.latency.cost import LatencyCost
+from passdeploy.latency.latency_cost import LatencyCost
 from passdeploy.latency.layer_model import LayerModel
 from passdeploy.latency.sampling import SamplingPlan, draw_widths
 from passdeploy.latency.table import LatencyTable

@@ -179,6 +179,9 @@ CARRIED = {
     "forward of a child that closes over the child": lambda: patched(closing_over_a_layer, "stem"),
     "forward of a child that closes over its tensors": lambda: patched(closing_over_a_tensor, "stem"),
     "forward replaced by a bound method": lambda: patched(lambda net: types.MethodType(doubled, net.stem), "stem"),
+    "forward replaced by a bound method that closes over a layer": lambda: patched(
+        lambda net: types.MethodType(lambda self, x: F.conv2d(x, self.stem.weight, net.stem.bias).mul(2), net), "stem"
+    ),
     "forward replaced by a partial": lambda: patched(lambda net: partial(doubled, net.stem), "stem"),
     "forward replaced by a partial that names what it wraps": lambda: patched(
         lambda net: update_wrapper(partial(doubled, net.stem), net.stem.forward), "stem"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import passdeploy as pd
 from benchmarks.zoo import randomise_
 from passdeploy.errors import EquivalenceError, ModelError
-from passdeploy.grouping.trial import random_plan
+from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.slimming.verify import relative_error, removed_slices_zeroed_
 

@@ -1,4 +1,4 @@
-"""Rules that compute the labels of an operation's results from those of its inputs, one rule per tensor operation.
+"""Rules that compute the labels of an operation's results from those of its inputs, one per kind of operation.
 
 Labels belong to whole dimensions, never to single elements. An element-wise operation joins the labels of its operands.
 A contraction (convolution, linear layer, matrix product) joins the channels that it sums over with the weight slices
@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import torch
 
-from passdeploy.tracing.rules import contractions, movement, normalisation, reductions, sequences
+from passdeploy.tracing.rules import attention_and_rnn, contractions, movement, normalisation, reductions
 from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import RULES
 from passdeploy.tracing.rules.windows import regions_rule
 from passdeploy.tracing.tracer import Rule
 
-_REGISTERED = (contractions, movement, normalisation, reductions, sequences)  # importing a module registers its rules
+_REGISTERED = (
+    contractions,
+    movement,
+    normalisation,
+    reductions,
+    attention_and_rnn,
+)  # importing a module registers its rules
 
 
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:

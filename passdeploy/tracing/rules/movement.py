@@ -1,4 +1,4 @@
-"""Rules for operations that move elements: views, permutations, slices, padding, concatenation and indexing."""
+"""Rules for operations that move elements: views, permutations, slices, constant padding, concatenation, indexing."""
 
 from __future__ import annotations
 

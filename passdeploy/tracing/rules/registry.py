@@ -1,4 +1,4 @@
-"""The registry of rules: a decorator that registers a rule for operations by name."""
+"""The `@rule` decorator, which registers a rule for operations by name; see the module of their kind."""
 
 from __future__ import annotations
 

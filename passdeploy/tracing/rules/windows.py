@@ -1,4 +1,4 @@
-"""Rules for pooling, resizing, padding of space and region sampling: channels keep their labels."""
+"""Rules for pooling, resizing, reflection padding and region sampling: channels keep their labels."""
 
 from __future__ import annotations
 

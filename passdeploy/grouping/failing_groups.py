@@ -1,4 +1,4 @@
-"""Compare the outputs of cut and masked networks, and find the groups that make them differ.
+"""Find the groups whose removal makes a randomly cut network compute something else than the masked one.
 
 The outcome depends on the code, not on the weights. So weights that would hide an error, such as layer scales of a
 millionth or gains that start at zero, are replaced by random ones. Errors in float32 decide most cases; those between
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.grouping.trial import random_plan
+from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
 from passdeploy.export import Artifact, export_onnx
+from passdeploy.export.conversion import convert_file
 from passdeploy.export.layer_ranking import convert_until_it_passes
 from passdeploy.export.lint import lint
-from passdeploy.export.mixed_precision import convert_file
 from passdeploy.export.parity import compute_reference, require_parity
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.quantise import int8_conversion, modelopt_conversion, quantisable_nodes

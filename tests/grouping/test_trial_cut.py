@@ -13,7 +13,7 @@ from passdeploy.grouping.constraints import Constraints, LabelledSize
 from passdeploy.grouping.run_trial import run_trial
 from passdeploy.grouping.tied_widths import WidthEquality
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial import TrialCut, random_plan
+from passdeploy.grouping.trial_cut import TrialCut, random_plan
 from passdeploy.tracing.labels import LabelUnionFind, Reason
 from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.trace_channels import trace_channels

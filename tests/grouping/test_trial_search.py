@@ -110,7 +110,7 @@ def test_a_constant_in_the_code_protects_channels_and_names_the_line():
 
     groups, _ = cut(Constant(), IMAGES)
     reasons = {group.reason for group in groups.values() if group.name.startswith("a.0")}
-    assert any("the code depends on their number" in reason and "test_trial_cuts.py" in reason for reason in reasons)
+    assert any("the code depends on their number" in reason and "test_trial_search.py" in reason for reason in reasons)
     assert groups["b.0"].is_prunable
 
 

@@ -21,7 +21,7 @@ import torch
 
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.equivalence import Comparison, Failure, find_failing_groups
+from passdeploy.grouping.failing_groups import Comparison, Failure, find_failing_groups
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.risk import RequiredCheck, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
@@ -29,7 +29,7 @@ from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial import TrialCut
+from passdeploy.grouping.trial_cut import TrialCut
 from passdeploy.grouping.width_branches import compares_widths, numbers_compared_with
 from passdeploy.tracing.labels import Reason
 

@@ -1,4 +1,4 @@
-"""A network cut by a random plan, to be run as a trial."""
+"""Cut a network by a random plan, to be run as a trial."""
 
 from __future__ import annotations
 

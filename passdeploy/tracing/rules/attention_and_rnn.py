@@ -1,4 +1,4 @@
-"""Rules for scaled dot-product attention and recurrent networks."""
+"""Rules for scaled dot-product attention and for LSTM, GRU and RNN layers."""
 
 from __future__ import annotations
 
