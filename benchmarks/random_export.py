@@ -40,7 +40,7 @@ def main() -> int:
         folder = Path(scratch)
         while result["networks"] < options.networks:
             start, seed = time.perf_counter(), options.first + result["networks"]
-            network = network_of_seed(seed)
+            network = network_of_seed(seed, traits=())
             outcome = _export_error(network, seed, folder)
             if isinstance(outcome, str):
                 result["failures"].append(_smallest_failure(network, seed, outcome, folder))

@@ -1,6 +1,6 @@
 """Test of slimming with random networks: each is cut at random and compared with the masked one.
 
-    python -m benchmarks.random_networks [--networks 2000] [--first 0]
+    python -m benchmarks.random_networks [--networks 2000] [--first 0] [--traits wrapped patched ...]
 
 Writes benchmarks/results/random-networks.json. A failure is written as the smallest network that still fails, as Python
 code that can be pasted into a test. Exits with 1 if any network failed. tests/random_networks.py draws and checks the
@@ -20,7 +20,16 @@ from typing import Any
 
 import torch
 
-from tests.random_networks import Examined, Network, describe, examine, network_of_seed, shrink
+from tests.random_networks import (
+    MORE_TRAITS,
+    TRAITS,
+    Examined,
+    Network,
+    describe,
+    examine,
+    network_of_seed,
+    shrink,
+)
 
 RESULTS = Path(__file__).parent / "results" / "random-networks.json"
 
@@ -29,6 +38,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--networks", type=int, default=2000, help="how many")
     arguments.add_argument("--first", type=int, default=0, help="the seed of the first one")
+    arguments.add_argument("--traits", nargs="*", default=TRAITS, choices=(*TRAITS, *MORE_TRAITS), help="to draw from")
     arguments.add_argument("--output", type=Path, default=RESULTS)
     options = arguments.parse_args()
 
@@ -37,7 +47,7 @@ def main() -> int:
     start, failures = time.perf_counter(), list[dict[str, Any]]()
     shares, removed, errors = [], [], []
     for done, seed in enumerate(range(options.first, options.first + options.networks), start=1):
-        network = network_of_seed(seed)
+        network = network_of_seed(seed, options.traits)
         outcome = _examine(network, seed)
         if isinstance(outcome, str):
             failures.append(_smallest_failure(network, seed, outcome))
@@ -56,6 +66,7 @@ def main() -> int:
     result = {
         "networks": options.networks,
         "first_seed": options.first,
+        "traits": list(options.traits),
         "failed": len(failures),
         "seconds": round(time.perf_counter() - start, 1),
         "torch": torch.__version__,

@@ -7,36 +7,45 @@ A description is a list of layers that state their output width and infer their 
 Shapes that do not fit are adapted as real networks do: a branch that is added to another gets a 1 x 1 convolution to
 its width and is resized to its height and width. `build` makes the module, `examine` checks that slimming it keeps its
 function, `shrink` makes a failing network small. Shapes are those of one image: (channels, height, width) for maps,
-(tokens, channels) for tokens, (channels,) for vectors.
+(tokens, channels) for tokens, (channels,) for vectors. Beyond its layers a network may have traits: a wrapper, patched
+instances, outputs other than tensors, code that depends on the image size, branches on widths.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 from random import Random
-from typing import Any, TypeVar
+from types import MethodType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_map_only
 
-from passdeploy import Plan, count, masked, slim
+from passdeploy import Plan, count, masked, slim, verify
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.find import map_channels
+from passdeploy.models.outputs import comparable_in, tensors_in
+from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import Counts
 
 Shape = tuple[int, ...]
-T = TypeVar("T")
-Choose = Callable[[Sequence[T]], T]  # picks one option; the first is the simplest
 
 CLASSES = 5
+TOLERANCE = 1e-9  # of the relative error of a slim network, in float64
+TRAITS = ("wrapped", "patched", "outputs")  # that networks are drawn with
+# Layers whose code depends on the image size, and on widths: `find_groups` does not see through all of them yet.
+MORE_TRAITS = ("reshapes", "branches")
 
 
 class Layer:
@@ -67,19 +76,25 @@ layer = dataclass(frozen=True, repr=False)
 
 @layer
 class Network(Layer):
-    """A whole network: the shape of an image, and the layers in order."""
+    """A whole network: the shape of an image, the layers in order, a key of PATCHES, and a key of WRAPPERS."""
 
     image: Shape
     layers: Body
+    patch: str = ""
+    wrapper: str = ""
 
     def build(self, shape: Shape = ()) -> nn.Module:
-        return sequence(self.layers, self.image)
+        net: nn.Module = sequence(self.layers, self.image)
+        if self.patch:
+            PATCHES[self.patch](net)
+        return WRAPPERS[self.wrapper](net) if self.wrapper else net
 
 
 def describe(network: Network) -> str:
     """Print the network as Python, one layer a line."""
     lines = "".join(f"    {one!r},\n" for one in network.layers)
-    return f"Network({network.image}, (\n{lines}))"
+    traits = "".join(f", {name}={value!r}" for name in ("patch", "wrapper") if (value := getattr(network, name)))
+    return f"Network({network.image}, (\n{lines}){traits})"
 
 
 def build(network: Network, seed: int) -> nn.Module:
@@ -98,9 +113,10 @@ def build(network: Network, seed: int) -> nn.Module:
     return net.eval()
 
 
-def example_input(network: Network, seed: int, batch: int = 2) -> Tensor:
-    """Make random images for the network, shape (batch, *image)."""
-    return torch.randn(batch, *network.image, generator=torch.Generator().manual_seed(seed))
+def example_input(network: Network, seed: int, batch: int = 2, size: Shape = ()) -> Tensor:
+    """Make random images for the network, shape (batch, *image), or of another height and width."""
+    image = (network.image[0], *size) if size else network.image
+    return torch.randn(batch, *image, generator=torch.Generator().manual_seed(seed))
 
 
 # Putting layers together
@@ -122,7 +138,7 @@ class Fn(nn.Module):
 def shape_after(module: nn.Module, shape: Shape) -> Shape:
     """Run a module on zeros; returns the shape of one image's output, or () if the output is no tensor."""
     training = module.training
-    with torch.no_grad():
+    with torch.no_grad(), calling_eagerly(module):
         found = module.eval()(torch.zeros(2, *shape))
     module.train(training)
     return tuple(found.shape[1:]) if isinstance(found, Tensor) else ()
@@ -166,6 +182,112 @@ def width_of(shape: Shape) -> int:
 def table(shape: Shape) -> nn.Parameter:
     """Make a parameter of one number per channel that broadcasts over the input."""
     return nn.Parameter(torch.ones(shape[0], 1, 1) if len(shape) == 3 else torch.ones(shape[-1]))
+
+
+# Wrappers around a network, and what an instance may carry
+
+
+def _averaged(net: nn.Module) -> nn.Module:
+    averaged = AveragedModel(nn.Identity())
+    averaged.module = net  # not copied: functions of a copy would go on calling the layers of the original
+    return averaged
+
+
+WRAPPERS: dict[str, Callable[[Any], nn.Module]] = {
+    "torch.compile": lambda net: torch.compile(net, backend="eager"),
+    "DataParallel": lambda net: nn.DataParallel(net),
+    "AveragedModel": _averaged,
+}
+
+
+def _doubled(value: Any) -> Any:
+    """Double the floating-point tensors in the input or the output of a module."""
+    return tree_map_only(Tensor, lambda tensor: tensor * 2 if tensor.is_floating_point() else tensor, value)
+
+
+def _run_doubled(module: nn.Module, x: Tensor) -> Any:
+    return type(module).forward(module, _doubled(x))
+
+
+def _first_layer(module: nn.Module) -> Any:
+    """Return the first convolution or linear layer in a module; an unused one if there is none."""
+    unused = nn.utils.skip_init(nn.Linear, 1, 1)
+    nn.init.ones_(unused.weight)  # its weight is in no state dict
+    return next((one for one in module.modules() if isinstance(one, nn.Conv2d | nn.Linear)), unused)
+
+
+def _closing_over_itself(module: nn.Sequential) -> None:
+    def forward(x: Tensor) -> Any:
+        for child in module:
+            x = child(x)
+        return x
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def _closing_over_a_layer(module: nn.Sequential) -> None:
+    layer = _first_layer(module)
+    layer.forward = lambda x: type(layer).forward(layer, x)
+
+
+def _closing_over_tensors(module: nn.Sequential) -> None:
+    layer = _first_layer(module)
+    weight, bias = layer.weight, layer.bias
+    if isinstance(layer, nn.Linear):
+        layer.forward = lambda x: F.linear(x, weight, bias)
+    elif layer.groups == 1:
+        stride, padding = layer.stride, layer.padding
+        layer.forward = lambda x: F.conv2d(x, weight, bias, stride, padding)
+
+
+def _closing_over_the_old_forward(module: nn.Sequential) -> None:
+    old = module.forward
+    module.forward = lambda x: old(_doubled(x))  # type: ignore[method-assign]
+
+
+def _hook_on_a_layer(module: nn.Sequential) -> None:
+    layer = _first_layer(module)
+    module.register_forward_hook(
+        lambda _, inputs, output: tree_map_only(
+            Tensor, lambda x: x + layer.weight.sum() if x.is_floating_point() else x, output
+        )
+    )
+
+
+def _pre_hook_on_a_layer(module: nn.Sequential) -> None:
+    layer = _first_layer(module)
+    module.register_forward_pre_hook(lambda _, inputs: (inputs[0] + layer.weight.sum(),))
+
+
+PATCHES: dict[str, Callable[[Any], object]] = {
+    "compile in place": lambda module: module.compile(backend="eager"),
+    "forward over itself": _closing_over_itself,
+    "forward over a layer": _closing_over_a_layer,
+    "forward over tensors": _closing_over_tensors,
+    "forward over the old one": _closing_over_the_old_forward,
+    "forward as a method": lambda module: setattr(module, "forward", MethodType(_run_doubled, module)),
+    "forward as a partial": lambda module: setattr(module, "forward", partial(_run_doubled, module)),
+    "hook": lambda module: module.register_forward_hook(lambda _, inputs, output: _doubled(output)),
+    "hook over a layer": _hook_on_a_layer,
+    "hook as a method": lambda module: module.register_forward_hook(
+        MethodType(lambda own, _, inputs, output: _doubled(output), module)
+    ),
+    "pre-hook": lambda module: module.register_forward_pre_hook(lambda _, inputs: _doubled(inputs)),
+    "pre-hook over a layer": _pre_hook_on_a_layer,
+}
+
+
+@layer
+class Patched(Layer):
+    """A body as a module that carries something besides its layers, a key of PATCHES."""
+
+    body: Body
+    how: str
+
+    def build(self, shape: Shape) -> nn.Module:
+        module = sequence(self.body, shape)
+        PATCHES[self.how](module)
+        return module
 
 
 # Convolutions and linear layers
@@ -658,7 +780,7 @@ class PadChannels(Layer):
 class Resize(Layer):
     """A change of height and width to a half or to double."""
 
-    how: str  # max, avg, blur, nearest, bilinear, slice
+    how: str  # max, avg, blur, nearest, bilinear, slice; adaptive: to a size computed from the input's
 
     def build(self, shape: Shape) -> nn.Module:
         if self.how == "blur":  # a fixed filter on every channel
@@ -669,6 +791,8 @@ class Resize(Layer):
             return Fn(blur, kernel=nn.Buffer(torch.full((1, 1, 2, 2), 0.25)))
         if self.how == "slice":
             return Fn(lambda own, x: x[:, :, ::2, ::2])
+        if self.how == "adaptive":
+            return Fn(lambda own, x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3] // 2)))
         if self.how in ("max", "avg"):
             return nn.MaxPool2d(3, 2, 1) if self.how == "max" else nn.AvgPool2d(2)
         return nn.Upsample(scale_factor=2, mode=self.how)
@@ -676,23 +800,106 @@ class Resize(Layer):
 
 @layer
 class Windows(Layer):
-    """A body on the tokens of every 2 x 2 window; with `roll` the windows are shifted by one pixel."""
+    """A body on the tokens of every window of `size` x `size`; with `roll` the windows are shifted by one pixel."""
 
     body: Body
     roll: bool = False
+    size: int = 2
 
     def build(self, shape: Shape) -> nn.Module:
         def forward(own: Any, x: Tensor) -> Tensor:
             if self.roll:
                 x = x.roll((-1, -1), (2, 3))
             batch, channels, height, width = x.shape
-            x = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 3, 5, 1)
-            x = own.body(x.reshape(-1, 4, channels))
-            x = x.view(batch, height // 2, width // 2, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
+            x = x.view(batch, channels, height // size, size, width // size, size).permute(0, 2, 4, 3, 5, 1)
+            x = own.body(x.reshape(-1, size * size, channels))
+            x = x.view(batch, height // size, width // size, size, size, -1).permute(0, 5, 1, 3, 2, 4)
             x = x.reshape(batch, -1, height, width)
             return x.roll((1, 1), (2, 3)) if self.roll else x
 
-        return Fn(forward, body=fitted(self.body, (4, shape[0]), (4, shape[0])))
+        size = self.size
+        tokens = (size * size, shape[0])
+        return Fn(forward, body=fitted(self.body, tokens, tokens))
+
+
+@layer
+class Reread(Layer):
+    """A layer on a map whose numbers are read in another shape without a transpose, and back.
+
+    `pixels` reads (channels, height, width) as (height * width, channels), `rows` as twice the channels of half the
+    height, `pairs` as half the channels of twice the height, `windows` as any number of fours.
+    """
+
+    kind: str
+    stored: bool = False
+
+    def build(self, shape: Shape) -> nn.Module:
+        def forward(own: Any, x: Tensor) -> Tensor:
+            batch, channels, height, width = x.shape
+            if self.stored:
+                channels = own.channels
+            if self.kind == "pixels":
+                x = own.inner(x.reshape(batch, height * width, channels))
+            elif self.kind == "rows":
+                x = own.inner(x.reshape(batch, 2 * channels, height // 2, width))
+            elif self.kind == "pairs":
+                x = own.inner(x.reshape(batch, channels // 2, 2 * height, width))
+            else:
+                x = own.inner(x.reshape(batch, -1, 4))
+            return x.reshape(batch, channels if self.stored else -1, height, width)
+
+        channels = shape[0]
+        inner = {
+            "pixels": lambda: nn.Linear(channels, channels),
+            "rows": lambda: nn.Conv2d(2 * channels, 2 * channels, 1),
+            "pairs": lambda: nn.Conv2d(channels // 2, channels // 2, 3, padding=1),
+            "windows": lambda: nn.Linear(4, 4),
+        }[self.kind]()
+        return Fn(forward, inner=inner, channels=channels)
+
+
+@layer
+class WidthBranch(Layer):
+    """A body, and code that takes one of two ways by comparing numbers of channels.
+
+    `project`, `same` and `double` compare the stored widths of input and output, `shapes` the shapes of both; `limit`
+    and `expected` compare the width of the output with a number that is not used otherwise; `checked` refuses inputs
+    of another width than stored.
+    """
+
+    body: Body
+    kind: str
+    limit: int = 4
+
+    def build(self, shape: Shape) -> nn.Module:
+        dim, inputs = at_channels(shape), width_of(shape)
+        outputs = width_of(shape_after(sequence(self.body, shape), shape))
+        target = (*shape[:-1], outputs) if len(shape) == 2 else (outputs, *shape[1:])
+
+        def forward(own: Any, x: Tensor) -> Tensor:
+            if self.kind == "checked" and x.shape[dim] != own.inputs:
+                raise ValueError(f"expected {own.inputs} channels, got {x.shape[dim]}")
+            y: Tensor = own.body(x)
+            if self.kind == "project":
+                return y + (own.project(x) if own.inputs != own.outputs else x)
+            if self.kind == "shapes":
+                return y + (x if x.shape == y.shape else own.project(x))
+            if self.kind == "same":
+                return y + x if own.inputs == own.outputs else y
+            if self.kind == "double":
+                return y if own.inputs == own.outputs else torch.cat([y, y], dim)
+            if self.kind == "limit":
+                return y.relu() if y.shape[dim] > own.limit else y * 0.5
+            return y * 2 if y.shape[dim] == own.outputs else y
+
+        return Fn(
+            forward,
+            body=fitted(self.body, shape, target),
+            project=fitted((), shape, target),
+            inputs=inputs,
+            outputs=outputs,
+            limit=self.limit,
+        )
 
 
 # Tokens
@@ -888,36 +1095,66 @@ class FirstToken(Layer):
 
 @layer
 class Flatten(Layer):
-    """A flattening of a map or of tokens to one vector; with `pool` a map is first pooled to `pool` x `pool`."""
+    """A flattening of a map or of tokens to one vector; with `pool` a map is first pooled to `pool` x `pool`.
+
+    Its length is found by torch, `stored` by the module, or `computed` from the shape.
+    """
 
     pool: int = 0
     stored: bool = False
+    computed: bool = False
 
     def build(self, shape: Shape) -> nn.Module:
         def forward(own: Any, x: Tensor) -> Tensor:
             if self.pool:
                 x = F.adaptive_max_pool2d(x, self.pool)
+            if self.computed:
+                return x.reshape(x.shape[0], math.prod(x.shape[1:]))
             return x.reshape(x.shape[0], own.size) if self.stored else x.flatten(1)
 
         size = shape[0] * (self.pool**2 if self.pool else shape[1] * (shape[2] if len(shape) == 3 else 1))
         return Fn(forward, size=size)
 
 
+@dataclass
+class Answer:
+    """A result object, as many libraries return one."""
+
+    name: str
+    logits: Tensor
+    more: list[Tensor]
+
+
+class Pair(NamedTuple):
+    """A named tuple of outputs."""
+
+    logits: Tensor
+    more: list[Tensor]
+
+
+OUTPUT_KINDS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "tuple": tuple,
+    "dict": lambda found: {"out": found[0], "more": found[1] if len(found) == 2 else found[1:]},
+    "nested": lambda found: {"out": found[0], "more": found[1:]},
+    "dataclass": lambda found: Answer("answer", found[0], found[1:]),
+    "object": lambda found: SimpleNamespace(logits=found[0], more=SimpleNamespace(rest=found[1:])),
+    "named tuple": lambda found: Pair(found[0], found[1:]),
+    "arrays": lambda found: [one.detach().numpy() for one in found],
+    "lists": lambda found: {"out": found[0].tolist(), "more": found[1:]},
+    "labels": lambda found: {"logits": found[0], "label": found[0].argmax(1), "more": found[1:]},
+}
+
+
 @layer
 class Outputs(Layer):
-    """Several outputs, as a tuple, a dict, or a dict with a list in it."""
+    """One or several outputs in a container or an object, a key of OUTPUT_KINDS; an empty body returns its input."""
 
     bodies: tuple[Body, ...]
     kind: str = "tuple"
 
     def build(self, shape: Shape) -> nn.Module:
-        def forward(own: Any, x: Tensor) -> Any:
-            found = [body(x) for body in own.bodies]
-            if self.kind == "tuple":
-                return tuple(found)
-            return {"out": found[0], "more": found[1:] if self.kind == "nested" else found[1]}
-
-        return Fn(forward, bodies=nn.ModuleList(sequence(body, shape) for body in self.bodies))
+        bodies = nn.ModuleList(sequence(body, shape) for body in self.bodies)
+        return Fn(lambda own, x: OUTPUT_KINDS[self.kind]([body(x) for body in own.bodies]), bodies=bodies)
 
 
 # Drawing descriptions
@@ -925,22 +1162,37 @@ class Outputs(Layer):
 MORE = (False, True, True)
 
 
-def networks() -> st.SearchStrategy[Network]:
+@dataclass(frozen=True)
+class Choose:
+    """The source of every random choice, and the traits to choose from."""
+
+    pick: Callable[[Sequence[Any]], Any]  # picks one option; the first is the simplest
+    traits: Sequence[str]
+
+    def __call__(self, options: Sequence[Any]) -> Any:
+        return self.pick(options)
+
+    def trait(self, name: str, options: Sequence[Any]) -> Any:
+        """Pick one option if networks may have a trait; else return the first without a random choice."""
+        return self.pick(options) if name in self.traits else options[0]
+
+
+def networks(traits: Sequence[str] = TRAITS) -> st.SearchStrategy[Network]:
     """Make the hypothesis strategy of random networks; they shrink to few, simple layers."""
 
     @st.composite
     def drawn(draw: st.DrawFn) -> Network:
-        return draw_network(lambda options: options[draw(st.sampled_from(range(len(options))))])
+        return draw_network(Choose(lambda options: options[draw(st.sampled_from(range(len(options))))], traits))
 
     return drawn()
 
 
-def network_of_seed(seed: int) -> Network:
+def network_of_seed(seed: int, traits: Sequence[str] = TRAITS) -> Network:
     """Draw the random network of a seed."""
-    return draw_network(Random(seed).choice)
+    return draw_network(Choose(Random(seed).choice, traits))
 
 
-def draw_network(choose: Choose[Any]) -> Network:
+def draw_network(choose: Choose) -> Network:
     """Draw a network; `choose` makes every random choice."""
     size = choose((8, 4, 6))
     layers: list[Layer] = []
@@ -969,18 +1221,20 @@ def draw_network(choose: Choose[Any]) -> Network:
                     if choose(MORE):
                         add(_map_layers(choose, shape, 0))
         add(_end(choose, shape))
-    return Network((3, size, size), tuple(layers))
+    patch = choose.trait("patched", ("",) * 4 * len(PATCHES) + tuple(PATCHES))
+    wrapper = choose.trait("wrapped", ("",) * 4 * len(WRAPPERS) + tuple(WRAPPERS))
+    return Network((3, size, size), tuple(layers), patch, wrapper)
 
 
 def _divisors(number: int, most: int = 12) -> list[int]:
     return [d for d in range(2, min(number, most) + 1) if number % d == 0]
 
 
-def _width(choose: Choose[Any]) -> int:
+def _width(choose: Choose) -> int:
     return choose((4, 2, 3, 5, 6, 8, 8, 10, 12))
 
 
-def _body(choose: Choose[Any], shape: Shape, depth: int, least: int = 1) -> Body:
+def _body(choose: Choose, shape: Shape, depth: int, least: int = 1) -> Body:
     """Draw a few layers that keep maps maps, tokens tokens and vectors vectors."""
     kinds = {3: _map_layers, 2: _token_layers, 1: _vector_layers}
     body: Body = ()
@@ -992,16 +1246,16 @@ def _body(choose: Choose[Any], shape: Shape, depth: int, least: int = 1) -> Body
     return body
 
 
-def _one_of(choose: Choose[Any], offers: Sequence[tuple[int, bool, Callable[[], Body]]]) -> Body:
+def _one_of(choose: Choose, offers: Sequence[tuple[int, bool, Callable[[], Body]]]) -> Body:
     """Draw one of the offers that fit; each is (weight, fits, function that makes the layers)."""
     return choose([make for weight, fits, make in offers if fits for _ in range(weight)])()
 
 
-def _act(choose: Choose[Any]) -> Act:
+def _act(choose: Choose) -> Act:
     return Act(choose(("relu", "silu", "gelu", "hardswish", "prelu", "leaky", "one_prelu", "sigmoid", "softplus")))
 
 
-def _conv_block(choose: Choose[Any], shape: Shape, is_stem: bool = False) -> Body:
+def _conv_block(choose: Choose, shape: Shape, is_stem: bool = False) -> Body:
     """Draw a convolution, often with a norm and an activation."""
     channels, size, _ = shape
     stride = choose((1, 1, 2)) if size >= 4 else 1
@@ -1021,7 +1275,7 @@ def _conv_block(choose: Choose[Any], shape: Shape, is_stem: bool = False) -> Bod
     return block
 
 
-def _norm(choose: Choose[Any], shape: Shape) -> Body:
+def _norm(choose: Choose, shape: Shape) -> Body:
     channels = width_of(shape)
     if len(shape) == 2:
         return choose([(LayerNorm(s),) for s in ("module", "stored", "from_shape", "by_hand")] + [(RMSNorm(),)])
@@ -1039,11 +1293,11 @@ def _norm(choose: Choose[Any], shape: Shape) -> Body:
     )
 
 
-def _bodies(choose: Choose[Any], shapes: Sequence[Shape], depth: int) -> tuple[Body, ...]:
+def _bodies(choose: Choose, shapes: Sequence[Shape], depth: int) -> tuple[Body, ...]:
     return tuple(_body(choose, shape, depth, least=0) for shape in shapes)
 
 
-def _map_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+def _map_layers(choose: Choose, shape: Shape, depth: int) -> Body:
     channels, size, _ = shape
     nests, even, grows = depth < 2, channels % 2 == 0, channels <= 16
 
@@ -1070,7 +1324,7 @@ def _map_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
         return (Transposed(out, groups, choose((False, True))),)
 
     def smaller() -> Body:
-        return (Resize(choose(("max", "avg", "slice", "blur"))),)
+        return (Resize(choose(("max", "avg", "slice", "blur", *choose.trait("reshapes", ((), ("adaptive",)))))),)
 
     def resized() -> Body:
         return (Resize(choose(("nearest", "bilinear"))),)
@@ -1078,6 +1332,15 @@ def _map_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
     def attention() -> Body:
         heads = choose((1, 2))
         return (Residual((MapAttention(heads, heads * choose((2, 4)), choose((True, False))),)),)
+
+    def reread() -> Body:
+        fits = {"pixels": True, "rows": size % 2 == 0, "pairs": even, "windows": channels * size * size % 4 == 0}
+        kinds = [kind for kind, is_possible in fits.items() if is_possible]
+        sizes = [number for number in (2, 3, 4) if size % number == 0]
+        if nests and sizes and choose((False, False, True)):
+            window = choose(sizes)
+            return (Windows(_body(choose, (window * window, channels), 1), choose((False, True)), window),)
+        return (Reread(choose(kinds), choose((False, True))),)
 
     return _one_of(
         choose,
@@ -1112,11 +1375,13 @@ def _map_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
             (1, True, lambda: (choose((Conv3d(_width(choose)), StandardConv(_width(choose)), Act("dropout"))),)),
             (1, nests and size % 2 == 0, lambda: (Windows(_body(choose, (4, channels), 1), choose((False, True))),)),
             (1, True, attention),
+            *_traits(choose, shape, depth),
+            (3, "reshapes" in choose.traits, reread),
         ],
     )
 
 
-def _into_tokens(choose: Choose[Any], shape: Shape) -> Body:
+def _into_tokens(choose: Choose, shape: Shape) -> Body:
     layers: Body = ()
     if shape[1] > 4:  # patches
         layers += (Conv(choose((8, 4, 6, 12)), 2, 2, bias=True),)
@@ -1126,7 +1391,7 @@ def _into_tokens(choose: Choose[Any], shape: Shape) -> Body:
     return layers + choose(((), (Position(),), (Position(embedding=True),)))
 
 
-def _attention(choose: Choose[Any], shape: Shape) -> Layer:
+def _attention(choose: Choose, shape: Shape) -> Layer:
     channels = shape[1]
     if choose((False, False, True)):
         return SelfAttention(choose([1, *_divisors(channels, 4)]), choose((True, False)), choose((False, True)))
@@ -1138,7 +1403,7 @@ def _attention(choose: Choose[Any], shape: Shape) -> Layer:
     return Attention(heads, width, value_width, core, packed, choose(("stored", "from_shape")), tabled)
 
 
-def _token_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+def _token_layers(choose: Choose, shape: Shape, depth: int) -> Body:
     channels = shape[1]
     nests, even = depth < 2, channels % 2 == 0
 
@@ -1164,11 +1429,12 @@ def _token_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
             (1, True, lambda: (Scale(choose((False, False, True))),)),
             (1, True, lambda: (choose((Tied(_width(choose)), BatchNorm(), UnitLength())),)),
             (1, True, lambda: (MixTokens(choose((0, 3))),)),
+            *_traits(choose, shape, depth),
         ],
     )
 
 
-def _vector_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
+def _vector_layers(choose: Choose, shape: Shape, depth: int) -> Body:
     return _one_of(
         choose,
         [
@@ -1177,15 +1443,37 @@ def _vector_layers(choose: Choose[Any], shape: Shape, depth: int) -> Body:
             (2, True, lambda: (_act(choose),)),
             (1, depth < 2, lambda: (Residual(_body(choose, shape, depth)),)),
             (1, True, lambda: (Tied(_width(choose)),)),
+            *_traits(choose, shape, depth),
         ],
     )
 
 
-def _end(choose: Choose[Any], shape: Shape, alone: bool = True) -> Body:
+def _traits(choose: Choose, shape: Shape, depth: int) -> list[tuple[int, bool, Callable[[], Body]]]:
+    """List the offers that every kind of shape has, of layers with traits."""
+    kinds = ("project", "shapes", "same", "double", "limit", "expected", "checked")
+
+    def patched() -> Body:
+        return (Patched(_body(choose, shape, depth), choose(tuple(PATCHES))),)
+
+    def branch() -> Body:
+        body = choose((_body(choose, shape, 2), (Conv(_width(choose)) if len(shape) == 3 else Linear(_width(choose)),)))
+        return (WidthBranch(body, choose(kinds), choose((4, 2, 6))),)
+
+    return [
+        (2, depth < 2 and "patched" in choose.traits, patched),
+        (3, depth < 2 and "branches" in choose.traits, branch),
+    ]
+
+
+def _end(choose: Choose, shape: Shape, alone: bool = True) -> Body:
     """Draw the last layers, which compute class scores, and sometimes several outputs."""
     if alone and choose((False, False, False, True)):
         kind = choose(("tuple", "dict", "nested"))
         return (Outputs((_end(choose, shape, False), _end(choose, shape, False)), kind),)
+    if alone and choose.trait("outputs", (False, False, True)):
+        features = choose(((), ((),)))  # the input itself, an intermediate map
+        return (Outputs((_end(choose, shape, False), *features), choose(tuple(OUTPUT_KINDS))),)
+    computed = ((Flatten(computed=True),),) if "reshapes" in choose.traits else ()
     if len(shape) == 3:
         layers: Body = choose(
             (
@@ -1195,10 +1483,11 @@ def _end(choose: Choose[Any], shape: Shape, alone: bool = True) -> Body:
                 (Flatten(stored=True),),
                 (Flatten(2),),
                 (Conv(CLASSES, 1),),
+                *computed,
             )
         )
     else:
-        layers = choose(((MeanPool(),), (FirstToken(),), (Flatten(),), (Flatten(stored=True),), ()))
+        layers = choose(((MeanPool(),), (FirstToken(),), (Flatten(),), (Flatten(stored=True),), (), *computed))
     shape = shape_after(sequence(layers, shape), shape)
     if len(shape) == 1 and choose((False, False, True)):
         more = _vector_layers(choose, shape, 0)
@@ -1237,11 +1526,59 @@ def random_plan(groups: Sequence[ChannelGroup], seed: int) -> Plan:
     )
 
 
-def examine(network: Network, seed: int) -> Examined:
-    """Slim a network by a random plan and check the result.
+def part_plan(groups: Sequence[ChannelGroup], divisor: int, seed: int) -> Plan:
+    """Plan exactly one half (or another part) of every prunable group whose width can be divided, chosen at random."""
+    generator = Random(seed)
+    divided = [group for group in groups if group.is_prunable and group.width % divisor == 0]
+    return Plan(
+        {group.name: tuple(sorted(generator.sample(range(group.width), group.width // divisor))) for group in divided}
+    )
 
-    It must compute the same as the masked network, leave the original alone, have the predicted counts, agree with its
-    modules' size attributes, be rebuilt from its state dict, be copied, and be trained.
+
+def outputs_of(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """Run a network, without its wrapper and compiled code, and list what can be compared of its outputs."""
+    net = unwrapped(net)
+    with torch.no_grad(), calling_eagerly(net):
+        return comparable_in(net(images.clone()))  # a network may change its input in place
+
+
+def other_images(net: nn.Module, network: Network, seed: int) -> Tensor:
+    """Make another number of images, of the first other size that the dense network takes, if any."""
+    size = network.image[1]
+    for height, width in ((size + 1, size + 3), (size + 4, size), (size * 2, size * 3), (size * 2, size * 2)):
+        images = example_input(network, seed, 3, (height, width)).double()
+        try:
+            outputs = outputs_of(net, images)
+        except Exception:  # any error may come up where a network depends on the size
+            continue
+        if all(bool(leaf.isfinite().all()) for leaf in outputs):
+            return images
+    return example_input(network, seed, 3).double()
+
+
+def error_of(net: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, inputs: Sequence[Tensor], name: str) -> float:
+    """Return the largest relative error of the slim network, compared with the masked one.
+
+    Raises:
+        AssertionError: an error is above the tolerance; the message says for what shape and which plan.
+    """
+    reference, smaller, largest = masked(net, groups, plan), slim(net, groups, plan), 0.0
+    for images in inputs:
+        expected, found = outputs_of(reference, images), outputs_of(smaller, images)
+        assert all(bool(leaf.isfinite().all()) for leaf in expected), "the masked network is not finite"
+        error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True))
+        shape = tuple(images.shape)
+        assert error <= TOLERANCE, f"slim differs from masked by {error:.1e} at {shape}, plan {name}"
+        largest = max(largest, error)
+    return largest
+
+
+def examine(network: Network, seed: int) -> Examined:
+    """Slim a network by a random plan and by exact parts of every group, and check the results.
+
+    Each must compute the same as the masked network, at the example size and others that the network takes. The first
+    must leave the original alone, have the predicted counts, agree with its modules' size attributes, be rebuilt from
+    its state dict, be copied, and be trained.
 
     Raises:
         AssertionError: a check failed. Any other exception is a defect, too.
@@ -1253,15 +1590,18 @@ def examine(network: Network, seed: int) -> Examined:
 
     net, images = net.double(), images.double()
     before = copy.deepcopy(net.state_dict())
-    smaller, reference = slim(net, channels.groups, plan), masked(net, channels.groups, plan)
+    plans = {"random": plan, **{f"1/{part}": part_plan(channels.groups, part, seed) for part in (2, 4)}}
+    inputs = [images, other_images(net, network, seed)]
+    error = max(
+        error_of(net, channels.groups, one, inputs, name) for name, one in plans.items() if one.kept or not widths
+    )
     for name, tensor in net.state_dict().items():
         assert torch.equal(before[name], tensor), f"slimming changed {name} of the dense network"
-    with torch.no_grad():
-        expected, found = tree_leaves(reference(images)), tree_leaves(smaller(images))
-    assert all(bool(leaf.isfinite().all()) for leaf in expected), "the masked network is not finite"
-    error = max(relative_error(a, b) for a, b in zip(expected, found, strict=True))
-    assert error <= 1e-9, f"slim differs from masked by {error:.1e}"
+    if any(word in repr(network) for word in ("patch", "Patched", "wrapper", "Outputs")):  # else it repeats the above
+        verify(net, channels.groups, plan, images, tolerance=TOLERANCE)
 
+    smaller = slim(net, channels.groups, plan)
+    found = outputs_of(smaller, images)
     counted, dense = count(smaller, images), count(net, images)
     priced = Counts(channels.costs.of("params", widths), channels.costs.of("macs", widths))
     if "einsum" in repr(network):  # torch computes a sum of one term element-wise: no multiply-adds
@@ -1273,18 +1613,19 @@ def examine(network: Network, seed: int) -> Examined:
     assert counted.params < dense.params or not widths, "the plan removed nothing"
     assert widths_are_true(smaller) == "", widths_are_true(smaller)
 
-    rebuilt = build(network, seed + 1).double()
+    rebuilt = unwrapped(build(network, seed + 1).double())
     resize_(rebuilt, smaller.state_dict(), size_attributes_after(channels.groups, plan))
     copied = copy.deepcopy(smaller)
-    with torch.no_grad():
-        for twin, what in ((rebuilt, "the rebuilt network"), (copied, "a deep copy")):
-            for a, b in zip(found, tree_leaves(twin(images)), strict=True):
-                assert torch.equal(a, b), f"{what} is not the slim network"
+    for twin, what in ((rebuilt, "the rebuilt network"), (copied, "a deep copy")):
+        for a, b in zip(found, outputs_of(twin, images), strict=True):
+            assert torch.equal(a, b), f"{what} is not the slim network"
 
     copied.train()
     optimizer = torch.optim.SGD(copied.parameters(), lr=1e-3)
-    sum(leaf.square().mean() for leaf in tree_leaves(copied(images))).backward()
-    optimizer.step()
+    losses = [leaf.square().mean() for leaf in tensors_in(copied(images)) if leaf.requires_grad]
+    if losses:  # else all outputs left torch
+        sum(losses).backward()
+        optimizer.step()
 
     inside = [group for group in channels.groups if "the model's output" not in group.reason]
     return Examined(
@@ -1341,15 +1682,18 @@ def shrink(network: Network, fails: Callable[[Network], bool], tries: int = 500)
 def _fits_together(network: Network) -> bool:
     """Test whether the layers fit together; a layer may have lost another that it needs before it."""
     try:
-        shape_after(network.build(), network.image)
+        shape_after(unwrapped(network.build()), network.image)
     except Exception:  # any error may come up where a layer for tokens gets a map
         return False
     return True
 
 
 def _simpler_networks(network: Network) -> Iterator[Network]:
+    for trait in ("wrapper", "patch"):
+        if getattr(network, trait):
+            yield replace(network, **{trait: ""})
     for layers in _simpler_bodies(network.layers):
-        yield Network(network.image, layers)
+        yield replace(network, layers=layers)
 
 
 def _simpler_bodies(body: Body) -> Iterator[Body]:

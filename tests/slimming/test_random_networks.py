@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 
 from tests import random_networks
 from tests.random_networks import (
+    MORE_TRAITS,
+    OUTPUT_KINDS,
+    PATCHES,
+    TRAITS,
+    WRAPPERS,
     Act,
     Attention,
     BatchNorm,
@@ -20,6 +25,7 @@ from tests.random_networks import (
     MeanPool,
     Network,
     Outputs,
+    Patched,
     Residual,
     SelfAttention,
     Shuffle,
@@ -57,7 +63,7 @@ def test_random_networks_are_slimmed_exactly_and_most_of_their_channels_can_be_c
 
 def test_a_description_is_python_that_makes_the_same_network():
     for seed in range(30):
-        network = network_of_seed(seed)
+        network = network_of_seed(seed, (*TRAITS, *MORE_TRAITS))
         assert eval(describe(network), vars(random_networks)) == network
 
 
@@ -87,6 +93,27 @@ def test_a_failure_shrinks_to_the_layers_that_matter():
     assert shrink(network, lambda smaller: "Shuffle" in repr(smaller)) == Network((3, 8, 8), (Conv(4), Shuffle(4)))
 
 
+def test_traits_shrink_to_the_one_that_matters():
+    inner = Patched((Conv(8), Patched((Act("relu"),), "compile in place")), "hook over a layer")
+    network = Network((3, 8, 8), (inner, Outputs(((MeanPool(),), ()), "labels")), "pre-hook", "DataParallel")
+    small = shrink(network, lambda smaller: "compile" in repr(smaller))
+    assert small == Network((3, 8, 8), (Patched((), "compile in place"),))
+    assert shrink(network, lambda smaller: smaller.wrapper == "DataParallel").layers == ()
+
+
+@pytest.mark.parametrize("how", PATCHES)
+@pytest.mark.parametrize("wrapper", ["", *WRAPPERS])
+def test_a_patched_network_in_a_wrapper(how: str, wrapper: str):
+    body = (Conv(6), BatchNorm(), Patched((Conv(8, groups=2), Act("relu"), Conv(4)), how), MeanPool(), Linear(5))
+    examine(Network((3, 6, 6), body, how, wrapper), 0)
+
+
+@pytest.mark.parametrize("kind", OUTPUT_KINDS)
+@pytest.mark.parametrize("features", [(), ((),)], ids=["logits", "logits and a feature map"])
+def test_outputs_of_every_kind(kind: str, features: tuple[Body, ...]):
+    examine(Network((3, 6, 6), (Conv(6), Conv(8), Outputs(((MeanPool(), Linear(5)), *features), kind))), 0)
+
+
 ONCE_FAILED = {
     # Numbers that are equal in the dense network, and in a cut one too where only some cuts are tried.
     "two widths with one number": (Tokens(), Attention(1, 3)),
@@ -114,4 +141,4 @@ def test_networks_that_once_failed(layers: Body, seed: int):
 
 @pytest.mark.parametrize("seed", [583, 1040, 1241, 1316, 1372, 51058, 51480, 60763, 61373])
 def test_networks_that_fewer_or_other_random_cuts_get_wrong(seed: int):
-    examine(network_of_seed(seed), seed)
+    examine(network_of_seed(seed, traits=()), seed)
