@@ -143,7 +143,7 @@ MUTATIONS = (
     # Size attributes
     Mutation("sizes are those before the cut", _SIZES, "for group in groups} | plan.widths()", "for group in groups}"),
     Mutation(
-        "an entry of a list of sizes is inserted, not replaced",
+        "an entry of a list of sizes is inserted instead of replaced",
         _SIZES,
         "*old[size.index + 1 :]]",
         "*old[size.index :]]",

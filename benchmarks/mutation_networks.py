@@ -185,6 +185,13 @@ def _timm(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=7)
 
 
+def _convnext_v2() -> nn.Module:
+    """Build a ConvNeXt with global response norms."""
+    from timm.models.convnext import ConvNeXt
+
+    return ConvNeXt(num_classes=7, depths=(1, 1, 1, 1), dims=(8, 12, 16, 20), use_grn=True, ls_init_value=None)
+
+
 SMALL, LARGE, TOKENS, SEQUENCE = (2, 3, 16, 16), (1, 3, 64, 64), (2, 9, 6), (2, 3, 7)
 Make = Callable[[], nn.Module]
 NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
@@ -217,7 +224,10 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
         SMALL,
     ),
     "forward that closes over a method": (partial(_carried, "forward replaced by a wrapper around the old one"), SMALL),
-    "forward that is a bound method": (partial(_carried, "forward replaced by a bound method"), SMALL),
+    "forward that is a bound method": (
+        partial(_carried, "forward replaced by a bound method that closes over a layer"),
+        SMALL,
+    ),
     "forward with defaults": (partial(_carried, "forward replaced by a function with defaults"), SMALL),
     "forward that is a partial": (partial(_carried, "forward replaced by a partial with a keyword"), SMALL),
     "a weak reference": (partial(_carried, "a weak reference to the network"), SMALL),
@@ -232,7 +242,7 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "torchvision swin, small": (_swin, (1, 3, 32, 32)),
     "timm/test_vit": (partial(_timm, "test_vit"), (1, 3, 160, 160)),
     "timm/test_convnext": (partial(_timm, "test_convnext"), LARGE),
-    "timm/test_convnext2": (partial(_timm, "test_convnext2"), LARGE),
+    "timm ConvNeXt V2, small": (_convnext_v2, LARGE),
     "timm/test_nfnet": (partial(_timm, "test_nfnet"), LARGE),
 }
 CUT_AGAIN = ("many groups", "statistics over two layers")  # a cut of a cut is verified, too

@@ -2,7 +2,8 @@
 
 Two networks that both run the dense weights agree perfectly. So `verify` also checks that the plan had an effect, that
 neither network reads the tensors of the original, that the slim network is what its own class computes with its own
-tensors, and that these tensors are the slices that the plan keeps (structure.py).
+tensors, that these tensors are the slices that the plan keeps (structure.py), and that a copy without any cut computes
+what the network itself does.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def verify(
 
     Raises:
         EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
-            effect; what is called is not what the tensors of the slim network say; or these tensors, hooks, modes and
-            stated sizes are not those of the network without the removed channels.
+            effect; what is called is not what the tensors of the slim network say; these tensors, hooks, modes and
+            stated sizes are not those of the network without the removed channels; or a copy without any cut answers
+            otherwise.
         ModelError: the network cannot be copied.
     """
     return check_equivalence(model, groups, plan, inputs, tolerance=tolerance).max_rel_error
@@ -99,6 +101,7 @@ def check_equivalence(
         )
     if fault:
         raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + _REPORT)
+    _require_true_copy(model, groups, arguments, tolerance)
     return Equivalence(error, [shapes_of(used) for used in (arguments, other) if used is not None])
 
 
@@ -158,6 +161,18 @@ def _outputs_of(
     """Run a network in evaluation mode and list what can be compared of its outputs."""
     with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
         return comparable_in(network(*arguments))
+
+
+def _require_true_copy(
+    model: nn.Module, groups: Sequence[ChannelGroup], arguments: Sequence[Any], tolerance: float
+) -> None:
+    """Raise EquivalenceError if a copy without any cut answers otherwise: slim and masked may agree and be wrong."""
+    difference, _ = _compare(model, slim(model, groups, Plan({})), arguments)
+    if not difference <= tolerance:
+        raise EquivalenceError(
+            f"a copy of the network without any cut answers otherwise: by {difference:.1e} (relative), allowed is "
+            f"{tolerance:.1e}.\n" + _REPORT
+        )
 
 
 def _require_effect(

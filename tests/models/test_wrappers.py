@@ -303,6 +303,9 @@ def test_what_an_instance_carries_is_carried_over(make: Callable[[], nn.Module],
         whole, cut = (torch.cat([*leaves_of(network(IMAGES))]) for network in (net, smaller))
     assert not torch.allclose(whole, cut), "the slim network runs the dense one"
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in net.parameters())
+    with torch.no_grad():
+        copied = torch.cat([*leaves_of(pd.slim(net, groups, pd.Plan({}))(IMAGES))])
+    assert torch.allclose(whole, copied, atol=1e-6), "a copy without any cut computes something else"
     assert [module.training for module in smaller.modules()] == [module.training for module in net.modules()]
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     smaller.train()(IMAGES)

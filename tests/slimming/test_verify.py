@@ -238,6 +238,27 @@ def test_other_channels_than_those_of_the_plan_are_an_error(monkeypatch: pytest.
         pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
 
 
+def test_copies_that_all_compute_something_else_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    from passdeploy.models.cloning import ModelCloner
+
+    copied, deep_copied = ModelCloner.copy, ModelCloner.deep_copy
+
+    def doubling(copy_of: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def changed(*given: Any) -> nn.Module:
+            network = copy_of(*given)
+            network.answer = lambda y: 2 * y
+            return network
+
+        return changed
+
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    monkeypatch.setattr(ModelCloner, "copy", doubling(copied))
+    monkeypatch.setattr(ModelCloner, "deep_copy", doubling(deep_copied))
+    with pytest.raises(EquivalenceError, match="a copy of the network without any cut answers otherwise"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
 def test_groups_of_a_wrapped_network_are_an_error():
     net = Headed(ANSWERS["a tensor"]).eval()
     groups, plan = plan_for(net)
