@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from tests.random_networks import (
-    MORE_TRAITS,
     TRAITS,
     Examined,
     Network,
@@ -38,7 +37,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--networks", type=int, default=2000, help="how many")
     arguments.add_argument("--first", type=int, default=0, help="the seed of the first one")
-    arguments.add_argument("--traits", nargs="*", default=TRAITS, choices=(*TRAITS, *MORE_TRAITS), help="to draw from")
+    arguments.add_argument("--traits", nargs="*", default=TRAITS, choices=TRAITS, help="to draw from")
     arguments.add_argument("--output", type=Path, default=RESULTS)
     options = arguments.parse_args()
 

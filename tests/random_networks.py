@@ -43,9 +43,7 @@ Shape = tuple[int, ...]
 
 CLASSES = 5
 TOLERANCE = 1e-9  # of the relative error of a slim network, in float64
-TRAITS = ("wrapped", "patched", "outputs")  # that networks are drawn with
-# Layers whose code depends on the image size, and on widths: `find_groups` does not see through all of them yet.
-MORE_TRAITS = ("reshapes", "branches")
+TRAITS = ("wrapped", "patched", "outputs", "reshapes", "branches")  # that networks are drawn with
 
 
 class Layer:

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from tests import random_networks
 from tests.random_networks import (
-    MORE_TRAITS,
     OUTPUT_KINDS,
     PATCHES,
-    TRAITS,
     WRAPPERS,
     Act,
     Attention,
@@ -63,7 +61,7 @@ def test_random_networks_are_slimmed_exactly_and_most_of_their_channels_can_be_c
 
 def test_a_description_is_python_that_makes_the_same_network():
     for seed in range(30):
-        network = network_of_seed(seed, (*TRAITS, *MORE_TRAITS))
+        network = network_of_seed(seed)
         assert eval(describe(network), vars(random_networks)) == network
 
 
@@ -101,8 +99,7 @@ def test_traits_shrink_to_the_one_that_matters():
     assert shrink(network, lambda smaller: smaller.wrapper == "DataParallel").layers == ()
 
 
-@pytest.mark.parametrize("how", PATCHES)
-@pytest.mark.parametrize("wrapper", ["", *WRAPPERS])
+@pytest.mark.parametrize(("how", "wrapper"), [*((how, "") for how in PATCHES), *(("hook", one) for one in WRAPPERS)])
 def test_a_patched_network_in_a_wrapper(how: str, wrapper: str):
     body = (Conv(6), BatchNorm(), Patched((Conv(8, groups=2), Act("relu"), Conv(4)), how), MeanPool(), Linear(5))
     examine(Network((3, 6, 6), body, how, wrapper), 0)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from passdeploy import Plan, slim, verify
 from passdeploy.grouping.find import map_channels
-from passdeploy.grouping.trial import random_plan
+from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.cloning import named_state
 from passdeploy.slimming.tensors import groups_after
 from tests import nets
