@@ -156,6 +156,18 @@ def test_a_branch_on_widths_is_not_flipped(how: Callable[[Comparing, Tensor], Te
         assert pd.verify(net, groups, pd.Plan(kept), IMAGES, tolerance=1e-5) <= 1e-5
 
 
+def test_a_flipped_branch_that_a_norm_hides_is_found():
+    """The branch doubles all channels, which instance norm takes back, but for its epsilon."""
+
+    def doubled_and_normalised(own: Comparing, x: Tensor) -> Tensor:
+        y = own.wide(x) * (2.0 if own.wide.out_channels == own.outputs else 1.0)
+        return nn.functional.instance_norm(y).relu()
+
+    net = Comparing(doubled_and_normalised)
+    groups = pd.find_groups(net.eval(), IMAGES)
+    assert not next(group for group in groups if group.name == "wide").is_prunable
+
+
 def test_code_that_compares_widths_is_recognised():
     class Asking(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
