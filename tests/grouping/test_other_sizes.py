@@ -160,8 +160,8 @@ def test_a_flipped_branch_that_a_norm_hides_is_found():
     """The branch doubles all channels, which instance norm takes back, but for its epsilon."""
 
     def doubled_and_normalised(own: Comparing, x: Tensor) -> Tensor:
-        y = own.wide(x) * (2.0 if own.wide.out_channels == own.outputs else 1.0)
-        return nn.functional.instance_norm(y).relu()
+        y = own.wide(x)
+        return nn.functional.instance_norm(y * 2 if own.wide.out_channels == 32 else y).relu()
 
     net = Comparing(doubled_and_normalised)
     groups = pd.find_groups(net.eval(), IMAGES)
