@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+_NUMBERS = (bool, int, float, complex, np.number, np.bool_)
 _MOST_DEPTH = 8  # of objects inside of objects
 
 
@@ -20,17 +21,29 @@ def tensors_in(outputs: Any) -> list[Tensor]:
 
 
 def comparable_in(outputs: Any) -> list[Tensor]:
-    """List what can be compared in `outputs` as tensors: tensors, arrays of numbers, numbers and truth values."""
-    return [
-        torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
-        for value in _values_in(outputs, 0, set())
-        if not isinstance(value, np.ndarray) or value.dtype.kind in "biufc"
-    ]
+    """List what can be compared in `outputs` as tensors: tensors, arrays of numbers, and numbers or truth values.
+
+    Numbers in a row become one tensor: each by itself could be close to zero, and a relative error mean nothing.
+    """
+    found: list[Tensor] = []
+    numbers: list[Any] = []
+    for value in [*_values_in(outputs, 0, set()), None]:
+        if isinstance(value, _NUMBERS):
+            numbers.append(value)
+            continue
+        if numbers:
+            found.append(torch.as_tensor(np.array(numbers)))
+            numbers = []
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            found.append(torch.as_tensor(value.copy()))
+    return found
 
 
 def _values_in(value: Any, depth: int, seen: set[int]) -> Iterator[Any]:
     for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor | np.ndarray | bool | int | float | complex | np.number | np.bool_):
+        if isinstance(leaf, (Tensor, np.ndarray, *_NUMBERS)):
             yield leaf
         elif depth < _MOST_DEPTH and id(leaf) not in seen:
             seen.add(id(leaf))

@@ -18,6 +18,7 @@ from tests.random_networks import (
     BatchNorm,
     Body,
     Conv,
+    InstanceNorm,
     LayerNorm,
     Linear,
     MeanPool,
@@ -29,6 +30,7 @@ from tests.random_networks import (
     Shuffle,
     Split,
     Tokens,
+    WidthBranch,
     Windows,
     describe,
     examine,
@@ -125,6 +127,8 @@ ONCE_FAILED = {
         Linear(2),
     ),
     "a norm over a stored half": (Conv(6), Split(((LayerNorm("from_shape"),), ()), "slice", (3, 3)), Linear(2)),
+    # The branch doubles all channels, which the norm takes back but for its epsilon.
+    "a flipped branch behind a norm": (WidthBranch((Conv(2),), "expected"), InstanceNorm(), Linear(2)),
     # torch multiplies element by element where the sum of an einsum has one term.
     "an einsum over one channel": (Tokens(), Attention(1, 2, core="einsum")),
 }

@@ -20,7 +20,7 @@ from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.slimming.verify import relative_error, removed_slices_zeroed_
 
-IMAGES = torch.randn(2, 3, 32, 32)
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Headed(nn.Module):
@@ -110,6 +110,14 @@ def test_an_answer_without_anything_to_compare_is_refused(answer: Callable[[Tens
     groups = pd.find_groups(Headed(ANSWERS["a tensor"]).eval(), IMAGES)
     with pytest.raises(EquivalenceError, match="nothing that can be compared"):
         pd.verify(net, groups, pd.Plan({"stem": (0, 1)}), IMAGES, tolerance=1e-5)
+
+
+def test_numbers_in_a_row_are_compared_together():
+    numbers, tensor, classes = comparable_in([1.5, 1e-9, torch.ones(3), [True, 2]])
+    assert numbers.tolist() == [1.5, 1e-9]
+    assert tensor.tolist() == [1.0, 1.0, 1.0]
+    assert classes.tolist() == [1, 2]
+    assert relative_error(numbers, numbers + 1e-9) < 1e-8
 
 
 def test_tensors_are_found_in_objects_that_hold_each_other():
