@@ -23,6 +23,7 @@ from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, re
 from passdeploy.models.cifar_resnet import NETWORKS
 from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
+from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.seeds import seeded_global_generators
 
 
@@ -184,7 +185,7 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
             raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{clipped(name)!r} returned {type(model).__name__}, not a torch.nn.Module.")
-    return model
+    return unwrapped(model)
 
 
 def _accepts(factory: Callable[..., Any], keyword: str) -> bool:

@@ -74,7 +74,11 @@ def resize_(
         model: as its factory made it.
         state: its tensors by name; those that are missing stay.
         size_attributes: as `size_attributes_after` gave them when the network was cut.
+
+    Raises:
+        ModelError: the network cannot be rebuilt, such as TorchScript.
     """
+    model = unwrapped(model)
     new = {
         id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
         for name, old in named_state(model)

@@ -276,6 +276,14 @@ def test_a_factory_gets_the_keywords_that_it_takes(tmp_path, monkeypatch):
     assert str(tmp_path) not in build.sys.path
 
 
+def test_a_wrapper_that_a_factory_puts_around_its_network_is_taken_off(tmp_path, monkeypatch):
+    source = "import torch\ndef net(): return torch.compile(nn.DataParallel(nn.Linear(2, 3)), backend='eager')\n"
+    write_module(tmp_path, monkeypatch, source)
+    assert type(build_model("mine:net", num_classes=3, allow_code=True)) is nn.Linear
+    write_module(tmp_path, monkeypatch, "def net(): return nn.LazyLinear(3)\n")
+    assert "has no size yet" in refusal(ModelError, "mine:net", allow_code=True)
+
+
 def test_a_factory_may_bring_trained_weights(tmp_path, monkeypatch):
     write_module(tmp_path, monkeypatch, "def net(pretrained=False): return nn.Linear(2, 9 if pretrained else 2)\n")
     assert build_model("mine:net", num_classes=2, weights="pretrained", allow_code=True).out_features == 9
