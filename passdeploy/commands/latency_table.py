@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from passdeploy.channels.groups import ChannelMap
+from passdeploy.commands.prepare import build_dense
 from passdeploy.data.splits import load_data
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table, open_sampler
@@ -40,14 +41,7 @@ def network_of_recipe(recipe_name: str, *, allow_code: bool = False) -> TableNet
     """Build the network of a recipe, with the recipe's classes, image size and patterns of layers to cut."""
     recipe = load_recipe(recipe_name)
     data = load_data(recipe.data)
-    dense = build_model(
-        recipe.model.name,
-        num_classes=data.num_classes,
-        weights=recipe.model.weights,
-        new_head=recipe.model.new_head,
-        allow_code=allow_code,
-        seed=recipe.seed,
-    ).eval()
+    dense = build_dense(recipe, data.num_classes, allow_code=allow_code).eval()
     shape = tuple(data.image_shape)
     prune = recipe.prune
     channels = map_channels(dense, torch.zeros(1, *shape), include=prune.include, exclude=prune.exclude)

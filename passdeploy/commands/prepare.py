@@ -58,20 +58,25 @@ class Prepared:
         )
 
 
+def build_dense(recipe: Recipe, num_classes: int, *, allow_code: bool = False) -> nn.Module:
+    """Build the dense network that a recipe names, with its weights, for `num_classes` classes."""
+    return build_model(
+        recipe.model.name,
+        num_classes=num_classes,
+        weights=recipe.model.weights,
+        new_head=recipe.model.new_head,
+        allow_code=allow_code,
+        seed=recipe.seed,
+    )
+
+
 def prepare(recipe: Recipe, *, allow_code: bool = False, listener: Listener = silent) -> Prepared:
     """Load the data and the network of a recipe, find the channel groups and check that the budget can be met.
 
     For a latency target it also finds the network's latency table, which is measured unless it is in the cache.
     """
     data = load_data(recipe.data)
-    dense = build_model(
-        recipe.model.name,
-        num_classes=data.num_classes,
-        weights=recipe.model.weights,
-        new_head=recipe.model.new_head,
-        allow_code=allow_code,
-        seed=recipe.seed,
-    )
+    dense = build_dense(recipe, data.num_classes, allow_code=allow_code)
     image = torch.zeros(1, *data.image_shape)
     logits = logits_of(_run_on_image(dense, image, recipe))
     if logits.shape != (1, data.num_classes):
