@@ -99,7 +99,15 @@ _OPTIONS = (
     click.option("--version-compatible", is_flag=True, help="Engines for later TensorRT releases too; slower."),
     click.option("--hardware-compatible", is_flag=True, help="Engines for Ampere and all later GPUs; slower."),
     click.option("--refittable", is_flag=True, help="Engines whose weights can be replaced."),
-    click.option("--weight-stripped", is_flag=True, help="Engines without weights, to be refitted on the target."),
+    click.option(
+        "--weight-stripped", is_flag=True, help="Engines without weights, read from the ONNX file beside them."
+    ),
+    click.option(
+        "--tf32/--no-tf32",
+        default=True,
+        show_default=True,
+        help="Products of float32 numbers with 10 bits of mantissa.",
+    ),
 )
 
 
@@ -148,6 +156,7 @@ class ExportRequest:
     hardware_compatible: bool
     refittable: bool
     weight_stripped: bool
+    tf32: bool
 
     def engine(self) -> EngineOptions:
         """Return the options of TensorRT's builder."""
@@ -161,6 +170,7 @@ class ExportRequest:
             hardware_compatible=self.hardware_compatible,
             refittable=self.refittable,
             weight_stripped=self.weight_stripped,
+            tf32=self.tf32,
         )
 
     def settings(self, batch: tuple[int, ...]) -> ExportSettings:
@@ -278,6 +288,7 @@ _ENGINE_OPTIONS = (
     "hardware_compatible",
     "refittable",
     "weight_stripped",
+    "tf32",
 )
 
 
@@ -290,7 +301,7 @@ def _typed_options() -> set[str]:
 
 def _flag(name: str) -> str:
     """Return the flag of a parameter: `--json` for `as_json`."""
-    return "--" + {"run_dir": "run", "as_json": "json"}.get(name, name).replace("_", "-")
+    return "--" + {"run_dir": "run", "as_json": "json", "tf32": "no-tf32"}.get(name, name).replace("_", "-")
 
 
 def check_engine(path: Path, trust_engine: bool) -> dict[str, Any]:

@@ -175,6 +175,8 @@ def _trtexec_options(entry: Mapping[str, Any], settings: ExportSettings) -> str:
         options.append(f"--memPoolSize=workspace:{engine['workspace_bytes'] // 2**20}M")
     flags = {"version_compatible": "--versionCompatible", "refittable": "--refit", "weight_stripped": "--stripWeights"}
     options += [flag for name, flag in flags.items() if engine[name]]
+    if not engine["tf32"]:
+        options.append("--noTF32")
     if engine["hardware_compatible"]:
         options.append("--hardwareCompatibilityLevel=ampere+")
     return " ".join([*options, "--profilingVerbosity=detailed"])

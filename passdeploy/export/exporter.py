@@ -22,13 +22,22 @@ from passdeploy.export.artifact import Artifact, BatchRange, file_stem
 from passdeploy.export.conversion import convert_file
 from passdeploy.export.lint import Lint, lint
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import Reference, compute_reference, gated_error, rejected_path, require_parity, set_aside
+from passdeploy.export.parity import (
+    Parity,
+    Reference,
+    compute_reference,
+    gated_error,
+    rejected_path,
+    require_parity,
+    set_aside,
+)
 from passdeploy.export.precision import Limits, choose_opset
 from passdeploy.export.preprocessing import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.settings import ExportSettings, Samples, require_possible
 from passdeploy.export.torch_trt import compile_program
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_engine import build_engine
+from passdeploy.export.trt_parity import require_engine_parity
 from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
@@ -104,7 +113,7 @@ def export_artifacts(
                 sources[opset] = artifact.path
             yield artifact
             if "trt" in settings.kinds:
-                yield _build_engine_of(artifact, settings, listener)
+                yield _build_engine_of(artifact, settings, reference, listener)
             _warn_of_outdated_engines(artifact, listener)
     if "torch-trt" in settings.kinds:
         yield from _compile_programs(model, samples, folder, settings, prefix, listener)
@@ -151,10 +160,16 @@ def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Lim
     """Compare a file with the reference, and add the result to its facts; a file that fails is set aside."""
     with stage("parity", f"{final.name} in ONNX Runtime", listener) as progress:
         parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
-        progress.text = f"error {gated_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
-        if parity.top1 is not None:
-            progress.text += f", top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
+        progress.text = _parity_line(parity, limits)
         return draft.with_facts(parity=parity.to_json())
+
+
+def _parity_line(parity: Parity, limits: Limits) -> str:
+    """Summarise a comparison in one line: error, agreement, and the accuracies where there are labels."""
+    line = f"error {gated_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+    if parity.top1 is None:
+        return line
+    return f"{line}, top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
 
 
 def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
@@ -165,8 +180,10 @@ def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
             listener(Warned(f"{engine.name} was built from an earlier {graph.path.name}: build it again with --trt."))
 
 
-def _build_engine_of(artifact: Artifact, settings: ExportSettings, listener: Listener) -> Artifact:
-    """Build the TensorRT engine of an ONNX file, beside it."""
+def _build_engine_of(
+    artifact: Artifact, settings: ExportSettings, reference: Reference | None, listener: Listener
+) -> Artifact:
+    """Build the TensorRT engine of an ONNX file, beside it, and compare it with the model if this GPU can run it."""
     path = engine_path_for(artifact.path, settings.flavour)
     with stage("engine", f"{path.name} ({settings.flavour})", listener) as progress:
         engine = build_engine(
@@ -178,7 +195,16 @@ def _build_engine_of(artifact: Artifact, settings: ExportSettings, listener: Lis
             options=settings.engine,
         )
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
+    if settings.flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one
         return engine
+    if not torch.cuda.is_available():
+        listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
+        return engine
+    limits = settings.limits(artifact.precision)
+    with stage("parity", f"{path.name} in TensorRT", listener) as progress:
+        engine, parity = require_engine_parity(engine, reference, limits)
+        progress.text = _parity_line(parity, limits)
+    return engine
 
 
 def _compile_programs(

@@ -1,6 +1,6 @@
 """Import of TensorRT, in two flavours with one API; every other module gets it from here at run time.
 
-`tensorrt` (10.13 and later, 11) builds on the GPU the engine will run on; `rtx` (TensorRT for RTX) builds anywhere.
+`tensorrt` (10.3 and later, 11) builds on the GPU the engine will run on; `rtx` (TensorRT for RTX) builds anywhere.
 The part of the module that passdeploy uses is a Protocol, checked by mypy against both major releases.
 """
 
@@ -33,6 +33,12 @@ class TensorRT(Protocol):
     def OnnxParser(
         self,
     ) -> Callable[[tensorrt.INetworkDefinition, tensorrt.ILogger], tensorrt.OnnxParser]: ...
+    @property
+    def Refitter(self) -> Callable[[tensorrt.ICudaEngine, tensorrt.ILogger], tensorrt.Refitter]: ...
+    @property
+    def OnnxParserRefitter(
+        self,
+    ) -> Callable[[tensorrt.Refitter, tensorrt.ILogger], tensorrt.OnnxParserRefitter]: ...
     @property
     def Runtime(self) -> Callable[[tensorrt.ILogger], tensorrt.Runtime]: ...
     @property
@@ -76,7 +82,7 @@ _TENSORRT_PACKAGES: Mapping[str, _TensorRTPackage] = {
     "tensorrt": _TensorRTPackage(
         module="tensorrt",
         title="TensorRT",
-        oldest=(10, 13),
+        oldest=(10, 3),
         too_new=12,
         extra="'passdeploy[trt]' (TensorRT 11) or 'passdeploy[trt10]'",
         distributions=("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),

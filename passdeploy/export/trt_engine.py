@@ -36,7 +36,8 @@ class EngineOptions:
     version_compatible: bool = False  # the engine also runs on later releases; it then contains host code
     hardware_compatible: bool = False  # the engine runs on Ampere and every later GPU
     refittable: bool = False  # the engine's weights can be replaced
-    weight_stripped: bool = False  # the engine has no weights; it is refitted on the target
+    weight_stripped: bool = False  # the engine has no weights; they are read from its ONNX file when it is loaded
+    tf32: bool = True  # products of float32 numbers in TF32, TensorRT's default; False: in float32
 
     def require_possible(self, flavour: Flavour) -> None:
         """Raise unless the options are valid and the flavour supports them.
@@ -155,6 +156,8 @@ def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOp
         config.set_flag(trt.BuilderFlag.REFIT)
     if options.weight_stripped:
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunErr
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
 from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger
+from passdeploy.export.trt_refit import onnx_path_of_stripped, refit_
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.runtime.files import sha256_of, write_atomically
 from passdeploy.runtime.garbage import garbage_collection_paused
@@ -87,13 +88,15 @@ def load_engine(
 ) -> tuple[TensorRT, tensorrt.ICudaEngine]:
     """Load an engine on this machine's GPU, and return it after the TensorRT module that runs it.
 
+    An engine without weights gets them from the ONNX file beside it.
+
     Args:
         engine_path: an engine that `build_engine` wrote.
         flavour: of the TensorRT to load it with; None: that of the sidecar.
         trust_engine: load it without a matching sidecar, and let it run its own code on the host.
 
     Raises:
-        RunError, CorruptArtifact: see `read_sidecar`.
+        RunError, CorruptArtifact: see `read_sidecar`; or it has no weights, and its ONNX file is missing or another.
         MissingError: no GPU, no TensorRT, or another TensorRT than the one that built it.
         UsageError: a version-compatible engine without `trust_engine`.
         ExportError: TensorRT cannot load it; the message has the text of its log.
@@ -119,9 +122,12 @@ def load_engine(
     runtime = create_trt_object(lambda: trt.Runtime(logger), log)
     if is_portable:
         runtime.engine_host_code_allowed = True
+    weights = onnx_path_of_stripped(engine_path, facts) if facts.get("options", {}).get("weight_stripped") else None
     engine = runtime.deserialize_cuda_engine(engine_path.read_bytes())
     if engine is None:
         raise ExportError(f"TensorRT cannot load {engine_path.name}.\nIt says: {log.last_error()}")
+    if weights is not None:
+        refit_(trt, engine, weights, logger, log, engine_path.name)
     return trt, engine
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from passdeploy.errors import CorruptArtifact, UsageError, first_line
 from passdeploy.export.torch_trt import load_torch_trt
-from passdeploy.profiling.cuda import require_gpu_of_torch
+from passdeploy.export.trt_binding import require_gpu_of_torch
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
 from passdeploy.profiling.trt_runner import EngineRunner

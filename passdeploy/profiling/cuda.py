@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from passdeploy.errors import MissingError, UsageError, first_line
+from passdeploy.errors import UsageError, first_line
 
 _CALLS_BEFORE_CAPTURE = 3  # libraries choose their kernels and allocate memory in the first calls
 
@@ -70,16 +70,6 @@ def measure_gpu_memory(device: torch.device, work: Callable[[], object], *, by_d
     if by_driver:
         return float(max(free - torch.cuda.mem_get_info(device)[0], 0)) / 2**20
     return float(torch.cuda.max_memory_allocated(device) - allocated) / 2**20
-
-
-def require_gpu_of_torch(what: str) -> None:
-    """Check that PyTorch sees a GPU, whose memory and streams `what` uses.
-
-    Raises:
-        MissingError: it sees none.
-    """
-    if not torch.cuda.is_available():
-        raise MissingError(f"{what} runs on an NVIDIA GPU, and PyTorch sees none here.")
 
 
 def _is_usable(device: torch.device) -> bool:

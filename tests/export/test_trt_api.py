@@ -66,10 +66,10 @@ class TestWhatIsMissing:
         imported_as(monkeypatch, ImportError(text))
         assert "libnvinfer.so.11" in refusal()
 
-    @pytest.mark.parametrize("version", ["10.12.0.36", "12.0.0.1"])
+    @pytest.mark.parametrize("version", ["10.2.0.19", "12.0.0.1"])
     def test_a_release_that_is_not_supported(self, version: str, monkeypatch: pytest.MonkeyPatch):
         imported_as(monkeypatch, SimpleNamespace(__version__=version))
-        assert f"found TensorRT {version}, supported is >=10.13,<12" in refusal()
+        assert f"found TensorRT {version}, supported is >=10.3,<12" in refusal()
 
     def test_a_supported_release_is_handed_out(self, monkeypatch: pytest.MonkeyPatch):
         module = SimpleNamespace(__version__="10.16.1.11")

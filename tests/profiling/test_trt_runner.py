@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.errors import ExportError, MissingError, UsageError
+from passdeploy.export import trt_binding
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import trt_runner
@@ -108,14 +109,19 @@ def runner_on(path: Path, **options: Any) -> EngineRunner:
     return EngineRunner("slim", path, device="cpu", **options)
 
 
+def outputs_of(runner: EngineRunner) -> dict[str, Tensor]:
+    assert runner.bound is not None
+    return runner.bound.outputs
+
+
 def test_tensors_are_bound_by_name_and_a_call_is_queued_on_the_current_stream(engine: Engine, path: Path):
     runner, images = runner_on(path), torch.randn(2, 3, 4, 4)
     runner.prepare(images)
     context = engine.context
     assert context is not None
     assert context.shapes == {"images": (2, 3, 4, 4)}
-    assert context.addresses["logits"] == runner.outputs["logits"].data_ptr()
-    assert runner.outputs["logits"].shape == (2, 10)
+    assert context.addresses["logits"] == outputs_of(runner)["logits"].data_ptr()
+    assert outputs_of(runner)["logits"].shape == (2, 10)
     assert context.calls == [7]  # its first call sets it up
     runner.run()
     runner.run()
@@ -135,7 +141,7 @@ def test_the_types_of_tensors_are_the_engines(engine: Engine, path: Path):
     engine.kind = "HALF"
     runner = runner_on(path)
     runner.prepare(torch.zeros(1, 3, 4, 4))
-    assert runner.outputs["logits"].dtype == torch.float16
+    assert outputs_of(runner)["logits"].dtype == torch.float16
     engine.kind = "FP4"
     with pytest.raises(UsageError, match="is FP4, which PyTorch cannot hold"):
         runner_on(path).prepare(torch.zeros(1, 3, 4, 4))
@@ -189,4 +195,4 @@ def test_tensorrts_profiler_times_layers(engine: Engine, path: Path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
 def test_without_a_gpu_it_is_missing():
     with pytest.raises(MissingError, match=r"x\.engine runs on an NVIDIA GPU"):
-        trt_runner.require_gpu_of_torch("x.engine")
+        trt_binding.require_gpu_of_torch("x.engine")
