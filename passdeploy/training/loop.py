@@ -3,14 +3,15 @@
 Every step is a function of (seed, epoch, step) and the weights alone, so training that was interrupted
 and resumed from its checkpoint ends with the same bits as training that was not.
 
+Nothing is read back from a GPU between reports (`deferred.py`), so that it always has steps queued.
+
 The loop reports to a `Stage` and saves through a `Checkpoint`. It prints nothing, opens no files, and
 restores the state of the global random generators and the model's mode.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from passdeploy.models.modes import evaluating
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
+from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.evaluate import AccuracyMeter
 from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.mixing import Mixing
@@ -61,7 +63,7 @@ def fit(
         batch_size: images per step, of all processes together; all of them, if there are fewer.
         seed: key of the order, the augmentation, the mixing and dropout.
         device: where to train.
-        stage: hears of every step: loss, top1 of its batch, lr.
+        stage: hears of every step: loss, top1 of its batch, lr; with a GPU of several steps at once, later.
         teacher: of `spec.distill`, on the same device; unused without it.
         checkpoint: loaded once at the start, saved after each epoch.
         clip_norm: largest norm of all gradients together; larger ones are scaled down to it. None: no clipping.
@@ -106,31 +108,54 @@ def fit(
             batches = data.train.batches(
                 batch_size, epoch=epoch, seed=seed, augment=spec.augment != "none", drop_last=True, part=processes.part
             )
-            meter, lr = AccuracyMeter(), 0.0
+            progress = _Progress(spec, schedule, stage, batch_size, epoch if checkpoint else 0)
+            deferred = DeferredScalars(every=steps_per_report(device))
             for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
-                lr = schedule.lr_at(step)
                 images, labels = placed_like(model, images, device), labels.to(device)
-                with seeded_global_generators("step", seed, epoch, step, processes.rank, device=device):
-                    loss, top1 = train_step.run(images, labels, lr, key=(seed, epoch, step, processes.rank))
-                # A weight that is not finite shows in the next loss; the last step of an epoch has none before saving.
-                is_last = step + 1 == (epoch + 1) * steps_per_epoch
-                problem = divergence(loss, model.parameters() if is_last else ())
-                if problem:
-                    kept = f" The state after epoch {epoch} is kept." if checkpoint and epoch else ""
-                    raise TrainingError(
-                        f"training diverged: {problem} at step {step + 1} of {schedule.steps}, "
-                        f"with a learning rate of {lr:.3g}.{kept}\n"
-                        f"Lower optimizer.lr (now {spec.optimizer.lr:g}) or raise warmup_epochs."
-                    )
-                meter.add(loss * batch_size, top1 * batch_size, batch_size)
-                stage.step(step + 1, schedule.steps, loss=loss, top1=top1, lr=lr)
-            state.history.append(Epoch(epoch, meter.loss, meter.top1, lr))
+                key = seed, epoch, step, processes.rank
+                with seeded_global_generators("step", *key, device=device):
+                    loss, scalars = train_step.forward(images, labels, key=key)
+                    # before the update: a loss that is read at once and not finite leaves the weights as they are
+                    progress.hear(deferred.add(step, **scalars, lr=schedule.lr_at(step)))
+                    train_step.update_(loss, schedule.lr_at(step))
+            progress.hear(deferred.flush())
+            # A weight that is not finite shows in the next loss; the last step of an epoch has none before saving.
+            last_step = (epoch + 1) * steps_per_epoch - 1
+            progress.require_finite(divergence(0.0, model.parameters()), last_step)
+            meter = progress.meter
+            state.history.append(Epoch(epoch, meter.loss, meter.top1, schedule.lr_at(last_step)))
             if checkpoint:
                 checkpoint.save(*state.state_dict())
         state.optimizer.zero_grad()
         if state.average:
             model.load_state_dict(state.average.tensors, strict=False)  # batch norms' counters are not averaged
     return FitResult(tuple(state.history), resumed_at)
+
+
+class _Progress:
+    """Reports of the steps of an epoch, checked, averaged, and passed on to the stage."""
+
+    def __init__(self, spec: TrainSpec, schedule: Schedule, stage: Stage, batch_size: int, saved_epochs: int) -> None:
+        self.spec, self.schedule, self.stage, self.batch_size = spec, schedule, stage, batch_size
+        self.saved_epochs, self.meter = saved_epochs, AccuracyMeter()
+
+    def hear(self, reports: Iterable[StepReport]) -> None:
+        """Pass reports on; raise a TrainingError at the first whose loss is not finite."""
+        for report in reports:
+            loss, top1 = report.values["loss"], report.values["top1"]
+            self.require_finite(divergence(loss), report.step)
+            self.meter.add(loss * self.batch_size, top1 * self.batch_size, self.batch_size)
+            self.stage.step(report.step + 1, self.schedule.steps, **report.values)
+
+    def require_finite(self, problem: str | None, step: int) -> None:
+        """Raise a TrainingError if there is a problem."""
+        if problem:
+            kept = f" The state after epoch {self.saved_epochs} is kept." if self.saved_epochs else ""
+            raise TrainingError(
+                f"training diverged: {problem} at step {step + 1} of {self.schedule.steps}, "
+                f"with a learning rate of {self.schedule.lr_at(step):.3g}.{kept}\n"
+                f"Lower optimizer.lr (now {self.spec.optimizer.lr:g}) or raise warmup_epochs."
+            )
 
 
 class _TrainStep:
@@ -151,34 +176,38 @@ class _TrainStep:
         self.state, self.batch_size, self.clip_norm, self.processes = state, batch_size, clip_norm, processes
         self.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(spec.precision)
         self.is_compiled = spec.compile
-        self.forward: Callable[[Tensor], Any] = torch.compile(state.model) if spec.compile else state.model
+        self.forward_pass: Callable[[Tensor], Any] = torch.compile(state.model) if spec.compile else state.model
         self.trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
 
-    def run(self, images: Tensor, labels: Tensor, lr: float, *, key: tuple[str | int, ...]) -> tuple[float, float]:
-        """Return the loss and top-1 accuracy of the whole batch; update the weights if that loss is finite."""
-        optimizer = self.state.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad()
+    def forward(
+        self, images: Tensor, labels: Tensor, *, key: tuple[str | int, ...]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss to differentiate, and loss and top-1 accuracy of the whole batch, still on the device."""
+        self.state.optimizer.zero_grad()
         with self.processes.synchronised_batch_norm(), self._autocast(images.device):
             images, targets = self.mixing.mix(images, labels, *key)
             with _compile_errors(self.is_compiled):
-                logits = logits_of(self.forward(images))
+                logits = logits_of(self.forward_pass(images))
             loss = self.training_loss.loss(logits.float(), images, targets)
         top1 = (logits.detach().argmax(dim=1) == labels).float().mean()
         loss, top1 = (self.processes.scale_loss(value, len(labels), self.batch_size) for value in (loss, top1))
-        mean_loss, mean_top1 = (value.item() for value in self.processes.average([loss.detach(), top1]))
-        if math.isfinite(mean_loss):
-            gradient_step_(
-                loss,
-                {optimizer: self.trained},
-                self.processes,
-                scaler=self.state.scaler,
-                change_gradients_=self._clip_gradients_,
-            )
-            if self.state.average:
-                self.state.average.update_(self.state.model)
-        return mean_loss, mean_top1
+        mean_loss, mean_top1 = self.processes.average([loss.detach(), top1])
+        return loss, {"loss": mean_loss, "top1": mean_top1}
+
+    def update_(self, loss: Tensor, lr: float) -> None:
+        """Differentiate the loss and update the weights and their average."""
+        optimizer = self.state.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        gradient_step_(
+            loss,
+            {optimizer: self.trained},
+            self.processes,
+            scaler=self.state.scaler,
+            change_gradients_=self._clip_gradients_,
+        )
+        if self.state.average:
+            self.state.average.update_(self.state.model)
 
     def _clip_gradients_(self) -> None:
         if self.clip_norm is not None:

@@ -56,6 +56,7 @@ def divergence(loss: float, parameters: Iterable[Tensor] = ()) -> str | None:
     """Say what is not finite, the loss or one of the parameters, as the start of an error message; None if all are."""
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+    finite = [parameter.isfinite().all() for parameter in parameters]
+    if finite and not torch.stack(finite).all():  # read once, not per parameter
         return "a weight is not a number"
     return None

@@ -14,11 +14,13 @@ from passdeploy.data.splits import ImageData, Split, load_data
 from passdeploy.errors import RunError, TrainingError
 from passdeploy.recipe import DataSpec, DistillSpec, OptimizerSpec, TrainSpec
 from passdeploy.runtime.events import Event, Stage, Step
+from passdeploy.training import loop
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
 from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.optimizers import Schedule, make_optimizer
+from tests.device_reads import DeviceReads
 
 
 @pytest.fixture(scope="module")
@@ -165,25 +167,88 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_learning_rate(digits: 
 
 
 @dataclass
-class NanFromEpoch:
-    """A split whose images are NaN from an epoch on."""
+class NanFromStep:
+    """A split whose images are NaN from a step of an epoch on."""
 
     split: Split
     epoch: int
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.split)
 
     def batches(self, batch_size: int, *, epoch: int, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.split.batches(batch_size, epoch=epoch, **options):
-            yield (images * math.nan if epoch >= self.epoch else images), labels
+        for step, (images, labels) in enumerate(self.split.batches(batch_size, epoch=epoch, **options)):
+            yield (images * math.nan if (epoch, step) >= (self.epoch, self.step) else images), labels
 
 
 def test_a_loss_that_is_not_finite_keeps_the_state_after_the_last_epoch(digits: ImageData):
     checkpoint = Memory()
-    with_nans = replace(digits, train=NanFromEpoch(digits.train, 1))
+    with_nans = replace(digits, train=NanFromStep(digits.train, 1))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 23 of 44.*The state after epoch 1 is kept"):
         fit(small_net(), with_nans, spec(2), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint)
+    tensors, facts = checkpoint.load()
+    assert len(facts["history"]) == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read losses as seldom as on a GPU."""
+    monkeypatch.setattr(loop, "steps_per_report", lambda device: 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "label_smoothing": 0.1},
+        {"optimizer": OptimizerSpec(name="adamw", lr=0.01), "precision": "bf16", "channels_last": False},
+        {"distill": DistillSpec()},
+    ],
+)
+def test_nothing_is_read_from_the_device_between_reports(digits: ImageData, as_on_a_gpu: None, changes: dict[str, Any]):
+    net, teacher, events = small_net(), small_net(seed=1), list[tuple[int, int]]()
+    with DeviceReads([*net.state_dict().values(), *teacher.state_dict().values()]) as reads:
+        stage = Stage("train", lambda event: events.append((event.done, reads.count)))
+        fit(
+            net,
+            digits,
+            spec(1, **changes),
+            batch_size=64,
+            seed=0,
+            device="cpu",
+            stage=stage,
+            teacher=teacher,
+            clip_norm=1,
+        )
+    assert events == [(step, (step + 9) // 10) for step in range(1, 23)]
+    assert reads.count == 4  # of steps 1 to 10, 11 to 20, 21 and 22; of the finiteness of the weights
+
+
+def test_reading_late_changes_neither_weights_nor_history(digits: ImageData, monkeypatch: pytest.MonkeyPatch):
+    histories, nets, events = [], [small_net(), small_net()], ([], [])
+    for net, heard, every in zip(nets, events, (1, 10), strict=True):
+        monkeypatch.setattr(loop, "steps_per_report", lambda device, every=every: every)
+        stage = Stage("train", heard.append)
+        histories.append(fit(net, digits, spec(2), batch_size=64, seed=0, device="cpu", stage=stage).history)
+    assert same_bits(*nets)
+    assert histories[0] == histories[1]
+    assert events[0] == events[1]
+
+
+@pytest.mark.parametrize("step", [1, 6, 22])
+def test_a_loss_that_is_read_late_names_its_own_step_and_is_never_saved(
+    digits: ImageData, as_on_a_gpu: None, step: int
+):
+    checkpoint, heard = Memory(), list[int]()
+    with_nans = replace(digits, train=NanFromStep(digits.train, epoch=1, step=step - 1))
+    stage = Stage("train", lambda event: heard.append(event.done))
+    expected = rf"nan at step {22 + step} of 66.*The state after epoch 1 is kept"
+    with pytest.raises(TrainingError, match=expected) as caught:
+        fit(small_net(), with_nans, spec(3), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint, stage=stage)
+    assert f"with a learning rate of {Schedule(0.1, 22, 66).lr_at(21 + step):.3g}." in str(caught.value)
+    assert heard == list(range(1, 22 + step))
     tensors, facts = checkpoint.load()
     assert len(facts["history"]) == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
