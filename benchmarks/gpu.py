@@ -26,6 +26,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.gpu_engines import ENGINE_PARTS
+from passdeploy.errors import MissingError
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
 
@@ -225,7 +226,7 @@ def _run_here(name: str, work: Path) -> int:
     result: dict[str, Any]
     try:
         result = {"state": "done", **part.run(work)}
-    except Skipped as error:
+    except (Skipped, MissingError) as error:
         result = {"state": "skipped", "why": str(error)}
     except Exception as error:
         import traceback
