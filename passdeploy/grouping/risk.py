@@ -33,9 +33,12 @@ _PER_CHANNEL = {
     *("aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.reflection_pad2d"),
 }
 _SAFE_POINTWISE = {
-    *("aten.relu", "aten.relu_", "aten.hardtanh", "aten.hardtanh_", "aten.hardswish", "aten.hardswish_"),
-    *("aten.hardsigmoid", "aten.hardsigmoid_", "aten.silu", "aten.silu_", "aten.sigmoid", "aten.sigmoid_"),
-    *("aten.gelu", "aten.tanh", "aten.leaky_relu", "aten.leaky_relu_", "aten.elu", "aten.elu_"),
+    f"aten.{name}{ending}"
+    for name in (
+        *("relu", "hardtanh", "hardswish", "hardsigmoid", "silu", "sigmoid"),
+        *("gelu", "tanh", "leaky_relu", "elu"),
+    )
+    for ending in ("", "_")
 }
 # Pointwise with scalars, and a scalar may be a number of channels.
 _SCALAR_ARITHMETIC = {

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from passdeploy.models.modes import unfused_attention, unfused_rnns
 from passdeploy.models.reduction_calls import REDUCTION_FUNCTIONS
 from passdeploy.tracing.meta_model import run_on_meta
-from passdeploy.tracing.op_call import OpCall
+from passdeploy.tracing.op_call import OpCall, aten
 
 
 class CompositeFunctionMode(TorchFunctionMode):
@@ -119,6 +119,10 @@ _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
 }
 
 
+# torch has a tag for these, `inplace_view`, but `squeeze_` lacks it.
+_RESHAPING_IN_PLACE = {aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_, aten.as_strided_}
+
+
 class OpObserver(TorchDispatchMode):
     """A dispatch mode that calls `on_op` after every tensor operation; subclasses implement it."""
 
@@ -139,10 +143,17 @@ class OpObserver(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and report it; called by torch for each of them."""
-        given = kwargs or {}
+        given, reported = kwargs or {}, args
+        if func.overloadpacket in _RESHAPING_IN_PLACE:
+            before = args[0].detach()  # keeps the shape from before the operation
+            self.on_alias(args[0], before)
+            reported = (before, *args[1:])
         result = run_on_meta(func, args, given) if self.is_meta else func(*args, **given)
-        self.on_op(OpCall(func, args, given, result))
+        self.on_op(OpCall(func, reported, given, result))
         return result
+
+    def on_alias(self, tensor: Tensor, alias: Tensor) -> None:
+        """Handle a tensor that stands for another in the next call; nothing to do here, subclasses may label it."""
 
     def run_model(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` under this mode and return its outputs; attention and other composites are one operation each."""

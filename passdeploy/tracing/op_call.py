@@ -13,7 +13,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 # Of arithmetic, integer arguments enter the computation; of other operations they are sizes and dimensions.
-_WITH_INT_SCALARS = ("aten.mul", "aten.mul_", "aten.div", "aten.div_", "aten.pow", "aten.add", "aten.sub", "aten.rsub")
+_WITH_INT_SCALARS = (aten.mul, aten.div, aten.pow, aten.add, aten.sub, aten.rsub)
 
 
 Value = TypeVar("Value")
@@ -32,8 +32,22 @@ class _CachedProperty(Generic[Value]):
         return value
 
 
+@cache
+def functional_packet(op: torch._ops.OpOverload) -> torch._ops.OpOverloadPacket[Any, Any]:
+    """Return the operation that `op` is a variant of: `relu` for `relu_` and `relu.out`, `permute` for `permute_copy`.
+
+    An operation that has no such counterpart is returned itself, without its overload.
+    """
+    name = op.overloadpacket.__name__
+    plain = name.removesuffix("_copy") if torch.Tag.view_copy in op.tags else name.removesuffix("_")
+    packet: torch._ops.OpOverloadPacket[Any, Any] = op.overloadpacket
+    return getattr(getattr(torch.ops, op.namespace), plain, packet) if plain else packet
+
+
 class OpCall:
     """One call of a tensor operation; `call["weight"]` is the argument of that name in the operator's schema.
+
+    Tensors given as `out=` are no arguments here: an operation writes its results there, whatever they held.
 
     Args:
         op: the operator, with its overload.
@@ -46,6 +60,7 @@ class OpCall:
         self.op, self.args, self.kwargs, self.result = op, args, kwargs, result
         self._schema = _schema_of(op)
         self.name = self._schema.name  # the operation without its overload: `aten.convolution`
+        self.packet = self._schema.packet  # the operation that it is a variant of, see `functional_packet`
 
     @_CachedProperty
     def arguments(self) -> dict[str, Any]:
@@ -66,6 +81,11 @@ class OpCall:
         """Every tensor among the arguments, also those inside lists."""
         return list(_tensors_in(self.arguments.values()))
 
+    @property
+    def given_results(self) -> list[Tensor]:
+        """The tensors given as `out=`, into which the results were written."""
+        return [self.kwargs[name] for name in self._schema.out_names if name in self.kwargs]
+
     @_CachedProperty
     def scalars(self) -> tuple[float, ...]:
         """The numbers that enter the computation: float arguments, and in arithmetic integers as well."""
@@ -83,20 +103,24 @@ class _OpSchema:
     """The parts of an operator's schema that its calls share."""
 
     name: str
+    packet: torch._ops.OpOverloadPacket[Any, Any]
+    out_names: list[str]  # of the tensors into which an `out=` overload writes its results
     signature: list[tuple[str, bool, Any]]  # of each argument: its name, whether it has a default, and the default
     scalar_types: tuple[type, ...]  # types of numbers that enter the computation; empty where no argument is one
 
 
 @cache
 def _schema_of(op: torch._ops.OpOverload) -> _OpSchema:
-    name, arguments = str(op.overloadpacket), op._schema.arguments
+    packet = functional_packet(op)
+    arguments = [argument for argument in op._schema.arguments if not argument.is_out]
     scalar_types: tuple[type, ...] = ()
-    if name in _WITH_INT_SCALARS:
+    if packet in _WITH_INT_SCALARS:
         scalar_types = (int, float)
     elif any(kind in str(argument.type) for argument in arguments for kind in ("float", "number")):
         scalar_types = (float,)
     signature = [(argument.name, argument.has_default_value(), argument.default_value) for argument in arguments]
-    return _OpSchema(name, signature, scalar_types)
+    out_names = [argument.name for argument in op._schema.arguments if argument.is_out]
+    return _OpSchema(str(op.overloadpacket), packet, out_names, signature, scalar_types)
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

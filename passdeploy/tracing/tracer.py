@@ -223,7 +223,8 @@ class ChannelTracer(OpObserver):
         self._current_call, self._current_source = call, source_line()
         self._used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
         inputs = self._labelled_shapes(call.tensors)  # before the rule, which changes them for an in-place operation
-        constants = [self._labels.get(tensor) is None for tensor in call.tensors]
+        constants = [self._labels.get(tensor) is None for tensor in (*call.tensors, *call.given_results)]
+        overwritten = [(tensor, self.labels(tensor)) for tensor in call.given_results]
         rule = self._find_rule(call.op)
         if rule is None:
             self.protect_and_unlabel(call, "no rule follows channels through this operation")
@@ -235,6 +236,8 @@ class ChannelTracer(OpObserver):
                     raise  # the rule may need values
                 # A case that the rule does not handle protects these channels; the rest of the model stays prunable.
                 self.protect_and_unlabel(call, f"could not be followed: {error}")
+        for tensor, labels in overwritten:
+            self._join_overwritten(tensor, labels)
         self._current_call = None
         for result in call.results:
             if all(constants):
@@ -253,6 +256,21 @@ class ChannelTracer(OpObserver):
                 any(constants),
             )
         )
+
+    def on_alias(self, tensor: Tensor, alias: Tensor) -> None:
+        """Give the labels of `tensor` to another that stands for it."""
+        if (labels := self._labels.get(tensor)) is not None:
+            self._labels[alias] = labels
+
+    def _join_overwritten(self, tensor: Tensor, before: DimLabels) -> None:
+        """Join the labels of a result with those that the tensor given as `out=` had before: they share its size."""
+        for dim, vector in self.labels(tensor).items():
+            if (other := before.get(dim)) is not None and len(other) == len(vector):
+                self.join(vector, other, "meets channels that must stay")
+            else:
+                self.protect(vector, "written into a tensor whose size cannot change")
+        for dim in before.keys() - self.labels(tensor).keys():
+            self.protect(before[dim], "overwritten by a tensor whose size cannot change")
 
     def _labelled_shapes(self, tensors: Sequence[Tensor]) -> tuple[LabelledShape, ...]:
         return tuple((tuple(tensor.shape), self.labels(tensor)) for tensor in tensors)

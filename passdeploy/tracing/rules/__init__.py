@@ -9,8 +9,11 @@ An operation without a rule is not an error: the tracer (tracer.py) protects the
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
+from passdeploy.tracing.op_call import functional_packet
 from passdeploy.tracing.rules import attention_and_rnn, contractions, movement, normalisation, reductions
 from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import RULES
@@ -26,10 +29,17 @@ _REGISTERED = (
 )  # importing a module registers its rules
 
 
+@cache
 def find_rule(op: torch._ops.OpOverload) -> Rule | None:
-    """Return the rule of an operation, or None; torch tags the element-wise ones."""
-    if (registered := RULES.get(op.overloadpacket)) is not None:
+    """Return the rule of an operation, or None.
+
+    In-place and `out=` variants have the rule of the operation itself. torch tags element-wise operations, but not all
+    variants of each, and newer releases tag more of them: one that is tagged makes all of them element-wise.
+    """
+    packet = functional_packet(op)
+    if (registered := RULES.get(op.overloadpacket) or RULES.get(packet)) is not None:
         return registered
-    if str(op.overloadpacket) in ("torchvision.roi_align", "torchvision.roi_pool"):
+    if str(packet) in ("torchvision.roi_align", "torchvision.roi_pool"):
         return regions_rule
-    return elementwise_rule if torch.Tag.pointwise in op.tags else None
+    is_elementwise = any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())
+    return elementwise_rule if is_elementwise else None

@@ -12,8 +12,9 @@ from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import ChannelTracer
 
 
-@rule("copy_", "hardswish", "hardswish_", "mish_", "gelu_", "log_sigmoid_forward", "_prelu_kernel", "native_dropout")
-@rule("masked_fill_", "rrelu_with_noise", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "feature_dropout")
+# These have no tag; torch 2.11 and older lack that of `leaky_relu`.
+@rule("copy", "fill", "zero", "normal", "uniform", "bernoulli", "native_dropout", "feature_dropout", "floor_divide")
+@rule("hardswish", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "leaky_relu")
 def elementwise_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Join the labels of the operands: removing a channel from one removes it from all."""
     operands = [(tensor.shape, tracer.labels(tensor)) for tensor in call.tensors]
@@ -66,9 +67,10 @@ def new_tensor_rule(tracer: ChannelTracer, call: OpCall) -> None:
 @rule("as_strided_")
 def as_strided_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Keep the labels where only strides change, as in pooling to one pixel; protect them where the shape changes."""
-    tensor = call["self"]
-    labels = tracer.labels(tensor)
-    if any(dim >= tensor.ndim or tensor.size(dim) != len(vector) for dim, vector in labels.items()):
+    source = call["self"]
+    if call.result.shape == source.shape:
+        tracer.set_labels(call.result, tracer.labels(source))
+    else:
         tracer.protect_and_unlabel(call, "given another shape in place")
 
 

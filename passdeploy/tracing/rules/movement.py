@@ -17,19 +17,19 @@ from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import ChannelTracer
 
 
-@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "squeeze", "squeeze_", "unsqueeze", "unsqueeze_")
+@rule("permute", "transpose", "t", "movedim", "squeeze", "unsqueeze")
 @rule("expand", "slice", "select", "narrow", "unbind", "split", "split_with_sizes", "chunk", "flip", "roll")
 @rule("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk")
-@rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal", "as_strided_copy")
-@rule("native_channel_shuffle", "view_copy", "tile", "repeat_interleave")
+@rule("unfold", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "diagonal")
+@rule("native_channel_shuffle", "tile", "repeat_interleave")
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
 def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Compute the labels of the results by applying the operation to the labels."""
     source, labels = call.tensors[0], tracer.labels(call.tensors[0])
-    if call.op.overloadpacket in (aten.split, aten.unsafe_split):
+    if call.packet in (aten.split, aten.unsafe_split):
         _join_equal_parts(tracer, call)
     result_labels: list[DimLabels] = [{} for _ in call.results]
-    is_view = call.op.overloadpacket in _RESHAPING_VIEWS
+    is_view = call.packet in _RESHAPING_VIEWS
     for dim, vector in labels.items():
         if is_view:
             moved = [_view_labels(vector, dim, source.shape, call.results[0].shape)]
@@ -135,7 +135,7 @@ def stack_rule(tracer: ChannelTracer, call: OpCall) -> None:
 @rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
 def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Keep the labels of dimensions without an index, and protect those of the indexed ones."""
-    if call.op.overloadpacket is aten.embedding:
+    if call.packet is aten.embedding:
         table, index = call["weight"], call["indices"]
         labels = tracer.labels(table)
         tracer.protect(labels.get(0, torch.empty(0, dtype=torch.int64)), "rows of a table are picked by an index")
@@ -144,10 +144,10 @@ def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
             tracer.record_outputs(labels[1])
         return
     source, labels = call.tensors[0], tracer.labels(call.tensors[0])
-    if call.op.overloadpacket is aten.index_select:
+    if call.packet is aten.index_select:
         picked = {call["dim"] % source.ndim}
         kept = {dim: vector for dim, vector in labels.items() if dim not in picked}
-    elif call.op.overloadpacket in (aten.index, aten._unsafe_index) and len(call.tensors) > 1:
+    elif call.packet in (aten.index, aten._unsafe_index) and len(call.tensors) > 1:
         indices = list(call["indices"]) + [None] * (source.ndim - len(call["indices"]))
         used = [dim for dim, index in enumerate(indices) if index is not None]
         has_mask = any(indices[dim].dtype == torch.bool for dim in used)

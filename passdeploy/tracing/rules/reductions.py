@@ -23,7 +23,7 @@ def reduction_rule(tracer: ChannelTracer, call: OpCall) -> None:
     dims = call.arguments.get("dim")
     reduced = {d % source.ndim for d in ([dims] if isinstance(dims, int) else dims or range(source.ndim))}
     for dim in sorted(reduced & labels.keys()):
-        if call.op.overloadpacket not in _RESTRICTABLE or not tracer.record_reduction(dim - source.ndim, labels[dim]):
+        if call.packet not in _RESTRICTABLE or not tracer.record_reduction(dim - source.ndim, labels[dim]):
             tracer.protect(labels[dim], "a statistic over these channels depends on their number")
     for result in call.results:
         if result.ndim == source.ndim:
