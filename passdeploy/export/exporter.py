@@ -36,6 +36,7 @@ from passdeploy.export.preprocessing import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.settings import ExportSettings, Samples, require_possible
 from passdeploy.export.torch_trt import compile_program
 from passdeploy.export.trt_api import FLAVOURS
+from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import build_engine
 from passdeploy.export.trt_parity import require_engine_parity
 from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
@@ -197,7 +198,7 @@ def _build_engine_of(
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
     if settings.flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one
         return engine
-    if not torch.cuda.is_available():
+    if not has_gpu_of_torch():
         listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
         return engine
     limits = settings.limits(artifact.precision)

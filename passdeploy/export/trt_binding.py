@@ -141,11 +141,16 @@ def tensor_names(trt: TensorRT, engine: tensorrt.ICudaEngine, mode: tensorrt.Ten
     return [name for name in names if engine.get_tensor_mode(name) == mode]
 
 
+def has_gpu_of_torch() -> bool:
+    """Test whether PyTorch can use a GPU: it may be a build without CUDA on a machine that has one."""
+    return bool(torch.cuda.is_available())
+
+
 def require_gpu_of_torch(what: str) -> None:
     """Check that PyTorch sees a GPU, whose memory and streams `what` uses.
 
     Raises:
         MissingError: it sees none.
     """
-    if not torch.cuda.is_available():
+    if not has_gpu_of_torch():
         raise MissingError(f"{what} runs on an NVIDIA GPU, and PyTorch sees none here.")

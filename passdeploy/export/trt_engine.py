@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import CorruptArtifact, ExportError, RunError, UsageError
@@ -114,10 +115,12 @@ def build_engine(
     _configure(config, trt, options)
     _add_profile(builder, network, config, sizes)
     cache = options.timing_cache
+    began = perf_counter()
     with _timing_cache(config, cache):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"TensorRT cannot build an engine from {onnx_path.name}.\nIt says: {log.last_error()}")
+    build_seconds = perf_counter() - began
     layer_precisions = count_layer_precisions(trt, logger, plan, network, driver)
     require_precision(layer_precisions, precision)
 
@@ -135,6 +138,7 @@ def build_engine(
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_of(onnx_path),
         "layers": network.num_layers,
+        "build_seconds": round(build_seconds, 1),
         "census": layer_precisions,
     }
     engine = describe_artifact(engine_path, kind="engine", precision=precision, facts=facts)
