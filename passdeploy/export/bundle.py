@@ -1,11 +1,12 @@
 """Bundles: folders with all that another machine needs to build TensorRT engines on its own GPU.
 
     <bundle>/model.onnx  model-fp16.onnx  ...    ONNX files that passed their parity check
-    <bundle>/samples.safetensors                 images to check and to calibrate on, in the form the graphs accept
+    <bundle>/samples.safetensors                 images to check and to calibrate on, in the form the graphs accept,
+                                                 and what each ONNX file answers to them
     <bundle>/manifest.json                       hashes, batch sizes, options, and the commands of build.sh
     <bundle>/build.sh                            the passdeploy command, and trtexec's for each file as a comment
 
-`passdeploy export --from-bundle` verifies every hash before it builds.
+`passdeploy export --from-bundle` verifies every hash before it builds, and compares each engine with its ONNX file.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +23,16 @@ import safetensors.torch
 import torch
 
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.export.artifact import Artifact, describe_artifact
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.onnx_graph import INPUT
+from passdeploy.export.parity import compute_answers, reference_from_answers
+from passdeploy.export.precision import LIMITS
 from passdeploy.export.trt_api import Flavour, load_trt
+from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.export.trt_parity import require_engine_parity
 from passdeploy.export.trt_sidecar import engine_path_for
-from passdeploy.runtime.events import Listener, silent, stage
+from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
 from passdeploy.runtime.versions import __version__
 
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
     from passdeploy.export.settings import ExportSettings, Samples
 
 MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
+_ANSWERS = "answers/"  # prefix of the names of tensors
+_NOISE_IMAGES = 8
 
 
 def write_bundle(
@@ -70,6 +78,7 @@ def write_bundle(
     tensors = {"images": samples.images, "calibration": samples.calibration}
     if samples.labels is not None:
         tensors["labels"] = samples.labels
+    tensors |= _recorded_answers([folder / entry["file"] for entry in files], files, samples)
     content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
     commands = _script_lines(files, settings)
@@ -122,7 +131,48 @@ def build_bundle(
                 options=chosen_options,
             )
             progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
-        yield engine
+        yield _compared(engine, entry, folder, listener)
+
+
+def _recorded_answers(
+    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], samples: Samples
+) -> dict[str, torch.Tensor]:
+    """Compute what each ONNX file answers to the images, or to noise where there are none: key -> tensor."""
+    if find_spec("onnxruntime") is None:
+        return {}
+    images, recorded = samples.images, dict[str, torch.Tensor]()
+    if not len(images):
+        generator = torch.Generator().manual_seed(0)
+        recorded["noise"] = images = torch.randn(_NOISE_IMAGES, *samples.image_shape, generator=generator)
+    for path, entry in zip(paths, entries, strict=True):
+        recorded[_ANSWERS + entry["file"]] = compute_answers(
+            path, entry["precision"], images, batch=BatchRange.of(entry["batch"]).largest
+        )
+    return recorded
+
+
+def _compared(engine: Artifact, entry: Mapping[str, Any], folder: Path, listener: Listener) -> Artifact:
+    """Compare an engine with the recorded answers of its ONNX file; engines for RTX GPUs are built anywhere."""
+    if engine.facts["flavour"] == "rtx":
+        return engine
+    samples = safetensors.torch.load_file(folder / SAMPLES)
+    answers = samples.get(_ANSWERS + entry["file"])
+    if answers is None or not has_gpu_of_torch():
+        why = "this PyTorch cannot use the GPU" if answers is not None else "the bundle has no answers to compare with"
+        listener(Warned(f"{engine.path.name} was not compared with {entry['file']}: {why}."))
+        return engine
+    is_real = "noise" not in samples
+    reference = reference_from_answers(
+        samples["images"] if is_real else samples["noise"],
+        answers,
+        samples.get("labels") if is_real else None,
+        batch_sizes=BatchRange.of(entry["batch"]).parity_sizes,
+        is_real=is_real,
+    )
+    with stage("parity", f"{engine.path.name} in TensorRT", listener) as progress:
+        engine, parity = require_engine_parity(engine, reference, LIMITS[entry["precision"]])
+        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+    return engine
 
 
 def _read_verified_manifest(folder: Path) -> dict[str, Any]:

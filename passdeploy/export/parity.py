@@ -108,6 +108,47 @@ def compute_reference(
     return Reference(tuple(batches), tuple(batch_sizes), top1)
 
 
+def reference_from_answers(
+    images: Tensor,
+    answers: Tensor,
+    labels: Tensor | None = None,
+    *,
+    batch_sizes: Sequence[int],
+    is_real: bool = True,
+) -> Reference:
+    """Make a reference of recorded answers, one for each image, without a model.
+
+    Args:
+        images: (n, 3, height, width), on the CPU.
+        answers: of the model to each of them, (n, classes).
+        labels: of the images, (n,).
+        batch_sizes: a batch of images is made for each; at the largest every image is used.
+        is_real: False if `images` are noise.
+    """
+    batches = []
+    for inputs, indices, counted in _make_batches(images, batch_sizes, seed=0):
+        if indices is not None:  # the noise that is added to real images has no recorded answers
+            known = None if labels is None else labels[indices]
+            batches.append(ReferenceBatch(inputs, answers[indices], known, counted, is_real))
+    top1 = float((answers.argmax(1) == labels).float().mean()) if labels is not None else None
+    return Reference(tuple(batches), tuple(batch_sizes), top1)
+
+
+def compute_answers(onnx_path: Path, precision: str, images: Tensor, *, batch: int) -> Tensor:
+    """Run an ONNX file in ONNX Runtime on the CPU, with rounding as on the target, and return (n, classes).
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+    """
+    *_, (session, _) = _open_sessions(onnx_path, precision)
+    name, rows = session.get_inputs()[0].name, []
+    for first in range(0, len(images), batch):
+        indices = torch.arange(first, first + batch) % len(images)  # a fixed batch is always full
+        (output,) = session.run(None, {name: images[indices].contiguous().numpy()})
+        rows.append(torch.from_numpy(output)[: len(images) - first])
+    return torch.cat(rows)
+
+
 def check_parity(
     onnx_path: Path,
     model: nn.Module,

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.export import EngineOptions, ExportSettings, Samples, export_artifacts
+from passdeploy.errors import CorruptArtifact, ParityError, RunError
+from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, export_artifacts, trt_parity
+from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.bundle import build_bundle, write_bundle
+from passdeploy.export.trt_parity import require_engine_parity
+from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.runtime.files import sha256_of
 
+from .fake_engines import FAKE_TRT, FakeEngine
 from .nets import SmallNet
 
 needs_builder = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="extra rtx is not installed")
@@ -44,7 +51,7 @@ def bundle(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "bundle"))
 
 
-def test_a_bundle_holds_all_that_the_target_needs(bundle: Path, images: Tensor):
+def test_a_bundle_holds_all_that_the_target_needs(bundle: Path, net: SmallNet, images: Tensor):
     manifest = json.loads((bundle / "manifest.json").read_text())
     (model,) = manifest["models"]
     assert model["sha256"] == sha256_of(bundle / "model-fp16.onnx")
@@ -53,6 +60,7 @@ def test_a_bundle_holds_all_that_the_target_needs(bundle: Path, images: Tensor):
     assert manifest["options"]["timing_cache"] is None
     samples = safetensors.torch.load_file(bundle / "samples.safetensors")
     assert torch.equal(samples["calibration"], images)
+    assert torch.allclose(samples["answers/model-fp16.onnx"], net(images), atol=0.01)
     script = (bundle / "build.sh").read_text()
     assert "passdeploy export --from-bundle . --flavour rtx" in manifest["commands"]
     assert "--onnx=model-fp16.onnx" in script
@@ -71,6 +79,42 @@ def test_the_target_builds_it_as_it_was_asked_for(bundle: Path):
     assert engine.facts["census"]["convolutions"] == {"fp16": 4}
 
 
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let TensorRT build files that a fake engine runs."""
+
+    def build(source: Path, path: Path, **_: Any) -> Artifact:
+        path.write_bytes(b"native code")
+        facts = {"layers": 3, "flavour": "tensorrt", "options": {"tf32": True}}
+        engine = describe_artifact(path, kind="engine", precision="fp16", facts=facts)
+        write_sidecar(engine)
+        return engine
+
+    monkeypatch.setattr("passdeploy.export.bundle.load_trt", lambda flavour: None)
+    monkeypatch.setattr("passdeploy.export.bundle.build_engine", build)
+    monkeypatch.setattr("passdeploy.export.bundle.has_gpu_of_torch", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    on_cpu = partial(require_engine_parity, device="cpu")
+    monkeypatch.setattr("passdeploy.export.bundle.require_engine_parity", on_cpu)
+
+
+@pytest.mark.usefixtures("a_gpu")
+@pytest.mark.parametrize("off", [0.0, 0.2])
+def test_the_target_compares_its_engine_with_the_answers_in_the_bundle(
+    off: float, bundle: Path, net: SmallNet, monkeypatch: pytest.MonkeyPatch
+):
+    engine = FakeEngine(lambda images: net(images) * (1 + off), (3, 16, 16), net(torch.zeros(1, 3, 16, 16)).size(1))
+    monkeypatch.setattr(trt_parity, "load_engine", lambda path, trust_engine: (FAKE_TRT, engine))
+    if off:
+        with pytest.raises(ParityError, match="differs from the PyTorch model by 2"):
+            list(build_bundle(bundle, flavour="tensorrt"))
+        return
+    (built,) = build_bundle(bundle, flavour="tensorrt")
+    assert built.facts["parity"]["real_images"] == 5
+    assert built.facts["parity"]["batch_sizes"] == [1, 2, 4]
+    assert built.facts["parity"]["top1"] == 1.0
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone", "elsewhere", "no manifest"])
 def test_a_damaged_bundle_is_not_built(damage: str, bundle: Path):
     expected: type[Exception] = CorruptArtifact
@@ -87,3 +131,16 @@ def test_a_damaged_bundle_is_not_built(damage: str, bundle: Path):
     with pytest.raises(expected):
         list(build_bundle(bundle))
     assert not list(bundle.glob("*.engine"))
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_without_images_noise_is_compared(net: SmallNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    samples, settings = Samples.empty((3, 16, 16), (0.0,) * 3, (1.0,) * 3), ExportSettings(batch=(4, 4, 4))
+    artifacts = list(export_artifacts(net, samples, tmp_path / "export", settings))
+    write_bundle(tmp_path / "bundle", artifacts, settings, samples)
+    engine = FakeEngine(net, (3, 16, 16), net(torch.zeros(1, 3, 16, 16)).size(1))
+    monkeypatch.setattr(trt_parity, "load_engine", lambda path, trust_engine: (FAKE_TRT, engine))
+    (built,) = build_bundle(tmp_path / "bundle")
+    assert built.facts["parity"]["real_images"] == 0
+    assert built.facts["parity"]["images"] == 8
+    assert built.facts["parity"]["max_rel_error"] < 1e-3
