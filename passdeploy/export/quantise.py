@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 from torch import Tensor
@@ -57,34 +58,53 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
         calibrator.collect_data(_CalibrationReader(images))
         ranges = calibrator.compute_data()
         del calibrator
+    return lambda keep: _insert_quantisers(source, ranges, keep)
 
-    def convert(keep: Collection[str]) -> ModelProto:
-        copy = ModelProto()
-        copy.CopyFrom(source)
-        with quietly():
-            quantiser = quantization.QDQQuantizer(
-                model=copy,
-                per_channel=True,
-                reduce_range=False,
-                weight_qType=quantization.QuantType.QInt8,
-                activation_qType=quantization.QuantType.QInt8,
-                tensors_range=ranges,
-                nodes_to_quantize=[],
-                nodes_to_exclude=list(keep),
-                op_types_to_quantize=list(QUANTISED_OPERATORS),
-                extra_options={
-                    "ActivationSymmetric": True,
-                    "WeightSymmetric": True,
-                    "QuantizeBias": False,
-                    "OpTypesToExcludeOutputQuantization": list(QUANTISED_OPERATORS),
-                },
-            )
-            quantiser.quantize_model()
-            quantiser.model.topological_sort()  # the quantiser appends its nodes at the end
-        quantised: ModelProto = quantiser.model.model
-        return quantised
 
-    return convert
+def quantise_uncalibrated(model: ModelProto, limit: float) -> ModelProto:
+    """Make the int8 graph of a float32 graph for timing: nodes as after calibration, every activation in +-`limit`.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+    """
+    quantization = require("onnxruntime.quantization", extra="cpu")
+    calibrate = require("onnxruntime.quantization.calibrate", extra="cpu")
+    source = onnx.shape_inference.infer_shapes(model)
+    bounds = {"lowest": np.array(-limit, np.float32), "highest": np.array(limit, np.float32)}
+    names = [value.name for value in (*source.graph.input, *source.graph.output, *source.graph.value_info)]
+    ranges = calibrate.TensorsData(
+        quantization.CalibrationMethod.MinMax, {name: calibrate.TensorData(**bounds) for name in names}
+    )
+    return _insert_quantisers(source, ranges, ())
+
+
+def _insert_quantisers(source: ModelProto, ranges: Any, keep: Collection[str]) -> ModelProto:
+    """Copy a float32 graph and quantise it with ONNX Runtime's quantiser, with the ranges of its activations."""
+    quantization = require("onnxruntime.quantization", extra="cpu")
+    copy = ModelProto()
+    copy.CopyFrom(source)
+    with quietly():
+        quantiser = quantization.QDQQuantizer(
+            model=copy,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=quantization.QuantType.QInt8,
+            activation_qType=quantization.QuantType.QInt8,
+            tensors_range=ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=list(keep),
+            op_types_to_quantize=list(QUANTISED_OPERATORS),
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "OpTypesToExcludeOutputQuantization": list(QUANTISED_OPERATORS),
+            },
+        )
+        quantiser.quantize_model()
+        quantiser.model.topological_sort()  # the quantiser appends its nodes at the end
+    quantised: ModelProto = quantiser.model.model
+    return quantised
 
 
 def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conversion:

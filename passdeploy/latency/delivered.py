@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.export.onnx_graph import export_onnx
+from passdeploy.export.precision import choose_opset
+from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.latency.cache_folder import timing_cache_path
+from passdeploy.latency.deployed_precision import in_precision
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.profiling.candidates import Candidate, make_runner
@@ -35,10 +39,13 @@ def delivered_networks(
 
         def make(plan: Plan) -> RunnerBuilder:
             network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
-            path = Path(folder) / "slim.onnx"
-            if context.backend == "ort":
-                export_onnx(network, images[:1], path, batch=(context.batch,) * 3)
-            candidate = Candidate("slim", module=network, onnx=path)
+            graph, engine = Path(folder) / "slim.onnx", Path(folder) / "slim.engine"
+            if context.backend in ("ort", "ort-cuda", "tensorrt"):
+                _export(network, images, graph, context.precision)
+            if context.backend == "tensorrt":
+                options = EngineOptions(timing_cache=timing_cache_path(context.processor, context.version))
+                build_engine(graph, engine, batch=(context.batch,) * 3, precision=context.precision, options=options)
+            candidate = Candidate("slim", module=network, onnx=graph, engine=engine)
 
             def load() -> Runner:
                 runner = make_runner(candidate, context.backend, context.threads, context.setting)
@@ -48,3 +55,13 @@ def delivered_networks(
             return load
 
         yield make
+
+
+def _export(network: nn.Module, images: Tensor, path: Path, precision: str) -> None:
+    """Write a network as ONNX for the batch of `images`, in the precision."""
+    import onnx
+
+    batch = (len(images),) * 3
+    export_onnx(network, images[:1], path, opset=choose_opset(precision, None), batch=batch)
+    if precision != "fp32":
+        path.write_bytes(in_precision(onnx.load(path), precision).SerializeToString())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact
+from passdeploy.latency.cache_folder import cache_folder
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
@@ -19,14 +19,6 @@ from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.cuda import side_stream
 from passdeploy.runtime.events import Listener, silent, stage
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached tables: $PASSDEPLOY_CACHE, else the user's cache."""
-    configured = os.environ.get("PASSDEPLOY_CACHE")
-    if configured:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
 
 
 def cached_table(path: Path) -> LatencyTable | None:

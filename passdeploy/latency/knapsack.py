@@ -22,6 +22,9 @@ from passdeploy.errors import BudgetError
 from passdeploy.latency.latency_cost import LatencyCost
 
 _HALVINGS = 24
+_NEAR = 0.01  # share of the time that an adjusted plan may differ by
+_STEPS = 2  # candidates up and down that are tried for each group
+_NEIGHBOURS = 48
 
 
 def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, limit: int, *, round_to: int) -> Plan:
@@ -37,9 +40,8 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
     Raises:
         BudgetError: no widths are so fast.
     """
-    cost = costs.cost_of("latency")
-    assert isinstance(cost, LatencyCost)
-    knapsack = _Knapsack(WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True), cost)
+    knapsack = _Knapsack.build(scores, groups, costs, round_to)
+    cost = knapsack.cost
     fastest, within = knapsack.best_choice(np.inf), cost.sum_within(limit)
     if knapsack.time(fastest) > within:
         least, whole = cost.value(knapsack.table.widths(fastest)), costs.of("latency")
@@ -51,12 +53,77 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
     return knapsack.table.plan(knapsack.fill(knapsack.best_within(within, fastest), within))
 
 
+def allocate_fastest(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, *, round_to: int) -> Plan:
+    """Find the plan that takes the least time, whatever score it keeps; arguments as for `allocate`."""
+    knapsack = _Knapsack.build(scores, groups, costs, round_to)
+    return knapsack.table.plan(knapsack.best_choice(np.inf))
+
+
+def adjust(
+    plan: Plan,
+    scores: Scores,
+    groups: Sequence[ChannelGroup],
+    costs: CostModel,
+    wanted: int,
+    *,
+    round_to: int,
+    known: Sequence[Plan] = (),
+) -> Plan | None:
+    """Change few widths of a plan, so that it takes about `wanted` nanoseconds, a little more or less.
+
+    A plan that is made anew for another limit may be another network altogether, of which nothing is measured. Widths
+    with little score for their time are taken away, or those with much added. Widths change in steps, so the changes
+    of one or two groups more are tried as well; of all that end within a percent of `wanted`, the one that keeps the
+    most score is taken, otherwise the nearest.
+
+    Args:
+        plan: to start from, with widths that `round_to` allows.
+        scores: importance of every channel of every prunable group, 0 or more.
+        groups: the network's groups.
+        costs: of the network, latency included.
+        wanted: nanoseconds by the latency table.
+        round_to: layer widths become multiples of this.
+        known: plans that must not be returned.
+
+    Returns:
+        The plan; None if all that are near are known.
+    """
+    knapsack = _Knapsack.build(scores, groups, costs, round_to)
+    within = knapsack.cost.sum_within(wanted)
+    below = knapsack.fill(knapsack.shrink(knapsack.choice_of(plan), within), within)
+    excluded = {tuple(knapsack.choice_of(other).tolist()) for other in known}
+    near = [choice for choice in knapsack.neighbours(below, within) if tuple(choice.tolist()) not in excluded]
+    if not near:
+        return None
+    off = [abs(knapsack.time(choice) / within - 1) for choice in near]
+    right = [choice for choice, distance in zip(near, off, strict=True) if distance <= _NEAR]
+    return knapsack.table.plan(max(right, key=knapsack.score) if right else near[int(np.argmin(off))])
+
+
 @dataclass(frozen=True)
 class _Knapsack:
     """Candidate widths with the score that they keep and the time that they take."""
 
     table: WidthTable
     cost: LatencyCost
+
+    @classmethod
+    def build(cls, scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, round_to: int) -> _Knapsack:
+        """Build the candidates of all groups; arguments as for `allocate`."""
+        cost = costs.cost_of("latency")
+        assert isinstance(cost, LatencyCost)
+        return cls(WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True), cost)
+
+    def choice_of(self, plan: Plan) -> np.ndarray:
+        """Convert a plan to the choice with the candidates next to its widths."""
+        widths = plan.widths()
+        return np.array(
+            [
+                int(np.abs(candidates - widths.get(name, candidates[-1])).argmin())
+                for name, candidates in zip(self.table.names, self.table.candidates, strict=True)
+            ],
+            np.int64,
+        )
 
     def best_choice(self, multiplier: float) -> np.ndarray:
         """Maximise score - `multiplier` * time one group at a time; an infinite one asks for speed alone."""
@@ -83,6 +150,39 @@ class _Knapsack:
                 low = middle
         return best
 
+    def shrink(self, choice: np.ndarray, limit: float) -> np.ndarray:
+        """Take widths away until `limit` is met, each time those with the least score for their time."""
+        choice = choice.copy()
+        while self.time(choice) > limit and (steps := self._steps_down(choice)):
+            _, group, index = min(steps)
+            choice[group] = index
+        return choice
+
+    def neighbours(self, choice: np.ndarray, wanted: float) -> list[np.ndarray]:
+        """List `choice` and changes of one or two of its groups that take about `wanted`, some dozens of them.
+
+        The times of two changes are added, although layers between both groups depend on each of them.
+        """
+        widths, moves = self.table.widths(choice), [(0.0, -1, 0)]  # extra time, group, index of the candidate
+        for group, now in enumerate(choice.tolist()):
+            times = self.curve(widths, group)
+            near = range(max(now - _STEPS, 0), min(now + _STEPS + 1, len(times)))
+            moves += [(float(times[index] - times[now]), group, index) for index in near if index != now]
+        extra = np.array([move[0] for move in moves])
+        off = np.abs(extra[:, None] + extra[None, :] - (wanted - self.cost.sum(widths)))
+        found = [choice]
+        for row, column in zip(*np.unravel_index(np.argsort(off, axis=None), off.shape), strict=True):
+            if len(found) > _NEIGHBOURS:
+                break
+            (_, first, to_first), (_, second, to_second) = moves[row], moves[column]
+            if first < second:  # each pair once, and a single change beside none
+                changed = choice.copy()
+                changed[second] = to_second
+                if first >= 0:
+                    changed[first] = to_first
+                found.append(changed)
+        return found
+
     def fill(self, choice: np.ndarray, limit: float) -> np.ndarray:
         """Spend the rest of `limit`, each time on the wider candidate that keeps the most score for its time."""
         choice = choice.copy()
@@ -102,6 +202,18 @@ class _Knapsack:
                 extra = float(times[index] - times[now])
                 if extra <= left:
                     steps.append((float(kept_score[index] - kept_score[now]) / max(extra, 1.0), group, index))
+        return steps
+
+    def _steps_down(self, choice: np.ndarray) -> list[tuple[float, int, int]]:
+        """List the narrower candidates that save time as (score lost per nanosecond, group, index of the candidate)."""
+        widths = self.table.widths(choice)
+        steps: list[tuple[float, int, int]] = []
+        for group, now in enumerate(choice.tolist()):
+            times, kept_score = self.curve(widths, group), self.table.kept_score[group]
+            for index in range(now):
+                saved = float(times[now] - times[index])
+                if saved > 0:
+                    steps.append((float(kept_score[now] - kept_score[index]) / saved, group, index))
         return steps
 
     def curve(self, widths: np.ndarray, group: int) -> np.ndarray:

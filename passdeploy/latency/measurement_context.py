@@ -16,7 +16,13 @@ from passdeploy.profiling.environment import cpu_flags, cpu_model
 from passdeploy.profiling.execution import Setting
 from passdeploy.runtime.versions import package_versions
 
-_BACKEND_PACKAGES = {"ort": ("onnxruntime", "onnxruntime-gpu"), "torch": ("torch",), "compile": ("torch",)}
+_BACKEND_PACKAGES = {
+    "ort": ("onnxruntime", "onnxruntime-gpu"),
+    "ort-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "torch": ("torch",),
+    "compile": ("torch",),
+    "tensorrt": ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class MeasurementContext:
             threads=threads,
             batch=batch,
             image_shape=tuple(image_shape),
-            **asdict(setting),
+            **{**asdict(setting), "device": str(setting.device_of(backend))},
         )
 
     @property

@@ -17,18 +17,28 @@ from passdeploy.channels.widths import minimum_width
 from passdeploy.errors import UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.latency.measurement_context import block_of
+from passdeploy.export.precision import choose_opset
+from passdeploy.export.trt_api import load_trt
+from passdeploy.export.trt_binding import require_gpu_of_torch
+from passdeploy.latency.cache_folder import timing_cache_path
+from passdeploy.latency.deployed_precision import DEPLOYED_PRECISIONS, in_precision
+from passdeploy.latency.engine_layers import engine_layers
+from passdeploy.latency.engine_sampler import EngineSampler, TensorRTBackend
+from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.onnx_resizing import ResizableGraph
 from passdeploy.latency.ort_sampler import OrtSampler
 from passdeploy.latency.torch_sampler import TorchSampler
-from passdeploy.profiling.execution import Setting
+from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
+from passdeploy.profiling.clock import clock_for
+from passdeploy.profiling.execution import ON_GPU, Setting
+from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.slimming.slim import slim
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-TABLE_BACKENDS = ("ort", "torch", "compile")
+TABLE_BACKENDS = ("ort", "torch", "compile", "ort-cuda", "tensorrt")
 
 
 def make_sampler(
@@ -43,25 +53,50 @@ def make_sampler(
     """Make the sampler that times `model` at any widths.
 
     Args:
-        backend: `ort`, on the CPU, or `torch` or `compile`, on any device.
+        backend: one of `TABLE_BACKENDS`.
         model: the dense network; it is not changed.
         channels: its groups.
         images: the batch that is timed, shape (batch, 3, height, width).
         threads: of the backend, on a CPU.
-        setting: device, precision and memory layout of PyTorch.
+        setting: device, precision, memory layout and CUDA graph.
 
     Raises:
         UsageError: no table can be measured on this backend, or not with this setting.
-        MissingError: this machine lacks the device.
+        MissingError: this machine lacks the device, or what the backend needs.
     """
     setting = setting or Setting()
     require_table_support(backend, setting)
     setting.require_possible((backend,))
+    require_backend_here(backend)
+    block = block_of(backend, setting)
+    if backend in ("torch", "compile"):
+        networks = SlimNetworks(model, channels)
+        return TorchSampler(networks.at, images, threads=threads, block=block, backend=backend, setting=setting)
+    graphs = OnnxNetworks(model, channels, images, precision=setting.precision, block=block)
     if backend == "ort":
-        graphs = OnnxNetworks(model, channels, images)
-        return OrtSampler(graphs.at, images, threads=threads, block=block_of("ort"), layers=graphs.layers)
-    networks, block = SlimNetworks(model, channels), block_of(backend, setting)
-    return TorchSampler(networks.at, images, threads=threads, block=block, backend=backend, setting=setting)
+        return OrtSampler(graphs.at, images, threads=threads, block=block, layers=graphs.layers)
+    device = setting.device_of(backend)
+    if backend == "tensorrt":
+        here = MeasurementContext.here(backend=backend, threads=threads, batch=0, image_shape=(), setting=setting)
+        engines = TensorRTBackend(
+            setting.precision,
+            len(images),
+            timing_cache=timing_cache_path(here.processor, here.version),
+            cuda_graph=setting.cuda_graph,
+            device=str(device),
+        )
+        return EngineSampler(
+            graphs.at,
+            images,
+            engines,
+            layers=engine_layers(graphs.source, graphs.layers),
+            names=graphs.layers,
+            block=block,
+            clock=clock_for(device),
+        )
+    in_pytorch = Setting(device=str(device), precision=setting.precision)
+    operators = TorchSampler(SlimNetworks(model, channels).at, images, threads=threads, block=block, setting=in_pytorch)
+    return WholeCallSampler(backend, ort_loader(graphs.at, images, backend=backend, threads=threads), operators)
 
 
 def require_table_support(backend: str, setting: Setting) -> None:
@@ -73,9 +108,31 @@ def require_table_support(backend: str, setting: Setting) -> None:
         )
     if backend == "ort" and setting != Setting():
         raise UsageError(
-            "ONNX Runtime's latency tables are of the CPU in fp32 in this version.\n"
-            "For another device, precision or layout choose the backend torch or compile."
+            "ONNX Runtime's latency tables on the CPU are in fp32.\n"
+            "For a GPU choose the backend ort-cuda or tensorrt; for another precision or layout also torch or compile."
         )
+    if backend == "ort-cuda" and setting.precision == "int8":
+        raise UsageError(
+            "asked for int8 on ort-cuda: ONNX Runtime's CUDA provider has no int8 kernels for convolutions.\n"
+            "Choose fp16, or the backend tensorrt for int8."
+        )
+    if backend == "tensorrt" and setting.precision not in DEPLOYED_PRECISIONS:
+        known = ", ".join(DEPLOYED_PRECISIONS)
+        raise UsageError(f"latency tables of engines are {known}, not {setting.precision}: choose one of these.")
+
+
+def require_backend_here(backend: str) -> None:
+    """Raise MissingError where this machine lacks the GPU or the software that a backend needs."""
+    if backend not in ON_GPU:
+        return
+    hint = (
+        "Measure on the target, with passdeploy profile --table, and name that file in prune.measure.table; "
+        "or choose a backend that runs here."
+    )
+    require_gpu(f"measuring on {backend}", hint=hint)
+    require_gpu_of_torch(f"a measurement on {backend}")  # its memory, streams and events are PyTorch's
+    if backend == "tensorrt":
+        load_trt("tensorrt")
 
 
 class SlimNetworks:
@@ -90,26 +147,38 @@ class SlimNetworks:
 
 
 class OnnxNetworks:
-    """ONNX graphs at any widths: exported once and cut, or exported each time where the graph cannot be cut."""
+    """ONNX graphs at any widths: exported once and cut, or exported each time where the graph cannot be cut.
 
-    def __init__(self, model: nn.Module, channels: ChannelMap, images: Tensor) -> None:
+    Args:
+        model: the dense network.
+        channels: its groups.
+        images: the batch, which is fixed in the graphs.
+        precision: of the graphs.
+        block: channels that kernels compute together.
+    """
+
+    def __init__(
+        self, model: nn.Module, channels: ChannelMap, images: Tensor, *, precision: str = "fp32", block: int = 8
+    ) -> None:
         self._images, self._modules = images, SlimNetworks(_with_distinct_weights(model), channels)
-        self._graph = ResizableGraph(self._export({}), channels.groups)
-        narrow = {group.name: minimum_width(group, block_of("ort"), "latency") for group in channels.prunable}
+        self._precision = precision
+        self.source: ModelProto = self._export({})  # the dense network in float32
+        self._graph = ResizableGraph(self.source, channels.groups)
+        narrow = {group.name: minimum_width(group, block, "latency") for group in channels.prunable}
         self._is_resizable = _can_run(self._graph.at(narrow), images)
         self.layers = self._graph.layers()
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
-        """Return the graph at `widths`; groups not named are whole."""
-        return self._graph.at(widths) if self._is_resizable else self._export(widths)
+        """Return the graph at `widths`, in the precision; groups not named are whole."""
+        return in_precision(self._graph.at(widths) if self._is_resizable else self._export(widths), self._precision)
 
     def _export(self, widths: Mapping[str, int]) -> ModelProto:
         import onnx
 
-        batch = len(self._images)
+        batch, opset = len(self._images), choose_opset(self._precision, None)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
-            export_onnx(self._modules.at(widths), self._images[:1], path, batch=(batch, batch, batch))
+            export_onnx(self._modules.at(widths), self._images[:1], path, opset=opset, batch=(batch, batch, batch))
             return onnx.load(path)
 
 

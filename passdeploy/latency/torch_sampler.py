@@ -64,14 +64,23 @@ class TorchSampler:
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
-        clock, runner = self.clock, self.runner(widths, "network")
+        runner = self.runner(widths, "network")
         with torch_threads(self._threads):
-            total = median_ms(runner.run, clock, seconds=seconds / 2)
-            timer, began, calls = OperatorTimer(clock), clock.now(), 0
-            while calls < SKIPPED_CALLS + FEWEST_CALLS or clock.now() - began < seconds / 2:
+            total = median_ms(runner.run, self.clock, seconds=seconds / 2)
+        return NetworkTiming(dict(widths), total, self._trace(runner, seconds / 2))
+
+    def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:
+        """Time the operators of the network at `widths` alone."""
+        return self._trace(self.runner(widths, "traced"), seconds)
+
+    def _trace(self, runner: TorchRunner, seconds: float) -> tuple[NodeTime, ...]:
+        clock = self.clock
+        timer, began, calls = OperatorTimer(clock), clock.now(), 0
+        with torch_threads(self._threads):
+            while calls < SKIPPED_CALLS + FEWEST_CALLS or clock.now() - began < seconds:
                 timer.time(runner.run_eagerly)
                 calls += 1
-        return NetworkTiming(dict(widths), total, timer.nodes())
+        return timer.nodes()
 
 
 class OperatorTimer(TorchDispatchMode):

@@ -62,17 +62,19 @@ class Target(Section):
 class MeasureSpec(Section):
     """Backend, batch and device on which a latency target is measured."""
 
-    backend: Literal["torch", "compile", "ort", "tensorrt"] = Field(
+    backend: Literal["torch", "compile", "ort", "ort-cuda", "tensorrt"] = Field(
         default="ort",
-        description="torch: PyTorch. compile: torch.compile. ort: ONNX Runtime on the CPU. "
-        "tensorrt: a TensorRT engine, not in this version.",
+        description="torch: PyTorch. compile: torch.compile. ort: ONNX Runtime on the CPU. ort-cuda: ONNX Runtime's "
+        "CUDA provider. tensorrt: a TensorRT engine, built as `export --trt` builds it.",
     )
     batch: int = Field(default=8, ge=1, description="Images per call.")
     threads: int = Field(default=1, ge=1, description="CPU threads of the backend.")
     device: str = Field(
         default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Of torch and compile: cpu, cuda or cuda:N."
     )
-    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="Of torch and compile.")
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = Field(
+        default="fp32", description="That networks run in; int8 with tensorrt only, ort on the CPU is fp32."
+    )
     channels_last: bool = Field(default=False, description="Memory format of torch's and compile's images and weights.")
     cuda_graph: bool = Field(default=False, description="One launch for a whole network, on a GPU.")
     table: FilePath | None = Field(

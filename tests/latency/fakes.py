@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -22,11 +23,11 @@ HERE = MeasurementContext("Imaginary CPU", "x86_64", "avx2", "fake", "1.0", 1, 1
 QUICK = SamplingPlan(networks=18, repeats=1, seconds=0.01)
 
 
-def chain() -> ChannelMap:
-    """Map a network of three convolutions and a classifier: groups '0', '2' and '4'."""
+def chain(widths: Sequence[int] = WIDTHS) -> ChannelMap:
+    """Map a network of convolutions and a classifier: groups '0', '2', '4', ..."""
     layers: list[nn.Module] = []
     before = 3
-    for width in WIDTHS:
+    for width in widths:
         layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
         before = width
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
@@ -47,13 +48,14 @@ class FakeSampler:
         self,
         layer_ms: Callable[[int, int], float] = blocked_ms,
         network_factor: Callable[[Mapping[str, int]], float] = lambda widths: 1.0,
+        widths: Sequence[int] = WIDTHS,
     ) -> None:
         self.clock, self._layer_ms, self._network_factor = FakeClock(), layer_ms, network_factor
+        self.full = {f"{2 * number}": width for number, width in enumerate(widths)}
         self.built: list[Mapping[str, int]] = []
 
     def nodes(self, widths: Mapping[str, int]) -> tuple[NodeTime, ...]:
-        first, second, third = (widths.get(name, full) for name, full in zip("024", WIDTHS, strict=True))
-        ends = (3, first), (first, second), (second, third)
+        ends = pairwise([3, *(widths.get(name, full) for name, full in self.full.items())])
         return tuple(
             NodeTime(f"conv{n}", "Conv", ((1, a, 8, 8), (b, a, 3, 3), (1, b, 8, 8)), 2, self._layer_ms(a, b))
             for n, (a, b) in enumerate(ends)

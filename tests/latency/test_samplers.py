@@ -113,9 +113,9 @@ def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: Chann
 @pytest.mark.parametrize(
     ("backend", "setting", "error", "words"),
     [
-        ("tensorrt", Setting(), UsageError, "no latency table can be measured on tensorrt"),
-        ("ort", Setting(precision="fp16"), UsageError, "ONNX Runtime's latency tables are of the CPU in fp32"),
-        ("ort", Setting(device="cuda"), UsageError, "choose the backend torch or compile"),
+        ("torch-trt", Setting(), UsageError, "no latency table can be measured on torch-trt"),
+        ("ort", Setting(precision="fp16"), UsageError, "ONNX Runtime's latency tables on the CPU are in fp32"),
+        ("ort", Setting(device="cuda"), UsageError, "choose the backend ort-cuda or tensorrt"),
         ("torch", Setting(cuda_graph=True), UsageError, "--cuda-graph needs a GPU"),
         pytest.param(
             *("torch", Setting(device="cuda"), MissingError, "asked for cuda, but 0 NVIDIA GPUs"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from passdeploy.latency.search import LATENCY_TOLERANCE, MAX_PLANS, LatencyGoal,
 from passdeploy.latency.sweep import sweep_round
 from tests.profiling.fakes import FakeRunner
 
-from .fakes import FakeSampler, chain, table_of
+from .fakes import FakeSampler, blocked_ms, chain, table_of
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,64 @@ def test_a_table_that_is_wrong_is_corrected_by_what_is_measured(channels: Channe
     assert 1 < len(result.trials) <= MAX_PLANS
 
 
+def test_a_plan_that_is_faster_than_asked_gets_channels_back(channels: ChannelMap, scores):
+    narrow_is_fast = FakeSampler(network_factor=lambda widths: 1.0 if not widths else 0.85)
+    result = search_at(channels, narrow_is_fast, FakeSampler()).find(scores, LatencyGoal(share=0.5))
+    assert result.trials[0].excess < -0.1
+    assert abs(result.best.excess) <= LATENCY_TOLERANCE
+    assert channels.costs.of("macs", result.best.plan.widths()) > channels.costs.of(
+        "macs", result.trials[0].plan.widths()
+    )
+
+
+DEEPER = (64, 96, 128, 128, 96, 64)
+
+
+class JumpySampler(FakeSampler):
+    """Sampler of layers whose kernels change with the width, on a machine where each load is 1 % slower or faster.
+
+    A factor of up to 6 % for each group is unknown to the table.
+    """
+
+    def __init__(self, seed: int, *, is_known: bool = False) -> None:
+        random = np.random.default_rng(seed)
+        kernels, unknown = random.uniform(0.9, 1.15, 64), random.uniform(-0.06, 0.06, len(DEEPER))
+        self._loads = np.random.default_rng(seed)
+
+        def factor(widths: Mapping[str, int]) -> float:
+            if is_known or not widths:
+                return 1.0
+            shares = np.array([widths[name] / full for name, full in self.full.items()])
+            return float(np.exp(sum(unknown * np.sin(7 * shares + np.arange(len(shares))))))
+
+        super().__init__(lambda a, b: blocked_ms(a, b) * kernels[(a // 8 * 7 + b // 8) % 64], factor, DEEPER)
+
+    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
+        return FakeRunner(name, self.clock, self.total(widths) * float(np.exp(self._loads.normal(0, 0.01))))
+
+
+def test_nine_of_ten_targets_are_met_within_3_percent_either_way_when_measured_again():
+    off, channels = [], chain(DEEPER)
+    for seed in range(12):
+        sampler, generator = JumpySampler(seed), torch.Generator().manual_seed(seed)
+        scores = {group.name: torch.rand(group.width, generator=generator) for group in channels.prunable}
+        search = search_at(channels, sampler, JumpySampler(seed, is_known=True))
+        for share in (0.75, 0.5, 0.35):
+            best = search.find(scores, LatencyGoal(share=share)).best
+            off.append(abs(search.measure_plan(best.plan, LatencyGoal(share=share)).excess))
+    assert np.mean(np.array(off) <= LATENCY_TOLERANCE) >= 0.9
+    assert max(off) < 0.08
+
+
+def test_where_the_table_says_that_nothing_is_fast_enough_the_fastest_plan_is_measured(channels: ChannelMap, scores):
+    narrow_is_fast = FakeSampler(network_factor=lambda widths: 1.0 if not widths else 0.4)
+    asked = LatencyGoal(share=0.05)
+    with pytest.raises(BudgetError, match="fastest that can be reached"):
+        search_at(channels, FakeSampler()).plan(scores, asked)
+    result = search_at(channels, narrow_is_fast, FakeSampler()).find(scores, asked)
+    assert abs(result.best.excess) <= LATENCY_TOLERANCE
+
+
 def test_milliseconds_are_met_too(channels: ChannelMap, scores):
     sampler = FakeSampler()
     asked = 0.6 * sampler.total({})
@@ -64,7 +123,7 @@ def test_milliseconds_are_met_too(channels: ChannelMap, scores):
 
 def test_a_network_that_does_not_get_faster_is_refused(channels: ChannelMap, scores):
     slow = FakeSampler(network_factor=lambda widths: 1.0 if not widths else 8.0)
-    with pytest.raises(BudgetError, match="nearest of 1 plans that were measured takes"):
+    with pytest.raises(BudgetError, match=r"fastest that can be reached is .* plans that were measured"):
         search_at(channels, slow, FakeSampler()).find(scores, LatencyGoal(share=0.3))
 
 

@@ -148,9 +148,9 @@ def test_a_table_that_is_missing_or_damaged_is_named(tiny_recipe: Path, tmp_path
         prepare(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={tmp_path}/none.json"]))
 
 
-def test_tensorrt_has_no_table_in_this_version(tiny_recipe: Path):
-    asked = ["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"]
-    with pytest.raises(UsageError, match="no latency table can be measured on tensorrt"):
+def test_int8_is_for_engines(tiny_recipe: Path):
+    asked = ["prune.target={latency: 0.5}", "prune.measure={backend: ort-cuda, precision: int8}"]
+    with pytest.raises(UsageError, match="no int8 kernels"):
         prepare(load_recipe(tiny_recipe, asked))
 
 

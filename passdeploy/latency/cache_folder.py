@@ -1,0 +1,21 @@
+"""The folder of cached measurements: latency tables, and the timing caches of TensorRT's builder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached measurements: $PASSDEPLOY_CACHE, else the user's cache."""
+    configured = os.environ.get("PASSDEPLOY_CACHE")
+    if configured:
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "passdeploy"
+
+
+def timing_cache_path(processor: str, version: str) -> Path:
+    """Return the file with TensorRT's kernel timings on a GPU, by its name and the version of TensorRT."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"timing-{processor}-{version}")
+    return cache_folder() / f"{name}.cache"
