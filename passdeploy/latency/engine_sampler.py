@@ -19,7 +19,7 @@ from torch import Tensor
 from passdeploy.export.trt_engine import EngineOptions, build_engine
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.latency.engine_layers import EngineLayer, spread_over_layers
-from passdeploy.latency.network_timing import NetworkTiming, median_ms
+from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.onnx_layers import OnnxLayer
 from passdeploy.profiling.runners import Runner
@@ -125,7 +125,7 @@ class EngineSampler:
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the engine at `widths` for half of `seconds`, then its layers."""
         runner = self.runner(widths, "network")
-        total = median_ms(runner.run, self.clock, seconds=seconds / 2)
+        total = steady_ms(runner.run, self.clock, seconds=seconds / 2)
         nodes = spread_over_layers(self._engines.layer_times(runner), self._layers, self._names)
         return NetworkTiming(dict(widths), total, nodes)
 

@@ -29,7 +29,7 @@ def cached_table(path: Path) -> LatencyTable | None:
         return None  # it is measured again and overwritten
 
 
-DEFAULT_SAMPLING = SamplingPlan()
+DEFAULT_SAMPLING: SamplingPlan | None = None  # None: by the backend
 
 
 def find_table(

@@ -15,6 +15,10 @@ from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, NodeTime
 from passdeploy.profiling.runners import Runner
 
+SLOW_TO_BUILD = ("compile", "ort-cuda", "tensorrt")  # backends where building takes longer than measuring
+_FEWEST_WINDOWS, _MOST_WINDOWS = 2, 6
+_AGREEMENT = 0.02  # share by which the two fastest windows may differ
+
 
 @dataclass(frozen=True)
 class NetworkTiming:
@@ -50,6 +54,29 @@ def merge_timings(first: NetworkTiming, second: NetworkTiming) -> NetworkTiming:
     second_ms = {node.name: node.ms for node in second.nodes}
     nodes = tuple(replace(node, ms=min(node.ms, second_ms.get(node.name, node.ms))) for node in first.nodes)
     return replace(first, total_ms=min(first.total_ms, second.total_ms), nodes=nodes)
+
+
+def steady_ms(work: Callable[[], object], clock: Clock, *, seconds: float) -> float:
+    """Measure the median time of a call in windows, until the two fastest agree; returns that of the fastest.
+
+    Other programs only lengthen calls. On a GPU that is shared they do so for whole windows, which no median of the
+    calls of one window shows.
+
+    Args:
+        work: the call.
+        clock: that times it.
+        seconds: of the first two windows together, warm-up included.
+    """
+    windows: list[float] = []
+    while len(windows) < _FEWEST_WINDOWS or (len(windows) < _MOST_WINDOWS and not _two_agree(windows)):
+        windows.append(median_ms(work, clock, seconds=seconds / _FEWEST_WINDOWS))
+    return min(windows)
+
+
+def _two_agree(windows: list[float]) -> bool:
+    """Test whether the two fastest windows differ by little."""
+    fastest, second = sorted(windows)[:2]
+    return second <= (1 + _AGREEMENT) * fastest
 
 
 def median_ms(work: Callable[[], object], clock: Clock, *, seconds: float, fewest: int = FEWEST_CALLS) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from passdeploy.latency.network_timing import NetworkTiming, median_ms
+from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime
 from passdeploy.profiling.onnx_layers import OnnxLayer, merge_by_layer
@@ -55,7 +55,7 @@ class OrtSampler:
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         graph = self._graph_at(tuple(widths.items()))
-        total = median_ms(self._prepare_runner(graph, "network").run, self.clock, seconds=seconds / 2)
+        total = steady_ms(self._prepare_runner(graph, "network").run, self.clock, seconds=seconds / 2)
         return NetworkTiming(dict(widths), total, self._trace(graph, seconds / 2))
 
     def _trace(self, graph: ModelProto, seconds: float) -> tuple[NodeTime, ...]:

@@ -20,7 +20,7 @@ from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import BudgetError, UsageError
 from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
 from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
-from passdeploy.latency.network_timing import LatencySampler
+from passdeploy.latency.network_timing import SLOW_TO_BUILD, LatencySampler
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import Clock, clock_for
 from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
@@ -38,7 +38,6 @@ _MAX_ATTEMPTS = 3  # measurements of a plan, where other programs disturb them
 # Sessions per measurement. With two threads a network may be a quarter slower each time it is loaded.
 _SESSIONS = 4
 _SESSIONS_OF = {"ort-cuda": 2, "tensorrt": 2}  # these take seconds to load, and one stream of a GPU is steadier
-_SLOW_TO_BUILD = ("compile", "ort-cuda", "tensorrt")  # only the network as it is delivered is built and timed
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ class LatencySearch:
 
     def _try(self, plan: Plan, goal: LatencyGoal, correction: float) -> MeasuredPlan:
         """Measure a plan; if it may be the one to keep, as it is delivered."""
-        if self._confirm is not None and self._sampler.backend in _SLOW_TO_BUILD:
+        if self._confirm is not None and self._sampler.backend in SLOW_TO_BUILD:
             return self.measure_plan(plan, goal, correction, self._confirm(plan))
         trial = self.measure_plan(plan, goal, correction)
         if self._confirm is not None and trial.excess <= LATENCY_TOLERANCE:

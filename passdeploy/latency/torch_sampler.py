@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from passdeploy.latency.network_timing import NetworkTiming, median_ms
+from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
@@ -66,7 +66,7 @@ class TorchSampler:
         """Time the network at `widths`, then trace it, half of `seconds` each."""
         runner = self.runner(widths, "network")
         with torch_threads(self._threads):
-            total = median_ms(runner.run, self.clock, seconds=seconds / 2)
+            total = steady_ms(runner.run, self.clock, seconds=seconds / 2)
         return NetworkTiming(dict(widths), total, self._trace(runner, seconds / 2))
 
     def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:

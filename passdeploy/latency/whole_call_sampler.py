@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from passdeploy.latency.network_timing import NetworkTiming, median_ms
+from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.runners import OrtRunner, Runner
@@ -49,7 +49,7 @@ class WholeCallSampler:
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths` in the backend, then its operators, half of `seconds` each."""
-        total = median_ms(self._load(widths, "network").run, self.clock, seconds=seconds / 2)
+        total = steady_ms(self._load(widths, "network").run, self.clock, seconds=seconds / 2)
         return NetworkTiming(dict(widths), total, self._operators.trace(widths, seconds=seconds / 2))
 
 
