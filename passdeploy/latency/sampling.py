@@ -92,7 +92,7 @@ def sample_latency(
     plan, stage = plan or SamplingPlan.of(sampler.backend), stage or Stage("table", silent)
     widths = {group.name: group.width for group in channels.prunable}
     alike = alike_groups(channels) if sampler.backend in SLOW_TO_BUILD else None
-    random_widths = [
+    random_widths: list[Mapping[str, int]] = [
         {},
         *draw_widths(channels.groups, plan.networks - 1, sampler.block, seed=plan.seed, alike=alike),
     ]
