@@ -321,6 +321,7 @@ class _PruneJob:
                 augment=self.recipe.train.augment != "none",
                 drop_last=True,
                 part=self.processes.part,
+                device=self.device,
             )
 
     def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from passdeploy.data.images import Augmentation, ImageSource, RawDataset, crop_and_resize, decode_file
+from passdeploy.data.images import Augmentation, ImageSource, RawDataset, crop_and_resize
 from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
 from passdeploy.runtime.seeds import generator
 
@@ -116,7 +116,7 @@ def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, 
             )
         paths += found
         labels += [label] * len(found)
-    return tuple(classes), ImageSource(lambda i: decode_file(paths[i], size), tuple(labels))
+    return tuple(classes), ImageSource.of_files(paths, labels, size)
 
 
 def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
@@ -321,7 +321,7 @@ def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str
     if missing:
         names = _abbreviated_list([classes[label] for label in missing])
         raise DataError(f"no image of {names} is listed.\nUnpack the data set again.")
-    return ImageSource(lambda i: decode_file(entries[i][0], size), tuple(label for _, label in entries))
+    return ImageSource.of_files([path for path, _ in entries], [label for _, label in entries], size)
 
 
 def _download_hint(name: str, address: str, layout: str) -> str:

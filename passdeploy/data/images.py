@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from passdeploy.errors import DataError, first_line
 
-Pixels = NDArray[np.uint8]  # (height, width, 3)
+Pixels = NDArray[np.uint8]  # (3, height, width)
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,20 @@ class Augmentation:
 class ImageSource:
     """Labelled images that are decoded on demand."""
 
-    decode: Callable[[int], Pixels]  # index -> (image_size, image_size, 3)
+    decode: Callable[[int], Pixels]  # index -> (3, image_size, image_size)
     labels: tuple[int, ...]
+    paths: tuple[Path, ...] | None = None  # of the files, if `decode` is `decode_file`; other processes can read them
+
+    @classmethod
+    def of_files(cls, paths: Sequence[Path], labels: Sequence[int], size: int) -> ImageSource:
+        """Return a source of image files, which are resized to `size` pixels."""
+        return cls(lambda i: decode_file(paths[i], size), tuple(labels), tuple(paths))
 
     def subset(self, indices: Sequence[int]) -> ImageSource:
         """Return a source of the images at `indices`."""
-        return ImageSource(lambda i: self.decode(indices[i]), tuple(self.labels[i] for i in indices))
+        labels = tuple(self.labels[i] for i in indices)
+        paths = tuple(self.paths[i] for i in indices) if self.paths else None
+        return ImageSource(lambda i: self.decode(indices[i]), labels, paths)
 
     def problem_of(self, index: int) -> str | None:
         """Try to decode an image; return the first line of the error, or None."""
@@ -54,17 +62,21 @@ class RawDataset:
 
 
 def crop_and_resize(image: Image.Image, size: int) -> Pixels:
-    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (size, size, 3)."""
+    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (3, size, size)."""
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode!r} have no known range")
-    fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(fitted, dtype=np.uint8)
+    image.load()  # which settles size and mode
+    if image.mode != "RGB":  # it would be copied
+        image = image.convert("RGB")
+    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    rows = np.frombuffer(fitted.tobytes("raw", "RGB;L"), np.uint8)  # of each row its reds, its greens, its blues
+    return np.ascontiguousarray(rows.reshape(size, 3, size).transpose(1, 0, 2))
 
 
 def decode_file(path: Path, size: int) -> Pixels:
-    """Read an image file, and crop and resize it to uint8 (size, size, 3).
+    """Read an image file, and crop and resize it to uint8 (3, size, size).
 
     Raises:
         DataError: it cannot be read.

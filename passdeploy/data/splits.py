@@ -6,26 +6,26 @@ batch size, the number of workers or anything drawn before.
 
 Every image is decoded to RGB, cropped to the largest centred square, and resized bilinearly to `image_size`. If train
 and test together fit in `CACHE_BYTES` as uint8, all images are decoded when the set is loaded, and a damaged file is
-reported then. Larger sets are decoded a few batches ahead of use, with bit-identical results. The workers are threads:
-Pillow's decoders release the interpreter lock, no shared memory is needed, and an error is raised as it is.
+reported then. Larger sets are decoded a few batches ahead of use (`reading.py`), with bit-identical results. A GPU gets
+its batches as uint8, from a thread that works ahead (`feeding.py`).
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from passdeploy.data.augmentation import IMAGENET_MEAN as IMAGENET_MEAN
+from passdeploy.data.augmentation import IMAGENET_STD as IMAGENET_STD
+from passdeploy.data.augmentation import Normalisation, change_on_host, changes_from
 from passdeploy.data.datasets import find_images
-from passdeploy.data.images import Augmentation, ImageSource, Pixels, RawDataset
+from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
+from passdeploy.data.images import Augmentation, ImageSource, RawDataset
+from passdeploy.data.reading import CancellingThreadPool, PixelReader, worker_count
 from passdeploy.errors import DataError
 from passdeploy.runtime.seeds import generator
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from passdeploy.recipe import DataSpec
 
 CACHE_BYTES = 512 * 2**20
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; pretrained networks expect this normalisation
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_BATCHES_AHEAD = 3
-_MOST_WORKERS = 16
 
 RGB = tuple[float, float, float]
 
@@ -59,6 +55,7 @@ class Split(Protocol):
         augment: bool = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        device: torch.device | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over normalised images, float32 (batch, 3, height, width), with labels, int64 (batch,).
 
@@ -69,6 +66,7 @@ class Split(Protocol):
             augment: apply the random changes that leave the labels of this data set true.
             drop_last: leave out a last batch that is not full.
             part: (index, count): only the part with this index of every batch, for one of `count` processes.
+            device: that the batches are on; None: the CPU.
         """
 
 
@@ -121,6 +119,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
     def split(source: ImageSource, augmentation: Augmentation | None) -> ImageSplit:
         return ImageSplit(
             source,
+            image_size=size,
             num_classes=len(loaded.classes),
             augmentation=augmentation,
             workers=worker_count(spec.workers),
@@ -143,7 +142,7 @@ def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> 
     """Drop the images that cannot be read, and append the reasons to `skipped`."""
     parts = []
     for source in (found.train, found.test):
-        with _CancellingThreadPool(workers) as pool:
+        with CancellingThreadPool(workers) as pool:
             problems = list(pool.map(source.problem_of, range(len(source.labels))))
         skipped += [problem for problem in problems if problem]
         parts.append(source.subset([index for index, problem in enumerate(problems) if not problem]))
@@ -155,16 +154,6 @@ def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> 
     return replace(found, train=parts[0], test=parts[1])
 
 
-def worker_count(workers: int | str) -> int:
-    """Return the number of decoding threads; "auto": one per processor that this process may use, at most 16."""
-    if isinstance(workers, int):
-        return max(1, workers)
-    try:
-        return min(len(os.sched_getaffinity(0)), _MOST_WORKERS)
-    except AttributeError:  # not on every system
-        return min(os.cpu_count() or 1, _MOST_WORKERS)
-
-
 class ImageSplit:
     """The `Split` over an `ImageSource`, with its pixels kept in memory or decoded on demand."""
 
@@ -172,6 +161,7 @@ class ImageSplit:
         self,
         source: ImageSource,
         *,
+        image_size: int,
         num_classes: int,
         augmentation: Augmentation | None,
         workers: int,
@@ -179,11 +169,9 @@ class ImageSplit:
     ) -> None:
         self.num_classes = num_classes
         self.labels = torch.tensor(source.labels, dtype=torch.int64)
-        self._decode, self._workers, self._augmentation = source.decode, workers, augmentation
-        # (pixel / 255 - mean) / std, as one multiplication and one addition
-        mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-        self._scale, self._offset = 1 / (255 * std), -mean / std
-        self._cached = self._decode_all() if is_cached else None  # uint8 (images, 3, height, width)
+        self._augmentation, self._normalisation = augmentation, Normalisation()
+        self._reader = PixelReader(source, image_size=image_size, workers=workers, is_cached=is_cached)
+        self._feeds: dict[torch.device, DeviceFeed] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -197,6 +185,7 @@ class ImageSplit:
         augment: bool = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        device: torch.device | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
         if batch_size < 1:
@@ -208,82 +197,34 @@ class ImageSplit:
             order = torch.arange(count)
         else:
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))[:count]
-        policy = self._augmentation if augment else None
-        return self._iterate(order, batch_size, policy, generator("augment", seed, epoch or 0), part)
+        plans = self._plans(order, batch_size, part, self._draw_changes(count, seed, epoch) if augment else None)
+        return self._on_device(plans, device) if device and is_fed(device) else self._on_host(plans)
 
-    def _iterate(
-        self,
-        order: Tensor,
-        batch_size: int,
-        policy: Augmentation | None,
-        generator: torch.Generator,
-        part: tuple[int, int],
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        # drawn for all positions of the epoch at once, so that they do not depend on the batch size
-        draws = torch.rand((len(self), 3), generator=generator)[: len(order)]
+    def _draw_changes(self, count: int, seed: int, epoch: int | None) -> Tensor | None:
+        """Draw for all positions of the epoch at once, so that nothing depends on the batch size."""
+        if self._augmentation is None:
+            return None
+        draws = torch.rand((len(self), 3), generator=generator("augment", seed, epoch or 0))[:count]
+        return changes_from(draws, self._augmentation, self._reader.image_size)
+
+    def _plans(
+        self, order: Tensor, batch_size: int, part: tuple[int, int], changes: Tensor | None
+    ) -> Sequence[BatchPlan]:
         index, count = part
-        own_images = [batch.tensor_split(count)[index] for batch in torch.split(order, batch_size)]
-        own_draws = [batch.tensor_split(count)[index] for batch in torch.split(draws, batch_size)]
-        for chosen, drawn, pixels in zip(own_images, own_draws, self._pixels(own_images), strict=True):
-            images = _augment(pixels, policy, drawn) if policy else pixels
-            yield images.to(torch.float32).mul_(self._scale).add_(self._offset), self.labels[chosen]
 
-    def _pixels(self, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Iterate over the images of each part, uint8 (batch, 3, height, width)."""
-        if self._cached is not None:
-            for part in parts:
-                yield self._cached[part]
-            return
-        with _CancellingThreadPool(self._workers) as pool:
-            waiting: deque[list[Future[Pixels]]] = deque()
-            for part in parts:
-                waiting.append([pool.submit(self._decode, index) for index in part.tolist()])
-                if len(waiting) > _BATCHES_AHEAD:
-                    yield _stack([future.result() for future in waiting.popleft()])
-            while waiting:
-                yield _stack([future.result() for future in waiting.popleft()])
+        def own(values: Tensor) -> list[Tensor]:
+            return [batch.tensor_split(count)[index] for batch in torch.split(values, batch_size)]
 
-    def _decode_all(self) -> Tensor:
-        first = self._decode(0)
-        pixels = np.empty((len(self), 3, *first.shape[:2]), dtype=np.uint8)
+        images = own(order)
+        drawn = [None] * len(images) if changes is None else own(changes)
+        return [BatchPlan(chosen, self.labels[chosen], each) for chosen, each in zip(images, drawn, strict=True)]
 
-        def fill(index: int) -> None:
-            pixels[index] = self._decode(index).transpose(2, 0, 1)
+    def _on_host(self, plans: Sequence[BatchPlan]) -> Iterator[tuple[Tensor, Tensor]]:
+        for plan, pixels in zip(plans, self._reader.read([plan.images for plan in plans]), strict=True):
+            images = pixels if plan.changes is None else change_on_host(pixels, plan.changes)
+            yield self._normalisation.apply(images), plan.labels
 
-        with _CancellingThreadPool(self._workers) as pool:
-            for _ in pool.map(fill, range(len(self))):  # in order, so that the first bad file is named
-                pass
-        return torch.from_numpy(pixels)
-
-
-class _CancellingThreadPool(ThreadPoolExecutor):
-    """A thread pool that cancels work that has not begun when its block is left early."""
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown(wait=True, cancel_futures=True)
-
-
-def _stack(images: Sequence[Pixels]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
-
-
-def _augment(images: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
-    """Shift and flip each image by its own random numbers.
-
-    Args:
-        images: uint8 (batch, 3, height, width).
-        policy: the changes to apply.
-        draws: uniform in [0, 1), shape (batch, 3): shift down, shift right, flip.
-    """
-    if policy.shift:
-        height, width = images.shape[2:]
-        reach = height // 8
-        padded = F.pad(images, (reach, reach, reach, reach))
-        corners = (draws[:, :2] * (2 * reach + 1)).long().tolist()
-        # a slice per image is four times faster on a CPU than one gather over the batch
-        images = torch.stack(
-            [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
-        )
-    if policy.flip:
-        images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(3), images)
-    return images
+    def _on_device(self, plans: Sequence[BatchPlan], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        if device not in self._feeds:
+            self._feeds[device] = DeviceFeed(self._reader, device)
+        yield from self._feeds[device].batches(plans)

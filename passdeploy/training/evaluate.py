@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,11 @@ from torch import nn
 
 from passdeploy.data.splits import Split
 from passdeploy.models.modes import evaluating
+from passdeploy.training.deferred import DeferredScalars, StepReport
 from passdeploy.training.losses import logits_of
 from passdeploy.training.placement import device_of, placed_like
+
+_BATCHES_PER_READ = 1000
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
     """
     device = torch.device(device) if device is not None else device_of(model)
     model.to(device)
-    meter = AccuracyMeter()
+    meter, deferred = AccuracyMeter(), DeferredScalars(every=_BATCHES_PER_READ)
     with torch.no_grad(), evaluating(model):
-        for images, labels in split.batches(batch_size):
+        for number, (images, labels) in enumerate(split.batches(batch_size, device=device)):
             logits, labels = logits_of(model(placed_like(model, images, device))), labels.to(device)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
-            correct = int((logits.argmax(dim=1) == labels).sum().item())
-            meter.add(loss, correct, len(labels))
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+            correct = (logits.argmax(dim=1) == labels).sum()
+            meter.add_all(deferred.add(number, loss=loss, correct=correct, count=len(labels)))
+    meter.add_all(deferred.flush())
     return Accuracy(meter.top1, int(meter.correct), meter.total, meter.loss)
 
 
@@ -56,6 +61,11 @@ class AccuracyMeter:
     def add(self, loss_sum: float, correct: float, count: int) -> None:
         """Add a batch: the sum of its losses, the number of correct predictions, and the number of images."""
         self.loss_sum, self.correct, self.total = self.loss_sum + loss_sum, self.correct + correct, self.total + count
+
+    def add_all(self, reports: Iterable[StepReport]) -> None:
+        """Add batches from their values `loss`, `correct` and `count`, as in `add`."""
+        for report in reports:
+            self.add(report.values["loss"], report.values["correct"], int(report.values["count"]))
 
     @property
     def loss(self) -> float:

@@ -106,7 +106,13 @@ def fit(
         resumed_at = state.epoch
         for epoch in range(resumed_at, spec.epochs):
             batches = data.train.batches(
-                batch_size, epoch=epoch, seed=seed, augment=spec.augment != "none", drop_last=True, part=processes.part
+                batch_size,
+                epoch=epoch,
+                seed=seed,
+                augment=spec.augment != "none",
+                drop_last=True,
+                part=processes.part,
+                device=device,
             )
             progress = _Progress(spec, schedule, stage, batch_size, epoch if checkpoint else 0)
             deferred = DeferredScalars(every=steps_per_report(device))

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passdeploy.data import splits
+from passdeploy.data.feeding import DeviceFeed
 from passdeploy.data.splits import ImageData, Split, load_data
 from passdeploy.errors import RunError, TrainingError
 from passdeploy.recipe import DataSpec, DistillSpec, OptimizerSpec, TrainSpec
@@ -235,6 +237,27 @@ def test_reading_late_changes_neither_weights_nor_history(digits: ImageData, mon
     assert same_bits(*nets)
     assert histories[0] == histories[1]
     assert events[0] == events[1]
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+def test_batches_made_for_a_gpu_train_and_evaluate_with_the_same_bits(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch, is_resident: bool
+):
+    monkeypatch.setattr(DeviceFeed, "_fits", lambda self: is_resident)
+    nets, found = [small_net(), small_net()], []
+    for net, is_fed in zip(nets, (False, True), strict=True):
+        monkeypatch.setattr(splits, "is_fed", lambda device, is_fed=is_fed: is_fed)
+        result = fit(net, digits, spec(2), batch_size=64, seed=0, device="cpu")
+        found.append((result.history, evaluate(net, digits.test, batch_size=50)))
+    assert same_bits(*nets)
+    assert found[0] == found[1]
+
+
+def test_evaluation_reads_the_device_once(digits: ImageData):
+    net = small_net()
+    with DeviceReads(net.state_dict().values()) as reads:
+        evaluate(net, digits.test, batch_size=50)
+    assert reads.count == 1
 
 
 @pytest.mark.parametrize("step", [1, 6, 22])

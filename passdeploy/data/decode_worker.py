@@ -1,0 +1,44 @@
+"""Program of a process that decodes image files into memory which it shares with the process that started it.
+
+It is started by `decoding_processes.py` and ends when its connection is closed. It imports neither torch nor anything
+that knows of a GPU, so that it starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+import mmap
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from passdeploy.data.images import decode_file
+from passdeploy.errors import DataError
+
+
+def serve(connection: Connection, memory: mmap.mmap) -> None:
+    """Answer requests until the connection is closed.
+
+    A request is the image size and a list of (offset in `memory`, path); the answer is None when all are decoded, or
+    the message of the first error.
+    """
+    while True:
+        try:
+            size, files = connection.recv()
+        except (EOFError, OSError):
+            return
+        problem: str | None = None
+        for offset, path in files:
+            place = np.frombuffer(memory, np.uint8, 3 * size * size, offset).reshape(3, size, size)
+            try:
+                place[:] = decode_file(path, size)
+            except DataError as error:
+                problem = str(error)
+                break
+        connection.send(problem)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal is for the parent
+    serve(Connection(int(sys.argv[1])), mmap.mmap(int(sys.argv[2]), 0))

@@ -1,0 +1,153 @@
+"""Processes that decode image files for one that trains on a GPU.
+
+Pillow holds the interpreter lock for a tenth of the time that it takes to decode an image. With many threads of one
+process the lock becomes the limit, and the thread that launches the GPU's kernels waits for it too. These are processes
+of their own: not forked, since a process that uses CUDA must not be, and without `multiprocessing`, which would run the
+user's main module again. They write into memory that both sides map.
+"""
+
+from __future__ import annotations
+
+import atexit
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from passdeploy.errors import DataError, MissingError
+
+
+class DecodingProcesses:
+    """Processes that decode batches in turn, each its share of every batch."""
+
+    def __init__(self, count: int, slot_bytes: int, slots: int) -> None:
+        """Start the processes.
+
+        Args:
+            count: of processes.
+            slot_bytes: size of the largest batch.
+            slots: batches that may be submitted and not yet collected.
+        """
+        self.count, self.slot_bytes, self.slots = count, slot_bytes, slots
+        handle = os.memfd_create("passdeploy-images")
+        try:
+            os.ftruncate(handle, slot_bytes * slots)
+            self._pixels = torch.frombuffer(mmap.mmap(handle, slot_bytes * slots), dtype=torch.uint8)
+            workers = [_start_worker(handle) for _ in range(count)]
+        finally:
+            os.close(handle)
+        self._connections, self._processes = [worker[0] for worker in workers], [worker[1] for worker in workers]
+        self._sizes: list[tuple[int, int]] = []  # (slot, images) of what was submitted and not collected
+        self._next_slot = 0
+
+    def submit(self, paths: Sequence[Path], image_size: int) -> None:
+        """Begin to decode a batch to squares of `image_size` pixels."""
+        assert len(self._sizes) < self.slots
+        image_bytes, slot = 3 * image_size**2, self._next_slot
+        files = [(slot * self.slot_bytes + index * image_bytes, path) for index, path in enumerate(paths)]
+        for number, connection in enumerate(self._connections):
+            try:
+                connection.send((image_size, files[number :: self.count]))
+            except OSError:
+                self._report_loss(number)
+        self._sizes.append((slot, len(paths) * image_bytes))
+        self._next_slot = (slot + 1) % self.slots
+
+    def collect(self) -> Tensor:
+        """Wait for the oldest batch; return its pixels, flat uint8, which are valid until `slots` more are submitted.
+
+        Raises:
+            DataError: a file cannot be read.
+            MissingError: a process has ended.
+        """
+        problem: str | None = None
+        for number, connection in enumerate(self._connections):
+            try:
+                answer = connection.recv()
+            except (EOFError, OSError):
+                self._report_loss(number)
+            problem = problem or answer
+        slot, size = self._sizes.pop(0)
+        if problem:
+            raise DataError(problem)
+        return self._pixels[slot * self.slot_bytes :][:size]
+
+    def drain(self) -> None:
+        """Wait for what was submitted, without looking at it."""
+        while self._sizes:
+            try:
+                self.collect()
+            except DataError:
+                continue
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.wait()
+
+    def _report_loss(self, number: int) -> NoReturn:
+        self._sizes.clear()
+        status = self._processes[number].wait()
+        raise MissingError(
+            f"a process that decodes images has ended with status {status}, perhaps for lack of memory.\n"
+            "Set data.workers to a smaller number."
+        )
+
+
+def _start_worker(memory: int) -> tuple[Connection, subprocess.Popen[bytes]]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "passdeploy.data.decode_worker", str(theirs.fileno()), str(memory)],
+            pass_fds=(theirs.fileno(), memory),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+        )
+    return Connection(ours.detach()), process
+
+
+_idle: list[DecodingProcesses] = []  # kept for the next epoch or the next split
+
+
+def can_decode_in_processes() -> bool:
+    """Tell whether this system has what the processes need: Linux, and an interpreter to start."""
+    return hasattr(os, "memfd_create") and bool(sys.executable)
+
+
+@contextmanager
+def borrowed_processes(count: int, slot_bytes: int, slots: int) -> Iterator[DecodingProcesses]:
+    """Lend processes with slots of at least this size; they start once and kept until the program ends."""
+    try:
+        processes = _idle.pop()
+    except IndexError:
+        processes = DecodingProcesses(count, slot_bytes, slots)
+    if (processes.count, processes.slots) != (count, slots) or processes.slot_bytes < slot_bytes:
+        processes.close()
+        processes = DecodingProcesses(count, slot_bytes, slots)
+    try:
+        yield processes
+    finally:
+        try:
+            processes.drain()
+        except MissingError:
+            processes.close()
+        else:
+            _idle.append(processes)
+
+
+@atexit.register
+def close_idle_processes() -> None:
+    """End the processes that nobody uses."""
+    while _idle:
+        _idle.pop().close()

@@ -1,0 +1,154 @@
+"""Batches for a GPU: put together ahead of use by a thread, copied as uint8, and changed and normalised on the GPU.
+
+The thread copies on a stream of its own, from pinned memory, so that neither the host nor the kernels of the training
+wait for a copy. Where the images of a split fit into a quarter of the GPU's free memory, they stay there once decoded,
+and only their indices travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from queue import Empty, Queue
+from threading import Event, Lock, Thread
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from passdeploy.data.augmentation import Normalisation, change_on_device
+from passdeploy.data.reading import PixelReader
+
+RESIDENT_SHARE = 0.25  # of the free memory of a GPU that the images of a split may take
+_BATCHES_READY = 2
+
+Item = TypeVar("Item")
+_Copied = tuple[Tensor, Tensor, "torch.cuda.Event | None"]  # pixels, facts, the end of their copies
+
+
+def is_fed(device: torch.device) -> bool:
+    """Tell whether batches for a device are made by a `DeviceFeed`; those for the CPU are made where they are used."""
+    return device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What a batch will hold."""
+
+    images: Tensor  # their indices in the split, int64 (batch,)
+    labels: Tensor  # int64 (batch,)
+    changes: Tensor | None  # int64 (batch, 3), as `augmentation.py` defines them; None: none
+
+
+class DeviceFeed:
+    """Batches of a split's images on one device."""
+
+    def __init__(self, reader: PixelReader, device: torch.device) -> None:
+        self.reader, self.device, self._normalisation = reader, device, Normalisation()
+        self._is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._is_cuda else None
+        self._resident = _ResidentPixels(len(reader), reader.image_size, device) if self._fits() else None
+
+    def batches(self, plans: Sequence[BatchPlan]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over normalised images, float32 (batch, 3, height, width), with labels, both on the device."""
+        for pixels, facts, copied in ahead(self._copied(plans), _BATCHES_READY):
+            if copied is not None:
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(copied)
+                for tensor in (pixels, facts):
+                    tensor.record_stream(stream)  # else its memory could be reused while it is read
+            images = pixels if len(facts) == 1 else change_on_device(pixels, facts[1:].T)
+            yield self._normalisation.apply(images), facts[0]
+
+    def _copied(self, plans: Sequence[BatchPlan]) -> Generator[_Copied, None, None]:
+        """Iterate over pixels and facts (labels; then, if any, changes) on the device."""
+        resident = self._resident
+        wanted = [plan.images if resident is None else resident.missing(plan.images) for plan in plans]
+        for plan, part, pixels in zip(plans, wanted, self._read(wanted), strict=True):
+            facts = plan.labels[None] if plan.changes is None else torch.cat([plan.labels[None], plan.changes.T])
+            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+                if resident is None:
+                    on_device = self._to_device(pixels)
+                else:
+                    resident.add_(part, pixels)
+                    on_device = resident.pixels.index_select(0, self._to_device(resident.places[plan.images]))
+                batch = on_device, self._to_device(facts), self._stream.record_event() if self._stream else None
+            yield batch
+
+    def _read(self, wanted: Sequence[Tensor]) -> Iterator[Tensor]:
+        if not any(map(len, wanted)):  # all are on the device: start no worker
+            return iter([torch.empty(0)] * len(wanted))
+        return self.reader.read(wanted, is_pinned=self._is_cuda, in_processes=True)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._is_cuda and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _fits(self) -> bool:
+        free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0
+        return len(self.reader) * self.reader.image_bytes <= RESIDENT_SHARE * free
+
+
+class _ResidentPixels:
+    """Memory on the device for all images of a split, filled in the order in which they are first used."""
+
+    def __init__(self, count: int, image_size: int, device: torch.device) -> None:
+        self.pixels = torch.empty((count, 3, image_size, image_size), dtype=torch.uint8, device=device)
+        self.places = torch.full((count,), -1)  # of each image in `pixels`, on the host; -1: not there yet
+        self._used, self._lock = 0, Lock()
+
+    def missing(self, images: Tensor) -> Tensor:
+        """Return those indices of `images` that are not there yet."""
+        return images[self.places[images] < 0]
+
+    def add_(self, images: Tensor, pixels: Tensor) -> None:
+        """Take in images (pinned, in the current stream), except those that are there already."""
+        if not len(images):
+            return
+        with self._lock:  # another iteration over the split may add images as well
+            is_new = self.places[images] < 0
+            images, pixels = (images, pixels) if is_new.all() else (images[is_new], pixels[is_new])
+            end = self._used + len(images)
+            self.pixels[self._used : end].copy_(pixels, non_blocking=True)
+            self.places[images] = torch.arange(self._used, end)
+            self._used = end
+
+
+def ahead(items: Generator[Item, None, None], count: int) -> Iterator[Item]:
+    """Iterate over items that a thread makes ahead of use, `count` of them at most; its errors are raised here."""
+    made: Queue[Item | _End] = Queue(count)
+    is_left = Event()
+
+    def make() -> None:
+        end = _End()
+        try:
+            for item in items:
+                made.put(item)
+                if is_left.is_set():
+                    break
+            items.close()
+        except BaseException as error:
+            end = _End(error)
+        made.put(end)
+
+    thread = Thread(target=make, name="passdeploy-batches", daemon=True)
+    thread.start()
+    try:
+        while not isinstance(item := made.get(), _End):
+            yield item
+        if item.error:
+            raise item.error
+    finally:
+        is_left.set()
+        while thread.is_alive():
+            with suppress(Empty):
+                made.get(timeout=0.01)
+
+
+@dataclass(frozen=True)
+class _End:
+    """What follows the last item: the error that ended them, if one did."""
+
+    error: BaseException | None = None
