@@ -65,7 +65,7 @@ class DeviceReads(TorchDispatchMode):
         if is_on_device and (func.overloadpacket in _READS or _has_mask(func, args)):
             self.reads.append(str(func))
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result) if is_on_device else ():
+        for leaf in tree_leaves((result, _written(func, args))) if is_on_device else ():
             if isinstance(leaf, Tensor):
                 self.put_on_device(leaf)
         return result
@@ -90,3 +90,9 @@ def _has_mask(func: Any, args: Sequence[Any]) -> bool:
     """Tell whether a call indexes with a mask."""
     indices = args[1] if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_) else ()
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def _written(func: Any, args: Sequence[Any]) -> list[Any]:
+    """Return the arguments that a call changes."""
+    declared = zip(func._schema.arguments, args, strict=False)
+    return [value for argument, value in declared if argument.alias_info and argument.alias_info.is_write]

@@ -89,7 +89,7 @@ def fit(
     }
     state = TrainState(
         model,
-        make_optimizer(model, spec.optimizer),
+        make_optimizer(model, spec.optimizer, is_fused=spec.precision == "fp16" and device.type == "cuda"),
         settings,
         scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
         average=WeightAverage(model, spec.ema) if spec.ema else None,

@@ -37,16 +37,29 @@ class Schedule:
         return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
-    """Make SGD with Nesterov momentum, or AdamW; norms, biases and other vectors have no weight decay."""
+def make_optimizer(model: nn.Module, spec: OptimizerSpec, *, is_fused: bool = False) -> torch.optim.Optimizer:
+    """Make SGD with Nesterov momentum, or AdamW; norms, biases and other vectors have no weight decay.
+
+    Args:
+        model: its parameters that require a gradient are optimised.
+        spec: kind and rates.
+        is_fused: update in one kernel that itself skips a step whose gradients overflowed; with a loss scaler, the
+            host would otherwise have to read in every step whether they did.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": spec.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if spec.name == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0)
+        return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.momentum, 0.999), fused=is_fused or None)
+    sgd = torch.optim.SGD(
+        groups, lr=spec.lr, momentum=spec.momentum, nesterov=spec.momentum > 0, fused=is_fused or None
+    )
+    if is_fused and spec.momentum:
+        for parameter in trained:  # a first step that is skipped would leave torch's own buffer uninitialised
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return sgd
 
 
 class WeightAverage:

@@ -87,10 +87,11 @@ class TrainState:
             )
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         self.model.load_state_dict(weights)
+        is_fused = bool(self.optimizer.defaults.get("fused"))
         for index, parameter in enumerate(self._trained()):
             prefix = f"optimizer.{index}."
             for name in [name for name in tensors if name.startswith(prefix)]:
-                buffer = _in_memory_order_of(parameter, tensors[name])
+                buffer = _placed_like_parameter(parameter, tensors[name], is_fused)
                 self.optimizer.state[parameter][name.removeprefix(prefix)] = buffer
         if self.scaler:
             self.scaler.load_state_dict(facts["scaler"])
@@ -103,8 +104,8 @@ class TrainState:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
 
-def _in_memory_order_of(parameter: Tensor, tensor: Tensor) -> Tensor:
+def _placed_like_parameter(parameter: Tensor, tensor: Tensor, is_fused: bool) -> Tensor:
     """Copy an optimiser buffer into the memory order of its parameter, so that later steps round in the same way."""
-    if tensor.shape != parameter.shape:
-        return tensor.clone()  # a step counter
+    if tensor.shape != parameter.shape:  # a step counter, which only fused kernels read on the device
+        return tensor.to(parameter.device, copy=True) if is_fused else tensor.clone()
     return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
