@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -200,9 +199,8 @@ def _select_classes(data: ImageData, low: int, high: int) -> ImageData:
 
 
 def _select_labels(split: Any, low: int, high: int) -> Any:
-    part = copy.copy(split)
-    chosen = ((split.labels >= low) & (split.labels < high)).nonzero().flatten()
-    part.labels, part._held, part.num_classes = split.labels[chosen] - low, split._held[chosen], high - low
+    part = split.subset(((split.labels >= low) & (split.labels < high)).nonzero().flatten())
+    part.labels, part.num_classes = part.labels - low, high - low
     return part
 
 

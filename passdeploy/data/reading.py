@@ -6,6 +6,7 @@ All three give the same bits. Threads need nothing to start, and an error is rai
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,13 @@ class PixelReader:
     def image_bytes(self) -> int:
         """Bytes of one image."""
         return 3 * self.image_size**2
+
+    def subset(self, indices: Tensor) -> PixelReader:
+        """Return a reader of the images at `indices`."""
+        part = copy.copy(self)
+        part.source = self.source.subset(indices.tolist())
+        part.cached = None if self.cached is None else self.cached[indices]
+        return part
 
     def read(self, parts: Sequence[Tensor], *, is_pinned: bool = False, in_processes: bool = False) -> Iterator[Tensor]:
         """Iterate over the images of each part, uint8 (batch, 3, height, width).

@@ -12,6 +12,7 @@ its batches as uint8, from a thread that works ahead (`feeding.py`).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -175,6 +176,12 @@ class ImageSplit:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, indices: Tensor) -> ImageSplit:
+        """Return a split of the images at `indices`, int64; labels keep their numbers."""
+        part = copy.copy(self)
+        part.labels, part._reader, part._feeds = self.labels[indices], self._reader.subset(indices), {}
+        return part
 
     def batches(
         self,

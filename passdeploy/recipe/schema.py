@@ -72,7 +72,8 @@ class DataSpec(Section):
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",
-        description="Threads that decode images; auto: one per core that the process may use, at most 16. "
+        description="Threads that decode images, or processes where a GPU trains; auto: one per core that the "
+        "process may use, at most 16. "
         "The images and their order do not depend on it.",
     )
 

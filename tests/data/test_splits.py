@@ -140,6 +140,16 @@ def test_the_last_batch_is_short_or_left_out():
     assert [len(labels) for _, labels in data.batches(100, epoch=0, drop_last=True)] == [100, 100, 100]
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_a_subset_has_the_images_of_its_indices(folder: Path, cache_bytes: int):
+    split = images_in(folder, cache_bytes=cache_bytes).train
+    chosen = torch.tensor([5, 0, 3])
+    images, labels = concatenated(split.batches(8))
+    some, some_labels = concatenated(split.subset(chosen).batches(2))  # type: ignore[attr-defined]
+    assert torch.equal(some, images[chosen])
+    assert torch.equal(some_labels, labels[chosen])
+
+
 def test_augmentation_without_an_epoch_is_refused():
     with pytest.raises(ValueError, match="per epoch"):
         digits().train.batches(8, augment=True)
