@@ -33,6 +33,8 @@ class CommandGroup(click.Group):
     def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
         """Run a command and exit the process: 0, the `exit_code` of the error, or 130 after Ctrl-C."""
         arguments = list(sys.argv[1:] if args is None else args)
+        # cuBLAS reads this when CUDA starts; see runtime/determinism.py, whose import would take seconds here
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         try:
             code = super().main(arguments, **{**options, "standalone_mode": False})
         except PassDeployError as error:
@@ -254,8 +256,8 @@ def export(
 @click.option(
     "--backend",
     metavar="NAME,...",
-    help="Backends: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run: torch,ort if left out, "
-    "torch on a GPU.",
+    help="Backends: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run, if left out: torch,ort; "
+    "on a GPU torch,compile,ort-cuda and what was exported for TensorRT, as far as they run here.",
 )
 @click.option("--batch", default="1,8", show_default=True, callback=_parse_batch_sizes, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")

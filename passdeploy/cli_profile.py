@@ -32,7 +32,7 @@ class ExecutionOptions:
     trust_engine: bool
 
     def setting(self) -> Setting:
-        """Return the setting to measure in.
+        """Return the setting to measure in; its device may still be `auto`.
 
         Raises:
             UsageError, MissingError: the device is unknown or not in this machine.
@@ -40,8 +40,8 @@ class ExecutionOptions:
         from passdeploy.profiling import Setting
         from passdeploy.runtime.devices import find_device
 
-        device = str(find_device(self.device))
-        return Setting(device, self.precision, self.channels_last, self.cuda_graph)
+        find_device(self.device)
+        return Setting(self.device, self.precision, self.channels_last, self.cuda_graph)
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ class ProfileInputs:
 
         if len(backends) != 1 or len(batches) != 1:
             raise UsageError("a table is of one backend and one batch size: give --backend ort --batch 8, for example.")
+        setting = setting.resolved(backends, listener)
         require_table_support(backends[0], setting)  # checked before the network is built, which takes longer
         network = (
             network_of_recipe(self.recipe, allow_code=allow_code)
@@ -197,7 +198,12 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="torch and compile convert the network to it; the other backends take the run's files in it.",
         ),
-        click.option("--device", default="cpu", show_default=True, help="For torch and compile: cpu, cuda or cuda:N."),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto (the GPU where there is one), cpu, cuda or cuda:N.",
+        ),
     ):
         decorated = option(decorated)
     return decorated

@@ -8,6 +8,8 @@
     │   └── RunError        no such run, or a run that cannot go on
     ├── MissingError 3      something that this machine lacks: a package, a driver, a GPU
     │   ├── MissingExtra
+    │   ├── DeviceMemoryError      a batch that does not fit into the device's memory
+    │   ├── NondeterministicError  an operation without a deterministic kernel on this device
     │   └── PeerError       another process of the same training
     ├── GateError 4         a check that failed
     │   ├── EquivalenceError, ExportError, ParityError, AccuracyError, BudgetError, TrainingError
@@ -71,6 +73,14 @@ class MissingExtra(MissingError):
             f"Install it with: pip install 'passdeploy[{extra}]'"
         )
         self.module, self.extra = module, extra
+
+
+class DeviceMemoryError(MissingError):
+    """A batch that does not fit into the memory of a device."""
+
+
+class NondeterministicError(MissingError):
+    """An operation that has no deterministic kernel on a device."""
 
 
 class PeerError(MissingError):

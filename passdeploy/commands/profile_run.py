@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from passdeploy.commands.export_run import FILE_PREFIX, export_network, samples_of
-from passdeploy.errors import RunError
+from passdeploy.errors import PassDeployError, RunError
 from passdeploy.export import ExportSettings
 from passdeploy.export.artifact import file_stem
+from passdeploy.export.ort_session import require_provider
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.measurement_context import block_of
 from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
+from passdeploy.profiling.execution import default_backends
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers
 from passdeploy.profiling.layer_traces import require_traceable, trace_layers
+from passdeploy.profiling.report import SkippedBackend
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document
-from passdeploy.runtime.events import Listener, silent
+from passdeploy.runtime.events import Listener, Warned, silent
 
 
 def profile_run(
@@ -40,16 +45,18 @@ def profile_run(
 ) -> dict[str, Any]:
     """Measure the dense and the slim network of a run, in turns, on this machine, and write `profile.json`.
 
-    The ONNX files in fp32 are exported first if they are missing; files in another precision, engines and programs
-    must exist. With `layers`, the document also has the time of each layer (`layers`) and of each channel group
-    (`groups`), traced in the first backend at the first batch size.
+    Without a device, that is the GPU where there is one. The ONNX files in fp32 are exported first if they are missing;
+    files in another precision, engines and programs must exist. With `layers`, the document also has the time of each
+    layer (`layers`) and of each channel group (`groups`), traced in the first backend at the first batch size.
 
     Args:
         run: the run folder.
-        backends: see `profile_pair`; None: PyTorch, and on a CPU ONNX Runtime.
+        backends: see `profile_pair`; None: those of `default_backends` that run here, and the document says why the
+            others are left out (`skipped`).
         batches: images per call.
         threads: of the CPU; None: as many as there are physical cores.
-        setting: device, precision, memory format, CUDA graph; None: fp32 on the CPU.
+        setting: device, precision, memory format, CUDA graph; None: fp32 on the GPU, without one on the CPU. The device
+            may be `auto`.
         seconds: to measure per backend and batch, at least.
         layers: trace the layers of both networks as well.
         trust_engine: load engines that have no sidecar, or that run code of their own.
@@ -59,21 +66,23 @@ def profile_run(
     Returns:
         The content of `profile.json`.
     """
-    setting = setting or Setting()
-    backends = backends or (("torch", "ort") if setting.device == "cpu" else ("torch",))
-    setting.require_possible(backends)
-    if layers:
-        require_traceable(backends[0])
+    named = tuple(backends) if backends else None
+    setting = (setting or Setting(device="auto")).resolved(named or (), listener)
+    if named:
+        setting.require_possible(named)
+        if layers:
+            require_traceable(named[0])
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(read_plan_document(folder)["image_shape"])
-        candidates = [
-            replace(_candidate(folder, name, backends, setting, allow_code, listener), trust_engine=trust_engine)
-            for name in FILE_PREFIX
-        ]
+        wanted = named or _default_backends(folder, setting)
+        forms = _load_forms(folder, wanted, () if named else wanted, setting, allow_code, listener)
+        candidates = [replace(candidate, trust_engine=trust_engine) for candidate in forms.candidates]
+        backends = forms.backends
         profile = profile_pair(
             *candidates,
             image_shape=shape,
             backends=backends,
+            optional=() if named else backends,
             batches=batches,
             threads=threads,
             setting=setting,
@@ -81,6 +90,7 @@ def profile_run(
             listener=listener,
         )
         document = profile.to_json()
+        document["skipped"] = [*map(asdict, forms.skipped), *document["skipped"]]
         if layers:
             images = example_images(batches[0], shape)
             with torch_threads(threads or physical_cores()):
@@ -96,30 +106,84 @@ def profile_run(
         return document
 
 
-def _candidate(
-    folder: RunFolder, name: str, backends: Sequence[str], setting: Setting, allow_code: bool, listener: Listener
+@dataclass(frozen=True)
+class _Forms:
+    """The networks of a run in the forms that backends need, and the backends whose form is missing."""
+
+    candidates: tuple[Candidate, ...]
+    backends: tuple[str, ...]
+    skipped: tuple[SkippedBackend, ...]
+
+
+def _default_backends(folder: RunFolder, setting: Setting) -> tuple[str, ...]:
+    """Return the backends to measure a run in if none is named."""
+    files = file_stem(FILE_PREFIX["slim"], setting.precision)
+    return default_backends(
+        torch.device(setting.device),
+        has_engine=any(map(folder.has, _engine_names(files))),
+        has_program=folder.has(f"export/{files}.pt2"),
+    )
+
+
+def _load_forms(
+    folder: RunFolder,
+    backends: Sequence[str],
+    optional: Collection[str],
+    setting: Setting,
+    allow_code: bool,
+    listener: Listener,
+) -> _Forms:
+    """Load both networks in the forms that `backends` need.
+
+    An optional backend whose form is missing, or that lacks an option of the setting, is left out.
+    """
+    candidates = tuple(Candidate(name, weights=f"{name}.safetensors") for name in FILE_PREFIX)
+    failed: dict[str, PassDeployError] = {}
+    for backend in backends:
+        try:
+            setting.require_possible((backend,))
+            candidates = tuple(_with_form(each, folder, backend, setting, allow_code, listener) for each in candidates)
+        except PassDeployError as error:
+            if backend not in optional:
+                raise
+            failed[backend] = error
+    loaded = tuple(backend for backend in backends if backend not in failed)
+    if not loaded:
+        raise next(iter(failed.values()))
+    skipped = tuple(SkippedBackend.of(backend, error) for backend, error in failed.items())
+    for each in skipped:
+        listener(Warned(each.in_words))
+    return _Forms(candidates, loaded, skipped)
+
+
+def _with_form(
+    candidate: Candidate, folder: RunFolder, backend: str, setting: Setting, allow_code: bool, listener: Listener
 ) -> Candidate:
-    """Load a network of a run in the forms that `backends` need: a module, an ONNX file, an engine, a program."""
-    wanted, files = set(backends), file_stem(FILE_PREFIX[name], setting.precision)
-    module = load_network(folder, name, allow_code) if {"torch", "compile"} & wanted else None
-    candidate = Candidate(name, module=module, weights=f"{name}.safetensors")
-    if wanted & set(PROVIDERS):
+    """Add the form that `backend` needs to a network of a run: a module, an ONNX file, an engine or a program."""
+    name = candidate.name
+    files = file_stem(FILE_PREFIX[name], setting.precision)
+    if backend in ("torch", "compile") and candidate.module is None:
+        return replace(candidate, module=load_network(folder, name, allow_code))
+    if backend in PROVIDERS and candidate.onnx is None:
         onnx = f"export/{files}.onnx"
         if setting.precision == "fp32" and not folder.has(onnx):
+            if backend != "ort":
+                require_provider(PROVIDERS[backend])  # before the export, which takes longer
             settings = ExportSettings()
             export_network(folder, name, settings, samples_of(folder, settings), allow_code, listener)
-        file = _verified_file(folder, (onnx,), f"--onnx --precision {setting.precision}")
-        candidate = replace(candidate, onnx=file)
-    if "tensorrt" in wanted:
-        graph = Path("export") / f"{files}.onnx"
-        engines = [engine_path_for(graph, flavour).as_posix() for flavour in FLAVOURS]
-        file = _verified_file(folder, engines, f"--trt --precision {setting.precision}")
-        candidate = replace(candidate, engine=file)
-    if "torch-trt" in wanted:
-        program = f"export/{files}.pt2"
-        file = _verified_file(folder, (program,), f"--torch-trt --precision {setting.precision}")
-        candidate = replace(candidate, program=file)
+        return replace(candidate, onnx=_verified_file(folder, (onnx,), f"--onnx --precision {setting.precision}"))
+    if backend == "tensorrt":
+        file = _verified_file(folder, _engine_names(files), f"--trt --precision {setting.precision}")
+        return replace(candidate, engine=file)
+    if backend == "torch-trt":
+        file = _verified_file(folder, (f"export/{files}.pt2",), f"--torch-trt --precision {setting.precision}")
+        return replace(candidate, program=file)
     return candidate
+
+
+def _engine_names(files: str) -> list[str]:
+    """Return the names that the engines of an ONNX file have in the run, one for each flavour of TensorRT."""
+    return [engine_path_for(Path("export") / f"{files}.onnx", flavour).as_posix() for flavour in FLAVOURS]
 
 
 def _verified_file(folder: RunFolder, names: Sequence[str], options: str) -> Path:

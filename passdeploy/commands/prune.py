@@ -28,12 +28,14 @@ from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
-from passdeploy.profiling import Candidate, profile_pair
+from passdeploy.profiling import Candidate, Setting, profile_pair
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
-from passdeploy.runtime.devices import find_device
+from passdeploy.runtime.determinism import deterministic_algorithms, reproducibility_facts, require_cublas_workspace_
+from passdeploy.runtime.device_memory import memory_errors
+from passdeploy.runtime.devices import find_device, unused_gpu
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes, process_group
 from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.runtime.seeds import seed_of
@@ -84,6 +86,10 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     torch_device = find_device(device)
+    if recipe.deterministic and torch_device.type == "cuda":
+        require_cublas_workspace_(tell)  # before anything starts CUDA
+    if device == "auto" and (reason := unused_gpu()):
+        tell(Warned(reason))
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, allow_code=allow_code, listener=tell)
         progress.text = prepared.text
@@ -132,7 +138,12 @@ class _PruneJob:
             if self.folder.has(name):
                 self.folder.remove(name)
         summary = summarise(
-            self.folder, self.recipe, costs=self.costs, target=self.prepared.target, latency=self._measure_latency()
+            self.folder,
+            self.recipe,
+            costs=self.costs,
+            target=self.prepared.target,
+            latency=self._measure_latency(),
+            environment=reproducibility_facts(self.recipe.deterministic, self.device),
         )
         self.folder.write_json("summary.json", summary, kind="summary")
         return summary
@@ -142,9 +153,31 @@ class _PruneJob:
             result = self.folder.result_of(name)
             self.listener(StageFinished(name, result["text"], result["seconds"], is_skipped=True))
             return
-        with stage(name, _STAGE_TEXTS[name], self.listener) as progress:
+        with stage(name, _STAGE_TEXTS[name], self.listener) as progress, self._stage_conditions(name, progress):
             result = work(progress)
         self.folder.mark_done(name, {**result, "text": progress.text, "seconds": round(progress.seconds, 3)})
+
+    @contextmanager
+    def _stage_conditions(self, name: str, progress: Stage) -> Iterator[None]:
+        """Make a stage deterministic if the recipe asks for it, and report a batch that does not fit the memory.
+
+        Plans for a latency are measured without determinism, as the deployed network will run.
+        """
+        size = self.recipe.prune.batch_size if name == "learn" else None
+        key, batch = ("data.batch_size", self.batch) if size is None else ("prune.batch_size", size)
+        shape = " x ".join(map(str, self.data.image_shape))
+
+        def what() -> str:
+            after = f", after {progress.done} steps" if progress.done else ""
+            return f"stage {name}{after}: a batch of {batch} images of {shape}"
+
+        with (
+            memory_errors(what, self.device, advice=f"Halve it: --set {key}={max(1, batch // 2)}"),
+            deterministic_algorithms(
+                self.recipe.deterministic and name != "time", self.device, network=self.dense, listener=self.listener
+            ),
+        ):
+            yield
 
     # The stages
 
@@ -353,7 +386,7 @@ class _PruneJob:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
 
     def _measure_latency(self) -> list[dict[str, Any]]:
-        """Measure dense and slim briefly in PyTorch on the CPU; return rows as in `profile.json`.
+        """Measure dense and slim briefly in PyTorch on the run's device; return rows as in `profile.json`.
 
         With a latency target, the rows are those of its last measurement.
         """
@@ -370,6 +403,7 @@ class _PruneJob:
             image_shape=self.data.image_shape,
             backends=("torch",),
             batches=(8,),
+            setting=Setting(device=str(self.device)),
             seconds=2.0,
             listener=self.listener,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.runs.plan_file import plan_from_json
@@ -22,6 +22,7 @@ def summarise(
     costs: CostModel,
     target: LatencyTarget | None,
     latency: Sequence[dict[str, Any]],
+    environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build the content of summary.json.
 
@@ -31,6 +32,7 @@ def summarise(
         costs: multiply-adds and parameters of the network as a function of its widths.
         target: the latency target; None if the budget is not a latency.
         latency: rows as in `profile.json`.
+        environment: device and determinism, see `reproducibility_facts`.
     """
     dense, cut, finetuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
     widths = plan_from_json(folder.read_json("plan.json")).widths()
@@ -52,6 +54,7 @@ def summarise(
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
         "versions": package_versions(),
+        "environment": dict(environment),
     }
 
 

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 _ERRORS_ONLY = 3  # severity 0 (verbose) to 4 (fatal)
 
 
+def require_provider(provider: str) -> None:
+    """Check that the installed ONNX Runtime was built with an execution provider; whether it starts is another matter.
+
+    Raises:
+        MissingError: onnxruntime is not installed, or has no such provider.
+    """
+    ort = require("onnxruntime", extra="cpu")
+    available = ort.get_available_providers()
+    if provider not in available:
+        raise MissingError(
+            f"ONNX Runtime {ort.__version__} has no {provider} here, only {', '.join(available)}.\n"
+            "On an NVIDIA GPU install: pip install 'passdeploy[gpu]'"
+        )
+
+
 def open_session(
     source: Path | ModelProto,
     *,
@@ -55,12 +70,7 @@ def open_session(
         options.enable_profiling, options.profile_file_prefix = True, str(profile_to)
     if not is_optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise MissingError(
-            f"ONNX Runtime {ort.__version__} has no {provider} here, only {', '.join(available)}.\n"
-            "On an NVIDIA GPU install: pip install 'passdeploy[gpu]'"
-        )
+    require_provider(provider)
     try:
         content = str(source) if isinstance(source, Path) else source.SerializeToString()
         session = ort.InferenceSession(content, options, providers=[provider])

@@ -13,7 +13,7 @@ from time import monotonic, process_time
 from typing import Any
 
 from passdeploy.profiling.environment import busy_ticks
-from passdeploy.profiling.nvml import read_gpus
+from passdeploy.profiling.nvml import process_text, read_gpus
 
 OTHERS_BUSY = 0.3  # cores; other processes that use less are not reported
 _SHORTEST_S = 0.5  # clock ticks are hundredths of a second, too coarse for a shorter measurement
@@ -71,8 +71,8 @@ def _gpu_disturbances(before: dict[str, Any], after: dict[str, Any]) -> list[str
     clocks = before.get("sm_clock_mhz"), after.get("sm_clock_mhz")
     if clocks[0] and clocks[1] and clocks[1] < _LOWEST_CLOCK_SHARE * clocks[0]:
         notes.append(f"throttled: the clock of {name} fell from {clocks[0]} to {clocks[1]} MHz")
-    if (after.get("processes") or 0) > 1:
-        notes.append(f"disturbed: {after['processes'] - 1} other processes on {name}")
+    if others := after.get("other_processes"):
+        notes.append(f"disturbed: {', '.join(map(process_text, others))} on {name}")
     return notes
 
 

@@ -6,7 +6,7 @@ speed-up is only claimed if its interval leaves 1 out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from passdeploy.errors import UsageError
+from passdeploy.errors import PassDeployError, UsageError
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import Clock, HostClock, clock_for
 from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
@@ -23,9 +23,11 @@ from passdeploy.profiling.environment import peak_memory_mb, physical_cores, rea
 from passdeploy.profiling.execution import ON_GPU, Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, measure_sessions
 from passdeploy.profiling.launch_overhead import launch_note
-from passdeploy.profiling.report import ExtraMetrics, Profile, Row, make_row
+from passdeploy.profiling.nvml import process_text
+from passdeploy.profiling.report import ExtraMetrics, Profile, Row, SkippedBackend, make_row
 from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
 from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
+from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # trtexec measures at least 3 s; a p99 needs 1,000 calls
@@ -39,6 +41,7 @@ def profile_pair(
     *,
     image_shape: tuple[int, ...],
     backends: Sequence[str] = ("torch", "ort"),
+    optional: Collection[str] = (),
     batches: Sequence[int] = (1, 8),
     threads: int | None = None,
     setting: Setting | None = None,
@@ -56,6 +59,8 @@ def profile_pair(
         image_shape: (3, height, width).
         backends: of "torch", "compile" (torch.compile), "ort" (ONNX Runtime on the CPU), "ort-cuda" and "ort-trt" (its
             CUDA and TensorRT providers), "tensorrt" (engines), "torch-trt" (programs of Torch-TensorRT).
+        optional: those of the backends that are left out, with a warning, if they cannot run here; at least one backend
+            must run.
         batches: images per call.
         threads: CPU threads of PyTorch and of ONNX Runtime; None takes every physical core of this process.
         setting: device, precision, layout, CUDA graph; None: PyTorch in fp32 on the CPU.
@@ -69,13 +74,15 @@ def profile_pair(
     Raises:
         UsageError: an unknown backend, a batch or a thread count below 1, a form that a candidate lacks, an option that
             a backend does not have, a batch that a file does not take.
+        DeviceMemoryError: a batch does not fit into the device's memory.
         MissingError, CorruptArtifact, ExportError: see `make_runner`.
     """
     threads, setting = physical_cores() if threads is None else threads, setting or Setting()
     _check_arguments(dense, slim, batches, threads, seconds)
     setting.require_possible(backends)
     environment = read_environment(threads=threads)
-    _warn_if_busy(environment, listener)
+    gpus = [device for backend in backends if (device := setting.device_of(backend)).type == "cuda"]
+    _warn_if_busy(environment, gpus[0] if gpus else None, listener)
     if iterations is None:
         iterations = FULL_ITERATIONS if seconds >= FULL_SECONDS else 0
     candidates = [candidate for candidate in (dense, slim) if candidate is not None]
@@ -84,17 +91,41 @@ def profile_pair(
     )
     comparisons = [(backend, batch) for backend in backends for batch in batches]
     rows: list[Row] = []
+    failed: dict[str, PassDeployError] = {}
     names = " and ".join(candidate.name for candidate in candidates)
     title = f"{names} in {', '.join(backends)}, {threads} thread{'s' if threads > 1 else ''}"
     with stage("profile", title, listener, total=len(comparisons)) as progress, torch_threads(threads):
         for done, (backend, batch) in enumerate(comparisons, start=1):
+            if backend in failed:
+                continue
             images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(seed))
-            measured = comparison.measure(backend, images)
+            fitted = max((row.batch for row in rows if row.backend == backend), default=None)
+            try:
+                with _batch_errors(backend, images, setting, fitted):
+                    measured = comparison.measure(backend, images)
+            except PassDeployError as error:
+                if backend not in optional:
+                    raise
+                failed[backend] = error
+                continue
             rows += measured
             figure = {"ms": measured[0].median_ms} if slim is None else {"speedup": measured[1].speedup}
             progress.step(done, len(comparisons), **figure)
+        if not rows:
+            raise next(iter(failed.values()))
         progress.text = "; ".join(row.in_words for row in rows if slim is not None and row.model == slim.name)
-    return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows))
+    skipped = tuple(SkippedBackend.of(backend, error) for backend, error in failed.items())
+    for each in skipped:
+        listener(Warned(each.in_words))
+    return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows), skipped)
+
+
+def _batch_errors(backend: str, images: Tensor, setting: Setting, fitted: int | None) -> Any:
+    """Return a context that reports a batch that does not fit into memory; `fitted` is the largest batch that did."""
+    batch, shape = len(images), " x ".join(map(str, images.shape[1:]))
+    advice = f"A batch of {fitted} did fit" if fitted else f"Try half of it: --batch {max(1, batch // 2)}"
+    what = f"profile in {backend}: a batch of {batch} images of {shape}, dense and slim together,"
+    return memory_errors(lambda: what, setting.device_of(backend), advice=f"{advice}; other programs use memory too.")
 
 
 @runtime_checkable
@@ -213,13 +244,22 @@ def _check_arguments(
         raise UsageError(f"both networks are called {slim.name!r}; the table could not tell them apart.")
 
 
-def _warn_if_busy(environment: Mapping[str, Any], listener: Listener) -> None:
-    """Warn if other processes use the CPU or a GPU is throttled before the measurement begins."""
+def _warn_if_busy(environment: Mapping[str, Any], device: torch.device | None, listener: Listener) -> None:
+    """Warn if other processes use the CPU or the GPU that is measured on, or it is throttled, before it begins."""
     busy, cores = environment["busy_cores"], environment["cores"]
     if busy is not None and busy > OTHERS_BUSY:
         listener(Warned(f"other processes keep {busy:.1f} of {cores} cores busy: latencies will scatter."))
-    for gpu in environment["gpus"]:
+    if device is None:
+        return
+    for gpu in environment["gpus"][device.index or 0 :][:1]:
         if reasons := gpu.get("throttled_by"):
             listener(
                 Warned(f"{gpu['name']} is throttled ({', '.join(reasons)}): latencies are longer than they need be.")
+            )
+        if others := gpu.get("other_processes"):
+            listener(
+                Warned(
+                    f"{gpu['name']} is also used by {', '.join(map(process_text, others))}: latencies will scatter and "
+                    "be too long, and less memory is left.\nStop it before you rely on these figures."
+                )
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import RunError, UsageError
+from passdeploy.errors import MissingError, RunError, UsageError
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.torch_trt import load_torch_trt
 from passdeploy.profiling.candidates import Candidate, has_tensorrt, read_program
@@ -15,8 +15,10 @@ from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import shape_text
 from passdeploy.profiling.pair import profile_pair
 from passdeploy.profiling.report import Profile
+from passdeploy.profiling.runners import PROVIDERS
 from passdeploy.profiling.trt_runner import read_input
-from passdeploy.runtime.events import Listener, silent
+from passdeploy.runtime.devices import find_device
+from passdeploy.runtime.events import Listener, Warned, silent
 
 _BACKEND_OF_SUFFIX = {".onnx": "ort", ".engine": "tensorrt", ".pt2": "torch"}
 _UNBOUNDED = 2**31  # largest batch of a file that takes any
@@ -39,11 +41,11 @@ def profile_files(
     Args:
         paths: one or two files of one kind.
         batches: images per call.
-        backend: `ort-cuda` or `ort-trt` for an ONNX file; None takes the default for the kind of file: ONNX Runtime on
-            the CPU, TensorRT, or PyTorch (Torch-TensorRT for a program with TensorRT inside).
+        backend: `ort`, `ort-cuda` or `ort-trt` for an ONNX file; None takes the default for the kind of file: ONNX
+            Runtime (CUDA where it starts), TensorRT, or PyTorch (Torch-TensorRT for a program with TensorRT inside).
         threads: CPU threads; None takes every physical core.
-        setting: the device of a program, and whether an engine is captured as a CUDA graph; not the precision, which is
-            fixed in the files.
+        setting: the device, which may be `auto`, and whether an engine is captured as a CUDA graph; not the precision,
+            which is fixed in the files. None: the GPU, without one the CPU.
         seconds: at least this long per batch size.
         image_size: of the input in pixels, for a file that does not fix it.
         trust_engine: load engines that have no sidecar, or that run code of their own.
@@ -60,8 +62,9 @@ def profile_files(
     for path in paths:
         if not path.is_file():
             raise RunError(f"there is no file {path}.\nWrite one with: passdeploy export --onnx")
-    setting = setting or Setting()
-    backend = _backend_of(paths, backend)
+    setting = setting or Setting(device="auto")
+    backend = _backend_of(paths, backend, setting.device, listener)
+    setting = setting.resolved((backend,), listener)
     if setting.precision != "fp32":
         raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
     if setting.channels_last:
@@ -90,7 +93,7 @@ def profile_files(
     )
 
 
-def _backend_of(paths: Sequence[Path], asked: str | None) -> str:
+def _backend_of(paths: Sequence[Path], asked: str | None, device: str, listener: Listener) -> str:
     """Choose the backend for these files and check it against the one asked for."""
     kinds = {path.suffix for path in paths}
     if unknown := sorted(kinds - set(_BACKEND_OF_SUFFIX)):
@@ -107,11 +110,23 @@ def _backend_of(paths: Sequence[Path], asked: str | None) -> str:
             "say nothing about the networks. Compare files of one kind."
         )
     (backend,) = defaults
+    if asked is None and backend == "ort" and find_device(device).type == "cuda":
+        return "ort-cuda" if device != "auto" or _starts_with_cuda(paths[0], listener) else "ort"
     if asked is None or asked == backend:
         return backend
     if backend == "ort" and asked in ("ort-cuda", "ort-trt"):
         return asked
     raise UsageError(f"{paths[0].name} runs in {backend}, not in {asked}: leave out --backend.")
+
+
+def _starts_with_cuda(path: Path, listener: Listener) -> bool:
+    """Test whether ONNX Runtime opens a file with its CUDA provider; warn if it does not."""
+    try:
+        open_session(path, threads=1, provider=PROVIDERS["ort-cuda"])
+    except MissingError as error:
+        listener(Warned(f"{path.name} is measured on the CPU: {error}"))
+        return False
+    return True
 
 
 def _image_shape(

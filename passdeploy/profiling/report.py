@@ -63,17 +63,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class SkippedBackend:
+    """A backend that was not asked for by name and cannot run here."""
+
+    backend: str
+    reason: str
+
+    @classmethod
+    def of(cls, backend: str, error: Exception) -> SkippedBackend:
+        """Take the reason from an error, in one line."""
+        return cls(backend, " ".join(str(error).split()) or type(error).__name__)
+
+    @property
+    def in_words(self) -> str:
+        """The sentence for the user."""
+        return f"{self.backend} is left out: {self.reason}"
+
+
+@dataclass(frozen=True)
 class Profile:
-    """All rows of a profile, and the environment they were measured in."""
+    """All rows of a profile, the environment they were measured in, and the backends that were left out."""
 
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
+    skipped: tuple[SkippedBackend, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of profile.json in plain lists and dicts."""
         lists = ("speedup_ci", "notes", "options")
         rows = [{**asdict(row), **{key: list(getattr(row, key)) for key in lists}} for row in self.rows]
-        return {"environment": dict(self.environment), "rows": rows}
+        skipped = [asdict(backend) for backend in self.skipped]
+        return {"environment": dict(self.environment), "rows": rows, "skipped": skipped}
 
 
 def make_row(

@@ -118,6 +118,13 @@ class Recipe(Section):
         "Left out, it is the name of the file.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of all random numbers of a run.")
+    deterministic: bool = Field(
+        default=True,
+        description="true: the same seed on the same device with the same versions gives the same plan and weights, "
+        "also after --resume; an operation that has no deterministic kernel is an error (a plan for a latency also "
+        "depends on what was measured). false: faster on a GPU, and gives this up: sums are added in any order, so two "
+        "runs soon differ in their weights, and may differ in their plan.",
+    )
     model: ModelSpec = Field(description="The network to prune.")
     data: DataSpec = Field(description="The images it is for.")
     train: TrainSpec = Field(

@@ -71,10 +71,12 @@ class Stage:
 
     def __init__(self, name: str, listener: Listener) -> None:
         self.name, self.listener, self.text = name, listener, ""
+        self.done = 0  # steps that were reported
         self.seconds = 0.0  # set when the stage has ended
 
     def step(self, done: int, total: int, **metrics: float) -> None:
         """Report step `done` of `total`."""
+        self.done = done
         self.listener(Step(self.name, done, total, metrics))
 
 

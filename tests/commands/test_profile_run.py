@@ -9,7 +9,7 @@ import pytest
 
 from passdeploy.commands import profile_run
 from passdeploy.errors import RunError
-from passdeploy.profiling import Setting
+from passdeploy.profiling import Candidate, Setting
 from passdeploy.runtime.events import silent
 
 
@@ -29,7 +29,8 @@ class Folder:
 
 
 def candidate(folder: Any, backend: str, precision: str) -> Any:
-    return profile_run._candidate(folder, "slim", (backend,), Setting(precision=precision), False, silent)
+    slim = Candidate("slim")
+    return profile_run._with_form(slim, folder, backend, Setting(precision=precision), False, silent)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
 
 TICKS = os.sysconf("SC_CLK_TCK")
 BEFORE = MachineCounters(at_s=10.0, busy_ticks=1000, own_cpu_s=5.0, quota_stops=3, heat_throttles=0)
-GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "processes": 1}
+OTHERS = [{"pid": 71, "name": "/usr/bin/python", "memory_mb": 2048}]
+GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "other_processes": []}
 
 
 def after(**changed: Any) -> MachineCounters:
@@ -50,8 +51,11 @@ def test_what_cannot_be_read_disturbs_nothing():
         ({}, ()),
         ({"throttled_by": ["SwPowerCap"]}, ("throttled: Imaginary GPU by SwPowerCap",)),
         ({"sm_clock_mhz": 1500}, ("throttled: the clock of Imaginary GPU fell from 1980 to 1500 MHz",)),
-        ({"sm_clock_mhz": 1950, "processes": 3}, ("disturbed: 2 other processes on Imaginary GPU",)),
-        ({"sm_clock_mhz": None, "processes": None, "throttled_by": None}, ()),
+        (
+            {"sm_clock_mhz": 1950, "other_processes": OTHERS},
+            ("disturbed: python (process 71, 2,048 MiB) on Imaginary GPU",),
+        ),
+        ({"sm_clock_mhz": None, "other_processes": None, "throttled_by": None}, ()),
     ],
 )
 def test_gpus_are_compared_with_what_they_were(changed: dict[str, Any], words: tuple[str, ...]):

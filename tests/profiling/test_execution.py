@@ -35,7 +35,7 @@ def test_files_may_have_any_precision():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")
 def test_a_gpu_that_is_not_there_is_missing():
-    with pytest.raises(MissingError, match="0 NVIDIA GPUs are visible"):
+    with pytest.raises(MissingError, match="0 NVIDIA GPUs can be used"):
         Setting(device="cuda").require_possible(("torch",))
 
 
