@@ -440,14 +440,20 @@ def show_schema(as_json: bool, quiet: bool) -> None:
 @main.command()
 @common_options
 def doctor(as_json: bool, quiet: bool) -> None:
-    """Show the packages of this machine, and for each command whether it can run here or what is missing."""
+    """Show the packages and GPUs of this machine, which backends start, and which commands can run here."""
     from passdeploy.commands.doctor import examine
+    from passdeploy.display.gpus import gpu_lines
 
     report = examine()
     _print_result(
         report,
         as_json,
         *(f"{name:<28} {version}" for name, version in report["versions"].items()),
+        *(gpu_lines(report["gpus"]) or [f"{'GPU':<28} none"]),
+        *(
+            f"{f'backend {name}':<28} {'starts on ' + start['device'] if start['ok'] else 'no: ' + start['why']}"
+            for name, start in report["starts"].items()
+        ),
         *(f"{name:<28} {'yes' if check['ok'] else 'no: ' + check['why']}" for name, check in report["can"].items()),
         *(
             f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"

@@ -1,4 +1,4 @@
-"""Check of which commands can run on this machine and what is missing for the others; changes nothing."""
+"""Check of the GPUs, of the backends that start and of the commands that can run here; changes nothing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,30 @@ from passdeploy.runtime.versions import package_versions
 
 
 def examine() -> dict[str, Any]:
-    """Collect package versions and try, for every command, what it needs.
+    """Collect package versions and GPUs, start every backend, and try, for every command, what it needs.
 
     Returns:
-        `versions`: package -> version; `can`: command -> `ok` and `why` not; `torch_tensorrt`: the releases of torch,
-        Torch-TensorRT and TensorRT that were made for each other.
+        `versions`: package -> version; `gpus`: name, memory, compute capability, driver, its newest CUDA and that of
+        PyTorch, and why PyTorch cannot use a GPU (`why`); `starts`: backend -> `ok`, `why` not, `device` and `seconds`;
+        `can`: command -> `ok` and `why` not; `torch_tensorrt`: the releases of torch, Torch-TensorRT and TensorRT that
+        were made for each other.
     """
-    from passdeploy.export.torch_trt import VERSION_MATRIX
+    import torch
 
+    from passdeploy.export.torch_trt import VERSION_MATRIX
+    from passdeploy.profiling.backend_start import try_backends
+    from passdeploy.profiling.nvml import read_gpus
+    from passdeploy.runtime.devices import find_device, unused_gpu
+
+    why = unused_gpu()
+    gpus = [
+        {"device": f"cuda:{index}", **gpu, "torch_cuda": torch.version.cuda, "why": why or ""}
+        for index, gpu in enumerate(read_gpus())
+    ]
     return {
         "versions": package_versions(),
+        "gpus": gpus,
+        "starts": try_backends(find_device()),
         "can": {name: _run_check(check) for name, check in _CHECKS.items()},
         "torch_tensorrt": list(VERSION_MATRIX),
     }

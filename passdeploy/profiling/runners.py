@@ -19,6 +19,7 @@ from passdeploy.errors import MissingError, UsageError, first_line, require
 from passdeploy.export.ort_session import open_session
 from passdeploy.profiling.cuda import capture_graph
 from passdeploy.profiling.execution import Setting
+from passdeploy.runtime.device_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -122,6 +123,8 @@ class CompiledRunner(TorchRunner):
             for _ in range(_CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
                 self.run()
         except Exception as error:  # the compiler raises errors of many types
+            if is_out_of_memory(error):
+                raise
             raise MissingError(
                 f"torch.compile cannot compile {self.artifact} here: {first_line(error)}\n"
                 "It needs a C++ compiler on the CPU, Triton on a GPU. Leave compile out of --backend."

@@ -81,7 +81,8 @@ def require_cublas_workspace_(listener: Listener = silent) -> None:
         listener(
             Warned(
                 f"CUDA started in this process before {WORKSPACE_VARIABLE} was set: products of matrices may differ "
-                f"from run to run.\nSet {WORKSPACE_VARIABLE}={_WORKSPACES[0]} before Python starts, or deterministic: false."
+                f"from run to run.\nSet {WORKSPACE_VARIABLE}={_WORKSPACES[0]} before Python starts, or recipes to "
+                "deterministic: false."
             )
         )
     if given is not None and given not in _WORKSPACES:
@@ -159,7 +160,7 @@ def _pools_adaptively(network: nn.Module) -> bool:
 
 
 class _DeterministicPooling(TorchFunctionMode):
-    """Replacement of adaptive average pooling, whose gradient on a GPU is not deterministic, by products of matrices."""
+    """Replacement of adaptive average pooling, whose gradient on a GPU varies, by products of matrices."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
