@@ -4,8 +4,8 @@
 
 Each network is pruned on the digits four times: twice with `deterministic: true`, once killed (SIGKILL, at a random
 step) and resumed, and once with `deterministic: false`. The SHA-256 of plan.json and slim.safetensors are compared.
-Then a training step on a batch that stays on the device is timed with deterministic algorithms and without, in turns. Takes
-under 3 minutes on a GPU; the exit code is 1 if the bits of the deterministic runs differ.
+Then a training step on a batch that stays on the device is timed with deterministic algorithms and without, in turns.
+Takes under 3 minutes on a GPU; the exit code is 1 if the bits of the deterministic runs differ.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from passdeploy.cli import main
@@ -118,6 +119,8 @@ def test_doctor_says_what_works_here(call):
     document = json.loads(call("doctor", "--json").stdout)
     assert document["versions"]["passdeploy"]
     assert document["can"]["check and profile ONNX"] == {"ok": True, "why": ""}
+    assert document["starts"]["ort"]["ok"]
+    assert bool(document["gpus"]) == torch.cuda.is_available()
 
 
 def mistakes(tmp_path: Path) -> dict[str, tuple[list[str], int, str]]:

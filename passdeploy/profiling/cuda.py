@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from passdeploy.errors import UsageError, first_line
+from passdeploy.runtime.device_memory import is_out_of_memory
 
 _CALLS_BEFORE_CAPTURE = 3  # libraries choose their kernels and allocate memory in the first calls
 
@@ -43,6 +44,8 @@ def capture_graph(work: Callable[[], object], what: str) -> Callable[[], None]:
         with torch.cuda.graph(graph):
             work()
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise UsageError(
             f"{what} cannot be captured as a CUDA graph: {first_line(error)}\nMeasure it without --cuda-graph."
         ) from error

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from passdeploy.commands import profile_run
-from passdeploy.errors import RunError
+from passdeploy.errors import MissingError, RunError
 from passdeploy.profiling import Candidate, Setting
-from passdeploy.runtime.events import silent
+from passdeploy.runtime.events import Event, silent
 
 
 class Folder:
@@ -60,3 +61,24 @@ def test_the_file_of_the_precision_is_measured(
 def test_what_was_not_exported_is_named_with_the_command(backend: str, words: str):
     with pytest.raises(RunError, match=words):
         candidate(Folder(), backend, "fp16")
+
+
+def test_a_backend_that_was_not_named_is_left_out_if_its_file_is_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(profile_run, "load_network", lambda *_: nn.Identity())
+    folder: Any = Folder("export/model.engine")
+    gpu = Setting(device="cuda")
+    monkeypatch.setattr(Setting, "require_possible", lambda self, backends: None)
+    wanted = profile_run._default_backends(folder, gpu)
+    assert wanted == ("torch", "compile", "ort-cuda", "tensorrt")
+    heard: list[Event] = []
+    monkeypatch.setattr(profile_run, "require_provider", lambda name: (_ for _ in ()).throw(MissingError(f"no {name}")))
+    forms = profile_run._load_forms(folder, wanted, wanted, gpu, False, heard.append)
+    assert forms.backends == ("torch", "compile")
+    reasons = {skipped.backend: skipped.reason for skipped in forms.skipped}
+    assert reasons["ort-cuda"] == "no CUDAExecutionProvider"  # and nothing was exported for it
+    assert "has no export/dense.engine to measure. Write both networks" in reasons["tensorrt"]
+    assert len(heard) == 2
+    with pytest.raises(RunError, match=r"dense\.engine"):
+        profile_run._load_forms(folder, ("torch", "tensorrt"), (), gpu, False, silent)
+    with pytest.raises(MissingError, match="no CUDA"):
+        profile_run._load_forms(folder, ("ort-cuda",), ("ort-cuda",), gpu, False, silent)

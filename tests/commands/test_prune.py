@@ -24,6 +24,7 @@ from passdeploy.errors import (
     BudgetError,
     CorruptArtifact,
     DataError,
+    DeviceMemoryError,
     PlanError,
     RunError,
     TrainingError,
@@ -34,7 +35,7 @@ from passdeploy.export.packaging import Packaging
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runtime.events import StageFinished, StageStarted, Step
+from passdeploy.runtime.events import Stage, StageFinished, StageStarted, Step
 from passdeploy.training.evaluate import evaluate
 from tests.conftest import write_image_folder
 
@@ -78,6 +79,8 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
     assert list(summary["seconds"]) == STAGES
     assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
     assert [row["model"] for row in summary["latency"]] == ["dense", "slim"]
+    assert summary["environment"]["deterministic"]
+    assert {row["device"] for row in summary["latency"]} == {summary["environment"]["device"]}
 
 
 def test_every_file_of_the_run_is_there_and_recorded(finished: prune.RunResult):
@@ -121,6 +124,37 @@ def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
     for name in ("plan.json", "slim.safetensors", "dense.safetensors"):
         assert (tmp_path / "latest" / name).read_bytes() == (finished.path / name).read_bytes(), name
+
+
+def test_stages_are_deterministic_unless_the_recipe_says_otherwise_and_measurements_are_not(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, bool] = {}
+
+    def note(event: object) -> None:
+        if isinstance(event, Step):
+            seen[event.stage] = torch.are_deterministic_algorithms_enabled()
+
+    weights = [f"model.weights={finished.path / 'dense.safetensors'}", "prune.steps=2", "finetune.epochs=1"]
+    prune.run(tiny_recipe, out=tmp_path, overrides=weights, tell=note)
+    assert seen == {"learn": True, "finetune": True, "profile": False}
+    assert not torch.are_deterministic_algorithms_enabled()
+    result = prune.run(tiny_recipe, out=tmp_path, overrides=[*weights, "deterministic=false"], tell=note)
+    assert seen == {"learn": False, "finetune": False, "profile": False}
+    assert not result.summary["environment"]["deterministic"]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_named_with_its_stage(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def exhausted(*_: object, stage: Stage, **__: object) -> None:
+        stage.step(3, 10)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(prune, "fit", exhausted)
+    words = r"stage dense, after 3 steps: a batch of 16 images of 3 x 16 x 16 .*\nHalve it: --set data\.batch_size=8"
+    with pytest.raises(DeviceMemoryError, match=words):
+        prune.run(tiny_recipe, out=tmp_path)
 
 
 def test_the_weights_learn_masks_at_a_rate_of_their_own(tiny_recipe: Path, tmp_path: Path):

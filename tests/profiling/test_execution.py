@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from passdeploy.errors import MissingError, UsageError
-from passdeploy.profiling import Setting
+from passdeploy.profiling import Setting, execution
 from passdeploy.profiling.runners import TorchRunner
+from passdeploy.runtime.events import Event, Warned
 
 IMAGES = torch.randn(2, 3, 4, 4)
 
@@ -64,3 +65,41 @@ def test_eager_replays_its_graph(monkeypatch: pytest.MonkeyPatch):
     runner.prepare(IMAGES)
     runner.run()
     assert replays == ["Identity"]
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, *, is_there: bool) -> None:
+    """Pretend that `auto` finds a GPU, or none."""
+
+    def find(name: str) -> torch.device:
+        return torch.device(("cuda" if is_there else "cpu") if name == "auto" else name)
+
+    monkeypatch.setattr(execution, "find_device", find)
+    monkeypatch.setattr(execution, "unused_gpu", lambda: None if is_there else "an old driver")
+
+
+@pytest.mark.parametrize(
+    ("is_there", "device", "backends", "expected"),
+    [
+        (True, "auto", (), "cuda"),
+        (True, "auto", ("torch", "tensorrt"), "cuda"),
+        (True, "auto", ("torch", "ort"), "cpu"),  # the name of ONNX Runtime on the CPU
+        (True, "cpu", (), "cpu"),
+        (True, "cuda:1", ("ort",), "cuda:1"),  # which `require_possible` refuses
+        (False, "auto", (), "cpu"),
+    ],
+)
+def test_the_target_is_the_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool, device: str, backends: tuple[str, ...], expected: str
+):
+    gpu(monkeypatch, is_there=is_there)
+    heard: list[Event] = []
+    resolved = Setting(device, precision="fp16").resolved(backends, heard.append)
+    assert resolved == Setting(expected, precision="fp16")
+    assert heard == ([] if is_there else [Warned("an old driver")])
+
+
+def test_the_backends_of_a_device_are_those_that_make_sense_there():
+    assert execution.default_backends(torch.device("cpu"), has_engine=True) == ("torch", "ort")
+    gpu = torch.device("cuda")
+    assert execution.default_backends(gpu) == ("torch", "compile", "ort-cuda")
+    assert execution.default_backends(gpu, has_engine=True, has_program=True)[3:] == ("tensorrt", "torch-trt")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from passdeploy.errors import MissingError, UsageError
+from passdeploy.errors import DeviceMemoryError, MissingError, UsageError
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import Candidate, Setting, pair, profile_pair
 from passdeploy.profiling.interleaved import SESSIONS
 from passdeploy.profiling.runners import Runner
 from passdeploy.runtime import cuda_driver
-from passdeploy.runtime.events import Event, Step
+from passdeploy.runtime.events import Event, Step, Warned
 
 from .fakes import FakeClock, FakeRunner
 
@@ -229,3 +229,84 @@ def test_a_missing_file_names_the_command(tmp_path: Path):
     dense = Candidate("dense", onnx=tmp_path / "dense.onnx")
     with pytest.raises(UsageError, match=r"no ONNX file .*dense\.onnx"):
         profile_pair(dense, SLIM, image_shape=(3, 4, 4), backends=["ort"])
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, clock: FakeClock, errors: dict[str, Exception]) -> None:
+    """Let every network take a millisecond, except on the backends with an error, which is raised."""
+
+    def runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
+        if backend in errors:
+            raise errors[backend]
+        return FakeRunner(candidate.name, clock, 1.0)
+
+    monkeypatch.setattr(pair, "make_runner", runner)
+
+
+def test_a_backend_that_was_not_named_and_does_not_start_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+):
+    events: list[Event] = []
+    refusing(monkeypatch, clock, {"compile": MissingError("there is no Triton.\nInstall it.")})
+
+    def profile(optional: tuple[str, ...]) -> pair.Profile:
+        return profile_pair(
+            *(DENSE, SLIM),
+            image_shape=(3, 4, 4),
+            backends=("torch", "compile"),
+            optional=optional,
+            threads=1,
+            clock=clock,
+            listener=events.append,
+        )
+
+    document = profile(("torch", "compile")).to_json()
+    assert {row["backend"] for row in document["rows"]} == {"fake"}
+    assert [(row["model"], row["batch"]) for row in document["rows"]] == [
+        *(("dense", 1), ("slim", 1)),
+        *(("dense", 8), ("slim", 8)),
+    ]
+    assert document["skipped"] == [{"backend": "compile", "reason": "there is no Triton. Install it."}]
+    assert Warned("compile is left out: there is no Triton. Install it.") in events
+    with pytest.raises(MissingError, match="no Triton"):
+        profile(("torch",))  # compile was named
+
+
+def test_where_no_backend_starts_the_first_error_is_raised(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    both = ("torch", "ort")
+    refusing(monkeypatch, clock, {name: MissingError(f"no {name} here") for name in both})
+    with pytest.raises(MissingError, match="no torch here"):
+        profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), backends=both, optional=both, threads=1, clock=clock)
+
+
+def test_a_batch_that_does_not_fit_is_named_with_one_that_did(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
+    class Large(FakeRunner):
+        backend = "torch"
+
+        def prepare(self, images: torch.Tensor) -> None:
+            if len(images) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
+
+    monkeypatch.setattr(pair, "make_runner", lambda candidate, *_: Large(candidate.name, clock, 1.0))
+    arguments = {"image_shape": (3, 4, 4), "backends": ["torch"], "threads": 1, "seconds": 0.5, "clock": clock}
+    with pytest.raises(
+        DeviceMemoryError, match=r"profile in torch: a batch of 32 images of 3 x 4 x 4, .*\nA batch of 8"
+    ):
+        profile_pair(DENSE, SLIM, batches=(1, 8, 32), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(DeviceMemoryError, match=r"\nTry half of it: --batch 16"):
+        profile_pair(DENSE, SLIM, batches=(32,), **arguments)  # type: ignore[arg-type]
+
+
+def test_others_on_the_gpu_that_is_measured_are_named_before_it_begins():
+    others = [{"pid": 71, "name": "/usr/bin/python", "memory_mb": 2048}]
+    environment = {
+        "busy_cores": 0.0,
+        "cores": 2,
+        "gpus": [{"name": "Small GPU", "other_processes": others}, {"name": "Large GPU", "other_processes": others}],
+    }
+    events: list[Event] = []
+    pair._warn_if_busy(environment, None, events.append)
+    assert not events  # measured on the CPU
+    pair._warn_if_busy(environment, torch.device("cuda:1"), events.append)
+    (warning,) = events
+    assert isinstance(warning, Warned)
+    assert warning.text.startswith("Large GPU is also used by python (process 71, 2,048 MiB): latencies will scatter")
