@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from passdeploy.models.modes import evaluating
+from passdeploy.runtime.determinism import deterministic_algorithms
 from passdeploy.training.losses import logits_of
 from passdeploy.training.optimizers import make_optimizer
 
@@ -70,6 +71,7 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
                 break
         return min(times)
 
-    with evaluating(network, training=True), torch.random.fork_rng():
+    is_deterministic = deterministic_algorithms(prepared.recipe.deterministic, device, network=network)
+    with is_deterministic, evaluating(network, training=True), torch.random.fork_rng():
         per_image = fastest_step(few) / few
         return fastest_step(many) / many if few < many and per_image * many < MAX_SECONDS / 2 else per_image

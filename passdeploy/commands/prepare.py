@@ -70,10 +70,11 @@ def build_dense(recipe: Recipe, num_classes: int, *, allow_code: bool = False) -
     )
 
 
-def prepare(recipe: Recipe, *, allow_code: bool = False, listener: Listener = silent) -> Prepared:
+def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, listener: Listener = silent) -> Prepared:
     """Load the data and the network of a recipe, find the channel groups and check that the budget can be met.
 
-    For a latency target it also finds the network's latency table, which is measured unless it is in the cache.
+    For a latency target it also finds the network's latency table, which is measured unless it is in the cache: on
+    `device`, unless the recipe names another.
     """
     data = load_data(recipe.data)
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code)
@@ -90,7 +91,7 @@ def prepare(recipe: Recipe, *, allow_code: bool = False, listener: Listener = si
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
     target = None
     if recipe.prune.target.kind in ("latency", "latency_ms"):
-        target = prepare_target(recipe.prune, dense, channels, data.image_shape, listener=listener)
+        target = prepare_target(recipe.prune, dense, channels, data.image_shape, device=device, listener=listener)
         channels, budget, round_to = target.channels, target.budget, target.round_to
     else:
         budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)

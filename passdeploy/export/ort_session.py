@@ -37,6 +37,7 @@ def open_session(
     *,
     threads: int,
     provider: str = "CPUExecutionProvider",
+    gpu: int = 0,
     is_optimised: bool = True,
     profile_to: Path | None = None,
 ) -> Any:
@@ -49,6 +50,7 @@ def open_session(
         source: the file, or the graph.
         threads: number of threads within an operator.
         provider: the execution provider that must run the graph.
+        gpu: number of the GPU, for a provider that runs on one.
         is_optimised: False turns off ONNX Runtime's graph optimisations.
         profile_to: path, without its suffix, of a profile that ONNX Runtime writes; None: no profile.
 
@@ -73,7 +75,9 @@ def open_session(
     require_provider(provider)
     try:
         content = str(source) if isinstance(source, Path) else source.SerializeToString()
-        session = ort.InferenceSession(content, options, providers=[provider])
+        session = ort.InferenceSession(
+            content, options, providers=[(provider, {"device_id": gpu}) if gpu else provider]
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         shown = source if isinstance(source, Path) else "the graph"
         raise CorruptArtifact(

@@ -27,6 +27,7 @@ from passdeploy.runtime.events import Listener, Stage, silent
 
 if TYPE_CHECKING:
     from passdeploy.recipe import PruneSpec
+    from passdeploy.recipe.pruning import MeasureSpec
 
 SECONDS_PER_PLAN = 3.0  # length of each measurement of a plan
 
@@ -91,6 +92,7 @@ def prepare_target(
     channels: ChannelMap,
     image_shape: tuple[int, ...],
     *,
+    device: str = "auto",
     listener: Listener = silent,
 ) -> LatencyTarget:
     """Find or measure the table of a network and derive the budget from it; trains nothing.
@@ -100,6 +102,7 @@ def prepare_target(
         dense: the network, with any weights.
         channels: its groups.
         image_shape: (3, height, width).
+        device: that the run asked for, which `prune.measure.device: auto` stands for.
         listener: receives progress events of the table.
 
     Raises:
@@ -108,17 +111,18 @@ def prepare_target(
         PlanError: the table is of another network.
     """
     measure = prune.measure
-    setting = Setting(measure.device, measure.precision, measure.channels_last, measure.cuda_graph)
+    loaded = None if measure.table is None else LatencyTable.load(Path(measure.table))
+    setting = _setting_of(measure, loaded, device, listener)
     require_table_support(measure.backend, setting)
     context = MeasurementContext.here(
         backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape, setting=setting
     )
     is_here = True
-    if measure.table is not None:
-        table = LatencyTable.load(Path(measure.table))
+    if loaded is not None:
+        table = loaded
         is_here = not table.context.differences(context)
         if not measure.force:
-            table.context.require(context, measure.table)
+            table.context.require(context, str(measure.table))
     else:
         images = example_images(measure.batch, image_shape)
         table = find_table(context, dense, channels, images, listener=listener)
@@ -135,6 +139,17 @@ def prepare_target(
     limit = int(goal.ms * NS_PER_MS) if goal.ms is not None else int((goal.share or 1.0) * dense_ns)
     round_to = block_of(measure.backend, setting) if prune.round_to == "auto" else int(prune.round_to)
     return LatencyTarget(goal, context, table, channels, Budget("latency", limit), round_to, is_here)
+
+
+def _setting_of(measure: MeasureSpec, table: LatencyTable | None, device: str, listener: Listener) -> Setting:
+    """Return the setting of a recipe's measurements; `auto` is the device of the table, without one that of the run."""
+    setting = Setting(measure.device, measure.precision, measure.channels_last, measure.cuda_graph)
+    if measure.device != "auto":
+        return setting
+    if table is not None:
+        return replace(setting, device=table.context.device)
+    wanted = "auto" if measure.backend == "ort" else device
+    return replace(setting, device=wanted).resolved((measure.backend,), listener)
 
 
 def meet_target(

@@ -52,7 +52,7 @@ def make_runner(candidate: Candidate, backend: str, threads: int, setting: Setti
     if backend == "compile" and candidate.module is not None:
         return CompiledRunner(candidate.name, candidate.module, artifact=candidate.weights, setting=setting)
     if backend in PROVIDERS and candidate.onnx is not None:
-        return OrtRunner(candidate.name, candidate.onnx, threads=threads, backend=backend)
+        return OrtRunner(candidate.name, candidate.onnx, threads=threads, backend=backend, device=device)
     if backend == "tensorrt" and candidate.engine is not None:
         return EngineRunner(
             candidate.name,

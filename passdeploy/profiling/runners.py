@@ -191,12 +191,15 @@ class OrtRunner:
         *,
         threads: int,
         backend: str = "ort",
+        device: str = "cuda",
         profile_to: Path | None = None,
     ) -> None:
         self.name, self.artifact = name, source.name if isinstance(source, Path) else "graph"
-        self.backend, self.device = backend, "cpu" if backend == "ort" else "cuda"
-        self.source, self.threads = source, threads
-        self.session = open_session(source, threads=threads, provider=PROVIDERS[backend], profile_to=profile_to)
+        self.backend, self.device = backend, "cpu" if backend == "ort" else device
+        self.source, self.threads, self._gpu = source, threads, torch.device(self.device).index or 0
+        self.session = open_session(
+            source, threads=threads, provider=PROVIDERS[backend], gpu=self._gpu, profile_to=profile_to
+        )
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get("precision", "as in the file")
         self.images = torch.empty(0)
         self._binding: Any = None
@@ -221,9 +224,11 @@ class OrtRunner:
             return
         ort = require("onnxruntime", extra="gpu")
         self._binding.bind_ortvalue_input(
-            network_input.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", 0)
+            network_input.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", self._gpu)
         )
-        self._binding.bind_output(self.session.get_outputs()[0].name, "cuda", 0)  # the output stays on the device
+        self._binding.bind_output(
+            self.session.get_outputs()[0].name, "cuda", self._gpu
+        )  # the output stays on the device
 
     def run(self) -> None:
         """Run once and wait until it is done, on a GPU too, so that the host's clock can time it."""

@@ -70,7 +70,10 @@ class MeasureSpec(Section):
     batch: int = Field(default=8, ge=1, description="Images per call.")
     threads: int = Field(default=1, ge=1, description="CPU threads of the backend.")
     device: str = Field(
-        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="Of torch and compile: cpu, cuda or cuda:N."
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto: the device of --device, which is the GPU where there is one; ort stays on the CPU, and a "
+        "table is of the device it was made on. Otherwise, for torch and compile: cpu, cuda or cuda:N.",
     )
     precision: Literal["fp32", "fp16", "bf16", "int8"] = Field(
         default="fp32", description="That networks run in; int8 with tensorrt only, ort on the CPU is fp32."

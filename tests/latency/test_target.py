@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
@@ -17,9 +20,11 @@ from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.latency import find_table, search, target
 from passdeploy.latency.sampling import SamplingPlan
-from passdeploy.profiling import Setting
+from passdeploy.profiling import Setting, execution
 from passdeploy.recipe import load_recipe
+from passdeploy.recipe.pruning import MeasureSpec
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.events import silent
 
 from .fakes import SteadySampler
 
@@ -176,3 +181,25 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], words: str):
     refused = call("profile", *arguments)
     assert refused.exit_code == 2
     assert words in refused.output
+
+
+@pytest.mark.parametrize(
+    ("measure", "device", "of_table", "expected"),
+    [
+        ({"backend": "torch"}, "auto", None, "cuda"),
+        ({"backend": "torch"}, "cpu", None, "cpu"),  # --device cpu
+        ({"backend": "compile"}, "cuda:1", None, "cuda:1"),
+        ({"backend": "ort"}, "auto", None, "cpu"),
+        ({"backend": "ort"}, "cuda:1", None, "cpu"),
+        ({"backend": "torch", "device": "cpu"}, "cuda", None, "cpu"),  # the recipe says it
+        ({"backend": "torch"}, "cpu", "cuda", "cuda"),  # a table that was made on another machine
+    ],
+)
+def test_latencies_are_of_the_gpu_where_there_is_one(
+    measure: dict[str, str], device: str, of_table: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(execution, "find_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(execution, "unused_gpu", lambda: None)
+    made: Any = None if of_table is None else SimpleNamespace(context=SimpleNamespace(device=of_table))
+    spec = MeasureSpec(**measure)  # type: ignore[arg-type]
+    assert target._setting_of(spec, made, device, silent) == Setting(expected)

@@ -60,17 +60,21 @@ def test_a_provider_that_was_silently_replaced_is_an_error(relu: Path, monkeypat
         def get_providers(self) -> list[str]:
             return ["CPUExecutionProvider"]
 
+    asked: list[list[Any]] = []
+
     def fake(module: str, extra: str) -> Any:
         return SimpleNamespace(
             __version__="1.0",
             SessionOptions=onnxruntime.SessionOptions,
             get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-            InferenceSession=lambda *_, **__: Replaced(),
+            InferenceSession=lambda *_, providers, **__: asked.append(providers) or Replaced(),
         )
 
     monkeypatch.setattr(ort_session, "require", fake)
-    with pytest.raises(MissingError, match="asked ONNX Runtime for CUDAExecutionProvider, it runs CPU"):
-        open_session(relu, threads=1, provider="CUDAExecutionProvider")
+    for gpu in (0, 1):
+        with pytest.raises(MissingError, match="asked ONNX Runtime for CUDAExecutionProvider, it runs CPU"):
+            open_session(relu, threads=1, provider="CUDAExecutionProvider", gpu=gpu)
+    assert asked == [["CUDAExecutionProvider"], [("CUDAExecutionProvider", {"device_id": 1})]]
 
 
 def test_pytorch_runs_a_copy_in_eval_mode_without_gradients():
