@@ -53,7 +53,7 @@ class DecodingProcesses:
         """Begin to decode a batch to squares of `image_size` pixels."""
         assert len(self._sizes) < self.slots
         image_bytes, slot = 3 * image_size**2, self._next_slot
-        files = [(slot * self.slot_bytes + index * image_bytes, path) for index, path in enumerate(paths)]
+        files = [(slot * self.slot_bytes + index * image_bytes, str(path)) for index, path in enumerate(paths)]
         for number, connection in enumerate(self._connections):
             try:
                 connection.send((image_size, files[number :: self.count]))

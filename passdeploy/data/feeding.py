@@ -1,8 +1,8 @@
-"""Batches for a GPU: put together ahead of use by a thread, copied as uint8, and changed and normalised on the GPU.
+"""Batches for a GPU, made ahead of use by a thread: copied as uint8, then changed and normalised on the GPU.
 
-The thread copies on a stream of its own, from pinned memory, so that neither the host nor the kernels of the training
-wait for a copy. Where the images of a split fit into a quarter of the GPU's free memory, they stay there once decoded,
-and only their indices travel.
+The thread copies from pinned memory and queues its work behind that of the training, in the same stream: neither side
+waits, and memory is used again in the order of the stream. Where the images of a split fit into a quarter of the GPU's
+free memory, they stay there once decoded, and only their indices travel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ RESIDENT_SHARE = 0.25  # of the free memory of a GPU that the images of a split 
 _BATCHES_READY = 2
 
 Item = TypeVar("Item")
-_Copied = tuple[Tensor, Tensor, "torch.cuda.Event | None"]  # pixels, facts, the end of their copies
 
 
 def is_fed(device: torch.device) -> bool:
@@ -47,33 +46,33 @@ class DeviceFeed:
     def __init__(self, reader: PixelReader, device: torch.device) -> None:
         self.reader, self.device, self._normalisation = reader, device, Normalisation()
         self._is_cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if self._is_cuda else None
+        self._stream: torch.cuda.Stream | None = None  # that the last batches were made on
         self._resident = _ResidentPixels(len(reader), reader.image_size, device) if self._fits() else None
 
     def batches(self, plans: Sequence[BatchPlan]) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over normalised images, float32 (batch, 3, height, width), with labels, both on the device."""
-        for pixels, facts, copied in ahead(self._copied(plans), _BATCHES_READY):
-            if copied is not None:
-                stream = torch.cuda.current_stream(self.device)
-                stream.wait_event(copied)
-                for tensor in (pixels, facts):
-                    tensor.record_stream(stream)  # else its memory could be reused while it is read
-            images = pixels if len(facts) == 1 else change_on_device(pixels, facts[1:].T)
-            yield self._normalisation.apply(images), facts[0]
+        stream = torch.cuda.current_stream(self.device) if self._is_cuda else None
+        if stream and self._stream and stream != self._stream:
+            stream.wait_stream(self._stream)  # it may still be filling the memory of the images that stay
+        self._stream = stream
+        return ahead(self._made(plans, stream), _BATCHES_READY)
 
-    def _copied(self, plans: Sequence[BatchPlan]) -> Generator[_Copied, None, None]:
-        """Iterate over pixels and facts (labels; then, if any, changes) on the device."""
+    def _made(
+        self, plans: Sequence[BatchPlan], stream: torch.cuda.Stream | None
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Queue the work of each batch on a stream."""
         resident = self._resident
         wanted = [plan.images if resident is None else resident.missing(plan.images) for plan in plans]
-        for plan, part, pixels in zip(plans, wanted, self._read(wanted), strict=True):
-            facts = plan.labels[None] if plan.changes is None else torch.cat([plan.labels[None], plan.changes.T])
-            with torch.cuda.stream(self._stream) if self._stream else nullcontext():
+        for plan, part, decoded in zip(plans, wanted, self._read(wanted), strict=True):
+            with torch.cuda.stream(stream) if stream else nullcontext():
                 if resident is None:
-                    on_device = self._to_device(pixels)
+                    pixels = self._to_device(decoded)
                 else:
-                    resident.add_(part, pixels)
-                    on_device = resident.pixels.index_select(0, self._to_device(resident.places[plan.images]))
-                batch = on_device, self._to_device(facts), self._stream.record_event() if self._stream else None
+                    resident.add_(part, decoded)
+                    pixels = resident.pixels.index_select(0, self._to_device(resident.places[plan.images]))
+                if plan.changes is not None:
+                    pixels = change_on_device(pixels, self._to_device(plan.changes))
+                batch = self._normalisation.apply(pixels), self._to_device(plan.labels)
             yield batch
 
     def _read(self, wanted: Sequence[Tensor]) -> Iterator[Tensor]:

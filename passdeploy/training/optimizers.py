@@ -79,8 +79,7 @@ class WeightAverage:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         state = model.state_dict()
-        for name, average in self.tensors.items():
-            average.lerp_(state[name], 1 - decay)
+        torch._foreach_lerp_([*self.tensors.values()], [state[name] for name in self.tensors], 1 - decay)
 
     def load_(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Load a saved average and the number of its steps."""

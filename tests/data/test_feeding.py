@@ -102,13 +102,17 @@ def test_images_that_stay_on_the_device_are_decoded_once(folder: Path, fed: None
         [*partly.batches(6, epoch=1, device=DEVICE)]
 
 
+@pytest.mark.parametrize("is_resident", [True, False])
 def test_changing_and_normalising_reads_nothing_from_the_device(
-    folder: Path, fed: None, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, is_resident: bool
 ):
+    monkeypatch.setattr(DeviceFeed, "_fits", lambda self: is_resident)
     reads, real = DeviceReads([]), DeviceFeed._to_device
     monkeypatch.setattr(DeviceFeed, "_to_device", lambda self, tensor: reads.put_on_device(real(self, tensor.clone())))
+    split = images_in(folder, is_cached=True).train
+    plans = split._plans(torch.arange(20), 5, (0, 1), split._draw_changes(20, 0, 0))  # type: ignore[attr-defined]
     with reads:
-        batches = [*images_in(folder).train.batches(5, epoch=0, augment=True, device=DEVICE)]
+        batches = [*DeviceFeed(split._reader, DEVICE)._made(plans, None)]  # type: ignore[attr-defined]
         assert all(reads.is_on_device(images) and reads.is_on_device(labels) for images, labels in batches)
     assert len(batches) == 4
     assert reads.reads == []
