@@ -107,8 +107,8 @@ def measure_cell(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, 
     key = {"network": cell.network, "batch": cell.batch, "backend": cell.backend, "precision": setting.precision}
     began = perf_counter()
     images = example_images(cell.batch, shape)
-    sampler = make_sampler(cell.backend, model, channels, images, threads=1, setting=setting)
     with side_stream(setting.device_of(cell.backend)):
+        sampler = make_sampler(cell.backend, model, channels, images, threads=1, setting=setting)
         table = sample_latency(sampler, channels, context, plan)
         facts = {
             **key,
@@ -194,6 +194,7 @@ def run(options: argparse.Namespace) -> Results:
         except Exception as error:  # the next cell may do better; drivers and compilers raise errors of many types
             results.add({**key, "failed": f"{type(error).__name__}: {first_line(error, longest=None)}"})
         took[cell.backend] = perf_counter() - cell_began
+        torch._dynamo.reset()  # frees the memory of compiled networks
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

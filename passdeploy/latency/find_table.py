@@ -29,6 +29,7 @@ def cached_table(path: Path) -> LatencyTable | None:
         return None  # it is measured again and overwritten
 
 
+_GPU_METHOD = 2  # part of the key of tables of a GPU: those before had events on another stream than the work
 DEFAULT_SAMPLING: SamplingPlan | None = None  # None: by the backend
 
 
@@ -53,7 +54,8 @@ def find_table(
         fresh: measure the table even if it is in the cache.
         listener: receives progress events.
     """
-    path = cache_folder() / f"latency-{context.key(_structure_hash(channels))}.json"
+    method = () if context.device == "cpu" else (_GPU_METHOD,)
+    path = cache_folder() / f"latency-{context.key(_structure_hash(channels), *method)}.json"
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
@@ -71,9 +73,8 @@ def open_sampler(
     context: MeasurementContext, dense: nn.Module, channels: ChannelMap, images: Tensor
 ) -> Iterator[LatencySampler]:
     """Make a sampler for a network; inside the context, work on a GPU is queued on a side stream."""
-    sampler = make_sampler(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
     with side_stream(context.setting.device_of(context.backend)):
-        yield sampler
+        yield make_sampler(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
 
 
 def _structure_hash(channels: ChannelMap) -> str:

@@ -30,7 +30,7 @@ from passdeploy.latency.onnx_resizing import ResizableGraph
 from passdeploy.latency.ort_sampler import OrtSampler
 from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
-from passdeploy.profiling.clock import clock_for
+from passdeploy.profiling.clock import clock_of_backend
 from passdeploy.profiling.execution import ON_GPU, Setting
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.slimming.slim import slim
@@ -92,11 +92,12 @@ def make_sampler(
             layers=engine_layers(graphs.source, graphs.layers),
             names=graphs.layers,
             block=block,
-            clock=clock_for(device),
+            clock=clock_of_backend(backend, device),
         )
     in_pytorch = Setting(device=str(device), precision=setting.precision)
     operators = TorchSampler(SlimNetworks(model, channels).at, images, threads=threads, block=block, setting=in_pytorch)
-    return WholeCallSampler(backend, ort_loader(graphs.at, images, backend=backend, threads=threads), operators)
+    load = ort_loader(graphs.at, images, backend=backend, threads=threads)
+    return WholeCallSampler(backend, load, operators, clock=clock_of_backend(backend, device))
 
 
 def require_table_support(backend: str, setting: Setting) -> None:

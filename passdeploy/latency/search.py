@@ -22,7 +22,7 @@ from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
 from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.network_timing import SLOW_TO_BUILD, LatencySampler
 from passdeploy.latency.table import LatencyTable
-from passdeploy.profiling.clock import Clock, clock_for
+from passdeploy.profiling.clock import Clock, clock_of_backend
 from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
 from passdeploy.profiling.interleaved import BUILT_ONCE, RunnerBuilder, TimeBudget, build_in_turns, measure_sessions
 from passdeploy.profiling.runners import torch_threads
@@ -120,7 +120,7 @@ class LatencySearch:
         self._sampler, self._channels, self._table, self._round_to = sampler, channels, table, round_to
         self._threads, self._time = threads, TimeBudget(seconds=seconds)
         device = device or torch.device("cpu")
-        self._clock, self._is_on_gpu = clock or clock_for(device), device.type == "cuda"
+        self._clock, self._is_on_gpu = clock or clock_of_backend(sampler.backend, device), device.type == "cuda"
         self._sessions = 1 if sampler.backend in BUILT_ONCE else _SESSIONS_OF.get(sampler.backend, _SESSIONS)
         self._allocation, self._confirm = allocation, build_delivered
         self._costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))

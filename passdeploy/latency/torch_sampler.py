@@ -20,6 +20,7 @@ from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.interleaved import BUILT_ONCE
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime, Shape, typical_time
 from passdeploy.profiling.runners import TorchRunner, torch_threads
 
@@ -52,10 +53,18 @@ class TorchSampler:
         self.backend, self.block = backend, block
         self._network_at, self._images, self._threads = network_at, images, threads
         self._setting = setting or Setting()
+        self._dense: TorchRunner | None = None
         self.clock = clock_for(torch.device(self._setting.device))
 
     def runner(self, widths: Mapping[str, int], name: str) -> TorchRunner:
-        """Load the network at `widths`, ready to be timed."""
+        """Load the network at `widths`, ready to be timed; a compiled dense network is kept."""
+        if widths or self.backend not in BUILT_ONCE:
+            return self._load(widths, name)
+        if self._dense is None:
+            self._dense = self._load(widths, name)
+        return self._dense
+
+    def _load(self, widths: Mapping[str, int], name: str) -> TorchRunner:
         candidate = Candidate(name, module=self._network_at(widths))
         runner = make_runner(candidate, self.backend, self._threads, self._setting)
         assert isinstance(runner, TorchRunner)

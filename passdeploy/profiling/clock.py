@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from passdeploy.profiling.runners import PROVIDERS
+
 
 class Clock(Protocol):
     """A source of time for whole calls."""
@@ -75,18 +77,26 @@ _CYCLES_PER_MS = 2_000_000  # of a fast GPU; a slower one waits longer
 
 
 class CudaClock(HostClock):
-    """CUDA events on the stream that is current at construction: the time that the device works on a call."""
+    """CUDA events on the current stream: the time that the device works on a call.
+
+    The stream is asked for in every call, since events on another stream than the work's do not wait for the work.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.current_stream(device)
+        self._device = device
         self._began, self._ended = _event(), _event()
         self._last = self._began  # end of the previous step
 
+    @property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self._device)
+
     def time_ms(self, work: Callable[[], object]) -> float:
         """Return the device milliseconds between two events around one call."""
-        self._began.record(self._stream)
+        stream = self._stream
+        self._began.record(stream)
         work()
-        self._ended.record(self._stream)
+        self._ended.record(stream)
         self._ended.synchronize()
         return float(self._began.elapsed_time(self._ended))
 
@@ -101,8 +111,7 @@ class CudaClock(HostClock):
 
         Without this, a small kernel would appear to take as long as its launch.
         """
-        with torch.cuda.stream(self._stream):
-            torch.cuda._sleep(int(ms * _CYCLES_PER_MS))
+        torch.cuda._sleep(int(ms * _CYCLES_PER_MS))
         self._last = _event()
         self._last.record(self._stream)
 
@@ -129,3 +138,12 @@ def _event() -> Any:
 def clock_for(device: torch.device) -> HostClock:
     """Choose the clock for work on `device`: CUDA events on a GPU, the host's clock elsewhere."""
     return CudaClock(device) if device.type == "cuda" else HostClock()
+
+
+def clock_of_backend(backend: str, device: torch.device) -> HostClock:
+    """Choose CUDA events for work that is queued on a GPU, and the host's clock for ONNX Runtime and the CPU.
+
+    A call of ONNX Runtime is done when it returns, on a GPU too: see `OrtRunner.run`. Where a backend needs a GPU that
+    PyTorch does not see, building its runner raises the error.
+    """
+    return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)

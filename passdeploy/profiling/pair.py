@@ -16,7 +16,7 @@ from torch import Tensor
 
 from passdeploy.errors import PassDeployError, UsageError
 from passdeploy.profiling.candidates import Candidate, make_runner
-from passdeploy.profiling.clock import Clock, HostClock, clock_for
+from passdeploy.profiling.clock import Clock, clock_of_backend
 from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
 from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, find_disturbances
 from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
@@ -25,7 +25,7 @@ from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, m
 from passdeploy.profiling.launch_overhead import launch_note
 from passdeploy.profiling.nvml import process_text
 from passdeploy.profiling.report import ExtraMetrics, Profile, Row, SkippedBackend, make_row
-from passdeploy.profiling.runners import PROVIDERS, Runner, torch_threads
+from passdeploy.profiling.runners import Runner, torch_threads
 from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
 from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener, Warned, silent, stage
@@ -152,7 +152,7 @@ class _Comparison:
         """Build the networks, measure their latency in turns, then their extra metrics; return a row for each."""
         device = self.setting.device_of(backend)
         with side_stream(device):
-            clock = self.clock or _clock_for(backend, device)
+            clock = self.clock or clock_of_backend(backend, device)
             builder = _SessionBuilder(self, backend, images)
             times = measure_sessions(builder.build_session, clock, self.budget, sessions=self.session_count(backend))
             notes = find_disturbances(builder.before, MachineCounters.now(with_gpus=device.type == "cuda"))
@@ -206,15 +206,6 @@ class _SessionBuilder:
         if session == 0:  # not earlier: the compiler's own processes would count as disturbances
             self.before = MachineCounters.now(with_gpus=device.type == "cuda")
         return self.runners
-
-
-def _clock_for(backend: str, device: torch.device) -> Clock:
-    """Choose CUDA events for work that is queued on a GPU, and the host's clock for ONNX Runtime and the CPU.
-
-    A call of ONNX Runtime is done when it returns, on a GPU too: see `OrtRunner.run`. Where a backend needs a GPU that
-    PyTorch does not see, building its runner raises the error.
-    """
-    return HostClock() if backend in PROVIDERS or not torch.cuda.is_available() else clock_for(device)
 
 
 def _measure_extra(

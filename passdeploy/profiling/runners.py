@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -108,8 +110,8 @@ class CompiledRunner(TorchRunner):
 
     def __init__(self, name: str, module: nn.Module, *, artifact: str = "", setting: Setting | None = None) -> None:
         super().__init__(name, module, artifact=artifact, setting=setting)
-        torch._dynamo.reset()  # else a second batch size would be compiled with dynamic shapes
-        self._compiled: Any = torch.compile(self.module, mode="reduce-overhead" if self.setting.cuda_graph else None)
+        mode = "reduce-overhead" if self.setting.cuda_graph else None
+        self._compiled: Any = torch.compile(_own_function(self.module), mode=mode, dynamic=False)
 
     def prepare(self, images: Tensor) -> None:
         """Move the batch to the device and compile the network for it.
@@ -134,6 +136,24 @@ class CompiledRunner(TorchRunner):
         """Run the compiled network."""
         with torch.inference_mode():
             self._compiled(self.images)
+
+
+def _own_function(module: nn.Module) -> Callable[[Tensor], object]:
+    """Make a function that calls `module`, with a code object of its own.
+
+    The compiler caches what it compiled by code object, and networks of one class share that of their `forward`: the
+    next network of the class would be compiled as a variant of the last one, and with dynamic shapes; after a few of
+    them the compiler gives up. Emptying its cache would make every network that is still in use compile again.
+    """
+
+    def call(images: Tensor) -> object:
+        return module(images)
+
+    code = call.__code__.replace(co_name=f"network_{next(_NETWORK_NUMBERS)}")
+    return FunctionType(code, call.__globals__, code.co_name, call.__defaults__, call.__closure__)
+
+
+_NETWORK_NUMBERS = count()
 
 
 class ProgramRunner(TorchRunner):

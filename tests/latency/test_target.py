@@ -53,7 +53,7 @@ def steady():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find_table, "make_sampler", make_sampler)
         patch.setattr(prune, "delivered_networks", delivered_networks)
-        patch.setattr(search, "clock_for", lambda device: Clock())
+        patch.setattr(search, "clock_of_backend", lambda backend, device: Clock())
         patch.setattr(find_table, "DEFAULT_SAMPLING", SamplingPlan(networks=12, repeats=1, seconds=0.0))
         patch.setattr(target, "SECONDS_PER_PLAN", 0.1)
         yield

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,10 +55,21 @@ def test_work_on_a_device_is_timed_between_two_events(device: Device):
     assert device.log == ["event", "work", "event", "wait"]
 
 
+def test_events_are_recorded_where_the_work_is_queued_not_where_the_clock_was_made(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+):
+    clock, side = CudaClock(torch.device("cuda")), Device()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None, raising=False)
+    assert clock.time_ms(side.work) == 5.0
+    clock.delay_device(1.0)
+    assert clock.time_step(side.work)() == 5.0
+    assert device.log == []
+
+
 def test_steps_of_a_call_are_told_apart_without_waiting_for_any(device: Device, monkeypatch: pytest.MonkeyPatch):
     slept: list[int] = []
     monkeypatch.setattr(torch.cuda, "_sleep", slept.append, raising=False)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(), raising=False)
     clock = CudaClock(torch.device("cuda"))
     clock.delay_device(2.0)
     spans = [clock.time_step(device.work) for _ in range(2)]

@@ -173,7 +173,7 @@ def test_on_a_gpu_nothing_is_copied_while_it_is_timed(monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
-    def compiler(module: nn.Module, mode: str | None) -> object:
+    def compiler(function: object, mode: str | None, dynamic: bool) -> object:
         def run(images: object) -> None:
             raise RuntimeError("no C++ compiler")
 
@@ -184,10 +184,28 @@ def test_what_cannot_be_compiled_here_is_said(monkeypatch: pytest.MonkeyPatch):
         CompiledRunner("dense", nn.Identity()).prepare(torch.zeros(1, 3, 4, 4))
 
 
+def test_a_network_stays_compiled_when_others_of_its_class_are_compiled(monkeypatch: pytest.MonkeyPatch):
+    from torch._dynamo.utils import counters
+
+    compiler = torch.compile  # without its code generator, which takes seconds
+    monkeypatch.setattr(torch, "compile", lambda f, mode, dynamic: compiler(f, backend="eager", dynamic=dynamic))
+    images, runners = torch.randn(2, 3, 4, 4), list[CompiledRunner]()
+    counters.clear()
+    for width in range(2, 14):  # more than the compiler keeps variants of one function
+        runners.append(CompiledRunner("network", nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU())))
+        runners[-1].prepare(images)
+        runners[0].run()
+    assert counters["stats"]["unique_graphs"] == len(runners)
+    assert runners[0]._compiled(images).shape == (2, 2, 4, 4)
+    larger = CompiledRunner("larger batch", runners[0].module)
+    larger.prepare(torch.randn(5, 3, 4, 4))
+    assert larger._compiled(torch.randn(5, 3, 4, 4)).shape == (5, 2, 4, 4)
+
+
 def test_the_compiler_captures_its_own_graph(monkeypatch: pytest.MonkeyPatch):
     modes: list[str | None] = []
     calls: list[object] = []
-    monkeypatch.setattr(torch, "compile", lambda module, mode: modes.append(mode) or calls.append)
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: modes.append(mode) or calls.append)
     for cuda_graph in (False, True):
         CompiledRunner("dense", nn.Identity(), setting=Setting(cuda_graph=cuda_graph)).prepare(torch.zeros(1))
     assert modes == [None, "reduce-overhead"]
