@@ -25,7 +25,7 @@ from passdeploy.runtime.seeds import generator
 _SHARE_SPREAD = 0.5  # largest difference between a group's share of channels and its network's
 _BASELINE_SECONDS, _BASELINE_CALLS = 0.3, 3
 _UNDISTURBED_QUANTILE = 0.25  # of the baseline times: the speed of the machine when nothing disturbs it
-_MOST_SECONDS = {"compile": 70.0, "ort-cuda": 100.0, "tensorrt": 240.0}  # one more network may be built after that
+_MOST_SECONDS = {"compile": 60.0, "ort-cuda": 60.0, "tensorrt": 150.0}  # one more network may be built after that
 _RANDOM_SHARE = 0.75  # of that time at most goes to networks of random widths, the rest to plans
 _CHECKED_EVERY = 3  # networks between two looks at the error
 _PLANS_IN_A_ROW = 3  # of different shares, that have to be predicted well

@@ -37,7 +37,7 @@ _NEARLY_RIGHT = 0.12  # a plan whose excess is less is changed in a few widths; 
 _MAX_ATTEMPTS = 3  # measurements of a plan, where other programs disturb them
 # Sessions per measurement. With two threads a network may be a quarter slower each time it is loaded.
 _SESSIONS = 4
-_SESSIONS_OF = {"ort-cuda": 2, "tensorrt": 2}  # these take seconds to load, and one stream of a GPU is steadier
+_SESSIONS_OF = {"ort-cuda": 1, "tensorrt": 2}  # it chooses its kernels anew in every load, which takes seconds
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,19 @@ class WholeCallSampler:
     ) -> None:
         self.backend, self.block, self.clock = backend, operators.block, clock or operators.clock
         self._load, self._operators = load, operators
+        self._dense: Runner | None = None
 
     def runner(self, widths: Mapping[str, int], name: str) -> Runner:
-        """Load the network at `widths`, ready to be timed."""
-        return self._load(widths, name)
+        """Load the network at `widths`, ready to be timed; the dense network is kept, since loading takes seconds."""
+        if widths:
+            return self._load(widths, name)
+        if self._dense is None:
+            self._dense = self._load(widths, name)
+        return self._dense
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths` in the backend, then its operators, half of `seconds` each."""
-        total = steady_ms(self._load(widths, "network").run, self.clock, seconds=seconds / 2)
+        total = steady_ms(self.runner(widths, "network").run, self.clock, seconds=seconds / 2)
         return NetworkTiming(dict(widths), total, self._operators.trace(widths, seconds=seconds / 2))
 
 
