@@ -58,6 +58,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="runs at a time; a quarter of the cores, at most 4, if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the moment at which a run is killed")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="change a key of the recipe")
+    parser.add_argument("--only", choices=("runs", "costs"), help="one of the two parts; both, if left out")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     device = find_device(options.device)
@@ -70,14 +71,14 @@ def main() -> int:
         "environment": read_environment(threads=torch.get_num_threads()),
         "networks": {},
     }
-    for name in options.networks.split(","):
+    for name in options.networks.split(",") if options.only != "costs" else ():
         overrides = (*NETWORKS[name], *SHORT, *options.overrides)
         document["networks"][name] = compare_runs(overrides, str(device), jobs, random.Random(f"{options.seed} {name}"))
         print_runs(name, document["networks"][name])
     document["costs"] = [
         time_step(name, *size, device)
         for index, (name, size) in enumerate(COSTS.items())
-        if device.type == "cuda" or index < 2
+        if options.only != "runs" and (device.type == "cuda" or index < 2)
     ]
     for row in document["costs"]:
         print(
