@@ -88,6 +88,7 @@ class RestrictedNorms(TorchFunctionMode):
 
     def __init__(self, kept: Sequence[tuple[Tensor, KeptMask | Tensor]]) -> None:
         super().__init__()
+        self.was_used = False  # a norm or a standardised weight was restricted
         self._of_scale = {id(parameter): exists for parameter, exists in kept}
         self._of_storage = {parameter.untyped_storage().data_ptr(): exists for parameter, exists in kept}
 
@@ -99,7 +100,10 @@ class RestrictedNorms(TorchFunctionMode):
         if (names := _ARGUMENTS.get(func)) is not None:
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             restricted = self._batch_norm(given) if func is F.batch_norm else self._norm(func, given)
-        return func(*args, **(kwargs or {})) if restricted is None else restricted
+        if restricted is None:
+            return func(*args, **(kwargs or {}))
+        self.was_used = True
+        return restricted
 
     def _norm(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:
         mask = self._of_scale.get(id(given.get("weight")))

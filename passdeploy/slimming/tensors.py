@@ -56,7 +56,7 @@ def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Re
             whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
         )
         order = torch.channels_last if is_last else torch.contiguous_format
-        cut[name] = whole.index_select(dim, indices.to(whole.device)).contiguous(memory_format=order)
+        cut[name] = whole.index_select(dim, indices.to(whole.device, non_blocking=True)).contiguous(memory_format=order)
     return cut | {name: cut[name].new_empty(left) for name, left in sizes.items()}
 
 

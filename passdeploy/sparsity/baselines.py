@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
-from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with
+from passdeploy.sparsity.flat import FlatChannels
+from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -82,20 +83,19 @@ def taylor_scores(
     Returns:
         Group name -> scores, shape (width,), on the CPU.
     """
-    weights = MaskedWeights(model, groups, reads_only=True)
-    device = next(model.parameters()).device
-    total = {group.name: torch.zeros(group.width, device=device) for group in groups}
-    count = 0
-    evaluated = batch_statistics_only(model)
+    evaluated, channels = batch_statistics_only(model), FlatChannels.of(groups)
+    gradients = ChannelGradients(
+        dict(evaluated.named_parameters()), groups, torch.arange(channels.total), channels.total
+    )
+    total, count = torch.zeros(channels.total, device=next(model.parameters()).device), 0
     for images, labels in batches:
-        gates = {group.name: torch.ones(group.width, device=device, requires_grad=True) for group in groups}
         with processes.synchronised_batch_norm():
-            value = loss(run_with(evaluated, weights(gates), images), labels)
-            gradients = torch.autograd.grad(value, list(gates.values()))
-        for name, gradient in zip(gates, gradients, strict=True):
-            total[name] += processes.mean_over_batch(gradient, len(images)).square()
+            value = loss(evaluated(images), labels)
+            of_weights = torch.autograd.grad(value, gradients.parameters, allow_unused=True)
+        _, by_gates = gradients(of_weights)
+        total = total + processes.mean_over_batch(by_gates, len(images)).square()
         count += 1
-    return {name: (values / max(count, 1)).cpu() for name, values in total.items()}
+    return channels.split((total / max(count, 1)).cpu())
 
 
 def _scales_of(group: ChannelGroup, scale_of: Mapping[str, Tensor]) -> list[Tensor]:

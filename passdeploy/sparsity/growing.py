@@ -22,6 +22,7 @@ from passdeploy.errors import TrainingError
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.sparsity.baselines import Loss
+from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.step import divergence, gradient_step_
 
@@ -69,6 +70,7 @@ def grow_penalty(
     }
     parameters = list(trained.parameters())
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
+    deferred = DeferredScalars(every=steps_per_report(next(trained.parameters()).device))
     for step, (images, targets) in enumerate(islice(batches, steps)):
         optimizer.zero_grad()
         with processes.synchronised_batch_norm():
@@ -76,15 +78,22 @@ def grow_penalty(
             value = loss(output, targets)
             if distillation:
                 value = distillation.loss_of_output(value, output, images, targets)
-        mean_loss = float(processes.mean_over_batch(value.detach(), len(images)))
-        _require_convergence(divergence(mean_loss), step, lr)
         factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))
+        mean_loss = processes.mean_over_batch(value.detach(), len(images))
+        _report(deferred.add(step, loss=mean_loss, penalty=factor), stage, steps, lr)
         penalise_ = partial(_add_penalty_gradient_, removed, factor)
         gradient_step_(value, {optimizer: parameters}, processes, change_gradients_=penalise_)
-        stage.step(step + 1, steps, loss=mean_loss, penalty=factor)
+    _report(deferred.flush(), stage, steps, lr)
     _require_convergence(divergence(0.0, parameters), steps - 1, lr)
     optimizer.zero_grad()
     return trained.train(model.training)
+
+
+def _report(reports: Sequence[StepReport], stage: Stage, steps: int, lr: float) -> None:
+    """Report steps, unless the loss of one is not finite, which is a TrainingError."""
+    for report in reports:
+        _require_convergence(divergence(report.values["loss"]), report.step, lr)
+        stage.step(report.step + 1, steps, **report.values)
 
 
 def _require_convergence(problem: str | None, step: int, lr: float) -> None:
@@ -97,9 +106,10 @@ def _require_convergence(problem: str | None, step: int, lr: float) -> None:
 
 def _add_penalty_gradient_(removed: Mapping[nn.Parameter, Tensor], factor: float) -> None:
     """Add the gradient of the penalty, `factor * weight` where the mask of a parameter is 1, to `parameter.grad`."""
-    for parameter, mask in removed.items():
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() * mask, alpha=factor)
+    found = [(p.grad, p.detach(), mask) for p, mask in removed.items() if p.grad is not None]
+    if found:
+        gradients, weights, masks = (list(tensors) for tensors in zip(*found, strict=True))
+        torch._foreach_addcmul_(gradients, weights, masks, value=factor)
 
 
 def _removed_mask(name: str, parameter: Tensor, groups: Sequence[ChannelGroup], plan: Plan) -> Tensor | None:

@@ -1,8 +1,10 @@
 """Mask learning (PASS): train the prompt and the hypernetwork that score channels, and co-train the weights.
 
 Source: Huang et al., PASS (arXiv:2407.17412): minimise L(f(x + V; M * W), y) over the prompt V and the hypernetwork.
-In every step the scores become a plan under the budget (one threshold for all groups), the plan becomes masks, and the
+The scores become a plan under the budget (one threshold for all groups), the plan becomes masks, and in every step the
 gradient passes straight through the masks to the scores. The network is any network, the loss any differentiable loss.
+A step makes no plan and reads nothing back to the host, so that a GPU stays busy: plans are made in some steps only
+(`objective.py`), and losses are looked at some steps later.
 
 Three things are added to the paper, and `benchmarks/results/accuracy-trials.md` says what each is worth. The
 hypernetwork corrects a prior, the Taylor importance, which is measured again in every step (`importance.py`). The
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -30,10 +33,12 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.sparsity.baselines import Batches, Loss, taylor_scores
-from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
+from passdeploy.sparsity.hypernet import Hypernetwork, joined_state, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.objective import MaskObjective
 from passdeploy.sparsity.settings import PassSettings as PassSettings
+from passdeploy.sparsity.shrinking import ShrinkingNetwork
+from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.step import divergence, gradient_step_
 
 
@@ -98,16 +103,19 @@ def learn_masks(
         kind, amount = next(iter((budget or {"macs": 0.5}).items()))
         budget = Budget.of(kind, amount, costs)
     objective = MaskObjective(model, prunable, loss, costs, budget, settings, teacher or model)
+    channels = objective.network.channels
     prior = taylor_scores(model, prunable, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
-    importance = TaylorImportance({name: scores.to(inputs.device) for name, scores in prior.items()}, settings.memory)
+    importance = TaylorImportance(channels.join(prior).to(inputs.device), settings.memory)
     prompt, hypernetwork = _make_scorer(model, prunable, importance, inputs, settings)
     if start is not None:
         _load_hypernetwork_(hypernetwork, start)
-        importance.load_logits_(hypernetwork.prior())
+        importance.load_logits_(hypernetwork.prior)
     losses = _train_(objective, importance, prompt, hypernetwork, _cycle(batches), stage, processes)
-    scores = {name: values.detach().cpu() for name, values in _scores(prunable, prompt, hypernetwork).items()}
+    scores = _scores(prompt, hypernetwork).detach().cpu()
     kept = objective.network.restored() if settings.weights == "trained" else None
-    return Learned(scores, prompt, hypernetwork, losses, objective.plan(scores, budget.limit), kept)
+    plan = objective.plan(scores, budget.limit)
+    by_group = {name: values.clone() for name, values in channels.split(scores).items()}
+    return Learned(by_group, prompt, hypernetwork, losses, plan, kept)
 
 
 def _train_(
@@ -120,73 +128,95 @@ def _train_(
     processes: Processes,
 ) -> tuple[float, ...]:
     """Train prompt, hypernetwork and co-trained weights in place, update the importance, and return all losses."""
-    settings, co_trained = objective.settings, objective.co_trained
-    trained = [*hypernetwork.parameters(), *(prompt.parameters() if prompt else ())]
-    optimizer = _make_scorer_optimizer(trained, settings)
+    settings, co_trained, network = objective.settings, objective.co_trained, objective.network
+    of_prompt = list(prompt.parameters()) if prompt else []
+    optimizer = _make_scorer_optimizer([*hypernetwork.parameters(), *of_prompt], settings)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
-    losses: list[float] = []
-    for step, (images, targets) in enumerate(islice(batches, settings.steps)):
-        limit = objective.limit_at(step)
-        scores = _scores(objective.groups, prompt, hypernetwork)
-        plan = objective.plan(scores, limit)
-        importance.set_kept_(plan)
-        objective.network.shrink_(plan)
-        optimizers: dict[torch.optim.Optimizer, Sequence[Tensor]] = {optimizer: trained}
+    reports = _Reports(stage, settings.steps, objective.dense_cost, importance.scores.device)
+    limit = objective.dense_cost
+    for step, (new_limit, (images, targets)) in enumerate(zip(objective.plan_limits(), batches, strict=False)):
+        scores = _scores(prompt, hypernetwork)
+        if new_limit is not None:
+            reports.flush()  # a diverged network makes no plan
+            limit = new_limit
+            network.shrink_(objective.plan(scores, limit))
+            importance.set_kept_(network.kept)
+        # The gradients of prompt and weights are those of a part of the batch; those of the hypernetwork follow from
+        # their averages.
+        optimizers: dict[torch.optim.Optimizer, Sequence[Tensor]] = {optimizer: of_prompt}
         if co_trained:  # shrinking may have replaced its parameters
             co_trained.set_lr_(step)
             optimizers[co_trained.optimizer] = co_trained.parameters
         for each in optimizers:
             each.zero_grad()
         with processes.synchronised_batch_norm():
-            loss, gates = objective.loss(scores, plan, prompt, images, targets)
-        losses.append(float(processes.mean_over_batch(loss.detach(), len(images))))
-        _check_finite(losses[-1], (), step, schedule)
-        gradient_step_(loss, optimizers, processes)
+            loss = objective.loss(prompt, images, targets)
+        mean_loss = processes.mean_over_batch(loss.detach(), len(images))
+        reports.add(step, mean_loss, limit, float(schedule.get_last_lr()[0]))
+        pass_on = partial(_take_channel_gradients_, network, scores, importance, hypernetwork, processes)
+        gradient_step_(loss, optimizers, processes, change_gradients_=pass_on)
         schedule.step()
-        if co_trained and step + 1 == settings.steps:  # earlier, the loss of the next step would show it
-            _check_finite(losses[-1], co_trained.parameters, step, schedule)
-        _update_prior_(importance, hypernetwork, objective, gates, len(images), processes)
-        stage.step(step + 1, settings.steps, loss=losses[-1], budget=limit / objective.dense_cost)
-    return tuple(losses)
+    reports.flush()
+    if co_trained and reports.losses:  # after all other steps, the loss of the next one would show it
+        problem = divergence(reports.losses[-1], co_trained.parameters)
+        _require_convergence(problem, settings.steps - 1, reports.lr)
+    return tuple(reports.losses)
 
 
-@torch.no_grad()
-def _update_prior_(
+def _take_channel_gradients_(
+    network: ShrinkingNetwork,
+    scores: Tensor,
     importance: TaylorImportance,
     hypernetwork: Hypernetwork,
-    objective: MaskObjective,
-    gates: Mapping[str, Tensor],
-    samples: int,
     processes: Processes,
 ) -> None:
-    """Take the gate gradients of a step into the importance, and make that the prior of the hypernetwork."""
-    gradients = objective.network.gate_gradients(gates)
-    mean = processes.mean_over_batch(torch.cat([*gradients.values()]), samples)  # one message for all groups
-    importance.update_(dict(zip(gradients, mean.split([*map(len, gradients.values())]), strict=True)))
-    logits = importance.logits()
-    hypernetwork.set_prior_([logits[group.name] for group in objective.groups])
+    """Pass the gradients by masks straight through to the scores, and take those by gates into the prior."""
+    by_masks, by_gates = processes.average(network.channel_gradients())
+    torch.autograd.backward(scores, by_masks.to(scores.dtype))
+    with torch.no_grad():
+        importance.update_(by_gates)
+        hypernetwork.set_prior_(importance.logits())
 
 
-def _check_finite(
-    loss: float, parameters: Sequence[Tensor], step: int, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> None:
-    """Raise a TrainingError if the loss or a parameter is not finite after `step`."""
-    problem = divergence(loss, parameters)
+class _Reports:
+    """Losses of the steps, looked at and reported together some steps later."""
+
+    def __init__(self, stage: Stage, steps: int, dense_cost: int, device: torch.device) -> None:
+        self._stage, self._steps, self._dense_cost = stage, steps, dense_cost
+        self._deferred = DeferredScalars(every=steps_per_report(device))
+        self.losses: list[float] = []
+        self.lr = 0.0  # of the last step that was looked at
+
+    def add(self, step: int, loss: Tensor, limit: int, lr: float) -> None:
+        """Take the loss of a step, on its device; raises a TrainingError if a loss before it was not finite."""
+        self._report(self._deferred.add(step, loss=loss, budget=limit / self._dense_cost, lr=lr))
+
+    def flush(self) -> None:
+        """Look at all losses that were taken, and report them."""
+        self._report(self._deferred.flush())
+
+    def _report(self, reports: Sequence[StepReport]) -> None:
+        for report in reports:
+            loss, self.lr = report.values["loss"], report.values["lr"]
+            _require_convergence(divergence(loss), report.step, self.lr)
+            self.losses.append(loss)
+            self._stage.step(report.step + 1, self._steps, loss=loss, budget=report.values["budget"])
+
+
+def _require_convergence(problem: str | None, step: int, lr: float) -> None:
+    """Raise a TrainingError if there is a problem after `step`."""
     if problem:
         raise TrainingError(
-            f"{problem} at step {step + 1} of mask learning, "
-            f"with a learning rate of {float(schedule.get_last_lr()[0]):.3g}.\n"
+            f"{problem} at step {step + 1} of mask learning, with a learning rate of {lr:.3g}.\n"
             "The dense network is as it was. Lower prune.optimizer.lr, or the rate of the weights (prune.weights_lr, "
             "without it finetune.optimizer.lr), or check the data."
         )
 
 
-def _scores(
-    groups: Sequence[ChannelGroup], prompt: VisualPrompt | None, hypernetwork: Hypernetwork
-) -> dict[str, Tensor]:
-    """Compute the scores of all groups: group name -> (width,) in (0, 1)."""
-    logits = hypernetwork(prompt.pixels() if prompt else None)
-    return {group.name: values.sigmoid() for group, values in zip(groups, logits, strict=True)}
+def _scores(prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> Tensor:
+    """Compute the scores of all channels of all groups, each in (0, 1)."""
+    logits: Tensor = hypernetwork(prompt.pixels() if prompt else None)
+    return logits.sigmoid()
 
 
 def _make_scorer(
@@ -204,7 +234,7 @@ def _make_scorer(
     with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
             [values.cpu() for values in weight_statistics(model, groups)],
-            [importance.logits()[group.name].cpu() for group in groups],
+            importance.logits().cpu(),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
             prompt_channels=inputs.size(1) if prompt else None,
@@ -214,11 +244,11 @@ def _make_scorer(
 
 def _load_hypernetwork_(hypernetwork: Hypernetwork, start: Mapping[str, Tensor]) -> None:
     """Load trained tensors into a hypernetwork; the weight statistics stay those of its own network."""
-    trained = {name: tensor for name, tensor in start.items() if not name.startswith("statistics")}
-    own = hypernetwork.state_dict()
-    names = {name for name in {*trained, *own} if not name.startswith("statistics")}
+    trained, own = joined_state(start), hypernetwork.state_dict()
+    for state in (trained, own):
+        state.pop("statistics", None)
     differing = sorted(
-        name for name in names if name not in trained or name not in own or own[name].shape != trained[name].shape
+        name for name in {*trained, *own} if name not in trained or name not in own or not _fits(trained, own, name)
     )
     if differing:
         raise RunError(
@@ -226,6 +256,12 @@ def _load_hypernetwork_(hypernetwork: Hypernetwork, start: Mapping[str, Tensor])
             "It must be of the same network, with the same prune.hypernet, prune.include and prune.exclude."
         )
     hypernetwork.load_state_dict(trained, strict=False)
+
+
+def _fits(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> bool:
+    """True if a trained tensor has the shape of its counterpart; the widths of the groups must also be the same."""
+    one, other = trained[name], own[name]
+    return one.shape == other.shape and (name != "widths" or torch.equal(one.cpu(), other.cpu()))
 
 
 def _restart(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -20,9 +20,12 @@ from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.sparsity.weight_trainer import CoTrainedWeights
 from passdeploy.training.losses import DistillationLoss
 
+_PLANS = 30  # made while masks are learned, at least
+_LONGEST_INTERVAL = 10  # steps between two plans
+
 
 class MaskObjective:
-    """Plan, budget and loss of the masked network at every step.
+    """Plans, budget and loss of the masked network.
 
     Args:
         model: the trained network; it is left as it was.
@@ -54,10 +57,16 @@ class MaskObjective:
         minimum_widths = {group.name: minimum_width(group, settings.round_to, budget.kind) for group in groups}
         self._lowest_limit = min(costs.of(budget.kind, minimum_widths), budget.limit)
 
-    def plan(self, scores: Mapping[str, Tensor], limit: int) -> Plan:
-        """Choose the channels with the highest scores within `limit`, of those that were not removed before."""
+    def plan(self, scores: Tensor, limit: int) -> Plan:
+        """Choose the channels with the highest scores, (channels,), of those that were not removed before.
+
+        Args:
+            scores: of all channels; they are copied to the host.
+            limit: of the budget.
+        """
+        ranked = self.network.demote_removed(scores.detach().cpu())
         plan = choose_channels(
-            self.network.demote_removed(scores),
+            self.network.channels.split(ranked),
             self.groups,
             self._costs,
             Budget(self._budget.kind, limit),
@@ -66,6 +75,22 @@ class MaskObjective:
             allocation=self.settings.allocation,
         )
         return self.network.without_removed(plan)
+
+    def plan_limits(self) -> list[int | None]:
+        """Return the budget of the plan at every step that makes a new one, None for all others.
+
+        A plan needs the scores on the host, which a GPU should not wait for in every step. So there is one for every
+        thirtieth of the steps, or for every tenth step where that is more often: each removes about a tenth of what is
+        left to remove. The last one, which meets the target, is made as soon as the target is due.
+        """
+        interval = max(1, min(_LONGEST_INTERVAL, self.settings.steps // _PLANS))
+        limits, current, target = list[int | None](), None, self.limit_at(self.settings.steps)
+        for step in range(self.settings.steps):
+            limit = self.limit_at(step)
+            is_due = limit != current and (step % interval == 0 or limit == target)
+            current = limit if is_due else current
+            limits.append(limit if is_due else None)
+        return limits
 
     def limit_at(self, step: int) -> int:
         """Return the budget at `step`: it shrinks from the dense cost to the target, then stays there.
@@ -77,18 +102,13 @@ class MaskObjective:
         excess = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
         return max(self._lowest_limit, round(self._budget.limit + (self.dense_cost - self._budget.limit) * excess))
 
-    def loss(
-        self, scores: Mapping[str, Tensor], plan: Plan, prompt: VisualPrompt | None, images: Tensor, targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the loss of the network masked by `plan`, and return it with the gates on its channels.
-
-        The gradient of the loss reaches every gate and, straight through the masks, the scores.
-        """
-        output, gates = self.network.run(scores, plan, prompt(images) if prompt else images)
+    def loss(self, prompt: VisualPrompt | None, images: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss of the masked network; its gradients reach the weights, and the prompt, if there is one."""
+        output = self.network.run(prompt(images) if prompt else images)
         loss = self._loss(output, targets)
         if self._distillation:
             loss = self._distillation.loss_of_output(loss, output, images, targets)
-        return loss, gates
+        return loss
 
 
 def _distillation_loss(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:

@@ -42,6 +42,11 @@ class CoTrainedWeights:
         """Parameters that are trained."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
+    def averages(self, parameter: Tensor) -> list[Tensor]:
+        """Return the optimiser state of a parameter in its shape: momentum, squared gradients."""
+        state = self.optimizer.state.get(parameter, {}).values()
+        return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]
+
     def slim_(self, groups: Sequence[ChannelGroup], plan: Plan) -> None:
         """Slim the copy, and the optimiser state of its parameters (momentum, squared gradients) in the same way."""
         smaller = slim(self.network, groups, plan)

@@ -15,10 +15,12 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import DataError, TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.slimming.masked import masked
+from passdeploy.sparsity import shrinking
 from passdeploy.sparsity.baselines import magnitude_scores
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.sparsity.objective import MaskObjective
+from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.training.losses import DistillationLoss
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
@@ -98,8 +100,8 @@ def test_free_scores_learn_without_a_hypernetwork():
     groups = map_channels(net, IMAGE).groups
     settings = PassSettings(**SETTINGS, hypernet_kind="none")
     learned = learn_masks(net, groups, BATCHES, F.cross_entropy, settings=settings)
-    assert not list(learned.hypernetwork.embed.parameters())
-    assert learned.hypernetwork.heads[0].bias.abs().max() > 0
+    assert [name for name, _ in learned.hypernetwork.named_parameters()] == ["head_bias"]
+    assert learned.hypernetwork.head_bias.abs().max() > 0
     assert learned.plan.kept["features"] == tuple(range(6))  # half the multiply-adds, which is the default
 
 
@@ -116,18 +118,13 @@ def test_distillation_enters_the_loss_with_its_weight():
     net = HalfUseless().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
-    scores = {"features": torch.linspace(0.9, 0.1, 12).requires_grad_()}
-    everything = Plan({"features": tuple(range(12))})
-    losses = [
-        objective_of(net, channels, distill=alpha).loss(scores, everything, None, images, labels)[0]
-        for alpha in (0.0, 1.0)
-    ]
+    losses = [objective_of(net, channels, distill=alpha).loss(None, images, labels) for alpha in (0.0, 1.0)]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same logits
     worse = copy.deepcopy(net)
     worse.head.weight.data.neg_()
     objective = objective_of(net, channels, worse, distill=1.0, only_better=True)  # worse on every image
-    torch.testing.assert_close(objective.loss(scores, everything, None, images, labels)[0], losses[0])
+    torch.testing.assert_close(objective.loss(None, images, labels), losses[0])
 
 
 def test_a_given_teacher_is_used_instead_of_the_network():
@@ -148,18 +145,35 @@ class Normed(nn.Module):
         return self.out(self.norm(self.stem(x).mean((2, 3))))
 
 
-def test_masked_layer_norms_use_the_kept_channels_only():
+def test_masked_layer_norms_use_the_kept_channels_only(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shrinking, "SLACK", 1.0)  # the network is masked and not slimmed
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Normed().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
     objective = objective_of(net, channels)
-    scores = {"stem": torch.linspace(0.9, 0.1, 8).requires_grad_()}
-    plan = objective.plan(scores, channels.costs.of("macs") // 2)
-    loss, _ = objective.loss(scores, plan, None, images, labels)
+    plan = objective.plan(torch.linspace(0.9, 0.1, 8), channels.costs.of("macs") // 2)
+    assert not objective.network.shrink_(plan)
+    loss = objective.loss(None, images, labels)
     reference = masked(net, channels.groups, plan)
     torch.testing.assert_close(loss, F.cross_entropy(reference(images), labels))
+
+
+def test_layer_norms_are_restricted_from_the_step_on_in_which_their_channels_are_masked(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(shrinking, "SLACK", 1.0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), Normed().eval()).eval()
+        net[2].stem = nn.Conv2d(6, 8, 1)
+    channels = map_channels(net, IMAGE)
+    network = ShrinkingNetwork(net, channels.prunable, channels.costs, None)
+    for plan in (Plan({"0": (1, 3, 5)}), Plan({"0": (1, 5), "2.stem": (0, 3, 4)})):
+        assert not network.shrink_(plan)
+        reference = masked(net, channels.groups, plan)
+        torch.testing.assert_close(network.run(BATCHES[0][0]), reference(BATCHES[0][0]))
 
 
 def objective_of(net: nn.Module, channels, teacher: nn.Module | None = None, **settings: float) -> MaskObjective:

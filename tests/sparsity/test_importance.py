@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from passdeploy.channels.allocation import Budget
-from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
-from passdeploy.sparsity.mask import MaskedWeights, run_with
 from passdeploy.sparsity.objective import MaskObjective
 from tests import nets
 from tests.sparsity.test_learn import IMAGE, HalfUseless, stripes
@@ -29,45 +29,28 @@ def learn(net: nn.Module, **settings: object) -> Learned:
 
 
 def test_importance_is_a_running_average_of_squared_gradients():
-    importance = TaylorImportance({"a": torch.tensor([1.0, 4.0])}, memory=0.75)
-    importance.update_({"a": torch.tensor([3.0, 0.0])})
-    assert importance.scores["a"].tolist() == [0.75 + 0.25 * 9, 3.0]
+    importance = TaylorImportance(torch.tensor([1.0, 4.0]), memory=0.75)
+    importance.update_(torch.tensor([3.0, 0.0]))
+    assert importance.scores.tolist() == [0.75 + 0.25 * 9, 3.0]
 
 
 def test_a_removed_channel_keeps_its_importance_and_ranks_behind_all_others():
-    importance = TaylorImportance({"a": torch.tensor([9.0, 5.0]), "b": torch.tensor([1e-3])}, memory=0.5)
-    importance.set_kept_(Plan({"a": (1,), "b": (0,)}))
-    importance.update_({"a": torch.zeros(2), "b": torch.zeros(1)})
-    assert importance.scores["a"].tolist() == [9.0, 2.5]
+    importance = TaylorImportance(torch.tensor([9.0, 5.0, 1e-3]), memory=0.5)
+    importance.set_kept_(torch.tensor([False, True, True]))
+    importance.update_(torch.zeros(3))
+    assert importance.scores[:2].tolist() == [9.0, 2.5]
     logits = importance.logits()
-    assert logits["a"][0] < logits["b"][0] < logits["a"][1]
+    assert logits[0] < logits[2] < logits[1]
 
 
 def test_logits_are_proportional_to_the_importance_and_can_be_loaded():
-    importance = TaylorImportance({"a": torch.tensor([1.0, 0.01, 0.001])}, memory=0.5)
-    scores = importance.logits()["a"].sigmoid()
+    importance = TaylorImportance(torch.tensor([1.0, 0.01, 0.001]), memory=0.5)
+    scores = importance.logits().sigmoid()
     assert (scores[1] / scores[2]).item() == pytest.approx(10, rel=0.01)
     assert (scores[0] / scores[1]).item() == pytest.approx(100, rel=0.15)
-    other = TaylorImportance({"a": torch.zeros(3)}, memory=0.5)
-    other.load_logits_([importance.logits()["a"]])
-    torch.testing.assert_close(other.scores["a"], importance.scores["a"])
-
-
-def test_the_gradient_of_a_gate_is_that_of_masking_only_what_reads_the_channel():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nets.randomise_(nets.Residual()).eval()
-    groups = map_channels(net, IMAGE).prunable
-    gate_gradients = []
-    for reads_only in (True, False):
-        masks = {group.name: torch.ones(group.width) for group in groups}
-        gates = {name: mask.clone().requires_grad_() for name, mask in masks.items()}
-        weights = MaskedWeights(net, groups, reads_only=reads_only)
-        output = run_with(net, weights(gates) if reads_only else weights(masks, gates), BATCHES[0][0])
-        gate_gradients.append(torch.autograd.grad(output.square().mean(), list(gates.values())))
-    for expected, gradient in zip(*gate_gradients, strict=True):
-        assert expected.abs().max() > 0
-        torch.testing.assert_close(gradient, expected)
+    other = TaylorImportance(torch.zeros(3), memory=0.5)
+    other.load_logits_(importance.logits())
+    torch.testing.assert_close(other.scores, importance.scores)
 
 
 def test_weights_are_co_trained_and_the_network_itself_stays():
@@ -107,13 +90,29 @@ def test_a_rate_at_which_weights_diverge_is_an_error_that_names_the_step():
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
-    net = HalfUseless().eval()
+def objective_of(net: nn.Module, **settings: object) -> MaskObjective:
     channels = map_channels(net, IMAGE)
     budget = Budget.of("macs", 0.5, channels.costs)
-    settings = PassSettings(steps=100, anneal=0.8, round_to=1)
-    objective = MaskObjective(net, channels.prunable, F.cross_entropy, channels.costs, budget, settings, net)
+    chosen_settings = PassSettings(**{"round_to": 1, **settings})
+    return MaskObjective(net, channels.prunable, F.cross_entropy, channels.costs, budget, chosen_settings, net)
+
+
+def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
+    objective = objective_of(HalfUseless().eval(), steps=100, anneal=0.8)
     limits = [objective.limit_at(step) for step in range(100)]
     assert limits == sorted(limits, reverse=True)
-    assert limits[79:] == [budget.limit] * 21
-    assert objective.dense_cost - limits[39] > 0.8 * (objective.dense_cost - budget.limit)
+    assert limits[79:] == [objective.limit_at(100)] * 21
+    assert objective.dense_cost - limits[39] > 0.8 * (objective.dense_cost - limits[99])
+
+
+@pytest.mark.parametrize(("steps", "anneal"), [(300, 0.9), (1500, 0.9), (60, 1.0), (7, 0.5), (40, 0.0), (0, 0.9)])
+def test_few_steps_make_a_plan_and_the_target_is_met_when_it_is_due(steps: int, anneal: float):
+    objective = objective_of(HalfUseless().eval(), steps=steps, anneal=anneal)
+    planned = {step: limit for step, limit in enumerate(objective.plan_limits()) if limit is not None}
+    dense, target = objective.dense_cost, objective.limit_at(steps)
+    assert all(limit == objective.limit_at(step) for step, limit in planned.items())
+    due = [step for step in range(steps) if objective.limit_at(step) == target]
+    assert [step for step, limit in planned.items() if limit == target] == due[:1]
+    assert len(planned) <= max(40, steps // 10)
+    left = [dense - target, *(limit - target for limit in planned.values())]
+    assert all(later >= 0.8 * earlier - 0.01 * dense for earlier, later in pairwise(left)) or steps < 100

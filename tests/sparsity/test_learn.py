@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.plan import Plan
-from passdeploy.errors import TrainingError
+from passdeploy.errors import RunError, TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.prompt import Prompted, VisualPrompt, state_with_prompt
-from passdeploy.slimming.masked import masked
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork
-from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
-from passdeploy.sparsity.mask import MaskedWeights, batch_statistics_only, run_with, straight_through
+from passdeploy.sparsity.learn import Learned, PassSettings, _load_hypernetwork_, learn_masks
+from passdeploy.sparsity.mask import batch_statistics_only
 from tests import nets
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -101,7 +99,7 @@ def test_learning_moves_prompt_and_hypernetwork(useless: tuple[nn.Module, Channe
     learned = learn(*useless)
     assert learned.prompt is not None
     assert learned.prompt.pixels().abs().max() > 0
-    assert learned.hypernetwork.heads[0].weight.abs().max() > 0
+    assert learned.hypernetwork.head_weight.abs().max() > 0
     assert learned.hypernetwork.encoder.layers[0].weight.grad.abs().max() > 0  # the prompt reaches the scores
 
 
@@ -121,29 +119,6 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(useless: tuple[nn.
         net.head.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"step 1 of mask learning, with a learning rate of 0.01"):
         learn(net, channels)
-
-
-def test_masked_weights_are_the_masked_network():
-    net = nets.randomise_(nets.Residual())
-    channels = map_channels(net, IMAGE)
-    images, _ = stripes(2, 0)
-    plan = Plan({group.name: tuple(range(0, group.width, 2)) for group in channels.prunable})
-    masks = {}
-    for group in channels.prunable:
-        masks[group.name] = torch.zeros(group.width)
-        masks[group.name][list(plan.kept[group.name])] = 1.0
-    reference = masked(net, channels.groups, plan)
-    for reads_only in (False, True):
-        weights = MaskedWeights(net, channels.prunable, reads_only=reads_only)
-        torch.testing.assert_close(run_with(net, weights(masks), images), reference(images))
-
-
-def test_the_gradient_goes_straight_through_to_the_score():
-    score = torch.tensor([0.2, 0.9], requires_grad=True)
-    mask = straight_through(torch.tensor([0.0, 1.0]), score)
-    assert mask.tolist() == [0.0, 1.0]
-    (mask * torch.tensor([3.0, 5.0])).sum().backward()
-    assert score.grad.tolist() == [3.0, 5.0]
 
 
 def test_taylor_importance_is_the_squared_gradient_of_a_gate():
@@ -199,19 +174,63 @@ def test_a_prompted_network_keeps_its_tensors_names():
 def test_a_layer_depends_on_the_layers_before_it_only_through_the_lstm():
     statistics = [torch.randn(4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     for kind, is_connected in (("lstm", True), ("mlp", False)):
-        net = Hypernetwork(statistics, [torch.zeros(4)] * 3, hidden=8, kind=kind, prompt_channels=None)
-        for head in net.heads:
-            nn.init.ones_(head.weight)
-        net(None)[2].sum().backward()
-        gradient = net.embed[0].weight.grad
-        assert (gradient is not None and bool(gradient.abs().sum() > 0)) is is_connected
+        net = Hypernetwork(statistics, torch.zeros(12), hidden=8, kind=kind, prompt_channels=None)
+        nn.init.ones_(net.head_weight)
+        net(None)[8:].sum().backward()  # the third group
+        assert bool(net.embed_weight.grad[:4].abs().sum() > 0) is is_connected
 
 
 def test_an_untrained_hypernetwork_returns_its_prior():
-    prior = [torch.tensor([-1.0, 2.0]), torch.tensor([0.5, 0.0, 3.0])]
+    prior = torch.tensor([-1.0, 2.0, 0.5, 0.0, 3.0])
     net = Hypernetwork([torch.zeros(2), torch.zeros(3)], prior, hidden=4)
-    for logits, expected in zip(net(torch.zeros(1, 3, 8, 8)), prior, strict=True):
-        assert torch.equal(logits, expected)
+    assert torch.equal(net(torch.zeros(1, 3, 8, 8)), prior)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "mlp", "conv", "none"])
+def test_a_hypernetwork_saved_layer_by_layer_gives_the_scores_it_gave(kind: str):
+    """Compare with what was once computed group by group, from linear layers and an LSTM cell."""
+    draws, widths, hidden = torch.Generator().manual_seed(0), (2, 4, 3), 5
+    statistics = [torch.randn(width, generator=draws) for width in widths]
+    net = Hypernetwork(statistics, torch.zeros(9), hidden=hidden, kind=kind)
+    mix = {"mlp": nn.Linear(hidden, hidden), "conv": nn.Conv1d(hidden, hidden, 3, padding=1)}.get(kind)
+    cell = nn.LSTMCell(hidden, hidden)
+    embed = nn.ModuleList(nn.Linear(width, hidden) for width in widths)
+    heads = nn.ModuleList(nn.Linear(1 if kind == "none" else hidden, width) for width in widths)
+    parts = {"heads": heads} | ({} if kind == "none" else {"embed": embed})
+    parts |= {"cell": cell} if kind == "lstm" else {"mix": mix} if mix else {}
+    saved = {name: tensor.detach() for name, tensor in nn.ModuleDict(parts).state_dict().items()}
+    saved |= {f"encoder.{name}": tensor for name, tensor in (net.encoder.state_dict() if net.encoder else {}).items()}
+    prior = [torch.randn(width, generator=draws) for width in widths]
+    saved |= {f"prior{number}": values for number, values in enumerate(prior)}
+    saved |= {f"statistics{number}": torch.zeros(width) for number, width in enumerate(widths)}
+    _load_hypernetwork_(net, saved)
+
+    prompt = torch.randn(1, 3, 8, 8, generator=draws)
+    if kind == "none":
+        expected = [head.bias + values for head, values in zip(heads, prior, strict=True)]
+    else:
+        inputs = [layer(values)[None] for layer, values in zip(embed, statistics, strict=True)]
+        start = net.encoder(prompt)
+        states, memory = [], torch.zeros(1, hidden)
+        for one in inputs:
+            state, memory = cell(one, (states[-1] if states else start, memory))
+            states.append(state)
+        if mix is not None:
+            sequence = torch.cat(inputs) + start
+            states = torch.tanh(mix(sequence) if kind == "mlp" else mix(sequence.T[None])[0].T).split(1)
+        expected = [head(state)[0] + values for head, state, values in zip(heads, states, prior, strict=True)]
+    torch.testing.assert_close(net(prompt), torch.cat(expected))
+
+
+def test_a_hypernetwork_of_other_groups_is_refused():
+    nets_of_widths = [
+        Hypernetwork([torch.zeros(w) for w in widths], torch.zeros(5), hidden=4) for widths in ((2, 3), (3, 2))
+    ]
+    with pytest.raises(RunError, match=r"does not fit: 1 tensors differ \(first 'widths'\)"):
+        _load_hypernetwork_(nets_of_widths[0], nets_of_widths[1].state_dict())
+    other = Hypernetwork([torch.zeros(2), torch.zeros(3)], torch.zeros(5), hidden=4, kind="mlp")
+    with pytest.raises(RunError, match="does not fit"):
+        _load_hypernetwork_(nets_of_widths[0], other.state_dict())
 
 
 def test_learning_uses_and_never_stores_batch_statistics():

@@ -101,8 +101,8 @@ def test_a_removed_channel_is_ranked_last_and_never_kept_again():
     name, width = channels.prunable[0].name, channels.prunable[0].width
     everything = {group.name: tuple(range(group.width)) for group in channels.prunable}
     assert network.shrink_(Plan({**everything, name: (width - 1,)}))
-    ranked = network.demote_removed({group.name: torch.ones(group.width) for group in channels.prunable})[name]
-    assert int(ranked.argmax()) == width - 1
+    ranked = network.demote_removed(torch.ones(network.channels.total))
+    assert int(network.channels.split(ranked)[name].argmax()) == width - 1
     assert network.without_removed(Plan(everything)).kept[name] == (width - 1,)
 
 
