@@ -1,12 +1,13 @@
 """Benchmark of a step of mask learning against a plain training step of the same network, measured in turns.
 
-    python benchmarks/mask_step.py [--turns 40]
+    python -m benchmarks.mask_step [--turns 40] [--device cuda] [--out FILE]
 
-Mask learning runs its whole schedule, from the dense network to the budget, in turns with plain steps; the mean
-processor times of a step are compared. Plain steps train the dense network with the same loss and the same optimizer:
-the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random weights,
-since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before channels
-are removed, above that of one that takes none. Writes `benchmarks/results/mask_step.json`.
+On a CPU mask learning runs its whole schedule, from the dense network to the budget, in turns with plain steps; the
+mean processor times of a step are compared. Plain steps train the dense network with the same loss and the same
+optimizer: the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random
+weights, since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before
+channels are removed, above that of one that takes none. On a GPU: see `mask_step_gpu.py`. Writes
+`benchmarks/results/mask_step.json` or `mask_step_gpu.json`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.mask_step_gpu import WORKLOADS, measure, table
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.recipe import OptimizerSpec
@@ -41,6 +43,7 @@ from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.optimizers import make_optimizer
 
 RESULTS = Path(__file__).parent / "results" / "mask_step.json"
+RESULTS_GPU = RESULTS.with_name("mask_step_gpu.json")
 BATCH = 64
 Batch = tuple[Tensor, Tensor]
 
@@ -57,9 +60,15 @@ MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=40, help="steps of every kind")
+    parser.add_argument("--turns", type=int, help="on a CPU steps of every kind (40), on a GPU blocks of steps (3)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--out", type=Path, help="JSON file to write; left out: one in benchmarks/results/")
     parser.add_argument("--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB")
     options = parser.parse_args()
+    if options.device != "cpu":
+        measure_on_gpu(torch.device(options.device), options.turns or 3, options.out or RESULTS_GPU)
+        return
+    turns = options.turns or 40
     torch.set_num_threads(1)
     torch.manual_seed(0)
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
@@ -70,8 +79,8 @@ def main() -> None:
         print(_peak_kib())
         return
     times: dict[str, list[float]] = {name: [] for name in (*PLAIN, *MASKS)}
-    timers = {name: _step_times(name, batch, options.turns) for name in times}
-    for _ in range(options.turns):
+    timers = {name: _step_times(name, batch, turns) for name in times}
+    for _ in range(turns):
         for name, timer in timers.items():
             times[name].append(next(timer))
     means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
@@ -91,12 +100,25 @@ def main() -> None:
         print(f"{name:42} {rows[name]['cpu_ms']:7.1f} ms", *(f"{value:.2f}x" for value in [*rows[name].values()][1:]))
     document = {
         "network": f"ResNet-20, batch of {BATCH}, one CPU thread",
-        "steps": options.turns - 1,
+        "steps": turns - 1,
         "rows": rows,
         "versions": package_versions(),
     }
-    write_atomically(RESULTS, json.dumps(document, indent=1) + "\n")
-    print(RESULTS)
+    out = options.out or RESULTS
+    write_atomically(out, json.dumps(document, indent=1) + "\n")
+    print(out)
+
+
+def measure_on_gpu(device: torch.device, turns: int, out: Path) -> None:
+    """Time and count the workloads of `mask_step_gpu.py`, and write what was found after each."""
+    rows = {}
+    for workload in WORKLOADS:
+        rows[workload.name] = measure(workload, device, turns)
+        document = {"device": torch.cuda.get_device_name(device), "rows": rows, "versions": package_versions()}
+        write_atomically(out, json.dumps(document, indent=1) + "\n")
+    print(f"{document['device']}, float32, milliseconds of a step, median of {turns} turns; counts: plain / masks")
+    print(table(rows))
+    print(out)
 
 
 def _memory_above_baseline(peaks: dict[str, float], name: str) -> float:
@@ -111,8 +133,9 @@ def _peak_kib() -> int:
 
 def _peak_mib(name: str) -> float:
     """Measure the peak memory of three steps in a new process."""
-    command = [sys.executable, __file__, "--peak-of", name]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024
+    command = [sys.executable, "-m", "benchmarks.mask_step", "--peak-of", name]
+    root = Path(__file__).parents[1]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout) / 1024
 
 
 def _step_times(name: str, batch: Batch, turns: int) -> Iterator[float]:
