@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -78,10 +77,7 @@ class WidthTable:
             Per group, shape (candidates - 1,).
         """
         per_cost = [values / cost for values, cost in zip(self.sorted_scores, channel_cost, strict=True)]
-        return [
-            np.array([values[low:high].mean() for low, high in pairwise(widths)])
-            for values, widths in zip(per_cost, self.candidates, strict=True)
-        ]
+        return [_means_between(values, widths) for values, widths in zip(per_cost, self.candidates, strict=True)]
 
     def full_choice(self) -> np.ndarray:
         """Choose the full width of every group."""
@@ -98,6 +94,16 @@ class WidthTable:
         chosen = (int(widths[index]) for widths, index in zip(self.candidates, choice, strict=True))
         ranked = zip(self.names, self.orders, chosen, strict=True)
         return Plan({name: tuple(sorted(order[:width].tolist())) for name, order, width in ranked})
+
+
+def _means_between(values: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Average the values from each width to the next one, shape (widths - 1,)."""
+    low, sizes = widths[:-1], np.diff(widths)
+    means = np.empty(len(sizes))
+    for size in np.unique(sizes):  # mostly one or two
+        rows = sizes == size
+        means[rows] = values[low[rows, None] + np.arange(size)].mean(1)
+    return means
 
 
 def coordinate_descent(table: WidthTable, gain: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
