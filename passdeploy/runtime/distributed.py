@@ -64,7 +64,7 @@ class Processes:
         """Combine means over the parts of a batch, `local_samples` samples here, into the mean over the batch."""
         if self.count == 1:
             return value
-        weighted, samples = self.average([value * local_samples, value.new_tensor([float(local_samples)])])
+        weighted, samples = self.average([value * local_samples, value.new_full((), float(local_samples))])
         return weighted / samples
 
     def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -161,7 +161,7 @@ def _synchronised_batch_norm(
     dims = [dim for dim in range(input.ndim) if dim != 1]
     shape = (1, -1, *[1] * (input.ndim - 2))
     wide = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-    count = torch.tensor([input.numel() / input.size(1)], device=input.device, dtype=wide.dtype)
+    count = wide.new_full((1,), input.numel() / input.size(1))
     sums = _sum_of_all(torch.cat([wide.sum(dims), count]))
     mean = sums[:-1] / sums[-1]
     centred = wide - mean.view(shape)
