@@ -136,7 +136,7 @@ def script(module: str, *options: str) -> Callable[[Path], Mapping[str, Any]]:
 
 GPU = ("--device", "cuda", "--cuda-graph")
 PARTS = (
-    Part("doctor", 60, doctor),
+    Part("doctor", 120, doctor),
     Part("prune", 150, prune),
     Part("engines", 420, engines("--precision", PRECISIONS)),
     Part("dense_engines", 240, engines("--dense", "--precision", "fp16")),

@@ -95,7 +95,8 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
     table.add_column("layer", overflow="fold")
     for heading in ("channels out, in", "dense", "slim", "speed-up"):
         table.add_column(heading, justify="right")
-    table.add_column("no faster because", overflow="fold")
+    table.add_column("note", justify="right")
+    notes = _Notes("no faster because")
     for layer in layers:
         before, after = (", ".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
         speedup = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else UNKNOWN
@@ -105,8 +106,9 @@ def layer_table(layers: Iterable[Mapping[str, Any]]) -> Table:
             milliseconds(layer["dense_ms"]),
             milliseconds(layer["slim_ms"]),
             speedup,
-            layer["why"],
+            notes.number_of(layer["why"]),
         )
+    notes.write_under_(table)
     return table
 
 
@@ -114,9 +116,9 @@ def group_table(groups: Iterable[Mapping[str, Any]]) -> Table:
     """Build the table of the traced time of each channel group, dense and slim, the slowest first."""
     table = Table(title="time by channel group (traced)", title_justify="left")
     table.add_column("group", overflow="fold")
-    for heading in ("layers", "channels", "dense", "slim", "of the slim network"):
+    for heading in ("layers", "channels", "dense", "slim", "share", "note"):
         table.add_column(heading, justify="right")
-    table.add_column("no faster because", overflow="fold")
+    notes = _Notes("no faster because")
     for group in groups:
         before, after = group["dense_width"], group["slim_width"]
         channels = str(before or "") if before == after else f"{before} → {after}"
@@ -127,9 +129,26 @@ def group_table(groups: Iterable[Mapping[str, Any]]) -> Table:
             milliseconds(group["dense_ms"]),
             milliseconds(group["slim_ms"]),
             f"{group['share']:.0%}",
-            group["why"],
+            notes.number_of(group["why"]),
         )
+    notes.write_under_(table, "share: of the time of the slim network")
     return table
+
+
+class _Notes:
+    """Numbered notes under a table; rows with the same note share its number, and a narrow terminal keeps it whole."""
+
+    def __init__(self, opening: str) -> None:
+        self._opening, self._numbers = opening, dict[str, int]()
+
+    def number_of(self, text: str) -> str:
+        """Return the number of a note, for a cell; empty where there is none."""
+        return str(self._numbers.setdefault(text, len(self._numbers) + 1)) if text else ""
+
+    def write_under_(self, table: Table, *lines: str) -> None:
+        """Set the caption of a table to `lines` and the notes."""
+        notes = [f"{number}: {self._opening} {text}" for text, number in self._numbers.items()]
+        table.caption, table.caption_justify = "\n".join([*lines, *notes]) or None, "left"
 
 
 def _measurement_label(row: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from passdeploy.profiling.execution import BACKENDS, ON_GPU, Setting
 from passdeploy.profiling.runners import PROVIDERS
 
 _IMAGE_SHAPE = (1, 3, 16, 16)
-_LIMIT_S = 120.0  # of one backend; TensorRT and the compiler for a GPU take up to a minute when they start cold
+_LIMIT_S = 75.0  # of one backend; TensorRT and the compiler for a GPU may take a minute when they start cold
 _CXX_LIMIT_S = 20.0
 
 
