@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.grouping.trial_cut import random_plan
+from passdeploy.grouping.trial_cut import PlanKey, plan_of, random_plan
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
@@ -141,7 +141,7 @@ def find_failing_groups(
     trials: int,
     cut_successively: bool,
     other_inputs: Sequence[Any] | None = None,
-    more_trials: Iterable[int] = (),
+    more_trials: Iterable[PlanKey] = (),
 ) -> Failure | None:
     """Find groups that make a randomly cut network differ from the masked one.
 
@@ -150,7 +150,7 @@ def find_failing_groups(
         trials: number of random cuts to compare, until one differs.
         cut_successively: let each cut continue from what the cut before left; else each cuts the whole network.
         other_inputs: inputs of another size, for all cuts but the first; for a large network, for that one.
-        more_trials: numbers of further random cuts of the whole network.
+        more_trials: keys of further cuts of the whole network.
 
     Returns:
         None if all are equal.
@@ -159,7 +159,7 @@ def find_failing_groups(
     for index in range(trials):
         is_other = other_inputs is not None and (index > 0 or whole.is_large)
         here = comparison.at(other_inputs) if is_other and other_inputs is not None else comparison
-        plan = random_plan(here.groups, index)
+        plan = random_plan(here.groups, index, with_odd_widths=is_other)
         if not plan.kept:
             break
         is_continued = cut_successively and index + 1 < trials
@@ -169,8 +169,8 @@ def find_failing_groups(
         if is_continued:
             comparison = here.after(plan).at(whole.inputs)
     strict = whole.strict()  # a norm may hide a branch that was flipped, but for its epsilon
-    for index in more_trials:
-        plan = random_plan(strict.groups, index)
+    for key in more_trials:
+        plan = plan_of(strict.groups, key)
         if plan.kept and not strict.is_exact(plan):
             return Failure(frozenset(FailingGroups(strict, plan).names()), _CHANGED)
     return None

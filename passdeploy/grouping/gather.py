@@ -55,6 +55,10 @@ class GroupBuilder:
         with_attributes = _with_size_attributes(groups, constraints.size_attributes, factors)
         return ChannelMap(with_attributes, _cost_model(self._trace, groups, factors))
 
+    def size_of(self, constraints: Constraints, labels: Tensor) -> Factor:
+        """Return the size of the dimension with these labels as a function of the widths of prunable groups."""
+        return self._groups_of(constraints.labels)[1].factor_of(labels)
+
     def _groups_of(self, labels: LabelUnionFind) -> tuple[list[RootedGroup], _SizeFactors]:
         if labels.version not in self._cache:
             groups = _with_statistics(self._build(labels), self._trace, labels)

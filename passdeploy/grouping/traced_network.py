@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch.utils._pytree import tree_map
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
+from passdeploy.grouping.risk import required_check
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.input_sizes import other_sizes, takes
 from passdeploy.runtime.seeds import generator
-from passdeploy.tracing.meta_model import MetaModel, to_meta
+from passdeploy.tracing.meta_model import MetaMode, MetaModel, to_meta
 from passdeploy.tracing.trace import Trace
+from passdeploy.tracing.trace_channels import trace_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +50,25 @@ class TracedNetwork:
     def noise_of_other_size(self) -> tuple[Any, ...] | None:
         """Random inputs of another image size and batch size; None if the network runs at the example's sizes only."""
         for other in other_sizes(self.noise):
-            inputs = tree_map(to_meta, list(other)) if self.trace.is_meta else other
-            if takes(self.trial_cloner.model, inputs):
+            inputs, mode = (tree_map(to_meta, list(other)), MetaMode()) if self.trace.is_meta else (other, None)
+            if takes(self.trial_cloner.model, inputs, mode):
                 return other
         return None
+
+    @property
+    def is_riskier_at_other_size(self) -> bool:
+        """True if at the other size the network has other groups, or runs other operations that must be checked."""
+        inputs, trace = self.noise_of_other_size, self.trace
+        if inputs is None:
+            return False
+        meta = MetaModel(self.cloner, self.trial_cloner.model, tuple(tree_map(to_meta, list(inputs))))
+        other = trace_channels(self.model, inputs, meta_model=meta if trace.is_meta else None)
+        known = {(record.op, record.source) for record in trace.op_log}
+        new = [record for record in other.op_log if (record.op, record.source) not in known]
+        if new and required_check(replace(other, op_log=new), self.class_of):
+            return True
+        here, there = ([(g.name, g.width, g.is_prunable) for g in GroupBuilder(one).gather()] for one in (trace, other))
+        return here != there
 
     def class_of(self, module: str) -> type[nn.Module]:
         """Return the class of the module with this name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from passdeploy.slimming.size_attributes import read_size_attribute, size_attrib
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.labels import LabelUnionFind
 
-EXACT_SHARES = {3: 0.5, 4: 0.25}  # number of a random plan -> the share of every group that it keeps
+# The number of a random plan (see `random_plan`), or the widths to which groups are cut: pairs of name and width.
+PlanKey = int | tuple[tuple[str, int], ...]
 
 
 class TrialCut:
@@ -30,13 +32,13 @@ class TrialCut:
     Args:
         network: the network to cut.
         labels: its channels, joined and protected as far as is known.
-        index: number of the random plan.
+        key: what to cut, see `plan_of`.
     """
 
-    def __init__(self, network: TracedNetwork, labels: LabelUnionFind, index: int) -> None:
-        self.network, self.labels, self.index = network, labels, index
+    def __init__(self, network: TracedNetwork, labels: LabelUnionFind, key: PlanKey) -> None:
+        self.network, self.labels, self.key = network, labels, key
         self._groups = network.builder.gather(Constraints(labels))
-        self.plan = random_plan(self._groups, index)
+        self.plan = plan_of(self._groups, key)
         self._is_removed = torch.zeros(labels.size, dtype=torch.bool)  # by the root of a channel's labels
         for group in self._groups:
             if len(removed := self.plan.removed(group)):
@@ -85,16 +87,28 @@ class TrialCut:
         return recorder.scalars, decisions
 
 
-def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
+def plan_of(groups: Sequence[ChannelGroup], key: PlanKey) -> Plan:
+    """Draw channels to keep: of all groups if `key` is the number of a random plan, else of those it gives widths."""
+    if isinstance(key, int):
+        return random_plan(groups, key)
+    widths, kept = dict(key), {}
+    for group in groups:
+        if group.is_prunable and (width := widths.get(group.name, group.width)) < group.width:
+            order = torch.randperm(group.width, generator=generator("rehearse", width, group.name))
+            kept[group.name] = tuple(sorted(order[:width].tolist()))
+    return Plan(kept)
+
+
+def random_plan(groups: Sequence[ChannelGroup], trial_index: int, *, with_odd_widths: bool = False) -> Plan:
     """Draw channels to keep: about half of every group first, then alternately few and many, then any share.
 
     Shares alternate so that neighbours, such as the two halves of a split, are not cut to the same width by chance.
-    The plans numbered in `EXACT_SHARES` keep exactly that share of every group that it divides: most of the plans that
-    people make do, and then a new width most easily equals another number in the code (`if self.inputs != width:`).
 
     Args:
         groups: of the network.
-        trial_index: number of the plan; a negative one, -n, cuts every layer that is wider than n channels to n.
+        trial_index: number of the plan; -n keeps exactly one nth of every group that can be divided by n.
+        with_odd_widths: keep numbers of channels without the factors 2, 3 and 5, near those drawn, so that no product
+            of channels and pixels is divisible by chance.
     """
     kept = {}
     for number, group in enumerate(group for group in groups if group.is_prunable):
@@ -104,13 +118,15 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int) -> Plan:
             share = 0.4 + 0.2 * share
         elif trial_index in (1, 2):
             share = (0.1, 0.7)[(number + trial_index) % 2] + 0.2 * share
-        elif trial_index < 0:
-            share = min(1.0, -trial_index / (group.width * group.span))
-        share = EXACT_SHARES.get(trial_index, share)
+        elif trial_index < 0 and group.width % -trial_index == 0:
+            share = 1 / -trial_index
         # After the first trial small groups may stay whole: if two groups lose one channel each, their sizes cannot
         # be told apart.
         most = group.width if trial_index else group.width - 1
         width = max(min(max(round(share * group.width), 1 if trial_index else 2), most), 1)
+        if with_odd_widths:
+            fitting = (other for other in range(1, group.width) if gcd(other, 2 * 3 * 5) == 1)
+            width = min(fitting, key=lambda other: abs(other - width), default=width)
         if width < group.width:
             kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=draws)[:width].tolist()))
     return Plan(kept)

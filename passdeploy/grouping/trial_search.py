@@ -22,6 +22,7 @@ import torch
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.constraints import Constraints
 from passdeploy.grouping.failing_groups import Comparison, Failure, find_failing_groups
+from passdeploy.grouping.norm_sizes import stated_norm_widths
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.risk import RequiredCheck, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
@@ -29,17 +30,20 @@ from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial_cut import TrialCut
-from passdeploy.grouping.width_branches import compares_widths, numbers_compared_with
+from passdeploy.grouping.trial_cut import PlanKey, TrialCut
+from passdeploy.grouping.width_branches import compares_widths
+from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
 from passdeploy.tracing.labels import Reason
 
 MAX_REPAIRS = 150  # changes of the constraints before the whole network is protected
 MAX_ATTEMPTS = 100  # attribute fixes and width equalities to try, successful or not
 # Random cuts that must run to the end. One is not enough where sizes are stated or were wrong: a stale size may fit by
 # chance, the more so the narrower the groups are.
-REPAIRED_TRIALS = 5
-NARROW_TRIALS = 7
-MAX_MEETING_WIDTHS = 16  # cuts to widths with which the code may compare
+REPAIRED_TRIALS = 3
+NARROW_TRIALS = 5
+# Where the code compares widths, cuts of every group to exactly one half and one quarter run as well: most of the plans
+# that people make do that, and then a new width most easily equals another number in the code.
+EXACT_CUTS = -2, -4
 NARROW_WIDTH = 16  # channels
 # Cuts whose outputs are compared. If no group is narrow, the second one cuts the network that the first one left.
 COMPARED_TRIALS = 2
@@ -54,17 +58,20 @@ class TrialSearch:
 
     def __init__(self, network: TracedNetwork) -> None:
         self.network = network
-        self.constraints = Constraints(network.trace.union_find)
-        self._compares_widths = compares_widths(network.model)
-        check = required_check(network.trace, network.class_of)
-        self.required_check = RequiredCheck.VALUES if self._compares_widths else check
+        self.constraints = Constraints(network.trace.union_find, stated_norm_widths(network.model, network.trace))
+        self._may_compare_widths = compares_widths(network.model)
         self.was_repaired = False  # the constraints are no longer those of the trace
         self._repairs_left, self._attempts_left = MAX_REPAIRS, MAX_ATTEMPTS
         self._attribute_fixes = AttributeFixes(network.model, network.trace.op_log)
         self._failed_fixes: set[tuple[Any, ...]] = set()
         self._failed_equalities: set[tuple[str, ...]] = set()
         self._has_settled_values = False
-        self._trials_to_compare: set[int] = set()  # random cuts that ran other operations than the whole network
+        self._trials_to_compare: dict[PlanKey, None] = {}  # cuts that ran other operations than the whole network
+        self._turning: tuple[Constraints, list[PlanKey]] | None = None  # see `_turning_keys`
+        check = required_check(network.trace, network.class_of)
+        may_branch = self._may_compare_widths and check is not RequiredCheck.VALUES
+        self._branches = may_branch and (bool(self._turning_keys) or network.is_riskier_at_other_size)
+        self.required_check = RequiredCheck.VALUES if self._branches else check
 
     @property
     def channel_map(self) -> ChannelMap:
@@ -85,9 +92,11 @@ class TrialSearch:
         if not self.required_check:
             return
         trial = self._run(self.constraints, 0)
-        while trial.stop or self._next_index(trial) is not None:
+        while True:
             if not trial.stop:
-                trial = self._run(self.constraints, self._next_index(trial) or 0)
+                if (key := self._next_key(trial)) is None:
+                    return
+                trial = self._run(self.constraints, key)
                 continue
             if self._repairs_left <= 0:
                 self.constraints = self._all_protected()
@@ -97,7 +106,7 @@ class TrialSearch:
             self._count_repair()
             if self.removable <= stop_at:
                 return
-            if trial.cut.index:  # the constraints have changed: the cuts that ran before must run again
+            if trial.cut.key:  # the constraints have changed: the cuts that ran before must run again
                 trial.cut.discard_model()
                 trial = self._run(self.constraints, 0)
 
@@ -117,10 +126,10 @@ class TrialSearch:
             self._count_repair()
             self.settle_sizes()
 
-    def _run(self, constraints: Constraints, index: int) -> TrialResult:
-        trial = run_trial(TrialCut(self.network, constraints.labels, index), constraints)
+    def _run(self, constraints: Constraints, key: PlanKey) -> TrialResult:
+        trial = run_trial(TrialCut(self.network, constraints.labels, key), constraints)
         if trial.stop is None and trial.ran_other_operations:
-            self._trials_to_compare.add(index)
+            self._trials_to_compare[key] = None
         return trial
 
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
@@ -153,7 +162,7 @@ class TrialSearch:
             if constraints.labels.version == trial.constraints.labels.version:
                 continue
             self._attempts_left -= 1
-            after = self._run(constraints, trial.cut.index)
+            after = self._run(constraints, trial.cut.key)
             if after.gets_further_than(trial):
                 return after
             # Now that the widths are equal, an attribute may state them.
@@ -174,7 +183,7 @@ class TrialSearch:
             constraints = trial.constraints.with_protected(torch.cat(vectors), reason)
             if constraints.labels.version == trial.constraints.labels.version:
                 continue
-            after = self._run(constraints, trial.cut.index)
+            after = self._run(constraints, trial.cut.key)
             if after.gets_further_than(trial):
                 return after
             after.cut.discard_model()
@@ -195,12 +204,13 @@ class TrialSearch:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
+        trials = COMPARED_TRIALS if self._branches or self._turning_keys else self._trials_needed(groups)
         return find_failing_groups(
             comparison,
-            trials=1 if comparison.is_large else min(COMPARED_TRIALS, self._trials_needed(groups)),
+            trials=1 if comparison.is_large else min(COMPARED_TRIALS, trials),
             cut_successively=not _has_narrow_group(groups),
             other_inputs=network.noise_of_other_size,
-            more_trials=sorted(self._trials_to_compare),
+            more_trials=self._trials_to_compare,
         )
 
     @property
@@ -214,22 +224,32 @@ class TrialSearch:
     def _trials_needed(self, groups: Sequence[ChannelGroup]) -> int:
         if self.was_repaired and _has_narrow_group(groups):
             return NARROW_TRIALS
-        return REPAIRED_TRIALS if self.was_repaired or self._states_sizes or self._compares_widths else 1
+        return REPAIRED_TRIALS if self.was_repaired or self._states_sizes else 1
 
-    def _next_index(self, trial: TrialResult) -> int | None:
-        """Return the number of the random cut to try after one that ran; None after the last."""
-        indices = [*range(self._trials_needed(trial.groups)), *self._meeting_widths]
-        following = indices.index(trial.cut.index) + 1 if trial.cut.index in indices else 0
-        return indices[following] if following < len(indices) else None
+    def _next_key(self, trial: TrialResult) -> PlanKey | None:
+        """Return the key of the cut to try after one that ran; None after the last."""
+        keys: list[PlanKey] = list(range(self._trials_needed(trial.groups)))
+        if trial.cut.key not in keys[:-1] and (turning := self._turning_keys):
+            keys += [*EXACT_CUTS, *turning]
+        following = keys.index(trial.cut.key) + 1 if trial.cut.key in keys else 0
+        return keys[following] if following < len(keys) else None
 
-    @cached_property
-    def _meeting_widths(self) -> list[int]:
-        """Numbers of cuts (see `random_plan`) to widths that the code may compare with, other widths among them."""
-        if not self._compares_widths:
+    @property
+    def _turning_keys(self) -> list[PlanKey]:
+        """Cuts after which comparisons of widths come out differently, under the present constraints."""
+        if not self._may_compare_widths:
             return []
-        widths = {group.width * group.span for group in self.network.builder.gather() if group.is_prunable}
-        numbers = widths | numbers_compared_with(self.network.model)
-        return [-number for number in sorted(numbers) if 1 < number < max(widths, default=0)][:MAX_MEETING_WIDTHS]
+        if self._turning is None or self._turning[0] is not self.constraints:
+            for key in [key for key in self._trials_to_compare if not isinstance(key, int)]:
+                del self._trials_to_compare[key]
+            widths = {group.name: group.width for group in self._groups}
+            turned = dict.fromkeys(
+                tuple(sorted(turning.items()))
+                for comparison in width_comparisons(self.network, self.constraints)
+                for turning in turning_widths(comparison, widths)
+            )
+            self._turning = self.constraints, list(turned)
+        return self._turning[1]
 
     @cached_property
     def _states_sizes(self) -> bool:

@@ -23,17 +23,7 @@ _INSTRUCTIONS_BEFORE = 10  # a comparison, in which its operands are loaded
 
 def compares_widths(model: nn.Module) -> bool:
     """True if code of the network, other than torch's own, compares a size of a tensor or layer with anything."""
-    return any(_comparing_code(function) for module in model.modules() for function in _functions_of(module))
-
-
-def numbers_compared_with(model: nn.Module) -> set[int]:
-    """List whole numbers that widths may be compared with: constants of that code, and attributes of its modules."""
-    found: set[int] = set()
-    for module in model.modules():
-        if code := [one for function in _functions_of(module) for one in _comparing_code(function)]:
-            values = (*vars(module).values(), *(constant for one in code for constant in one.co_consts))
-            found.update(value for value in values if type(value) is int)
-    return found
+    return any(_compares_widths(function) for module in model.modules() for function in _functions_of(module))
 
 
 def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
@@ -63,19 +53,19 @@ def _methods_of(classes: tuple[type, ...]) -> tuple[FunctionType, ...]:
 
 
 @cache
-def _comparing_code(function: FunctionType) -> tuple[CodeType, ...]:
-    """Return the code of a function, and of functions of the same package that it calls, that compares widths."""
-    found, seen, waiting = [], {function}, [function]
+def _compares_widths(function: FunctionType) -> bool:
+    """True if a function, or one of the same package that it calls, compares a size."""
+    seen, waiting = {function}, [function]
     while waiting:
         one = waiting.pop()
         if _compares(one.__code__):
-            found.append(one.__code__)
+            return True
         called = [one.__globals__.get(name) for name in one.__code__.co_names]
         new = [other for other in called if isinstance(other, FunctionType) and other not in seen]
         new = [other for other in new if other.__module__.partition(".")[0] == one.__module__.partition(".")[0]]
         seen.update(new)
         waiting += [other for other in new if not _is_of_torch(other.__module__)]
-    return tuple(found)
+    return False
 
 
 def _is_of_torch(module: str) -> bool:
@@ -84,9 +74,18 @@ def _is_of_torch(module: str) -> bool:
 
 def _compares(code: CodeType) -> bool:
     before: deque[str] = deque(maxlen=_INSTRUCTIONS_BEFORE)
+    variables, last = set[str](), ""  # local variables that were computed from sizes
     for instruction in get_instructions(code):
-        if instruction.opname == "COMPARE_OP" and not _WIDTHS.isdisjoint(before):
+        # `if width % 8:` compares as well.
+        operation, loads_size = instruction.opname, not _WIDTHS.isdisjoint(before)
+        is_truth_of_number = last.startswith("BINARY_") and ("JUMP" in operation or operation == "UNARY_NOT")
+        if loads_size and (operation in ("COMPARE_OP", "CONTAINS_OP") or is_truth_of_number):
             return True
-        is_attribute = instruction.opname in ("LOAD_ATTR", "LOAD_METHOD")
-        before.append(str(instruction.argval) if is_attribute else "")
+        last = last if operation == "TO_BOOL" else operation
+        name = str(instruction.argval) if operation in ("LOAD_ATTR", "LOAD_METHOD") else ""
+        if operation == "STORE_FAST" and loads_size:
+            variables.add(instruction.argval)
+        elif operation == "LOAD_FAST" and instruction.argval in variables:
+            name = "size"
+        before.append(name)
     return any(_compares(constant) for constant in code.co_consts if isinstance(constant, CodeType))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from passdeploy.models.modes import evaluating
 from passdeploy.models.wrappers import calling_eagerly
 
-_MOST_ADDED = 32  # pixels; networks halve their maps five times
+_STEP = 32  # pixels; networks halve their maps five times
+_LARGE = 128  # pixels from which images are made smaller, not larger: that takes less time
 
 
 def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield inputs with one more sample and larger images, then with only one of both changes.
+    """Yield inputs with one more sample and images of another size, then with only one of both changes.
+
+    The first images have another parity and are not square. Even sizes hide code that counts on channels and pixels
+    together being a multiple of something: `x.reshape(len(x), -1, 4)`.
 
     Nothing is yielded for inputs that are no tensors, such as the lists of images that detectors take and resize.
 
@@ -25,30 +30,44 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     """
     if not all(isinstance(item, Tensor) and item.ndim for item in inputs):
         return
-    has_images = any(item.ndim in (4, 5) and item.is_floating_point() for item in inputs)
-    variants = [(True, True), (True, False), (False, True)] if has_images else [(False, True)]
-    for is_larger, has_more in variants:
-        changed = [_enlarged(item) if is_larger else item for item in inputs]
-        yield tuple(torch.cat([item, item[:1]]) if has_more else item for item in changed)
+    if any(map(_is_image, inputs)):
+        yield _with_one_more([_resized(item, more=(1, 3)) for item in inputs])
+        resized = [_resized(item) for item in inputs]
+        yield _with_one_more(resized)
+        yield tuple(resized)
+    yield _with_one_more(inputs)
 
 
-def _enlarged(images: Tensor) -> Tensor:
-    """Scale images (N, C, H, W) or videos (N, C, T, H, W) up, to sizes with the same power of two in them."""
-    if images.ndim not in (4, 5) or not images.is_floating_point():
+def _with_one_more(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([item, item[:1]]) for item in inputs)
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.ndim in (4, 5) and tensor.is_floating_point()
+
+
+def _resized(images: Tensor, more: tuple[int, int] = (0, 0)) -> Tensor:
+    """Scale images (N, C, H, W) or videos (N, C, T, H, W); other tensors are returned as they are.
+
+    Args:
+        images: the tensor.
+        more: pixels to add besides to height and width.
+    """
+    if not _is_image(images):
         return images
-    height, width = images.shape[-2:]
-    size = [*images.shape[2:-2], height + _added(height), width + _added(width)]
-    return F.interpolate(images, size=size, mode="nearest")
+    size = [_other_size(pixels) + added for pixels, added in zip(images.shape[-2:], more, strict=True)]
+    return F.interpolate(images, size=[*images.shape[2:-2], *size], mode="nearest")
 
 
-def _added(pixels: int) -> int:
-    """Return the largest power of two that divides a size, at most 32; 32 for sizes that are odd or nearly so.
+def _other_size(pixels: int) -> int:
+    """Return another size with the same power of two in it, up to 32: a larger one for small images.
 
-    >>> _added(224), _added(128), _added(8), _added(299)
-    (32, 32, 8, 32)
+    >>> _other_size(8), _other_size(32), _other_size(224), _other_size(299)
+    (16, 64, 128, 171)
     """
     power = pixels & -pixels
-    return min(power, _MOST_ADDED) if power >= 8 else _MOST_ADDED
+    step = min(power, _STEP) if power >= 8 else _STEP
+    return pixels + step if pixels < _LARGE else pixels - round(pixels * 3 / 8 / step) * step
 
 
 def first_taken(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...] | None:
@@ -56,10 +75,10 @@ def first_taken(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...] | No
     return next((other for other in other_sizes(inputs) if takes(model, other)), None)
 
 
-def takes(model: nn.Module, inputs: Sequence[Any]) -> bool:
-    """True if the network runs on these inputs in evaluation mode."""
+def takes(model: nn.Module, inputs: Sequence[Any], mode: AbstractContextManager[object] | None = None) -> bool:
+    """True if the network runs on these inputs in evaluation mode, under a dispatch mode if one is given."""
     try:
-        with torch.no_grad(), evaluating(model), calling_eagerly(model):
+        with torch.no_grad(), evaluating(model), calling_eagerly(model), mode or nullcontext():
             model(*inputs)
     except Exception:  # code that meets a size it was not made for may raise anything
         return False

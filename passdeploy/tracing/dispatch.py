@@ -186,7 +186,7 @@ def source_line() -> str:
     """Return file and line of the innermost running frame of the model's code, or else of a torch module."""
     frame, torch_module = sys._getframe(1), ""
     while frame is not None and frame.f_code is not _RUN_MODEL_CODE:
-        owner, name = _owner_of(frame.f_code.co_filename)
+        owner, name = owner_of(frame.f_code.co_filename)
         if owner == "model":
             return f"{name}:{frame.f_lineno}"
         if owner == "torch module" and not torch_module:
@@ -204,7 +204,7 @@ _NETWORK_FILES = {_PASSDEPLOY_FOLDER / "models" / name for name in ("cifar_resne
 
 
 @cache
-def _owner_of(filename: str) -> tuple[str, str]:
+def owner_of(filename: str) -> tuple[str, str]:
     """Return the owner of a source file ("model", "torch module", "torch", "passdeploy"), and the file's name."""
     file = Path(filename)
     if "torch" in file.parts:

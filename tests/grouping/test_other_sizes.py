@@ -65,6 +65,29 @@ def test_a_group_that_holds_at_one_size_only_is_protected(net: nn.Module):
         assert pd.verify(net, tuple(groups.values()), plan, torch.randn(2, 3, size, size), tolerance=1e-5) <= 1e-5
 
 
+class InFours(Reshaping):
+    """Any four neighbours are mixed, which every width allows at even image sizes only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = self.mix(x.reshape(len(x), -1, 4)).reshape(x.shape)
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+def test_a_group_that_holds_at_even_image_sizes_only_is_protected(channels: int):
+    net = InFours(channels).eval()
+    groups = {group.name: group for group in pd.find_groups(net, IMAGES)}
+    assert not groups["stem"].is_prunable
+    assert groups["body"].is_prunable
+    plan = pd.Plan({"body": tuple(range(7))})
+    assert pd.verify(net, tuple(groups.values()), plan, torch.randn(1, 3, 18, 22), tolerance=1e-5) <= 1e-5
+
+
 def test_what_holds_at_every_size_stays_prunable():
     net = Transposing().eval()
     groups = {group.name: group for group in pd.find_groups(net, IMAGES)}
@@ -106,7 +129,7 @@ def test_verify_finds_a_group_that_holds_at_the_size_of_its_inputs_only():
         )
         for group in groups
     )
-    with pytest.raises(EquivalenceError, match=r"on inputs of shape 2x3x32x32"):
+    with pytest.raises(EquivalenceError, match=r"on inputs of shape 2x3x33x35"):
         pd.verify(net, renamed, plan, IMAGES, tolerance=1e-5)
     found = {group.name: group.is_prunable for group in pd.find_groups(net, IMAGES)}
     assert found == {"stem": False, "other": True, "head": False}
@@ -156,11 +179,73 @@ def test_a_branch_on_widths_is_not_flipped(how: Callable[[Comparing, Tensor], Te
         assert pd.verify(net, groups, pd.Plan(kept), IMAGES, tolerance=1e-5) <= 1e-5
 
 
+class Meeting(nn.Module):
+    """A block with a shortcut, whose code asks whether two widths are equal that no plan need cut alike."""
+
+    def __init__(self, is_equal: Callable[[Meeting, Tensor, Tensor], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.is_equal = nn.Conv2d(3, 20, 3), nn.Conv2d(3, 13, 3), is_equal
+        self.body, self.shortcut, self.head = nn.Conv2d(33, 52, 1), nn.Conv2d(33, 52, 1), nn.Linear(52, 5)
+        self.body_width = 52
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first(x), self.second(x)], 1)
+        y = self.body(x)
+        y = y + (x if self.is_equal(self, x, y) else self.shortcut(x))
+        return self.head(y.relu().mean((2, 3)))
+
+
+MEETINGS: dict[str, Callable[[Meeting, Tensor, Tensor], object]] = {
+    "shapes": lambda net, x, y: x.shape == y.shape,
+    "sizes": lambda net, x, y: x.size(1) == y.size(1),
+    "local variables": lambda net, x, y: _local_variables(x, y),
+    "layers": lambda net, x, y: net.body.in_channels == net.body.out_channels,
+    "a sum": lambda net, x, y: x.shape[1] + 3 - net.body.out_channels == 3,
+    "the truth of a difference": lambda net, x, y: not y.shape[1] - x.shape[1],
+    "an order": lambda net, x, y: not x.shape[1] < y.shape[1] and not y.shape[1] < x.shape[1],
+}
+
+
+def _local_variables(x: Tensor, y: Tensor) -> bool:
+    _, x_width, x_height, x_columns = x.shape
+    _, y_width, y_height, y_columns = y.shape
+    pixels, others = x_height * x_columns * 1 * 1 * 1 * 1, y_height * y_columns * 1 * 1 * 1 * 1
+    return abs(pixels + 0 + 0 + 0 - others) < 1 and x_width == y_width
+
+
+@pytest.mark.parametrize("is_equal", MEETINGS.values(), ids=MEETINGS)
+def test_widths_that_plans_can_make_equal_are_protected(is_equal: Callable[[Meeting, Tensor, Tensor], object]):
+    net = Meeting(is_equal).eval()
+    groups = pd.find_groups(net, IMAGES)
+    widths = {group.name: group.width for group in groups if group.is_prunable}
+    for first, second, body in ((7, 4, 11), (20, 13, 33), (1, 1, 2), (20, 1, 21)):
+        wanted = {"first": first, "second": second, "body": body}
+        kept = {name: tuple(range(min(width, wanted[name]))) for name, width in widths.items()}
+        assert pd.verify(net, groups, pd.Plan(kept), IMAGES, tolerance=1e-5) <= 1e-5
+    assert widths, "some of the three stay prunable"
+
+
+def test_widths_that_the_code_compares_and_that_cannot_meet_stay_prunable():
+    class Projecting(nn.Conv2d):
+        """A convolution that asks whether its input fits, as many do."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] != self.in_channels:
+                raise ValueError(f"{x.shape[1]} channels")
+            return super().forward(x)
+
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), Projecting(16, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(16, 5))
+    groups = pd.find_groups(net.eval(), IMAGES)
+    assert [group.is_prunable for group in groups] == [True, True, False]
+
+
 def test_a_flipped_branch_that_a_norm_hides_is_found():
-    """The branch doubles all channels, which instance norm takes back, but for its epsilon."""
+    """The branch doubles all channels, which instance norm takes back: in float32 nothing is left of it."""
 
     def doubled_and_normalised(own: Comparing, x: Tensor) -> Tensor:
-        y = own.wide(x)
+        y = own.wide(x) * 30  # so large that the norm's epsilon hardly counts
         return nn.functional.instance_norm(y * 2 if own.wide.out_channels == 32 else y).relu()
 
     net = Comparing(doubled_and_normalised)

@@ -13,7 +13,7 @@ from passdeploy.grouping.constraints import Constraints, LabelledSize
 from passdeploy.grouping.run_trial import run_trial
 from passdeploy.grouping.tied_widths import WidthEquality
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial_cut import TrialCut, random_plan
+from passdeploy.grouping.trial_cut import TrialCut, plan_of, random_plan
 from passdeploy.tracing.labels import LabelUnionFind, Reason
 from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.trace_channels import trace_channels
@@ -114,3 +114,13 @@ def test_random_plans_cut_neighbours_differently():
     assert all(8 <= len(kept) <= 15 for kept in plans[0].values())
     for plan in plans[1:]:
         assert all(abs(len(plan[str(n)]) - len(plan[str(n + 1)])) > 6 for n in range(12))
+
+
+def test_random_plans_keep_exact_parts_and_widths_without_small_factors():
+    groups = [replace(traced(Stated()).builder.gather()[0], name=str(width), width=width) for width in (7, 24, 64)]
+    halves = random_plan(groups, -2).kept
+    assert (len(halves["24"]), len(halves["64"])) == (12, 32)
+    for trial_index in range(4):
+        widths = random_plan(groups, trial_index, with_odd_widths=True).widths()
+        assert all(width % prime for width in widths.values() for prime in (2, 3, 5))
+    assert plan_of(groups, (("24", 5), ("unknown", 3), ("7", 7))).widths() == {"24": 5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -146,3 +147,14 @@ def test_norms_over_channels_are_cut_with_the_statistics_of_the_remaining_channe
     assert (smaller.few.num_groups, smaller.few.num_channels) == (2, 6)
     assert (smaller.many.num_groups, smaller.many.num_channels) == (3, 6)
     assert smaller.last.normalized_shape == smaller.rms.normalized_shape == (4,)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(16), nn.BatchNorm2d(16, affine=False, track_running_stats=False)])
+def test_a_norm_without_tensors_states_its_new_width(norm: nn.Module):
+    """Torch compares it with the width of the input, and warns; warnings are errors in these tests."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.Conv2d(16, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.append(nn.Linear(8, 5))
+    groups, smaller = cut(net, IMAGES)
+    assert groups["0"].is_prunable
+    assert smaller.get_submodule("1").num_features == 8
+    assert norm.num_features == 16

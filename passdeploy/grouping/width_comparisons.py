@@ -1,0 +1,196 @@
+"""Record the comparisons of widths that a network's code makes, and find widths at which they come out differently.
+
+`x + (y if x.shape == y.shape else self.project(y))` takes the other branch where two different widths are cut to the
+same one. Random cuts hardly ever do that, and people do. So the whole network is run once with sizes that remember
+where they come from (tracked_sizes.py); each comparison that depends on widths is then solved for widths that turn it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from passdeploy.channels.groups import SizeAttribute
+from passdeploy.grouping.constraints import Constraints
+from passdeploy.grouping.gather import GroupBuilder
+from passdeploy.grouping.traced_network import TracedNetwork
+from passdeploy.grouping.tracked_sizes import Formula, TrackedSize
+from passdeploy.models.modes import evaluating
+from passdeploy.runtime.seeds import generator
+from passdeploy.slimming.size_attributes import read_size_attribute, write_size_attribute_
+from passdeploy.tracing.dispatch import OpObserver
+from passdeploy.tracing.op_call import OpCall
+from passdeploy.tracing.trace import DimLabels, OpRecord
+from passdeploy.tracing.tracer import WeakTensorDict
+
+ATTEMPTS = 4  # draws of all widths of a comparison but one, which is then solved for
+MAX_TURNS = 2  # of them, the widths that are returned
+
+
+def width_comparisons(network: TracedNetwork, constraints: Constraints) -> list[Formula]:
+    """List the comparisons that the whole network makes and that depend on widths, in order, each once.
+
+    Their values are the outcomes at given widths. For an order of two sizes, whether they are equal is listed as well.
+    Torch's own comparisons are left out, and those after an operation that the trace does not have in its place.
+    """
+    model, log = network.trial_cloner.copy(lambda _, tensor: tensor), dict[Formula, None]()
+    observer = _LabelObserver(network, model)
+    sizes = _SizeTracker(observer, network.builder, constraints, log)
+    for attribute, labels in _size_attributes(network, constraints):
+        size = read_size_attribute(model, attribute)
+        if type(size) is int and size == len(labels):  # not yet tracked, and no layer norm over several dimensions
+            write_size_attribute_(model, attribute, sizes.tracked(size, labels))
+    try:
+        with torch.no_grad(), evaluating(model), sizes:
+            observer.run_model(model, network.trial_inputs)
+    except Exception:  # code that expects plain integers may raise anything; what was recorded before counts
+        pass
+    found = dict[Formula, None]()
+    for comparison in log:
+        found[comparison] = None
+        if comparison.operation in _ORDERS:  # equal sizes are the border of both outcomes
+            found[Formula(operator.eq, comparison.left, comparison.right)] = None
+    return [comparison for comparison in found if comparison.groups]
+
+
+_ORDERS = {operator.lt, operator.le, operator.gt, operator.ge}
+
+
+def turning_widths(comparison: Formula, widths: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Yield widths of the groups of a comparison at which its outcome is another than at full width.
+
+    Args:
+        comparison: of sizes that depend on the widths of prunable groups.
+        widths: group name -> full width.
+    """
+    names, found, outcome = list(comparison.groups), 0, bool(comparison.value(widths))
+    draws = generator("turn", *names)
+    for attempt in range(ATTEMPTS):
+        drawn = {name: int(torch.randint(1, widths[name] + 1, (), generator=draws)) for name in names}
+        others = {name: widths[name] for name in names} if attempt == 0 else drawn
+        for place in torch.randperm(len(names), generator=draws).tolist():
+            name = names[place]
+            with np.errstate(all="ignore"):  # a remainder of zero
+                outcomes = comparison.value({**others, name: np.arange(1, widths[name] + 1)})
+            turned = np.flatnonzero(np.asarray(outcomes, bool) != outcome) + 1
+            if len(turned):
+                yield {**others, name: int(turned[torch.randint(len(turned), (), generator=draws)])}
+                found += 1
+                break
+        if found == MAX_TURNS:
+            return
+
+
+class _LabelObserver(OpObserver):
+    """Observer of the whole network that knows the labels of its tensors from the trace."""
+
+    def __init__(self, network: TracedNetwork, model: nn.Module) -> None:
+        super().__init__(is_meta=network.trace.is_meta)
+        self._op_log, self._position = network.trace.op_log, 0
+        self._labels = WeakTensorDict[DimLabels]()
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for state in network.trace.state:
+            if (tensor := tensors.get(state.tensor)) is not None:
+                self._labels[tensor] = {**self.labels(tensor), state.dim: state.labels}
+
+    def labels(self, tensor: Tensor) -> DimLabels:
+        """Return the labels of a tensor by dimension."""
+        return self._labels.get(tensor) or {}
+
+    def on_op(self, call: OpCall) -> None:
+        """Take the labels of the results from the trace, as long as the operations are those of the trace."""
+        if self._position >= len(self._op_log) or (record := self._op_log[self._position]).op != call.name:
+            self._position = len(self._op_log)
+            return
+        for result, (shape, labels) in zip(call.results, record.results, strict=False):
+            self._labels[result] = labels if tuple(result.shape) == shape else {}
+        self._position += 1
+
+
+class _SizeTracker(TorchFunctionMode):
+    """Function mode in which the sizes of labelled tensors are tracked.
+
+    Args:
+        observer: knows the labels of a tensor.
+        builder: knows the sizes of labelled dimensions as functions of widths,
+        constraints: under these constraints.
+        log: gets the comparisons.
+    """
+
+    def __init__(
+        self, observer: _LabelObserver, builder: GroupBuilder, constraints: Constraints, log: dict[Formula, None]
+    ) -> None:
+        super().__init__()
+        self._observer, self._builder, self._constraints, self._log = observer, builder, constraints, log
+
+    def tracked(self, size: int, labels: Tensor) -> int:
+        """Return the size of a dimension with these labels, tracked if it depends on widths."""
+        with _disable_current_modes():  # looking labels up is no operation of the network
+            factor = self._builder.size_of(self._constraints, labels)
+        return TrackedSize.of(size, factor, self._log) if factor.spans else size
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one torch function; track the sizes that it returns."""
+        result = func(*args, **(kwargs or {}))
+        if func not in _SIZES:
+            return result
+        labels = self._observer.labels(args[0])
+        if not labels:
+            return result
+        sizes = torch.Size(
+            [self.tracked(size, labels[dim]) if dim in labels else size for dim, size in enumerate(args[0].shape)]
+        )
+        if isinstance(result, torch.Size):
+            return sizes
+        return sizes[0 if func is Tensor.__len__ else (kwargs or {}).get("dim", args[-1])]
+
+
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__}  # type: ignore[attr-defined]
+
+
+def _size_attributes(network: TracedNetwork, constraints: Constraints) -> Iterator[tuple[SizeAttribute, Tensor]]:
+    """Yield attributes that follow a width after any cut, and the labels of the dimension that they state."""
+    for size in constraints.size_attributes:
+        yield size.attribute, size.labels
+    for state in network.trace.state:
+        module, _, tensor = state.tensor.rpartition(".")
+        kind = network.class_of(module)
+        for layer, names in _ATTRIBUTES_OF_WEIGHTS.items():
+            if issubclass(kind, layer) and (attribute := names.get((tensor, state.dim))):
+                yield SizeAttribute(module, attribute, 0 if attribute == "normalized_shape" else None), state.labels
+    for record in network.trace.op_log:
+        if record.op == "aten.convolution" and issubclass(
+            network.class_of(record.modules[-1]), nn.modules.conv._ConvNd
+        ):
+            yield from _attributes_of_convolution(record)
+
+
+_ATTRIBUTES_OF_WEIGHTS: dict[type, dict[tuple[str, int], str]] = {
+    nn.Linear: {("weight", 0): "out_features", ("weight", 1): "in_features"},
+    nn.modules.batchnorm._NormBase: {("weight", 0): "num_features", ("running_mean", 0): "num_features"},
+    nn.GroupNorm: {("weight", 0): "num_channels"},
+    nn.LayerNorm: {("weight", 0): "normalized_shape"},
+    nn.RMSNorm: {("weight", 0): "normalized_shape"},
+    nn.PReLU: {("weight", 0): "num_parameters"},
+    nn.Embedding: {("weight", 0): "num_embeddings", ("weight", 1): "embedding_dim"},
+    nn.RNNBase: {("weight_ih_l0", 1): "input_size", ("weight_hh_l0", 1): "hidden_size"},
+}
+
+
+def _attributes_of_convolution(record: OpRecord) -> Iterator[tuple[SizeAttribute, Tensor]]:
+    (inputs, input_labels), (weight, _), *_ = record.inputs
+    channels, module = len(inputs) - len(weight) + 1, record.modules[-1]  # a single image has no batch dimension
+    if channels in input_labels:
+        yield SizeAttribute(module, "in_channels", None), input_labels[channels]
+        yield SizeAttribute(module, "groups", None), input_labels[channels]  # where there are as many
+    if channels in record.results[0][1]:
+        yield SizeAttribute(module, "out_channels", None), record.results[0][1][channels]
