@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
-from passdeploy.errors import PassDeployError, require
+from passdeploy.errors import MissingExtra, PassDeployError, require
 from passdeploy.runtime.versions import package_versions
 
 
@@ -47,6 +48,12 @@ def _run_check(check: Callable[[], object]) -> dict[str, Any]:
     return {"ok": True, "why": ""}
 
 
+def _require_installed(module: str, *, extra: str) -> None:
+    """Check that a package is there, without importing it, which would take seconds."""
+    if find_spec(module) is None:
+        raise MissingExtra(module, extra)
+
+
 def _check_gpu() -> None:
     from passdeploy.runtime.devices import find_device
 
@@ -79,6 +86,6 @@ _CHECKS: dict[str, Callable[[], object]] = {
     "export --torch-trt": _check_torch_trt,
     "export --precision int8": lambda: require("onnxruntime.quantization", extra="cpu"),
     "export --precision fp8": lambda: require("modelopt.onnx.quantization", extra="quant"),
-    "models timm/NAME": lambda: require("timm", extra="timm"),
-    "data: digits": lambda: require("sklearn", extra="demo"),
+    "models timm/NAME": lambda: _require_installed("timm", extra="timm"),
+    "data: digits": lambda: _require_installed("sklearn", extra="demo"),
 }

@@ -137,7 +137,8 @@ def _describe_gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
         cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
         capability.append(value.value)
     raw = (ctypes.c_ubyte * 16)()
-    is_known = int(cuda.cuDeviceGetUuid_v2(raw, device)) == _SUCCESS
+    get_uuid = getattr(cuda, "cuDeviceGetUuid_v2", None)  # since CUDA 11.4
+    is_known = get_uuid is not None and int(get_uuid(raw, device)) == _SUCCESS
     uuid = _uuid_text(bytes(raw)) if is_known else ""
     return Gpu(_device_name(cuda, index), uuid, memory.value / 2**20, (capability[0], capability[1]))
 

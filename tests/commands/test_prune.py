@@ -33,6 +33,7 @@ from passdeploy.errors import (
 from passdeploy.export import ExportSettings
 from passdeploy.export.packaging import Packaging
 from passdeploy.models.cifar_resnet import resnet20_cifar
+from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import Stage, StageFinished, StageStarted, Step
@@ -307,7 +308,7 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: prune.Run
     assert export_run(finished.path, ExportSettings(batch=(1, 2, 4))).artifacts[0].path.is_file()
     with pytest.raises(UsageError, match="visual prompt of 16 pixels"):
         export_run(finished.path, settings, image_size=32)
-    document = profile_run(finished.path, batches=(2,), seconds=0.2)
+    document = profile_run(finished.path, batches=(2,), setting=Setting(device="cpu"), seconds=0.2)
     assert {(row["model"], row["backend"]) for row in document["rows"]} == {
         (model, backend) for model in ("dense", "slim") for backend in ("torch", "ort")
     }

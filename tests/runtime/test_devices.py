@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.runtime import cuda_driver, devices
-from passdeploy.runtime.cuda_driver import Driver
+from passdeploy.runtime.cuda_driver import Driver, Gpu
 
 
 def machine(
@@ -91,3 +92,49 @@ def test_the_release_of_the_driver_is_read_from_the_kernel(monkeypatch: pytest.M
 
 def test_a_uuid_is_written_as_nvml_writes_it():
     assert cuda_driver._uuid_text(bytes(range(16))) == "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"
+
+
+class Library:
+    """A stand-in for libcuda with one GPU; `has_uuid` is false for drivers before CUDA 11.4."""
+
+    def __init__(self, *, has_uuid: bool) -> None:
+        if has_uuid:
+            self.cuDeviceGetUuid_v2 = self._uuid
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13010
+        return 0
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, name: Any, length: int, device: Any) -> int:
+        name.value = b"Imaginary GPU"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
+        memory._obj.value = 80 << 30
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+        value._obj.value = {75: 9, 76: 0}[attribute]
+        return 0
+
+    @staticmethod
+    def _uuid(raw: Any, device: Any) -> int:
+        raw[:] = range(16)
+        return 0
+
+
+@pytest.mark.parametrize(("has_uuid", "uuid"), [(True, "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f"), (False, "")])
+def test_the_driver_describes_its_gpus(has_uuid: bool, uuid: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: Library(has_uuid=has_uuid))
+    assert cuda_driver.probe_driver() == Driver((13, 1), ("Imaginary GPU",))
+    assert cuda_driver.probe_gpus() == (Gpu("Imaginary GPU", uuid, 81920.0, (9, 0)),)
