@@ -91,7 +91,7 @@ def run(
     if device == "auto" and (reason := unused_gpu()):
         tell(Warned(reason))
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
-        prepared = prepare(recipe, device=device, allow_code=allow_code, listener=tell)
+        prepared = prepare(recipe, device=str(torch_device), allow_code=allow_code, listener=tell)
         progress.text = prepared.text
         if prepared.data.skipped:
             reasons = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
