@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import sqrt
 
 import torch
 
@@ -133,13 +134,11 @@ class LatencySearch:
                 dense network.
         """
         stage = stage or Stage("plan", silent)
-        trials, widths_tried = list[MeasuredPlan](), set[tuple[int, ...]]()
+        trials = list[MeasuredPlan]()
         while len(trials) < MAX_PLANS:
             plan = self._next_plan(scores, goal, trials)
-            widths = None if plan is None else tuple(plan.widths().values())
-            if plan is None or widths is None or widths in widths_tried:
+            if plan is None:
                 break  # no width is left to change
-            widths_tried.add(widths)
             trials.append(self._try(plan, goal, _correction_of(trials)))
             stage.step(len(trials), MAX_PLANS, asked=goal.amount, found=trials[-1].measured)
             if min(map(_distance, trials)) <= _CLOSE_ENOUGH:
@@ -161,10 +160,7 @@ class LatencySearch:
         return allocate(scores, self._channels.prunable, self._costs, limit, round_to=self._round_to)
 
     def _next_plan(self, scores: Scores, goal: LatencyGoal, trials: Sequence[MeasuredPlan]) -> Plan | None:
-        """Make the plan to measure next; None if there is none that was not measured.
-
-        Where no plan is fast enough by the table, which may be wrong, the fastest of all is measured.
-        """
+        """Make the plan to measure next; None if there is none that was not measured."""
         groups = self._channels.prunable
         nearest = min(trials, key=_distance, default=None)
         if nearest is not None and _distance(nearest) <= _NEARLY_RIGHT and self._allocation == "global":
@@ -172,14 +168,35 @@ class LatencySearch:
             wanted = int(NS_PER_MS * table_ms * (1 + _AIM) / (1 + nearest.excess))
             known = [trial.plan for trial in trials]
             return adjust(nearest.plan, scores, groups, self._costs, wanted, round_to=self._round_to, known=known)
+        for correction in (_correction_of(trials), self._correction_between(goal, trials)):
+            if correction is not None and (plan := self._new_plan(scores, goal, correction, trials)) is not None:
+                return plan
+        return None
+
+    def _new_plan(
+        self, scores: Scores, goal: LatencyGoal, correction: float, trials: Sequence[MeasuredPlan]
+    ) -> Plan | None:
+        """Plan by the corrected table; None if that plan was measured.
+
+        Where no plan is fast enough by the table, which may be wrong, it is the fastest of all.
+        """
         try:
-            return self.plan(scores, goal, _correction_of(trials))
+            plan = self.plan(scores, goal, correction)
         except BudgetError:
             if self._allocation == "uniform":
                 if trials:
                     return None
                 raise
-            return allocate_fastest(scores, groups, self._costs, round_to=self._round_to)
+            plan = allocate_fastest(scores, self._channels.prunable, self._costs, round_to=self._round_to)
+        return plan if all(plan.widths() != trial.plan.widths() for trial in trials) else None
+
+    def _correction_between(self, goal: LatencyGoal, trials: Sequence[MeasuredPlan]) -> float | None:
+        """Return the correction for a plan between those that are too fast and too slow; None without both."""
+        fast = [self._table.predict_ms(trial.plan.widths()) for trial in trials if trial.excess < _AIM]
+        slow = [self._table.predict_ms(trial.plan.widths()) for trial in trials if trial.excess > _AIM]
+        if not fast or not slow or max(fast) >= min(slow):
+            return None
+        return self._aimed_ns(goal, 1.0) / NS_PER_MS / sqrt(max(fast) * min(slow))
 
     def _try(self, plan: Plan, goal: LatencyGoal, correction: float) -> MeasuredPlan:
         """Measure a plan; if it may be the one to keep, as it is delivered."""

@@ -113,6 +113,19 @@ def test_where_the_table_says_that_nothing_is_fast_enough_the_fastest_plan_is_me
     assert abs(result.best.excess) <= LATENCY_TOLERANCE
 
 
+def test_where_latency_jumps_plans_between_the_fast_and_the_slow_ones_are_tried(channels: ChannelMap, scores):
+    def wide_is_slow(widths: Mapping[str, int]) -> float:
+        return 1.0 if not widths or sum(widths.values()) > 150 else 0.6
+
+    result = search_at(channels, FakeSampler(network_factor=wide_is_slow), FakeSampler()).find(
+        scores, LatencyGoal(share=0.6)
+    )
+    first, second = (trial.excess for trial in result.trials[:2])
+    assert first < -0.3
+    assert second > 0.3
+    assert abs(result.best.excess) <= LATENCY_TOLERANCE
+
+
 def test_milliseconds_are_met_too(channels: ChannelMap, scores):
     sampler = FakeSampler()
     asked = 0.6 * sampler.total({})
@@ -123,8 +136,12 @@ def test_milliseconds_are_met_too(channels: ChannelMap, scores):
 
 def test_a_network_that_does_not_get_faster_is_refused(channels: ChannelMap, scores):
     slow = FakeSampler(network_factor=lambda widths: 1.0 if not widths else 8.0)
+    search, measured = search_at(channels, slow, FakeSampler()), list[Plan]()
+    measure = search.measure_plan
+    search.measure_plan = lambda plan, *more: measured.append(plan) or measure(plan, *more)  # type: ignore[method-assign,func-returns-value]
     with pytest.raises(BudgetError, match=r"fastest that can be reached is .* plans that were measured"):
-        search_at(channels, slow, FakeSampler()).find(scores, LatencyGoal(share=0.3))
+        search.find(scores, LatencyGoal(share=0.3))
+    assert len(measured) == 2  # by the table, and the fastest of all
 
 
 def test_a_plan_slower_than_the_dense_network_is_refused_even_if_the_milliseconds_are_met(channels, scores):
