@@ -16,6 +16,7 @@ import numpy as np
 from passdeploy.channels.costs import Factor
 from passdeploy.tracing.dispatch import owner_of
 
+MAX_DEPTH = 50  # operations in each other; deeper results are plain integers
 Widths = Mapping[str, "int | np.ndarray"]  # group name -> its width, or several widths to evaluate at once
 
 
@@ -61,12 +62,13 @@ class TrackedSize(int):
 
     operand: Operand
     log: dict[Formula, None]
+    depth: int
 
     @classmethod
-    def of(cls, size: int, operand: Operand, log: dict[Formula, None]) -> TrackedSize:
-        """Track a size that is computed from widths by `operand`."""
+    def of(cls, size: int, operand: Operand, log: dict[Formula, None], depth: int = 0) -> TrackedSize:
+        """Track a size that is computed from widths by `operand`, with so many operations in each other."""
         tracked = cls(size)
-        tracked.operand, tracked.log = operand, log
+        tracked.operand, tracked.log, tracked.depth = operand, log, depth
         return tracked
 
     __hash__ = int.__hash__
@@ -102,10 +104,11 @@ def _computed(name: str, *, is_reflected: bool = False) -> Callable[[TrackedSize
 
     def method(self: TrackedSize, other: Any) -> Any:
         result = plain(self, other)
-        if not isinstance(other, int):
+        depth = max(self.depth, getattr(other, "depth", 0)) + 1
+        if not isinstance(other, int) or depth > MAX_DEPTH:
             return result
         left, right = (other, self) if is_reflected else (self, other)
-        return TrackedSize.of(result, Formula(operation, _operand(left), _operand(right)), self.log)
+        return TrackedSize.of(result, Formula(operation, _operand(left), _operand(right)), self.log, depth)
 
     return method
 

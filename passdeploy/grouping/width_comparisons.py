@@ -40,7 +40,9 @@ def width_comparisons(network: TracedNetwork, constraints: Constraints) -> list[
     Their values are the outcomes at given widths. For an order of two sizes, whether they are equal is listed as well.
     Torch's own comparisons are left out, and those after an operation that the trace does not have in its place.
     """
-    model, log = network.trial_cloner.copy(lambda _, tensor: tensor), dict[Formula, None]()
+    # Some networks change their buffers when they run.
+    model = network.trial_cloner.copy(lambda _, old: old if isinstance(old, nn.Parameter) else old.clone())
+    log = dict[Formula, None]()
     observer = _LabelObserver(network, model)
     sizes = _SizeTracker(observer, network.builder, constraints, log)
     for attribute, labels in _size_attributes(network, constraints):

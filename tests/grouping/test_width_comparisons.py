@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.costs import Factor
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.tracked_sizes import Formula, TrackedSize
+from passdeploy.grouping.tracked_sizes import MAX_DEPTH, Formula, TrackedSize
 from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
 from tests.grouping.test_trial_cut import traced
 
@@ -28,6 +28,14 @@ def test_arithmetic_of_sizes_is_tracked():
     assert comparison.left.value({"first": 11, "second": 1}) == (2 * 11 - 5 // 4) % 5  # type: ignore[union-attr]
     assert {17: "a size is a key like any integer"}[second]
     assert first + 0.5 == 20.5
+
+
+def test_long_sums_of_sizes_end_as_plain_integers():
+    log: dict[Formula, None] = {}
+    total = sum((TrackedSize.of(20, FIRST, log) for _ in range(1000)), 0)
+    assert total == 20_000
+    assert type(total) is not TrackedSize or total.depth <= MAX_DEPTH
+    assert all(comparison.value(WIDTHS) in (True, False) for comparison in log)
 
 
 def test_tuples_of_sizes_are_compared_one_by_one():
