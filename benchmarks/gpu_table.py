@@ -118,7 +118,7 @@ def study(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "seconds": round(seconds, 1),
-        "networks": len(table.measurements),
+        "networks": len(table.measurements) - len(table.estimated),
         "dense_ms": table.dense_ms,
         "noise": noise,
         "own_error": table.error,

@@ -114,7 +114,8 @@ def measure_cell(cell: Cell, options: argparse.Namespace) -> Iterator[dict[str, 
             **key,
             "table_seconds": round(perf_counter() - began, 1),
             "table_error": table.error,
-            "table_networks": len(table.measurements),
+            "table_networks": len(table.measurements) - len(table.estimated),
+            "table_traced": len(table.estimated),
             "dense_ms": table.dense_ms,
         }
         search = LatencySearch(

@@ -35,7 +35,7 @@ class LayerModel:
         """Fit to sizes, shape (samples, 0 to 2), and their milliseconds, shape (samples,)."""
         sizes, ms = _median_per_size(sizes, np.maximum(ms, _LEAST_MS))
         terms = _base_terms(sizes, block)
-        weights = _non_negative_least_squares(terms / ms[:, None], np.ones(len(ms)))  # minimises relative errors
+        weights = non_negative_least_squares(terms / ms[:, None], np.ones(len(ms)))  # minimises relative errors
         octaves = _octaves(sizes, block)
         if not sizes.shape[1]:
             return cls(block, weights, octaves, np.zeros(len(octaves)))
@@ -62,7 +62,7 @@ def _base_terms(sizes: np.ndarray, block: int) -> np.ndarray:
     return np.stack(columns, 1)
 
 
-def _non_negative_least_squares(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def non_negative_least_squares(terms: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Find the weights of zero or more with the least squared error, by trying every subset of at most four terms."""
     best, least = np.zeros(terms.shape[1]), np.inf
     for chosen in product((False, True), repeat=terms.shape[1]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from passdeploy.profiling.clock import Clock
 from passdeploy.profiling.kernel_times import FEWEST_CALLS, NodeTime
@@ -25,7 +25,7 @@ class NetworkTiming:
     """Measured times of a network at certain widths."""
 
     widths: Mapping[str, int]  # group name -> channels kept; groups not named are whole
-    total_ms: float  # median of untraced calls
+    total_ms: float  # median of untraced calls; nan: not timed
     nodes: tuple[NodeTime, ...]  # in the order of a call
 
 
@@ -46,6 +46,17 @@ class LatencySampler(Protocol):
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Build the network at `widths` and measure it for about `seconds`."""
+        ...
+
+
+@runtime_checkable
+class TracingSampler(LatencySampler, Protocol):
+    """Sampler that times the nodes of a network in another backend, where it is built at once."""
+
+    traces_elsewhere: bool  # False: its nodes are its own, and a network is built quickly anyway
+
+    def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:
+        """Time the nodes of the network at `widths` alone."""
         ...
 
 

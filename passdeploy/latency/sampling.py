@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, nan
 from time import perf_counter
 
 import numpy as np
@@ -16,16 +16,24 @@ from passdeploy.errors import BudgetError
 from passdeploy.latency.knapsack import allocate
 from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
 from passdeploy.latency.measurement_context import MeasurementContext
-from passdeploy.latency.network_timing import SLOW_TO_BUILD, LatencySampler, NetworkTiming, median_ms, merge_timings
+from passdeploy.latency.network_timing import (
+    SLOW_TO_BUILD,
+    LatencySampler,
+    NetworkTiming,
+    TracingSampler,
+    median_ms,
+    merge_timings,
+)
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.runners import torch_threads
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import generator
 
+_TRACE_SECONDS = 0.2
 _SHARE_SPREAD = 0.5  # largest difference between a group's share of channels and its network's
 _BASELINE_SECONDS, _BASELINE_CALLS = 0.3, 3
 _UNDISTURBED_QUANTILE = 0.25  # of the baseline times: the speed of the machine when nothing disturbs it
-_MOST_SECONDS = {"compile": 60.0, "ort-cuda": 60.0, "tensorrt": 150.0}  # one more network may be built after that
+_MOST_SECONDS = {"compile": 76.0, "ort-cuda": 76.0, "tensorrt": 180.0}  # one more network may be built after that
 _RANDOM_SHARE = 0.75  # of that time at most goes to networks of random widths, the rest to plans
 _CHECKED_EVERY = 3  # networks between two looks at the error
 _PLANS_IN_A_ROW = 3  # of different shares, that have to be predicted well
@@ -41,6 +49,7 @@ class SamplingPlan:
     target_shares: tuple[float, ...] = (0.75, 0.5, 0.35, 0.75, 0.5, 0.35)  # plans for these shares of the dense latency
     repeats: int = 2  # measurements of each network; one where building takes longer than measuring
     seconds: float = 0.7  # of each measurement, where calls are short
+    traced_networks: int = 12  # of which only the operators are timed, in eager PyTorch, where that needs no compiler
     small_error: float = 0.025  # held-out error, in the median, at which no more networks are measured ...
     small_largest: float = 0.15  # ... if no network is off by more than this
     small_plan_error: float = 0.03  # of the last plans of different shares, at which no more plans are measured
@@ -57,10 +66,9 @@ class SamplingPlan:
             networks=12,
             fewest_networks=6,
             repeats=1,
-            seconds=1.0,
             small_error=0.03,
             most_seconds=_MOST_SECONDS[backend],
-            fewest_measurements=6,
+            fewest_measurements=5,
         )
 
 
@@ -96,11 +104,13 @@ def sample_latency(
         {},
         *draw_widths(channels.groups, plan.networks - 1, sampler.block, seed=plan.seed, alike=alike),
     ]
+    began = perf_counter()
     sampler.measure({}, seconds=min(0.5, plan.seconds))  # a processor that was idle is slow at first
-    measurements, began = _Measurements(sampler, context, plan), perf_counter()
+    measurements = _Measurements(sampler, context, plan)
+    traced: list[NetworkTiming] = []
 
     def table() -> LatencyTable:
-        return LatencyTable.build(context, widths, sampler.block, measurements.timings())
+        return LatencyTable.build(context, widths, sampler.block, [*measurements.timings(), *traced])
 
     def measure(network: Mapping[str, int], share_of_time: float = 1.0) -> None:
         elapsed = perf_counter() - began
@@ -113,6 +123,9 @@ def sample_latency(
         median, largest = table().error
         return median <= plan.small_error and largest <= plan.small_largest
 
+    if isinstance(sampler, TracingSampler) and sampler.traces_elsewhere:
+        for drawn in draw_widths(channels.groups, plan.traced_networks, sampler.block, seed=plan.seed + 1):
+            traced.append(NetworkTiming(drawn, nan, sampler.trace(drawn, seconds=_TRACE_SECONDS)))
     used: list[Mapping[str, int]] = []
     for network in random_widths:
         if len(used) >= plan.fewest_networks and len(used) % _CHECKED_EVERY == 0 and is_good():

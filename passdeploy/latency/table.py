@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.latency.layer_model import LayerModel
+from passdeploy.latency.layer_model import LayerModel, non_negative_least_squares
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.size_inference import SizeExplainer, infer_sizes
+from passdeploy.profiling.kernel_times import NodeTime
 from passdeploy.runtime.files import atomic_path
 
 FORMAT = 1
@@ -76,6 +78,8 @@ class LatencyTable:
             milliseconds of a call.
         times: milliseconds of every node in every network, shape (nodes, measurements), scaled so that the nodes of
             a network add up to its call.
+        estimated: numbers of the networks of which only the nodes were timed, in another backend; the time of their
+            call is estimated from those.
     """
 
     context: MeasurementContext
@@ -84,6 +88,7 @@ class LatencyTable:
     nodes: tuple[Node, ...]
     measurements: tuple[tuple[Mapping[str, int], float], ...]
     times: np.ndarray
+    estimated: frozenset[int] = frozenset()
 
     @classmethod
     def build(
@@ -95,12 +100,15 @@ class LatencyTable:
             context: machine, backend and settings of the measurements.
             widths: group name -> width in the dense network.
             block: channels that kernels of the backend compute together.
-            timings: of networks of different widths, the dense one first.
+            timings: of networks of different widths, the dense one first; a call of nan milliseconds is estimated.
         """
+        estimated = frozenset(number for number, timing in enumerate(timings) if isnan(timing.total_ms))
+        if estimated:
+            timings = estimate_calls(timings)
         nodes = _nodes_with_sizes(widths, block, timings)
         times = _node_times([node.name for node in nodes], timings)
         measurements = tuple((dict(timing.widths), timing.total_ms) for timing in timings)
-        return cls(context, dict(widths), block, nodes, measurements, times)
+        return cls(context, dict(widths), block, nodes, measurements, times, estimated)
 
     @cached_property
     def model(self) -> NetworkModel:
@@ -129,11 +137,11 @@ class LatencyTable:
 
         Every network is predicted by a model of the others; a sixth of them is left out at a time.
         """
-        count = len(self.measurements)
+        timed = [number for number in range(len(self.measurements)) if number not in self.estimated]
         errors = []
-        for fold in range(min(_FOLDS, count)):
-            left_out = range(fold, count, _FOLDS)
-            model = self._fit([number for number in range(count) if number not in left_out])
+        for fold in range(min(_FOLDS, len(timed))):
+            left_out = timed[fold::_FOLDS]
+            model = self._fit([number for number in range(len(self.measurements)) if number not in left_out])
             for number in left_out:
                 widths, total = self.measurements[number]
                 predicted = model.network_ms(float(model.nodes_ms(self.nodes, {**self.widths, **widths}).sum()))
@@ -189,6 +197,7 @@ class LatencyTable:
                 for node, times in zip(self.nodes, self.times, strict=True)
             ],
             "looks": [{"widths": dict(widths), "ms": ms} for widths, ms in self.measurements],
+            "estimated": sorted(self.estimated),
         }
 
     @classmethod
@@ -218,7 +227,8 @@ class LatencyTable:
         if unknown := {name for node in nodes for size in node.sizes for name, _ in size.spans} - set(widths):
             raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
         context = MeasurementContext.from_json(document["place"])
-        return cls(context, widths, int(document["block"]), nodes, measurements, times)
+        estimated = frozenset(int(number) for number in document.get("estimated", ()))
+        return cls(context, widths, int(document["block"]), nodes, measurements, times, estimated)
 
     def save(self, path: Path) -> None:
         """Write the table as one JSON file, atomically."""
@@ -276,6 +286,39 @@ def _node_times(names: Sequence[str], timings: Sequence[NetworkTiming]) -> np.nd
         times[-1, number] += pending
         times[:, number] *= timing.total_ms / times[:, number].sum()
     return times
+
+
+def estimate_calls(timings: Sequence[NetworkTiming]) -> list[NetworkTiming]:
+    """Estimate the calls of which only the nodes were timed, and convert all nodes to parts of a call.
+
+    The nodes were timed in another backend, operator by operator. Convolutions and products run there in the same
+    libraries; the operators between them are fused here, into them or into each other. So a call takes a constant, a
+    multiple of the former and another multiple of the latter, which are fitted to the calls that were timed.
+    """
+    sums = np.array([[_weighted_ms(timing), sum(node.ms for node in timing.nodes), 1.0] for timing in timings])
+    sums[:, 1] -= sums[:, 0]
+    total = np.array([timing.total_ms for timing in timings])
+    timed = ~np.isnan(total)
+    factors = non_negative_least_squares(sums[timed] / total[timed, None], np.ones(timed.sum()))
+    calls = np.where(timed, total, np.maximum(sums @ factors, 1e-6))
+    converted = []
+    for timing, call in zip(timings, calls.tolist(), strict=True):
+        rest = factors[2] / len(timing.nodes)
+        nodes = tuple(
+            replace(node, ms=rest + factors[0 if _has_weight(node) else 1] * node.ms) for node in timing.nodes
+        )
+        converted.append(replace(timing, total_ms=call, nodes=nodes))
+    return converted
+
+
+def _weighted_ms(timing: NetworkTiming) -> float:
+    """Add up the milliseconds of the nodes with a weight."""
+    return sum(node.ms for node in timing.nodes if _has_weight(node))
+
+
+def _has_weight(node: NodeTime) -> bool:
+    """Test whether a node is a convolution or a product of matrices."""
+    return any(word in node.kind for word in ("conv", "linear", "addmm", "matmul", "bmm"))
 
 
 def _untraced(timings: Sequence[NetworkTiming]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class TorchSampler:
         backend: str = "torch",
         setting: Setting | None = None,
     ) -> None:
-        self.backend, self.block = backend, block
+        self.backend, self.block, self.traces_elsewhere = backend, block, backend == "compile"
         self._network_at, self._images, self._threads = network_at, images, threads
         self._setting = setting or Setting()
         self._dense: TorchRunner | None = None
@@ -80,7 +81,10 @@ class TorchSampler:
 
     def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:
         """Time the operators of the network at `widths` alone."""
-        return self._trace(self.runner(widths, "traced"), seconds)
+        setting = replace(self._setting, cuda_graph=False)
+        runner = TorchRunner("traced", self._network_at(widths), setting=setting)
+        runner.prepare(self._images)
+        return self._trace(runner, seconds)
 
     def _trace(self, runner: TorchRunner, seconds: float) -> tuple[NodeTime, ...]:
         clock = self.clock

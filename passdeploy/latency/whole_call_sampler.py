@@ -16,6 +16,7 @@ from torch import Tensor
 from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.profiling.clock import Clock
+from passdeploy.profiling.kernel_times import NodeTime
 from passdeploy.profiling.runners import OrtRunner, Runner
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class WholeCallSampler:
         operators: times the operators of the same networks.
         clock: of the whole calls; None: that of `operators`.
     """
+
+    traces_elsewhere = True
 
     def __init__(
         self,
@@ -51,6 +54,10 @@ class WholeCallSampler:
         if self._dense is None:
             self._dense = self._load(widths, name)
         return self._dense
+
+    def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:
+        """Time the operators of the network at `widths` alone."""
+        return self._operators.trace(widths, seconds=seconds)
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
         """Time the network at `widths` in the backend, then its operators, half of `seconds` each."""

@@ -15,6 +15,8 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.latency.sampling import SamplingPlan, alike_groups, draw_widths
+from passdeploy.latency.table import LatencyTable
+from passdeploy.profiling.kernel_times import NodeTime
 from tests.profiling.fakes import FakeClock, FakeRunner
 
 from .fakes import QUICK, FakeSampler, blocked_ms, chain, table_of
@@ -102,3 +104,48 @@ def test_a_window_that_was_disturbed_is_measured_again():
     began = clock.now()
     steady_ms(calm.run, clock, seconds=0.3)
     assert clock.now() - began < 0.32  # and no longer than asked where nothing disturbs
+
+
+class CompiledSampler(FakeSampler):
+    """Sampler of a compiler: operators are timed without it, where those without a weight take four times as long."""
+
+    backend, traces_elsewhere = "compile", True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured, self.traced = list[Mapping[str, int]](), list[Mapping[str, int]]()
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        return 0.05 + sum(node.ms if node.kind == "conv" else node.ms / 4 for node in self.nodes(widths))
+
+    def nodes(self, widths: Mapping[str, int]) -> tuple[NodeTime, ...]:
+        nodes = list[NodeTime]()
+        for node in super().nodes(widths):
+            written = node.shapes[2]
+            relu = NodeTime(f"{node.name} relu", "relu", (written, written), 1, 4e-3 * written[1])
+            nodes += [replace(node, kind="conv"), relu]
+        return tuple(nodes)
+
+    def trace(self, widths: Mapping[str, int], *, seconds: float) -> tuple[NodeTime, ...]:
+        self.traced.append(widths)
+        return self.nodes(widths)
+
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
+        self.measured.append(widths)
+        return super().measure(widths, seconds=seconds)
+
+
+def test_where_a_compiler_takes_the_time_most_networks_are_timed_without_it(channels: ChannelMap):
+    sampler, plan = CompiledSampler(), replace(SamplingPlan.of("compile"), seconds=0.01)
+    table = table_of(sampler, channels, plan)
+    assert len(sampler.traced) == plan.traced_networks
+    assert len(sampler.measured) < 1 + plan.networks
+    assert len(table.measurements) - len(table.estimated) == len({tuple(w.items()) for w in sampler.measured})
+    for number in table.estimated:
+        widths, ms = table.measurements[number]
+        assert ms == pytest.approx(sampler.total(widths), rel=0.03)
+    for widths in draw_widths(channels.groups, 6, 8, seed=5):
+        assert table.predict_ms(widths) == pytest.approx(sampler.total(widths), rel=0.08)
+    again = LatencyTable.from_json(table.to_json())
+    assert again.estimated == table.estimated
+    assert again.error == pytest.approx(table.error, abs=1e-3)
