@@ -217,9 +217,9 @@ def _require_same_work(split: ImageSplit, other: TorchvisionSplit) -> None:
     assert difference < 0.1, difference  # about six of 256 levels; other images differ by one
 
 
-def _uint8_batches(split: ImageSplit, batch_size: int) -> Iterator[tuple[Tensor, None]]:
+def _uint8_batches(split: ImageSplit, batch_size: int, *, is_pinned: bool = False) -> Iterator[tuple[Tensor, None]]:
     parts = torch.arange(len(split)).split(batch_size)
-    return ((pixels, None) for pixels in split._reader.read(parts, in_processes=True))
+    return ((pixels, None) for pixels in split._reader.read(parts, in_processes=True, is_pinned=is_pinned))
 
 
 def _rows_in_turns(workload: str, sources: dict[str, Callable[[int], Any]], rounds: int) -> list[Any]:
@@ -300,7 +300,7 @@ def _trained_images_per_s(workload: Workload, data: ImageData, resident_share: f
 
 def _decoded_images_per_s(split: ImageSplit, batch_size: int) -> float:
     started = perf_counter()
-    images = sum(len(pixels) for pixels, _ in _uint8_batches(split, batch_size))
+    images = sum(len(pixels) for pixels, _ in _uint8_batches(split, batch_size, is_pinned=True))
     return images / (perf_counter() - started)
 
 

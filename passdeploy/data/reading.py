@@ -96,7 +96,9 @@ class PixelReader:
                     processes.submit([paths[index] for index in part.tolist()], self.image_size)
                     submitted += 1
                 batch = self._new_batch(len(parts[done]), is_pinned)
-                yield batch.copy_(processes.collect().view(batch.shape))
+                # by NumPy: torch would copy with a thread per core, and the cores are decoding
+                np.copyto(batch.numpy(), processes.collect().view(batch.shape).numpy())
+                yield batch
 
     def _decode_all(self) -> Tensor:
         pixels = np.empty((len(self), 3, self.image_size, self.image_size), dtype=np.uint8)
