@@ -46,7 +46,11 @@ class Entry:
     def build(self) -> nn.Module:
         """Build the network in evaluation mode, with random weights that differ everywhere and are always the same."""
         torch.manual_seed(0)
-        return randomise_(_BUILDERS[self.zoo](self.name))
+        return randomise_(self.construct())
+
+    def construct(self) -> nn.Module:
+        """Call the network's factory; its weights are those that the factory draws."""
+        return _BUILDERS[self.zoo](self.name)
 
     def inputs(self, batch: int = 1) -> tuple[Any, ...]:
         """Return positional arguments for the network, random and always the same."""

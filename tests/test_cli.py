@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from passdeploy.cli import main
 from passdeploy.recipe import shipped_recipes
+from tests.command_line import call_command
 from tests.conftest import write_image_folder
 
 
@@ -22,17 +21,14 @@ from tests.conftest import write_image_folder
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: object) -> Result:
-        return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-    return invoke
+    return call_command
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a folder with one run by the command."""
     folder = tmp_path_factory.mktemp("project")
-    result = CliRunner().invoke(main, ["prune", "--recipe", str(tiny_recipe), "--out", str(folder / "runs"), "--json"])
+    result = call_command("prune", "--recipe", tiny_recipe, "--out", folder / "runs", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["summary"]["recipe"] == "tiny"

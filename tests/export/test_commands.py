@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 import pytest
 import safetensors.torch
-from click.testing import CliRunner, Result
 
-from passdeploy.cli import main
 from passdeploy.models.build import build_model
 from passdeploy.runtime import cuda_driver
+from tests.command_line import call_command
 from tests.conftest import write_image_folder
 
 MODEL = "passdeploy/resnet20_cifar"
@@ -25,10 +25,7 @@ MODEL = "passdeploy/resnet20_cifar"
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
-    def invoke(*arguments: object) -> Result:
-        return CliRunner().invoke(main, ["export", *(str(argument) for argument in arguments)])
-
-    return invoke
+    return partial(call_command, "export")
 
 
 @pytest.fixture(scope="module")

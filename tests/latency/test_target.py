@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch import nn
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.cli import main
 from passdeploy.commands import prune
 from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, UsageError
@@ -25,6 +23,7 @@ from passdeploy.recipe import load_recipe
 from passdeploy.recipe.pruning import MeasureSpec
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import silent
+from tests.command_line import call_command
 
 from .fakes import SteadySampler
 
@@ -63,7 +62,9 @@ def steady():
 def table(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the table of the tiny recipe's network with the command."""
     path = tmp_path_factory.mktemp("tables") / "table.json"
-    done = call("profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 8, "--json")
+    done = call_command(
+        "profile", "--table", path, "--recipe", tiny_recipe, "--backend", "torch", "--batch", 8, "--json"
+    )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["path"] == str(path)
     return path
@@ -76,10 +77,6 @@ def elsewhere(table: Path, tmp_path: Path) -> Path:
     document["place"]["processor"] = "Another CPU"
     (tmp_path / "elsewhere.json").write_text(json.dumps(document))
     return tmp_path / "elsewhere.json"
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, table: Path, tmp_path: Path):
@@ -102,11 +99,11 @@ def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, 
     with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is .*\n.*--force"):
         prepare(recipe)
     options = [part for override in [*LATENCY, f"prune.measure.table={elsewhere}"] for part in ("--set", override)]
-    forced = call("check", tiny_recipe, *options, "--force", "--json")
+    forced = call_command("check", tiny_recipe, *options, "--force", "--json")
     assert forced.exit_code == 0, forced.output
     latency = json.loads(forced.stdout)["latency"]
     assert 0 < latency["fastest_ms"] < latency["asked_ms"] < latency["dense_ms"]
-    ran = call("prune", tiny_recipe, *options, "--force", "--out", tmp_path, "--json")
+    ran = call_command("prune", tiny_recipe, *options, "--force", "--out", tmp_path, "--json")
     assert ran.exit_code == 0, ran.output
     budget = json.loads(ran.stdout)["summary"]["budget"]
     assert budget["is_measured"] is False  # nothing here can tell how fast it is there
@@ -131,7 +128,7 @@ def test_more_milliseconds_than_the_dense_network_takes_are_refused(tiny_recipe:
     "wrong", ["{latency: 0}", "{latency: -0.5}", "{latency_ms: -1}", "{latency_ms: 0}", "{latency: 2}"]
 )
 def test_a_budget_of_nothing_or_less_is_refused(wrong: str, tiny_recipe: Path):
-    refused = call("check", tiny_recipe, "--set", f"prune.target={wrong}")
+    refused = call_command("check", tiny_recipe, "--set", f"prune.target={wrong}")
     assert refused.exit_code == 2
     assert "prune.target.latency" in refused.output
     assert refused.output.count("\n") <= 3
@@ -139,7 +136,7 @@ def test_a_budget_of_nothing_or_less_is_refused(wrong: str, tiny_recipe: Path):
 
 def test_what_cannot_be_reached_says_what_can(tiny_recipe: Path, table: Path):
     options = [*LATENCY, "prune.target={latency: 0.01}", f"prune.measure.table={table}"]
-    refused = call("check", tiny_recipe, *[part for option in options for part in ("--set", option)])
+    refused = call_command("check", tiny_recipe, *[part for option in options for part in ("--set", option)])
     assert refused.exit_code == 4
     assert "smallest that can be reached is" in refused.output
     assert " ms (" in refused.output
@@ -161,7 +158,7 @@ def test_int8_is_for_engines(tiny_recipe: Path):
 
 def test_a_sweep_of_roundings_is_planned_and_measured(tiny_recipe: Path):
     arguments = ("--backend", "torch", "--batch", 8, "--recipe", tiny_recipe, "--share", 0.7, "--json")
-    done = call("profile", "--sweep-round", "16", *arguments)
+    done = call_command("profile", "--sweep-round", "16", *arguments)
     assert done.exit_code == 0, done.output
     assert [row["round_to"] for row in json.loads(done.stdout)["sweep"]] == [16]
 
@@ -178,7 +175,7 @@ def test_a_sweep_of_roundings_is_planned_and_measured(tiny_recipe: Path):
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], words: str):
-    refused = call("profile", *arguments)
+    refused = call_command("profile", *arguments)
     assert refused.exit_code == 2
     assert words in refused.output
 
