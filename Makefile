@@ -1,12 +1,16 @@
 # Two commands do everything on a fresh machine with Python 3.10+: `make demo` and `make test`.
+# `make test-floor` runs the tests with the lowest versions that pyproject.toml declares, in an environment of its own.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # onnxruntime or onnxruntime-gpu, never both: EXTRAS=gpu,rtx,... on a machine with an NVIDIA GPU.
 EXTRAS ?= cpu,rtx,timm,demo,dev
+FLOOR := .venv-floor
+# The lowest Python where it is installed, otherwise the one that runs everything else.
+PYTHON_FLOOR ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-floor lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/passdeploy prune --recipe mobilenetv2.yaml
@@ -15,6 +19,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest
+
+test-floor: $(FLOOR)/installed
+	$(FLOOR)/bin/python -m pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -27,5 +34,11 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
+$(FLOOR)/installed: pyproject.toml
+	$(PYTHON_FLOOR) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip uv
+	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) dist .mypy_cache .ruff_cache .pytest_cache

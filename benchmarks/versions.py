@@ -6,7 +6,7 @@
 
 Of every group its name, its width, the tensors that it cuts, and whether it is prunable or why not are written down; of
 a network that fails, the error. Lines of code are left out of the reasons: torchvision and timm have other ones in each
-release. The networks are those of `benchmarks/zoo.py` with at most `--millions` of parameters.
+release. The networks are those of `benchmarks/zoo.py` with at most `--millions` of parameters that both releases have.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
 
 _LINE = re.compile(r":\d+\b")  # after the name of a file
+SLIMMING = Path(__file__).parent / "results" / "slimming.json"
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -43,7 +44,8 @@ def write(out: Path, zoo: str, millions: float) -> None:
     """Write the channel groups of the networks, found with the packages installed here, to OUT."""
     torch.set_num_threads(1)
     started = time.process_time()
-    networks = {entry.key: describe(entry) for entry in entries(zoo) if parameters_of(entry) <= millions * 1e6}
+    chosen = [entry for entry in entries(zoo) if parameters_of(entry) <= millions * 1e6]
+    networks = {entry.key: found for entry in chosen if (found := describe(entry)) is not None}
     document = {"versions": package_versions(), "cpu_s": round(time.process_time() - started), "networks": networks}
     write_atomically(out, json.dumps(document, indent=1) + "\n")
     print(f"{len(networks)} networks in {document['cpu_s']} s: {out}")
@@ -76,19 +78,23 @@ def compare(first: Path, second: Path, out: Path | None) -> None:
 
 
 def parameters_of(entry: Entry) -> float:
-    """Count the parameters of a network without giving them memory; infinite where it is not in this release."""
+    """Look up the parameters of a network in the results of `benchmarks/slimming.py`; infinite where it has none."""
+    results = json.loads(SLIMMING.read_text())["models"]
+    return results[entry.key]["ours"]["params"] if entry.key in results else float("inf")
+
+
+def describe(entry: Entry) -> dict[str, Any] | None:
+    """Find the groups of a network: name -> width, whether it is prunable, the reason if not, and what it cuts.
+
+    None if this release cannot build the network.
+    """
     try:
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in entry.construct().parameters())
+        model, inputs = entry.build(), entry.inputs()
     except Exception as error:
-        print(f"{entry.key}: left out, {error}")
-        return float("inf")
-
-
-def describe(entry: Entry) -> dict[str, Any]:
-    """Find the groups of a network: name -> width, whether it is prunable, the reason if not, and what it cuts."""
+        print(f"{entry.key}: not in this release, {error}")
+        return None
     try:
-        groups = find_groups(entry.build(), entry.inputs())
+        groups = find_groups(model, inputs)
     except Exception as error:
         return {"error": {"width": 0, "prunable": False, "reason": f"{type(error).__name__}: {error}"}}
     return {

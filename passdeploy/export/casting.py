@@ -220,7 +220,7 @@ def _replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
     """Replace the nodes of a graph by `nodes`, some of which may be the graph's own."""
     replacement = GraphProto()
     replacement.node.extend(nodes)
-    graph.node.clear()
+    del graph.node[:]  # older protobuf has no `clear`
     graph.node.extend(replacement.node)
 
 

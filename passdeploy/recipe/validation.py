@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -137,7 +137,8 @@ def _sections(section: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
     for key, field in section.model_fields.items():
         members = (field.annotation, *get_args(field.annotation))
         for kind in members:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+            # Python 3.10 takes `list[str]` for a type, but not for one with subclasses.
+            if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
                 below[key] = kind
     return below
 

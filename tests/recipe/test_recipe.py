@@ -1,7 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from pydantic import BaseModel, ValidationError
@@ -99,8 +99,9 @@ def test_a_resolved_recipe_spells_out_every_default():
             return
         assert list(values) == list(section.model_fields)
         for key, field in section.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                keys(field.annotation, values[key])
+            kind = field.annotation
+            if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys(kind, values[key])
 
     keys(Recipe, load().model_dump(mode="json"))
 
