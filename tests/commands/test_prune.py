@@ -25,6 +25,7 @@ from passdeploy.errors import (
     CorruptArtifact,
     DataError,
     DeviceMemoryError,
+    MissingError,
     PlanError,
     RunError,
     TrainingError,
@@ -237,7 +238,11 @@ def test_growing_chooses_by_the_score_it_is_given(finished: prune.RunResult, tin
     ("overrides", "error"),
     [
         (["prune.target.macs=0.0001"], BudgetError),
-        (["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"], UsageError),
+        pytest.param(
+            ["prune.target={latency: 0.5}", "prune.measure={backend: tensorrt}"],
+            MissingError,
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here"),
+        ),
         (["data.root=/nowhere/at/all"], UsageError),
         (["model.name=passdeploy/resnet21_cifar"], UsageError),
         (["model.name=torchvision/vgg11_bn", "data.image_size=8", "prune.prompt.size=1"], UsageError),
