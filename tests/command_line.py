@@ -20,6 +20,7 @@ class Called:
     exit_code: int
     stdout: str
     stderr: str
+    exception: BaseException | None  # that ended it, unless it is an error that the command line explains
 
     @property
     def output(self) -> str:
@@ -30,4 +31,4 @@ class Called:
 def call_command(*arguments: object) -> Called:
     """Call `passdeploy` with these arguments."""
     result = CliRunner(**_APART).invoke(main, [str(argument) for argument in arguments])
-    return Called(result.exit_code, result.stdout, result.stderr)
+    return Called(result.exit_code, result.stdout, result.stderr, result.exception)
