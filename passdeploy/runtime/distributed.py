@@ -8,6 +8,7 @@ would on the whole batch (up to the order of sums). `torchrun` starts the proces
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -108,12 +109,25 @@ def process_group(device: torch.device, *, environment: Mapping[str, str] = os.e
     if device.type == "cuda":
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
     backend, rank = "nccl" if device.type == "cuda" else "gloo", int(environment["RANK"])
-    with _peer_errors():
+    with _peer_errors(), _stdout_as_stderr():
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), rank=rank, world_size=count)
     try:
         yield Processes(rank, count)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _stdout_as_stderr() -> Iterator[None]:
+    """Send what libraries print to stdout to stderr: Gloo of older torch reports its connections, between our JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager
