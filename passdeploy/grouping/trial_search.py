@@ -59,7 +59,6 @@ class TrialSearch:
     def __init__(self, network: TracedNetwork) -> None:
         self.network = network
         self.constraints = Constraints(network.trace.union_find, stated_norm_widths(network.model, network.trace))
-        self._may_compare_widths = compares_widths(network.model)
         self.was_repaired = False  # the constraints are no longer those of the trace
         self._repairs_left, self._attempts_left = MAX_REPAIRS, MAX_ATTEMPTS
         self._attribute_fixes = AttributeFixes(network.model, network.trace.op_log)
@@ -69,7 +68,7 @@ class TrialSearch:
         self._trials_to_compare: dict[PlanKey, None] = {}  # cuts that ran other operations than the whole network
         self._turning: tuple[Constraints, list[PlanKey]] | None = None  # see `_turning_keys`
         check = required_check(network.trace, network.class_of)
-        may_branch = self._may_compare_widths and check is not RequiredCheck.VALUES
+        may_branch = self._may_compare_widths(self.constraints) and check is not RequiredCheck.VALUES
         self._branches = may_branch and (bool(self._turning_keys) or network.is_riskier_at_other_size)
         self.required_check = RequiredCheck.VALUES if self._branches else check
 
@@ -237,7 +236,7 @@ class TrialSearch:
     @property
     def _turning_keys(self) -> list[PlanKey]:
         """Cuts after which comparisons of widths come out differently, under the present constraints."""
-        if not self._may_compare_widths:
+        if not self._may_compare_widths(self.constraints):
             return []
         if self._turning is None or self._turning[0] is not self.constraints:
             for key in [key for key in self._trials_to_compare if not isinstance(key, int)]:
@@ -250,6 +249,10 @@ class TrialSearch:
             )
             self._turning = self.constraints, list(turned)
         return self._turning[1]
+
+    def _may_compare_widths(self, constraints: Constraints) -> bool:
+        """True if the code compares sizes of tensors and layers, or attributes that were found to hold a width."""
+        return compares_widths(self.network.model, {size.attribute.attribute for size in constraints.size_attributes})
 
     @cached_property
     def _states_sizes(self) -> bool:

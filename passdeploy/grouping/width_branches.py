@@ -7,7 +7,7 @@ may be true in the whole network and false in a cut one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection
 from dis import get_instructions
 from functools import cache
 from types import CodeType, FunctionType
@@ -18,32 +18,43 @@ _WIDTHS = {
     *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels", "num_groups"),
     *("embedding_dim", "embed_dim", "hidden_size", "input_size", "normalized_shape", "shape", "size", "numel"),
 }
+_LOADS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"}
 _INSTRUCTIONS_BEFORE = 10  # a comparison, in which its operands are loaded
 
 
-def compares_widths(model: nn.Module) -> bool:
-    """True if code of the network, other than torch's own, compares a size of a tensor or layer with anything."""
-    return any(_compares_widths(function) for module in model.modules() for function in _functions_of(module))
+def compares_widths(model: nn.Module, attributes: Collection[str] = ()) -> bool:
+    """True if code of the network, other than torch's own, compares a size of a tensor or layer with anything.
+
+    Args:
+        model: the network.
+        attributes: names of attributes of modules that hold a width, beside those of torch's layers.
+    """
+    names = frozenset([*_WIDTHS, *attributes])
+    for functions in {_functions_of(module) for module in model.modules()}:
+        comparing = {function.__name__ for function in functions if _compares(function.__code__, None)}
+        comparing -= {"forward", "__call__"}  # are given tensors
+        if any(_compares_widths(function, names, frozenset(comparing)) for function in functions):
+            return True
+    return False
 
 
-def _functions_of(module: nn.Module) -> Iterator[FunctionType]:
-    yield from _methods_of(type(module).__mro__)
-    for value in vars(module).values():
-        function = getattr(value, "__func__", value)
-        if isinstance(function, FunctionType) and not _is_of_torch(function.__module__):
-            yield function
+def _functions_of(module: nn.Module) -> tuple[FunctionType, ...]:
+    own = (getattr(value, "__func__", value) for value in vars(module).values())
+    replaced = [each for each in own if isinstance(each, FunctionType) and not _is_of_torch(each.__module__)]
+    called = frozenset(name for each in replaced for name in each.__code__.co_names)
+    return (*_methods_of(type(module).__mro__, called), *replaced)
 
 
 @cache
-def _methods_of(classes: tuple[type, ...]) -> tuple[FunctionType, ...]:
-    """List the methods of a class that its forward pass may call, with all that they override."""
+def _methods_of(classes: tuple[type, ...], called: frozenset[str]) -> tuple[FunctionType, ...]:
+    """List the methods of a class that its forward pass or `called` may call, with all that they override."""
     methods: dict[str, list[FunctionType]] = {}
     for kind in classes:
         for name, value in vars(kind).items() if not _is_of_torch(kind.__module__) else ():
             function = getattr(value, "__func__", getattr(value, "fget", value))
             if isinstance(function, FunctionType):
                 methods.setdefault(name, []).append(function)
-    reached, waiting = set[str](), ["forward", "__call__"]
+    reached, waiting = set[str](), ["forward", "__call__", *called]
     while waiting:
         name = waiting.pop()
         if name in methods and name not in reached:
@@ -53,18 +64,25 @@ def _methods_of(classes: tuple[type, ...]) -> tuple[FunctionType, ...]:
 
 
 @cache
-def _compares_widths(function: FunctionType) -> bool:
-    """True if a function, or one of the same package that it calls, compares a size."""
+def _compares_widths(function: FunctionType, names: frozenset[str], comparing: frozenset[str]) -> bool:
+    """True if a function, or one of the same package that it calls, compares an attribute of one of these names.
+
+    Args:
+        function: a method, or a function that stands for one.
+        names: of attributes that hold a width.
+        comparing: names of methods that compare, and may be given a width.
+    """
     seen, waiting = {function}, [function]
     while waiting:
         one = waiting.pop()
-        if _compares(one.__code__):
-            return True
         called = [one.__globals__.get(name) for name in one.__code__.co_names]
-        new = [other for other in called if isinstance(other, FunctionType) and other not in seen]
-        new = [other for other in new if other.__module__.partition(".")[0] == one.__module__.partition(".")[0]]
-        seen.update(new)
-        waiting += [other for other in new if not _is_of_torch(other.__module__)]
+        own = {other for other in called if isinstance(other, FunctionType) and not _is_of_torch(other.__module__)}
+        own = {other for other in own if other.__module__.partition(".")[0] == one.__module__.partition(".")[0]}
+        gives_to = comparing.union(other.__name__ for other in own if _compares(other.__code__, None))
+        if _compares(one.__code__, names, gives_to):
+            return True
+        waiting += own - seen
+        seen |= own
     return False
 
 
@@ -72,20 +90,30 @@ def _is_of_torch(module: str) -> bool:
     return module.partition(".")[0] in ("torch", "builtins")
 
 
-def _compares(code: CodeType) -> bool:
+def _compares(code: CodeType, names: frozenset[str] | None, gives_to: Collection[str] = ()) -> bool:
+    """True if code compares an attribute of one of these names, or gives one to a function that compares.
+
+    Args:
+        code: of a function.
+        names: None: compares anything.
+        gives_to: names of functions that compare.
+    """
     before: deque[str] = deque(maxlen=_INSTRUCTIONS_BEFORE)
     variables, last = set[str](), ""  # local variables that were computed from sizes
     for instruction in get_instructions(code):
         # `if width % 8:` compares as well.
-        operation, loads_size = instruction.opname, not _WIDTHS.isdisjoint(before)
+        operation, loads_size = instruction.opname, names is None or not names.isdisjoint(before)
         is_truth_of_number = last.startswith("BINARY_") and ("JUMP" in operation or operation == "UNARY_NOT")
         if loads_size and (operation in ("COMPARE_OP", "CONTAINS_OP") or is_truth_of_number):
             return True
+        if loads_size and operation.startswith("CALL") and not set(gives_to).isdisjoint(before):
+            return True
         last = last if operation == "TO_BOOL" else operation
-        name = str(instruction.argval) if operation in ("LOAD_ATTR", "LOAD_METHOD") else ""
+        name = str(instruction.argval) if operation in _LOADS else ""
         if operation == "STORE_FAST" and loads_size:
             variables.add(instruction.argval)
         elif operation == "LOAD_FAST" and instruction.argval in variables:
             name = "size"
         before.append(name)
-    return any(_compares(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    constants = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return any(_compares(constant, names, gives_to) for constant in constants)

@@ -195,6 +195,9 @@ class Meeting(nn.Module):
         y = y + (x if self.is_equal(self, x, y) else self.shortcut(x))
         return self.head(y.relu().mean((2, 3)))
 
+    def are_equal(self, one: int, other: int) -> bool:
+        return one == other
+
 
 MEETINGS: dict[str, Callable[[Meeting, Tensor, Tensor], object]] = {
     "shapes": lambda net, x, y: x.shape == y.shape,
@@ -204,7 +207,13 @@ MEETINGS: dict[str, Callable[[Meeting, Tensor, Tensor], object]] = {
     "a sum": lambda net, x, y: x.shape[1] + 3 - net.body.out_channels == 3,
     "the truth of a difference": lambda net, x, y: not y.shape[1] - x.shape[1],
     "an order": lambda net, x, y: not x.shape[1] < y.shape[1] and not y.shape[1] < x.shape[1],
+    "another function": lambda net, x, y: _are_equal(x.shape[1], y.shape[1]),
+    "a method": lambda net, x, y: net.are_equal(x.shape[1], net.body.out_channels),
 }
+
+
+def _are_equal(one: int, other: int) -> bool:
+    return one == other
 
 
 def _local_variables(x: Tensor, y: Tensor) -> bool:
@@ -224,6 +233,33 @@ def test_widths_that_plans_can_make_equal_are_protected(is_equal: Callable[[Meet
         kept = {name: tuple(range(min(width, wanted[name]))) for name, width in widths.items()}
         assert pd.verify(net, groups, pd.Plan(kept), IMAGES, tolerance=1e-5) <= 1e-5
     assert widths, "some of the three stay prunable"
+
+
+@pytest.mark.parametrize("is_method", [False, True])
+def test_a_number_that_is_compared_with_one_that_follows_a_width(is_method: bool):
+    """`o` is a size and follows the width of the stem; `i` is only compared with it, and has to follow as well."""
+
+    class Comparing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.i, self.o = 16, 32
+            self.stem, self.head = nn.Linear(8, 16), nn.Linear(32, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.stem(x)
+            differs = self.differs(self.i, self.o) if is_method else self.i != self.o
+            y = torch.cat([y, y.relu()], -1) if differs else y
+            return self.head(y.view(len(x), self.o).tanh())
+
+        def differs(self, one: int, other: int) -> bool:
+            return one != other
+
+    net, x = Comparing().eval(), torch.rand(2, 8)
+    groups = pd.find_groups(net, x)
+    assert [group.name for group in groups if group.is_prunable] == ["stem"]
+    for width in range(1, 17):
+        assert pd.verify(net, groups, pd.Plan({"stem": tuple(range(width))}), x, tolerance=1e-5) <= 1e-5
 
 
 def test_widths_that_the_code_compares_and_that_cannot_meet_stay_prunable():
