@@ -33,7 +33,7 @@ def is_fed(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a batch will hold."""
+    """Content of a batch that is still to be made."""
 
     images: Tensor  # their indices in the split, int64 (batch,)
     labels: Tensor  # int64 (batch,)
@@ -169,6 +169,6 @@ def ahead(items: Generator[Item, None, None], count: int) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class _End:
-    """What follows the last item: the error that ended them, if one did."""
+    """Mark after the last item, with the error that ended them, if one did."""
 
     error: BaseException | None = None

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
 _ANSWERS = "answers/"  # prefix of the names of tensors
-_NOISE_IMAGES = 8
 
 
 def write_bundle(
@@ -78,7 +77,7 @@ def write_bundle(
     tensors = {"images": samples.images, "calibration": samples.calibration}
     if samples.labels is not None:
         tensors["labels"] = samples.labels
-    tensors |= _recorded_answers([folder / entry["file"] for entry in files], files, samples)
+    tensors |= _recorded_answers([folder / entry["file"] for entry in files], files, samples, settings)
     content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
     commands = _script_lines(files, settings)
@@ -135,15 +134,14 @@ def build_bundle(
 
 
 def _recorded_answers(
-    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], samples: Samples
+    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], samples: Samples, settings: ExportSettings
 ) -> dict[str, torch.Tensor]:
     """Compute what each ONNX file answers to the images, or to noise where there are none: key -> tensor."""
     if find_spec("onnxruntime") is None:
         return {}
     images, recorded = samples.images, dict[str, torch.Tensor]()
     if not len(images):
-        generator = torch.Generator().manual_seed(0)
-        recorded["noise"] = images = torch.randn(_NOISE_IMAGES, *samples.image_shape, generator=generator)
+        recorded["noise"] = images = samples.noise(settings)
     for path, entry in zip(paths, entries, strict=True):
         recorded[_ANSWERS + entry["file"]] = compute_answers(
             path, entry["precision"], images, batch=BatchRange.of(entry["batch"]).largest

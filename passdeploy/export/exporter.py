@@ -42,8 +42,6 @@ from passdeploy.export.trt_parity import require_engine_parity
 from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
-NOISE_IMAGES = 8  # where there are no real images to compare on
-
 
 def export_artifacts(
     model: nn.Module,
@@ -73,13 +71,12 @@ def export_artifacts(
         UsageError, MissingError, ExportError, ParityError: see the functions of this folder.
     """
     require_possible(settings, samples)
-    sizes = BatchRange.of(settings.batch)
     samples = samples.as_graph_inputs(settings)
     if settings.takes_pixels:
         model = OnPixels(model, samples.mean, samples.std)
     known = {"input_values": PIXELS if settings.takes_pixels else NORMALISED, **(metadata or {})}
     example = torch.zeros(1, *samples.image_shape)
-    reference = _reference(model, samples, sizes, listener)
+    reference = _reference(model, samples, settings, listener)
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unproven-") as drafts:
@@ -120,18 +117,16 @@ def export_artifacts(
         yield from _compile_programs(model, samples, folder, settings, prefix, listener)
 
 
-def _reference(model: nn.Module, samples: Samples, sizes: BatchRange, listener: Listener) -> Reference | None:
+def _reference(model: nn.Module, samples: Samples, settings: ExportSettings, listener: Listener) -> Reference | None:
     """Compute the model's answers to compare with; None, with a warning, where ONNX Runtime is not installed."""
+    sizes = BatchRange.of(settings.batch)
     if find_spec("onnxruntime") is None:
         listener(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
         return None
     if len(samples.images):
         return compute_reference(model, samples.images, samples.labels, batch_sizes=sizes.parity_sizes)
     listener(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
-    noise = torch.randn(NOISE_IMAGES, *samples.image_shape, generator=torch.Generator().manual_seed(0))
-    if isinstance(model, OnPixels):
-        noise = model.pixels_of(noise)
-    return compute_reference(model, noise, batch_sizes=sizes.parity_sizes, is_real=False)
+    return compute_reference(model, samples.noise(settings), batch_sizes=sizes.parity_sizes, is_real=False)
 
 
 def _check_and_name(
@@ -212,7 +207,7 @@ def _compile_programs(
     model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, listener: Listener
 ) -> Iterator[Artifact]:
     """Compile a Torch-TensorRT program in each precision, and yield each when it is checked."""
-    images = samples.images if len(samples.images) else torch.randn(NOISE_IMAGES, *samples.image_shape)
+    images = samples.images if len(samples.images) else samples.noise(settings)
     for precision in settings.precisions:
         path = folder / f"{file_stem(prefix, precision)}.pt2"
         with stage("torch-trt", path.name, listener) as progress:

@@ -22,6 +22,7 @@ EXPORT_KINDS = ("onnx", "trt", "torch-trt")
 
 CHECK_IMAGES = 512  # real images to compare on, enough to see a change of 0.5 % in agreement or accuracy
 CHECK_IMAGES_FP32 = 64  # the same for fp32 alone, where any error shows on a few images
+NOISE_IMAGES = 8  # where there are no real images to compare on
 CALIBRATION_IMAGES = 256  # real images to calibrate quantisation on, and to rank layers with
 
 
@@ -73,6 +74,12 @@ class Samples:
             return self
         to_pixels = OnPixels(nn.Identity(), self.mean, self.std).pixels_of
         return replace(self, images=to_pixels(self.images), calibration=to_pixels(self.calibration))
+
+    def noise(self, settings: ExportSettings) -> Tensor:
+        """Make noise to compare on where there are no images, the same every time, in the form the graphs accept."""
+        shape = (NOISE_IMAGES, *self.image_shape)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        return OnPixels(nn.Identity(), self.mean, self.std).pixels_of(noise) if settings.takes_pixels else noise
 
     @classmethod
     def empty(cls, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Samples:

@@ -32,7 +32,7 @@ _KEPT_ENGINES = 3  # the dense network, and the plans that a search compares it 
 
 
 class EngineBackend(Protocol):
-    """What the sampler needs of TensorRT; tests have one with a known cost."""
+    """The part of TensorRT that the sampler needs; tests have one with a known cost."""
 
     def build(self, graph: ModelProto, path: Path) -> None:
         """Write the engine of a graph to `path`."""

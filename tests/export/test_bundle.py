@@ -144,3 +144,12 @@ def test_without_images_noise_is_compared(net: SmallNet, tmp_path: Path, monkeyp
     assert built.facts["parity"]["real_images"] == 0
     assert built.facts["parity"]["images"] == 8
     assert built.facts["parity"]["max_rel_error"] < 1e-3
+
+
+def test_the_noise_of_a_graph_that_takes_pixels_is_pixels(net: SmallNet, tmp_path: Path):
+    samples, settings = Samples.empty((3, 16, 16), (0.5,) * 3, (0.25,) * 3), ExportSettings(takes_pixels=True)
+    artifacts = list(export_artifacts(net, samples, tmp_path / "export", settings))
+    write_bundle(tmp_path / "bundle", artifacts, settings, samples)
+    noise = safetensors.torch.load_file(tmp_path / "bundle" / "samples.safetensors")["noise"]
+    assert torch.equal(noise, noise.round())
+    assert noise.std() > 32  # of 255
