@@ -11,7 +11,7 @@ import torch
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import first_line
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.shape_check import ScalarsByLine, ShapeChecker, Stop
+from passdeploy.grouping.shape_check import OpRecorder, ShapeChecker, Stop
 from passdeploy.grouping.trial_cut import TrialCut
 from passdeploy.models.modes import evaluating
 
@@ -47,14 +47,14 @@ def run_trial(cut: TrialCut, constraints: Constraints) -> TrialResult:
 
 def _run(cut: TrialCut, groups: Sequence[ChannelGroup]) -> tuple[Stop | None, bool]:
     network, trace = cut.network, cut.network.trace
-    scalars: ScalarsByLine | None = None
+    masked_run: OpRecorder | None = None
     decisions: AbstractContextManager[None] = nullcontext()
     if not trace.is_meta:
         cut.discard_model()  # a model that ran with values may have kept some
-        scalars, log = cut.masked_run
+        masked_run, log = cut.masked_run
         decisions = log.replaying()
     model = cut.model_with(groups)
-    checker = ShapeChecker(trace.op_log, cut.size_of, scalars=scalars, is_meta=trace.is_meta)
+    checker = ShapeChecker(trace.op_log, cut.size_of, masked_run=masked_run, is_meta=trace.is_meta)
     try:
         with torch.no_grad(), evaluating(model), decisions:
             checker.run_model(model, network.trial_inputs)

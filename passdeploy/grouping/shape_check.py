@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -36,8 +37,8 @@ class ShapeChecker(OpObserver):
     Args:
         op_log: the operations of the whole network.
         size_of: labels of a dimension -> its size after the cut.
-        scalars: for a network whose code branches on values, the scalars of its masked copy, which tell whether a
-            scalar depends on a width or on a value. None: compare with those in `op_log`.
+        masked_run: for a network whose code branches on values, what its masked copy ran: it tells whether a scalar or
+            another operation depends on a width or on a value. None: compare with `op_log`.
         is_meta: True if the network runs on the meta device.
     """
 
@@ -46,11 +47,13 @@ class ShapeChecker(OpObserver):
         op_log: Sequence[OpRecord],
         size_of: Callable[[Tensor], int],
         *,
-        scalars: ScalarsByLine | None = None,
+        masked_run: OpRecorder | None = None,
         is_meta: bool,
     ) -> None:
         super().__init__(is_meta=is_meta)
-        self._op_log, self._size_of, self._scalars = op_log, size_of, scalars
+        self._op_log, self._size_of, self._masked_run = op_log, size_of, masked_run
+        self._scalars = masked_run.scalars if masked_run else None
+        self._ops: list[str] = []
         self.position = 0  # number of operations that ran as predicted
         self._failed_position: int | None = None  # where the network first did something else than in the trace
         self._is_in_step = True  # the cut network runs the same operations as the whole one so far
@@ -58,7 +61,7 @@ class ShapeChecker(OpObserver):
     @property
     def ran_other_operations(self) -> bool:
         """True if the cut network has run other operations than the whole one, as after a branch on a width."""
-        return not self._is_in_step
+        return not self._is_in_step and (self._masked_run is None or self._ops != self._masked_run.ops)
 
     @property
     def expected(self) -> OpRecord:
@@ -73,6 +76,8 @@ class ShapeChecker(OpObserver):
             WrongSizeError: a result has a wrong size, or a scalar has changed.
         """
         name = call.name
+        if self._masked_run:
+            self._ops += _without_stride_ops(name)
         if name in _STRIDE_OPS and self.expected.op != name:
             return
         while self.expected.op in _STRIDE_OPS and self.expected.op != name and self.position < len(self._op_log) - 1:
@@ -104,28 +109,43 @@ class ShapeChecker(OpObserver):
     def _check_scalars(self, call: OpCall) -> None:
         """Compare scalars with those of the same line of code: its position in the op log is not known."""
         line = call.name, source_line()
-        same_line = [
-            index for index, record in enumerate(self._op_log) if (record.op, record.source) == line and line[1]
-        ]
-        known = {self._op_log[index].scalars for index in same_line}
-        if same_line and self._scalars is not None:
+        if line not in self._scalars_of_whole:
+            return
+        position, known = self._scalars_of_whole[line]
+        if self._scalars is not None:
             known = self._scalars.get(line, known)
-        if known and call.scalars not in known:
-            self._failed_position = same_line[0]
+        if call.scalars not in known:
+            self._failed_position = position
             raise WrongSizeError(f"a factor of {min(known)} that is now {call.scalars}")
 
+    @cached_property
+    def _scalars_of_whole(self) -> dict[tuple[str, str], tuple[int, set[tuple[float, ...]]]]:
+        """The scalars that each line of code computes with in the whole network, and its first operation with them."""
+        by_line: dict[tuple[str, str], tuple[int, set[tuple[float, ...]]]] = {}
+        for position, record in enumerate(self._op_log):
+            if record.source:
+                by_line.setdefault((record.op, record.source), (position, set()))[1].add(record.scalars)
+        return by_line
 
-class ScalarRecorder(OpObserver):
-    """Observer that records the scalars that every line of code computes with."""
+
+class OpRecorder(OpObserver):
+    """Observer that records the operations of a network, and the scalars that every line of code computes with."""
 
     def __init__(self) -> None:
         super().__init__(is_meta=False)
+        self.ops: list[str] = []
         self.scalars: ScalarsByLine = {}
 
     def on_op(self, call: OpCall) -> None:
-        """Record the scalars of one operation."""
+        """Record one operation and its scalars."""
+        self.ops += _without_stride_ops(call.name)
         if call.scalars:
             self.scalars.setdefault((call.name, source_line()), set()).add(call.scalars)
+
+
+def _without_stride_ops(op: str) -> list[str]:
+    """Return the name of an operation, one for all kinds of views; nothing for those that depend on strides."""
+    return [] if op in _STRIDE_OPS else [_VIEW_OPS[0] if op in _VIEW_OPS else op]
 
 
 def _is_same_op(op: str, other: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.shape_check import ScalarRecorder, ScalarsByLine
+from passdeploy.grouping.shape_check import OpRecorder
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.seeds import generator
@@ -74,17 +74,17 @@ class TrialCut:
         self._model = None
 
     @cached_property
-    def masked_run(self) -> tuple[ScalarsByLine, DecisionLog]:
-        """The scalars that the masked network computes with, by line of code, and the decisions that it makes.
+    def masked_run(self) -> tuple[OpRecorder, DecisionLog]:
+        """The operations of the masked network with their scalars, and the decisions that it makes.
 
         A network whose code branches on values also computes with values, such as the sizes of boxes. In the masked
         network these are the same as in the cut one, and widths are those of the whole network.
         """
         reference = masked_from(self.network.trial_cloner, self._groups, self.plan)
-        decisions, recorder = DecisionLog(), ScalarRecorder()
+        decisions, recorder = DecisionLog(), OpRecorder()
         with torch.no_grad(), evaluating(reference), decisions.recording():
             recorder.run_model(reference, self.network.trial_inputs)
-        return recorder.scalars, decisions
+        return recorder, decisions
 
 
 def plan_of(groups: Sequence[ChannelGroup], key: PlanKey) -> Plan:

@@ -30,12 +30,16 @@ def compares_widths(model: nn.Module, attributes: Collection[str] = ()) -> bool:
         attributes: names of attributes of modules that hold a width, beside those of torch's layers.
     """
     names = frozenset([*_WIDTHS, *attributes])
-    for functions in {_functions_of(module) for module in model.modules()}:
-        comparing = {function.__name__ for function in functions if _compares(function.__code__, None)}
-        comparing -= {"forward", "__call__"}  # are given tensors
-        if any(_compares_widths(function, names, frozenset(comparing)) for function in functions):
-            return True
-    return False
+    kinds = {_functions_of(module) for module in model.modules()}
+    return any(_any_compares_widths(functions, names) for functions in kinds)
+
+
+@cache
+def _any_compares_widths(functions: tuple[FunctionType, ...], names: frozenset[str]) -> bool:
+    """True if one of the functions of a module compares an attribute of one of these names."""
+    comparing = {function.__name__ for function in functions if _compares_anything(function.__code__)}
+    comparing -= {"forward", "__call__"}  # are given tensors
+    return any(_compares_widths(function, names, frozenset(comparing)) for function in functions)
 
 
 def _functions_of(module: nn.Module) -> tuple[FunctionType, ...]:
@@ -78,7 +82,7 @@ def _compares_widths(function: FunctionType, names: frozenset[str], comparing: f
         called = [one.__globals__.get(name) for name in one.__code__.co_names]
         own = {other for other in called if isinstance(other, FunctionType) and not _is_of_torch(other.__module__)}
         own = {other for other in own if other.__module__.partition(".")[0] == one.__module__.partition(".")[0]}
-        gives_to = comparing.union(other.__name__ for other in own if _compares(other.__code__, None))
+        gives_to = comparing.union(other.__name__ for other in own if _compares_anything(other.__code__))
         if _compares(one.__code__, names, gives_to):
             return True
         waiting += own - seen
@@ -88,6 +92,11 @@ def _compares_widths(function: FunctionType, names: frozenset[str], comparing: f
 
 def _is_of_torch(module: str) -> bool:
     return module.partition(".")[0] in ("torch", "builtins")
+
+
+@cache
+def _compares_anything(code: CodeType) -> bool:
+    return _compares(code, None)
 
 
 def _compares(code: CodeType, names: frozenset[str] | None, gives_to: Collection[str] = ()) -> bool:
