@@ -7,12 +7,14 @@ widths. So the exact cost of a plan takes microseconds, and no network is rebuil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Protocol
 
 import numpy as np
+
+from passdeploy.channels.blocks import Block, outermost
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Cost(Protocol):
         ...
 
 
-Term = tuple[int, Sequence[Factor]]  # the count at full width, and the sizes that it is proportional to
+@dataclass(frozen=True)
+class Term:
+    """A part of a count that is proportional to some sizes."""
+
+    total: int  # at full width
+    factors: Sequence[Factor]
+    place: str  # the module, parameter or group that it counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +62,12 @@ class Polynomial:
     def build(cls, widths: Mapping[str, int], terms: Sequence[Term]) -> Polynomial:
         """Add up the terms that are proportional to the same factors."""
         merged: dict[tuple[Factor, ...], int] = {}
-        for total, factors in terms:
-            variable = tuple(factor for factor in factors if factor.spans)
+        for term in terms:
+            variable = tuple(factor for factor in term.factors if factor.spans)
             product = prod(factor.size(widths) for factor in variable)
-            if total % product:
-                raise AssertionError(f"a count of {total} is no multiple of its dimensions {product}")
-            merged[variable] = merged.get(variable, 0) + total // product
+            if term.total % product:
+                raise AssertionError(f"a count of {term.total} is no multiple of its dimensions {product}")
+            merged[variable] = merged.get(variable, 0) + term.total // product
         column = {name: number for number, name in enumerate(widths)}
         most = max((len(factors) for factors in merged), default=0)
         fixed = np.ones((len(merged), most), np.int64)
@@ -86,6 +94,16 @@ class Polynomial:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockCost:
+    """The part of each count that goes with a block, as a function of group widths."""
+
+    block: Block
+    macs: Polynomial
+    params: Polynomial
+    channels: Polynomial
+
+
+@dataclass(frozen=True, eq=False)
 class CostModel:
     """Multiply-adds, parameters, channels and, where a table was measured, latency as functions of group widths."""
 
@@ -94,6 +112,7 @@ class CostModel:
     params: Polynomial
     channels: Polynomial
     latency: Cost | None = None  # nanoseconds of a batch, from a table
+    blocks: Mapping[str, BlockCost] = field(default_factory=dict)  # by the name of a block that may be skipped
 
     @classmethod
     def build(
@@ -103,18 +122,46 @@ class CostModel:
         macs: Sequence[Term],
         params: Sequence[Term],
         channels: Sequence[Term],
+        blocks: Sequence[Block] = (),
     ) -> CostModel:
-        """Build the polynomials from terms at full width."""
+        """Build the polynomials from terms at full width.
+
+        Args:
+            widths: of the groups, in order.
+            macs: the places of these terms are modules.
+            params: their places are parameters.
+            channels: their places are groups.
+            blocks: of the network; for each that may be skipped, the counts that go with it are known as well.
+        """
         kinds = {"macs": macs, "params": params, "channels": channels}
-        return cls(dict(widths), **{kind: Polynomial.build(widths, terms) for kind, terms in kinds.items()})
+        costs: dict[str, BlockCost] = {}
+        for block in (one for one in blocks if one.is_prunable):
+            tensors, groups = set(block.tensors), set(block.groups)
+            costs[block.name] = BlockCost(
+                block,
+                Polynomial.build(widths, [term for term in macs if block.holds(term.place)]),
+                Polynomial.build(widths, [term for term in params if term.place in tensors]),
+                Polynomial.build(widths, [term for term in channels if term.place in groups]),
+            )
+        polynomials = {kind: Polynomial.build(widths, terms) for kind, terms in kinds.items()}
+        return cls(dict(widths), **polynomials, blocks=costs)
 
     def vector(self, widths: Mapping[str, int]) -> np.ndarray:
         """Convert widths by group to a vector, shape (groups,); groups not named keep their full width."""
         return np.array([widths.get(name, full) for name, full in self.widths.items()], np.int64)
 
-    def of(self, kind: str, widths: Mapping[str, int] | None = None) -> int:
-        """Compute the count of `kind` (macs, params, channels, latency) at `widths`, by default the dense ones."""
-        return self.cost_of(kind).value(self.vector(widths or {}))
+    def of(self, kind: str, widths: Mapping[str, int] | None = None, skipped: Collection[str] = ()) -> int:
+        """Compute the count of `kind` (macs, params, channels, latency) at `widths`, by default the dense ones.
+
+        Args:
+            kind: what to count.
+            widths: group name -> channels; groups not named keep their full width.
+            skipped: names of the blocks that are left out, which latency does not know of.
+        """
+        vector = self.vector(widths or {})
+        left_out = outermost([cost.block for name, cost in self.blocks.items() if name in skipped])
+        gone = sum(getattr(self.blocks[block.name], kind).value(vector) for block in left_out)
+        return self.cost_of(kind).value(vector) - int(gone)
 
     def cost_of(self, kind: str) -> Cost:
         """Return the function of widths that counts `kind`."""

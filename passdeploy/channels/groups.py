@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel, Factor
 
 
@@ -95,10 +96,11 @@ class ChannelGroup:
 
 @dataclass(frozen=True, eq=False)
 class ChannelMap:
-    """The channel groups of a network and its cost as a function of their widths."""
+    """The channel groups and blocks of a network, and its cost as a function of what a plan leaves of them."""
 
     groups: tuple[ChannelGroup, ...]
     costs: CostModel
+    blocks: tuple[Block, ...] = ()  # in the order of the forward pass; none where they were not looked for
 
     def chosen(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> ChannelMap:
         """Protect the groups that `include` leaves out or `exclude` names.

@@ -1,14 +1,19 @@
-"""Pruning plan: the channels of each group that stay; it holds no model, so it can be read before weights are cut."""
+"""Pruning plan: the channels of each group that stay, and the blocks that go.
+
+It holds no model, so it can be read before weights are cut.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import PlanError
 
@@ -17,17 +22,25 @@ Scores = Mapping[str, Tensor]  # group name -> importance, shape (width,), highe
 
 @dataclass(frozen=True)
 class Plan:
-    """Channels that stay; a group that is not named keeps all of its channels."""
+    """Channels that stay and blocks that go; a group that is not named keeps all of its channels.
+
+    A group that lives only inside a skipped block goes with it, whatever the plan says of its channels.
+    """
 
     kept: Mapping[str, tuple[int, ...]]  # group name -> ascending channel indices
+    skipped: tuple[str, ...] = ()  # names of blocks
 
     @classmethod
     def of_masks(cls, masks: Mapping[str, Tensor]) -> Plan:
         """Keep the channels where a group's mask, bool (width,), is True; where none is, keep the first channel."""
         return cls({name: tuple(mask.nonzero().flatten().tolist()) or (0,) for name, mask in masks.items()})
 
-    def check(self, groups: Sequence[ChannelGroup]) -> None:
-        """Raise PlanError unless every entry names a prunable group and some of its channels, in order."""
+    def check(self, groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()) -> None:
+        """Raise PlanError unless every entry names a prunable group and some of its channels, in order.
+
+        Every block that is skipped must be one of `blocks` that may be.
+        """
+        self._check_skipped(blocks)
         by_name = {group.name: group for group in groups}
         for name, kept in self.kept.items():
             if (group := by_name.get(name)) is None:
@@ -50,6 +63,24 @@ class Plan:
                     f"plan cuts group {name!r}, which must stay whole: {group.reason or 'it has a single channel'}."
                 )
 
+    def _check_skipped(self, blocks: Sequence[Block]) -> None:
+        by_name = {block.name: block for block in blocks}
+        if self.skipped and not blocks:
+            raise PlanError(
+                f"plan skips block {self.skipped[0]!r}, but no blocks of the network were given.\n"
+                "Find them with find_blocks and pass them on, as blocks=..."
+            )
+        for name in self.skipped:
+            if (block := by_name.get(name)) is None:
+                raise PlanError(
+                    f"plan skips block {name!r}, but the network has no such block.\n"
+                    "This plan was made for another model."
+                )
+            if not block.is_prunable:
+                raise PlanError(f"plan skips block {name!r}, which must stay: {block.reason}.")
+        if len(set(self.skipped)) < len(self.skipped):
+            raise PlanError("plan skips a block twice.")
+
     def widths(self) -> dict[str, int]:
         """Count the channels that each named group keeps."""
         return {name: len(kept) for name, kept in self.kept.items()}
@@ -63,8 +94,13 @@ class Plan:
         return torch.from_numpy(np.flatnonzero(~is_kept))
 
     def to_json(self) -> dict[str, object]:
-        """Convert to plain values: group name -> list of kept channels."""
-        return {name: list(kept) for name, kept in self.kept.items()}
+        """Convert to plain values."""
+        return {"kept": {name: list(kept) for name, kept in self.kept.items()}, "skipped": list(self.skipped)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Plan:
+        """Read what `to_json` made."""
+        return cls({name: tuple(kept) for name, kept in document["kept"].items()}, tuple(document["skipped"]))
 
 
 def reconcile(

@@ -266,7 +266,7 @@ class _PruneJob:
     def _read_plan(self) -> Plan:
         """Read the plan of the latency stage, or without one that of mask learning."""
         name = "timed.json" if self.folder.has("timed.json") else "chosen.json"
-        return Plan({group: tuple(kept) for group, kept in self.folder.read_json(name).items()})
+        return Plan.from_json(self.folder.read_json(name))
 
     def _cut_channels(self, progress: Stage) -> dict[str, Any]:
         saved = self.folder.read_tensors("scores.safetensors")
@@ -296,7 +296,7 @@ class _PruneJob:
         )
         self.folder.write_tensors("cut.safetensors", state_with_prompt(smaller))
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
-        achieved = self.costs.of(kind, plan.widths())
+        achieved = self.costs.of(kind, plan.widths(), plan.skipped)
         progress.text = (
             f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
             f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "

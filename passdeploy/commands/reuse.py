@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.plan import Plan
 from passdeploy.errors import RunError
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.sparsity.select import ReusedRun
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ def read_reused_run(recipe: Recipe, channels: ChannelMap) -> ReusedRun:
     path = Path(str(recipe.prune.from_run))
     folder = RunFolder.open(path)
     if recipe.prune.reuse == "plan":
-        document: dict[str, Any] = folder.read_json("plan.json")["groups"]
-        plan = Plan({name: tuple(entry["kept"]) for name, entry in document.items()})
-        plan.check(channels.groups)
+        plan = plan_from_json(folder.read_json("plan.json"))
+        plan.check(channels.groups, channels.blocks)
         return ReusedRun(plan)
     if recipe.prune.method != "pass" or not folder.has("hypernetwork.safetensors"):
         raise RunError(

@@ -35,8 +35,8 @@ def summarise(
         environment: device and determinism, see `reproducibility_facts`.
     """
     dense, cut, finetuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
-    widths = plan_from_json(folder.read_json("plan.json")).widths()
-    size = {kind: (costs.of(kind), costs.of(kind, widths)) for kind in ("params", "macs")}
+    plan = plan_from_json(folder.read_json("plan.json"))
+    size = {kind: (costs.of(kind), costs.of(kind, plan.widths(), plan.skipped)) for kind in ("params", "macs")}
     return {
         "recipe": recipe.name,
         "model": recipe.model.name,

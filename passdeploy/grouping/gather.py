@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel, Factor, Term
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute, Slot, Statistic
 from passdeploy.grouping.constraints import Constraints, LabelledSize
@@ -49,11 +50,17 @@ class GroupBuilder:
         groups, factors = self._groups_of(constraints.labels)
         return _with_size_attributes(groups, constraints.size_attributes, factors)
 
-    def assemble(self, constraints: Constraints) -> ChannelMap:
-        """Build the groups and the model of what their widths cost."""
+    def assemble(self, constraints: Constraints, blocks: Sequence[Block] = ()) -> ChannelMap:
+        """Build the groups and the model of what their widths and the blocks cost.
+
+        Args:
+            constraints: conditions on a cut.
+            blocks: of the network; each is told which groups live only inside it.
+        """
         groups, factors = self._groups_of(constraints.labels)
         with_attributes = _with_size_attributes(groups, constraints.size_attributes, factors)
-        return ChannelMap(with_attributes, _cost_model(self._trace, groups, factors))
+        told = tuple(replace(block, groups=_groups_inside(block, with_attributes)) for block in blocks)
+        return ChannelMap(with_attributes, _cost_model(self._trace, groups, factors, told), told)
 
     def size_of(self, constraints: Constraints, labels: Tensor) -> Factor:
         """Return the size of the dimension with these labels as a function of the widths of prunable groups."""
@@ -207,7 +214,15 @@ class _SizeFactors:
         return self._cache[key]
 
 
-def _cost_model(trace: Trace, groups: Sequence[RootedGroup], factors: _SizeFactors) -> CostModel:
+def _groups_inside(block: Block, groups: Sequence[ChannelGroup]) -> tuple[str, ...]:
+    """Name the groups whose slots are all in tensors that go with the block."""
+    tensors = set(block.tensors)
+    return tuple(group.name for group in groups if all(slot.tensor in tensors for slot in group.slots))
+
+
+def _cost_model(
+    trace: Trace, groups: Sequence[RootedGroup], factors: _SizeFactors, blocks: Sequence[Block]
+) -> CostModel:
     """Build the model of multiply-adds and parameters as functions of the groups' widths."""
     shapes: dict[str, list[Factor]] = {}
     for state in trace.state:
@@ -215,10 +230,14 @@ def _cost_model(trace: Trace, groups: Sequence[RootedGroup], factors: _SizeFacto
     channels: list[Term] = []
     for group, _ in groups:
         width = [Factor(0, ((group.name, group.span),))] if group.is_prunable else []
-        channels.append((group.width * group.span, width))
+        channels.append(Term(group.width * group.span, width, group.name))
     return CostModel.build(
         {group.name: group.width for group, _ in groups},
-        macs=[(op_macs.macs, [factors.factor_of(dim) for dim in op_macs.dims]) for op_macs in trace.op_macs],
-        params=[(numel, shapes.get(name, [])) for name, numel in trace.parameters.items()],
+        macs=[
+            Term(op_macs.macs, [factors.factor_of(dim) for dim in op_macs.dims], op_macs.module)
+            for op_macs in trace.op_macs
+        ],
+        params=[Term(numel, shapes.get(name, []), name) for name, numel in trace.parameters.items()],
         channels=channels,
+        blocks=blocks,
     )

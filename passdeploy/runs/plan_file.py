@@ -1,9 +1,10 @@
-"""The plan.json of a run: the kept channels, and all else that is needed to rebuild the slim network and its input."""
+"""The plan.json of a run: kept channels, skipped blocks, and all else that rebuilds the slim network and its input."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.channels.blocks import Replacement, is_inside, replacements_of
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.size_attributes import size_attributes_after
 
@@ -19,12 +20,13 @@ def plan_to_json(
     """Make the content of plan.json.
 
     Args:
-        plan: the kept channels.
+        plan: the kept channels and the skipped blocks.
         model: name of the network, as `build_model` takes it.
         data: the data set; its classes, image shape and normalisation are written down.
-        channels: the groups that the plan is about.
+        channels: the groups and blocks that the plan is about.
         prompt: the visual prompt in front of the network, if any.
     """
+    replaced = replacements_of(channels.blocks, plan.skipped)
     return {
         "version": 1,
         "model": model,
@@ -40,10 +42,19 @@ def plan_to_json(
         "numbers": [
             [size.module, size.attribute, size.index, value]
             for size, value in size_attributes_after(channels.groups, plan)
+            if not any(is_inside(size.module, one.module) for one in replaced)
         ],
+        "skipped": list(plan.skipped),
+        "replaced": [one.to_json() for one in replaced],
     }
 
 
 def plan_from_json(document: dict[str, Any]) -> Plan:
     """Read the plan out of the content of a plan.json."""
-    return Plan({name: tuple(entry["kept"]) for name, entry in document["groups"].items()})
+    kept = {name: tuple(entry["kept"]) for name, entry in document["groups"].items()}
+    return Plan(kept, tuple(document.get("skipped", ())))  # plans of earlier versions skip nothing
+
+
+def replacements_from_json(document: dict[str, Any]) -> list[Replacement]:
+    """Read the modules that the skipped blocks give way to out of the content of a plan.json."""
+    return [Replacement.from_json(values) for values in document.get("replaced", ())]
