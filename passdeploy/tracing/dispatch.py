@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +36,7 @@ class CompositeFunctionMode(TorchFunctionMode):
         around_size_derivation: makes a context that is entered around each function that takes its sizes from tensors,
             with no size stated by the model.
         on_leaving: called with each tensor whose values leave torch, as an array, a list, a number or a text.
+        on_attention_weights: called with the weights that `nn.MultiheadAttention` returns, and the queries.
         is_meta: True if tensors are on the meta device.
     """
 
@@ -44,11 +46,13 @@ class CompositeFunctionMode(TorchFunctionMode):
         around_reduction: Callable[[], AbstractContextManager[None]],
         around_size_derivation: Callable[[], AbstractContextManager[None]],
         on_leaving: Callable[[Tensor], None],
+        on_attention_weights: Callable[[Tensor, Tensor], None],
         *,
         is_meta: bool,
     ) -> None:
         super().__init__()
         self._on_op, self._on_leaving, self._is_meta = on_op, on_leaving, is_meta
+        self._on_attention_weights = on_attention_weights
         self._around_reduction, self._around_size_derivation = around_reduction, around_size_derivation
 
     def __torch_function__(
@@ -56,9 +60,7 @@ class CompositeFunctionMode(TorchFunctionMode):
     ) -> Any:
         """Run one torch function; called by torch for each of them."""
         if func is F.multi_head_attention_forward:  # torch does not show a mode the calls inside a function
-            attend = partial(self._run_as_one_op, F.scaled_dot_product_attention)
-            with patch.object(F, "scaled_dot_product_attention", lambda *args, **kwargs: attend(args, kwargs)):
-                return func(*args, **(kwargs or {}))
+            return self._run_multi_head_attention(func, args, kwargs or {})
         if func in _COMPOSITES:
             return self._run_as_one_op(func, args, kwargs or {})
         if func in _RECURRENT and len(args) > 3 and isinstance(args[3], bool):  # else the input is a packed sequence
@@ -75,12 +77,34 @@ class CompositeFunctionMode(TorchFunctionMode):
                 return (_normalize_by_broadcast if func is F.normalize else func)(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
+    def _run_multi_head_attention(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run attention as one operation, whether or not it also returns its weights, which few callers use."""
+        queries, attention = list[Tensor](), F.scaled_dot_product_attention
+
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            queries.append(args[0])
+            return self._run_as_one_op(attention, args, kwargs)
+
+        given = dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
+        with patch.object(F, "scaled_dot_product_attention", attend):
+            output, _ = func(**{**given, "need_weights": False})
+        if not given.get("need_weights", True):
+            return output, None
+        with _disable_current_modes():
+            weights = func(**given)[1]
+        self._on_attention_weights(weights, queries[0])
+        return output, weights
+
     def _run_as_one_op(self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with _disable_current_modes():
             result = run_on_meta(func, args, kwargs) if self._is_meta else func(*args, **kwargs)
             self._on_op(OpCall(_COMPOSITES[func], args, kwargs, result))
         return result
 
+
+_ATTENTION_ARGUMENTS = tuple(signature(F.multi_head_attention_forward).parameters)
 
 _RMS_NORM = torch.ops.aten.rms_norm.default
 _COMPOSITES: dict[Callable[..., Any], torch._ops.OpOverload] = {
@@ -158,7 +182,12 @@ class OpObserver(TorchDispatchMode):
     def run_model(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         """Run `model` under this mode and return its outputs; attention and other composites are one operation each."""
         composites = CompositeFunctionMode(
-            self.on_op, self.around_reduction, self.around_size_derivation, self.on_leaving, is_meta=self.is_meta
+            self.on_op,
+            self.around_reduction,
+            self.around_size_derivation,
+            self.on_leaving,
+            self.on_attention_weights,
+            is_meta=self.is_meta,
         )
         with unfused_attention(), composites, self:
             return model(*inputs)
@@ -169,6 +198,9 @@ class OpObserver(TorchDispatchMode):
 
     def on_leaving(self, tensor: Tensor) -> None:
         """Handle a tensor whose values leave torch; nothing to do here, subclasses may protect it."""
+
+    def on_attention_weights(self, weights: Tensor, queries: Tensor) -> None:
+        """Handle the weights that attention returns beside its output; nothing to do here."""
 
     is_deriving_sizes = False  # torch takes the sizes of the running operation from its tensors
 
