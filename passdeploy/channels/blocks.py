@@ -6,10 +6,12 @@ and tensors that vanish with it, and the addition at which the masked network le
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+_PRESENCE = "block:"  # a colon is in no name of a module
 
 # What a module of a branch gives way to:
 #   identity  `nn.Identity`: the module's input is its output
@@ -80,6 +82,29 @@ class Block:
 
     def __repr__(self) -> str:
         return f"Block({self.name!r}, {'prunable' if self.is_prunable else f'must stay: {self.reason}'})"
+
+
+def presence(block: str) -> str:
+    """Return the name under which widths say whether a block is there: 1, or 0 where it is skipped.
+
+    >>> presence("layer1.1")
+    'block:layer1.1'
+    """
+    return _PRESENCE + block
+
+
+def skipped_in(widths: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the names of the blocks that are skipped at some widths.
+
+    >>> skipped_in({"layer1.1.conv1": 8, "block:layer1.0": 1, "block:layer1.1": 0})
+    ('layer1.1',)
+    """
+    return tuple(name.removeprefix(_PRESENCE) for name, width in widths.items() if is_presence(name) and not width)
+
+
+def is_presence(name: str) -> bool:
+    """Test whether a name in widths stands for a block."""
+    return name.startswith(_PRESENCE)
 
 
 def is_inside(module: str, other: str) -> bool:

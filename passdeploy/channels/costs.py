@@ -3,18 +3,20 @@
 Each count is a sum of products: the multiply-adds of a convolution are its output pixels times its kernel size times
 its input channels times its output channels, and each number of channels is a fixed part plus whole multiples of group
 widths. So the exact cost of a plan takes microseconds, and no network is rebuilt.
+
+A block that may be skipped is one more such size, 1 or 0, and every product inside it has it as a factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
 import numpy as np
 
-from passdeploy.channels.blocks import Block, outermost
+from passdeploy.channels.blocks import Block, presence
 
 
 @dataclass(frozen=True)
@@ -94,25 +96,21 @@ class Polynomial:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockCost:
-    """The part of each count that goes with a block, as a function of group widths."""
-
-    block: Block
-    macs: Polynomial
-    params: Polynomial
-    channels: Polynomial
-
-
-@dataclass(frozen=True, eq=False)
 class CostModel:
-    """Multiply-adds, parameters, channels and, where a table was measured, latency as functions of group widths."""
+    """Multiply-adds, parameters, channels and, where a table was measured, latency as functions of group widths.
 
-    widths: Mapping[str, int]  # group name -> width of the dense network, in order
+    Attributes:
+        widths: name of a group -> its width in the dense network, in order; then `presence` of every block that may be
+            skipped -> 1.
+        blocks: the blocks that may be skipped.
+    """
+
+    widths: Mapping[str, int]
     macs: Polynomial
     params: Polynomial
     channels: Polynomial
     latency: Cost | None = None  # nanoseconds of a batch, from a table
-    blocks: Mapping[str, BlockCost] = field(default_factory=dict)  # by the name of a block that may be skipped
+    blocks: tuple[Block, ...] = ()
 
     @classmethod
     def build(
@@ -131,37 +129,35 @@ class CostModel:
             macs: the places of these terms are modules.
             params: their places are parameters.
             channels: their places are groups.
-            blocks: of the network; for each that may be skipped, the counts that go with it are known as well.
+            blocks: of the network; those that must stay count like the rest of it.
         """
-        kinds = {"macs": macs, "params": params, "channels": channels}
-        costs: dict[str, BlockCost] = {}
-        for block in (one for one in blocks if one.is_prunable):
-            tensors, groups = set(block.tensors), set(block.groups)
-            costs[block.name] = BlockCost(
-                block,
-                Polynomial.build(widths, [term for term in macs if block.holds(term.place)]),
-                Polynomial.build(widths, [term for term in params if term.place in tensors]),
-                Polynomial.build(widths, [term for term in channels if term.place in groups]),
+        prunable = tuple(block for block in blocks if block.is_prunable)
+        sizes = {**widths, **{presence(block.name): 1 for block in prunable}}
+
+        def polynomial(terms: Sequence[Term], is_in: Callable[[Block, str], bool]) -> Polynomial:
+            around = {
+                place: [Factor(0, ((presence(block.name), 1),)) for block in prunable if is_in(block, place)]
+                for place in {term.place for term in terms}
+            }
+            return Polynomial.build(
+                sizes, [replace(term, factors=(*term.factors, *around[term.place])) for term in terms]
             )
-        polynomials = {kind: Polynomial.build(widths, terms) for kind, terms in kinds.items()}
-        return cls(dict(widths), **polynomials, blocks=costs)
+
+        return cls(
+            sizes,
+            macs=polynomial(macs, Block.holds),
+            params=polynomial(params, lambda block, tensor: tensor in block.tensors),
+            channels=polynomial(channels, lambda block, group: group in block.groups),
+            blocks=prunable,
+        )
 
     def vector(self, widths: Mapping[str, int]) -> np.ndarray:
-        """Convert widths by group to a vector, shape (groups,); groups not named keep their full width."""
+        """Convert widths by group to a vector, shape (sizes,); what is not named is as in the dense network."""
         return np.array([widths.get(name, full) for name, full in self.widths.items()], np.int64)
 
-    def of(self, kind: str, widths: Mapping[str, int] | None = None, skipped: Collection[str] = ()) -> int:
-        """Compute the count of `kind` (macs, params, channels, latency) at `widths`, by default the dense ones.
-
-        Args:
-            kind: what to count.
-            widths: group name -> channels; groups not named keep their full width.
-            skipped: names of the blocks that are left out, which latency does not know of.
-        """
-        vector = self.vector(widths or {})
-        left_out = outermost([cost.block for name, cost in self.blocks.items() if name in skipped])
-        gone = sum(getattr(self.blocks[block.name], kind).value(vector) for block in left_out)
-        return self.cost_of(kind).value(vector) - int(gone)
+    def of(self, kind: str, widths: Mapping[str, int] | None = None) -> int:
+        """Compute the count of `kind` (macs, params, channels, latency) at `widths`, by default the dense ones."""
+        return self.cost_of(kind).value(self.vector(widths or {}))
 
     def cost_of(self, kind: str) -> Cost:
         """Return the function of widths that counts `kind`."""
@@ -169,3 +165,7 @@ class CostModel:
         if cost is None:
             raise AssertionError("the cost of latency is known only where a table was measured")
         return cost
+
+    def without_blocks(self) -> CostModel:
+        """Return the same costs for plans that skip no block."""
+        return replace(self, blocks=())

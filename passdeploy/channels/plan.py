@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from passdeploy.channels.blocks import Block
+from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import PlanError
 
@@ -82,8 +82,9 @@ class Plan:
             raise PlanError("plan skips a block twice.")
 
     def widths(self) -> dict[str, int]:
-        """Count the channels that each named group keeps."""
-        return {name: len(kept) for name, kept in self.kept.items()}
+        """Count the channels that each named group keeps; `presence` of a skipped block is 0."""
+        widths = {name: len(kept) for name, kept in self.kept.items()}
+        return {**widths, **{presence(name): 0 for name in self.skipped}}
 
     def removed(self, group: ChannelGroup) -> Tensor:
         """Return the indices of the channels of `group` that are removed, ascending."""

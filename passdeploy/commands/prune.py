@@ -296,7 +296,7 @@ class _PruneJob:
         )
         self.folder.write_tensors("cut.safetensors", state_with_prompt(smaller))
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
-        achieved = self.costs.of(kind, plan.widths(), plan.skipped)
+        achieved = self.costs.of(kind, plan.widths())
         progress.text = (
             f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
             f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "

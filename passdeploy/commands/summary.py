@@ -36,7 +36,7 @@ def summarise(
     """
     dense, cut, finetuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
     plan = plan_from_json(folder.read_json("plan.json"))
-    size = {kind: (costs.of(kind), costs.of(kind, plan.widths(), plan.skipped)) for kind in ("params", "macs")}
+    size = {kind: (costs.of(kind), costs.of(kind, plan.widths())) for kind in ("params", "macs")}
     return {
         "recipe": recipe.name,
         "model": recipe.model.name,

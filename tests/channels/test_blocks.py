@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from passdeploy.channels.blocks import Block, Replacement, chosen_blocks, replacements_of, tensors_of
+from passdeploy.channels.blocks import Block, Replacement, chosen_blocks, presence, replacements_of, tensors_of
 from passdeploy.channels.costs import CostModel, Factor, Term
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import PlanError
@@ -77,10 +77,13 @@ def test_the_cost_of_a_plan_leaves_skipped_blocks_out_at_their_present_widths():
         blocks=BLOCKS,
     )
     assert costs.of("macs") == 80 + 320 + 16
-    assert costs.of("macs", skipped=("outer.inner",)) == 80 + 16
-    assert costs.of("macs", {"stem": 4, "outer.inner": 1}, ("outer",)) == 40
-    assert costs.of("macs", {"stem": 4, "outer.inner": 1}, ("outer", "outer.inner")) == 40
-    assert costs.of("params", {"outer.inner": 3}, ("outer",)) == 8
-    assert costs.of("channels", {}, ("outer.inner",)) == 8
-    assert costs.blocks["outer.inner"].macs.value(costs.vector({"stem": 4, "outer.inner": 1})) == 40
-    assert "stage" not in costs.blocks
+    narrow, no_outer, no_inner = {"stem": 4, "outer.inner": 1}, {presence("outer"): 0}, {presence("outer.inner"): 0}
+    assert costs.of("macs", no_inner) == 80 + 16
+    assert costs.of("macs", {**narrow, **no_outer}) == 40
+    assert costs.of("macs", {**narrow, **no_outer, **no_inner}) == 40
+    assert costs.of("params", {"outer.inner": 3, **no_outer}) == 8
+    assert costs.of("channels", no_inner) == 8
+    assert costs.of("macs", Plan({"stem": (0, 3, 5, 6), "outer.inner": (2,)}, ("outer",)).widths()) == 40
+    dense, of_inner = costs.vector({}), list(costs.widths).index(presence("outer.inner"))
+    assert costs.macs.gradient(dense)[of_inner] == 320  # what the block costs
+    assert presence("stage") not in costs.widths
