@@ -18,6 +18,7 @@ import click
 
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_profile import ExecutionOptions, ProfileInputs, execution_options, profile_input_options
+from passdeploy.display.output import Output
 from passdeploy.errors import PassDeployError, UsageError
 from passdeploy.runtime.versions import __version__
 
@@ -65,7 +66,9 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that every command takes: `--json`, `--quiet` and `--debug`."""
     for option in (
         click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of expected errors too."),
-        click.option("--quiet", is_flag=True, help="Print warnings only, no progress."),
+        click.option(
+            "--quiet", is_flag=True, help="No progress and no next step; where files are written, only their paths."
+        ),
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."),
     ):
         command = option(command)
@@ -143,11 +146,6 @@ def _terminal_listener(quiet: bool) -> TerminalListener:
     return TerminalListener(quiet=quiet)
 
 
-def _print_result(document: dict[str, Any], as_json: bool, *lines: str) -> None:
-    """Print the result of a command on stdout: the document as JSON, or lines such as paths and the next command."""
-    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(lines))
-
-
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="passdeploy")
 def main() -> None:
@@ -188,21 +186,22 @@ def prune(
     recipe = load_recipe(_recipe_name(recipe_option, recipe_argument), _with_force(overrides))
 
     from passdeploy.commands.prune import run
+    from passdeploy.display.changes import widths_table
     from passdeploy.display.tables import summary_table
 
     is_first = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process prints
     with _terminal_listener(quiet or not is_first) as listener:
         result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
-        if not result.is_first:
-            return
-        listener.console.print(summary_table(result.summary, result.summary["latency"]))
+    if not result.is_first:
+        return
     path = _relative_to_cwd(result.path)
-    run_option = "" if path == Path("runs") / result.path.name else f" --run {path}"
-    _print_result(
+    changes = widths_table(result.summary)
+    Output(as_json, quiet).show(
         {"run": str(result.path), "summary": result.summary},
-        as_json,
-        f"{path}",
-        f"next: passdeploy export --onnx{run_option}   (--trt for a TensorRT engine)",
+        *([changes] if changes else []),
+        summary_table(result.summary, result.summary["latency"]),
+        paths=[path],
+        next_step=f"passdeploy export --onnx{_run_option(path)}   (--trt for a TensorRT engine)",
     )
 
 
@@ -233,21 +232,18 @@ def export(
     if request.check_engine is not None:
         document = check_engine(request.check_engine, request.trust_engine)
         loaded = f"{request.check_engine} loads: {document['census']['layers']}"
-        _print_result(document, as_json, loaded, "next: passdeploy profile")
+        Output(as_json, quiet).show(document, loaded, next_step="passdeploy profile")
         return
+    from passdeploy.display.exports import exports_table
+
     with _terminal_listener(quiet) as listener:
         exported = request.run(run_dir, batch, dense, allow_code, listener)
-    lines = [
-        f"{_relative_to_cwd(artifact.path)}  {artifact.size_bytes / 1e6:.1f} MB" for artifact in exported.artifacts
-    ]
-    _print_result(
-        {
-            "run": str(exported.run),
-            "artifacts": [{"path": str(artifact.path), **artifact.to_json()} for artifact in exported.artifacts],
-        },
-        as_json,
-        *lines,
-        f"next: {request.next_step(_run_option(run_dir))}",
+    artifacts = [{"path": str(artifact.path), **artifact.to_json()} for artifact in exported.artifacts]
+    Output(as_json, quiet).show(
+        {"run": str(exported.run), "artifacts": artifacts},
+        exports_table({"name": artifact.path.name, **artifact.to_json()} for artifact in exported.artifacts),
+        paths=[_relative_to_cwd(artifact.path) for artifact in exported.artifacts],
+        next_step=request.next_step(_run_option(run_dir)),
     )
 
 
@@ -269,8 +265,13 @@ def export(
     help="Measure at least this long per backend and batch.",
 )
 @click.option(
-    "--layers", is_flag=True, help="For a run: show the time by layer and by channel group, in the first backend."
+    "--layers",
+    is_flag=True,
+    help="For a run: show the time by layer and by channel group, in the first backend; latencies that were measured "
+    "with these options are taken from profile.json.",
 )
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="With --layers: only the N slowest.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV (with --layers those of the layers).")
 @execution_options
 @profile_input_options
 @common_options
@@ -280,6 +281,8 @@ def profile(
     inputs: ProfileInputs,
     execution: ExecutionOptions,
     layers: bool,
+    top: int | None,
+    as_csv: bool,
     backend: str | None,
     batch: tuple[int, ...],
     threads: int | None,
@@ -289,12 +292,17 @@ def profile(
 ) -> None:
     """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
     backends = tuple(part.strip() for part in backend.split(",")) if backend else None
+    if top is not None and not layers:
+        raise UsageError("--top says how many layers are shown: add --layers.")
     if inputs.are_given:
         if layers:
             raise UsageError("--layers lays two networks of a run side by side: give --run, and no files.")
         with _terminal_listener(quiet) as listener:
-            document, lines = inputs.measure(backends, batch, threads, seconds, allow_code, execution, listener)
-        _print_result(document, as_json, *lines)
+            result = inputs.measure(backends, batch, threads, seconds, allow_code, execution, listener)
+        rows = result.document.get("rows", []) if as_csv else None
+        Output(as_json, quiet).show(
+            result.document, *result.parts, paths=result.paths, next_step=result.next_step, rows=rows
+        )
         return
     from passdeploy.commands.profile_run import profile_run
     from passdeploy.display.tables import group_table, layer_table, summary_table
@@ -309,20 +317,22 @@ def profile(
             setting=execution.setting(),
             seconds=seconds,
             layers=layers,
+            fresh=inputs.fresh,
             trust_engine=execution.trust_engine,
             allow_code=allow_code,
             listener=listener,
         )
-        listener.console.print(summary_table(summary_of(run_dir), document["rows"]))
-        if layers:
-            listener.console.print(layer_table(document["layers"]))
-            listener.console.print(group_table(document["groups"]))
     written = _relative_to_cwd(run_dir.resolve() / "profile.json")
-    _print_result(
+    tables = [summary_table(summary_of(run_dir), document["rows"])]
+    if layers:
+        tables = [layer_table(document["layers"], top), group_table(document["groups"], top), *tables]
+    rows = document["layers"] if layers else document["rows"]
+    Output(as_json, quiet).show(
         {"path": str(written), **document},
-        as_json,
-        str(written),
-        "next: passdeploy prune with another prune.target, or passdeploy export --trt on the machine it is for",
+        *tables,
+        paths=[written],
+        next_step="passdeploy prune with another prune.target, or passdeploy export --trt on the machine it is for",
+        rows=rows if as_csv else None,
     )
 
 
@@ -357,10 +367,8 @@ def check(
             **describe(prepared.channels, round_to=prepared.round_to),
             "seconds": forecast(prepared, find_device()),
         }
-        if not as_json:
-            listener.console.print(groups_table(document))
     lines = [*document["words"], *latency_lines(document["latency"]), run_time_line(document["seconds"])]
-    _print_result(document, as_json, *lines, f"next: passdeploy prune --recipe {name}")
+    Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=f"passdeploy prune --recipe {name}")
 
 
 @main.command()
@@ -389,14 +397,17 @@ def inspect(
     from passdeploy.commands.describe import describe, inspect_model
     from passdeploy.display.check_report import groups_table
 
-    with _terminal_listener(quiet) as listener:
+    with _terminal_listener(quiet):
         channels = inspect_model(
             model, num_classes=classes, image_size=image_size, weights=weights, allow_code=allow_code
         )
         document = {"model": model, "image_size": image_size, **describe(channels, round_to=round_to)}
-        if not as_json:
-            listener.console.print(groups_table(document))
-    _print_result(document, as_json, *document["words"], "next: passdeploy recipes, for a recipe to start from")
+    Output(as_json, quiet).show(
+        document,
+        groups_table(document),
+        *document["words"],
+        next_step="passdeploy recipes, for a recipe to start from",
+    )
 
 
 @main.group(invoke_without_command=True)
@@ -414,7 +425,7 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
     from passdeploy.recipe import shipped_recipes
 
     names = shipped_recipes()
-    _print_result({"recipes": names}, as_json, *names, "next: passdeploy recipes show mobilenetv2.yaml")
+    Output(as_json, quiet).show({"recipes": names}, *names, next_step="passdeploy recipes show mobilenetv2.yaml")
 
 
 @recipes.command("show")
@@ -425,7 +436,7 @@ def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
     from passdeploy.recipe import find_recipe
 
     text = find_recipe(name).read_text(encoding="utf-8")
-    _print_result({"name": name, "text": text}, as_json, text.rstrip("\n"))
+    Output(as_json, quiet).show({"name": name, "text": text}, text.rstrip("\n"))
 
 
 @recipes.command("schema")
@@ -434,7 +445,7 @@ def show_schema(as_json: bool, quiet: bool) -> None:
     """Print the JSON Schema of recipes: every key with its default and meaning."""
     from passdeploy.recipe import recipe_schema
 
-    _print_result(recipe_schema(), True)
+    Output(as_json=True).show(recipe_schema())
 
 
 @main.command()
@@ -445,9 +456,8 @@ def doctor(as_json: bool, quiet: bool) -> None:
     from passdeploy.display.gpus import gpu_lines
 
     report = examine()
-    _print_result(
+    Output(as_json, quiet).show(
         report,
-        as_json,
         *(f"{name:<28} {version}" for name, version in report["versions"].items()),
         *(gpu_lines(report["gpus"]) or [f"{'GPU':<28} none"]),
         *(
@@ -459,6 +469,7 @@ def doctor(as_json: bool, quiet: bool) -> None:
             f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
             for row in report["torch_tensorrt"]
         ),
+        next_step="passdeploy recipes",
     )
 
 
@@ -471,5 +482,6 @@ def _relative_to_cwd(path: Path) -> Path:
 
 
 def _run_option(run_dir: Path) -> str:
-    """Return the `--run` option to show in the next command; empty for the default folder."""
-    return "" if run_dir == Path("runs/latest") else f" --run {run_dir}"
+    """Return the `--run` option to show in the next command; empty where `runs/latest` is that run."""
+    latest = Path("runs/latest")
+    return "" if run_dir == latest or run_dir.resolve() == latest.resolve() else f" --run {run_dir}"

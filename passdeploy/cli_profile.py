@@ -16,6 +16,7 @@ import click
 from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from passdeploy.display.listing import Listing
     from passdeploy.display.progress import TerminalListener
     from passdeploy.profiling import Setting
     from passdeploy.runtime.events import Listener
@@ -42,6 +43,16 @@ class ExecutionOptions:
 
         find_device(self.device)
         return Setting(self.device, self.precision, self.channels_last, self.cuda_graph)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of a measurement that is not of a run: the document of `--json`, and what is printed otherwise."""
+
+    document: dict[str, Any]
+    parts: tuple[Listing | str, ...]
+    paths: tuple[str, ...] = ()
+    next_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,25 +88,23 @@ class ProfileInputs:
         allow_code: bool,
         execution: ExecutionOptions,
         listener: TerminalListener,
-    ) -> tuple[dict[str, Any], list[str]]:
-        """Measure the files, or the table and the sweep.
-
-        Returns:
-            The document of `--json`, and the lines that the command prints otherwise.
-        """
+    ) -> Measured:
+        """Measure the files, or the table and the sweep."""
         self.check()
         if self.files:
             return self._measure_files(backends, batches, threads, seconds, execution, listener)
         from passdeploy.display.tables import sweep_lines
+        from passdeploy.display.units import milliseconds, percent
 
         document = self._measure_table(backends or (), batches, threads, execution.setting(), allow_code, listener)
         lines = [
-            f"{document['dense_ms']:.3g} ms dense; the table is off by {document['error']['median']:.1%} in the median",
+            f"{milliseconds(document['dense_ms'])} dense; the table is off by {percent(document['error']['median'])} "
+            "in the median",
             *sweep_lines(document.get("sweep", ())),
         ]
-        if "path" in document:
-            lines += [document["path"], f"next: passdeploy prune --set prune.measure.table={document['path']}"]
-        return document, lines
+        path = document.get("path")
+        step = f"passdeploy prune --set prune.measure.table={path}" if path else ""
+        return Measured(document, tuple(lines), (path,) if path else (), step)
 
     def check(self) -> None:
         """Check that the options go together.
@@ -121,7 +130,7 @@ class ProfileInputs:
         seconds: float,
         execution: ExecutionOptions,
         listener: TerminalListener,
-    ) -> tuple[dict[str, Any], list[str]]:
+    ) -> Measured:
         from passdeploy.display.tables import profile_table
         from passdeploy.profiling.profile_files import profile_files
 
@@ -138,8 +147,7 @@ class ProfileInputs:
             trust_engine=execution.trust_engine,
             listener=listener,
         ).to_json()
-        listener.console.print(profile_table(document["rows"]))
-        return document, [*map(str, self.files), "next: passdeploy profile, for a run"]
+        return Measured(document, (profile_table(document["rows"]),), next_step="passdeploy profile, for a run")
 
     def _measure_table(
         self,
@@ -219,7 +227,11 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     decorated: Callable[..., Any] = wrapped
     for option in (
-        click.option("--fresh", is_flag=True, help="Measure a table even if it is in the cache."),
+        click.option(
+            "--fresh",
+            is_flag=True,
+            help="Measure again what the cache has, or with --layers profile.json.",
+        ),
         click.option(
             "--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out with --model: 224."
         ),

@@ -55,14 +55,20 @@ def test_a_run_is_exported_and_profiled_with_the_default_paths(call, runs: Path,
     monkeypatch.chdir(runs)
     exported = call("export", "--batch", "1,2,4")
     assert exported.exit_code == 0, exported.output
-    assert exported.stdout.splitlines()[0].startswith("runs/tiny-0001/export/model.onnx  ")
-    assert exported.stdout.splitlines()[-1] == "next: passdeploy profile"
+    assert exported.stdout.splitlines()[0].startswith("file ")
+    assert exported.stdout.splitlines()[2].split()[:5] == ["model.onnx", "fp32", "0.6", "MB", "opset"]
+    assert exported.stdout.splitlines()[-1] == "runs/tiny-0001/export/model.onnx"
+    assert exported.stderr.splitlines()[-1] == "next: passdeploy profile"
     profiled = call("profile", "--backend", "ort", "--batch", "2", "--seconds", "0.2", "--json")
     assert profiled.exit_code == 0, profiled.output
     document = json.loads(profiled.stdout)
     assert document["path"] == "runs/tiny-0001/profile.json"
     assert [row["model"] for row in document["rows"]] == ["dense", "slim"]
-    assert "latency ort, fp32, batch 2" in profiled.stderr
+    assert "next:" not in profiled.output
+    quiet = call("profile", "--backend", "ort", "--batch", "2", "--seconds", "0.2", "--quiet")
+    assert quiet.stdout == "runs/tiny-0001/profile.json\n"
+    assert "profile:" not in quiet.stderr
+    assert "next:" not in quiet.stderr
 
 
 def test_layers_of_a_run_are_laid_side_by_side_in_pytorch(call, runs: Path, monkeypatch: pytest.MonkeyPatch):
@@ -73,7 +79,16 @@ def test_layers_of_a_run_are_laid_side_by_side_in_pytorch(call, runs: Path, monk
     names = [layer["name"] for layer in document["layers"]]
     assert len(names) > 2
     assert {layer["group"] for layer in document["layers"]} >= {document["groups"][0]["group"]} - set(names)
-    assert "time by channel group" in profiled.stderr
+    assert json.loads(call("profile", "--backend", "torch", "--batch", "2", "--layers", "--json").stdout) == document
+    shown = call("profile", "--backend", "torch", "--batch", "2", "--layers", "--top", "2")
+    assert shown.stdout.index("time by layer") < shown.stdout.index("time by channel group")
+    assert "torch, fp32, batch 2" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "latencies and layers of profile.json" in shown.stderr
+    table = call("profile", "--backend", "torch", "--batch", "2", "--layers", "--csv").stdout
+    assert table.splitlines()[0].startswith("name,dense_ms,slim_ms")
+    assert len(table.splitlines()) == len(names) + 1
+    assert call("profile", "--top", "2").exit_code == 2
     missing = call("profile", "--backend", "tensorrt", "--batch", "2")
     assert missing.exit_code == 2
     assert "passdeploy export --dense --trt" in missing.stderr
@@ -100,7 +115,8 @@ def test_inspect_names_what_stays_and_why(call):
     assert document["smallest"]["macs"] < 0.05 * document["macs"]
     shown = call("inspect", "torchvision/resnet18", "--image-size", "64")
     assert "12 of 13 channel groups can be cut" in shown.stdout
-    assert "layer4.1.conv1" in shown.stderr
+    assert "layer4.1.conv1" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
 def test_recipes_are_listed_shown_and_described(call):

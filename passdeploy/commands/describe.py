@@ -8,6 +8,7 @@ import torch
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import minimum_width
+from passdeploy.display.units import quantity
 from passdeploy.errors import image_size_errors
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
@@ -63,9 +64,10 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
         "words": [
             f"{len(prunable)} of {len(channels.groups)} channel groups can be cut, "
             f"{removable / total:.0%} of the channels",
-            f"{counts['macs'] / 1e6:,.1f} M MACs and {counts['params'] / 1e6:,.2f} M parameters; with widths in "
-            f"multiples of {round_to} no fewer than {reachable['macs'] / macs:.1%} and "
-            f"{reachable['params'] / counts['params']:.1%} of them",
+            f"{quantity(counts['macs'])} MACs, {quantity(counts['params'])} parameters; with widths in multiples of "
+            f"{round_to}",
+            f"no fewer than {reachable['macs'] / macs:.1%} of the MACs and "
+            f"{reachable['params'] / counts['params']:.1%} of the parameters can be reached",
         ],
     }
 

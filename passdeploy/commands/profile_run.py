@@ -18,7 +18,7 @@ from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.measurement_context import block_of
-from passdeploy.profiling import Candidate, Setting, physical_cores, profile_pair
+from passdeploy.profiling import Candidate, Setting, default_threads, profile_pair
 from passdeploy.profiling.execution import default_backends
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers
@@ -27,7 +27,7 @@ from passdeploy.profiling.report import SkippedBackend
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document
-from passdeploy.runtime.events import Listener, Warned, silent
+from passdeploy.runtime.events import Listener, StageFinished, Warned, silent, stage
 
 
 def profile_run(
@@ -39,6 +39,7 @@ def profile_run(
     setting: Setting | None = None,
     seconds: float = 4.0,
     layers: bool = False,
+    fresh: bool = False,
     trust_engine: bool = False,
     allow_code: bool = False,
     listener: Listener = silent,
@@ -54,11 +55,13 @@ def profile_run(
         backends: see `profile_pair`; None: those of `default_backends` that run here, and the document says why the
             others are left out (`skipped`).
         batches: images per call.
-        threads: of the CPU; None: as many as there are physical cores.
+        threads: of the CPU; None: OMP_NUM_THREADS, or as many as there are physical cores.
         setting: device, precision, memory format, CUDA graph; None: fp32 on the GPU, without one on the CPU. The device
             may be `auto`.
         seconds: to measure per backend and batch, at least.
-        layers: trace the layers of both networks as well.
+        layers: trace the layers of both networks as well; the latencies, and the layers, are taken from
+            `profile.json` where they were measured with these arguments.
+        fresh: with `layers`, measure again all the same.
         trust_engine: load engines that have no sidecar, or that run code of their own.
         allow_code: let the recipe name a model factory, which runs its module's code.
         listener: receives progress events and warnings.
@@ -72,38 +75,89 @@ def profile_run(
         setting.require_possible(named)
         if layers:
             require_traceable(named[0])
+    threads = threads or default_threads()
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(read_plan_document(folder)["image_shape"])
         wanted = named or _default_backends(folder, setting)
+        weights = {name: str(folder.manifest()[f"{name}.safetensors"]["sha256"]) for name in FILE_PREFIX}
+        asked = {
+            "backends": list(wanted),
+            "batches": list(batches),
+            "threads": threads,
+            "setting": asdict(setting),
+            "weights": weights,
+        }
+        before = _earlier_profile(folder, weights)
+        is_measured = layers and not fresh and _includes(before.get("asked"), asked)
+        traced = {"backend": wanted[0], "batch": batches[0], "threads": threads, "setting": asked["setting"]}
+        if is_measured and before.get("layers_of") == traced:
+            listener(StageFinished("profile", "latencies and layers of profile.json", 0.0, is_skipped=True))
+            return before
         forms = _load_forms(folder, wanted, () if named else wanted, setting, allow_code, listener)
         candidates = [replace(candidate, trust_engine=trust_engine) for candidate in forms.candidates]
         backends = forms.backends
-        profile = profile_pair(
-            *candidates,
-            image_shape=shape,
-            backends=backends,
-            optional=() if named else backends,
-            batches=batches,
-            threads=threads,
-            setting=setting,
-            seconds=seconds,
-            listener=listener,
-        )
-        document = profile.to_json()
-        document["skipped"] = [*map(asdict, forms.skipped), *document["skipped"]]
+        if is_measured:
+            listener(StageFinished("profile", "latencies of profile.json", 0.0, is_skipped=True))
+            document = before
+        else:
+            profile = profile_pair(
+                *candidates,
+                image_shape=shape,
+                backends=backends,
+                optional=() if named else backends,
+                batches=batches,
+                threads=threads,
+                setting=setting,
+                seconds=seconds,
+                listener=listener,
+            )
+            document = profile.to_json()
+            document["skipped"] = [*map(asdict, forms.skipped), *document["skipped"]]
+            document["asked"] = asked
+            document |= {key: before[key] for key in ("layers", "groups", "layers_of") if key in before}
         if layers:
-            images = example_images(batches[0], shape)
-            with torch_threads(threads or physical_cores()):
-                dense, slim = (
-                    trace_layers(candidate, backends[0], images, threads=threads or physical_cores(), setting=setting)
-                    for candidate in candidates
-                )
-            channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
-            changes = compare_layers(dense, slim, block=block_of(backends[0], setting), groups=channels.groups)
-            document["layers"] = [change.to_json() for change in changes]
-            document["groups"] = by_group(changes)
+            with stage("layers", f"{backends[0]}, batch {batches[0]}", listener):
+                document |= _trace(folder, candidates, backends[0], batches[0], shape, threads, setting, allow_code)
+            document["layers_of"] = traced
         folder.write_json("profile.json", document, kind="profile")
         return document
+
+
+def _earlier_profile(folder: RunFolder, weights: dict[str, str]) -> dict[str, Any]:
+    """Return the run's profile if it is of these weights; otherwise nothing."""
+    if not folder.has("profile.json") or not (folder.path / "profile.json").is_file():
+        return {}
+    document: dict[str, Any] = folder.read_json("profile.json")
+    return document if document.get("asked", {}).get("weights") == weights else {}
+
+
+def _includes(measured: dict[str, Any] | None, asked: dict[str, Any]) -> bool:
+    """True if a profile was measured with the backends and batches that are asked for now, and all else is the same."""
+    lists = ("backends", "batches")
+    return measured is not None and all(
+        set(asked[key]) <= set(measured[key]) if key in lists else asked[key] == measured[key] for key in asked
+    )
+
+
+def _trace(
+    folder: RunFolder,
+    candidates: Sequence[Candidate],
+    backend: str,
+    batch: int,
+    shape: tuple[int, ...],
+    threads: int,
+    setting: Setting,
+    allow_code: bool,
+) -> dict[str, Any]:
+    """Time the layers of both networks; returns `layers` and `groups` of the document."""
+    images = example_images(batch, shape)
+    with torch_threads(threads):
+        dense, slim = (
+            trace_layers(candidate, backend, images, threads=threads, setting=setting) for candidate in candidates
+        )
+    channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
+    changes = compare_layers(dense, slim, block=block_of(backend, setting), groups=channels.groups)
+    return {"layers": [change.to_json() for change in changes], "groups": by_group(changes)}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.channels.savings import savings_by_group
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
 
@@ -51,11 +52,30 @@ def summarise(
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
+        "groups": _changes_by_group(costs, folder.read_json("plan.json")["groups"], widths),
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
         "versions": package_versions(),
         "environment": dict(environment),
     }
+
+
+def _changes_by_group(costs: CostModel, groups: Mapping[str, Any], widths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return each prunable group's width before (`width`) and after (`kept`), and the share of the costs that it saved.
+
+    With a latency table that includes the time (`latency_saved`), as the table predicts it.
+    """
+    kinds = ["macs", "params", *(["latency"] if costs.latency is not None else [])]
+    saved = {kind: savings_by_group(costs, kind, widths) for kind in kinds}
+    return [
+        {
+            "name": name,
+            "width": entry["width"],
+            "kept": len(entry["kept"]),
+            **{f"{kind}_saved": saved[kind][name] for kind in kinds},
+        }
+        for name, entry in groups.items()
+    ]
 
 
 def _prompt_result(recipe: Recipe, cut: Any, finetuned: Any) -> dict[str, Any] | None:

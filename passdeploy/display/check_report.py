@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
-from passdeploy.display.units import duration
+from passdeploy.display.listing import Footnotes, Listing
+from passdeploy.display.units import duration, milliseconds, percent
 
 
 def latency_lines(latency: Mapping[str, Any] | None) -> list[str]:
-    """Describe a latency target in one line; return no line where the recipe has none."""
+    """Describe a latency target in a few lines; return none where the recipe has none."""
     if latency is None:
         return []
+    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
     return [
-        f"{latency['dense_ms']:.3g} ms dense ({latency['backend']}, batch {latency['batch']}, {latency['threads']} "
-        f"threads); asked for {latency['asked_ms']:.3g} ms, the fastest that can be reached is about "
-        f"{latency['fastest_ms']:.3g} ms; the table is off by {latency['error']:.1%} in the median"
+        f"{milliseconds(latency['dense_ms'])} dense ({latency['backend']}, batch {latency['batch']}, {threads}); "
+        f"asked for {milliseconds(latency['asked_ms'])}",
+        f"the fastest that can be reached is about {milliseconds(latency['fastest_ms'])}; "
+        f"the table is off by {percent(latency['error'])} in the median",
     ]
 
 
@@ -28,14 +29,12 @@ def run_time_line(seconds: Mapping[str, float]) -> str:
     return f"a run takes about {duration(sum(seconds.values()))} here{f' ({parts})' if parts else ''}"
 
 
-def groups_table(document: Mapping[str, Any]) -> Table:
-    """Build the table of channel groups from a `describe` document, one group a row."""
-    table = Table(title=str(document["model"]), title_justify="left")
-    table.add_column("group", overflow="fold")
-    for heading in ("width", "layers", "MACs"):
-        table.add_column(heading, justify="right")
-    table.add_column("stays because", overflow="fold")
+def groups_table(document: Mapping[str, Any]) -> Listing:
+    """Build the table of channel groups from a `describe` document, one group a row; reasons are notes under it."""
+    notes, rows = Footnotes(), []
     for group in document["groups"]:
-        share = f"{group['macs_share']:.1%}" if group["is_prunable"] else ""
-        table.add_row(group["name"], str(group["width"]), str(len(group["layers"])), share, group["reason"])
-    return table
+        share = percent(group["macs_share"]) if group["is_prunable"] else ""
+        reason = notes.number_of(group["reason"] and f"stays because: {group['reason']}")
+        rows.append((group["name"], str(group["width"]), str(len(group["layers"])), share, reason))
+    headings = ("group", "width", "layers", "MACs", "stays")
+    return Listing(headings, tuple(rows), str(document["model"]), notes.lines())

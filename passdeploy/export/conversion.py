@@ -57,7 +57,8 @@ def convert_file(
         ExportError: the network has no layer that can have the precision.
 
     Returns:
-        The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt accuracy.
+        The artifact. Its fact "kept" names the nodes that stayed float32 because they hurt accuracy, "kept_modules" the
+        modules whose weights they read.
     """
     model = onnx.load(source)
     layers = castable_nodes(model, precision) if precision in CAST_PRECISIONS else quantisable_nodes(model)
@@ -69,10 +70,21 @@ def convert_file(
     else:
         converted = _convert_within_limits(convert, layers, source, precision, calibration, reference, limits, progress)
     artifact = write_onnx(converted.model, path, precision)
-    facts: dict[str, Any] = {"kept": list(converted.kept), "graphs_judged": converted.checked}
+    facts: dict[str, Any] = {
+        "kept": list(converted.kept),
+        "kept_modules": _modules_of(model, converted.kept),
+        "graphs_judged": converted.checked,
+    }
     if precision in QUANTISED_PRECISIONS:
         facts["quantiser"] = quantiser if precision == "int8" else "modelopt"
     return artifact.with_facts(**facts)
+
+
+def _modules_of(model: ModelProto, nodes: Collection[str]) -> list[str]:
+    """Name the modules whose weights nodes read, in their order; a node without a weight keeps its own name."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    reads = {node.name: next((name for name in node.input if name in weights), "") for node in model.graph.node}
+    return list(dict.fromkeys(reads.get(node, "").removesuffix(".weight") or node for node in nodes))
 
 
 def _conversion(

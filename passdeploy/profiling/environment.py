@@ -56,6 +56,12 @@ def physical_cores() -> int:
     return cores
 
 
+def default_threads() -> int:
+    """Return the CPU threads to measure with where none are named: OMP_NUM_THREADS, without it all physical cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdigit() and int(asked) > 0 else physical_cores()
+
+
 def busy_cores(seconds: float = 0.3) -> float | None:
     """Measure how many cores other processes keep busy while this one sleeps for `seconds`.
 

@@ -19,7 +19,7 @@ from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import Clock, clock_of_backend
 from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
 from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, find_disturbances
-from passdeploy.profiling.environment import peak_memory_mb, physical_cores, read_environment
+from passdeploy.profiling.environment import default_threads, peak_memory_mb, read_environment
 from passdeploy.profiling.execution import ON_GPU, Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, measure_sessions
 from passdeploy.profiling.launch_overhead import launch_note
@@ -62,7 +62,7 @@ def profile_pair(
         optional: those of the backends that are left out, with a warning, if they cannot run here; at least one backend
             must run.
         batches: images per call.
-        threads: CPU threads of PyTorch and of ONNX Runtime; None takes every physical core of this process.
+        threads: CPU threads of PyTorch and of ONNX Runtime; None: OMP_NUM_THREADS, or every physical core.
         setting: device, precision, layout, CUDA graph; None: PyTorch in fp32 on the CPU.
         seconds: at least this long per comparison, both networks together, without warm-up.
         iterations: at least this many calls of each network, but no more than a minute of them; None: 1,000, or no
@@ -77,7 +77,7 @@ def profile_pair(
         DeviceMemoryError: a batch does not fit into the device's memory.
         MissingError, CorruptArtifact, ExportError: see `make_runner`.
     """
-    threads, setting = physical_cores() if threads is None else threads, setting or Setting()
+    threads, setting = default_threads() if threads is None else threads, setting or Setting()
     _check_arguments(dense, slim, batches, threads, seconds)
     setting.require_possible(backends)
     environment = read_environment(threads=threads)

@@ -17,6 +17,8 @@ from math import exp, hypot, log, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from passdeploy.runtime.intervals import is_measurable as is_measurable
+
 CallTimes = NDArray[np.float64]  # milliseconds of one session, shape (blocks, calls in a block)
 
 SAMPLES_FOR_P99 = 1000  # with fewer, p99 would rest on fewer than ten calls
@@ -27,19 +29,6 @@ BETWEEN_SESSIONS = 0.012
 _NORMAL_QUANTILE = 1.96  # 97.5 % quantile of the standard normal distribution
 # 97.5 % quantiles of Student's t with 1, 2, ... degrees of freedom.
 _STUDENT_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_STRETCH_TO_99_PERCENT = 1.6  # width of a 99 % interval over that of a 95 % one (t with 5 degrees of freedom: 1.57)
-
-
-def is_measurable(low: float, high: float) -> bool:
-    """Test whether a speed-up, or slowdown, with this 95 % interval is real: the 99 % interval must leave 1 out.
-
-    At 95 %, one comparison in twenty of a file with itself would find a difference.
-
-    >>> is_measurable(1.002, 1.03), is_measurable(1.02, 1.05), is_measurable(0.8, 0.9)
-    (False, True, True)
-    """
-    middle, half = log(low * high) / 2, log(high / low) / 2
-    return abs(middle) > _STRETCH_TO_99_PERCENT * half
 
 
 @dataclass(frozen=True)

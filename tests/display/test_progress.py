@@ -1,14 +1,12 @@
-"""Display on a terminal (stages, time left, tables) and in a log file (plain lines)."""
+"""Display of progress on a terminal (stages, time left) and in a log file (plain lines)."""
 
 from collections.abc import Iterator
 from io import StringIO
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from passdeploy.display.progress import TerminalListener
-from passdeploy.display.tables import layer_table, profile_table, summary_table
 from passdeploy.runtime.events import StageFinished, StageStarted, Step, Warned, stage
 
 
@@ -36,12 +34,6 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
 def shown(console: Console) -> str:
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
-
-
-def table_text(*arguments: object) -> str:
-    console = plain(120)
-    console.print(summary_table(*arguments))  # type: ignore[arg-type]
-    return shown(console)
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines_of_any_length():
@@ -128,82 +120,3 @@ def test_what_a_command_prints_while_the_bar_is_up_stays_on_stdout(screen: Conso
         print("a result")
     assert capsys.readouterr().out == "a result\n"
     assert "a result" not in shown(screen)
-
-
-def test_the_summary_table_sets_slim_beside_dense():
-    summary = {
-        "model": "torchvision/mobilenet_v2",
-        "dense": {"top1": 0.9781, "params": 2_236_682, "macs": 24_900_000},
-        "slim": {"top1": 0.97, "params": 1_118_341, "macs": 12_450_000},
-    }
-    measurement = {"backend": "ort", "precision": "fp32", "batch": 8, "device": "a CPU"}
-    rows = [
-        {"model": "dense", **measurement, "median_ms": 12.34},
-        {"model": "slim", **measurement, "median_ms": 7.0, "speedup": 1.763},
-        {"model": "slim", **measurement, "batch": 1, "median_ms": 1.5},
-    ]
-    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in table_text(summary, rows).splitlines()]
-    assert ["top-1", "97.81 %", "97.00 %", "-0.81 points"] in cells
-    assert ["parameters", "2.24 M", "1.12 M", "-50.0 %"] in cells
-    assert ["MACs", "24.9 M", "12.4 M", "-50.0 %"] in cells
-    assert ["latency ort, fp32, batch 8", "12.3 ms", "7 ms", "1.76x faster"] in cells
-    assert ["latency ort, fp32, batch 1", "–", "1.5 ms", "–"] in cells
-    assert "latency: median on a CPU" in table_text(summary, rows)
-
-
-def test_what_is_not_known_is_a_dash():
-    text = table_text({"dense": {"top1": None, "params": 10}, "slim": {}})
-    assert [line.count("–") for line in text.splitlines() if "│ " in line] == [3, 2, 3]
-
-
-def as_text(table: Table) -> str:
-    console = Console(file=StringIO(), width=200)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def test_a_speed_up_is_shown_with_its_interval_or_not_at_all():
-    row = {
-        "model": "a.onnx",
-        "batch": 1,
-        "median_ms": 2.0,
-        "p90_ms": 2.1,
-        "p99_ms": None,
-        "images_per_s": 500.0,
-        "speedup": 1.0,
-        "speedup_ci": [1.0, 1.0],
-        "notes": [],
-    }
-    faster = {**row, "model": "b.onnx", "speedup": 1.5, "speedup_ci": [1.4, 1.6]}
-    slower = {**row, "speedup": 0.5, "speedup_ci": [0.4, 0.6], "notes": ["unstable: the median is known to ±9%"]}
-    alike = {**row, "speedup": 1.1, "speedup_ci": [0.9, 1.2], "notes": ["no measurable difference"]}
-    text = as_text(profile_table([row, faster, slower, alike]))
-    assert "1.50x faster (1.40 to 1.60)" in text
-    assert "2.00x slower (0.40 to 0.60); unstable" in text
-    assert text.count("no measurable difference") == 1
-    assert "1.10x" not in text
-
-
-def test_a_layer_that_is_no_faster_says_why():
-    layers = [
-        {
-            "name": "layer1",
-            "dense_ms": 1.0,
-            "slim_ms": 0.5,
-            "dense_channels": [64, 64],
-            "slim_channels": [20, 64],
-            "why": "20 channels are computed as 32",
-        },
-        {
-            "name": "(between layers)",
-            "dense_ms": 0.1,
-            "slim_ms": 0.0,
-            "dense_channels": [],
-            "slim_channels": [],
-            "why": "",
-        },
-    ]
-    text = as_text(layer_table(layers))
-    assert "64, 64 → 20, 64" in text
-    assert "2.00x" in text
-    assert "20 channels are computed as 32" in text

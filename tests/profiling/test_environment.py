@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from passdeploy.profiling import environment
-from passdeploy.profiling.environment import physical_cores, read_environment
+from passdeploy.profiling.environment import default_threads, physical_cores, read_environment
 
 FOUR_THREADS_ON_TWO_CORES = "\n\n".join(
     f"processor\t: {cpu}\nmodel name\t: Imaginary CPU\nphysical id\t: 0\ncore id\t: {cpu % 2}" for cpu in range(4)
@@ -65,3 +65,11 @@ def test_the_environment_is_json_and_says_what_cannot_be_read(machine: Path):
 
 def test_the_peak_of_memory_is_in_megabytes():
     assert 20 < (environment.peak_memory_mb() or 21) < 1e6
+
+
+def test_omp_num_threads_is_honoured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
+    assert default_threads() == 3
+    for unset in ("", "0", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", unset)
+        assert default_threads() == physical_cores()

@@ -1,0 +1,86 @@
+"""The table of exported files: size, what they are made for, and how they compare with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from passdeploy.display.listing import Footnotes, Listing
+from passdeploy.display.units import UNKNOWN, megabytes, percent
+
+_PACKAGES = ("triton", "bundle", "sidecar")
+
+
+def exports_table(artifacts: Iterable[Mapping[str, Any]]) -> Listing:
+    """Build the table of exported files.
+
+    Args:
+        artifacts: each with `name`, and the fields of `Artifact.to_json`; files of bundles and Triton are counted in a
+            note.
+    """
+    notes, rows, packaged, counts = Footnotes(), [], dict[str, int](), set[int]()
+    for artifact in artifacts:
+        facts = artifact["facts"]
+        if artifact["kind"] in _PACKAGES:
+            packaged[artifact["kind"]] = packaged.get(artifact["kind"], 0) + 1
+            continue
+        parity = facts.get("parity") or {}
+        error = parity.get("max_rel_error")
+        counts |= {parity["real_images"]} if parity.get("top1") is not None else set()
+        rows.append(
+            (
+                str(artifact["name"]),
+                str(artifact["precision"]),
+                megabytes(artifact["size_bytes"]),
+                made_as(artifact),
+                UNKNOWN if error is None else f"{error:.0e}",
+                _accuracy_text(parity),
+                notes.numbers_of(_notes_of(artifact)),
+            )
+        )
+    under = [*notes.lines()]
+    if rows:
+        images = ", ".join(str(count) for count in sorted(counts)) or "no"
+        under.insert(
+            0,
+            "error: largest difference from PyTorch, relative to its largest output; "
+            f"top-1 on {images} images, with the change from PyTorch in points",
+        )
+    under += [f"{count} files of a {kind} folder" for kind, count in packaged.items()]
+    headings = ("file", "precision", "size", "made as", "error", "top-1", "note")
+    return Listing(headings, tuple(rows), notes=tuple(under), left=frozenset({0, 1, 3}))
+
+
+def made_as(artifact: Mapping[str, Any]) -> str:
+    """Name the operator set of an ONNX file, or the release of TensorRT (TRT) or TensorRT for RTX of an engine."""
+    facts = artifact["facts"]
+    if artifact["kind"] == "onnx":
+        return f"opset {facts.get('opset', UNKNOWN)}"
+    if artifact["kind"] == "engine":
+        flavour = "RTX" if facts.get("flavour") == "rtx" else "TRT"
+        return f"{flavour} {'.'.join(str(facts.get('tensorrt', '')).split('.')[:2])}".strip()
+    return {"program": "Torch-TRT"}.get(str(artifact["kind"]), str(artifact["kind"]))
+
+
+def _accuracy_text(parity: Mapping[str, Any]) -> str:
+    """Write top-1 and its change from PyTorch on the same images: `98.83 % +0.00`."""
+    if parity.get("top1") is None:
+        return UNKNOWN
+    change = 100 * (parity["top1"] - parity["reference_top1"])
+    return f"{percent(parity['top1'], 2)} {change:+.2f}"
+
+
+def _notes_of(artifact: Mapping[str, Any]) -> list[str]:
+    """Return what should be known of a file: layers that stayed fp32, and that nothing was compared."""
+    facts, texts = artifact["facts"], []
+    if kept := facts.get("kept_modules") or facts.get("kept"):
+        texts.append(f"{len(kept)} layer{'s' if len(kept) > 1 else ''} kept in fp32: {', '.join(kept)}")
+    parity = facts.get("parity")
+    if parity is None:
+        is_engine = artifact["kind"] == "engine"
+        texts.append(
+            "not compared: it runs on a GPU; its ONNX file was compared" if is_engine else "not compared with PyTorch"
+        )
+    elif parity.get("top1") is None:
+        texts.append("compared on noise only: give real images")
+    return texts

@@ -1,0 +1,55 @@
+"""Printing of a command's result: tables and lines on stdout, the next command to type on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from passdeploy.display.listing import Listing, csv_text
+
+_WIDEST = 120  # characters of a line of notes, on terminals that are wider
+
+
+@dataclass(frozen=True)
+class Output:
+    """The form in which a command prints its result: as JSON, quietly, or for people."""
+
+    as_json: bool = False
+    is_quiet: bool = False
+
+    def show(
+        self,
+        document: Any,
+        *parts: Listing | str,
+        paths: Sequence[object] = (),
+        next_step: str = "",
+        rows: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        """Print the result of a command.
+
+        Args:
+            document: printed on stdout as JSON with `--json`, and then nothing else is.
+            parts: tables and lines for people, on stdout; with `--quiet` only where no path was written.
+            paths: files and folders that were written, one a line on stdout.
+            next_step: the next command to type, on stderr; not with `--quiet`.
+            rows: print these as CSV on stdout instead of `parts` and `paths`; None: no CSV.
+        """
+        if self.as_json:
+            click.echo(json.dumps(document, indent=2))
+            return
+        if rows is not None:
+            click.echo(csv_text(rows))
+            return
+        width = min(_WIDEST, max(40, shutil.get_terminal_size((80, 24)).columns))
+        if not (self.is_quiet and paths):
+            for part in parts:
+                click.echo(part.text(width) + "\n" if isinstance(part, Listing) else part)
+        for path in paths:
+            click.echo(str(path))
+        if next_step and not self.is_quiet:
+            click.echo(f"next: {next_step}", err=True)
