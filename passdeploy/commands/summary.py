@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.channels.savings import savings_by_group
+from passdeploy.channels.savings import savings_by_part
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
 
 if TYPE_CHECKING:
     from passdeploy.channels.costs import CostModel
+    from passdeploy.channels.plan import Plan
     from passdeploy.latency.target import LatencyTarget
     from passdeploy.recipe import Recipe
     from passdeploy.runs.folder import RunFolder
@@ -36,7 +37,8 @@ def summarise(
         environment: device and determinism, see `reproducibility_facts`.
     """
     dense, cut, finetuned = (folder.result_of(name) for name in ("dense", "slim", "finetune"))
-    plan = plan_from_json(folder.read_json("plan.json"))
+    document = folder.read_json("plan.json")
+    plan = plan_from_json(document)
     size = {kind: (costs.of(kind), costs.of(kind, plan.widths())) for kind in ("params", "macs")}
     return {
         "recipe": recipe.name,
@@ -52,7 +54,7 @@ def summarise(
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
-        "groups": _changes_by_group(costs, folder.read_json("plan.json")["groups"], widths),
+        **_changes(costs, document["groups"], plan),
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
         "versions": package_versions(),
@@ -60,22 +62,28 @@ def summarise(
     }
 
 
-def _changes_by_group(costs: CostModel, groups: Mapping[str, Any], widths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return each prunable group's width before (`width`) and after (`kept`), and the share of the costs that it saved.
+def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """Return what each prunable group and each skipped block saved, as shares of the dense network's costs.
 
-    With a latency table that includes the time (`latency_saved`), as the table predicts it.
+    `groups`: name, width before (`width`) and after (`kept`), `macs_saved`, `params_saved` and, with a latency table,
+    `latency_saved` as the table predicts it. `blocks`: name, and the same shares.
     """
     kinds = ["macs", "params", *(["latency"] if costs.latency is not None else [])]
-    saved = {kind: savings_by_group(costs, kind, widths) for kind in kinds}
-    return [
-        {
-            "name": name,
-            "width": entry["width"],
-            "kept": len(entry["kept"]),
-            **{f"{kind}_saved": saved[kind][name] for kind in kinds},
-        }
-        for name, entry in groups.items()
-    ]
+    saved = {kind: savings_by_part(costs, kind, plan.widths()) for kind in kinds}
+    return {
+        "groups": [
+            {
+                "name": name,
+                "width": entry["width"],
+                "kept": len(entry["kept"]),
+                **{f"{kind}_saved": saved[kind][name] for kind in kinds},
+            }
+            for name, entry in groups.items()
+        ],
+        "blocks": [
+            {"name": name, **{f"{kind}_saved": saved[kind][name] for kind in kinds[:2]}} for name in plan.skipped
+        ],
+    }
 
 
 def _prompt_result(recipe: Recipe, cut: Any, finetuned: Any) -> dict[str, Any] | None:

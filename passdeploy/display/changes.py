@@ -41,12 +41,13 @@ def widths_table(summary: Mapping[str, Any], most: int | None = MOST_ROWS) -> Li
             )
         )
     headings = ("group", "channels", "kept", "", "MACs saved", *(("time saved",) if has_time else ()))
-    total = sum(group["macs_saved"] for group in groups)
+    total = sum(part["macs_saved"] for part in [*groups, *(summary.get("blocks") or ())])
     notes = [f"saved: share of the dense network's; together {percent(total)} of the MACs"]
     if rest := len(groups) - len(shown):
         notes.append(f"{rest} more groups saved less; the report shows them all")
     if blocks := summary.get("blocks"):
-        notes.append(f"blocks that went: {', '.join(blocks)}")
+        gone = ", ".join(f"{block['name']} ({percent(block['macs_saved'])} of the MACs)" for block in blocks)
+        notes.append(f"blocks that went: {gone}")
     return Listing(headings, tuple(rows), "what was cut", tuple(notes), left=frozenset({0, 3}))
 
 

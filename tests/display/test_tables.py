@@ -142,11 +142,14 @@ def test_widths_are_shown_before_and_after_with_what_they_saved():
         {"name": f"layer{number}", "width": 64, "kept": 64 - number, "macs_saved": number / 100, "latency_saved": 0.01}
         for number in range(40)
     ]
-    table = widths_table({"groups": groups, "blocks": ["layer3.1"]}, most=10)
+    table = widths_table({"groups": groups, "blocks": [{"name": "layer3.1", "macs_saved": 0.04}]}, most=10)
     assert table is not None
     assert [row[0] for row in table.rows] == [f"layer{number}" for number in range(30, 40)]
     assert table.rows[-1][1:] == ("64 → 25", "39 %", "█████░░░░░░░", "39.0 %", "1.0 %")
-    assert table.notes[1:] == ("30 more groups saved less; the report shows them all", "blocks that went: layer3.1")
+    assert table.notes[1:] == (
+        "30 more groups saved less; the report shows them all",
+        "blocks that went: layer3.1 (4.0 % of the MACs)",
+    )
     assert_narrow(table)
     assert widths_table({"model": "of an older run"}) is None
 
