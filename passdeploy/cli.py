@@ -367,7 +367,13 @@ def check(
             **describe(prepared.channels, round_to=prepared.round_to),
             "seconds": forecast(prepared, find_device()),
         }
-    lines = [*document["words"], *latency_lines(document["latency"]), run_time_line(document["seconds"])]
+    contents = prepared.data.contents
+    lines = [
+        *(contents.lines if contents is not None else ()),
+        *document["words"],
+        *latency_lines(document["latency"]),
+        run_time_line(document["seconds"]),
+    ]
     Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=f"passdeploy prune --recipe {name}")
 
 

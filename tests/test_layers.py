@@ -15,7 +15,7 @@ LAYERS = (
     ("errors",),
     ("channels", "recipe", "runtime"),
     ("models", "data"),
-    ("tracing", "slimming", "training", "export"),
+    ("tracing", "slimming", "training", "export", "images"),
     ("grouping", "profiling", "runs"),
     ("latency", "sparsity", "display"),
     ("commands",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,7 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
     return {
         "model": prepared.recipe.model.name,
         "images": {"train": len(prepared.data.train), "test": len(prepared.data.test)},
+        "data": asdict(contents) if (contents := prepared.data.contents) is not None else None,
         "classes": list(prepared.data.classes),
         "budget": {"kind": prepared.budget.kind, "limit": prepared.budget.limit},
         "latency": _describe_target(prepared.target) if prepared.target is not None else None,

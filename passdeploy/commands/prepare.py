@@ -52,9 +52,10 @@ class Prepared:
     def text(self) -> str:
         """A line that names the model, the number of images and classes, and the groups that can be cut."""
         prunable, groups = self.channels.prunable, self.channels.groups
+        per_class = f" ({self.data.contents.per_class})" if self.data.contents else ""
         return (
             f"{self.recipe.model.name}, {len(self.data.train):,} + {len(self.data.test):,} images of "
-            f"{self.data.num_classes} classes, {len(prunable)} of {len(groups)} channel groups can be cut"
+            f"{self.data.num_classes} classes{per_class}, {len(prunable)} of {len(groups)} channel groups can be cut"
         )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
 from passdeploy.commands.summary import summarise
+from passdeploy.data.splits import ImageData
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
@@ -93,9 +94,7 @@ def run(
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, device=str(torch_device), allow_code=allow_code, listener=tell)
         progress.text = prepared.text
-        if prepared.data.skipped:
-            reasons = "".join(f"\n  {reason}" for reason in prepared.data.skipped)
-            tell(Warned(f"{len(prepared.data.skipped)} images cannot be read and are left out:{reasons}"))
+        _warn_of_left_out(prepared.data, tell)
     with process_group(torch_device) as processes, _open_folder(processes, Path(out), recipe, resume) as folder:
         if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
@@ -409,6 +408,15 @@ class _PruneJob:
         )
         rows: list[dict[str, Any]] = profile.to_json()["rows"]
         return rows
+
+
+def _warn_of_left_out(data: ImageData, tell: Listener) -> None:
+    """Warn of what lies in the data set's folder and is not used."""
+    if data.skipped:
+        reasons = "".join(f"\n  {reason}" for reason in data.skipped)
+        tell(Warned(f"{len(data.skipped)} images cannot be read and are left out:{reasons}"))
+    if data.contents is not None and data.contents.left_out:
+        tell(Warned("not used of the data: " + "; ".join(data.contents.left_out) + "."))
 
 
 _STAGE_TEXTS = {

@@ -8,10 +8,8 @@ the `datasets` library for `hf/NAME`.
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from passdeploy.data.image_files import folders_in
+from passdeploy.data.image_folder import ListedImages, list_classes, list_image_folder
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset, crop_and_resize
 from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
 from passdeploy.runtime.seeds import generator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 TEST_SHARE = 0.2  # of every class, where the source has no test set of its own
 _SPLIT_KEY = ("held-out share", 0)  # a constant, so that the same images are held out whatever the recipe's seed
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def find_images(spec: DataSpec) -> RawDataset:
@@ -72,78 +71,27 @@ def _digits(spec: DataSpec, size: int) -> RawDataset:
 def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
     """Find images in one folder per class, below train/ and test/ (or val/), or directly below the root."""
     root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
-    is_checked = spec.on_unreadable == "error"
-    if not _subfolders(root / "train"):
-        classes, source = _folder_source(root, size, is_checked)
-        for label, count in Counter(source.labels).items():
-            if count < 2:
-                raise DataError(
-                    f"class {classes[label]!r} in {root} has one image, too few to train and to test on.\n"
-                    "Add images, or provide train/ and test/ folders."
-                )
-        train, test = _split_off_test_set(source.labels)
-        return RawDataset(classes, source.subset(train), source.subset(test))
-    held_out = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
-    if held_out is None:
-        raise DataError(
-            f"{root} has train/ but neither test/ nor val/.\n"
-            f"Add one, or set data.root to {root / 'train'}: a fixed fifth of each class is then held out."
-        )
-    classes, training = _folder_source(root / "train", size, is_checked)
-    test_classes, testing = _folder_source(held_out, size, is_checked)
-    if classes != test_classes:
-        odd = sorted(set(classes) ^ set(test_classes))
-        raise DataError(
-            f"train/ and {held_out.name}/ in {root} have different classes.\n"
-            f"Only one of them has {_abbreviated_list(odd)}; both need the same class folders."
-        )
-    return RawDataset(classes, training, testing)
-
-
-def _folder_source(root: Path, size: int, is_checked: bool) -> tuple[tuple[str, ...], ImageSource]:
-    """List the class folders in `root`, in alphabetical order, and all images below them."""
-    classes = _subfolders(root)
-    if not classes:
-        raise DataError(f"{root} holds no images.\nExpected one folder per class, with images in it.")
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = _images_below(root / name, is_checked=is_checked)
-        if not found:
+    found = list_image_folder(
+        root,
+        is_checked=spec.on_unreadable == "error",
+        train_folder=spec.train_folder,
+        test_folder=spec.test_folder,
+    )
+    source = _listed(found.train, size)
+    if found.test is not None:
+        return RawDataset(found.train.classes, source, _listed(found.test, size), left_out=found.left_out)
+    for name, count in found.train.per_class().items():
+        if count < 2:
             raise DataError(
-                f"class folder {root / name} holds no image ({', '.join(sorted(_SUFFIXES))}).\n"
-                "Add images, or remove the folder."
+                f"class {name!r} in {root} has one image, too few to train and to test on.\n"
+                "Add images, or provide train/ and test/ folders."
             )
-        paths += found
-        labels += [label] * len(found)
-    return tuple(classes), ImageSource.of_files(paths, labels, size)
+    train, test = _split_off_test_set(source.labels)
+    return RawDataset(found.train.classes, source.subset(train), source.subset(test), left_out=found.left_out)
 
 
-def _images_below(folder: Path, *, is_checked: bool) -> list[Path]:
-    paths = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES
-    ]
-    if is_checked:
-        _require_content(paths)
-    return sorted(paths)
-
-
-def _require_content(paths: Iterable[Path]) -> None:
-    """Refuse dangling links and empty files now: large sets are decoded later, in the middle of an epoch."""
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is a link to a file that is not there.\nMend the link, or remove it.")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty (0 bytes), not an image.\nReplace the file, or remove it.")
-
-
-def _subfolders(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+def _listed(images: ListedImages, size: int) -> ImageSource:
+    return ImageSource.of_files(images.paths, images.labels, size)
 
 
 def _cifar(spec: DataSpec, size: int) -> RawDataset:
@@ -192,15 +140,16 @@ def _imagenet(spec: DataSpec, size: int) -> RawDataset:
     """Find ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
     root = _root_of(spec, _download_hint("ImageNet", "https://image-net.org/download", layout))
+    homes = [_require_subfolder(root, name, spec) for name in ("train", "val")]
     is_checked = spec.on_unreadable == "error"
-    parts = [_folder_source(_require_subfolder(root, name, spec), size, is_checked) for name in ("train", "val")]
-    (classes, train), (others, test) = parts
-    if classes != others:
+    train, test = (list_classes(home, folders_in(home), is_checked=is_checked, around=(root, home)) for home in homes)
+    if train.classes != test.classes:
         raise DataError(
-            f"train/ and val/ in {root} have different classes ({len(classes)} and {len(others)}).\n"
+            f"train/ and val/ in {root} have different classes ({len(train.classes)} and {len(test.classes)}).\n"
             "The validation images must be sorted into the same class folders."
         )
-    return RawDataset(classes, train, test)
+    left_out = (*train.left_out, *test.left_out)
+    return RawDataset(train.classes, _listed(train, size), _listed(test, size), left_out=left_out)
 
 
 def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
@@ -321,7 +270,7 @@ def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str
     if missing:
         names = _abbreviated_list([classes[label] for label in missing])
         raise DataError(f"no image of {names} is listed.\nUnpack the data set again.")
-    return ImageSource.of_files([path for path, _ in entries], [label for _, label in entries], size)
+    return ImageSource.of_files([str(path) for path, _ in entries], [label for _, label in entries], size)
 
 
 def _download_hint(name: str, address: str, layout: str) -> str:

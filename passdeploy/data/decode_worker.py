@@ -10,7 +10,6 @@ import mmap
 import signal
 import sys
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 
@@ -33,7 +32,7 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
         for offset, path in files:
             place = np.frombuffer(memory, np.uint8, 3 * size * size, offset).reshape(3, size, size)
             try:
-                place[:] = decode_file(Path(path), size)
+                place[:] = decode_file(path, size)
             except DataError as error:
                 problem = str(error)
                 break

@@ -49,7 +49,7 @@ class DecodingProcesses:
         self._sizes: list[tuple[int, int]] = []  # (slot, images) of what was submitted and not collected
         self._next_slot = 0
 
-    def submit(self, paths: Sequence[Path], image_size: int) -> None:
+    def submit(self, paths: Sequence[str | Path], image_size: int) -> None:
         """Begin to decode a batch to squares of `image_size` pixels."""
         assert len(self._sizes) < self.slots
         image_bytes, slot = 3 * image_size**2, self._next_slot

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from passdeploy.errors import DataError, first_line
 
@@ -29,10 +29,10 @@ class ImageSource:
 
     decode: Callable[[int], Pixels]  # index -> (3, image_size, image_size)
     labels: tuple[int, ...]
-    paths: tuple[Path, ...] | None = None  # of the files, if `decode` is `decode_file`; other processes can read them
+    paths: tuple[str, ...] | None = None  # of the files, if `decode` is `decode_file`; other processes can read them
 
     @classmethod
-    def of_files(cls, paths: Sequence[Path], labels: Sequence[int], size: int) -> ImageSource:
+    def of_files(cls, paths: Sequence[str], labels: Sequence[int], size: int) -> ImageSource:
         """Return a source of image files, which are resized to `size` pixels."""
         return cls(lambda i: decode_file(paths[i], size), tuple(labels), tuple(paths))
 
@@ -59,10 +59,26 @@ class RawDataset:
     train: ImageSource
     test: ImageSource
     augmentation: Augmentation = Augmentation()
+    left_out: tuple[str, ...] = ()  # what lies beside the images and is not used, one sentence for each reason
+
+
+_TURNS = {  # EXIF orientation -> how a viewer turns the image
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def crop_and_resize(image: Image.Image, size: int) -> Pixels:
-    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (3, size, size)."""
+    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (3, size, size).
+
+    It is turned as its EXIF orientation says, which cameras write instead of turning the pixels.
+    """
+    source = image
     if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -71,11 +87,21 @@ def crop_and_resize(image: Image.Image, size: int) -> Pixels:
     if image.mode != "RGB":  # it would be copied
         image = image.convert("RGB")
     fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    if (turn := _turn_of(source)) is not None:  # of the small square, which is quicker
+        fitted = fitted.transpose(turn)
     rows = np.frombuffer(fitted.tobytes("raw", "RGB;L"), np.uint8)  # of each row its reds, its greens, its blues
     return np.ascontiguousarray(rows.reshape(size, 3, size).transpose(1, 0, 2))
 
 
-def decode_file(path: Path, size: int) -> Pixels:
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return how the EXIF orientation of a loaded image turns it; None where there is none, or none that is valid."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF data, of any kind; the pixels may be whole
+        return None
+
+
+def decode_file(path: str | Path, size: int) -> Pixels:
     """Read an image file, and crop and resize it to uint8 (3, size, size).
 
     Raises:

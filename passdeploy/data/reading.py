@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -87,7 +86,7 @@ class PixelReader:
         for place, index in zip(places, indices, strict=False):
             place[:] = self.source.decode(index)
 
-    def _read_in_processes(self, parts: Sequence[Tensor], paths: Sequence[Path], is_pinned: bool) -> Iterator[Tensor]:
+    def _read_in_processes(self, parts: Sequence[Tensor], paths: Sequence[str], is_pinned: bool) -> Iterator[Tensor]:
         largest = max(map(len, parts), default=0) * self.image_bytes
         with borrowed_processes(self.workers, largest, _BATCHES_AHEAD + 1) as processes:
             submitted = 0

@@ -23,6 +23,7 @@ from torch import Tensor
 from passdeploy.data.augmentation import IMAGENET_MEAN as IMAGENET_MEAN
 from passdeploy.data.augmentation import IMAGENET_STD as IMAGENET_STD
 from passdeploy.data.augmentation import Normalisation, change_on_host, changes_from
+from passdeploy.data.contents import DataContents
 from passdeploy.data.datasets import find_images
 from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
@@ -83,6 +84,7 @@ class ImageData:
     train: Split
     test: Split
     skipped: tuple[str, ...] = ()  # images that could not be read and were left out, with the reason
+    contents: DataContents | None = None  # None: not a data set on disk
 
     @property
     def num_classes(self) -> int:
@@ -136,6 +138,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
         train=split(loaded.train, loaded.augmentation),
         test=split(loaded.test, None),
         skipped=tuple(skipped),
+        contents=DataContents.of(loaded, skipped),
     )
 
 

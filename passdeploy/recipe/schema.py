@@ -61,6 +61,16 @@ class DataSpec(Section):
         description="Folder of the images, relative to the current directory; null where none is needed. "
         "For imagefolder it holds train/CLASS/*.jpg and test/CLASS/*.jpg.",
     )
+    train_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For imagefolder: the folder in root with the class folders to train on; null: train or training.",
+    )
+    test_folder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="For imagefolder: the same to test on; null: test, testing, val, valid or validation.",
+    )
     image_size: int = Field(
         default=64, ge=8, le=4096, description="Height and width of the network's input, in pixels."
     )
@@ -76,6 +86,14 @@ class DataSpec(Section):
         "process may use, at most 16. "
         "The images and their order do not depend on it.",
     )
+
+    @model_validator(mode="after")
+    def _folders_belong_together(self) -> DataSpec:
+        if (self.train_folder is None) != (self.test_folder is None):
+            raise ValueError("train_folder and test_folder belong together.\nName both, or neither.")
+        if self.train_folder is not None and self.name != "imagefolder":
+            raise ValueError(f"train_folder and test_folder are for imagefolder, not for {self.name}.")
+        return self
 
     @field_validator("name")
     @classmethod
