@@ -75,18 +75,21 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+run_option = click.option(
+    "--run",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    default=Path("runs/latest"),
+    show_default=True,
+    help="The run folder.",
+)
+
+
 def run_folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add `--run`, and `--allow-code` for the run's model."""
     for option in (
         click.option("--allow-code", is_flag=True, help="Import the model's module, where a recipe names one."),
-        click.option(
-            "--run",
-            "run_dir",
-            type=click.Path(path_type=Path),
-            default=Path("runs/latest"),
-            show_default=True,
-            help="The run folder.",
-        ),
+        run_option,
     ):
         command = option(command)
     return command
@@ -333,6 +336,27 @@ def profile(
         paths=[written],
         next_step="passdeploy prune with another prune.target, or passdeploy export --trt on the machine it is for",
         rows=rows if as_csv else None,
+    )
+
+
+@main.command()
+@run_option
+@common_options
+def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    """Write the report of a run: one HTML page that needs nothing else, and the same as Markdown."""
+    from passdeploy.report.run_facts import read_run
+    from passdeploy.report.verdict import judge
+    from passdeploy.report.write import write_report
+    from passdeploy.runs.folder import RunFolder
+
+    with RunFolder.open(run_dir, write=True) as folder:
+        paths = [_relative_to_cwd(path) for path in write_report(folder)]
+        verdict = judge(read_run(folder))
+    Output(as_json, quiet).show(
+        {"html": str(paths[0]), "markdown": str(paths[1]), "verdict": verdict.mood, "answer": verdict.sentence},
+        f"{verdict.answer}. {verdict.reason}",
+        paths=paths,
+        next_step=f"open {paths[0]} in a browser; passdeploy compare, to lay several runs side by side",
     )
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     ("tracing", "slimming", "training", "export", "images"),
     ("grouping", "profiling", "runs"),
     ("latency", "sparsity", "display"),
+    ("report",),
     ("commands",),
     ("cli_export", "cli_profile"),
     ("cli",),

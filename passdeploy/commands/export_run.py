@@ -11,6 +11,7 @@ from passdeploy.export import Artifact, ExportSettings, Samples, export_artifact
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
+from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document, recipe_of
 from passdeploy.runtime.events import Listener, silent
@@ -63,6 +64,7 @@ def export_run(
                 if artifact.path.is_relative_to(folder.path):
                     folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
             written += packages
+        renew_report(folder)
         return Exported(folder.path, tuple(written))
 
 

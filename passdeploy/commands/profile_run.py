@@ -25,6 +25,7 @@ from passdeploy.profiling.layer_times import by_group, compare_layers
 from passdeploy.profiling.layer_traces import require_traceable, trace_layers
 from passdeploy.profiling.report import SkippedBackend
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
+from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document
 from passdeploy.runtime.events import Listener, StageFinished, Warned, silent, stage
@@ -120,6 +121,7 @@ def profile_run(
                 document |= _trace(folder, candidates, backends[0], batches[0], shape, threads, setting, allow_code)
             document["layers_of"] = traced
         folder.write_json("profile.json", document, kind="profile")
+        renew_report(folder)
         return document
 
 

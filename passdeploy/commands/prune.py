@@ -23,14 +23,18 @@ from torch import Tensor, nn
 
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
-from passdeploy.commands.summary import summarise
+from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.data.splits import ImageData
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
 from passdeploy.profiling import Candidate, Setting, profile_pair
+from passdeploy.profiling.environment import cpu_model, physical_cores
 from passdeploy.recipe import Recipe, load_recipe
+from passdeploy.report.pictures import encode_sample
+from passdeploy.report.run_facts import SAMPLE
+from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
@@ -139,13 +143,28 @@ class _PruneJob:
         summary = summarise(
             self.folder,
             self.recipe,
+            images=images_per_class(self.data),
             costs=self.costs,
             target=self.prepared.target,
             latency=self._measure_latency(),
-            environment=reproducibility_facts(self.recipe.deterministic, self.device),
+            environment={
+                **reproducibility_facts(self.recipe.deterministic, self.device),
+                "cpu": cpu_model(),
+                "cores": physical_cores(),
+            },
         )
         self.folder.write_json("summary.json", summary, kind="summary")
+        if self.processes.is_first:
+            self._write_report()
         return summary
+
+    def _write_report(self) -> None:
+        """Write a test image for the report to show the prompt on, and the report."""
+        images, _ = next(self.data.test.batches(1))
+        mean, std = (torch.tensor(values) for values in (self.data.mean, self.data.std))
+        with self.folder.adding(SAMPLE, "sample") as draft:
+            draft.write_bytes(encode_sample((images[0].permute(1, 2, 0).cpu() * std + mean).numpy()))
+        write_report(self.folder)
 
     def _run_stage(self, name: str, work: Callable[[Stage], dict[str, Any]]) -> None:
         if self.folder.is_done(name):

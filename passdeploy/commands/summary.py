@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from passdeploy.channels.savings import savings_by_part
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
@@ -12,6 +14,7 @@ from passdeploy.runtime.versions import package_versions
 if TYPE_CHECKING:
     from passdeploy.channels.costs import CostModel
     from passdeploy.channels.plan import Plan
+    from passdeploy.data.splits import ImageData
     from passdeploy.latency.target import LatencyTarget
     from passdeploy.recipe import Recipe
     from passdeploy.runs.folder import RunFolder
@@ -21,6 +24,7 @@ def summarise(
     folder: RunFolder,
     recipe: Recipe,
     *,
+    images: Mapping[str, Any],
     costs: CostModel,
     target: LatencyTarget | None,
     latency: Sequence[dict[str, Any]],
@@ -31,6 +35,7 @@ def summarise(
     Args:
         folder: of a run whose stages are finished.
         recipe: of the run.
+        images: see `images_per_class`.
         costs: multiply-adds and parameters of the network as a function of its widths.
         target: the latency target; None if the budget is not a latency.
         latency: rows as in `profile.json`.
@@ -55,11 +60,22 @@ def summarise(
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
         **_changes(costs, document["groups"], plan),
+        "images": dict(images),
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
         "versions": package_versions(),
         "environment": dict(environment),
     }
+
+
+def images_per_class(data: ImageData) -> dict[str, dict[str, int]]:
+    """Count the images of every class: `train` and `test`, each class name -> count; empty without known labels."""
+    counts = {}
+    for part, split in (("train", data.train), ("test", data.test)):
+        labels = getattr(split, "labels", None)
+        if isinstance(labels, Tensor):
+            counts[part] = dict(zip(data.classes, labels.bincount(minlength=len(data.classes)).tolist(), strict=True))
+    return counts if len(counts) == 2 else {}
 
 
 def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

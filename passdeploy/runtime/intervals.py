@@ -29,7 +29,7 @@ def accuracy_interval(accuracy: float, images: int) -> tuple[float, float]:
     z2 = _NORMAL_QUANTILE**2
     middle = (accuracy + z2 / (2 * images)) / (1 + z2 / images)
     half = _NORMAL_QUANTILE * sqrt(accuracy * (1 - accuracy) / images + z2 / (4 * images**2)) / (1 + z2 / images)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return max(0.0, round(middle - half, 12)), min(1.0, round(middle + half, 12))
 
 
 def accuracy_change_interval(before: float, after: float, images: int) -> tuple[float, float]:

@@ -1,0 +1,374 @@
+"""The page of one run: what its template shows, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import log10
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from passdeploy.display.changes import widths_table
+from passdeploy.display.exports import exports_table
+from passdeploy.display.listing import Footnotes, Listing
+from passdeploy.display.tables import group_table, latency_rows, summary_table
+from passdeploy.display.units import duration, percent, quantity, three_digits
+from passdeploy.report.charts import Line, bar, line_chart, range_strip, two_bars
+from passdeploy.report.pictures import Picture, prompt_pictures
+from passdeploy.report.run_facts import Curve, RunFacts
+from passdeploy.report.verdict import judge
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MOST_CLASSES = 40  # in the table of images by class; of more, the extremes are named
+_MOST_LAYERS = 80  # in the table of layer times; of more, the slowest are shown
+_CURVES = {  # (stage, metric) -> title, label of the heights, whether these are fractions
+    ("dense", "loss"): ("Training the dense network", "loss", False),
+    ("learn", "loss"): ("Learning which channels matter", "loss", False),
+    ("learn", "budget"): ("The budget's way", "share of the dense cost", True),
+    ("finetune", "loss"): ("Fine-tuning the slim network", "loss", False),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of the page: headings, and rows whose cells are text or charts."""
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str | Markup, ...], ...]
+    caption: str
+    notes: tuple[str, ...] = ()
+    left: frozenset[int] = frozenset({0})
+
+    @classmethod
+    def of(cls, listing: Listing, caption: str) -> Grid:
+        """Take over a table of the terminal."""
+        return cls(listing.headings, listing.rows, caption, listing.notes, listing.left)
+
+
+def render_html(facts: RunFacts) -> str:
+    """Write the report of a run as one HTML page that needs nothing else."""
+    template = templates().get_template("run.html.j2")
+    return _without_blank_lines(template.render(style=style_sheet(), **_content(facts)))
+
+
+def render_markdown(facts: RunFacts) -> str:
+    """Write the report of a run as Markdown, without its charts."""
+    verdict, summary = judge(facts), facts.summary
+    parts = [f"# {facts.name}", f"**{verdict.answer}.** {verdict.reason}"]
+    parts += ["\n".join(f"- {tile.label}: {tile.value} ({tile.detail})" for tile in verdict.tiles)]
+    parts += ["## How sure", "\n".join(f"- {_plain(text)}" for text in verdict.sure)]
+    parts += ["## Dense against slim", summary_table(summary, facts.rows).markdown()]
+    changes = widths_table(_summary_with_groups(facts), None)
+    if changes is not None:
+        parts += ["## What was cut", changes.markdown()]
+    if layers := facts.profile.get("groups"):
+        parts += ["## Time by channel group", group_table(layers).markdown()]
+    if facts.exports:
+        parts += ["## Exported files", _exports(facts).markdown()]
+    if classes := _classes_grid(facts):
+        parts += [
+            "## Images",
+            Listing(classes.headings, tuple(tuple(map(str, row)) for row in classes.rows)).markdown(),
+        ]
+    parts += ["## Environment", _environment(facts).markdown()]
+    parts += ["## How to reproduce", "```sh\n" + "\n".join(_commands(facts)) + "\n```"]
+    parts += ["The recipe, with every default:", f"```yaml\n{facts.recipe_text.rstrip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _content(facts: RunFacts) -> dict[str, Any]:
+    """Collect what the template shows."""
+    verdict = judge(facts)
+    summary = summary_table(facts.summary)
+    return {
+        "title": f"{facts.name}: {facts.summary['model']}",
+        "facts": facts,
+        "verdict": verdict,
+        "subtitle": _subtitle(facts),
+        "sections": [
+            section
+            for section in (
+                _numbers_section(facts, summary),
+                _cut_section(facts),
+                _curves_section(facts),
+                _prompt_section(facts, prompt_pictures(facts)),
+                _layers_section(facts),
+                _exports_section(facts),
+                _images_section(facts),
+                _environment_section(facts),
+            )
+            if section
+        ],
+        "commands": _commands(facts),
+    }
+
+
+def _subtitle(facts: RunFacts) -> str:
+    kind, value = facts.recipe.prune.target.kind, facts.recipe.prune.target.value
+    if kind == "latency_ms":
+        asked = f"{three_digits(value)} ms"
+    else:
+        asked = f"{percent(value, 0)} of the {_KINDS[kind]}" if value <= 1 else f"{quantity(value)} {_KINDS[kind]}"
+    return (
+        f"{facts.summary['model']} on {facts.recipe.data.name}, pruned by {facts.summary['method']}: asked for {asked}"
+    )
+
+
+_KINDS = {"macs": "multiply-adds", "params": "parameters", "channels": "channels", "latency": "latency"}
+
+
+def _section(name: str, title: str, about: str, **parts: Any) -> dict[str, Any]:
+    empty = {"grids": (), "charts": (), "pictures": (), "missing": ""}
+    return {"id": name, "title": title, "about": about, **empty, **parts}
+
+
+def _numbers_section(facts: RunFacts, summary: Listing) -> dict[str, Any]:
+    notes = Footnotes()
+    timed, lines = latency_rows(facts.rows, notes)
+    grids = [Grid(summary.headings[:4], tuple(row[:4] for row in summary.rows), "Accuracy and size")]
+    if timed:
+        headings = ("latency", "dense", "slim", "change", "note")
+        grids.append(Grid(headings, tuple(timed), "Latency", (*lines, *notes.lines())))
+    budget = facts.summary["budget"]
+    about = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
+    before = facts.summary["slim"].get("top1_before_finetune")
+    if before is not None:
+        about += f" Before fine-tuning the slim network had {percent(before, 2)}."
+    return _section("numbers", "Dense against slim", about, grids=grids)
+
+
+def _budget_text(budget: Mapping[str, Any], key: str) -> str:
+    value = budget.get(key)
+    if value is None:
+        return "–"
+    if budget["kind"] == "latency_ms":
+        return f"{three_digits(value)} ms"
+    kind = _KINDS.get(budget["kind"], budget["kind"])
+    return f"{percent(value)} of the {kind}" if value <= 1.5 else f"{quantity(value)} {kind}"
+
+
+def _summary_with_groups(facts: RunFacts) -> Mapping[str, Any]:
+    """Return the summary; for runs of earlier versions with the widths of the plan, without what they saved."""
+    if facts.summary.get("groups"):
+        return facts.summary
+    groups = [
+        {"name": name, "width": entry["width"], "kept": len(entry["kept"]), "macs_saved": 0.0}
+        for name, entry in facts.plan["groups"].items()
+    ]
+    return {**facts.summary, "groups": groups}
+
+
+def _cut_section(facts: RunFacts) -> dict[str, Any]:
+    groups: Sequence[Mapping[str, Any]] = _summary_with_groups(facts)["groups"]
+    has_time = any("latency_saved" in group for group in groups)
+    all_scores = [values for values in facts.scores.values() if len(values)]
+    lowest = float(min(values.min() for values in all_scores)) if all_scores else 0.0
+    highest = float(max(values.max() for values in all_scores)) if all_scores else 1.0
+    is_log = 0 < 100 * lowest < highest
+    scaled: Callable[[float], float] = log10 if is_log else float
+    rows = []
+    for group in groups:
+        name, share = group["name"], group["kept"] / group["width"]
+        scores, strip = facts.scores.get(name), Markup("")
+        if scores is not None and len(scores):
+            spread = [float(value) for value in np.quantile(scores, (0, 0.25, 0.5, 0.75, 1))]
+            text = f"scores of {name}: median {spread[2]:.2g}"
+            strip = range_strip([*map(scaled, spread)], scaled(lowest), scaled(highest), text)
+        rows.append(
+            (
+                name,
+                f"{group['width']} → {group['kept']}" if share < 1 else f"{group['width']}",
+                bar(share, f"{name} keeps {percent(share, 0)}"),
+                percent(group["macs_saved"]) if share < 1 else "",
+                *((percent(group.get("latency_saved", 0.0)) if share < 1 else "",) if has_time else ()),
+                *((strip,) if all_scores else ()),
+            )
+        )
+    headings = ["channel group", "channels", "kept", "MACs saved"]
+    headings += [*(["time saved"] if has_time else []), *(["scores, low to high"] if all_scores else [])]
+    gone = [str(block["name"]) for block in facts.summary.get("blocks") or ()]
+    gone += [] if gone else list(facts.plan.get("skipped") or ())
+    about = (
+        "One row for each group of channels that must go together, in the order of the network. What a group saved is "
+        "its share of the dense network's multiply-adds; the shares add up to the whole saving. "
+    )
+    about += f"Blocks that were taken out: {', '.join(gone)}." if gone else "No block was taken out."
+    if all_scores:
+        about += " Scores: a line over all channels, a box over the middle half, a tick at the median"
+        about += " (logarithmic)." if is_log else "."
+    left = frozenset({0, 2, len(headings) - 1}) if all_scores else frozenset({0, 2})
+    grid = Grid(tuple(headings), tuple(rows), "Channels before and after", left=left)
+    return _section("cut", "What was cut", about, grids=[grid])
+
+
+def _curves_section(facts: RunFacts) -> dict[str, Any] | None:
+    charts = []
+    for key, (title, label, is_share) in _CURVES.items():
+        curve = next((one for one in facts.curves if (one.stage, one.metric) == key and len(one.steps) > 1), None)
+        if curve is None:
+            continue
+        budget = facts.recipe.prune.target
+        mark = float(budget.value) if key[1] == "budget" and budget.value <= 1 else None
+        charts.append((_curve_title(title, curve), _draw(title, curve, label, is_share, mark)))
+    if not charts:
+        return None
+    about = "Losses are those of the training batches, averaged over neighbouring steps where there are many."
+    return _section("curves", "Learning curves", about, charts=charts)
+
+
+def _curve_title(title: str, curve: Curve) -> str:
+    return f"{title}, {len(curve.steps):,} steps"
+
+
+def _draw(title: str, curve: Curve, label: str, is_share: bool, mark: float | None) -> Markup:
+    text = f"{title}: {label} from {curve.values[0]:.3g} to {curve.values[-1]:.3g} over {curve.steps[-1]:,} steps"
+    lines = [Line(label, curve.steps, curve.values)]
+    return line_chart(text, lines, x_label="step", y_label=label, mark=mark, is_share=is_share)
+
+
+def _prompt_section(facts: RunFacts, pictures: list[Picture]) -> dict[str, Any] | None:
+    prompt = facts.summary.get("prompt")
+    if prompt is None:
+        return None
+    kept = "It is part of the slim network." if prompt["keep"] else "It only helped to choose, and was then dropped."
+    about = (
+        f"PASS learns pixels that are added to every image. {kept} Top-1 with it "
+        f"{percent(prompt['top1_with'], 2)}, without it {percent(prompt['top1_without'], 2)}."
+    )
+    return _section("prompt", "The learned prompt", about, pictures=pictures)
+
+
+def _layers_section(facts: RunFacts) -> dict[str, Any]:
+    layers: Sequence[Mapping[str, Any]] = facts.profile.get("layers") or ()
+    if not layers:
+        missing = f"passdeploy profile --layers --run {quote(str(_shown_path(facts)))}"
+        about = "Which layers became faster was not measured yet."
+        return _section("layers", "Time by layer", about, missing=missing)
+    longest = max(max(layer["dense_ms"], layer["slim_ms"]) for layer in layers)
+    slowest = sorted(range(len(layers)), key=lambda index: -layers[index]["dense_ms"])[:_MOST_LAYERS]
+    notes, rows = Footnotes(), []
+    for layer in (layers[index] for index in sorted(slowest)):
+        before, after = ("×".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+        times = (
+            f"{layer['name']}: {three_digits(layer['dense_ms'])} ms before, {three_digits(layer['slim_ms'])} ms after"
+        )
+        rows.append(
+            (
+                layer["name"],
+                before if before == after else f"{before} → {after}",
+                three_digits(layer["dense_ms"]),
+                three_digits(layer["slim_ms"]),
+                two_bars(layer["dense_ms"], layer["slim_ms"], longest, f"{layer['name']}: {times}"),
+                notes.number_of(layer["why"] and f"no faster because {layer['why']}"),
+            )
+        )
+    of = facts.profile.get("layers_of") or {}
+    place = f" ({of['backend']}, batch {of['batch']})" if of else ""
+    about = f"Traced, so a little slower than without tracing{place}. Upper bar: dense. Lower bar: slim."
+    headings = ("layer", "channels out×in", "dense ms", "slim ms", "", "note")
+    grid = Grid(headings, tuple(rows), "Time of each layer", notes.lines(), frozenset({0, 4}))
+    return _section("layers", "Time by layer", about, grids=[grid])
+
+
+def _exports(facts: RunFacts) -> Listing:
+    return exports_table({"name": name, **record} for name, record in facts.exports.items())
+
+
+def _exports_section(facts: RunFacts) -> dict[str, Any]:
+    if not facts.exports:
+        missing = f"passdeploy export --run {quote(str(_shown_path(facts)))}"
+        return _section("files", "Exported files", "Nothing was exported yet.", missing=missing)
+    about = "Each was compared with the PyTorch model before it got its name, where this machine can run it."
+    return _section("files", "Exported files", about, grids=[Grid.of(_exports(facts), "Files and their parity")])
+
+
+def _classes_grid(facts: RunFacts) -> Grid | None:
+    images: Mapping[str, Mapping[str, int]] | None = facts.summary.get("images")
+    if not images:
+        return None
+    train, test = images["train"], images["test"]
+    names = list(dict.fromkeys([*train, *test]))
+    shown = names if len(names) <= _MOST_CLASSES else sorted(names, key=lambda name: train.get(name, 0))[:_MOST_CLASSES]
+    rows = tuple((name, f"{train.get(name, 0):,}", f"{test.get(name, 0):,}") for name in shown)
+    notes = () if len(shown) == len(names) else (f"the {len(shown)} classes with the fewest images, of {len(names):,}",)
+    return Grid(("class", "training", "test"), rows, "Images by class", notes)
+
+
+def _images_section(facts: RunFacts) -> dict[str, Any] | None:
+    grid = _classes_grid(facts)
+    if grid is None:
+        return None
+    train, test = (sum(facts.summary["images"][part].values()) for part in ("train", "test"))
+    about = f"{train:,} for training, {test:,} for testing; accuracy is counted on the test images alone."
+    return _section("images", "Images", about, grids=[grid])
+
+
+def _environment(facts: RunFacts) -> Listing:
+    environment = facts.summary.get("environment") or {}
+    versions = facts.summary.get("versions") or {}
+    names = {"deterministic": "same bits again", "device": "trained on", "cpu": "CPU", "gpu": "GPU", "cores": "cores"}
+    rows = [(names.get(key, key), _value_text(value)) for key, value in environment.items() if value is not None]
+    rows += [("seed", str(facts.summary["seed"]))]
+    rows += [(f"{stage}, time", duration(float(took))) for stage, took in facts.summary["seconds"].items()]
+    rows += [(name, str(version)) for name, version in versions.items() if version]
+    return Listing(("", ""), tuple(rows), left=frozenset({0, 1}))
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _environment_section(facts: RunFacts) -> dict[str, Any]:
+    listing = _environment(facts)
+    grid = Grid(("", ""), listing.rows, "Machine, times and versions", left=frozenset({0, 1}))
+    return _section("environment", "Environment", "", grids=[grid])
+
+
+def _commands(facts: RunFacts) -> list[str]:
+    """Return the commands that make the same run again."""
+    versions = facts.summary.get("versions") or {}
+    pins = [f"{name}=={versions[name]}" for name in ("passdeploy", "torch", "torchvision") if versions.get(name)]
+    recipe = quote(str(_shown_path(facts) / "recipe.resolved.yaml"))
+    device = (facts.summary.get("environment") or {}).get("device", "auto")
+    return [f"pip install {' '.join(pins)}", f"passdeploy prune --recipe {recipe} --device {device}"]
+
+
+def _shown_path(facts: RunFacts) -> Path:
+    """Return the run's path as it is typed: relative where it is in a folder called runs."""
+    return Path(facts.path.parent.name) / facts.path.name
+
+
+def _plain(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+@cache
+def templates() -> Environment:
+    """Open the templates of this folder; what they show is escaped, and a name that is missing is an error."""
+    return Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def style_sheet() -> Markup:
+    """Read the style sheet, which stands inside the page."""
+    text = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+    return Markup(re.sub(r"\n\s*", "\n", text))
+
+
+def _without_blank_lines(text: str) -> str:
+    return re.sub(r"\n\s*\n", "\n", text)

@@ -1,0 +1,127 @@
+"""Everything that a report shows of a run, read from its folder and verified; nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passdeploy.errors import CorruptArtifact
+from passdeploy.recipe import Recipe, parse_recipe
+from passdeploy.runs.folder import METRICS, RunFolder
+
+SAMPLE = "sample.png"  # a test image, which the report shows the prompt on
+PROMPT_KEY = "passdeploy.prompt"  # as in models/prompt.py, which imports torch
+_SCORES = "scores."  # prefix of the tensors in scores.safetensors
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The values of one metric over the steps of a stage."""
+
+    stage: str
+    metric: str
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The results of a finished run."""
+
+    path: Path
+    recipe: Recipe
+    recipe_text: str
+    summary: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    profile: Mapping[str, Any]  # empty before `passdeploy profile`
+    exports: Mapping[str, Mapping[str, Any]]  # file name -> record; empty before `passdeploy export`
+    curves: tuple[Curve, ...]
+    scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
+    prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images
+
+    @property
+    def name(self) -> str:
+        """Name of the run folder."""
+        return self.path.name
+
+    @property
+    def test_images(self) -> int | None:
+        """Number of the images that accuracy was counted on; None where the run did not write it down."""
+        images = (self.summary.get("images") or {}).get("test")
+        return sum(images.values()) if images else None
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The measured latencies: those of `passdeploy profile`, before that those of `passdeploy prune`."""
+        return list(self.profile.get("rows") or self.summary.get("latency") or ())
+
+    def sample(self) -> bytes | None:
+        """Return the PNG of a test image; None where the run has none."""
+        path = self.path / SAMPLE
+        return path.read_bytes() if path.is_file() else None
+
+
+def read_run(folder: RunFolder) -> RunFacts:
+    """Read the results of a finished run.
+
+    Raises:
+        RunError: the run is not finished.
+        CorruptArtifact: a file is not what was written.
+    """
+    text = folder.read_text("recipe.resolved.yaml")
+    summary, plan = folder.read_json("summary.json"), folder.read_json("plan.json")
+    if not isinstance(summary.get("slim"), dict) or "groups" not in plan:
+        raise CorruptArtifact(f"{folder.path} has a summary or a plan without results: another version wrote it.")
+    tensors = _read_scores(folder)
+    return RunFacts(
+        path=folder.path,
+        recipe=parse_recipe(text, "recipe.resolved.yaml"),
+        recipe_text=text,
+        summary=summary,
+        plan=plan,
+        profile=_read_if_there(folder, "profile.json"),
+        exports=_read_if_there(folder, "export/artifacts.json"),
+        curves=_read_curves(folder.path / METRICS),
+        scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},
+        prompt=tensors[PROMPT_KEY][0] if PROMPT_KEY in tensors else None,
+    )
+
+
+def _read_if_there(folder: RunFolder, name: str) -> dict[str, Any]:
+    """Read a JSON artifact; empty where the run has none, or a user has deleted it."""
+    if not folder.has(name) or not (folder.path / name).is_file():
+        return {}
+    content: dict[str, Any] = folder.read_json(name)
+    return content
+
+
+def _read_scores(folder: RunFolder) -> dict[str, NDArray[np.float32]]:
+    """Read the scores and the prompt of mask learning; empty where the run has none."""
+    from safetensors.numpy import load_file
+
+    if not folder.has("scores.safetensors"):
+        return {}
+    return dict(load_file(folder.verified("scores.safetensors")))
+
+
+def _read_curves(path: Path) -> tuple[Curve, ...]:
+    """Read the losses, accuracies and budgets of every stage; of two lines for a step the later one is valid."""
+    points: dict[tuple[str, str], dict[int, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a process that was killed
+            continue
+        for metric in ("loss", "top1", "budget"):
+            if isinstance(value := row.get(metric), (int, float)):
+                points.setdefault((str(row.get("stage")), metric), {})[int(row.get("step", 0))] = float(value)
+    return tuple(
+        Curve(stage, metric, *(tuple(column) for column in zip(*sorted(values.items()), strict=True)))
+        for (stage, metric), values in points.items()
+    )

@@ -1,0 +1,31 @@
+"""Writing of the report into its run: `report.html` and `report.md`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from passdeploy.report.page import render_html, render_markdown
+from passdeploy.report.run_facts import read_run
+from passdeploy.runs.folder import RunFolder
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+
+def write_report(folder: RunFolder) -> tuple[Path, Path]:
+    """Write the report of a finished run into its folder, as HTML and as Markdown, and return both paths.
+
+    Raises:
+        RunError: the run is not finished, or was opened for reading.
+        CorruptArtifact: a file of the run is not what was written.
+    """
+    facts = read_run(folder)
+    return (
+        folder.write_text(HTML, render_html(facts), kind="report"),
+        folder.write_text(MARKDOWN, render_markdown(facts), kind="report"),
+    )
+
+
+def renew_report(folder: RunFolder) -> None:
+    """Write the report anew where the run is finished, after something was added to it."""
+    if folder.has("summary.json"):
+        write_report(folder)

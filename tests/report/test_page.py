@@ -1,0 +1,159 @@
+"""The report of a run: what stands in it, that nothing of it is fetched or run, and its size."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+from passdeploy.models.prompt import PROMPT_KEY
+from passdeploy.report import run_facts
+from passdeploy.report.write import write_report
+from passdeploy.runs.folder import RunFolder
+from tests.report.conftest import LAYERS, NASTY, ROWS, MakeRun
+
+
+class Page(HTMLParser):
+    """The tags and the text of a page."""
+
+    VOID = ("meta", "link", "img", "rect", "path", "polyline", "circle", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def report_of(run: Path) -> tuple[str, str]:
+    with RunFolder.open(run, write=True) as folder:
+        html, markdown = write_report(folder)
+    return html.read_text(), markdown.read_text()
+
+
+def test_the_report_answers_in_its_first_lines(make_run: MakeRun):
+    html, markdown = report_of(make_run(profile={"rows": ROWS, "environment": {"cpu": "Imaginary CPU"}}))
+    page = Page(html)
+    assert page.open == []
+    top = page.text[: page.text.index("Dense against slim")]
+    for expected in (
+        "Deploy it",
+        "It is 2.00 times as fast (ONNX Runtime, fp32, batch 8)",
+        "95 % interval 1.90 to 2.10",
+        "95.00 % dense, 94.50 % slim",
+        "10,000 test images",
+        "Imaginary CPU, 1 thread",
+        "3×10⁻⁷",
+        "−50.0 %",
+    ):
+        assert expected in " ".join(top.split()), expected
+    assert markdown.startswith("# made-0001\n\n**Deploy it.** It is 2.00 times as fast")
+
+
+def test_every_part_of_a_run_is_shown(make_run: MakeRun):
+    of = {"backend": "ort", "batch": 8}
+    profile = {"rows": ROWS, "layers": LAYERS, "groups": [], "layers_of": of, "environment": {}}
+    run = make_run(profile=profile, exports=True, blocks=[{"name": "layer3.1", "macs_saved": 0.1}])
+    html, markdown = report_of(run)
+    page = Page(html)
+    assert html.count('<svg class="chart"') == 4
+    assert html.count('src="data:image/png;base64,') == 3
+    for expected in (
+        "64 → 24",
+        "30.0 %",
+        "layer3.1",
+        "Learning curves",
+        "The budget's way",
+        "The learned prompt",
+        "no faster because a reason",
+        "64×64 → 24×64",
+        "model.onnx",
+        "24.0 MB",
+        "eight",
+        "5,000",
+        "passdeploy prune --recipe runs/made-0001/recipe.resolved.yaml --device cpu",
+        "pip install passdeploy==0.1.0 torch==2.14",
+        "equivalence: 1.0e-05",
+    ):
+        assert expected in page.text, expected
+    for expected in ("64 → 24", "layer3.1", "model.onnx", "passdeploy prune --recipe"):
+        assert expected in markdown, expected
+
+
+def test_what_was_not_measured_says_how_to_measure_it(make_run: MakeRun):
+    page = Page(report_of(make_run())[0])
+    assert "passdeploy profile --layers --run runs/made-0001" in page.text
+    assert "passdeploy export --run runs/made-0001" in page.text
+
+
+def test_names_of_the_user_are_text_and_never_markup(make_run: MakeRun):
+    html, markdown = report_of(make_run(model=NASTY, blocks=[{"name": NASTY, "macs_saved": 0.0}]))
+    page = Page(html)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count(NASTY) >= 3  # the class, the model, the block
+    assert "<script>" not in html
+    assert "<script>" not in markdown.partition("```")[0]
+
+
+def test_the_report_needs_nothing_else_and_is_small(make_run: MakeRun):
+    html, _ = report_of(make_run(profile={"rows": ROWS, "layers": LAYERS * 40, "groups": [], "environment": {}}))
+    assert len(html.encode()) < 500_000
+    assert "://" not in html
+    for tag, attributes in Page(html).tags:
+        assert tag not in ("script", "iframe", "object", "base", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    assert not re.search(r"@import|url\(", html)
+    for scheme in ("prefers-color-scheme: dark", "@media print", 'content="width=device-width'):
+        assert scheme in html
+
+
+def test_a_run_of_an_earlier_version_has_a_report_too(make_run: MakeRun):
+    run = make_run()
+    with RunFolder.open(run, write=True) as folder:
+        summary = folder.read_json("summary.json")
+        for key in ("groups", "blocks", "images"):
+            del summary[key]
+        folder.write_json("summary.json", summary, kind="summary")
+        folder.remove("sample.png")
+    html, _ = report_of(run)
+    assert "64 → 24" in html
+    assert "How many images the accuracy was counted on is not known" in html
+
+
+def test_the_report_command_is_quick_and_needs_no_torch(make_run: MakeRun):
+    run = make_run()
+    code = (
+        "import sys; from passdeploy.cli import main\n"
+        f"try: main(['report', '--run', {str(run)!r}])\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert done.stdout.splitlines()[-3:] == [f"{run}/report.html", f"{run}/report.md", "False"]
+    assert done.stdout.startswith("Deploy it" if "Deploy" in done.stdout else "Not yet")
+    assert min(seconds) < 2
+
+
+def test_the_name_of_the_prompt_is_that_of_the_models():
+    assert run_facts.PROMPT_KEY == PROMPT_KEY

@@ -1,0 +1,77 @@
+"""The verdict: deployed only what is measurably faster and as accurate as the recipe asks, as far as can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+from passdeploy.report.run_facts import read_run
+from passdeploy.report.verdict import Verdict, judge
+from passdeploy.runs.folder import RunFolder
+from tests.report.conftest import NASTY, ROWS, MakeRun
+
+
+def verdict_of(make_run: MakeRun, *rows: dict[str, object], **changes: object) -> Verdict:
+    slim = [{**ROWS[1], **row} for row in rows or ({},)]
+    run = make_run(profile={"rows": [ROWS[0], *slim], "environment": {}}, **changes)
+    return judge(read_run(RunFolder.open(run)))
+
+
+def test_a_network_that_is_faster_and_as_accurate_is_deployed(make_run: MakeRun):
+    verdict = verdict_of(make_run)
+    assert (verdict.mood, verdict.answer) == ("good", "Deploy it")
+    assert [tile.value for tile in verdict.tiles] == ["2.00×", "−0.50 points", "−46.4 %", "−50.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "mood", "reason"),
+    [
+        (
+            {},
+            {"slim": {"top1": 0.9}},
+            "bad",
+            "top-1 fell by 5.00 points, more than the 2 points",
+        ),
+        ({"speedup": 0.8, "speedup_ci": [0.7, 0.9]}, {}, "bad", "It is slower: 0.80 times as fast"),
+        ({"speedup": 1.01, "speedup_ci": [0.9, 1.1]}, {}, "bad", "It is not measurably faster"),
+        (
+            {"speedup": 1.01, "speedup_ci": [0.9, 1.1], "notes": ["disturbed: other processes kept 1 cores busy"]},
+            {},
+            "unsure",
+            "could not be told on a busy machine",
+        ),
+        (
+            {},
+            {"images": {"train": {NASTY: 50}, "test": {NASTY: 100}}},
+            "unsure",
+            "100 test images are too few to rule out that more than 2 points of top-1 are lost (−0.50 were counted)",
+        ),
+    ],
+)
+def test_what_is_worse_or_not_known_is_not_deployed(
+    make_run: MakeRun, row: dict[str, object], changes: dict[str, object], mood: str, reason: str
+):
+    verdict = verdict_of(make_run, row, **changes)
+    assert verdict.mood == mood
+    assert reason in verdict.reason
+
+
+def test_a_speed_in_pytorch_alone_is_to_be_measured_in_what_is_deployed(make_run: MakeRun):
+    run = make_run(latency=[{**row, "backend": "torch"} for row in ROWS])
+    verdict = judge(read_run(RunFolder.open(run)))
+    assert verdict.mood == "unsure"
+    assert verdict.sure[1].startswith("What will be deployed was not measured")
+    nothing = judge(read_run(RunFolder.open(make_run(latency=[]))))
+    assert (nothing.mood, nothing.tiles[0].value) == ("unsure", "not measured")
+
+
+def test_what_is_deployed_comes_before_what_was_trained_in(make_run: MakeRun):
+    rows = ({"backend": "torch", "speedup": 3.0}, {"speedup": 1.5, "batch": 1}, {"speedup": 1.4})
+    assert "1.50 times as fast (ONNX Runtime, fp32, batch 1; 1.40 with batch 8)" in verdict_of(make_run, *rows).reason
+    asked = {"kind": "latency", "requested": 0.5, "achieved": 0.5, "backend": "torch", "batch": 8}
+    assert "3.00 times as fast (PyTorch" in verdict_of(make_run, *rows, budget=asked).reason
+
+
+def test_no_loss_that_can_be_seen_is_said_to_be_so(make_run: MakeRun):
+    images = {"train": {NASTY: 50}, "test": {NASTY: 2000}}
+    verdict = verdict_of(make_run, images=images, slim={"top1": 0.949})
+    assert "no loss of accuracy shows on 2,000 test images (−0.10 points)" in verdict.reason
