@@ -24,8 +24,6 @@ wrong content is an error of data (5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 
@@ -143,27 +141,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name != module.split(".")[0]:
             raise  # installed, but one of its own imports is missing: show that traceback
         raise MissingExtra(module, extra) from error
-
-
-@contextmanager
-def image_size_errors(network: str, image_size: int, *, advice: str) -> Iterator[None]:
-    """Report the failure of a network on images of a size as an error of the user's choice of that size.
-
-    Args:
-        network: its name.
-        image_size: height and width of the images that it is given in this block, in pixels.
-        advice: a sentence that says how to choose another size.
-
-    Raises:
-        UsageError: the network cannot take such images.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = first_line(error, longest=160)
-        raise UsageError(
-            f"{network} cannot take images of {image_size} x {image_size} pixels: {reason}.\n{advice}"
-        ) from error
 
 
 def first_line(error: BaseException, *, longest: int | None = 300) -> str:

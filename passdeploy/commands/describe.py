@@ -10,9 +10,9 @@ import torch
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import minimum_width
 from passdeploy.display.units import quantity
-from passdeploy.errors import image_size_errors
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
+from passdeploy.models.diagnosis import image_errors
 
 if TYPE_CHECKING:
     from passdeploy.commands.prepare import Prepared
@@ -25,11 +25,11 @@ def inspect_model(
     """Build a model by name and find its channel groups with one image.
 
     Raises:
-        ModelError: the model is unknown.
+        ModelError: the model is unknown, or takes no RGB images in float32.
         UsageError: it does not take images of this size.
     """
     model = build_model(name, num_classes=num_classes, weights=weights, allow_code=allow_code)
-    with image_size_errors(name, image_size, advice="Choose another --image-size."):
+    with image_errors(model, name, image_size, advice="Choose another --image-size."):
         return map_channels(model, torch.zeros(1, 3, image_size, image_size))
 
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from passdeploy.commands.export_run import Exported
 from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
-from passdeploy.errors import UsageError, image_size_errors
+from passdeploy.errors import UsageError
 from passdeploy.export import ExportSettings, Samples, export_artifacts
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.models.build import build_model
 from passdeploy.models.classifier import find_classifier
+from passdeploy.models.diagnosis import image_errors
 from passdeploy.models.weights import PRETRAINED
 from passdeploy.recipe import DataSpec
 from passdeploy.runtime.events import Listener, Warned, silent
@@ -121,7 +122,7 @@ def _check_output(model: nn.Module, name: str, outputs: int, image_size: int) ->
     Raises:
         UsageError: the network fails on images of this size, or its output is not (1, `outputs`).
     """
-    with image_size_errors(name, image_size, advice="Choose another --image-size."), torch.no_grad():
+    with image_errors(model, name, image_size, advice="Choose another --image-size."), torch.no_grad():
         output = model(torch.zeros(1, 3, image_size, image_size))
     if not isinstance(output, torch.Tensor) or tuple(output.shape) != (1, outputs):
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

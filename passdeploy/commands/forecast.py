@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
+from passdeploy.models.cloning import deep_copy
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.determinism import deterministic_algorithms
 from passdeploy.training.losses import logits_of
@@ -50,7 +50,7 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
     """Time steps of dense training, image loading included; with the recipe's batch size if such steps are short."""
     data, spec = prepared.data, prepared.recipe.train
     memory_format = torch.channels_last if spec.channels_last else torch.contiguous_format
-    network = copy.deepcopy(prepared.dense).to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    network = deep_copy(prepared.dense).to(device, memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, spec.optimizer)
     few, many = (min(size, len(data.train)) for size in (SMALL_BATCH, prepared.recipe.data.batch_size))
 

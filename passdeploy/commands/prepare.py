@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from passdeploy.channels.allocation import Budget, smallest_plan
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands.reuse import read_reused_run
+from passdeploy.commands.try_training import try_training
 from passdeploy.data.splits import ImageData, load_data
-from passdeploy.errors import DataError, UsageError, image_size_errors
+from passdeploy.errors import DataError, UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.target import LatencyTarget, prepare_target
 from passdeploy.models.build import build_model, comes_trained
+from passdeploy.models.diagnosis import image_errors, require_own_weights
 from passdeploy.recipe import Recipe
 from passdeploy.runtime.events import Listener, silent
 from passdeploy.sparsity.select import ReusedRun
@@ -43,10 +45,7 @@ class Prepared:
     @property
     def is_trained(self) -> bool:
         """True if the weights were trained on these classes; otherwise the run trains the dense network first."""
-        model = self.recipe.model
-        return comes_trained(
-            model.name, num_classes=self.data.num_classes, weights=model.weights, new_head=model.new_head
-        )
+        return _comes_trained(self.recipe, self.data)
 
     @property
     def text(self) -> str:
@@ -79,6 +78,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     """
     data = load_data(recipe.data)
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code)
+    require_own_weights(dense, recipe.model.name)
     image = torch.zeros(1, *data.image_shape)
     logits = logits_of(_run_on_image(dense, image, recipe))
     if logits.shape != (1, data.num_classes):
@@ -86,6 +86,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
             f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
             "classes.\nA classifier must give one score for each class."
         )
+    try_training(dense, recipe, data, is_trained=_comes_trained(recipe, data), device=device, listener=listener)
     channels = map_channels(dense, image, include=recipe.prune.include, exclude=recipe.prune.exclude)
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
@@ -102,7 +103,12 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 
 
+def _comes_trained(recipe: Recipe, data: ImageData) -> bool:
+    model = recipe.model
+    return comes_trained(model.name, num_classes=data.num_classes, weights=model.weights, new_head=model.new_head)
+
+
 def _run_on_image(model: nn.Module, image: Tensor, recipe: Recipe) -> Any:
     advice = "Set data.image_size to what the network was made for."
-    with image_size_errors(recipe.model.name, recipe.data.image_size, advice=advice), torch.no_grad():
+    with image_errors(model, recipe.model.name, recipe.data.image_size, advice=advice), torch.no_grad():
         return model.eval()(image)

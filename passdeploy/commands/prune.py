@@ -8,7 +8,6 @@ stages are read from the folder, and an interrupted one continues from its check
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from passdeploy.data.splits import ImageData
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
+from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
 from passdeploy.profiling import Candidate, Setting, profile_pair
 from passdeploy.profiling.environment import cpu_model, physical_cores
@@ -291,7 +291,7 @@ class _PruneJob:
         plan = self._read_plan()
         dense = self._load_dense().cpu()
         if self.folder.has("trained.safetensors"):
-            dense = copy.deepcopy(dense)
+            dense = deep_copy(dense)
             dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         equivalence = check_equivalence(

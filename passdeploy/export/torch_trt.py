@@ -10,7 +10,6 @@ directly, on an exported program; fp16 and bf16 use its autocast, with float32 i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +24,7 @@ from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.parity import compute_reference, gate_problem, measure_parity, set_aside
 from passdeploy.export.precision import Limits
 from passdeploy.export.trt_engine import EngineOptions
+from passdeploy.models.cloning import deep_copy
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.runtime.files import atomic_path
@@ -111,7 +111,7 @@ def compile_program(
             name=INPUT,
         )
     ]
-    module = copy.deepcopy(model).cuda()
+    module = deep_copy(model).cuda()
     dynamic = None
     if not sizes.is_fixed:
         dynamic = ({0: torch.export.Dim("batch", min=sizes.smallest, max=sizes.largest)},)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +29,7 @@ from passdeploy.latency.onnx_resizing import ResizableGraph
 from passdeploy.latency.ort_sampler import OrtSampler
 from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
+from passdeploy.models.cloning import deep_copy
 from passdeploy.profiling.clock import clock_of_backend
 from passdeploy.profiling.execution import ON_GPU, Setting
 from passdeploy.runtime.cuda_driver import require_gpu
@@ -140,7 +140,7 @@ class SlimNetworks:
     """PyTorch modules at any widths; the first channels of every group stay."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap) -> None:
-        self._model, self._channels = copy.deepcopy(model).cpu().eval(), channels
+        self._model, self._channels = deep_copy(model).cpu().eval(), channels
 
     def at(self, widths: Mapping[str, int]) -> nn.Module:
         """Cut a copy of the network to `widths`; groups not named stay whole."""
@@ -188,7 +188,7 @@ def _with_distinct_weights(model: nn.Module) -> nn.Module:
 
     An exporter merges equal tensors into one, which cannot be cut in two ways. Times do not depend on the values.
     """
-    copied, generator = copy.deepcopy(model).cpu().eval(), torch.Generator().manual_seed(0)
+    copied, generator = deep_copy(model).cpu().eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():

@@ -143,6 +143,16 @@ def clone(model: Network, replace_tensor: ReplaceTensor) -> Network:
     return ModelCloner(model).copy(replace_tensor)
 
 
+def deep_copy(model: Network, memo: dict[int, Any] | None = None) -> Network:
+    """Copy `model` with `copy.deepcopy`, and let its hooks and replaced functions run the copy, see `ModelCloner`.
+
+    Args:
+        model: the network.
+        memo: ids of tensors -> others that take their place in the copy.
+    """
+    return ModelCloner(model).deep_copy(memo)
+
+
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """List all parameters and then all buffers, each tensor once, under the first of its names."""
     modules = modules_by_name(model)

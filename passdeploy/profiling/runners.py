@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import count
 from pathlib import Path
 from types import FunctionType
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from passdeploy.errors import MissingError, UsageError, first_line, require
 from passdeploy.export.ort_session import open_session
+from passdeploy.models.cloning import deep_copy
 from passdeploy.profiling.cuda import capture_graph
 from passdeploy.profiling.execution import Setting
 from passdeploy.runtime.device_memory import is_out_of_memory
@@ -64,7 +64,7 @@ class TorchRunner:
         self.setting = setting or Setting()
         self.name, self.artifact = name, artifact or type(module).__name__
         self.device, self.precision = self.setting.device, self.setting.precision
-        self.module = self.setting.convert_(deepcopy(module)).eval()
+        self.module = self.setting.convert_(deep_copy(module)).eval()
         self.images = self._host_images = torch.empty(0)
         self._replay: Callable[[], None] | None = None
 

@@ -8,7 +8,6 @@ scale of a filter in front of a batch norm alone changes nothing. As in PASS, th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
+from passdeploy.models.cloning import deep_copy
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.sparsity.baselines import Loss
@@ -62,7 +62,7 @@ def grow_penalty(
         TrainingError: the loss, or a weight after the last step, is not finite.
     """
     stage = stage or Stage("grow", silent)
-    trained = copy.deepcopy(model).train()
+    trained = deep_copy(model).train()
     removed = {
         parameter: mask
         for name, parameter in trained.named_parameters()

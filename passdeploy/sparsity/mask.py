@@ -11,13 +11,13 @@ is the sum of weight times gradient over the slices that it would multiply, all 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, Slot
+from passdeploy.models.cloning import deep_copy
 
 
 class ChannelGradients:
@@ -88,7 +88,7 @@ def batch_statistics_only(model: nn.Module) -> nn.Module:
     that keep those statistics, though they are measured again after slimming.
     """
     shared = {id(p): p if p.requires_grad else nn.Parameter(p.detach()) for p in model.parameters()}
-    evaluated = copy.deepcopy(model, shared).eval()
+    evaluated = deep_copy(model, shared).eval()
     for module in evaluated.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.channels.widths import minimum_width
+from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.sparsity.baselines import Loss
@@ -113,5 +113,5 @@ class MaskObjective:
 
 def _distillation_loss(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:
     """Build the distillation loss with a copy of the teacher in evaluation mode; the parameters are shared."""
-    evaluated = copy.deepcopy(teacher, {id(p): p for p in teacher.parameters()}).eval()
+    evaluated = deep_copy(teacher, {id(p): p for p in teacher.parameters()}).eval()
     return DistillationLoss(evaluated, settings.distill, settings.temperature, settings.only_better)

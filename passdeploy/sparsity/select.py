@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
+from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage
@@ -81,7 +81,7 @@ def select_channels(
     if reused.plan is not None:
         scores = {group.name: _as_mask(reused.plan, group.name, group.width) for group in groups}
         return Selection(reused.plan, scores, f"{len(groups)} groups as in {prune.from_run}")
-    dense = copy.deepcopy(dense)
+    dense = deep_copy(dense)
     if recipe.train.channels_last:
         dense = dense.to(memory_format=torch.channels_last)
     text = f"{len(groups)} groups scored by {prune.method}"

@@ -7,7 +7,6 @@ optimiser state of its weights. Slimming is exact: this changes how long a step 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.models.cloning import named_state
+from passdeploy.models.cloning import deep_copy, named_state
 from passdeploy.slimming.masked_norms import KeptMask, RestrictedNorms
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.tensors import cut_tensors, groups_after, put_back_, removed_indices
@@ -48,7 +47,7 @@ class ShrinkingNetwork:
         self._norms: RestrictedNorms | None = None  # where channels are masked
         self._has_norms = True  # that depend on which channels there are, such as layer norms; unless none is met
         self.kept = self._present.clone()  # those of them that no mask has removed yet; on the CPU
-        self._use_network_(co_trained.network if co_trained else copy.deepcopy(model), self._groups)
+        self._use_network_(co_trained.network if co_trained else deep_copy(model), self._groups)
 
     def demote_removed(self, scores: Tensor) -> Tensor:
         """Copy the scores, on the CPU and (channels,), with those of removed channels far below all others."""
@@ -102,7 +101,7 @@ class ShrinkingNetwork:
 
     def restored(self) -> nn.Module:
         """Copy the original network, with the trained weights of the channels that were never removed."""
-        restored = copy.deepcopy(self._model)
+        restored = deep_copy(self._model)
         trained = cut_tensors(self._tensors(self._network), removed_indices(self._network_groups, self._relative()))
         put_back_(self._tensors(restored), trained, self._groups, self.channels.plan(self.kept))
         return restored

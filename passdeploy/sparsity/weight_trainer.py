@@ -6,7 +6,6 @@ are not those with which fine-tuning ends best. With co-trained weights, masks a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.models.cloning import deep_copy
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.tensors import cut_tensors, removed_indices
 from passdeploy.training.optimizers import make_optimizer
@@ -34,7 +34,7 @@ class CoTrainedWeights:
     """
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec) -> None:
-        self.network, self._spec = copy.deepcopy(model), spec
+        self.network, self._spec = deep_copy(model), spec
         self.optimizer = make_optimizer(self.network, spec)
 
     @property

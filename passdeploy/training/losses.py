@@ -6,7 +6,7 @@ CutMix, Yun et al. (arXiv:1905.04899).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from passdeploy.errors import ModelError
 from passdeploy.training.mixing import MixedLabels
 
 if TYPE_CHECKING:
@@ -90,6 +91,27 @@ class DistillationLoss:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits (batch, classes) of a network's output; GoogLeNet and Inception return more after them."""
-    logits: Tensor = output if isinstance(output, Tensor) else output[0]
+    """Return the logits (batch, classes) of a network's output.
+
+    Those are the output itself, the first of several (GoogLeNet and Inception return more after them), or what a
+    dictionary or an object holds as `logits`; of a dictionary with a single tensor, that tensor.
+
+    Raises:
+        ModelError: none of these is a tensor.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        logits = output.get("logits", tensors[0] if len(tensors) == 1 else None)
+        what = f"{type(output).__name__} of {', '.join(map(str, output)) or 'nothing'}"
+    else:
+        first = output[0] if isinstance(output, tuple | list) and output else None
+        logits = getattr(output, "logits", first)
+        what = type(output).__name__
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"the network answers with a {what}, in which no tensor is called 'logits'.\n"
+            "Let it return the logits (images, classes) alone, first in a tuple, or as 'logits' in a dictionary."
+        )
     return logits
