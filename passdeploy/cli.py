@@ -403,7 +403,7 @@ def check(
 
 @main.command()
 @click.argument("model")
-@click.option("--weights", help="pretrained, or a .safetensors file.")
+@click.option("--weights", help="pretrained, or a .safetensors, .pt or .pth file.")
 @click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
 @click.option(
     "--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Height and width in pixels."

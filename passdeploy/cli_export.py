@@ -62,7 +62,7 @@ _OPTIONS = (
         "--image-size", type=click.IntRange(min=1), help="Height and width in pixels; default: the run's, or 224."
     ),
     click.option("--model", help="Export a model by name, without a run: torchvision/NAME, timm/NAME, ..."),
-    click.option("--weights", help="With --model: pretrained, or a .safetensors file."),
+    click.option("--weights", help="With --model: pretrained, or a .safetensors, .pt or .pth file."),
     click.option(
         "--classes", type=click.IntRange(min=1), help="With --model: number of outputs; default: that of the weights."
     ),

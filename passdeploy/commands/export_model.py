@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from passdeploy.commands.export_run import Exported
@@ -19,7 +18,7 @@ from passdeploy.export.settings import require_possible
 from passdeploy.models.build import build_model
 from passdeploy.models.classifier import find_classifier
 from passdeploy.models.diagnosis import image_errors
-from passdeploy.models.weights import PRETRAINED
+from passdeploy.models.weights import PRETRAINED, classifier_rows
 from passdeploy.recipe import DataSpec
 from passdeploy.runtime.events import Listener, Warned, silent
 from passdeploy.runtime.files import sha256_of
@@ -45,7 +44,7 @@ def export_model(
     Args:
         name: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory.
         settings: what to export; None: ONNX in fp32.
-        weights: pretrained, a .safetensors file, or None for random ones.
+        weights: pretrained, a file of weights, or None for random ones.
         classes: outputs of the network; None: as many as `weights` are for.
         image_size: height and width of its input in pixels.
         images: folder of real images, as `data.root` of an imagefolder recipe; None: compare on noise only.
@@ -60,7 +59,7 @@ def export_model(
     settings = settings or ExportSettings()
     require_possible(settings)
     outputs = classes or _count_classes(name, weights, allow_code)
-    model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code)
+    model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code, listener=listener)
     _check_output(model, name, outputs, image_size)
     short_name = name.rpartition("/")[2].replace(":", ".")
     folder = out or Path("exports") / short_name
@@ -102,18 +101,12 @@ def _samples_of(data: ImageData, settings: ExportSettings, outputs: int) -> Samp
 def _count_classes(name: str, weights: str | None, allow_code: bool) -> int:
     """Return the number of classes of a weights file: the rows of its final classifier, or 1000 if they are unknown."""
     path = Path(str(weights)).expanduser()
-    if weights in (None, PRETRAINED) or not path.is_file() or path.suffix != ".safetensors":
+    if weights in (None, PRETRAINED) or not path.is_file():
         return IMAGENET_CLASSES
     classifier = find_classifier(
         build_model(name, num_classes=IMAGENET_CLASSES, allow_code=allow_code), IMAGENET_CLASSES
     )
-    try:
-        with safe_open(path, framework="pt") as stream:
-            shapes = {key: stream.get_slice(key).get_shape() for key in stream.keys()}  # noqa: SIM118
-    except Exception:  # a damaged file; build_model reports it
-        return IMAGENET_CLASSES
-    rows = [shape[0] for key, shape in shapes.items() if key.endswith(f"{classifier}.weight")]
-    return int(rows[0]) if len(rows) == 1 else IMAGENET_CLASSES
+    return (classifier_rows(path, classifier) if classifier else None) or IMAGENET_CLASSES
 
 
 def _check_output(model: nn.Module, name: str, outputs: int, image_size: int) -> None:

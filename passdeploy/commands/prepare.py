@@ -58,7 +58,9 @@ class Prepared:
         )
 
 
-def build_dense(recipe: Recipe, num_classes: int, *, allow_code: bool = False) -> nn.Module:
+def build_dense(
+    recipe: Recipe, num_classes: int, *, allow_code: bool = False, listener: Listener | None = None
+) -> nn.Module:
     """Build the dense network that a recipe names, with its weights, for `num_classes` classes."""
     return build_model(
         recipe.model.name,
@@ -67,6 +69,7 @@ def build_dense(recipe: Recipe, num_classes: int, *, allow_code: bool = False) -
         new_head=recipe.model.new_head,
         allow_code=allow_code,
         seed=recipe.seed,
+        listener=listener,
     )
 
 
@@ -77,7 +80,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     `device`, unless the recipe names another.
     """
     data = load_data(recipe.data)
-    dense = build_dense(recipe, data.num_classes, allow_code=allow_code)
+    dense = build_dense(recipe, data.num_classes, allow_code=allow_code, listener=listener)
     require_own_weights(dense, recipe.model.name)
     image = torch.zeros(1, *data.image_shape)
     logits = logits_of(_run_on_image(dense, image, recipe))

@@ -177,7 +177,7 @@ def _warn_of_answers(dense: nn.Module, images: Tensor, name: str, listener: List
     """Warn if the answer for a sample depends on its neighbours in the batch, and if answers are probabilities.
 
     Raises:
-        ModelError: the network does not take two images at once.
+        ModelError: the network does not take two images at once, or gives one answer for both.
     """
     with torch.no_grad(), evaluating(dense):
         alone = logits_of(dense(images[:1])).float()
@@ -189,8 +189,11 @@ def _warn_of_answers(dense: nn.Module, images: Tensor, name: str, listener: List
                 f"{name} takes one image, but not two at once: {reason}.\n"
                 "Let its forward read the batch size from its input, such as x.shape[0]."
             ) from error
-    if both[:1].shape != alone.shape:
-        return
+    if both.shape != (2, *alone.shape[1:]):
+        raise ModelError(
+            f"{name} answers with shape {tuple(alone.shape)} for one image and {tuple(both.shape)} for two.\n"
+            "Let its forward read the batch size from its input, such as x.shape[0]."
+        )
     difference = float((both[:1] - alone).abs().max() / both.abs().max().clamp_min(1e-12))
     if not difference <= AGREEMENT:
         listener(

@@ -1,8 +1,8 @@
 """Build a network from its name in a recipe, with its weights, in eval mode, on the CPU.
 
 The part of the name before the slash is the library: torchvision, timm or passdeploy. `package.module:factory` is
-code of the user, and is imported only if that was allowed. Weights are read from safetensors files, never from
-pickles, which could run code.
+code of the user, and is imported only if that was allowed. Of files with weights only the tensors are read, and no
+code in them is run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,6 +25,7 @@ from passdeploy.models.cifar_resnet import NETWORKS
 from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
 from passdeploy.models.wrappers import unwrapped
+from passdeploy.runtime.events import Listener, Warned
 from passdeploy.runtime.seeds import seeded_global_generators
 
 
@@ -35,6 +37,7 @@ def build_model(
     new_head: bool = False,
     allow_code: bool = False,
     seed: int = 0,
+    listener: Listener | None = None,
 ) -> nn.Module:
     """Build the network a recipe names.
 
@@ -43,10 +46,11 @@ def build_model(
             with `num_classes` (and `pretrained`) where it takes them.
         num_classes: width of the network's output.
         weights: None (random), "pretrained" (the library's own; where those are for another number of
-            classes the final classifier is new), or the path of a .safetensors file.
+            classes the final classifier is new), or the path of a file of weights.
         new_head: leave the final classifier of `weights` out, even if its number of classes fits; it starts at random.
         allow_code: allow `package.module:factory` to be imported and called.
         seed: random weights depend on it alone; the state of the global generator is restored.
+        listener: is told what is not used of a file of weights; None: that is a Python warning.
 
     Returns:
         The network in eval mode, on the CPU: (batch, 3, height, width) -> logits (batch, num_classes).
@@ -68,7 +72,12 @@ def build_model(
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:
         classifier = classifier_of(model, num_classes) if new_head else None
-        load_weights_(model, Path(str(weights)).expanduser(), model_name=name, except_layer=classifier)
+        path = Path(str(weights)).expanduser()
+        for note in load_weights_(model, path, model_name=name, except_layer=classifier):
+            if listener is None:
+                warnings.warn(note, stacklevel=2)
+            else:
+                listener(Warned(note))
     return model.cpu().eval()
 
 
@@ -154,7 +163,7 @@ def _from_networks(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     if pretrained:
         raise ModelError(
             f"passdeploy/{name} comes without pretrained weights.\n"
-            "Set model.weights to a .safetensors file, or to null to train it first."
+            "Set model.weights to a file of weights, or to null to train it first."
         )
     return NETWORKS[name](num_classes)
 
@@ -219,7 +228,7 @@ def _downloading(name: str) -> Iterator[None]:
             raise
         raise MissingError(
             f"cannot download the pretrained weights of {name}: {clipped(error, 120)}\n"
-            "Go online once (they are kept), or set model.weights to a .safetensors file or to null."
+            "Go online once (they are kept), or set model.weights to a file of weights or to null."
         ) from error
 
 

@@ -37,7 +37,8 @@ class ModelSpec(Section):
         default=None,
         description="null: train the dense model first, as `train` says. pretrained: the library's own; if those "
         "are for another number of classes, the model gets a new classifier and is trained first. "
-        "Otherwise the path of a .safetensors file, relative to the current directory.",
+        "Otherwise the path of a .safetensors, .pt or .pth file, relative to the current directory; of that only "
+        "the tensors are read, and no code in it is run.",
     )
     new_head: bool = Field(
         default=False,
