@@ -206,7 +206,8 @@ def test_networks_for_other_images_are_refused_by_what_they_take(
     monkeypatch.setitem(sys.modules, "mine", module)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
-        f"version: 1\nmodel: {{name: mine:{factory}}}\ndata: {{name: imagefolder, root: {image_folder}, image_size: 16}}\n"
+        f"version: 1\nmodel: {{name: mine:{factory}}}\n"
+        f"data: {{name: imagefolder, root: {image_folder}, image_size: 16}}\n"
         "prune: {prompt: {kind: none}}\n"
     )
     for command in (("check", "--recipe", recipe), ("inspect", f"mine:{factory}", "--image-size", 16)):
