@@ -40,6 +40,7 @@ class Point:
     is_best: bool = False  # on the Pareto front
     x_low: float | None = None
     x_high: float | None = None
+    label: str = ""  # written beside it
 
 
 def line_chart(
@@ -81,7 +82,7 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label:
     front = sorted((point for point in points if point.is_best), key=lambda point: point.x)
     joined = " ".join(f"{x_axis.at(point.x):.1f},{y_axis.at(point.y):.1f}" for point in front)
     parts.append(f'<polyline class="front" points="{joined}"/>')
-    for number, point in enumerate(points, start=1):
+    for point in points:
         x, y = x_axis.at(point.x), y_axis.at(point.y)
         if point.y_low is not None and point.y_high is not None:
             parts.append(
@@ -98,7 +99,7 @@ def scatter_chart(title: str, points: Sequence[Point], *, x_label: str, y_label:
         end = x > WIDTH - 40
         parts.append(
             f'<text class="number" x="{x - 8 if end else x + 8:.1f}" y="{y - 7:.1f}" '
-            f'text-anchor="{"end" if end else "start"}">{number}</text>'
+            f'text-anchor="{"end" if end else "start"}">{escape(point.label)}</text>'
         )
     return _svg(title, parts)
 

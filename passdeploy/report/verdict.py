@@ -15,7 +15,7 @@ from passdeploy.report.run_facts import RunFacts
 from passdeploy.runtime.intervals import accuracy_change_interval, is_measurable
 
 # What a network is deployed in comes before what it was trained in.
-_PREFERRED = ("tensorrt", "torch-trt", "ort-trt", "ort-cuda", "ort", "compile", "torch")
+PREFERRED = ("tensorrt", "torch-trt", "ort-trt", "ort-cuda", "ort", "compile", "torch")
 BACKENDS = {
     "tensorrt": "TensorRT",
     "torch-trt": "Torch-TensorRT",
@@ -50,7 +50,7 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """Answer and reason in a line."""
-        return f"{self.answer}: {self.reason}"
+        return f"{self.answer}. {self.reason}"
 
 
 def judge(facts: RunFacts) -> Verdict:
@@ -77,7 +77,7 @@ def main_row(facts: RunFacts) -> Mapping[str, Any] | None:
     slim = [row for row in facts.rows if row["model"] == "slim" and row.get("speedup")]
     budget = facts.summary["budget"]
     asked = [row for row in slim if row["backend"] == budget.get("backend") and row["batch"] == budget.get("batch")]
-    ranked = sorted(slim, key=lambda row: _PREFERRED.index(row["backend"]) if row["backend"] in _PREFERRED else 99)
+    ranked = sorted(slim, key=lambda row: PREFERRED.index(row["backend"]) if row["backend"] in PREFERRED else 99)
     return next(iter([*asked, *ranked]), None)
 
 

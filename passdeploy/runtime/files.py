@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passdeploy.errors import UsageError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -78,3 +80,17 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data stays aligned
     return len(text).to_bytes(8, "little") + text + content[data_at:]
+
+
+def write_for_user(path: Path, content: bytes | str) -> None:
+    """Write a file at a place that the user has named.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}.\nName another place, or make room."
+        ) from error

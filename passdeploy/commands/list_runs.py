@@ -1,0 +1,99 @@
+"""The runs in a folder with the state they are in, and everything about one of them; nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from passdeploy.display.listing import Listing
+from passdeploy.display.units import UNKNOWN, percent, relative_change
+from passdeploy.errors import PassDeployError
+from passdeploy.report.run_facts import RunFacts, read_run
+from passdeploy.report.verdict import main_row
+from passdeploy.runs.folder import STATE, RunFolder
+from passdeploy.runs.numbering import link_target, list_runs
+
+_NUMBERS = ("top1", "macs", "params")
+STAGES = ("dense", "learn", "time", "slim", "finetune")
+
+
+def find_runs(out: Path) -> list[dict[str, Any]]:
+    """Describe every run in `out`, the newest last.
+
+    Returns:
+        For each: `name`, `state` ("finished", "stopped after STAGE" or "damaged"), `why` it is damaged, `is_latest`,
+        `changed` (a time) and, where it is finished, the numbers of its summary and its speed-up.
+    """
+    latest = link_target(out / "latest")
+    found = [_describe(path, path.name == latest) for path in list_runs(out)]
+    return sorted(found, key=lambda run: str(run["changed"]))
+
+
+def finished_runs(out: Path) -> list[RunFacts]:
+    """Read every finished run in `out`, in the order of their names; damaged and unfinished ones are left out."""
+    facts = []
+    for path in list_runs(out):
+        folder = RunFolder.open(path)
+        if folder.has("summary.json"):
+            try:
+                facts.append(read_run(folder))
+            except PassDeployError:
+                continue
+    return facts
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Listing:
+    """Build the table of runs."""
+    rows = []
+    for run in runs:
+        name = f"{run['name']}{' *' if run['is_latest'] else ''}"
+        if run["state"] != "finished":
+            rows.append((name, run["state"], "", "", "", run["changed"][:16].replace("T", " ")))
+            continue
+        speedup = f"{run['speedup']:.2f}x" if run["speedup"] else UNKNOWN
+        top1 = f"{percent(run['dense_top1'], 1)} → {percent(run['slim_top1'], 1)}"
+        macs = relative_change(run["dense_macs"], run["slim_macs"])
+        rows.append((name, "finished", top1, macs, speedup, run["changed"][:16].replace("T", " ")))
+    notes = ["*: runs/latest"] if any(run["is_latest"] for run in runs) else []
+    notes += [f"{run['name']}: {run['why']}" for run in runs if "why" in run]
+    headings = ("run", "state", "top-1", "MACs", "speed", "changed")
+    return Listing(headings, tuple(rows), notes=tuple(notes), left=frozenset({0, 1, 5}))
+
+
+def _describe(path: Path, is_latest: bool) -> dict[str, Any]:
+    changed = datetime.fromtimestamp((path / "manifest.json").stat().st_mtime).astimezone()
+    run: dict[str, Any] = {
+        "name": path.name,
+        "is_latest": is_latest,
+        "changed": changed.isoformat(timespec="seconds"),
+    }
+    try:
+        folder = RunFolder.open(path)
+        if not folder.has("summary.json"):
+            return {**run, "state": _unfinished(path)}
+        facts = read_run(folder)
+    except PassDeployError as error:
+        return {**run, "state": "damaged", "why": str(error).splitlines()[0]}
+    row = main_row(facts)
+    return {
+        **run,
+        "state": "finished",
+        **{
+            f"{which}_{key}": facts.summary[which][key]
+            for which in ("dense", "slim")
+            for key in ("top1", "macs", "params")
+        },
+        "speedup": row["speedup"] if row else None,
+    }
+
+
+def _unfinished(path: Path) -> str:
+    """Say after which stage a run stopped."""
+    try:
+        done = json.loads((path / STATE).read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, KeyError):
+        done = {}
+    finished = [stage for stage in STAGES if stage in done]
+    return f"stopped after {finished[-1]}" if finished else "stopped early"

@@ -1,0 +1,203 @@
+"""Comparison of runs: accuracy over latency and over multiply-adds, with the networks that no other one beats in both.
+
+Latencies are compared only where they were measured alike: same backend, precision, batch, device and threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from passdeploy.display.listing import Listing
+from passdeploy.display.units import UNKNOWN, milliseconds, percent, quantity
+from passdeploy.errors import UsageError
+from passdeploy.report.charts import Point, scatter_chart
+from passdeploy.report.page import Grid, style_sheet, templates
+from passdeploy.report.run_facts import RunFacts
+from passdeploy.report.verdict import BACKENDS, PREFERRED, judge
+from passdeploy.runtime.intervals import accuracy_interval
+
+_ALIKE = ("backend", "precision", "batch", "device", "threads", "options")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network of the comparison: the slim one of a run, or a dense one that runs started from."""
+
+    name: str
+    method: str  # empty for a dense network
+    top1: float
+    interval: tuple[float, float] | None
+    macs: int
+    params: int
+    ms: float | None  # in the setting that all runs share; None where it was not measured
+    ms_interval: tuple[float, float] | None
+    verdict: str  # empty for a dense network
+    is_best_by_macs: bool = False
+    is_best_by_ms: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs side by side."""
+
+    candidates: tuple[Candidate, ...]
+    setting: str  # that latencies were measured in; empty where the runs share none
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `compare --json`."""
+        networks = [candidate.to_json() for candidate in self.candidates]
+        return {"latency_in": self.setting or None, "networks": networks, "notes": list(self.notes)}
+
+    def table(self) -> Listing:
+        """Build the table of all networks, the most accurate first."""
+        rows = []
+        for number, one in enumerate(self.candidates, start=1):
+            front = [mark for mark, is_best in (("MACs", one.is_best_by_macs), ("ms", one.is_best_by_ms)) if is_best]
+            latency = UNKNOWN if one.ms is None else milliseconds(one.ms)
+            best = ", ".join(front)
+            rows.append((str(number), one.name, one.method, percent(one.top1, 2), quantity(one.macs), latency, best))
+        headings = ("", "network", "method", "top-1", "MACs", "latency", "best by")
+        notes = [f"latency: {self.setting}"] if self.setting else []
+        notes.append("best by: no other network is at least as accurate and needs less (Pareto front)")
+        return Listing(headings, tuple(rows), notes=(*notes, *self.notes), left=frozenset({1, 2, 6}))
+
+
+def compare(runs: Sequence[RunFacts]) -> Comparison:
+    """Lay runs side by side.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not runs:
+        raise UsageError("nothing to compare: name runs, such as passdeploy compare runs/a-0001 runs/b-0001.")
+    setting = _shared_setting(runs)
+    found = [_candidate(facts, "slim", setting) for facts in runs]
+    candidates = sorted([*_dense(runs, setting), *found], key=lambda one: (-one.top1, one.macs, one.name))
+    by_macs = _front(candidates, lambda one: one.macs)
+    by_ms = _front(candidates, lambda one: one.ms)
+    marked = tuple(replace(one, is_best_by_macs=one in by_macs, is_best_by_ms=one in by_ms) for one in candidates)
+    return Comparison(marked, _setting_text(setting), tuple(_notes(runs, setting)))
+
+
+def render_comparison(comparison: Comparison) -> str:
+    """Write the comparison as one HTML page that needs nothing else."""
+    charts: list[tuple[str, Markup]] = []
+    if sum(one.ms is not None for one in comparison.candidates) > 1:
+        charts.append((f"Accuracy over latency ({comparison.setting})", _chart(comparison, "latency in ms")))
+    charts.append(("Accuracy over multiply-adds", _chart(comparison, "multiply-adds in millions")))
+    title = f"{len(comparison.candidates)} networks side by side"
+    grid = Grid.of(comparison.table(), "All networks, the most accurate first")
+    page = templates().get_template("comparison.html.j2")
+    verdicts = [(one.name, one.verdict) for one in comparison.candidates if one.verdict]
+    return page.render(style=style_sheet(), title=title, charts=charts, grid=grid, verdicts=verdicts)
+
+
+def _chart(comparison: Comparison, label: str) -> Markup:
+    """Draw accuracy over one cost; numbers are those of the table."""
+    is_time = label.startswith("latency")
+    points = []
+    for number, one in enumerate(comparison.candidates, start=1):
+        x = one.ms if is_time else one.macs / 1e6
+        if x is None:
+            continue
+        low, high = one.interval or (None, None)
+        x_low, x_high = (one.ms_interval or (None, None)) if is_time else (None, None)
+        is_best = one.is_best_by_ms if is_time else one.is_best_by_macs
+        points.append(Point(one.name, x, one.top1, low, high, is_best, x_low, x_high, str(number)))
+    names = "; ".join(f"{point.label}: {point.name}, {percent(point.y, 2)} at {point.x:.3g}" for point in points)
+    return scatter_chart(f"Top-1 over {label}. {names}", points, x_label=label, y_label="top-1")
+
+
+def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> Candidate:
+    """Describe one network of a run."""
+    summary, is_slim = facts.summary, which == "slim"
+    numbers = summary[which]
+    row = next((row for row in facts.rows if row["model"] == which and _setting_of(row) == setting), None)
+    images = facts.test_images
+    half = float(row["ci95_rel"]) if row and row.get("ci95_rel") is not None else None
+    ms = float(row["median_ms"]) if row else None
+    return Candidate(
+        name=facts.name if is_slim else f"dense {summary['model'].rpartition('/')[2]}",
+        method=str(summary["method"]) if is_slim else "",
+        top1=float(numbers["top1"]),
+        interval=accuracy_interval(numbers["top1"], images) if images else None,
+        macs=int(numbers["macs"]),
+        params=int(numbers["params"]),
+        ms=ms,
+        ms_interval=(ms * (1 - half), ms * (1 + half)) if ms is not None and half is not None else None,
+        verdict=judge(facts).sentence if is_slim else "",
+    )
+
+
+def _dense(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[Candidate]:
+    """Describe the dense networks of the runs, each once; those of one model are named after a run as well."""
+    by_name: dict[str, Candidate] = {}
+    for facts in runs:
+        one = _candidate(facts, "dense", setting)
+        same = by_name.get(one.name)
+        if same is None:
+            by_name[one.name] = one
+        elif (same.top1, same.macs) != (one.top1, one.macs):
+            by_name[f"{one.name} of {facts.name}"] = replace(one, name=f"{one.name} of {facts.name}")
+    return list(by_name.values())
+
+
+def _setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(tuple(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in _ALIKE)
+
+
+def _shared_setting(runs: Sequence[RunFacts]) -> tuple[Any, ...] | None:
+    """Return the setting in which all runs were measured, the one that is nearest to deployment; None without one."""
+    shared = set.intersection(*({_setting_of(row) for row in facts.rows} for facts in runs))
+    ranked = sorted(shared, key=lambda one: (PREFERRED.index(one[0]) if one[0] in PREFERRED else 99, one[2] or 0))
+    return ranked[0] if ranked else None
+
+
+def _setting_text(setting: tuple[Any, ...] | None) -> str:
+    if setting is None:
+        return ""
+    backend, precision, batch, device, threads, options = setting
+    parts = [BACKENDS.get(backend, backend), precision, f"batch {batch}", device, *(options or ())]
+    return ", ".join(
+        map(str, [*parts, *([f"{threads} thread{'s' if threads > 1 else ''}"] if threads and device == "cpu" else [])])
+    )
+
+
+def _front(candidates: Sequence[Candidate], cost: Callable[[Candidate], float | None]) -> list[Candidate]:
+    """Return the candidates that no other one beats: at least as accurate, at most as costly, and better in one."""
+    known = [(one, value) for one in candidates if (value := cost(one)) is not None]
+    return [
+        one
+        for one, mine in known
+        if not any(
+            other.top1 >= one.top1 and theirs <= mine and (other.top1 > one.top1 or theirs < mine)
+            for other, theirs in known
+        )
+    ]
+
+
+def _notes(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[str]:
+    """Say what must not be compared."""
+    notes = []
+    if setting is None:
+        notes.append(
+            "the runs were not measured in the same backend, precision, batch and threads, so latencies cannot be "
+            "compared: passdeploy profile each of them in the same way"
+        )
+    if len(sets := sorted({facts.recipe.data.name for facts in runs})) > 1:
+        notes.append(f"these are accuracies on different data ({', '.join(sets)}), which cannot be compared")
+    elif len({facts.test_images for facts in runs}) > 1:
+        notes.append("accuracies were counted on different numbers of test images")
+    cpus = {(facts.profile.get("environment") or facts.summary.get("environment") or {}).get("cpu") for facts in runs}
+    if setting is not None and len(cpus) > 1:
+        notes.append(f"latencies are of different processors: {', '.join(sorted(map(str, cpus)))}")
+    return notes

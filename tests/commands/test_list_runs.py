@@ -1,0 +1,59 @@
+"""`passdeploy runs`, `compare` and `report`: what is listed of finished, stopped and damaged runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from passdeploy.runs.folder import RunFolder
+from tests.command_line import call_command
+from tests.report.conftest import MakeRun, make_run  # noqa: F401 - a fixture
+
+
+@pytest.fixture
+def project(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """A folder with a finished, a stopped and a damaged run."""
+    make_run("done")
+    with RunFolder.create(tmp_path / "runs", "stopped") as folder:
+        folder.mark_done("dense", {"top1": 0.9})
+    damaged = make_run("broken")
+    with (damaged / "summary.json").open("a") as stream:
+        stream.write(" ")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_runs_are_listed_with_their_state(project: Path):
+    listed = call_command("runs", "list")
+    assert listed.exit_code == 0
+    lines = {line.split()[0]: line for line in listed.stdout.splitlines() if "-0001 " in line}
+    assert "95.0 % → 94.5 %  -50.0 %  2.00x" in lines["done-0001"]
+    assert "stopped after dense" in lines["stopped-0001"]
+    assert "damaged" in lines["broken-0001"]
+    assert "is not the file that was written" in listed.stdout.replace("\n", " ")
+    document = json.loads(call_command("runs", "list", "--json").stdout)
+    assert {run["name"] for run in document["runs"]} == {"done-0001", "stopped-0001", "broken-0001"}
+    assert call_command("runs").stdout == listed.stdout
+    assert call_command("runs", "list", "--out", "nowhere").exit_code == 2
+
+
+def test_a_run_is_shown_with_all_its_tables(project: Path):
+    shown = call_command("runs", "show", "runs/done-0001")
+    assert shown.exit_code == 0
+    for expected in ("Deploy it. It is", "what was cut", "64 → 24", "torchvision/resnet18", "ort, fp32, batch 8"):
+        assert expected in shown.stdout
+    assert call_command("runs", "show", "runs/stopped-0001").exit_code == 2
+    assert call_command("runs", "show", "runs/broken-0001").exit_code == 5
+
+
+def test_finished_runs_are_compared_without_naming_them(project: Path):
+    compared = call_command("compare")
+    assert compared.exit_code == 0, compared.output
+    assert "done-0001" in compared.stdout
+    assert compared.stdout.splitlines()[-1] == "comparison.html"
+    assert "done-0001" in (project / "comparison.html").read_text()
+    document = json.loads(call_command("compare", "runs/done-0001", "--out", "other.html", "--json").stdout)
+    assert [one["name"] for one in document["networks"]] == ["dense resnet18", "done-0001"]
+    assert call_command("compare", "--out", "nowhere.html/x.html", "runs/stopped-0001").exit_code == 2

@@ -1,0 +1,62 @@
+"""Runs side by side: the Pareto front, what must not be compared, and the page."""
+
+from __future__ import annotations
+
+import pytest
+
+from passdeploy.errors import UsageError
+from passdeploy.report.comparison import compare, render_comparison
+from passdeploy.report.run_facts import RunFacts, read_run
+from passdeploy.runs.folder import RunFolder
+from tests.report.conftest import NASTY, ROWS, MakeRun
+from tests.report.test_page import Page
+
+
+def facts_of(make_run: MakeRun, name: str, top1: float, macs: int, ms: float, **row: object) -> RunFacts:
+    rows = [ROWS[0], {**ROWS[1], "median_ms": ms, **row}]
+    run = make_run(name, profile={"rows": rows, "environment": {}}, slim={"top1": top1, "macs": macs}, method="taylor")
+    return read_run(RunFolder.open(run))
+
+
+def test_networks_that_none_beats_are_on_the_front(make_run: MakeRun):
+    runs = [
+        facts_of(make_run, "good", 0.94, 900_000_000, 2.0),
+        facts_of(make_run, "beaten", 0.93, 950_000_000, 1.9),  # by the first in multiply-adds, not in time
+        facts_of(make_run, "small", 0.90, 300_000_000, 3.0),
+    ]
+    comparison = compare(runs)
+    marks = {one.name: (one.is_best_by_macs, one.is_best_by_ms) for one in comparison.candidates}
+    assert marks == {
+        "dense resnet18": (True, True),
+        "good-0001": (True, True),
+        "beaten-0001": (False, True),
+        "small-0001": (True, False),
+    }
+    assert [row[1] for row in comparison.table().rows] == list(marks)
+    assert comparison.setting == "ONNX Runtime, fp32, batch 8, cpu, 1 thread"
+    assert max(map(len, comparison.table().text(80).splitlines())) <= 80
+
+
+def test_latencies_of_other_settings_are_not_compared(make_run: MakeRun):
+    runs = [facts_of(make_run, "one", 0.94, 900, 2.0), facts_of(make_run, "two", 0.93, 800, 1.0, threads=2)]
+    rows = [{**row, "threads": 2} for row in runs[1].rows]
+    other = RunFacts(**{**runs[1].__dict__, "profile": {"rows": rows}})
+    comparison = compare([runs[0], other])
+    assert {one.ms for one in comparison.candidates} == {None}
+    assert "latencies cannot be compared" in comparison.notes[0]
+    assert render_comparison(comparison).count('<svg class="chart"') == 1
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare([])
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(make_run: MakeRun):
+    runs = [facts_of(make_run, "one", 0.94, 900, 2.0), facts_of(make_run, "two", 0.93, 800, 1.0)]
+    summary = {**runs[0].summary, "method": NASTY}
+    html = render_comparison(compare([RunFacts(**{**runs[0].__dict__, "summary": summary}), runs[1]]))
+    page = Page(html)
+    assert page.open == []
+    assert NASTY in page.text
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "://" not in html
+    assert html.count('<svg class="chart"') == 2
+    assert "one-0001" in page.text
