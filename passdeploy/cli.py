@@ -525,6 +525,55 @@ def inspect(
     )
 
 
+@main.command()
+@click.option("--model", required=True, help="torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory.")
+@click.option("--data", required=True, help="A folder with a folder of images per class, or the name of a data set.")
+@click.option("--root", help="The folder of the data set that --data names.")
+@click.option("--weights", help="pretrained, none, or a .safetensors file. Left out: pretrained where there are some.")
+@click.option("--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out: the network's.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("recipe.yaml"),
+    show_default=True,
+    help="The recipe to write.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--allow-code", is_flag=True, help="Import the module of pkg.mod:factory.")
+@common_options
+def init(
+    model: str,
+    data: str,
+    root: str | None,
+    weights: str | None,
+    image_size: int | None,
+    out: Path,
+    force: bool,
+    allow_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write a commented recipe for a network and your images."""
+    from passdeploy.commands.init import write_recipe
+
+    new = write_recipe(
+        model,
+        data,
+        out,
+        root=root,
+        weights=weights,
+        image_size=image_size,
+        allow_code=allow_code,
+        overwrite=force,
+    )
+    Output(as_json, quiet).show(
+        {"recipe": str(new.path), "schema": str(new.schema), "classes": list(new.contents.train)},
+        *new.contents.lines,
+        paths=[new.path, new.schema],
+        next_step=f"passdeploy check --recipe {new.path}",
+    )
+
+
 @main.group(invoke_without_command=True)
 @click.pass_context
 def recipes(context: click.Context) -> None:
@@ -536,11 +585,15 @@ def recipes(context: click.Context) -> None:
 @recipes.command("list")
 @common_options
 def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
-    """List the names of the recipes."""
-    from passdeploy.recipe import shipped_recipes
+    """List the recipes: model, data set, image size, target, and the images that training goes through."""
+    from passdeploy.commands.list_recipes import describe_recipes, recipes_table
 
-    names = shipped_recipes()
-    Output(as_json, quiet).show({"recipes": names}, *names, next_step="passdeploy recipes show mobilenetv2.yaml")
+    found = describe_recipes()
+    Output(as_json, quiet).show(
+        {"recipes": [recipe["file"] for recipe in found], "details": found},
+        recipes_table(found),
+        next_step="passdeploy recipes show mobilenetv2.yaml, or passdeploy init for one of your own",
+    )
 
 
 @recipes.command("show")
@@ -548,9 +601,13 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
 @common_options
 def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
     """Print a recipe, to copy and change."""
-    from passdeploy.recipe import find_recipe
+    from passdeploy.recipe import SCHEMA_FILE, find_recipe
 
-    text = find_recipe(name).read_text(encoding="utf-8")
+    found = find_recipe(name)
+    text = found.read_text(encoding="utf-8")
+    if isinstance(found, Path):  # a copy lies elsewhere, and still finds the schema
+        schema = found.with_name(SCHEMA_FILE)
+        text = text.replace(f"$schema={SCHEMA_FILE}", f"$schema={schema}") if schema.is_file() else text
     Output(as_json, quiet).show({"name": name, "text": text}, text.rstrip("\n"))
 
 

@@ -60,6 +60,7 @@ def test_the_wheel_holds_the_package_and_the_recipes(tmp_path: Path, monkeypatch
     names = set(zipfile.ZipFile(wheel).namelist())
     recipes = {f"passdeploy/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     assert {"passdeploy/cli.py", "passdeploy/py.typed", *recipes} <= names
+    assert {"passdeploy/recipes/recipe.schema.json", "passdeploy/report/templates/run.html.j2"} <= names
     assert all(name.startswith(("passdeploy/", "passdeploy-")) for name in names)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from passdeploy.channels.savings import savings_by_part
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
@@ -69,13 +67,9 @@ def summarise(
 
 
 def images_per_class(data: ImageData) -> dict[str, dict[str, int]]:
-    """Count the images of every class: `train` and `test`, each class name -> count; empty without known labels."""
-    counts = {}
-    for part, split in (("train", data.train), ("test", data.test)):
-        labels = getattr(split, "labels", None)
-        if isinstance(labels, Tensor):
-            counts[part] = dict(zip(data.classes, labels.bincount(minlength=len(data.classes)).tolist(), strict=True))
-    return counts if len(counts) == 2 else {}
+    """Count the images of every class: `train` and `test`, each class name -> count; empty if unknown."""
+    contents = data.contents
+    return {} if contents is None else {"train": dict(contents.train), "test": dict(contents.test)}
 
 
 def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:

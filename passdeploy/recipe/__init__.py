@@ -7,7 +7,7 @@ Names of models and data sets are not resolved here, so that this package can be
 
 from passdeploy.recipe.loading import find_recipe, load_recipe, parse_recipe, shipped_recipes
 from passdeploy.recipe.pruning import MeasureSpec, Method, PromptSpec, PruneSpec, Target, TargetKind
-from passdeploy.recipe.schema import DATASETS, DataSpec, GatesSpec, ModelSpec, Recipe, recipe_schema
+from passdeploy.recipe.schema import DATASETS, SCHEMA_FILE, DataSpec, GatesSpec, ModelSpec, Recipe, recipe_schema
 from passdeploy.recipe.training import (
     DistillSpec,
     FinetuneOptimizerSpec,
@@ -19,6 +19,7 @@ from passdeploy.recipe.training import (
 
 __all__ = [
     "DATASETS",
+    "SCHEMA_FILE",
     "DataSpec",
     "DistillSpec",
     "FinetuneOptimizerSpec",

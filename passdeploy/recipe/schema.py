@@ -12,6 +12,8 @@ from passdeploy.recipe.pruning import PruneSpec
 from passdeploy.recipe.strict_yaml import dump
 from passdeploy.recipe.training import FinetuneSpec, TrainSpec
 
+SCHEMA_FILE = "recipe.schema.json"  # beside recipes, which name it in their first line
+
 DATASETS = (
     "digits",
     "imagefolder",
@@ -173,4 +175,5 @@ class Recipe(Section):
 
 def recipe_schema() -> dict[str, Any]:
     """Describe the format of recipes as JSON Schema (draft 2020-12), for editors and other tools."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:passdeploy:recipe:1"}
+    return {**head, **Recipe.model_json_schema()}

@@ -1,0 +1,147 @@
+"""A commented recipe for a network and images of the user: classes, image size and weights are looked up."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from passdeploy.data.contents import DataContents
+from passdeploy.data.datasets import find_images
+from passdeploy.errors import RunError, UsageError
+from passdeploy.models.build import build_model
+from passdeploy.models.input_sizes import usual_image_size
+from passdeploy.recipe import DATASETS, SCHEMA_FILE, DataSpec, Recipe, parse_recipe, recipe_schema
+from passdeploy.recipe.strict_yaml import dump
+from passdeploy.runtime.files import write_for_user
+
+_SIZES = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}  # data sets of small images
+
+
+@dataclass(frozen=True)
+class NewRecipe:
+    """A recipe that was written, and what was found for it."""
+
+    path: Path
+    schema: Path  # the JSON Schema beside it, for editors
+    recipe: Recipe
+    contents: DataContents
+
+
+def write_recipe(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    root: str | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    allow_code: bool = False,
+    overwrite: bool = False,
+) -> NewRecipe:
+    """Write a commented recipe, and its JSON Schema beside it.
+
+    Args:
+        model: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory.
+        data: a folder with a folder per class (below train/ and test/, or without them), or the name of a data set.
+        out: the file to write.
+        root: the folder of the data set that `data` names.
+        weights: `pretrained`, a .safetensors file, or `none`; None: pretrained where the library has weights.
+        image_size: in pixels; None: what the network was made for.
+        allow_code: import the module of a factory.
+        overwrite: replace a file that is there.
+
+    Raises:
+        UsageError: no such data, or `out` is there already.
+        ModelError, DataError: the network or the images are not what a run needs.
+    """
+    if out.exists() and not overwrite:
+        raise RunError(f"{out} is there already.\nName another file with --out, or replace it with --force.")
+    spec = _data_spec(data, root, image_size or _SIZES.get(data) or usual_image_size(model))
+    contents = DataContents.of(find_images(spec))
+    build_model(model, num_classes=len(contents.train), allow_code=allow_code)  # an unknown name is an error now
+    library = model.partition("/")[0]
+    chosen = weights or ("pretrained" if library in ("torchvision", "timm") else "none")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "run"
+    text = _text(name, model, None if chosen == "none" else chosen, spec, contents, out.name)
+    recipe = parse_recipe(text, out.name)
+    schema = out.with_name(SCHEMA_FILE)
+    write_for_user(out, text)
+    write_for_user(schema, json.dumps(recipe_schema(), indent=2) + "\n")
+    return NewRecipe(out, schema, recipe, contents)
+
+
+def _data_spec(data: str, root: str | None, image_size: int) -> DataSpec:
+    """Name the images: a folder of the user, or a data set."""
+    if Path(data).expanduser().is_dir():
+        if root is not None:
+            raise UsageError(f"--data {data} is a folder already: leave out --root.")
+        return DataSpec(name="imagefolder", root=data, image_size=image_size)
+    if data in DATASETS and data != "imagefolder":
+        return DataSpec(name=data, root=root, image_size=image_size)
+    sets = ", ".join(name for name in DATASETS if name != "imagefolder")
+    raise UsageError(f"there is no folder {data}, and no data set of that name.\nKnown data sets: {sets}.")
+
+
+def _text(name: str, model: str, weights: str | None, spec: DataSpec, contents: DataContents, file_name: str) -> str:
+    """Write the recipe with its comments."""
+    train, test = sum(contents.train.values()), sum(contents.test.values())
+    batch = max(1, min(64, train // 4))
+    classes = ", ".join(list(contents.train)[:8]) + (", ..." if len(contents.train) > 8 else "")
+    comment = re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in classes))[:90]
+    root = f"\n  root: {_scalar(spec.root)}" if spec.root is not None else ""
+    head = "random: the dense network is trained first"
+    if weights is not None:
+        head = "if they are for other classes, the classifier is new, and the network is trained first"
+    return f"""# yaml-language-server: $schema={SCHEMA_FILE}
+#
+#   passdeploy check --recipe {file_name}     loads everything, trains nothing, says how long a run takes
+#   passdeploy prune --recipe {file_name}
+#
+# Keys that are left out have defaults: `passdeploy recipes schema` describes every one.
+
+version: 1
+name: {name}
+seed: 0
+
+# The network and its weights. null: it is trained first, as `train` says. A .safetensors file: your own weights.
+model:
+  name: {_scalar(model)}
+  weights: {_scalar(weights)}        # {head}
+
+# {train:,} images for training and {test:,} for testing, of {len(contents.train):,} classes: {comment}
+# Images are cropped to a square, resized, and normalised with the mean and deviation of ImageNet.
+data:
+  name: {spec.name}{root}
+  image_size: {spec.image_size}            # pixels, height and width
+  batch_size: {batch}             # images per step
+
+# Training of the dense network; not used where model.weights fit the classes.
+train:
+  epochs: 8
+  optimizer: {{name: sgd, lr: {0.01 if weights else 0.05}}}
+
+# Channels are removed until the target is met: one of macs, params, channels, latency (shares of the dense network)
+# or latency_ms. A latency is measured: on what, says `measure`.
+prune:
+  method: pass
+  target: {{macs: 0.5}}
+  # target: {{latency: 0.5}}
+  # measure: {{backend: ort, batch: 1, threads: 1}}
+  steps: 300                 # of learning which channels matter
+
+# Training of the slim network, half on the labels and half on the dense network's outputs.
+finetune:
+  epochs: 8
+
+# A run stops with an error if one of these fails.
+gates:
+  top1_drop: 0.02            # of top-1, dense to slim: at most 2 points
+"""
+
+
+def _scalar(value: Any) -> str:
+    """Write a value so that YAML reads it back as it is."""
+    return dump(value).splitlines()[0].strip() if value is not None else "null"

@@ -1,0 +1,92 @@
+"""`passdeploy init`: a recipe that runs, made from a folder of images, and `passdeploy recipes`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from passdeploy.models.input_sizes import usual_image_size
+from passdeploy.recipe import load_recipe, recipe_schema, shipped_recipes
+from tests.command_line import call_command
+from tests.conftest import write_image_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(tmp_path / "my photos: #1", images=6)
+    return tmp_path
+
+
+def test_a_recipe_is_made_for_a_network_and_a_folder(folder: Path):
+    arguments = ("init", "--model", "passdeploy/resnet20_cifar", "--data", "my photos: #1", "--out", "mine.yaml")
+    made = call_command(*arguments)
+    assert made.exit_code == 0, made.output
+    assert "12 images, 6 of each of 2 classes" in made.stdout
+    assert made.stdout.splitlines()[-2:] == ["mine.yaml", "recipe.schema.json"]
+    assert made.stderr == "next: passdeploy check --recipe mine.yaml\n"
+    text = (folder / "mine.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    assert "of 2 classes: class0, class1" in text
+    recipe = load_recipe("mine.yaml")
+    assert (recipe.name, recipe.model.weights, recipe.data.root) == ("mine", None, "my photos: #1")
+    assert (recipe.data.image_size, recipe.data.batch_size) == (32, 3)
+    assert json.loads((folder / "recipe.schema.json").read_text()) == recipe_schema()
+    assert call_command("check", "mine.yaml", "--json").exit_code == 0
+    again = call_command(*arguments)
+    assert again.exit_code == 2
+    assert "--force" in again.stderr
+    assert call_command(*arguments, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("--model", "torchvision/resnet18", "--data", "nowhere"), 2, "there is no folder nowhere"),
+        (("--model", "torchvision/resnet19", "--data", "digits"), 2, "resnet18"),
+        (("--model", "torchvision/resnet18", "--data", "cifar10"), 2, "data.root"),
+        (("--model", "torchvision/resnet18", "--data", "digits", "--out", "no/such/place/x.yaml"), 0, ""),
+    ],
+)
+def test_what_cannot_be_made_is_explained(folder: Path, arguments: tuple[str, ...], code: int, expected: str):
+    made = call_command("init", *arguments)
+    assert made.exit_code == code
+    assert expected in made.stderr
+    assert len(made.stderr.splitlines()) <= 3
+
+
+def test_networks_take_the_size_that_they_were_published_for():
+    names = ("resnet18", "inception_v3", "efficientnet_b4", "none")
+    sizes = [usual_image_size(f"torchvision/{name}") for name in names]
+    assert sizes == [224, 299, 380, 224]
+    assert usual_image_size("passdeploy/resnet20_cifar") == 32
+    assert usual_image_size("my.module:factory") == 224
+
+
+def test_recipes_are_listed_with_a_line_each():
+    listed = call_command("recipes", "list")
+    lines = listed.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert next(line for line in lines if line.startswith("mobilenetv2 ")).split()[1:4] == [
+        "mobilenet_v2",
+        "digits",
+        "64",
+    ]
+    details = json.loads(call_command("recipes", "list", "--json").stdout)["details"]
+    assert {one["file"] for one in details} == set(shipped_recipes())
+    assert next(one for one in details if one["data"] == "digits")["images_trained"] == 16 * 1438 + 300 * 64
+
+
+def test_the_schema_is_a_file_that_every_recipe_names():
+    schema = json.loads((ROOT / "recipes" / "recipe.schema.json").read_text())
+    assert schema == recipe_schema(), "passdeploy recipes schema > recipes/recipe.schema.json"
+    assert schema["$id"] == "urn:passdeploy:recipe:1"
+    for name in shipped_recipes():
+        first = (ROOT / "recipes" / name).read_text().splitlines()[0]
+        assert first == "# yaml-language-server: $schema=recipe.schema.json"
+    shown = call_command("recipes", "show", "mobilenetv2").stdout.splitlines()[0]
+    assert Path(shown.partition("$schema=")[2]).is_file()
