@@ -26,7 +26,7 @@ class Mutation:
 
 _PLAN = "channels/plan.py"
 _CLONING, _BOUND = "models/cloning.py", "models/bound_functions.py"
-_WRAPPERS, _CALLS = "models/wrappers.py", "models/reduction_calls.py"
+_WRAPPERS, _CALLS = "models/wrappers.py", "models/function_calls.py"
 _TENSORS, _SLIM, _SIZES = "slimming/tensors.py", "slimming/slim.py", "slimming/size_attributes.py"
 _MASKED, _NORMS, _REDUCTIONS = "slimming/masked.py", "slimming/masked_norms.py", "slimming/masked_reductions.py"
 _VERIFY = "slimming/verify.py"

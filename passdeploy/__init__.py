@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from passdeploy.channels.allocation import choose_channels as choose_channels
+    from passdeploy.channels.blocks import Block as Block
     from passdeploy.channels.groups import ChannelGroup as ChannelGroup
     from passdeploy.channels.plan import Plan as Plan
     from passdeploy.channels.plan import reconcile as reconcile
     from passdeploy.commands.prune import run as run
     from passdeploy.export import export_onnx as export_onnx
+    from passdeploy.grouping.find import find_blocks as find_blocks
     from passdeploy.grouping.find import find_groups as find_groups
     from passdeploy.runs.load import load as load
     from passdeploy.runtime.versions import __version__ as __version__
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from passdeploy.tracing.counts import count as count
 
 _MODULE_OF = {
+    "Block": "passdeploy.channels.blocks",
     "ChannelGroup": "passdeploy.channels.groups",
     "Counts": "passdeploy.tracing.counts",
     "Plan": "passdeploy.channels.plan",
@@ -33,6 +36,7 @@ _MODULE_OF = {
     "choose_channels": "passdeploy.channels.allocation",
     "count": "passdeploy.tracing.counts",
     "export_onnx": "passdeploy.export",
+    "find_blocks": "passdeploy.grouping.find",
     "find_groups": "passdeploy.grouping.find",
     "learn_masks": "passdeploy.sparsity.learn",
     "load": "passdeploy.runs.load",

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_map_only
 
+import passdeploy
 from passdeploy import Plan, count, masked, slim, verify
+from passdeploy.channels.blocks import replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.outputs import comparable_in, tensors_in
@@ -44,6 +46,7 @@ Shape = tuple[int, ...]
 CLASSES = 5
 TOLERANCE = 1e-9  # of the relative error of a slim network, in float64
 TRAITS = ("wrapped", "patched", "outputs", "reshapes", "branches")  # that networks are drawn with
+BLOCK_TRAITS = ("blocks", "patched", "outputs")  # where their blocks are left out
 
 
 class Layer:
@@ -526,6 +529,79 @@ class Residual(Layer):
         target = found if len(found) == 3 else shape
         skip = nn.Identity() if target == shape else fitted((), shape, target)
         return Fn(lambda own, x: own.skip(x) + own.body(x), body=fitted(self.body, shape, target), skip=skip)
+
+
+def _pair(own: Any, x: Tensor) -> Tensor:
+    x = x + own.drop(own.body(x))
+    return x + own.drop(own.scale * own.body2(x))
+
+
+def _in_place(own: Any, x: Tensor) -> Tensor:
+    out: Tensor = own.body(x) * 1
+    out += x
+    return out
+
+
+def _into_input(own: Any, x: Tensor) -> Tensor:
+    x = x.clone()
+    x += own.body(x)
+    return x
+
+
+def _shared_relu(own: Any, x: Tensor) -> Tensor:
+    out: Tensor = own.body2(own.relu(own.norm(own.body(x))))
+    return own.relu(out + x)
+
+
+# How a block joins its branch to its input. A branch of some forms must stay; of the others, modules or all of it go.
+BLOCK_FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "sum": lambda own, x: x + own.body(x),
+    "swapped": lambda own, x: torch.add(own.body(x), x),
+    "relu": lambda own, x: F.relu(x + own.body(x)),
+    "relu module": lambda own, x: own.relu(own.body(x).add_(x)),
+    "silu": lambda own, x: F.silu(x + own.body(x)),
+    "scaled": lambda own, x: (x + own.body(x)) * 0.7,
+    "layer scale": lambda own, x: x + own.scale * own.body(x),
+    "pair": _pair,
+    "in place": _in_place,
+    "into the input": _into_input,
+    "tuple": lambda own, x: x + own.wrapped(x)[0],
+    "keyword": lambda own, x: x + own.body(input=x),
+    "alpha": lambda own, x: torch.add(x, own.body(x), alpha=0.5),
+    "input times two": lambda own, x: torch.add(own.body(x), x, alpha=2),
+    "shared relu": _shared_relu,
+    "bodies in parallel": lambda own, x: x + (own.body(x) + own.body2(x)),
+    "nested": lambda own, x: x + own.outer(x),
+    "twice": lambda own, x: own.body(x + own.body(x)),
+    "used elsewhere": lambda own, x: (lambda y: x + own.body2(y) + y.mean())(own.body(x)),
+    "functions": lambda own, x: x + torch.tanh(x * own.scale),
+    "with the input's mean": lambda own, x: x + own.body(x) * x.mean(),
+    "reshaped": lambda own, x: x + own.body(x).flatten(1).view(x.shape),
+    "concatenated": lambda own, x: torch.cat([x, own.body(x)], 1 if x.ndim == 4 else -1),
+}
+
+
+@layer
+class Block(Layer):
+    """A residual block around a body, of a form of BLOCK_FORMS."""
+
+    body: Body
+    form: str = "sum"
+
+    def build(self, shape: Shape) -> nn.Module:
+        def body() -> nn.Module:
+            return fitted(self.body, shape, shape)
+
+        parts: dict[str, nn.Module | nn.Parameter] = {"body": body(), "relu": nn.ReLU(inplace=True)}
+        if self.form in ("pair", "used elsewhere", "shared relu", "bodies in parallel"):
+            parts |= {"body2": body(), "drop": nn.Dropout(0.1), "norm": BatchNorm().build(shape)}
+        if self.form in ("layer scale", "pair", "functions"):
+            parts["scale"] = table(shape)
+        if self.form == "tuple":
+            parts["wrapped"] = Fn(lambda own, x: (own.body(x), None), body=parts.pop("body"))
+        if self.form == "nested":
+            parts["outer"] = nn.Sequential(Block(self.body).build(shape), parts.pop("body"))
+        return Fn(BLOCK_FORMS[self.form], **parts)
 
 
 @layer
@@ -1457,9 +1533,13 @@ def _traits(choose: Choose, shape: Shape, depth: int) -> list[tuple[int, bool, C
         body = choose((_body(choose, shape, 2), (Conv(_width(choose)) if len(shape) == 3 else Linear(_width(choose)),)))
         return (WidthBranch(body, choose(kinds), choose((4, 2, 6))),)
 
+    def residual() -> Body:
+        return (Block(_body(choose, shape, depth), choose(tuple(BLOCK_FORMS))),)
+
     return [
         (2, depth < 2 and "patched" in choose.traits, patched),
         (3, depth < 2 and "branches" in choose.traits, branch),
+        (16, depth < 2 and "blocks" in choose.traits, residual),
     ]
 
 
@@ -1554,13 +1634,20 @@ def other_images(net: nn.Module, network: Network, seed: int) -> Tensor:
     return example_input(network, seed, 3).double()
 
 
-def error_of(net: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, inputs: Sequence[Tensor], name: str) -> float:
+def error_of(
+    net: nn.Module,
+    groups: Sequence[ChannelGroup],
+    plan: Plan,
+    inputs: Sequence[Tensor],
+    name: str,
+    blocks: Sequence[passdeploy.Block] = (),
+) -> float:
     """Return the largest relative error of the slim network, compared with the masked one.
 
     Raises:
         AssertionError: an error is above the tolerance; the message says for what shape and which plan.
     """
-    reference, smaller, largest = masked(net, groups, plan), slim(net, groups, plan), 0.0
+    reference, smaller, largest = masked(net, groups, plan, blocks), slim(net, groups, plan, blocks), 0.0
     for images in inputs:
         expected, found = outputs_of(reference, images), outputs_of(smaller, images)
         assert all(bool(leaf.isfinite().all()) for leaf in expected), "the masked network is not finite"
@@ -1632,6 +1719,53 @@ def examine(network: Network, seed: int) -> Examined:
         removed=1 - counted.params / dense.params if dense.params else 0.0,
         error=error,
     )
+
+
+@dataclass(frozen=True)
+class ExaminedBlocks:
+    """Statistics of a network that passed `examine_blocks`."""
+
+    blocks: int
+    prunable: int
+    substitutes: tuple[str, ...]  # of the modules that go
+    error: float
+
+
+def examine_blocks(network: Network, seed: int) -> ExaminedBlocks:
+    """Leave out each block of a network alone, then random ones with channels, and check the results.
+
+    Each must compute the same as the masked network, at the example size and others that the network takes. The last
+    one must have the predicted counts, be rebuilt from its state dict, and be trained.
+
+    Raises:
+        AssertionError: a check failed. Any other exception is a defect, too.
+    """
+    net, images = build(network, seed), example_input(network, seed)
+    channels = map_channels(net, images, with_blocks=True)
+    groups, blocks, draw = channels.groups, channels.blocks, Random(seed)
+    names = [block.name for block in blocks if block.is_prunable]
+    kept = random_plan(groups, seed).kept if channels.prunable else {}
+    plan = Plan(kept, tuple(name for name in names if draw.random() < 0.5) or tuple(names[:1]))
+
+    net, images = net.double(), images.double()
+    inputs = [images, other_images(net, network, seed)]
+    plans = {**{name: Plan({}, (name,)) for name in names}, "random": plan, "all": Plan({}, tuple(names))}
+    error = max(error_of(net, groups, one, inputs, name, blocks) for name, one in plans.items())
+    verify(net, groups, plan, images, tolerance=TOLERANCE, blocks=blocks)
+
+    smaller = slim(net, groups, plan, blocks)
+    found, counted = outputs_of(smaller, images), count(smaller, images)
+    priced = [channels.costs.of(kind, plan.widths(), plan.skipped) for kind in ("params", "macs")]
+    assert priced[0] == counted.params, f"priced {priced}, counted {counted}"
+    assert priced[1] == counted.macs or "einsum" in repr(network), f"priced {priced}, counted {counted}"
+    rebuilt = unwrapped(build(network, seed + 1).double())
+    sizes = size_attributes_after(groups, plan, blocks)
+    resize_(rebuilt, smaller.state_dict(), sizes, replacements_of(blocks, plan.skipped))
+    for a, b in zip(found, outputs_of(rebuilt, images), strict=True):
+        assert torch.equal(a, b), "the rebuilt network is not the slim network"
+    unwrapped(smaller).train()(images)
+    gone = [one.by for block in blocks for one in block.replacements if block.is_prunable]
+    return ExaminedBlocks(len(blocks), len(names), tuple(gone), error)
 
 
 def widths_are_true(net: nn.Module) -> str:

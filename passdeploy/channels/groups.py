@@ -37,7 +37,7 @@ class Slot:
 class Statistic:
     """A mean, norm, maximum or softmax over channels of a group, known by its module and call index.
 
-    `models/reduction_calls.py` counts the calls.
+    `models/function_calls.py` counts the calls.
     """
 
     module: str

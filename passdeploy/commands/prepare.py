@@ -90,7 +90,13 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
             "classes.\nA classifier must give one score for each class."
         )
     try_training(dense, recipe, data, is_trained=_comes_trained(recipe, data), device=device, listener=listener)
-    channels = map_channels(dense, image, include=recipe.prune.include, exclude=recipe.prune.exclude)
+    channels = map_channels(
+        dense,
+        image,
+        include=recipe.prune.include,
+        exclude=recipe.prune.exclude,
+        with_blocks=recipe.prune.from_run is not None and recipe.prune.reuse == "plan",
+    )
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")

@@ -295,12 +295,17 @@ class _PruneJob:
             dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
         images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
         equivalence = check_equivalence(
-            dense, self.channels.groups, plan, images, tolerance=self.recipe.gates.equivalence
+            dense,
+            self.channels.groups,
+            plan,
+            images,
+            tolerance=self.recipe.gates.equivalence,
+            blocks=self.channels.blocks,
         )
         prompt = self._new_prompt()
         if prompt is not None:
             prompt.load_pixels_(saved)
-        smaller = with_prompt(slim(dense, self.channels.groups, plan), prompt).to(self.device)
+        smaller = with_prompt(slim(dense, self.channels.groups, plan, self.channels.blocks), prompt).to(self.device)
         with self.processes.synchronised_batch_norm():
             batches = self._to_device(islice(self._training_batches("recalibrate"), RECALIBRATION_BATCHES))
             recalibrate_batch_norm_(smaller, batches)
@@ -333,7 +338,7 @@ class _PruneJob:
         saved, prompt = self.folder.read_tensors("cut.safetensors"), self._new_prompt()
         if prompt is not None:
             saved = prompt.load_pixels_(saved)
-        network = slim(self.dense, self.channels.groups, plan)
+        network = slim(self.dense, self.channels.groups, plan, self.channels.blocks)
         network.load_state_dict(saved)
         smaller = with_prompt(network, prompt)
         fit(

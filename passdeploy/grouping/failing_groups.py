@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.errors import first_line
 from passdeploy.grouping.trial_cut import PlanKey, plan_of, random_plan
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
@@ -45,13 +47,19 @@ class Comparison:
         inputs: its positional arguments.
         trace: of the network, or of the one it was cut from.
         groups: its channel groups.
+        blocks: its blocks, if plans skip some.
     """
 
     def __init__(
-        self, cloner: ModelCloner[nn.Module], inputs: Sequence[Any], trace: Trace, groups: Sequence[ChannelGroup]
+        self,
+        cloner: ModelCloner[nn.Module],
+        inputs: Sequence[Any],
+        trace: Trace,
+        groups: Sequence[ChannelGroup],
+        blocks: Sequence[Block] = (),
     ) -> None:
         self._cloner, self._original, self.inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
-        self.groups = groups
+        self.groups, self._blocks = groups, blocks
         self._decides = decides([record.op for record in trace.op_log])
         self._is_strict = False
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
@@ -64,15 +72,22 @@ class Comparison:
             plan: channels to keep.
             keep: keep the cut network for `after`.
         """
+        return self.fault_of(plan, keep=keep) is None
+
+    def fault_of(self, plan: Plan, *, keep: bool = False) -> str | None:
+        """Return None where `is_exact` is True, else the error that the cut network raised, or "" if it raised none."""
         try:
-            if self._is_strict and not self.is_large:
-                return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
-            error = self._error_of(plan, None, keep=keep)
-            if self.is_large or not FLOAT32_BOUNDS[0] < error < FLOAT32_BOUNDS[1]:
-                return error < FLOAT32_BOUNDS[1]
+            return None if self._agrees(plan, keep=keep) else ""
+        except Exception as error:  # the whole cut runs, but a part of it may raise
+            return first_line(error)
+
+    def _agrees(self, plan: Plan, *, keep: bool) -> bool:
+        if self._is_strict and not self.is_large:
             return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
-        except Exception:  # the whole cut runs, but a part of it may raise
-            return False
+        error = self._error_of(plan, None, keep=keep)
+        if self.is_large or not FLOAT32_BOUNDS[0] < error < FLOAT32_BOUNDS[1]:
+            return error < FLOAT32_BOUNDS[1]
+        return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
 
     def strict(self) -> Comparison:
         """Return comparisons of the same network that are all made in float64, unless the network is large."""
@@ -104,12 +119,12 @@ class Comparison:
             keep: keep the cut network for `after`.
         """
         decisions, nothing = DecisionLog(), nullcontext()
-        reference = masked_from(self._cloner, self.groups, plan)
+        reference = masked_from(self._cloner, self.groups, plan, self._blocks)
         expected = self._outputs_of(reference, dtype, decisions.recording() if self._decides else nothing)
         if self._cloner is not self._original and not _is_comparable(expected):
             self._cloner = self._original  # the network only works with its own weights
             return self._error_of(plan, dtype, keep=keep)
-        smaller = slim_from(self._cloner, self.groups, plan)
+        smaller = slim_from(self._cloner, self.groups, plan, self._blocks)
         if keep:
             self._cut_cloner = ModelCloner(smaller)  # a run might change the network
         found = self._outputs_of(smaller, dtype, decisions.replaying() if self._decides else nothing)

@@ -1,4 +1,7 @@
-"""Find the channel groups of a network: trace it, try cuts, and choose other dimensions where channels were lost."""
+"""Find the channel groups of a network: trace it, try cuts, and choose other dimensions where channels were lost.
+
+Where they are asked for, its blocks are found as well.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
+from passdeploy.grouping.blocks import blocks_of
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_search import TrialSearch
 from passdeploy.models.wrappers import unwrapped
@@ -28,6 +33,16 @@ def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> 
     return map_channels(model, example_inputs).groups
 
 
+def find_blocks(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[Block, ...]:
+    """Find the blocks of `model`, those that may be skipped and those that must stay, in the order of the forward pass.
+
+    Args:
+        model: any network; it is run in evaluation mode and left as it was.
+        example_inputs: one tensor or several, sized as in use; a batch of one is enough.
+    """
+    return map_channels(model, example_inputs, with_blocks=True).blocks
+
+
 @garbage_collection_paused()  # hundreds of thousands of small objects, hardly any of them garbage
 def map_channels(
     model: nn.Module,
@@ -35,6 +50,7 @@ def map_channels(
     *,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    with_blocks: bool = False,
 ) -> ChannelMap:
     """Find the channel groups of `model` and the model of what their widths cost.
 
@@ -43,6 +59,7 @@ def map_channels(
         example_inputs: one tensor or several, sized as in use.
         include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
         exclude: patterns of the layers whose output channels must stay, even if `include` matches.
+        with_blocks: find the blocks as well.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
@@ -69,7 +86,10 @@ def map_channels(
             break
         anywhere = True
     best.settle_values()
-    return best.channel_map.chosen(include=include, exclude=exclude)
+    channel_map = best.channel_map
+    if with_blocks:
+        channel_map = best.channel_map_with(blocks_of(best.network, channel_map.groups))
+    return channel_map.chosen(include=include, exclude=exclude)
 
 
 def _settled_if_better(search: TrialSearch, chosen: Mapping[DimChoiceKey, int], least: int) -> TrialSearch | None:

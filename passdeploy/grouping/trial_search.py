@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.constraints import Constraints
 from passdeploy.grouping.failing_groups import Comparison, Failure, find_failing_groups
@@ -76,6 +77,10 @@ class TrialSearch:
     def channel_map(self) -> ChannelMap:
         """The groups under the present constraints, and what their widths cost."""
         return self.network.builder.assemble(self.constraints)
+
+    def channel_map_with(self, blocks: Sequence[Block]) -> ChannelMap:
+        """The same with the blocks of the network, and what they cost."""
+        return self.network.builder.assemble(self.constraints, blocks)
 
     @property
     def removable(self) -> int:

@@ -38,7 +38,7 @@ def delivered_networks(
     with TemporaryDirectory() as folder:
 
         def make(plan: Plan) -> RunnerBuilder:
-            network = with_prompt(slim(dense, channels.groups, plan), prompt).eval()
+            network = with_prompt(slim(dense, channels.groups, plan, channels.blocks), prompt).eval()
             graph, engine = Path(folder) / "slim.onnx", Path(folder) / "slim.engine"
             if context.backend in ("ort", "ort-cuda", "tensorrt"):
                 _export(network, images, graph, context.precision)

@@ -13,7 +13,9 @@ from passdeploy.models.build import build_model
 from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.plan_file import replacements_from_json
 from passdeploy.slimming.slim import resize_
+from passdeploy.slimming.substitutes import replace_modules_
 
 LATEST = Path("runs/latest")
 
@@ -65,6 +67,8 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
     document = read_plan_document(folder)
     tensors = folder.read_tensors(f"{which}.safetensors")
     network = build_model(document["model"], num_classes=len(document["classes"]), allow_code=allow_code)
+    replacements = replacements_from_json(document) if which == "slim" else []
+    replace_modules_(network, replacements)
     prompt = None
     if which == "slim" and document["prompt"]:
         kind, size = document["prompt"]["kind"], document["prompt"]["size"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.channels.blocks import Replacement, is_inside, replacements_of
+from passdeploy.channels.blocks import Replacement, replacements_of
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.size_attributes import size_attributes_after
 
@@ -41,8 +41,7 @@ def plan_to_json(
         },
         "numbers": [
             [size.module, size.attribute, size.index, value]
-            for size, value in size_attributes_after(channels.groups, plan)
-            if not any(is_inside(size.module, one.module) for one in replaced)
+            for size, value in size_attributes_after(channels.groups, plan, channels.blocks)
         ],
         "skipped": list(plan.skipped),
         "replaced": [one.to_json() for one in replaced],

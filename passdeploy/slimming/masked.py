@@ -1,4 +1,4 @@
-"""Mask the channels that a plan drops: every shape stays, removed channels contribute nothing."""
+"""Mask what a plan drops: every shape and module stays, removed channels and skipped blocks contribute nothing."""
 
 from __future__ import annotations
 
@@ -7,28 +7,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, named_state
-from passdeploy.models.reduction_calls import CallKey
+from passdeploy.models.function_calls import CallKey
 from passdeploy.models.wrappers import unwrapped
+from passdeploy.slimming.masked_branches import additions_of, mute_branches_
 from passdeploy.slimming.masked_norms import KeptMask, restrict_norms_
 from passdeploy.slimming.masked_reductions import KeptAlong
 from passdeploy.slimming.tensors import like, removed_indices
 
 
-def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """Copy `model` so that dropped channels contribute nothing to any consumer; every shape stays.
+def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> nn.Module:
+    """Copy `model` so that dropped channels and skipped blocks contribute nothing to any consumer; every shape stays.
+
+    Args:
+        model: the network.
+        groups: its channel groups.
+        plan: channels to keep, and blocks to skip.
+        blocks: its blocks; only needed where the plan skips some.
 
     Raises:
-        PlanError: the plan does not fit the groups.
+        PlanError: the plan does not fit the groups or the blocks.
     """
-    return masked_from(ModelCloner(unwrapped(model)), groups, plan)
+    return masked_from(ModelCloner(unwrapped(model)), groups, plan, blocks)
 
 
-def masked_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+def masked_from(
+    cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
+) -> nn.Module:
     """Do what `masked` does, for a network that is copied many times."""
-    plan.check(groups)
+    plan.check(groups, blocks)
     reference = cloner.copy(lambda _, old: like(old, old))
     parameters = {name: tensor for name, tensor in named_state(reference) if isinstance(tensor, nn.Parameter)}
     kept: dict[str, KeptMask] = {}
@@ -38,6 +48,7 @@ def masked_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], 
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.indices.to(parameter.device), 0.0)
                 kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.indices
+    mute_branches_(reference, additions_of(plan, blocks))
     return restrict_norms_(reference, kept, _existing(groups, plan))
 
 

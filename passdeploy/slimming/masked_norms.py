@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.models.reduction_calls import CallKey, ReductionCallTracker
+from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.slimming.masked_reductions import KeptAlong, RestrictedStatistics
 
 
@@ -169,7 +169,7 @@ class _Restriction:
         """Enter the modes before the forward pass."""
         parameters, stack = dict(model.named_parameters()), ExitStack()
         if self._statistics:
-            tracker = ReductionCallTracker()
+            tracker = FunctionCallTracker()
             stack.enter_context(tracker.hooked_into(model, with_root=False))
             stack.enter_context(RestrictedStatistics(tracker, self._statistics))
         stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in self._kept.items()]))

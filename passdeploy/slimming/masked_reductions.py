@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.models.reduction_calls import (
-    MAX_FUNCTIONS,
-    MEAN_FUNCTIONS,
-    REDUCTION_FUNCTIONS,
-    CallKey,
-    ReductionCallTracker,
-)
+from passdeploy.models.function_calls import CallKey, FunctionCallTracker
+from passdeploy.models.reduction_calls import MAX_FUNCTIONS, MEAN_FUNCTIONS, REDUCTION_FUNCTIONS
 
 KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
 
@@ -33,7 +28,7 @@ class RestrictedStatistics(TorchFunctionMode):
         existing: which statistics, and over which channels they go.
     """
 
-    def __init__(self, tracker: ReductionCallTracker, existing: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
+    def __init__(self, tracker: FunctionCallTracker, existing: Mapping[CallKey, Sequence[KeptAlong]]) -> None:
         super().__init__()
         self._tracker, self._existing = tracker, existing
 

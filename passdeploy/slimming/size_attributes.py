@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block, skipped_blocks
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute, cuts_whole_groups
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.tensors import Removed
@@ -15,10 +16,20 @@ from passdeploy.slimming.tensors import Removed
 _GATES = {"LSTM": 4, "GRU": 3}  # weight rows of a recurrent layer per hidden unit; 1 for others
 
 
-def size_attributes_after(groups: Sequence[ChannelGroup], plan: Plan) -> list[tuple[SizeAttribute, int]]:
-    """Return the size attributes of all groups with their values after `plan`."""
-    widths = {group.name: group.width for group in groups} | plan.widths()
-    return [(attribute, size.size(widths)) for group in groups for attribute, size in group.size_attributes]
+def size_attributes_after(
+    groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
+) -> list[tuple[SizeAttribute, int]]:
+    """Return the size attributes of all groups with their values after `plan`, but those of skipped blocks."""
+    skipped = skipped_blocks(blocks, plan.skipped)
+    gone = {name for block in skipped for name in block.groups}
+    kept = {name: width for name, width in plan.widths().items() if name not in gone}
+    widths = {group.name: group.width for group in groups} | kept
+    return [
+        (attribute, size.size(widths))
+        for group in groups
+        for attribute, size in group.size_attributes
+        if not any(block.holds(attribute.module) for block in skipped)
+    ]
 
 
 def _loses_groups(groups: int, size: int, inputs_per_group: int, removed: Removed | None) -> bool:

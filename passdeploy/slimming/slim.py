@@ -1,6 +1,7 @@
 """Build the slim network of a plan: a copy with smaller tensors and updated sizes.
 
-`slim` cuts removed channels out; `masked` (masked.py) leaves every shape alone and lets them contribute nothing.
+`slim` cuts removed channels out and has no skipped blocks; `masked` (masked.py) leaves every shape and module alone and
+lets them contribute nothing.
 The two compute the same, to rounding: that is the promise of the whole project, and `verify` checks it.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block, Replacement, replacements_of, tensors_of
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.bound_functions import rebind_to_tensors_
@@ -17,41 +19,55 @@ from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
+from passdeploy.slimming.substitutes import groups_left, replace_modules_
 from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices
 
 NOTHING = Removed()
 
 
 @garbage_collection_paused()
-def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
-    """Build a new network of the same classes without the channels that `plan` drops; `model` is untouched.
+def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> nn.Module:
+    """Build a new network of the same classes without what `plan` drops; `model` is untouched.
 
-    Parameter names, training mode and `requires_grad` are as in `model`.
+    Parameter names, training mode and `requires_grad` are as in `model`. A skipped block is `nn.Identity` or what else
+    is left of it (see `Substitute`), without parameters.
+
+    Args:
+        model: the network.
+        groups: its channel groups.
+        plan: channels to keep, and blocks to skip.
+        blocks: its blocks; only needed where the plan skips some.
 
     Raises:
-        PlanError: the plan does not fit the groups.
+        PlanError: the plan does not fit the groups or the blocks.
         ModelError: the network cannot be copied, such as TorchScript.
     """
-    return slim_from(ModelCloner(unwrapped(model)), groups, plan)
+    return slim_from(ModelCloner(unwrapped(model)), groups, plan, blocks)
 
 
-def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+def slim_from(
+    cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
+) -> nn.Module:
     """Do what `slim` does, for a network that is copied many times."""
-    plan.check(groups)
-    removed = removed_indices(groups, plan)
-    state = cut_tensors(cloner.state, removed)
+    plan.check(groups, blocks)
+    skipped = tensors_of(blocks, plan.skipped)
+    removed = removed_indices(groups_left(groups, plan, blocks), plan)
+    state = cut_tensors({name: old for name, old in cloner.state.items() if name not in skipped}, removed)
     gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
 
     def cut(name: str, old: Tensor) -> Tensor:
+        if name in skipped:
+            return old  # of a module that is replaced
         is_shape_alone = old.is_meta and state[name] is old
         new = old if is_shape_alone else like(old, state[name])
         gone[id(new)] = removed.get((name, 0), NOTHING)
         return new
 
     smaller = cloner.copy(cut)
+    replace_modules_(smaller, replacements_of(blocks, plan.skipped))
     for _, module in modules_by_name(smaller):
         update_size_attributes_(module, lambda weight: gone.get(id(weight)))
-    for attribute, value in size_attributes_after(groups, plan):
+    for attribute, value in size_attributes_after(groups, plan, blocks):
         write_size_attribute_(smaller, attribute, value)
     return smaller
 
@@ -59,14 +75,18 @@ def slim_from(cloner: ModelCloner[nn.Module], groups: Sequence[ChannelGroup], pl
 def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
     """Collect the buffers of a slim network that were cut and are not in its state dict; a rebuild needs them too."""
     known = smaller.state_dict().keys()
+    buffers = dict(smaller.named_buffers())
     names = {slot.tensor for group in groups if group.is_prunable for slot in group.slots} - known
-    return {name: smaller.get_buffer(name) for name in sorted(names)}
+    return {name: buffers[name] for name in sorted(names & buffers.keys())}  # others went with a skipped block
 
 
 def resize_(
-    model: nn.Module, state: Mapping[str, Tensor], size_attributes: Sequence[tuple[SizeAttribute, int]] = ()
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    size_attributes: Sequence[tuple[SizeAttribute, int]] = (),
+    replacements: Sequence[Replacement] = (),
 ) -> None:
-    """Give `model` the parameters and buffers in `state`, whatever their shapes, and the attributes that go with them.
+    """Give `model` the parameters and buffers in `state`, whatever their shapes, and all that goes with them.
 
     This is how a slim network is rebuilt from its factory and its tensors. Shared parameters stay shared.
 
@@ -74,11 +94,13 @@ def resize_(
         model: as its factory made it.
         state: its tensors by name; those that are missing stay.
         size_attributes: as `size_attributes_after` gave them when the network was cut.
+        replacements: as `replacements_of` gave them for the skipped blocks.
 
     Raises:
         ModelError: the network cannot be rebuilt, such as TorchScript.
     """
     model = unwrapped(model)
+    replace_modules_(model, replacements)
     new = {
         id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
         for name, old in named_state(model)

@@ -1,8 +1,8 @@
 """Check the tensors, hooks, modes and stated sizes of a slim network, which its outputs do not show.
 
 `slim` and `masked` read a plan and copy a network with the same functions, so a defect in one of these changes both
-alike. Here the plan is read a second time, and every tensor of the slim network is compared with the slice of the dense
-network's tensor that the plan keeps.
+alike. Here the plan is read a second time: every tensor of the slim network is compared with the slice of the dense
+network's tensor that the plan keeps, and nothing may be left inside of the modules of a skipped block.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.wrappers import COMPILED_CALL
@@ -19,12 +20,19 @@ from passdeploy.models.wrappers import COMPILED_CALL
 _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def structure_fault(model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> str:
+def structure_fault(
+    model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
+) -> str:
     """Describe the first difference of `smaller` from `model` that `plan` does not ask for; empty if there is none."""
     whole, cut = _tensors_of(model), _tensors_of(smaller)
+    skipped = [module for block in blocks if block.name in plan.skipped for module in block.modules]
+    if fault := _skipping_fault(smaller, cut, skipped):
+        return fault
+    inside = tuple(f"{module}." for module in skipped)
     removed = _removed_places(groups, plan)
     if unknown := sorted({name for name, _ in removed} - whole.keys()):
         return f"the groups name {unknown[0]}, which the network does not have"
+    whole = {name: tensor for name, tensor in whole.items() if not name.startswith(inside)}
     if whole.keys() != cut.keys():
         return f"{min(whole.keys() ^ cut.keys())} exists, or is shared, in one of the two networks only"
     for name, old in whole.items():
@@ -32,11 +40,24 @@ def structure_fault(model: nn.Module, smaller: nn.Module, groups: Sequence[Chann
             return f"{name} {fault}"
     modules = dict(smaller.named_modules())
     for name, module in model.named_modules():
+        if name.startswith(inside) or (name in skipped and name not in modules):
+            continue
         if name not in modules:
             return f"module {name} is missing"
-        if fault := _module_fault(module, modules[name]):
+        if fault := _mode_fault(module, modules[name]) if name in skipped else _module_fault(module, modules[name]):
             return f"{name or 'the network itself'} {fault}"
     return ""
+
+
+def _skipping_fault(smaller: nn.Module, tensors: Mapping[str, Tensor], skipped: Sequence[str]) -> str:
+    """Describe what is left of modules that were to go; empty if nothing is."""
+    for module in skipped:
+        if left := next((name for name in tensors if name.startswith(f"{module}.")), ""):
+            return f"{left} is left of a block that is skipped"
+    left = next(
+        (name for name, _ in smaller.named_modules() if name.startswith(tuple(f"{one}." for one in skipped))), ""
+    )
+    return f"module {left} is left of a block that is skipped" if left else ""
 
 
 def storage_of(tensor: Tensor) -> int:
@@ -98,8 +119,8 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 def _module_fault(old: nn.Module, new: nn.Module) -> str:
     """Describe how a module of the slim network differs from the one it was cut from; empty if it does not."""
-    if new.training != old.training:
-        return "is in another mode (training or evaluation)"
+    if fault := _mode_fault(old, new):
+        return fault
     if vars(new).get(COMPILED_CALL) is not None:
         return "still calls what nn.Module.compile made of the dense network"
     for table in _HOOK_TABLES:
@@ -109,6 +130,10 @@ def _module_fault(old: nn.Module, new: nn.Module) -> str:
     if _states_its_shape(old) and not _states_its_shape(new):
         return f"states other sizes than its weight has: {new}"
     return ""
+
+
+def _mode_fault(old: nn.Module, new: nn.Module) -> str:
+    return "" if new.training == old.training else "is in another mode (training or evaluation)"
 
 
 def _states_its_shape(layer: nn.Module) -> bool:

@@ -2,8 +2,8 @@
 
 Two networks that both run the dense weights agree perfectly. So `verify` also checks that the plan had an effect, that
 neither network reads the tensors of the original, that the slim network is what its own class computes with its own
-tensors, that these tensors are the slices that the plan keeps (structure.py), and that a copy without any cut computes
-what the network itself does.
+tensors, that these tensors are the slices that the plan keeps with nothing left of a skipped block (structure.py), and
+that a copy without any cut computes what the network itself does.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError, first_line
@@ -27,10 +28,12 @@ from passdeploy.models.modes import evaluating
 from passdeploy.models.outputs import comparable_in
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.masked import masked
+from passdeploy.slimming.masked_branches import additions_of, muted_branches
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
 from passdeploy.slimming.structure import storage_of, structure_fault
+from passdeploy.slimming.substitutes import groups_left, replace_modules_
 from passdeploy.slimming.tensors import like, removed_indices
 
 _REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
@@ -43,12 +46,21 @@ def verify(
     inputs: Tensor | Sequence[Tensor],
     *,
     tolerance: float,
+    blocks: Sequence[Block] = (),
 ) -> float:
     """Compare `slim` with `masked` on real inputs and return the largest relative error.
 
     The error of an output is its largest difference divided by its largest absolute value. A detector's boxes are
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way. Where
     the network takes another image size and batch size (see `input_sizes.other_sizes`), both are compared there, too.
+
+    Args:
+        model: the network.
+        groups: its channel groups.
+        plan: channels to keep, and blocks to skip.
+        inputs: one tensor or several.
+        tolerance: the largest relative error that is allowed.
+        blocks: its blocks; only needed where the plan skips some.
 
     Raises:
         EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
@@ -57,7 +69,7 @@ def verify(
             otherwise.
         ModelError: the network cannot be copied.
     """
-    return check_equivalence(model, groups, plan, inputs, tolerance=tolerance).max_rel_error
+    return check_equivalence(model, groups, plan, inputs, tolerance=tolerance, blocks=blocks).max_rel_error
 
 
 @dataclass(frozen=True)
@@ -80,20 +92,21 @@ def check_equivalence(
     inputs: Tensor | Sequence[Tensor],
     *,
     tolerance: float,
+    blocks: Sequence[Block] = (),
 ) -> Equivalence:
     """Do what `verify` does, and also return the sizes at which the networks were compared."""
     model = unwrapped(model)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    reference, smaller = masked(model, groups, plan), slim(model, groups, plan)
-    fault = structure_fault(model, smaller, groups, plan)  # now: some networks change their buffers when they run
+    reference, smaller = masked(model, groups, plan, blocks), slim(model, groups, plan, blocks)
+    fault = structure_fault(model, smaller, groups, plan, blocks)  # now: some networks change buffers when they run
     with _tensors_unread(model):
         error, found = _compare(reference, smaller, arguments)
         _require_tolerance(error, tolerance, arguments)
         if (other := first_taken(reference, arguments)) is not None:
             error = max(error, _compare(reference, smaller, other)[0])
             _require_tolerance(error, tolerance, other)
-    _require_effect(model, groups, plan, arguments, found, tolerance)
-    difference, _ = _compare(smaller, _rebuilt(model, smaller, groups, plan), arguments)
+    _require_effect(model, groups, plan, blocks, arguments, found, tolerance)
+    difference, _ = _compare(smaller, _rebuilt(model, smaller, groups, plan, blocks), arguments)
     if not difference <= tolerance:
         raise EquivalenceError(
             "the slim network computes something else than its class does with the same tensors: "
@@ -179,22 +192,23 @@ def _require_effect(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     plan: Plan,
+    blocks: Sequence[Block],
     arguments: Sequence[Any],
     found: Sequence[Tensor],
     tolerance: float,
 ) -> None:
-    """Raise EquivalenceError if the slim network answers like the dense one, although the removed channels matter."""
-    if not any(len(plan.removed(group)) for group in groups):
+    """Raise EquivalenceError if the slim network answers like the dense one, although what was removed matters."""
+    if not plan.skipped and not any(len(plan.removed(group)) for group in groups):
         return
     dense = _outputs_of(model, arguments)
     if _largest_error(dense, found) > tolerance:
         return
-    with removed_slices_zeroed_(model, groups, plan):
+    with removed_slices_zeroed_(model, groups, plan), muted_branches(model, additions_of(plan, blocks)):
         zeroed = _outputs_of(model, arguments)
     if (change := _largest_error(dense, zeroed)) > max(tolerance, 1e-6):
         raise EquivalenceError(
-            "the plan had no effect: the slim network answers like the dense one, although without the removed "
-            f"channels the dense network's answer changes by {change:.1e} (relative).\n" + _REPORT
+            "the plan had no effect: the slim network answers like the dense one, although without what was removed "
+            f"the dense network's answer changes by {change:.1e} (relative).\n" + _REPORT
         )
 
 
@@ -222,10 +236,12 @@ def removed_slices_zeroed_(model: nn.Module, groups: Sequence[ChannelGroup], pla
             parameter.data.copy_(saved[name])
 
 
-def _rebuilt(model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan) -> nn.Module:
+def _rebuilt(
+    model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block]
+) -> nn.Module:
     """Build the slim network another way: Python's own copy of the dense one, around the slim one's tensors."""
-    state, removed = dict(named_state(smaller)), removed_indices(groups, plan)
-    new = {name: like(old, state[name]) for name, old in named_state(model)}
+    state, removed = dict(named_state(smaller)), removed_indices(groups_left(groups, plan, blocks), plan)
+    new = {name: like(old, state[name]) if name in state else old for name, old in named_state(model)}
     lost = {id(new[name]): removed.get((name, 0), NOTHING) for name in new}
     try:
         rebuilt = ModelCloner(model).deep_copy({id(old): new[name] for name, old in named_state(model)})
@@ -233,9 +249,10 @@ def _rebuilt(model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup
         raise EquivalenceError(
             f"the network cannot be copied, so the slim one cannot be checked: {first_line(error)}"
         ) from error
+    replace_modules_(rebuilt, replacements_of(blocks, plan.skipped))
     for module in rebuilt.modules():
         update_size_attributes_(module, lambda weight: lost.get(id(weight)))
-    for attribute, value in size_attributes_after(groups, plan):
+    for attribute, value in size_attributes_after(groups, plan, blocks):
         write_size_attribute_(rebuilt, attribute, value)
     return rebuilt
 

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.errors import ModelError
 from passdeploy.models.cloning import named_state
+from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.models.modes import evaluating
 from passdeploy.models.outputs import comparable_in, tensors_in
-from passdeploy.models.reduction_calls import CallKey, ReductionCallTracker
 from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.labels import LabelUnionFind, Reason
 from passdeploy.tracing.op_call import OpCall
@@ -67,7 +67,7 @@ class ChannelTracer(OpObserver):
         self._labels = WeakTensorDict[DimLabels]()
         self._attention_weights = WeakTensorDict[Sequence[Tensor]]()  # and the labels of the queries
         self._state = WeakTensorDict[str]()  # parameters and buffers, and their names
-        self._calls = ReductionCallTracker()
+        self._calls = FunctionCallTracker()
         self._current_reduction: CallKey | None = None
         self._used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
