@@ -215,8 +215,8 @@ def tables(document: dict[str, Any]) -> str:
         lines += [
             f"## Random networks: {row['networks']}, {len(row['failures'])} wrong",
             "",
-            f"{row.get('prunable', 0)} of {row.get('blocks', 0)} blocks may go, in {row.get('with_blocks', 0)} networks; "
-            f"largest error {row['max_rel_error']:.0e} (float64).",
+            f"{row.get('prunable', 0)} of {row.get('blocks', 0)} blocks may go, in {row.get('with_blocks', 0)} of the "
+            f"networks; the largest error is {row['max_rel_error']:.0e} (float64).",
             "",
         ]
     return "\n".join(lines)

@@ -26,9 +26,11 @@ _ODD = {aten.relu, aten.gelu, aten.silu, aten.tanh, aten.hardswish, aten.mish, a
 _COPIES = {aten.clone, aten._to_copy, aten.detach, aten.alias}
 _ZERO_KEEPING = {*_ODD, *_COPIES, aten.hardtanh}
 _SUMS = {aten.add, aten.sub}
+_PERMUTATIONS = {aten.permute, aten.transpose, aten.t, aten.unsqueeze}
 _MOVEMENTS = {
-    *(aten.view, aten._unsafe_view, aten._reshape_alias, aten.permute, aten.transpose, aten.t, aten.unsqueeze),
-    *(aten.squeeze, aten.expand, aten.slice, aten.select, aten.roll, aten.flip, aten.index, aten.as_strided),
+    *_PERMUTATIONS,
+    *(aten.view, aten._unsafe_view, aten._reshape_alias, aten.squeeze, aten.expand, aten.slice, aten.select),
+    *(aten.roll, aten.flip, aten.index, aten.as_strided),
 }
 _WITH_MACS = {
     *(aten.convolution, aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.scaled_dot_product_attention, aten.einsum),
@@ -267,10 +269,11 @@ def _left_of(op: FlowOp, given: Sequence[_Left], is_scalar: Sequence[bool]) -> _
         (op.packet in _ZERO_KEEPING and given[0] in zero)
         or (op.packet is aten.mul and not zero.isdisjoint(given))
         or (op.packet is aten.div and given[0] in zero)
-        or (op.packet in _SUMS and zero.issuperset(given))
+        or (op.packet in _SUMS and len(given) > 1 and zero.issuperset(given))  # else a number is added
         or (op.packet in _MOVEMENTS and given[0] is _Left.ZERO)
+        or (op.packet in _PERMUTATIONS and given[0] in zero)
     )
-    is_pointwise = op.packet in _COPIES or _is_pointwise(op.packet)
+    is_pointwise = op.packet in _COPIES | _PERMUTATIONS or _is_pointwise(op.packet)
     if not is_pointwise and not small.isdisjoint(given):
         return None
     is_large = _Left.ZERO in given or _Left.STAND_IN in given or not is_pointwise

@@ -129,7 +129,7 @@ def test_tensors_are_found_in_objects_that_hold_each_other():
 # Faults that the comparison of slim and masked alone does not see
 
 
-def dense_copy(model: nn.Module, groups: Any, plan: pd.Plan) -> nn.Module:
+def dense_copy(model: nn.Module, *_: Any) -> nn.Module:
     return copy.deepcopy(model)
 
 
@@ -240,7 +240,7 @@ def test_other_channels_than_those_of_the_plan_are_an_error(monkeypatch: pytest.
     for name, function in (("slim", pd.slim), ("masked", pd.masked)):
         monkeypatch.setattr(
             f"passdeploy.slimming.verify.{name}",
-            lambda model, groups, _, function=function: function(model, groups, others),
+            lambda model, groups, *_, function=function: function(model, groups, others),
         )
     with pytest.raises(EquivalenceError, match=r"has other values|something else than its class"):
         pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
