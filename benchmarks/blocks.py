@@ -123,7 +123,8 @@ def examined(entry: Entry) -> dict[str, Any]:
             failures.append(f"{list(plan.skipped)} and {len(plan.kept)} groups: differ by {error:.1e}")
         if not change:  # with random weights it may be small
             failures.append(f"{list(plan.skipped)}: without effect")
-    kept = {kind: channels.costs.of(kind, {}, names) / max(channels.costs.of(kind), 1) for kind in ("macs", "params")}
+    without = Plan({}, tuple(names)).widths()
+    kept = {kind: channels.costs.of(kind, without) / max(channels.costs.of(kind), 1) for kind in ("macs", "params")}
     reasons = Counter(_kind_of(block.reason) for block in channels.blocks if block.reason)
     return {
         "blocks": len(channels.blocks),

@@ -1755,7 +1755,7 @@ def examine_blocks(network: Network, seed: int) -> ExaminedBlocks:
 
     smaller = slim(net, groups, plan, blocks)
     found, counted = outputs_of(smaller, images), count(smaller, images)
-    priced = [channels.costs.of(kind, plan.widths(), plan.skipped) for kind in ("params", "macs")]
+    priced = [channels.costs.of(kind, plan.widths()) for kind in ("params", "macs")]
     assert priced[0] == counted.params, f"priced {priced}, counted {counted}"
     assert priced[1] == counted.macs or "einsum" in repr(network), f"priced {priced}, counted {counted}"
     rebuilt = unwrapped(build(network, seed + 1).double())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from passdeploy import Block, find_blocks
+from passdeploy import Block, Plan, find_blocks
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from tests import nets
@@ -121,9 +121,9 @@ def test_groups_that_live_only_inside_of_a_block_go_with_it_and_those_of_the_str
     block = only(channels.blocks)
     assert block.groups == ("block.first",)
     gone = sum(parameter.numel() for parameter in net.block.parameters())
-    assert channels.costs.of("params") - channels.costs.of("params", skipped=("block",)) == gone
-    assert channels.costs.of("macs") - channels.costs.of("macs", skipped=("block",)) == 2 * (2 * 64) * 9 * 6 * 9
-    assert channels.costs.blocks["block"].channels.value(channels.costs.vector({"block.first": 4})) == 4
+    without = Plan({}, ("block",)).widths()
+    lost = {kind: channels.costs.of(kind) - channels.costs.of(kind, without) for kind in ("params", "macs", "channels")}
+    assert lost == {"params": gone, "macs": 2 * (2 * 64) * 9 * 6 * 9, "channels": 9}
 
 
 def test_blocks_are_left_alone_where_only_groups_are_asked_for():
