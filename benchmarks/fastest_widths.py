@@ -85,8 +85,8 @@ class _Search:
     def best_choice(self, multiplier: float) -> np.ndarray:
         """Maximise `multiplier` (nanoseconds) * multiply-adds - time, one group at a time."""
 
-        def gain(widths: np.ndarray, group: int) -> np.ndarray:
-            times, macs = self._curves(widths, group, self.table.candidates[group])
+        def gain(choice: np.ndarray, group: int) -> np.ndarray:
+            times, macs = self._curves(self.table.widths(choice), group, self.table.candidates[group])
             return multiplier * macs - times
 
         return coordinate_descent(self.table, gain)

@@ -34,7 +34,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import BudgetError, first_line
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, median_ms
 from passdeploy.latency.resized_networks import SlimNetworks
@@ -145,9 +145,9 @@ def _measure_held_out(
     sampler: LatencySampler, channels: ChannelMap, table: LatencyTable, variant: Variant
 ) -> Iterator[tuple[str, NetworkTiming]]:
     """Measure networks of random widths and of plans for random scores, none of which the table was fitted to."""
-    for widths in draw_widths(channels.groups, variant.held_out, sampler.block, seed=99):
+    for widths in draw_widths(channels, variant.held_out, sampler.block, seed=99):
         yield "random", sampler.measure(widths, seconds=0.5)
-    costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
+    costs = with_latency(channels.costs, table)
     generator = torch.Generator().manual_seed(99)
     for share in _PLAN_SHARES[: variant.held_out]:
         scores = {group.name: torch.rand(group.width, generator=generator) for group in channels.prunable}

@@ -21,7 +21,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,7 +41,7 @@ from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.latency_cost import LatencyCost
+from passdeploy.latency.latency_cost import with_latency
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
@@ -202,7 +202,7 @@ def against_torch_pruning(options: argparse.Namespace, rows: Rows) -> None:
     for case in pending_cases(options, rows, "peer", len(TORCH_PRUNING_WIDTHS)):
         sampler = case.sampler()
         table, _ = case.table(sampler, options.tables)
-        costs = replace(case.channels.costs, latency=LatencyCost(table, list(case.channels.costs.widths)))
+        costs = with_latency(case.channels.costs, table)
         for round_to, least in TORCH_PRUNING_WIDTHS:
             pruned = _prune_by_torch_pruning(case, 0.5, round_to)
             macs = count(pruned, torch.zeros(1, *IMAGE)).macs

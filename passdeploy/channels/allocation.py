@@ -7,10 +7,11 @@ the budget is met, with kept widths rounded to multiples that the hardware compu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from passdeploy.channels.blocks import presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
@@ -47,18 +48,23 @@ def choose_channels(
     """Keep the channels with the best scores that fit the budget.
 
     Args:
-        scores: importance of every channel of every prunable group.
+        scores: importance of every channel of every prunable group; and of blocks, by `presence`: those with a score
+            may be skipped.
         groups: the network's groups; those that are not prunable stay whole.
         costs: of the network, as a function of widths.
         budget: upper limit of what the slim network costs.
         round_to: layer widths become multiples of this; a layer narrower than twice that goes in smaller steps.
         per_cost: rank channels by score per unit of cost instead of by score alone. The cost of a channel is taken
             in the dense network, so the ranking does not depend on what else is cut.
-        allocation: `global` (one threshold for all groups) or `uniform` (the same share of every group).
+        allocation: `global` (one threshold for all groups) or `uniform` (the same share of every group, and every
+            block).
 
     Raises:
         BudgetError: even the narrowest network that `round_to` allows costs more.
     """
+    if allocation == "uniform":  # a share of a block cannot be kept
+        costs = costs.without_blocks()
+    costs = replace(costs, blocks=tuple(block for block in costs.blocks if presence(block.name) in scores))
     cut = [group for group in groups if group.is_prunable and group.name in scores]
     smallest_plan(cut, costs, budget, round_to=round_to)
     table = WidthTable.build(scores, cut, costs, round_to=round_to, is_strict=budget.kind in STRICT_KINDS)
@@ -69,19 +75,27 @@ def choose_channels(
 
     if allocation == "uniform":
         return table.plan(_largest_uniform_share(table, fits))
-    channel_cost = cost.gradient(table.full)[table.columns] if per_cost else np.ones(len(table.columns))
-    return table.plan(_greedy(table.marginal_score(channel_cost), fits))
+    item_cost = cost.gradient(table.full)[table.columns] if per_cost else table.channel_counts()
+    return table.plan(_greedy(table.marginal_score(item_cost), fits))
+
+
+def narrowest_widths(
+    groups: Sequence[ChannelGroup], costs: CostModel, *, round_to: int, kind: str = "macs"
+) -> dict[str, int]:
+    """Return the narrowest widths that `round_to` allows under a budget of `kind`, with every block skipped."""
+    widths = {group.name: minimum_width(group, round_to, kind) for group in groups if group.is_prunable}
+    return {**widths, **{presence(block.name): 0 for block in costs.blocks}}
 
 
 def smallest_plan(
     groups: Sequence[ChannelGroup], costs: CostModel, budget: Budget, *, round_to: int
 ) -> Mapping[str, int]:
-    """Return the narrowest widths that `round_to` allows, group name -> channels.
+    """Return `narrowest_widths`.
 
     Raises:
         BudgetError: even these cost more than the budget.
     """
-    widths = {group.name: minimum_width(group, round_to, budget.kind) for group in groups if group.is_prunable}
+    widths = narrowest_widths(groups, costs, round_to=round_to, kind=budget.kind)
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
     if smallest > budget.limit:
         least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")

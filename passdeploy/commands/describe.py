@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from passdeploy.channels.allocation import narrowest_widths
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.channels.widths import minimum_width
 from passdeploy.display.units import quantity
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
@@ -41,7 +41,7 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
     for its input and its output group, so the shares add up to more than 1.
     """
     costs, prunable = channels.costs, channels.prunable
-    minimum = {group.name: minimum_width(group, round_to) for group in prunable}
+    minimum = narrowest_widths(prunable, costs, round_to=round_to)
     macs = costs.of("macs")
     total = sum(group.width * group.span for group in channels.groups)
     removable = sum(group.width * group.span for group in prunable)
@@ -87,7 +87,8 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 
 def _describe_target(target: LatencyTarget) -> dict[str, Any]:
     """Describe a latency target: dense, asked for and fastest reachable latency in ms, and the error of the table."""
-    minimum = {group.name: minimum_width(group, target.round_to, "latency") for group in target.channels.prunable}
+    channels = target.channels
+    minimum = narrowest_widths(channels.prunable, channels.costs, round_to=target.round_to, kind="latency")
     return {
         **target.conditions,
         "dense_ms": target.dense_ms,

@@ -25,6 +25,7 @@ _HALVINGS = 24
 _NEAR = 0.01  # share of the time that an adjusted plan may differ by
 _STEPS = 2  # candidates up and down that are tried for each group
 _NEIGHBOURS = 48
+_PATIENCE = 4  # blocks that are skipped without a better plan before the search ends
 
 
 def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, limit: int, *, round_to: int) -> Plan:
@@ -50,7 +51,7 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
             f"that can be reached is {in_units('latency', least)} ({least / whole:.1%}).\n"
             f"Ask for more{f', set prune.round_to below {round_to}' if round_to > 1 else ''}, or exclude fewer layers."
         )
-    return knapsack.table.plan(knapsack.fill(knapsack.best_within(within, fastest), within))
+    return knapsack.table.plan(knapsack.best_within(within, fastest))
 
 
 def allocate_fastest(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, *, round_to: int) -> Plan:
@@ -90,8 +91,8 @@ def adjust(
     """
     knapsack = _Knapsack.build(scores, groups, costs, round_to)
     within = knapsack.cost.sum_within(wanted)
-    below = knapsack.fill(knapsack.shrink(knapsack.choice_of(plan), within), within)
-    excluded = {tuple(knapsack.choice_of(other).tolist()) for other in known}
+    below = knapsack.fill(knapsack.shrink(knapsack.table.choice_of(plan.widths()), within), within)
+    excluded = {tuple(knapsack.table.choice_of(other.widths()).tolist()) for other in known}
     near = [choice for choice in knapsack.neighbours(below, within) if tuple(choice.tolist()) not in excluded]
     if not near:
         return None
@@ -114,34 +115,62 @@ class _Knapsack:
         assert isinstance(cost, LatencyCost)
         return cls(WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True), cost)
 
-    def choice_of(self, plan: Plan) -> np.ndarray:
-        """Convert a plan to the choice with the candidates next to its widths."""
-        widths = plan.widths()
-        return np.array(
-            [
-                int(np.abs(candidates - widths.get(name, candidates[-1])).argmin())
-                for name, candidates in zip(self.table.names, self.table.candidates, strict=True)
-            ],
-            np.int64,
-        )
+    def best_choice(self, multiplier: float, blocks_of: np.ndarray | None = None) -> np.ndarray:
+        """Maximise score - `multiplier` * time one item at a time; an infinite one asks for speed alone.
 
-    def best_choice(self, multiplier: float) -> np.ndarray:
-        """Maximise score - `multiplier` * time one group at a time; an infinite one asks for speed alone."""
+        Args:
+            multiplier: of time, score per nanosecond.
+            blocks_of: a choice whose blocks are taken as they are; None: blocks are chosen too.
+        """
 
-        def gain(widths: np.ndarray, group: int) -> np.ndarray:
-            times = self.curve(widths, group)
-            return -times if np.isinf(multiplier) else self.table.kept_score[group] - multiplier * times
+        def gain(choice: np.ndarray, item: int) -> np.ndarray:
+            times = self.curve(self.table.widths(choice), item)
+            return -times if np.isinf(multiplier) else self.table.scores_of(choice, item) - multiplier * times
 
-        return coordinate_descent(self.table, gain)
+        return coordinate_descent(self.table, gain, blocks_of)
 
     def best_within(self, limit: float, fastest: np.ndarray) -> np.ndarray:
+        """Find the choice with the most score that keeps to `limit`, with room that is left filled.
+
+        Blocks are few and large, so that one multiplier for all of them leaves much of the limit unused. They are also
+        skipped one after the other, always the one that is worth the least for its time; for each set of blocks the
+        widths are found again.
+
+        Args:
+            limit: nanoseconds of all nodes.
+            fastest: a choice that keeps to it.
+        """
+        best = self.fill(self._bisect(limit, fastest), limit)
+        blocks = self.table.full_choice()
+        since_best = 0
+        while since_best < _PATIENCE and blocks[self.table.first_block :].any():
+            narrowest = self.best_choice(np.inf, blocks)
+            choice = narrowest
+            if self.time(narrowest) <= limit:
+                choice = self.fill(self._bisect(limit, narrowest, blocks), limit)
+                since_best += 1
+                if self.score(choice) > self.score(best):
+                    best, since_best = choice, 0
+            blocks[self._least_worthy_block(choice)] = 0
+        return best
+
+    def _least_worthy_block(self, choice: np.ndarray) -> int:
+        """Return the block that keeps the least score for its time."""
+        widths, worth = self.table.widths(choice), dict[int, float]()
+        for item in range(self.table.first_block, len(choice)):
+            if choice[item]:
+                time = float(self.curve(widths, item)[-1])
+                worth[item] = float(self.table.scores_of(choice, item)[-1]) / max(time, 1.0)
+        return min(worth, key=lambda item: worth[item])
+
+    def _bisect(self, limit: float, fastest: np.ndarray, blocks_of: np.ndarray | None = None) -> np.ndarray:
         """Bisect for the smallest multiplier that keeps to `limit`; of the choices seen, return the best that does."""
         best, most = fastest, self.score(fastest)
         all_score, all_time = self.score(self.table.full_choice()), self.cost.sum(self.table.full)
         low, high = 1e-4 * all_score / all_time, 1e4 * all_score / all_time
         for _ in range(_HALVINGS):
             middle = float(np.sqrt(low * high))
-            choice = self.best_choice(middle)
+            choice = self.best_choice(middle, blocks_of)
             if self.time(choice) <= limit:
                 high = middle
                 if self.score(choice) > most:
@@ -164,7 +193,7 @@ class _Knapsack:
         The times of two changes are added, although layers between both groups depend on each of them.
         """
         widths, moves = self.table.widths(choice), [(0.0, -1, 0)]  # extra time, group, index of the candidate
-        for group, now in enumerate(choice.tolist()):
+        for group, now in self._present(choice):
             times = self.curve(widths, group)
             near = range(max(now - _STEPS, 0), min(now + _STEPS + 1, len(times)))
             moves += [(float(times[index] - times[now]), group, index) for index in near if index != now]
@@ -187,17 +216,17 @@ class _Knapsack:
         """Spend the rest of `limit`, each time on the wider candidate that keeps the most score for its time."""
         choice = choice.copy()
         while steps := self._steps_up(choice, limit):
-            _, group, index = max(steps)
-            choice[group] = index
+            _, item, index = max(steps)
+            choice[item] = index
         return choice
 
     def _steps_up(self, choice: np.ndarray, limit: float) -> list[tuple[float, int, int]]:
-        """List the wider candidates that still fit as (score per nanosecond, group, index of the candidate)."""
+        """List the wider candidates that still fit as (score per nanosecond, item, index of the candidate)."""
         widths = self.table.widths(choice)
         left = limit - self.cost.sum(widths)
         steps: list[tuple[float, int, int]] = []
-        for group, now in enumerate(choice.tolist()):
-            times, kept_score = self.curve(widths, group), self.table.kept_score[group]
+        for group, now in self._present(choice):
+            times, kept_score = self.curve(widths, group), self.table.scores_of(choice, group)
             for index in range(now + 1, len(times)):
                 extra = float(times[index] - times[now])
                 if extra <= left:
@@ -208,8 +237,8 @@ class _Knapsack:
         """List the narrower candidates that save time as (score lost per nanosecond, group, index of the candidate)."""
         widths = self.table.widths(choice)
         steps: list[tuple[float, int, int]] = []
-        for group, now in enumerate(choice.tolist()):
-            times, kept_score = self.curve(widths, group), self.table.kept_score[group]
+        for group, now in self._present(choice):
+            times, kept_score = self.curve(widths, group), self.table.scores_of(choice, group)
             for index in range(now):
                 saved = float(times[now] - times[index])
                 if saved > 0:
@@ -226,4 +255,8 @@ class _Knapsack:
 
     def score(self, choice: np.ndarray) -> float:
         """Add up the scores that are kept."""
-        return sum(float(values[index]) for values, index in zip(self.table.kept_score, choice, strict=True))
+        return self.table.score(choice)
+
+    def _present(self, choice: np.ndarray) -> list[tuple[int, int]]:
+        """List (item, index of its candidate) of all that no skipped block is around."""
+        return [(item, index) for item, index in enumerate(choice.tolist()) if self.table.is_there(choice, item)]

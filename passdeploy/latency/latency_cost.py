@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from passdeploy.channels.blocks import is_presence, presence
+from passdeploy.channels.costs import CostModel
 from passdeploy.errors import PlanError
 from passdeploy.latency.table import LatencyTable
 
 NS_PER_MS = 1_000_000
+
+
+def with_latency(costs: CostModel, table: LatencyTable) -> CostModel:
+    """Add the latency of a table to the costs of its network; blocks that the table does not know must stay."""
+    blocks = tuple(block for block in costs.blocks if presence(block.name) in table.widths)
+    return replace(costs, latency=LatencyCost(table, list(costs.widths)), blocks=blocks)
 
 
 class LatencyCost:
@@ -17,7 +26,7 @@ class LatencyCost:
 
     Args:
         table: of the network.
-        names: of the groups, in the order of the cost model's vectors.
+        names: of the groups and blocks, in the order of the cost model's vectors.
 
     Raises:
         PlanError: the table names a group that the network does not have.
@@ -25,7 +34,7 @@ class LatencyCost:
 
     def __init__(self, table: LatencyTable, names: Sequence[str]) -> None:
         column = {name: number for number, name in enumerate(names)}
-        if unknown := sorted(set(table.widths) - set(column)):
+        if unknown := sorted(name for name in table.widths if name not in column and not is_presence(name)):
             raise PlanError(
                 f"the latency table follows group {unknown[0]!r}, which this network does not have.\n"
                 "It was made for another model, or with other layers excluded."
@@ -41,10 +50,13 @@ class LatencyCost:
         self._rows = [slice(end - len(node.sizes), end) for node, end in zip(table.nodes, ends, strict=True)]
         self._node_cache: dict[tuple[str, tuple[int, ...]], float] = {}
         self._curve_cache: dict[tuple[int, int, tuple[int, ...], bytes], np.ndarray] = {}
-        self._nodes_of_group: list[list[int]] = [[] for _ in names]
+        # A network whose blocks were not looked for has all of them.
+        self._blocks = [[column[name] for name in node.blocks if name in column] for node in table.nodes]
+        self._is_block = {column for blocks in self._blocks for column in blocks}
+        self._nodes_of_column: list[list[int]] = [[] for _ in names]
         for node, rows in enumerate(self._rows):
-            for group in np.flatnonzero(self._spans[rows].any(0)).tolist():
-                self._nodes_of_group[group].append(node)
+            for group in (*np.flatnonzero(self._spans[rows].any(0)).tolist(), *self._blocks[node]):
+                self._nodes_of_column[group].append(node)
 
     def value(self, widths: np.ndarray) -> int:
         """Predict the network's nanoseconds at `widths`, shape (groups,)."""
@@ -57,16 +69,21 @@ class LatencyCost:
     def sum(self, widths: np.ndarray) -> float:
         """Add up the nanoseconds of all nodes, before the correction for the size of the network."""
         sizes = (self._fixed + self._spans @ widths).tolist()
-        return sum(self._node(number, tuple(sizes[rows])) for number, rows in enumerate(self._rows))
+        return sum(
+            self._node(number, tuple(sizes[rows]))
+            for number, rows in enumerate(self._rows)
+            if all(widths[block] for block in self._blocks[number])
+        )
 
     def gradient(self, widths: np.ndarray) -> np.ndarray:
         """Compute nanoseconds per channel of each group, averaged over the upper half of its width.
 
-        Kernels compute channels in blocks, so the difference of a single channel would be zero or that of a block.
+        Kernels compute channels in blocks, so the difference of a single channel would be zero or that of a block. For
+        a block of the network it is all that goes with it.
         """
         slope = np.zeros(len(widths))
         for group in range(len(widths)):
-            half = max(1, int(widths[group]) // 2)
+            half = int(widths[group]) // 2 or int(group not in self._is_block)
             if half < widths[group]:
                 low, high = self.curve(widths, group, np.array([half, widths[group]]))
                 slope[group] = max((high - low) / (widths[group] - half), 0.0)
@@ -75,13 +92,20 @@ class LatencyCost:
     def curve(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> np.ndarray:
         """Predict nanoseconds of all nodes that depend on a group, at each of its `candidates`; other groups stay.
 
+        A block is a group of the candidates 0 and 1.
+
         Returns:
             Shape (candidates,).
         """
         sizes = self._fixed + self._spans @ widths
         total = np.zeros(len(candidates))
-        for node in self._nodes_of_group[group]:
+        for node in self._nodes_of_column[group]:
             rows = self._rows[node]
+            if not all(widths[block] for block in self._blocks[node] if block != group):
+                continue
+            if group in self._blocks[node]:
+                total += self._node(node, tuple(sizes[rows].tolist())) * candidates
+                continue
             span = self._spans[rows, group]
             others = sizes[rows] - span * widths[group]
             key = node, group, tuple(others.tolist()), candidates.tobytes()

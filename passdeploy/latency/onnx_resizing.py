@@ -7,6 +7,7 @@ timing only: the first channels stay, not the best ones.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,13 @@ import numpy as np
 
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup, cuts_whole_groups
+from passdeploy.profiling.kernel_times import name_in_module
 from passdeploy.profiling.onnx_layers import OnnxLayer, find_layers
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+_SCOPES = "pkg.torch.onnx.name_scopes"  # metadata in which the exporter keeps the modules around a node
 _WITH_BIAS = {"Conv": 0, "ConvTranspose": 1}  # operator -> dimension of its weight that holds output channels
 
 
@@ -104,6 +107,16 @@ class ResizableGraph:
             if shape is not None and len(shape) == 2 and shape[1] > 0:
                 self._arrays[node.input[1]] = np.array([0, -1], shape.dtype)  # keep the batch, flatten the rest
                 del node.attribute[:]  # with allowzero, 0 would be a size
+
+
+def name_nodes_by_module_(proto: ModelProto) -> None:
+    """Name every node after the PyTorch module that it comes from, which exports of slim networks have in common."""
+    known = set[str]()
+    for node in proto.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "['']")
+        modules = ast.literal_eval(scopes)[:-1]  # the last one is the operator
+        node.name = name_in_module(modules[-1] if modules else "", node.op_type, known)
+        known.add(node.name)
 
 
 def _without_weights(proto: Any) -> Any:

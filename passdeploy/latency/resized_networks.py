@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import is_presence, presence, skipped_in
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.channels.widths import minimum_width
@@ -25,7 +27,7 @@ from passdeploy.latency.engine_layers import engine_layers
 from passdeploy.latency.engine_sampler import EngineSampler, TensorRTBackend
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
-from passdeploy.latency.onnx_resizing import ResizableGraph
+from passdeploy.latency.onnx_resizing import ResizableGraph, name_nodes_by_module_
 from passdeploy.latency.ort_sampler import OrtSampler
 from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
@@ -137,14 +139,15 @@ def require_backend_here(backend: str) -> None:
 
 
 class SlimNetworks:
-    """PyTorch modules at any widths; the first channels of every group stay."""
+    """PyTorch modules at any widths, with blocks skipped; the first channels of every group stay."""
 
     def __init__(self, model: nn.Module, channels: ChannelMap) -> None:
         self._model, self._channels = deep_copy(model).cpu().eval(), channels
 
     def at(self, widths: Mapping[str, int]) -> nn.Module:
-        """Cut a copy of the network to `widths`; groups not named stay whole."""
-        return slim(self._model, self._channels.groups, Plan({name: tuple(range(n)) for name, n in widths.items()}))
+        """Cut a copy of the network to `widths`; groups and blocks not named stay whole."""
+        kept = {name: tuple(range(width)) for name, width in widths.items() if not is_presence(name)}
+        return slim(self._model, self._channels.groups, Plan(kept, skipped_in(widths)), self._channels.blocks)
 
 
 class OnnxNetworks:
@@ -162,16 +165,24 @@ class OnnxNetworks:
         self, model: nn.Module, channels: ChannelMap, images: Tensor, *, precision: str = "fp32", block: int = 8
     ) -> None:
         self._images, self._modules = images, SlimNetworks(_with_distinct_weights(model), channels)
-        self._precision = precision
+        self._precision, self._channels = precision, channels
         self.source: ModelProto = self._export({})  # the dense network in float32
         self._graph = ResizableGraph(self.source, channels.groups)
+        self._without = lru_cache(maxsize=2)(self._export_without)
         narrow = {group.name: minimum_width(group, block, "latency") for group in channels.prunable}
         self._is_resizable = _can_run(self._graph.at(narrow), images)
         self.layers = self._graph.layers()
 
     def at(self, widths: Mapping[str, int]) -> ModelProto:
-        """Return the graph at `widths`, in the precision; groups not named are whole."""
-        return in_precision(self._graph.at(widths) if self._is_resizable else self._export(widths), self._precision)
+        """Return the graph at `widths`, in the precision; groups and blocks not named are whole."""
+        if not self._is_resizable:
+            return in_precision(self._export(widths), self._precision)
+        skipped = skipped_in(widths)
+        return in_precision((self._without(skipped) if skipped else self._graph).at(widths), self._precision)
+
+    def _export_without(self, skipped: tuple[str, ...]) -> ResizableGraph:
+        """Export the network at full widths without these blocks: what is around them takes other operators."""
+        return ResizableGraph(self._export({presence(name): 0 for name in skipped}), self._channels.groups)
 
     def _export(self, widths: Mapping[str, int]) -> ModelProto:
         import onnx
@@ -180,7 +191,9 @@ class OnnxNetworks:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             export_onnx(self._modules.at(widths), self._images[:1], path, opset=opset, batch=(batch, batch, batch))
-            return onnx.load(path)
+            proto = onnx.load(path)
+        name_nodes_by_module_(proto)
+        return proto
 
 
 def _with_distinct_weights(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf, nan
 from time import perf_counter
@@ -10,11 +10,12 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from passdeploy.channels.groups import ChannelGroup, ChannelMap
+from passdeploy.channels.blocks import outermost, presence
+from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import (
     SLOW_TO_BUILD,
@@ -30,6 +31,7 @@ from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import generator
 
 _TRACE_SECONDS = 0.2
+_MOST_SKIPPED = 0.7  # share of its blocks that a network of random widths skips at most, on average
 _SHARE_SPREAD = 0.5  # largest difference between a group's share of channels and its network's
 _BASELINE_SECONDS, _BASELINE_CALLS = 0.3, 3
 _UNDISTURBED_QUANTILE = 0.25  # of the baseline times: the speed of the machine when nothing disturbs it
@@ -102,7 +104,7 @@ def sample_latency(
     alike = alike_groups(channels) if sampler.backend in SLOW_TO_BUILD else None
     random_widths: list[Mapping[str, int]] = [
         {},
-        *draw_widths(channels.groups, plan.networks - 1, sampler.block, seed=plan.seed, alike=alike),
+        *draw_widths(channels, plan.networks - 1, sampler.block, seed=plan.seed, alike=alike),
     ]
     began = perf_counter()
     sampler.measure({}, seconds=min(0.5, plan.seconds))  # a processor that was idle is slow at first
@@ -110,7 +112,8 @@ def sample_latency(
     traced: list[NetworkTiming] = []
 
     def table() -> LatencyTable:
-        return LatencyTable.build(context, widths, sampler.block, [*measurements.timings(), *traced])
+        timings = [*measurements.timings(), *traced]
+        return LatencyTable.build(context, widths, sampler.block, timings, channels.costs.blocks)
 
     def measure(network: Mapping[str, int], share_of_time: float = 1.0) -> None:
         elapsed = perf_counter() - began
@@ -124,7 +127,7 @@ def sample_latency(
         return median <= plan.small_error and largest <= plan.small_largest
 
     if isinstance(sampler, TracingSampler) and sampler.traces_elsewhere:
-        for drawn in draw_widths(channels.groups, plan.traced_networks, sampler.block, seed=plan.seed + 1):
+        for drawn in draw_widths(channels, plan.traced_networks, sampler.block, seed=plan.seed + 1):
             traced.append(NetworkTiming(drawn, nan, sampler.trace(drawn, seconds=_TRACE_SECONDS)))
     used: list[Mapping[str, int]] = []
     for network in random_widths:
@@ -195,12 +198,16 @@ class _Measurements:
 
 def _plan_widths(table: LatencyTable, channels: ChannelMap, share: float, block: int, seed: int) -> dict[str, int]:
     """Plan the widths for a share of the dense latency, with random scores like those of a trained network."""
-    costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
+    costs = with_latency(channels.costs, table)
     scores = {}
     for group in channels.prunable:
         draws = generator("aim", seed, group.name)
         level = torch.randn((), generator=draws).exp()  # layers differ in importance
         scores[group.name] = level * (0.5 + torch.rand(group.width, generator=draws))
+    for skippable in costs.blocks:
+        name = presence(skippable.name)
+        inside = sum(float(scores[group].sum()) for group in skippable.groups if group in scores)
+        scores[name] = inside * 2 * torch.rand(1, generator=generator("aim", seed, name))
     limit = int(NS_PER_MS * share * table.dense_ms)
     return allocate(scores, channels.groups, costs, limit, round_to=block).widths()
 
@@ -218,7 +225,7 @@ def alike_groups(channels: ChannelMap) -> dict[str, str]:
 
 
 def draw_widths(
-    groups: Sequence[ChannelGroup],
+    channels: ChannelMap,
     count: int,
     block: int,
     *,
@@ -227,22 +234,28 @@ def draw_widths(
 ) -> list[dict[str, int]]:
     """Draw widths of `count` networks from narrow to wide: the share of each group around its network's share.
 
+    Every other network skips some blocks besides.
+
     Args:
-        groups: of the network.
+        channels: of the network.
         count: of networks.
         block: channels that kernels compute together.
         seed: of the draws.
         alike: name of a group -> the group whose width it takes as well.
     """
-    random = np.random.default_rng(seed)
+    random, of_blocks = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     networks = []
-    for share in random.permutation(np.linspace(0.15, 0.95, max(count, 1)))[:count]:
+    for number, share in enumerate(random.permutation(np.linspace(0.15, 0.95, max(count, 1)))[:count]):
         widths: dict[str, int] = {}
-        for group in groups:
+        for group in channels.groups:
             if group.is_prunable:
                 candidates = candidate_widths(group, block, is_strict=True)
                 wanted = np.clip(share + random.uniform(-_SHARE_SPREAD, _SHARE_SPREAD), 0, 1) * group.width
                 first = (alike or {}).get(group.name, group.name)
                 widths[group.name] = widths.get(first, int(candidates[np.abs(candidates - wanted).argmin()]))
+        if number % 2:
+            most_skipped = of_blocks.uniform(0, _MOST_SKIPPED)
+            skipped = [one for one in channels.costs.blocks if of_blocks.uniform() < most_skipped]
+            widths |= {presence(one.name): 0 for one in outermost(skipped)}
         networks.append(widths)
     return networks

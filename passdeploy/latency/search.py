@@ -9,7 +9,7 @@ corrected as well, since it gave away accuracy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 
@@ -20,7 +20,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import BudgetError, UsageError
 from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
-from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.network_timing import SLOW_TO_BUILD, LatencySampler
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.clock import Clock, clock_of_backend
@@ -124,7 +124,7 @@ class LatencySearch:
         self._clock, self._is_on_gpu = clock or clock_of_backend(sampler.backend, device), device.type == "cuda"
         self._sessions = 1 if sampler.backend in BUILT_ONCE else _SESSIONS_OF.get(sampler.backend, _SESSIONS)
         self._allocation, self._confirm = allocation, build_delivered
-        self._costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
+        self._costs = with_latency(channels.costs, table)
 
     def find(self, scores: Scores, goal: LatencyGoal, stage: Stage | None = None) -> SearchResult:
         """Find the plan that keeps the most of `scores` and is measured to meet the goal.

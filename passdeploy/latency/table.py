@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from passdeploy.channels.blocks import Block, presence, skipped_in
 from passdeploy.channels.costs import Factor
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.latency.layer_model import LayerModel, non_negative_least_squares
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.size_inference import SizeExplainer, infer_sizes
-from passdeploy.profiling.kernel_times import NodeTime
+from passdeploy.profiling.kernel_times import NodeTime, module_of
 from passdeploy.runtime.files import atomic_path
 
 FORMAT = 1
@@ -38,6 +39,11 @@ class Node:
     name: str
     layer: str  # signature: nodes with equal ones share a `LayerModel`
     sizes: tuple[Factor, ...]  # that its time is a function of
+    blocks: tuple[str, ...] = ()  # `presence` of the blocks that it goes with
+
+    def is_there(self, widths: Mapping[str, int]) -> bool:
+        """True if none of its blocks is skipped."""
+        return all(widths[block] for block in self.blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +60,7 @@ class NetworkModel:
         for layer, numbers in _by_layer(nodes).items():
             sizes = [[factor.size(widths) for factor in nodes[number].sizes] for number in numbers]
             times[numbers] = self.layers[layer].predict(np.array(sizes, np.int64).reshape(len(numbers), -1))
-        return times
+        return times * [node.is_there(widths) for node in nodes]
 
     def network_ms(self, nodes_ms: float) -> float:
         """Convert the sum of all nodes to the latency of the network."""
@@ -71,7 +77,7 @@ class LatencyTable:
 
     Attributes:
         context: machine, backend and settings of the measurements.
-        widths: group name -> width in the dense network.
+        widths: group name -> width in the dense network; and `presence` of the blocks that it knows -> 1.
         block: channels that kernels of the backend compute together.
         nodes: of the network, in the order of a call.
         measurements: the networks that were measured, the dense one first: widths (groups not named are whole), and
@@ -92,23 +98,34 @@ class LatencyTable:
 
     @classmethod
     def build(
-        cls, context: MeasurementContext, widths: Mapping[str, int], block: int, timings: Sequence[NetworkTiming]
+        cls,
+        context: MeasurementContext,
+        widths: Mapping[str, int],
+        block: int,
+        timings: Sequence[NetworkTiming],
+        blocks: Sequence[Block] = (),
     ) -> LatencyTable:
-        """Infer the sizes of every node and spread the measured times over the nodes.
+        """Infer the sizes and blocks of every node and spread the measured times over the nodes.
 
         Args:
             context: machine, backend and settings of the measurements.
             widths: group name -> width in the dense network.
             block: channels that kernels of the backend compute together.
-            timings: of networks of different widths, the dense one first; a call of nan milliseconds is estimated.
+            timings: of networks of different widths and blocks, the dense one first; a call of nan milliseconds is
+                estimated.
+            blocks: that may be skipped.
         """
         estimated = frozenset(number for number, timing in enumerate(timings) if isnan(timing.total_ms))
         if estimated:
             timings = estimate_calls(timings)
-        nodes = _nodes_with_sizes(widths, block, timings)
+        whole = [timing for timing in timings if not skipped_in(timing.widths)]
+        nodes = tuple(
+            replace(node, blocks=_blocks_of(node, blocks)) for node in _nodes_with_sizes(widths, block, whole)
+        )
         times = _node_times([node.name for node in nodes], timings)
         measurements = tuple((dict(timing.widths), timing.total_ms) for timing in timings)
-        return cls(context, dict(widths), block, nodes, measurements, times, estimated)
+        sizes = {**widths, **{presence(one.name): 1 for one in blocks}}
+        return cls(context, sizes, block, nodes, measurements, times, estimated)
 
     @cached_property
     def model(self) -> NetworkModel:
@@ -171,9 +188,15 @@ class LatencyTable:
         """Fit a model to each distinct layer; `times` has shape (nodes, networks)."""
         models = {}
         for layer, numbers in _by_layer(self.nodes).items():
-            sizes = [[size.size(network) for size in self.nodes[node].sizes] for node in numbers for network in widths]
+            timed = [
+                (node, column)
+                for node in numbers
+                for column, network in enumerate(widths)
+                if self.nodes[node].is_there(network)
+            ]
+            sizes = [[size.size(widths[column]) for size in self.nodes[node].sizes] for node, column in timed]
             shaped = np.array(sizes, np.int64).reshape(len(sizes), len(self.nodes[numbers[0]].sizes))
-            models[layer] = LayerModel.fit(shaped, times[numbers].ravel(), self.block)
+            models[layer] = LayerModel.fit(shaped, np.array([times[key] for key in timed]), self.block)
         return models
 
     def to_json(self) -> dict[str, Any]:
@@ -192,6 +215,7 @@ class LatencyTable:
                     "sizes": [
                         {"fixed": size.fixed, "spans": [list(span) for span in size.spans]} for size in node.sizes
                     ],
+                    "blocks": list(node.blocks),
                     "ms": [float(f"{ms:.5g}") for ms in times],
                 }
                 for node, times in zip(self.nodes, self.times, strict=True)
@@ -213,6 +237,7 @@ class LatencyTable:
                     Factor(int(size["fixed"]), tuple((str(name), int(span)) for name, span in size["spans"]))
                     for size in entry["sizes"]
                 ),
+                tuple(str(name) for name in entry.get("blocks", ())),
             )
             for entry in document["nodes"]
         )
@@ -224,7 +249,8 @@ class LatencyTable:
         if times.shape != (len(nodes), len(measurements)) or not (times >= 0).all():
             raise ValueError("times that do not fit")
         widths = {str(name): int(width) for name, width in document["groups"].items()}
-        if unknown := {name for node in nodes for size in node.sizes for name, _ in size.spans} - set(widths):
+        followed = {name for node in nodes for size in node.sizes for name, _ in size.spans}
+        if unknown := {*followed, *(name for node in nodes for name in node.blocks)} - set(widths):
             raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
         context = MeasurementContext.from_json(document["place"])
         estimated = frozenset(int(number) for number in document.get("estimated", ()))
@@ -268,6 +294,12 @@ def _nodes_with_sizes(widths: Mapping[str, int], block: int, timings: Sequence[N
             layer, sizes = infer_sizes(same, explainer)
         nodes.append(Node(node.name, layer, sizes))
     return tuple(nodes)
+
+
+def _blocks_of(node: Node, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """Return `presence` of the blocks that a node goes with, by the module that it is named after."""
+    module = module_of(node.name)
+    return tuple(presence(block.name) for block in blocks if module and block.holds(module))
 
 
 def _node_times(names: Sequence[str], timings: Sequence[NetworkTiming]) -> np.ndarray:

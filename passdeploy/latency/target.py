@@ -15,7 +15,7 @@ from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
 from passdeploy.latency.find_table import find_table, open_sampler
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.latency_cost import NS_PER_MS, LatencyCost
+from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.resized_networks import require_table_support
 from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
@@ -126,7 +126,7 @@ def prepare_target(
     else:
         images = example_images(measure.batch, image_shape)
         table = find_table(context, dense, channels, images, listener=listener)
-    costs = replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
+    costs = with_latency(channels.costs, table)
     channels = replace(channels, costs=costs)
     goal = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
     dense_ns = costs.of("latency")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.latency.network_timing import NetworkTiming, steady_ms
+from passdeploy.models.reduction_calls import ReductionCallTracker
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE
-from passdeploy.profiling.kernel_times import FEWEST_CALLS, SKIPPED_CALLS, NodeTime, Shape, typical_time
+from passdeploy.profiling.kernel_times import (
+    FEWEST_CALLS,
+    SKIPPED_CALLS,
+    NodeTime,
+    Shape,
+    name_in_module,
+    typical_time,
+)
 from passdeploy.profiling.runners import TorchRunner, torch_threads
 
 _DELAY_FACTOR = 1.5  # a device is delayed by this times the time in which the host queues a call
@@ -89,7 +98,7 @@ class TorchSampler:
     def _trace(self, runner: TorchRunner, seconds: float) -> tuple[NodeTime, ...]:
         clock = self.clock
         timer, began, calls = OperatorTimer(clock), clock.now(), 0
-        with torch_threads(self._threads):
+        with torch_threads(self._threads), timer.naming_modules(runner.module):
             while calls < SKIPPED_CALLS + FEWEST_CALLS or clock.now() - began < seconds:
                 timer.time(runner.run_eagerly)
                 calls += 1
@@ -101,10 +110,14 @@ class OperatorTimer(TorchDispatchMode):
 
     def __init__(self, clock: StepClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._clock, self._queueing_ms = clock, 0.0
-        self._spans: list[tuple[str, Callable[[], float]]] = []  # of the current call
+        self._clock, self._queueing_ms, self._modules = clock, 0.0, ReductionCallTracker()
+        self._spans: dict[str, Callable[[], float]] = {}  # of the current call
         self._times: dict[str, list[float]] = defaultdict(list)
         self._operators: dict[str, tuple[str, tuple[Shape, ...], int]] = {}
+
+    def naming_modules(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Name operators after the module of `model` that runs them, inside this context."""
+        return self._modules.hooked_into(model)
 
     def time(self, call: Callable[[], object]) -> None:
         """Time the operators of one call of a network."""
@@ -114,19 +127,19 @@ class OperatorTimer(TorchDispatchMode):
             call()
         took_ms = (self._clock.now() - began) * 1e3  # longer where a full queue made the host wait
         self._queueing_ms = min(took_ms, self._queueing_ms or took_ms)
-        for name, took in self._spans:
-            self._times[name].append(took())
-        self._spans = []
+        for name, span in self._spans.items():
+            self._times[name].append(span())
+        self._spans = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: list[Any] = []
         took = self._clock.time_step(lambda: result.append(func(*args, **(kwargs or {}))))
         kind = str(func)
         if kind not in _FREE_OPERATORS:
-            name = f"{len(self._spans)}:{kind}"
+            name = name_in_module(self._modules.module, kind, self._spans)
             read, written = _tensor_shapes((args, kwargs)), _tensor_shapes(result)
             self._operators[name] = (kind, (*read, *written), len(read))
-            self._spans.append((name, took))
+            self._spans[name] = took
         return result[0]
 
     def nodes(self) -> tuple[NodeTime, ...]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.channels.widths import minimum_width
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
@@ -54,8 +53,8 @@ class MaskObjective:
         self.network = ShrinkingNetwork(model, groups, costs, self.co_trained)
         self._distillation = _distillation_loss(teacher, settings) if settings.distill else None
         self.dense_cost = costs.of(budget.kind)
-        minimum_widths = {group.name: minimum_width(group, settings.round_to, budget.kind) for group in groups}
-        self._lowest_limit = min(costs.of(budget.kind, minimum_widths), budget.limit)
+        narrowest = narrowest_widths(groups, costs, round_to=settings.round_to, kind=budget.kind)
+        self._lowest_limit = min(costs.of(budget.kind, narrowest), budget.limit)
 
     def plan(self, scores: Tensor, limit: int) -> Plan:
         """Choose the channels with the highest scores, (channels,), of those that were not removed before.

@@ -50,15 +50,14 @@ def test_coordinate_descent_ends_where_no_group_gains_by_itself(table: WidthTabl
         chosen = widths[table.columns].astype(float)
         return float(-((chosen - 4) ** 2).sum() - 0.1 * chosen.prod() ** (1 / len(chosen)))
 
-    def gain(widths: np.ndarray, group: int) -> np.ndarray:
+    def gain(choice: np.ndarray, group: int) -> np.ndarray:
         values = []
-        for candidate in table.candidates[group]:
-            changed = widths.copy()
-            changed[table.columns[group]] = candidate
-            values.append(value(changed))
+        for candidate in range(len(table.candidates[group])):
+            changed = choice.copy()
+            changed[group] = candidate
+            values.append(value(table.widths(changed)))
         return np.array(values)
 
     choice = coordinate_descent(table, gain)
     assert [int(widths[index]) for widths, index in zip(table.candidates, choice, strict=True)] == [4] * len(choice)
-    widths = table.widths(choice)
-    assert all(gain(widths, group).max() == value(widths) for group in range(len(choice)))
+    assert all(gain(choice, group).max() == value(table.widths(choice)) for group in range(len(choice)))

@@ -12,7 +12,7 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import BudgetError
 from passdeploy.latency.knapsack import allocate
-from passdeploy.latency.latency_cost import LatencyCost
+from passdeploy.latency.latency_cost import with_latency
 
 from .fakes import FakeSampler, chain, table_of
 
@@ -25,7 +25,7 @@ def channels() -> ChannelMap:
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
     table = table_of(FakeSampler(), channels)
-    return replace(channels.costs, latency=LatencyCost(table, list(channels.costs.widths)))
+    return with_latency(channels.costs, table)
 
 
 @pytest.fixture(scope="module")

@@ -87,9 +87,9 @@ def test_where_building_takes_the_time_networks_are_few_and_repeated_blocks_equa
     repeated = map_channels(nn.Sequential(*blocks).eval(), torch.zeros(1, 3, 8, 8))
     alike = alike_groups(repeated)
     assert alike == {"0": "0", "1": "1", "2": "1", "3": "3"}  # the first reads images, the last is read by the end
-    for widths in draw_widths(repeated.groups, 8, 8, seed=0, alike=alike):
+    for widths in draw_widths(repeated, 8, 8, seed=0, alike=alike):
         assert widths["1"] == widths["2"]
-    assert len({widths["0"] == widths["1"] for widths in draw_widths(repeated.groups, 8, 8, seed=0, alike=alike)}) == 2
+    assert len({widths["0"] == widths["1"] for widths in draw_widths(repeated, 8, 8, seed=0, alike=alike)}) == 2
     plans = SamplingPlan.of("compile"), SamplingPlan.of("ort")
     assert (plans[0].repeats, plans[1].repeats) == (1, 2)
     assert plans[0].networks < plans[1].networks
@@ -144,7 +144,7 @@ def test_where_a_compiler_takes_the_time_most_networks_are_timed_without_it(chan
     for number in table.estimated:
         widths, ms = table.measurements[number]
         assert ms == pytest.approx(sampler.total(widths), rel=0.03)
-    for widths in draw_widths(channels.groups, 6, 8, seed=5):
+    for widths in draw_widths(channels, 6, 8, seed=5):
         assert table.predict_ms(widths) == pytest.approx(sampler.total(widths), rel=0.08)
     again = LatencyTable.from_json(table.to_json())
     assert again.estimated == table.estimated

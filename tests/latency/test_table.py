@@ -132,8 +132,8 @@ def test_one_curve_of_a_group_is_the_difference_of_whole_networks(table: Latency
 
 
 def test_random_widths_are_aligned_differ_and_are_the_same_every_time(channels: ChannelMap):
-    networks = draw_widths(channels.groups, 12, 16, seed=3)
-    assert networks == draw_widths(channels.groups, 12, 16, seed=3)
+    networks = draw_widths(channels, 12, 16, seed=3)
+    assert networks == draw_widths(channels, 12, 16, seed=3)
     assert len({tuple(widths.items()) for widths in networks}) > 9
     for widths in networks:
         for (_, width), full in zip(widths.items(), WIDTHS, strict=True):
