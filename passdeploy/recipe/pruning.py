@@ -163,7 +163,13 @@ class PruneSpec(Section):
     exclude: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="Layers whose output channels are kept, like those of all layers that share these channels.",
+        description="Layers whose output channels are kept, like those of all layers that share these channels; "
+        "and blocks that are kept.",
+    )
+    blocks: bool | Literal["auto"] = Field(
+        default="auto",
+        description="true: whole residual blocks may be skipped, besides channels. false: channels only. "
+        "auto: true where the target is a latency, which depends on the number of layers more than on their widths.",
     )
     steps: int = Field(
         default=300, ge=0, description="Steps of mask learning, or of growing regularisation; one batch each."
@@ -212,6 +218,11 @@ class PruneSpec(Section):
     )
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
     hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that computes the scores.")
+
+    @property
+    def skips_blocks(self) -> bool:
+        """True if whole blocks may be skipped."""
+        return self.target.kind in ("latency", "latency_ms") if self.blocks == "auto" else self.blocks
 
     @property
     def takes_plan(self) -> bool:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
+from passdeploy.sparsity.block_gates import BlockGates
 from passdeploy.sparsity.flat import FlatChannels
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
 
@@ -65,12 +67,13 @@ def taylor_scores(
     batches: Batches,
     loss: Loss,
     *,
+    blocks: Sequence[Block] = (),
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
-    """Compute the Taylor importance of every channel (Molchanov et al., arXiv:1906.10771, eq. 8).
+    """Compute the Taylor importance of every channel and block (Molchanov et al., arXiv:1906.10771, eq. 8).
 
     It estimates to first order how much the loss changes when a channel is removed: the squared gradient of the loss
-    by a gate of 1 on the channel, averaged over batches. Batch norms use the statistics of the batch, as they will in
+    by a gate of 1 on the channel, averaged over batches. A block has its gate where its branch joins its input. Batch norms use the statistics of the batch, as they will in
     fine-tuning.
 
     Args:
@@ -78,24 +81,39 @@ def taylor_scores(
         groups: the groups to score.
         batches: (inputs, targets) on the model's device.
         loss: of the network's output and a target, a mean over the batch.
+        blocks: to score as well.
         processes: that score together, each with its part of every batch.
 
     Returns:
-        Group name -> scores, shape (width,), on the CPU.
+        Group name -> scores, shape (width,), and `presence` of a block -> its score, shape (1,); on the CPU.
     """
-    evaluated, channels = batch_statistics_only(model), FlatChannels.of(groups)
+    evaluated, channels = batch_statistics_only(model), FlatChannels.of(groups, blocks)
+    device = next(model.parameters()).device
+    gates = BlockGates(blocks, device)
     gradients = ChannelGradients(
-        dict(evaluated.named_parameters()), groups, torch.arange(channels.total), channels.total
+        dict(evaluated.named_parameters()), groups, torch.arange(channels.channels), channels.channels
     )
-    total, count = torch.zeros(channels.total, device=next(model.parameters()).device), 0
+    total, count = torch.zeros(channels.total, device=device), 0
     for images, labels in batches:
         with processes.synchronised_batch_norm():
-            value = loss(evaluated(images), labels)
-            of_weights = torch.autograd.grad(value, gradients.parameters, allow_unused=True)
+            with gates.on(evaluated):
+                output = evaluated(images)
+            value = loss(output, labels)
+            *of_weights, of_gates = torch.autograd.grad(
+                value, [*gradients.parameters, gates.values], allow_unused=True
+            )
         _, by_gates = gradients(of_weights)
+        if of_gates is not None:
+            by_gates = torch.cat([by_gates, of_gates])
         total = total + processes.mean_over_batch(by_gates, len(images)).square()
         count += 1
     return channels.split((total / max(count, 1)).cpu())
+
+
+def with_block_sums(scores: Mapping[str, Tensor], blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Add a score of every block to those of groups: the sum over all channels that live only inside it."""
+    inside = {block: [scores[name].sum() for name in block.groups if name in scores] for block in blocks}
+    return {**scores, **{presence(block.name): torch.stack(sums).sum()[None] for block, sums in inside.items() if sums}}
 
 
 def _scales_of(group: ChannelGroup, scale_of: Mapping[str, Tensor]) -> list[Tensor]:

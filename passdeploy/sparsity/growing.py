@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block, tensors_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
@@ -39,6 +40,7 @@ def grow_penalty(
     ceiling: float = 1.0,
     ramp: float = 0.75,
     distillation: DistillationLoss | None = None,
+    blocks: Sequence[Block] = (),
     stage: Stage | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> nn.Module:
@@ -55,6 +57,7 @@ def grow_penalty(
         ceiling: the penalty's factor at the end; it adds `factor * weight` to a gradient.
         ramp: share of the steps over which the factor grows, in a straight line.
         distillation: adds the outputs of a teacher to the loss; only for networks that classify.
+        blocks: of the network; the penalty is on all weights of those that `plan` skips.
         stage: hears of every step.
         processes: that train together, each with its part of every batch.
 
@@ -68,6 +71,8 @@ def grow_penalty(
         for name, parameter in trained.named_parameters()
         if (mask := _removed_mask(name, parameter, groups, plan)) is not None
     }
+    gone = tensors_of(blocks, plan.skipped)
+    removed |= {p: torch.ones_like(p, requires_grad=False) for name, p in trained.named_parameters() if name in gone}
     parameters = list(trained.parameters())
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
     deferred = DeferredScalars(every=steps_per_report(next(trained.parameters()).device))

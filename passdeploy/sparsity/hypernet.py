@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 
 
@@ -125,8 +126,12 @@ def joined_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Tensor]:
+def weight_statistics(
+    model: nn.Module, groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()
+) -> list[Tensor]:
     """Compute, per group, the standardised log-norm of each channel's filters, shape (width,).
+
+    For each block follows the log-norm of its weights, standardised over all blocks, shape (1,).
 
     They are the input of the hypernetwork (PASS, arXiv:2407.17412, section 3: an embedding of weight statistics).
     """
@@ -139,6 +144,14 @@ def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[
                 weight = state[slot.tensor].detach().float()
                 norm = weight.movedim(slot.dim, 0).flatten(1).norm(dim=1)[slot.index.to(weight.device)].norm(dim=1)
                 logs.append(norm.clamp_min(1e-12).log())
-        values = torch.stack(logs).mean(0)
-        statistics.append((values - values.mean()) / values.std(unbiased=False).clamp_min(1e-6))
-    return statistics
+        statistics.append(_standardised(torch.stack(logs).mean(0)))
+    norms = [
+        torch.stack([state[name].detach().float().norm() for name in block.tensors if name in state]).norm()
+        for block in blocks
+    ]
+    of_blocks = _standardised(torch.stack(norms).clamp_min(1e-12).log()).split(1) if norms else ()
+    return [*statistics, *of_blocks]
+
+
+def _standardised(values: Tensor) -> Tensor:
+    return (values - values.mean()) / values.std(unbiased=False).clamp_min(1e-6)

@@ -46,7 +46,7 @@ from passdeploy.training.step import divergence, gradient_step_
 class Learned:
     """Result of mask learning."""
 
-    scores: dict[str, Tensor]  # group name -> (width,) in (0, 1)
+    scores: dict[str, Tensor]  # group name -> (width,) in (0, 1); `presence` of a block -> (1,)
     prompt: VisualPrompt | None
     hypernetwork: Hypernetwork
     losses: tuple[float, ...]  # one per step
@@ -68,7 +68,7 @@ def learn_masks(
     stage: Stage | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Learned:
-    """Learn the scores of every channel of the prunable `groups` of `model`.
+    """Learn the scores of every channel of the prunable `groups` of `model`, and of the blocks that `costs` knows.
 
     Args:
         model: the trained network, on the device to learn on; it is left as it was.
@@ -104,9 +104,11 @@ def learn_masks(
         budget = Budget.of(kind, amount, costs)
     objective = MaskObjective(model, prunable, loss, costs, budget, settings, teacher or model)
     channels = objective.network.channels
-    prior = taylor_scores(model, prunable, islice(_cycle(batches), settings.prior_batches), loss, processes=processes)
+    first_batches = islice(_cycle(batches), settings.prior_batches)
+    prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
     importance = TaylorImportance(channels.join(prior).to(inputs.device), settings.memory)
-    prompt, hypernetwork = _make_scorer(model, prunable, importance, inputs, settings)
+    statistics = weight_statistics(model, prunable, channels.blocks)
+    prompt, hypernetwork = _make_scorer(statistics, importance, inputs, settings)
     if start is not None:
         _load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
@@ -220,20 +222,16 @@ def _scores(prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> Tensor:
 
 
 def _make_scorer(
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    importance: TaylorImportance,
-    inputs: Tensor,
-    settings: PassSettings,
+    statistics: Sequence[Tensor], importance: TaylorImportance, inputs: Tensor, settings: PassSettings
 ) -> tuple[VisualPrompt | None, Hypernetwork]:
-    """Make the prompt and the hypernetwork, untrained, on the model's device."""
-    device, prompt = next(model.parameters()).device, None
+    """Make the prompt and the hypernetwork, untrained, on the device of the importance."""
+    device, prompt = importance.scores.device, None
     if settings.prompt_kind != "none":
         channels, height, width = inputs.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
     with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
-            [values.cpu() for values in weight_statistics(model, groups)],
+            [values.cpu() for values in statistics],
             importance.logits().cpu(),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,

@@ -50,17 +50,17 @@ class MaskObjective:
         self.co_trained = None
         if settings.weights != "frozen":
             self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
-        self.network = ShrinkingNetwork(model, groups, costs, self.co_trained)
+        self.network = ShrinkingNetwork(model, groups, costs, self.co_trained, fade_steps=settings.fade_steps)
         self._distillation = _distillation_loss(teacher, settings) if settings.distill else None
         self.dense_cost = costs.of(budget.kind)
         narrowest = narrowest_widths(groups, costs, round_to=settings.round_to, kind=budget.kind)
         self._lowest_limit = min(costs.of(budget.kind, narrowest), budget.limit)
 
     def plan(self, scores: Tensor, limit: int) -> Plan:
-        """Choose the channels with the highest scores, (channels,), of those that were not removed before.
+        """Choose the channels and blocks with the highest scores, of those that were not removed before.
 
         Args:
-            scores: of all channels; they are copied to the host.
+            scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
             limit: of the budget.
         """
         ranked = self.network.demote_removed(scores.detach().cpu())

@@ -18,7 +18,13 @@ from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage
-from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
+from passdeploy.sparsity.baselines import (
+    bn_scale_scores,
+    magnitude_scores,
+    random_scores,
+    taylor_scores,
+    with_block_sums,
+)
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.learn import learn_masks
@@ -36,7 +42,8 @@ class Selection:
     """Channels to keep, and the modules that were trained while they were selected."""
 
     plan: Plan
-    scores: dict[str, Tensor]  # group name -> (width,); 1 and 0 where the plan is that of another run
+    # Group name -> (width,), `presence` of a block -> (1,); 1 and 0 where the plan is that of another run.
+    scores: dict[str, Tensor]
     text: str  # one line for the person who waits
     prompt: VisualPrompt | None = None
     hypernetwork: Hypernetwork | None = None
@@ -85,6 +92,8 @@ def select_channels(
     if recipe.train.channels_last:
         dense = dense.to(memory_format=torch.channels_last)
     text = f"{len(groups)} groups scored by {prune.method}"
+    if blocks := channels.costs.blocks:
+        text = f"{len(groups)} groups and {len(blocks)} blocks scored by {prune.method}"
     if prune.method == "pass":
         learned = learn_masks(
             dense,
@@ -123,6 +132,7 @@ def select_channels(
         ceiling=prune.growing.ceiling,
         ramp=prune.growing.ramp,
         distillation=_growing_distillation(recipe, dense),
+        blocks=channels.blocks,
         stage=stage,
         processes=processes,
     )
@@ -139,16 +149,16 @@ def _baseline_scores(
     recipe: Recipe, channels: ChannelMap, dense: nn.Module, stream: Stream, processes: Processes
 ) -> dict[str, Tensor]:
     """Score the channels as the recipe's baseline does; growing regularisation chooses by such scores too."""
-    prune, groups = recipe.prune, channels.prunable
+    prune, groups, blocks = recipe.prune, channels.prunable, channels.costs.blocks
     if prune.method == "random":
-        return random_scores(groups, seed=recipe.seed)
+        return with_block_sums(random_scores(groups, seed=recipe.seed), blocks)
     if prune.method == "bn_scale":
-        return bn_scale_scores(dense, groups)
+        return with_block_sums(bn_scale_scores(dense, groups), blocks)
     score = {"taylor": "taylor", "growing": prune.growing.score}.get(prune.method, prune.norm)
     if score == "taylor":
         batches = islice(stream(), PassSettings.prior_batches)
-        return taylor_scores(dense, groups, batches, _cross_entropy, processes=processes)
-    return magnitude_scores(dense, groups, norm=score)
+        return taylor_scores(dense, groups, batches, _cross_entropy, blocks=blocks, processes=processes)
+    return with_block_sums(magnitude_scores(dense, groups, norm=score), blocks)
 
 
 def _cross_entropy(output: Any, labels: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class PassSettings:
     only_better: bool = False  # distil only where the dense network's loss is lower; needs class indices as targets
     hypernet_kind: str = "lstm"
     hidden: int = 64
+    fade_steps: int = 10  # over which the gate of a removed block falls to zero
     round_to: int = 8
     per_cost: bool = True
     allocation: str = "global"

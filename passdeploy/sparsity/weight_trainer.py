@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import deep_copy
@@ -47,12 +48,14 @@ class CoTrainedWeights:
         state = self.optimizer.state.get(parameter, {}).values()
         return [value for value in state if isinstance(value, Tensor) and value.shape == parameter.shape]
 
-    def slim_(self, groups: Sequence[ChannelGroup], plan: Plan) -> None:
+    def slim_(self, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> None:
         """Slim the copy, and the optimiser state of its parameters (momentum, squared gradients) in the same way."""
-        smaller = slim(self.network, groups, plan)
+        smaller = slim(self.network, groups, plan, blocks)
         optimizer = make_optimizer(smaller, self._spec)
         new, averages = dict(smaller.named_parameters()), dict[str, dict[str, Tensor]]()  # state key -> name -> tensor
         for name, parameter in self.network.named_parameters():
+            if name not in new:  # of a block that is skipped
+                continue
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     averages.setdefault(key, {})[name] = value

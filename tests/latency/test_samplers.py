@@ -203,8 +203,8 @@ def test_operators_on_a_gpu_are_read_once_the_call_is_over():
         timer.time(lambda: torch.ones(3).sin().cos())
     assert log == [*("hold 0", *["queued"] * 3, *["read"] * 3), *("hold 4.5", *["queued"] * 3, *["read"] * 3)]
     assert [(node.name, node.ms) for node in timer.nodes()][1:] == [
-        ("1:aten.sin.default", 7.0),
-        ("2:aten.cos.default", 7.0),
+        ("/aten.sin.default.0", 7.0),
+        ("/aten.cos.default.0", 7.0),
     ]
 
 
