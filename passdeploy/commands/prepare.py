@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,8 +95,10 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
         image,
         include=recipe.prune.include,
         exclude=recipe.prune.exclude,
-        with_blocks=recipe.prune.from_run is not None and recipe.prune.reuse == "plan",
+        with_blocks=recipe.prune.skips_blocks or recipe.prune.takes_plan,
     )
+    if not recipe.prune.skips_blocks:
+        channels = replace(channels, costs=channels.costs.without_blocks())
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
         raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")

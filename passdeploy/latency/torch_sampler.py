@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.latency.network_timing import NetworkTiming, steady_ms
-from passdeploy.models.reduction_calls import ReductionCallTracker
+from passdeploy.models.function_calls import FunctionCallTracker
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import StepClock, clock_for
 from passdeploy.profiling.execution import Setting
@@ -110,7 +110,7 @@ class OperatorTimer(TorchDispatchMode):
 
     def __init__(self, clock: StepClock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._clock, self._queueing_ms, self._modules = clock, 0.0, ReductionCallTracker()
+        self._clock, self._queueing_ms, self._modules = clock, 0.0, FunctionCallTracker()
         self._spans: dict[str, Callable[[], float]] = {}  # of the current call
         self._times: dict[str, list[float]] = defaultdict(list)
         self._operators: dict[str, tuple[str, tuple[Shape, ...], int]] = {}

@@ -21,34 +21,41 @@ from passdeploy.models.function_calls import ADDITION_FUNCTIONS, CallKey, Functi
 _SUMMANDS = ("input", "other")
 
 
-class MutedBranches(TorchFunctionMode):
-    """Mode in which the branch of each given addition is zero.
+class ChangedBranches(TorchFunctionMode):
+    """Mode in which the branch of each given addition is changed.
 
     Args:
         tracker: of the network that runs.
         branches: addition -> which of its summands is the branch, 0 or 1.
+        change: (branch, addition, whether the sum is written into it) -> what is added instead; in the last case the
+            branch itself must be changed.
     """
 
-    def __init__(self, tracker: FunctionCallTracker, branches: Mapping[CallKey, int]) -> None:
+    def __init__(
+        self,
+        tracker: FunctionCallTracker,
+        branches: Mapping[CallKey, int],
+        change: Callable[[Tensor, CallKey, bool], Tensor],
+    ) -> None:
         super().__init__()
-        self._tracker, self._branches = tracker, branches
+        self._tracker, self._branches, self._change = tracker, branches, change
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call any function of torch, with a branch of zeros where it is known."""
+        """Call any function of torch, with another branch where it is known."""
         given = dict(kwargs or {})
-        branch = self._branches.get(self._tracker.next_key()) if func in ADDITION_FUNCTIONS else None
-        if branch is None:
+        key = self._tracker.next_key() if func in ADDITION_FUNCTIONS else None
+        branch = None if key is None else self._branches.get(key)
+        if key is None or branch is None:
             return func(*args, **given)
         summands = [*args[:2], *(given.pop(name) for name in _SUMMANDS[len(args[:2]) :])]
-        # Into the first summand of `add_` the sum is written, so that one becomes zero in place.
-        summands[branch] = summands[branch].zero_() if func is Tensor.add_ and not branch else _zeros(summands[branch])
+        summands[branch] = self._change(summands[branch], key, func is Tensor.add_ and branch == 0)
         return func(*summands, *args[2:], **given)
 
 
-def _zeros(branch: Tensor) -> Tensor:
-    return torch.zeros_like(branch)  # a product with zero would keep what is not finite
+def _mute(branch: Tensor, _: CallKey, is_in_place: bool) -> Tensor:
+    return branch.zero_() if is_in_place else torch.zeros_like(branch)  # a product with zero keeps what is not finite
 
 
 def additions_of(plan: Plan, blocks: Sequence[Block]) -> list[Addition]:
@@ -92,7 +99,7 @@ class _Muting:
         """Enter the mode before the forward pass."""
         tracker, stack = FunctionCallTracker(), ExitStack()
         stack.enter_context(tracker.hooked_into(model, with_root=False))
-        stack.enter_context(MutedBranches(tracker, self._branches))
+        stack.enter_context(ChangedBranches(tracker, self._branches, _mute))
         self._entered.append(stack)
 
     def leave(self, *_: Any) -> None:

@@ -73,8 +73,8 @@ def taylor_scores(
     """Compute the Taylor importance of every channel and block (Molchanov et al., arXiv:1906.10771, eq. 8).
 
     It estimates to first order how much the loss changes when a channel is removed: the squared gradient of the loss
-    by a gate of 1 on the channel, averaged over batches. A block has its gate where its branch joins its input. Batch norms use the statistics of the batch, as they will in
-    fine-tuning.
+    by a gate of 1 on the channel, averaged over batches. A block has its gate where its branch joins its input. Batch
+    norms use the statistics of the batch, as they will in fine-tuning.
 
     Args:
         model: the trained network.
@@ -99,9 +99,7 @@ def taylor_scores(
             with gates.on(evaluated):
                 output = evaluated(images)
             value = loss(output, labels)
-            *of_weights, of_gates = torch.autograd.grad(
-                value, [*gradients.parameters, gates.values], allow_unused=True
-            )
+            *of_weights, of_gates = torch.autograd.grad(value, [*gradients.parameters, gates.values], allow_unused=True)
         _, by_gates = gradients(of_weights)
         if of_gates is not None:
             by_gates = torch.cat([by_gates, of_gates])

@@ -126,9 +126,7 @@ def joined_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def weight_statistics(
-    model: nn.Module, groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()
-) -> list[Tensor]:
+def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup], blocks: Sequence[Block] = ()) -> list[Tensor]:
     """Compute, per group, the standardised log-norm of each channel's filters, shape (width,).
 
     For each block follows the log-norm of its weights, standardised over all blocks, shape (1,).

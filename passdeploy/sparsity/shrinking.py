@@ -186,8 +186,9 @@ class ShrinkingNetwork:
         """Return the plan that keeps what a mask keeps, numbered as in the network that is present."""
         present, masks = self.channels.split(self._present), self.channels.split(kept)
         groups = {group.name: masks[group.name][present[group.name]] for group in self._network_groups}
-        here = {block.name for block in self._blocks}
-        return replace(Plan.of_masks(groups), skipped=tuple(name for name in self.channels.plan(kept).skipped if name in here))
+        skipped = set(self.channels.plan(kept).skipped)
+        here = tuple(block.name for block in self._blocks if block.name in skipped)
+        return replace(Plan.of_masks(groups), skipped=here)
 
     def _use_network_(self, network: nn.Module, groups: Sequence[ChannelGroup]) -> None:
         """Mask `network`, whose groups are `groups`, from now on."""
