@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.10+: `make demo` and `make test`.
-# `make test-floor` runs the tests with the lowest versions that pyproject.toml declares, in an environment of its own.
+# `make test-floor` runs the tests with the lowest versions that pyproject.toml declares, and `make test-torch-trt` those that
+# build with Torch-TensorRT, which has a torch of its own: each in an environment of its own.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,10 +8,11 @@ BIN := $(VENV)/bin
 # onnxruntime or onnxruntime-gpu, never both: EXTRAS=gpu,rtx,... on a machine with an NVIDIA GPU.
 EXTRAS ?= cpu,rtx,timm,demo,dev
 FLOOR := .venv-floor
+TORCH_TRT := .venv-torch-trt
 # The lowest Python where it is installed, otherwise the one that runs everything else.
 PYTHON_FLOOR ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test test-floor lint clean
+.PHONY: demo test test-floor test-torch-trt lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/passdeploy prune --recipe mobilenetv2.yaml
@@ -22,6 +24,9 @@ test: $(VENV)/installed lint
 
 test-floor: $(FLOOR)/installed
 	$(FLOOR)/bin/python -m pytest
+
+test-torch-trt: $(TORCH_TRT)/installed
+	$(TORCH_TRT)/bin/python -m pytest -m torch_trt tests/export
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -40,5 +45,11 @@ $(FLOOR)/installed: pyproject.toml
 	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]'
 	touch $@
 
+$(TORCH_TRT)/installed: pyproject.toml
+	$(PYTHON) -m venv $(TORCH_TRT)
+	$(TORCH_TRT)/bin/python -m pip install --quiet --upgrade pip uv
+	$(TORCH_TRT)/bin/uv pip install --quiet --python $(TORCH_TRT)/bin/python --editable '.[torch-trt-rtx,cpu,timm]' 'pytest>=8'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(FLOOR) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) $(TORCH_TRT) dist .mypy_cache .ruff_cache .pytest_cache

@@ -237,14 +237,15 @@ def export(
         loaded = f"{request.check_engine} loads: {document['census']['layers']}"
         Output(as_json, quiet).show(document, loaded, next_step="passdeploy profile")
         return
-    from passdeploy.display.exports import exports_table
+    from passdeploy.display.exports import exports_table, preview_lines
 
     with _terminal_listener(quiet) as listener:
         exported = request.run(run_dir, batch, dense, allow_code, listener)
     artifacts = [{"path": str(artifact.path), **artifact.to_json()} for artifact in exported.artifacts]
+    table = exports_table({"name": artifact.path.name, **artifact.to_json()} for artifact in exported.artifacts)
     Output(as_json, quiet).show(
-        {"run": str(exported.run), "artifacts": artifacts},
-        exports_table({"name": artifact.path.name, **artifact.to_json()} for artifact in exported.artifacts),
+        {"run": str(exported.run), "artifacts": artifacts, "previews": [dict(facts) for facts in exported.previews]},
+        *(preview_lines(exported.previews) if request.dry_run else [table]),
         paths=[_relative_to_cwd(artifact.path) for artifact in exported.artifacts],
         next_step=request.next_step(_run_option(run_dir)),
     )
@@ -637,6 +638,7 @@ def doctor(as_json: bool, quiet: bool) -> None:
             for name, start in report["starts"].items()
         ),
         *(f"{name:<28} {'yes' if check['ok'] else 'no: ' + check['why']}" for name, check in report["can"].items()),
+        f"{'Torch-TensorRT':<28} {report['torch_tensorrt_installed']}",
         *(
             f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
             for row in report["torch_tensorrt"]

@@ -27,11 +27,15 @@ _OPTIONS = (
     click.option("--trt", is_flag=True, help="Also build TensorRT engines."),
     click.option("--torch-trt", is_flag=True, help="Also compile Torch-TensorRT programs (.pt2); needs a GPU."),
     click.option(
+        "--dry-run",
+        is_flag=True,
+        help="With --torch-trt: show the engines it would make and what would stay in PyTorch; write nothing.",
+    ),
+    click.option(
         "--flavour",
         type=click.Choice(["tensorrt", "rtx"]),
-        default="tensorrt",
-        show_default=True,
-        help="tensorrt needs this machine's GPU; rtx (TensorRT for RTX) builds without one.",
+        help="tensorrt (default) needs this machine's GPU; rtx (TensorRT for RTX) builds engines without one. For "
+        "--torch-trt the default is what is installed.",
     ),
     click.option(
         "--precision",
@@ -132,6 +136,7 @@ class ExportRequest:
     onnx: bool
     trt: bool
     torch_trt: bool
+    dry_run: bool
     flavour: Any
     precision: str
     max_drop: float | None
@@ -191,6 +196,7 @@ class ExportRequest:
             quantiser=self.quantiser,
             flavour=self.flavour,
             engine=self.engine(),
+            is_dry_run=self.dry_run,
         )
 
     def packaging(self, exported: str) -> Packaging:
@@ -217,8 +223,8 @@ class ExportRequest:
         if self.from_bundle is not None:
             from passdeploy.export.bundle import build_bundle
 
-            flavour = self.flavour if "flavour" in _typed_options() else None
-            return Exported(self.from_bundle, tuple(build_bundle(self.from_bundle, flavour=flavour, listener=listener)))
+            built = build_bundle(self.from_bundle, flavour=self.flavour, listener=listener)
+            return Exported(self.from_bundle, tuple(built))
         settings = self.settings(batch)
         if self.model is not None:
             from passdeploy.commands.export_model import export_model
@@ -251,6 +257,8 @@ class ExportRequest:
             return "copy the bundle to the target, and there: sh build.sh"
         if self.from_bundle is not None:
             return f"passdeploy export --check-engine {self.from_bundle}/NAME.engine"
+        if self.dry_run:
+            return "the same command without --dry-run"
         return f"passdeploy inspect {self.model}" if self.model is not None else f"passdeploy profile{run_option}"
 
     def reject_ineffective_options(self) -> None:
@@ -269,7 +277,13 @@ class ExportRequest:
             (_MODEL_OPTIONS, self.model is not None, "goes with --model; a run knows its own."),
             (_RUN_OPTIONS, self.model is None, "goes with a run, not with --model."),
             (("trust_engine",), self.check_engine is not None, "goes with --check-engine."),
-            (("flavour",), builds or self.from_bundle is not None, "says what engines are for: add --trt or --bundle."),
+            (
+                ("flavour",),
+                builds or self.torch_trt or self.from_bundle is not None,
+                "says what engines are for: add --trt or --bundle.",
+            ),
+            (("dry_run",), self.torch_trt and not builds, "goes with --torch-trt, without --trt and --bundle."),
+            (("triton",), not self.dry_run, "writes files: leave it out of a --dry-run."),
             (_ENGINE_OPTIONS, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
             (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
             (("quantiser",), is_quantised, "is for --precision int8 or fp8."),

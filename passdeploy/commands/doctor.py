@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
-from passdeploy.errors import MissingExtra, PassDeployError, require
+from passdeploy.errors import MissingError, MissingExtra, PassDeployError, require
 from passdeploy.runtime.versions import package_versions
 
 
@@ -17,11 +17,11 @@ def examine() -> dict[str, Any]:
         `versions`: package -> version; `gpus`: name, memory, compute capability, driver, its newest CUDA and that of
         PyTorch, and why PyTorch cannot use a GPU (`why`); `starts`: backend -> `ok`, `why` not, `device` and `seconds`;
         `can`: command -> `ok` and `why` not; `torch_tensorrt`: the releases of torch, Torch-TensorRT and TensorRT that
-        were made for each other.
+        were made for each other; `torch_tensorrt_installed`: the title of the one that is installed, or none.
     """
     import torch
 
-    from passdeploy.export.torch_trt import VERSION_MATRIX
+    from passdeploy.export.torch_trt_release import VERSION_MATRIX
     from passdeploy.profiling.backend_start import try_backends
     from passdeploy.profiling.nvml import read_gpus
     from passdeploy.runtime.devices import find_device, unused_gpu
@@ -37,7 +37,19 @@ def examine() -> dict[str, Any]:
         "starts": try_backends(find_device()),
         "can": {name: _run_check(check) for name, check in _CHECKS.items()},
         "torch_tensorrt": list(VERSION_MATRIX),
+        "torch_tensorrt_installed": _installed_torch_tensorrt(),
     }
+
+
+def _installed_torch_tensorrt() -> str:
+    """Name the Torch-TensorRT that is installed, with its release."""
+    from passdeploy.export.torch_trt_release import PACKAGES, TITLES, installed_flavour
+
+    try:
+        flavour = installed_flavour()
+    except MissingError as error:
+        return " ".join(str(error).split())
+    return "none" if flavour is None else f"{TITLES[flavour]} {package_versions()[PACKAGES[flavour]]}"
 
 
 def _run_check(check: Callable[[], object]) -> dict[str, Any]:
@@ -73,9 +85,15 @@ def _check_rtx() -> None:
 
 
 def _check_torch_trt() -> None:
-    from passdeploy.export.torch_trt import load_torch_trt
+    from passdeploy.export.torch_trt_release import load_torch_trt
 
-    load_torch_trt()
+    load_torch_trt("tensorrt")
+
+
+def _check_torch_trt_rtx() -> None:
+    from passdeploy.export.torch_trt_release import load_torch_trt
+
+    load_torch_trt("rtx")
 
 
 _CHECKS: dict[str, Callable[[], object]] = {
@@ -84,6 +102,7 @@ _CHECKS: dict[str, Callable[[], object]] = {
     "export --trt": _check_tensorrt,
     "export --trt --flavour rtx": _check_rtx,
     "export --torch-trt": _check_torch_trt,
+    "export --torch-trt --flavour rtx": _check_torch_trt_rtx,
     "export --precision int8": lambda: require("onnxruntime.quantization", extra="cpu"),
     "export --precision fp8": lambda: require("modelopt.onnx.quantization", extra="quant"),
     "models timm/NAME": lambda: _require_installed("timm", extra="timm"),

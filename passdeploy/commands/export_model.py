@@ -13,6 +13,7 @@ from passdeploy.commands.export_run import Exported
 from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import ExportSettings, Samples, export_artifacts
+from passdeploy.export.exporter import preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.models.build import build_model
@@ -86,6 +87,9 @@ def export_model(
             listener(
                 Warned(f"{images} has {data.num_classes} classes, the network {outputs}: accuracy is not compared.")
             )
+    if settings.is_dry_run:
+        previews = preview_programs(model, samples, settings, listener=listener)
+        return Exported(folder, (), tuple({"network": name, **facts} for facts in previews))
     written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, listener=listener))
     if packaging is not None:
         written += packaging.write(folder, written, settings, samples, name=short_name)

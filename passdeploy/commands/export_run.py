@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from passdeploy.data.splits import load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
+from passdeploy.export.exporter import preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
@@ -25,6 +28,7 @@ class Exported:
 
     run: Path  # the run folder; without a run, the folder of the files
     artifacts: tuple[Artifact, ...]
+    previews: tuple[Mapping[str, Any], ...] = ()  # of a dry run: what would be made, by network and precision
 
 
 def export_run(
@@ -52,6 +56,15 @@ def export_run(
     require_possible(settings)
     with RunFolder.open(Path(run), write=True) as folder:
         samples = samples_of(folder, settings, image_size)
+        if settings.is_dry_run:
+            previews = [
+                {"network": name, **facts}
+                for name in (("slim", "dense") if dense else ("slim",))
+                for facts in preview_programs(
+                    load_network(folder, name, allow_code), samples, settings, listener=listener
+                )
+            ]
+            return Exported(folder.path, (), tuple(previews))
         written = [
             artifact
             for name in (("slim", "dense") if dense else ("slim",))

@@ -14,6 +14,8 @@ from passdeploy.errors import PassDeployError, RunError
 from passdeploy.export import ExportSettings
 from passdeploy.export.artifact import file_stem
 from passdeploy.export.ort_session import require_provider
+from passdeploy.export.torch_trt_program import program_path_for
+from passdeploy.export.torch_trt_release import installed_flavour
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
@@ -177,7 +179,7 @@ def _default_backends(folder: RunFolder, setting: Setting) -> tuple[str, ...]:
     return default_backends(
         torch.device(setting.device),
         has_engine=any(map(folder.has, _engine_names(files))),
-        has_program=folder.has(f"export/{files}.pt2"),
+        has_program=folder.has(_program_name(files)),
     )
 
 
@@ -232,7 +234,7 @@ def _with_form(
         file = _verified_file(folder, _engine_names(files), f"--trt --precision {setting.precision}")
         return replace(candidate, engine=file)
     if backend == "torch-trt":
-        file = _verified_file(folder, (f"export/{files}.pt2",), f"--torch-trt --precision {setting.precision}")
+        file = _verified_file(folder, (_program_name(files),), f"--torch-trt --precision {setting.precision}")
         return replace(candidate, program=file)
     return candidate
 
@@ -240,6 +242,11 @@ def _with_form(
 def _engine_names(files: str) -> list[str]:
     """Return the names that the engines of an ONNX file have in the run, one for each flavour of TensorRT."""
     return [engine_path_for(Path("export") / f"{files}.onnx", flavour).as_posix() for flavour in FLAVOURS]
+
+
+def _program_name(files: str) -> str:
+    """Return the name that a program of the installed Torch-TensorRT has in the run."""
+    return program_path_for(Path("export"), files, installed_flavour() or "tensorrt").as_posix()
 
 
 def _verified_file(folder: RunFolder, names: Sequence[str], options: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from passdeploy.display.listing import Footnotes, Listing
@@ -52,14 +52,42 @@ def exports_table(artifacts: Iterable[Mapping[str, Any]]) -> Listing:
 
 
 def made_as(artifact: Mapping[str, Any]) -> str:
-    """Name the operator set of an ONNX file, or the release of TensorRT (TRT) or TensorRT for RTX of an engine."""
+    """Name the operator set of an ONNX file, or the TensorRT (TRT) or TensorRT for RTX of an engine or program."""
     facts = artifact["facts"]
     if artifact["kind"] == "onnx":
         return f"opset {facts.get('opset', UNKNOWN)}"
     if artifact["kind"] == "engine":
         flavour = "RTX" if facts.get("flavour") == "rtx" else "TRT"
         return f"{flavour} {'.'.join(str(facts.get('tensorrt', '')).split('.')[:2])}".strip()
-    return {"program": "Torch-TRT"}.get(str(artifact["kind"]), str(artifact["kind"]))
+    if artifact["kind"] == "program":
+        return "Torch-TRT RTX" if facts.get("flavour") == "rtx" else "Torch-TRT"
+    return str(artifact["kind"])
+
+
+def preview_lines(previews: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe a dry run: for each network and precision its engines, and what stays in PyTorch."""
+    lines = []
+    for facts in previews:
+        what = f"{facts['network']} {facts['precision']}"
+        counts = ", ".join(f"{count} {name}" for name, count in facts["census"]["products"].items())
+        lines.append(
+            f"{what}: {_engines(facts['engines'])}, {facts['operators']} operators, {facts['coverage']:.1%} of them in "
+            f"engines; convolutions and products: {counts}"
+        )
+        if facts["kept"] or facts["beyond_range"]:
+            lines.append(f"{what}: stay fp32: {', '.join((*facts['kept'], *facts['beyond_range']))}")
+        if facts["torch_operations"]:
+            lines.append(
+                f"{what}: {facts['torch_operations']} operators stay in PyTorch, {facts['switches']} switches: "
+                + ", ".join(facts["torch_lines"])
+            )
+        if "engines_with_fixed_batch" in facts:
+            lines.append(f"{what}: with a fixed batch (--batch N,N,N) {_engines(facts['engines_with_fixed_batch'])}")
+    return lines
+
+
+def _engines(count: int) -> str:
+    return "1 engine" if count == 1 else f"{count} engines"
 
 
 def _accuracy_text(parity: Mapping[str, Any]) -> str:

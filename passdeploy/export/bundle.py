@@ -86,7 +86,7 @@ def write_bundle(
     manifest = {
         "version": 1,
         "passdeploy_version": __version__,
-        "flavour": settings.flavour,
+        "flavour": settings.engine_flavour,
         "options": settings.engine.to_json()
         | {"timing_cache": None},  # a timing cache is valid only on the machine that made it
         "models": files,
@@ -198,14 +198,14 @@ def _read_verified_manifest(folder: Path) -> dict[str, Any]:
 
 def _script_lines(files: Sequence[Mapping[str, Any]], settings: ExportSettings) -> list[str]:
     """Return the lines of build.sh: the passdeploy command, and those of TensorRT's own tool as comments."""
-    flavour = "" if settings.flavour == "tensorrt" else f" --flavour {settings.flavour}"
+    flavour = "" if settings.engine_flavour == "tensorrt" else f" --flavour {settings.engine_flavour}"
     lines = [
         "#!/bin/sh -e",
         "# On the target, in this folder. With passdeploy, which also writes sidecars and counts precisions:",
         f"passdeploy export --from-bundle .{flavour}",
         "# Or with TensorRT's own tool; TensorRT 10 needs --stronglyTyped as well:",
     ]
-    tool = "tensorrt_rtx" if settings.flavour == "rtx" else "trtexec"
+    tool = "tensorrt_rtx" if settings.engine_flavour == "rtx" else "trtexec"
     lines += [f"# {tool} {_trtexec_options(entry, settings)}" for entry in files]
     return lines
 

@@ -16,10 +16,10 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from passdeploy.errors import ExportError
+from passdeploy.export.precision import LARGEST_FINITE
 
 ELEMENT_TYPES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
-_LARGEST_FINITE = {"fp16": 65504.0, "bf16": 3.3895e38}
 _FLOAT = int(TensorProto.FLOAT)
 # Operators that only move values or produce constants: casting them costs no accuracy by itself.
 DATA_MOVEMENT_OPS = frozenset(
@@ -82,7 +82,7 @@ class _Caster:
         self.floats = {name for name, kind in types_of(model).items() if kind == _FLOAT}
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
         self.outputs = {value.name for value in model.graph.output}
-        limit = _LARGEST_FINITE[precision]
+        limit = LARGEST_FINITE[precision]
         too_large = {name for name, tensor in self.weights.items() if _largest_magnitude(tensor) > limit}
         self.kept = {*keep, *(node.name for node in model.graph.node if too_large & set(node.input))}
         self.versions: dict[tuple[str, int], str] = {}  # (value, element type) -> its name in the new graph

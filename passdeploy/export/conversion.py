@@ -111,7 +111,7 @@ def _convert_within_limits(
     reference: Reference,
     limits: Limits,
     progress: Stage | None,
-) -> Converted:
+) -> Converted[ModelProto]:
     """Convert all layers of a graph but the fewest, most sensitive ones that have to stay float32 for `limits`."""
 
     def open_converted(model: ModelProto) -> Any:

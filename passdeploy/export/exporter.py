@@ -34,7 +34,10 @@ from passdeploy.export.parity import (
 from passdeploy.export.precision import Limits, choose_opset
 from passdeploy.export.preprocessing import NORMALISED, PIXELS, OnPixels
 from passdeploy.export.settings import ExportSettings, Samples, require_possible
-from passdeploy.export.torch_trt import compile_program
+from passdeploy.export.torch_trt import compile_program, preview_program
+from passdeploy.export.torch_trt_program import program_path_for
+from passdeploy.export.torch_trt_release import load_torch_trt
+from passdeploy.export.torch_trt_report import describe
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import build_engine
@@ -180,18 +183,18 @@ def _build_engine_of(
     artifact: Artifact, settings: ExportSettings, reference: Reference | None, listener: Listener
 ) -> Artifact:
     """Build the TensorRT engine of an ONNX file, beside it, and compare it with the model if this GPU can run it."""
-    path = engine_path_for(artifact.path, settings.flavour)
-    with stage("engine", f"{path.name} ({settings.flavour})", listener) as progress:
+    path = engine_path_for(artifact.path, settings.engine_flavour)
+    with stage("engine", f"{path.name} ({settings.engine_flavour})", listener) as progress:
         engine = build_engine(
             artifact.path,
             path,
-            flavour=settings.flavour,
+            flavour=settings.engine_flavour,
             batch=settings.batch,
             precision=artifact.precision,
             options=settings.engine,
         )
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
-    if settings.flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one
+    if settings.engine_flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one
         return engine
     if not has_gpu_of_torch():
         listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
@@ -208,8 +211,9 @@ def _compile_programs(
 ) -> Iterator[Artifact]:
     """Compile a Torch-TensorRT program in each precision, and yield each when it is checked."""
     images = samples.images if len(samples.images) else samples.noise(settings)
+    _, flavour = load_torch_trt(settings.flavour)
     for precision in settings.precisions:
-        path = folder / f"{file_stem(prefix, precision)}.pt2"
+        path = program_path_for(folder, file_stem(prefix, precision), flavour)
         with stage("torch-trt", path.name, listener) as progress:
             program = compile_program(
                 model,
@@ -219,9 +223,52 @@ def _compile_programs(
                 batch=settings.batch,
                 options=settings.engine,
                 limits=settings.limits(precision),
+                flavour=flavour,
+                progress=progress,
             )
-            progress.text = f"{path.name}, {program.facts['torch_operations']} operations stayed in PyTorch"
+            progress.text = f"{path.name} {program.size_bytes / 1e6:.1f} MB, {describe(program.facts)}"
+        if "parity" not in program.facts:
+            listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
         yield program
+
+
+def preview_programs(
+    model: nn.Module, samples: Samples, settings: ExportSettings, *, listener: Listener = silent
+) -> list[dict[str, Any]]:
+    """Tell for each precision what Torch-TensorRT would make of a network; writes nothing.
+
+    Args:
+        model: takes normalised images, on the CPU; not changed.
+        samples: normalised images to check on.
+        settings: precisions, batch sizes and options.
+        listener: receives progress events.
+
+    Returns:
+        The facts of `preview_program`, with "precision".
+
+    Raises:
+        UsageError, MissingError, ExportError: see `require_possible` and `preview_program`.
+    """
+    require_possible(settings, samples)
+    samples = samples.as_graph_inputs(settings)
+    if settings.takes_pixels:
+        model = OnPixels(model, samples.mean, samples.std)
+    images = samples.images if len(samples.images) else samples.noise(settings)
+    previews = []
+    for precision in settings.precisions:
+        with stage("torch-trt", f"dry run, {precision}", listener) as progress:
+            facts = preview_program(
+                model,
+                images,
+                precision=precision,
+                batch=settings.batch,
+                options=settings.engine,
+                limits=settings.limits(precision),
+                flavour=settings.flavour,
+            )
+            progress.text = f"{precision}: {describe(facts)}"
+        previews.append({"precision": precision, **facts})
+    return previews
 
 
 def _summary_line(artifact: Artifact) -> str:

@@ -9,34 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from onnx import ModelProto
-
-from passdeploy.export.quantise import Conversion
 from passdeploy.runtime.events import Stage
 
-ProblemFinder = Callable[[ModelProto], str | None]  # graph -> the reason why it fails its gate; None if it passes
-ErrorMeasure = Callable[[ModelProto], float]  # graph -> its error; larger is worse
+Graph = TypeVar("Graph")  # an ONNX model, or a PyTorch graph
+Conversion = Callable[[Collection[str]], Graph]  # names of the nodes to leave in float32 -> the converted graph
+ProblemFinder = Callable[[Graph], str | None]  # graph -> the reason why it fails its gate; None if it passes
+ErrorMeasure = Callable[[Graph], float]  # graph -> its error; larger is worse
 
 
 @dataclass(frozen=True)
-class Converted:
+class Converted(Generic[Graph]):
     """A converted graph, and the layers that stayed in float32 so that it passes."""
 
-    model: ModelProto
+    model: Graph
     kept: tuple[str, ...]  # names of nodes left in float32, the most sensitive first
     problem: str | None  # the reason why it fails its gate, where no graph with a converted layer passes
     checked: int  # number of graphs that were checked against the gate
 
 
 def convert_until_it_passes(
-    convert: Conversion,
+    convert: Conversion[Graph],
     layers: Sequence[str],
-    find_problem: ProblemFinder,
-    measure_error: ErrorMeasure,
+    find_problem: ProblemFinder[Graph],
+    measure_error: ErrorMeasure[Graph],
     *,
     progress: Stage | None = None,
-) -> Converted:
+) -> Converted[Graph]:
     """Convert all layers; if that graph fails its gate, all but the most sensitive ones.
 
     Args:
@@ -54,7 +54,7 @@ def convert_until_it_passes(
     ranked = rank_layers(convert, layers, measure_error, progress)
 
     checked = 1
-    passing: tuple[int, ModelProto] | None = None  # number of kept layers, graph
+    passing: tuple[int, Graph] | None = None  # number of kept layers, graph
     failed, count = 0, 1
     while passing is None:
         count = min(count, most)
@@ -78,7 +78,10 @@ def convert_until_it_passes(
 
 
 def rank_layers(
-    convert: Conversion, layers: Collection[str], measure_error: ErrorMeasure, progress: Stage | None = None
+    convert: Conversion[Graph],
+    layers: Collection[str],
+    measure_error: ErrorMeasure[Graph],
+    progress: Stage | None = None,
 ) -> list[str]:
     """Sort layers by the error that each causes when it alone is converted, the largest first."""
     errors: dict[str, float] = {}

@@ -14,13 +14,15 @@ from passdeploy.errors import UsageError
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 CAST_PRECISIONS, QUANTISED_PRECISIONS = ("fp16", "bf16"), ("int8", "fp8")
 
+LARGEST_FINITE: Mapping[str, float] = {"fp16": 65504.0, "bf16": 3.3895e38}  # nodes with larger numbers stay float32
+
 EXPORTED_OPSETS = (18, 23)  # the oldest and newest that torch's exporter writes without converting
 # The first ONNX operator set in which convolutions have the type.
 OLDEST_OPSETS: Mapping[str, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "int8": 18, "fp8": 19}
 # From opset 21 on, ONNX Runtime's optimiser (1.32) can break a valid int8 graph: where it moves a quantisation past a
 # slice (QDQPropagationTransformer) it drops the zero point, and then refuses to open its own result.
 NEWEST_OPSETS: Mapping[str, int] = {"int8": 20}
-DEFAULT_OPSETS: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.13 reads both
+DEFAULT_OPSETS: Mapping[str, int] = dict.fromkeys(PRECISIONS, 20) | {"bf16": 22}  # TensorRT 10.3 reads both
 
 
 @dataclass(frozen=True)

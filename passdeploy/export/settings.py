@@ -14,7 +14,8 @@ from passdeploy.export.artifact import BatchRange
 from passdeploy.export.precision import LIMITS, QUANTISED_PRECISIONS, Limits, choose_opset, parse_precisions
 from passdeploy.export.preprocessing import OnPixels
 from passdeploy.export.quantise import Quantiser
-from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_settings, load_torch_trt
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, compile_settings
+from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import EngineOptions
 
@@ -38,8 +39,14 @@ class ExportSettings:
     fp32_tolerance: float = LIMITS["fp32"].rel_error
     max_drop: float | None = None  # largest loss of top-1, a fraction; None: the default for the precision
     quantiser: Quantiser = "ort"
-    flavour: Flavour = "tensorrt"
+    flavour: Flavour | None = None  # None: TensorRT for engines, and for programs whichever Torch-TensorRT is installed
     engine: EngineOptions = field(default_factory=EngineOptions)
+    is_dry_run: bool = False  # tell what Torch-TensorRT would make, and write nothing
+
+    @property
+    def engine_flavour(self) -> Flavour:
+        """The flavour of TensorRT that builds engines."""
+        return self.flavour or "tensorrt"
 
     def limits(self, precision: str) -> Limits:
         """Return the largest differences from the model that a file of this precision may have."""
@@ -113,16 +120,17 @@ def require_possible(settings: ExportSettings, samples: Samples | None = None) -
                     "Give a folder of them with --images, or export a run, which knows its data."
                 )
     if "trt" in settings.kinds:
-        settings.engine.require_possible(settings.flavour)
-        load_trt(settings.flavour)
+        settings.engine.require_possible(settings.engine_flavour)
+        load_trt(settings.engine_flavour)
     if "torch-trt" in settings.kinds:
         if unsupported := sorted(set(settings.precisions) - set(PROGRAM_PRECISIONS)):
             raise UsageError(
-                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(unsupported)}.\n"
-                "Export those with --onnx or --trt in a command of their own."
+                f"Torch-TensorRT programs are {', '.join(PROGRAM_PRECISIONS)} here, not {', '.join(unsupported)}: "
+                "it does not take the Q/DQ of our graphs.\n"
+                f"Use --trt, which builds {unsupported[0]} engines from those; programs in a command of their own."
             )
-        compile_settings("fp32", settings.engine)
-        load_torch_trt()
+        _, flavour = load_torch_trt(settings.flavour)
+        compile_settings(settings.engine, flavour)
 
 
 def _take_images(split: Split, count: int) -> tuple[Tensor, Tensor]:

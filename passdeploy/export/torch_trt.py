@@ -1,11 +1,9 @@
 """Compile a model with Torch-TensorRT, save the program as `.pt2`, and compare it with the model.
 
-Operators that TensorRT does not support stay in PyTorch, and each change between the two costs time, so
-`partition_report` counts them. Torch-TensorRT pins its own torch and TensorRT, so it needs an environment of its own,
-and a GPU even to be imported.
-
-Its `compile(ir="dynamo", enabled_precisions=...)` accepts that argument and ignores it, so `dynamo.compile` is called
-directly, on an exported program; fp16 and bf16 use its autocast, with float32 inputs and outputs.
+The network is exported by torch_trt_network.py, lowered and in its precision, so that Torch-TensorRT builds what our
+ONNX files would: strongly typed, with float32 inputs and outputs. Its `compile(ir="dynamo", enabled_precisions=...)`
+accepts that argument and ignores it, so `dynamo.compile` is called directly. What was built is looked at
+(torch_trt_report.py) before it is saved (torch_trt_program.py).
 """
 
 from __future__ import annotations
@@ -17,59 +15,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-from passdeploy.errors import ExportError, MissingError, ParityError, UsageError, first_line
+from passdeploy.errors import ExportError, ParityError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.parity import compute_reference, gate_problem, measure_parity, set_aside
 from passdeploy.export.precision import Limits
+from passdeploy.export.quiet import quietly
+from passdeploy.export.torch_trt_lowering import is_operator
+from passdeploy.export.torch_trt_network import ModuleSession, export_network
+from passdeploy.export.torch_trt_program import write_program
+from passdeploy.export.torch_trt_release import load_torch_trt
+from passdeploy.export.torch_trt_report import Census, engine_bytes, partition_report, require_precision
+from passdeploy.export.trt_api import Flavour
+from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import EngineOptions
-from passdeploy.models.cloning import deep_copy
-from passdeploy.models.modes import evaluating
-from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.export.trt_parity import engine_limits
+from passdeploy.runtime.events import Stage
 from passdeploy.runtime.files import atomic_path
 from passdeploy.runtime.versions import package_versions
 
 PROGRAM_PRECISIONS = ("fp32", "fp16", "bf16")
-_AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Releases that belong together (from the packages' own requirements).
-VERSION_MATRIX = (
-    {"torch": "2.14", "torch-tensorrt": "2.14", "tensorrt-cu13": "11.1"},
-    {"torch": "2.13", "torch-tensorrt": "2.13", "tensorrt-cu13": "11.0"},
-)
-# Prefixes that Torch-TensorRT's partitioner gives to the submodules.
-_TENSORRT_PART, _PYTORCH_PART = "_run_on_acc", "_run_on_gpu"
-
-
-def load_torch_trt() -> Any:
-    """Import `torch_tensorrt`, and turn all the exceptions with which that can fail into a MissingError.
-
-    Raises:
-        MissingError: no GPU, not installed, or made for another torch or TensorRT than those installed.
-    """
-    require_gpu("a Torch-TensorRT program", hint="Run `passdeploy export --torch-trt` on the machine with the GPU.")
-    install = "In an environment of its own: pip install 'passdeploy[torch-trt]'"
-    try:
-        return import_module("torch_tensorrt")
-    except ModuleNotFoundError as error:
-        if error.name == "torch_tensorrt":
-            raise MissingError(f"Torch-TensorRT is not installed.\n{install}") from error
-        raise _load_failure(error, install) from error
-    except Exception as error:  # libraries that do not fit together end in a plain Exception, RuntimeError or OSError
-        raise _load_failure(error, install) from error
-
-
-def _load_failure(error: Exception, install: str) -> MissingError:
-    """Make the error for a Torch-TensorRT that is installed and does not load."""
-    return MissingError(f"Torch-TensorRT does not load: {first_line(error)}\n{version_matrix_text()}\n{install}")
-
-
-def version_matrix_text() -> str:
-    """State in one line the releases that are installed, and those that belong together."""
-    installed = package_versions()
-    here = ", ".join(f"{name} {installed[name]}" for name in VERSION_MATRIX[0] if name in installed)
-    fitting = "; ".join(", ".join(f"{name} {release}" for name, release in row.items()) for row in VERSION_MATRIX)
-    return f"Here: {here}. Made for each other: {fitting}."
+_SMALLEST_ENGINE = 5  # operators; fewer between two that stay in PyTorch are not worth two switches
 
 
 def compile_program(
@@ -81,6 +49,8 @@ def compile_program(
     batch: Sequence[int] = (1, 8, 32),
     options: EngineOptions | None = None,
     limits: Limits,
+    flavour: Flavour | None = None,
+    progress: Stage | None = None,
 ) -> Artifact:
     """Compile `model` for this machine's GPU, save it as `path` (.pt2) and compare it with the model.
 
@@ -92,60 +62,156 @@ def compile_program(
         batch: (min, opt, max).
         options: engine options, of those that Torch-TensorRT has too.
         limits: the largest allowed differences from the model.
+        flavour: of the Torch-TensorRT to compile with; None: the one that is installed.
+        progress: receives a step for each layer that is measured, where fp16 or bf16 fails its limits.
+
+    Returns:
+        The artifact. It has no fact "parity" where PyTorch cannot use a GPU, and so nothing was run.
 
     Raises:
         MissingError: see `load_torch_trt`.
-        ExportError: Torch-TensorRT cannot compile the model.
+        ExportError: Torch-TensorRT cannot compile the model, or not in this precision.
         ParityError: the program differs from the model by more than `limits` allow.
     """
-    torch_trt = load_torch_trt()
+    torch_trt, flavour = load_torch_trt(flavour)
     sizes, options = BatchRange.of(batch), options or EngineOptions()
+    settings = compile_settings(options, flavour)
     reference = compute_reference(model, images, batch_sizes=sizes.parity_sizes)
     image_shape = tuple(images.shape[1:])
-    input_specs = [
-        torch_trt.Input(
-            min_shape=(sizes.smallest, *image_shape),
-            opt_shape=(sizes.typical, *image_shape),
-            max_shape=(sizes.largest, *image_shape),
-            dtype=torch.float32,
-            name=INPUT,
-        )
-    ]
-    module = deep_copy(model).cuda()
-    dynamic = None
-    if not sizes.is_fixed:
-        dynamic = ({0: torch.export.Dim("batch", min=sizes.smallest, max=sizes.largest)},)
-    try:
-        with torch.no_grad(), evaluating(module):
-            example = torch.zeros(sizes.typical if sizes.is_fixed else max(2, sizes.typical), *image_shape).cuda()
-            program = torch.export.export(module, (example,), dynamic_shapes=dynamic)
-            compiled = torch_trt.dynamo.compile(program, arg_inputs=input_specs, **compile_settings(precision, options))
-    except Exception as error:  # the exporter, the converters and the builder raise all kinds of exceptions
-        raise ExportError(
-            f"Torch-TensorRT cannot compile {type(model).__name__}: {first_line(error)}\n"
-            "Try passdeploy export --trt, which builds an engine through ONNX."
-        ) from error
-    report = partition_report(compiled)
+    network = export_network(model, image_shape, sizes, precision, reference, limits, progress=progress)
+    census = Census()
+    observer = import_module("torch_tensorrt.dynamo.conversion._TRTInterpreter").TRT_INTERPRETER_CALL_PRE_OBSERVER
+    with observer.add(census.count):  # is called with each graph that becomes an engine
+        compiled = run_compiler(torch_trt, network.program, image_shape, sizes, settings, type(model).__name__)
+    facts: dict[str, Any] = {
+        "flavour": flavour,
+        "batch": sizes.as_list(),
+        **partition_report(compiled),
+        "engine_bytes": engine_bytes(compiled),
+        "census": census.to_json(),
+        "kept": list(network.kept),
+        "beyond_range": list(network.beyond_range),
+        "lowered_difference": network.difference,
+        "versions": package_versions(),
+    }
+    require_precision(
+        census, precision, facts["engine_bytes"], flavour, has_kept=bool(network.kept or network.beyond_range)
+    )
     with atomic_path(path) as draft:
-        torch_trt.save(compiled, str(draft), output_format="exported_program", arg_inputs=input_specs)
-        try:  # compare the saved program, not the compiled one
-            saved = torch_trt.load(str(draft)).module()
-            parity = measure_parity(_SessionAdapter(saved), reference, ran="torch-tensorrt on the GPU")
-            problem = gate_problem(parity, limits)
-        except ParityError as error:
-            problem = str(error)
-        if problem is not None:
-            raise set_aside(draft, problem, path)
-    facts = {"batch": sizes.as_list(), **report, "parity": parity.to_json(), "versions": package_versions()}
+        device = "cuda" if has_gpu_of_torch() else "cpu"
+        example = torch.zeros(sizes.typical, *image_shape, device=device)
+        write_program(torch_trt, compiled, draft, example, {**facts, "precision": precision})
+        if has_gpu_of_torch():
+            try:  # compare the saved program, not the compiled one
+                session = ModuleSession(torch_trt.load(str(draft)).module(), device)
+                parity = measure_parity(session, reference, ran="torch-tensorrt on the GPU")
+                facts["parity"] = parity.to_json()
+                problem = gate_problem(parity, engine_limits(limits, precision, tf32=options.tf32))
+            except ParityError as error:
+                problem = str(error)
+            if problem is not None:
+                raise set_aside(draft, problem, path)
     return describe_artifact(path, kind="program", precision=precision, facts=facts)
 
 
-def compile_settings(precision: str, options: EngineOptions) -> dict[str, Any]:
+def preview_program(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    precision: str = "fp32",
+    batch: Sequence[int] = (1, 8, 32),
+    options: EngineOptions | None = None,
+    limits: Limits,
+    flavour: Flavour | None = None,
+) -> dict[str, Any]:
+    """Tell what `compile_program` with these arguments would make, without building anything.
+
+    Returns:
+        See `partition_report`; and `operators` in all, `coverage` (the share of them in engines), `census`, `kept`,
+        `beyond_range`, `lowered_difference` and `flavour`; where something stays in PyTorch with an open batch,
+        `engines_with_fixed_batch` too.
+
+    Raises:
+        MissingError, ExportError: see `compile_program`.
+    """
+    torch_trt, flavour = load_torch_trt(flavour)
+    sizes, options = BatchRange.of(batch), options or EngineOptions()
+    settings = compile_settings(options, flavour) | {"dryrun": True}
+    image_shape, name = tuple(images.shape[1:]), type(model).__name__
+    reference = compute_reference(model, images, batch_sizes=sizes.parity_sizes)
+    network = export_network(model, image_shape, sizes, precision, reference, limits)
+    dry = run_compiler(torch_trt, network.program, image_shape, sizes, settings, name)
+    census = Census.of(dry)
+    report = partition_report(dry)
+    operators = census.operators + report["torch_operations"]
+    facts: dict[str, Any] = {
+        "flavour": flavour,
+        "batch": sizes.as_list(),
+        **report,
+        "operators": operators,
+        "coverage": round(census.operators / max(1, operators), 4),
+        "census": census.to_json(),
+        "kept": list(network.kept),
+        "beyond_range": list(network.beyond_range),
+        "lowered_difference": network.difference,
+    }
+    if report["torch_operations"] and not sizes.is_fixed:
+        fixed = BatchRange(sizes.typical, sizes.typical, sizes.typical)
+        reference = compute_reference(model, images, batch_sizes=fixed.parity_sizes)
+        network = export_network(model, image_shape, fixed, precision, reference, limits)
+        fixed_report = partition_report(run_compiler(torch_trt, network.program, image_shape, fixed, settings, name))
+        facts["engines_with_fixed_batch"] = fixed_report["engines"]
+    return facts
+
+
+def run_compiler(
+    torch_trt: Any,
+    program: torch.export.ExportedProgram,
+    image_shape: tuple[int, ...],
+    sizes: BatchRange,
+    settings: dict[str, Any],
+    name: str,
+) -> GraphModule:
+    """Call Torch-TensorRT's compiler.
+
+    Args:
+        torch_trt: the module.
+        program: an exported network that takes float32 images.
+        image_shape: (3, height, width).
+        sizes: of the batch.
+        settings: of `compile_settings`; "dryrun" with them to only partition the graph.
+        name: of the model, for errors.
+
+    Raises:
+        ExportError: the compiler fails.
+    """
+    shapes = [(size, *image_shape) for size in sizes.as_list()]
+    shape = (
+        {"shape": shapes[0]}
+        if sizes.is_fixed
+        else dict(zip(("min_shape", "opt_shape", "max_shape"), shapes, strict=True))
+    )
+    operators = sum(map(is_operator, program.graph.nodes))
+    settings = {"min_block_size": _SMALLEST_ENGINE if operators >= _SMALLEST_ENGINE else 1, **settings}
+    try:
+        with torch.no_grad(), quietly():
+            described = torch_trt.Input(dtype=torch.float32, name=INPUT, **shape)
+            compiled: GraphModule = torch_trt.dynamo.compile(program, arg_inputs=[described], **settings)
+    except Exception as error:  # the converters and the builder raise all kinds of exceptions
+        raise ExportError(
+            f"Torch-TensorRT cannot compile {name}: {first_line(error)}\n"
+            "Try a fixed batch (--batch 8,8,8), or passdeploy export --trt, which builds an engine through ONNX."
+        ) from error
+    return compiled
+
+
+def compile_settings(options: EngineOptions, flavour: Flavour) -> dict[str, Any]:
     """Return the keywords for `dynamo.compile`, which silently ignores those that it does not know.
 
     Raises:
         UsageError: an option that Torch-TensorRT programs do not have here.
     """
+    options.require_possible(flavour)
     if options.weight_stripped:
         raise UsageError("--weight-stripped is for engines: leave it out of --torch-trt.")
     settings: dict[str, Any] = {
@@ -153,49 +219,10 @@ def compile_settings(precision: str, options: EngineOptions) -> dict[str, Any]:
         "version_compatible": options.version_compatible,
         "hardware_compatible": options.hardware_compatible,
         "immutable_weights": not options.refittable,
+        "disable_tf32": not options.tf32,
     }
     if options.workspace_bytes is not None:
         settings["workspace_size"] = options.workspace_bytes
     if options.timing_cache is not None:
         settings["timing_cache_path"] = str(options.timing_cache)
-    if precision in _AUTOCAST_TYPES:
-        settings |= {"enable_autocast": True, "autocast_low_precision_type": _AUTOCAST_TYPES[precision]}
     return settings
-
-
-def partition_report(compiled: nn.Module) -> dict[str, Any]:
-    """Count the TensorRT engines of a compiled program, and the operations that stayed in PyTorch.
-
-    Returns:
-        Counts `engines`, `torch_parts` and `torch_operations`; and `torch_operators`, name -> count, largest first.
-    """
-    operators: dict[str, int] = {}
-    parts = {name: part for name, part in compiled.named_children() if _PYTORCH_PART in name}
-    for graph in (compiled, *parts.values()):
-        for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
-            name = getattr(node.target, "__name__", str(node.target))
-            if node.op in ("call_function", "call_method") and name != "getitem":
-                operators[name] = operators.get(name, 0) + 1
-    return {
-        "engines": sum(_TENSORRT_PART in name for name, _ in compiled.named_children()),
-        "torch_parts": len(parts),
-        "torch_operations": sum(operators.values()),
-        "torch_operators": dict(sorted(operators.items(), key=lambda item: -item[1])),
-    }
-
-
-class _SessionAdapter:
-    """A module on the GPU with the part of an ONNX Runtime session's interface that `measure_parity` uses."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self.name = INPUT
-
-    def get_inputs(self) -> list[Any]:
-        """Return the one input, whose name is that in our ONNX files."""
-        return [self]
-
-    def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
-        """Run a batch on the GPU, and return the outputs as NumPy arrays."""
-        with torch.no_grad():
-            return [self._module(torch.from_numpy(inputs[INPUT]).cuda()).float().cpu().numpy()]

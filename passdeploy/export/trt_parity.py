@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 TF32_REL_ERROR = 5e-3
 
 
+def engine_limits(limits: Limits, precision: str, *, tf32: bool) -> Limits:
+    """Return the limits of an ONNX file as they apply to its engine: in float32 with TF32, it may differ more."""
+    if precision == "fp32" and tf32:
+        return replace(limits, rel_error=max(limits.rel_error, TF32_REL_ERROR))
+    return limits
+
+
 def require_engine_parity(
     engine: Artifact, reference: Reference, limits: Limits, *, device: str = "cuda"
 ) -> tuple[Artifact, Parity]:
@@ -48,8 +55,7 @@ def require_engine_parity(
             `<name>.rejected`, without a sidecar.
         MissingError, ExportError: see `load_engine`.
     """
-    if engine.precision == "fp32" and engine.facts["options"]["tf32"]:
-        limits = replace(limits, rel_error=max(limits.rel_error, TF32_REL_ERROR))
+    limits = engine_limits(limits, engine.precision, tf32=engine.facts["options"]["tf32"])
     # Only for an engine that runs code of its own (version compatible) does trust make a difference: it was built here.
     trt, loaded = load_engine(engine.path, trust_engine=True)
     try:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import CorruptArtifact, UsageError, first_line
-from passdeploy.export.torch_trt import load_torch_trt
+from passdeploy.export.torch_trt_program import require_loadable
+from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.export.trt_binding import require_gpu_of_torch
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
@@ -81,10 +82,11 @@ def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], An
     For `torch-trt`, Torch-TensorRT is imported first, because that registers its operators.
 
     Raises:
-        MissingError: Torch-TensorRT or its GPU is not here.
+        MissingError: Torch-TensorRT or its GPU is not here, or the program was compiled by another.
         CorruptArtifact: the file is no program.
     """
     if backend == "torch-trt":
+        require_loadable(path)
         load_torch_trt()
         require_gpu_of_torch(path.name)
     program = read_program(path)

@@ -9,7 +9,8 @@ from typing import Any
 
 from passdeploy.errors import MissingError, RunError, UsageError
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.torch_trt import load_torch_trt
+from passdeploy.export.torch_trt_program import require_loadable
+from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.profiling.candidates import Candidate, has_tensorrt, read_program
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import shape_text
@@ -71,6 +72,8 @@ def profile_files(
         raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
     setting.require_possible((backend,))
     if backend == "torch-trt":
+        for path in paths:
+            require_loadable(path)
         load_torch_trt()  # its operators must be known before a program that has them is opened
     shapes = [_image_shape(path, image_size, batches, trust_engine) for path in paths]
     if len(set(shapes)) > 1:

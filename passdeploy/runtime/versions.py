@@ -23,8 +23,12 @@ _RECORDED_PACKAGES = (
     "tensorrt-cu13",
     "tensorrt-cu12-bindings",
     "tensorrt-cu13-bindings",
+    "tensorrt-cu12-libs",
+    "tensorrt-cu13-libs",
     "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu13-libs",
     "torch-tensorrt",
+    "torch-tensorrt-rtx",
     "nvidia-modelopt",
 )
 

@@ -31,7 +31,7 @@ import pytest
 from passdeploy.errors import ExportError, MissingError
 from passdeploy.export import Artifact, build_engine, load_engine, load_trt, trt_sidecar
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.torch_trt import load_torch_trt
+from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.runtime.cuda_driver import Driver, probe_driver
 
 from .nets import node, write_graph
@@ -68,7 +68,7 @@ def test_tensorrt_is_not_installed(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.skipif(find_spec("torch_tensorrt") is not None, reason="Torch-TensorRT is installed")
 def test_torch_tensorrt_is_not_installed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("passdeploy.export.torch_trt.require_gpu", lambda purpose, hint: GPU)
+    monkeypatch.setattr("passdeploy.export.torch_trt_release.require_gpu", lambda purpose, hint: GPU)
     with pytest.raises(MissingError, match=r"Torch-TensorRT is not installed(.|\n)*passdeploy\[torch-trt\]"):
         load_torch_trt()
 

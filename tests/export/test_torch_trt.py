@@ -1,7 +1,11 @@
-"""Tests of Torch-TensorRT without it, and with a stand-in, since it needs a GPU even to be imported."""
+"""Tests of what surrounds Torch-TensorRT, without it: reports, options, and the comparison on a GPU with a stand-in.
+
+test_torch_trt_real.py compiles with the real one, which runs nothing, since that takes a GPU.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,63 +14,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingError, ParityError, UsageError
-from passdeploy.export import EngineOptions, torch_trt
+from passdeploy.errors import ExportError, ParityError, UsageError
+from passdeploy.export import EngineOptions, torch_trt, torch_trt_release
 from passdeploy.export.precision import LIMITS
-from passdeploy.export.torch_trt import compile_program, compile_settings, load_torch_trt, partition_report
+from passdeploy.export.torch_trt import compile_program, compile_settings
+from passdeploy.export.torch_trt_report import Census, describe, partition_report, require_precision
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.cuda_driver import Driver
 
 from .nets import SmallNet, small_net
 
 
-@pytest.fixture
-def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
-
-
-def imported_as(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    def importing(name: str) -> Any:
-        if isinstance(module, BaseException):
-            raise module
-        return module
-
-    monkeypatch.setattr(torch_trt, "import_module", importing)
-
-
-def test_without_a_driver_it_is_not_even_imported(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cuda_driver, "probe_driver", lambda: None)
-    imported_as(monkeypatch, AssertionError("it was imported"))
-    with pytest.raises(MissingError, match="passdeploy export --torch-trt"):
-        load_torch_trt()
-
-
-@pytest.mark.usefixtures("a_gpu")
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ModuleNotFoundError("No module named 'torch_tensorrt'", name="torch_tensorrt"), "is not installed"),
-        (Exception("import error when try to import _TensorRTProxyModule"), r"_TensorRTProxyModule\nHere: torch "),
-        (OSError("libtorchtrt.so: undefined symbol"), "Made for each other: torch 2.14, torch-tensorrt 2.14"),
-        (RuntimeError("Found no NVIDIA driver on your system"), "does not load"),
-    ],
-)
-def test_whatever_its_import_raises_is_explained(error: Exception, words: str, monkeypatch: pytest.MonkeyPatch):
-    imported_as(monkeypatch, error)
-    with pytest.raises(MissingError, match=words) as caught:
-        load_torch_trt()
-    assert caught.value.exit_code == 3
-    assert str(caught.value).count("\n") < 3
-
-
-def test_precision_is_autocast_and_every_keyword_is_a_known_one():
-    assert "enable_autocast" not in compile_settings("fp32", EngineOptions())
-    settings = compile_settings("bf16", EngineOptions(workspace_bytes=7, refittable=True, timing_cache=Path("cache")))
-    assert settings["autocast_low_precision_type"] == torch.bfloat16
-    assert not settings["immutable_weights"]
-    with pytest.raises(UsageError, match="--weight-stripped is for engines"):
-        compile_settings("fp32", EngineOptions(weight_stripped=True))
+def test_options_become_the_compilers_keywords():
+    options = EngineOptions(workspace_bytes=7, refittable=True, timing_cache=Path("cache"), tf32=False)
+    settings = compile_settings(options, "tensorrt")
+    assert (settings["immutable_weights"], settings["disable_tf32"]) == (False, True)
     assert (settings["workspace_size"], settings["timing_cache_path"]) == (7, "cache")
+    assert not [name for name in settings if "autocast" in name or "precision" in name]  # the graph has the types
+    with pytest.raises(UsageError, match="--weight-stripped is for engines"):
+        compile_settings(EngineOptions(weight_stripped=True), "tensorrt")
+    with pytest.raises(UsageError, match="builds without a GPU, and so without --refittable, --timing-cache"):
+        compile_settings(options, "rtx")
 
 
 class Part(nn.Module):
@@ -100,12 +68,34 @@ class Whole(torch.fx.Tracer):
 def test_what_stayed_in_pytorch_is_counted():
     root = Partitioned()
     report = partition_report(torch.fx.GraphModule(root, Whole().trace(root)))
+    assert report["torch_lines"] == ["neg", "cumsum"]
     assert report == {
         "engines": 2,
         "torch_parts": 1,
         "torch_operations": 4,
+        "switches": 2,
         "torch_operators": {"cumsum": 3, "neg": 1},
+        "torch_lines": ["neg", "cumsum"],
     }
+    assert describe(report) == "2 engines, 4 operations stay in PyTorch (2 switches): neg, cumsum"
+
+
+@pytest.mark.parametrize(
+    ("products", "weights", "sizes", "words"),
+    [
+        ({"fp32": 3}, {"fp32": 100}, [9], r"asked fp16, found 0 of 3 products in it \(3 fp32\)"),
+        ({"fp16": 3}, {"fp16": 10, "fp32": 100}, [9], "but most of the weights are not"),
+        ({"fp16": 3}, {"fp16": 10 << 20}, [8 << 20, 12 << 20], r"weights take 10\.5 MB; the engines take 21\.0 MB"),
+    ],
+)
+def test_a_program_in_another_precision_is_refused(
+    products: dict[str, int], weights: dict[str, int], sizes: list[int], words: str
+):
+    census = Census()
+    census.products.update(products)
+    census.weights.update(weights)
+    with pytest.raises(ExportError, match=words):
+        require_precision(census, "fp16", sizes, "rtx", has_kept=False)
 
 
 class StandIn:
@@ -122,7 +112,7 @@ class StandIn:
         self.keywords, self.program, self.input = keywords, program, arg_inputs[0]
         return program.module()
 
-    def save(self, compiled: nn.Module, path: str, output_format: str, arg_inputs: list[Any]) -> None:
+    def save(self, compiled: nn.Module, path: str, **_: Any) -> None:
         if self.wrong:
             with torch.no_grad():
                 next(iter(self.program.state_dict.values())).mul_(2)
@@ -132,31 +122,42 @@ class StandIn:
         return torch.export.load(path)
 
 
-@pytest.mark.usefixtures("a_gpu")
-class TestWithAStandIn:
+class TestOnAGpuThatIsTheCpu:
     @pytest.fixture(autouse=True)
     def cuda_is_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for kind in (nn.Module, Tensor):
-            monkeypatch.setattr(kind, "cuda", lambda self: self)
+        monkeypatch.setattr(cuda_driver, "probe_driver", lambda: Driver((13, 2), ("Imaginary GPU",)))
+        installed = {"torch": "2.14.0", "torch-tensorrt": "2.14.0"}
+        monkeypatch.setattr(torch_trt_release, "package_versions", lambda: installed)
+        monkeypatch.setattr(torch_trt, "has_gpu_of_torch", lambda: True)
+        make_zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *shape, device=None, **options: make_zeros(*shape, **options))
+        monkeypatch.setattr(torch_trt, "ModuleSession", lambda module, _: self.session(module, "cpu"))
+
+    session = torch_trt.ModuleSession
+
+    def imported(self, monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> StandIn:
+        observer = SimpleNamespace(add=lambda callback: nullcontext())
+        interpreter = SimpleNamespace(TRT_INTERPRETER_CALL_PRE_OBSERVER=observer)
+        monkeypatch.setattr(torch_trt_release, "import_module", lambda name: stand_in)
+        monkeypatch.setattr(torch_trt, "import_module", lambda name: interpreter)
+        return stand_in
 
     def test_a_program_is_saved_compared_and_described(
         self, net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        stand_in = StandIn()
-        imported_as(monkeypatch, stand_in)
+        stand_in = self.imported(monkeypatch, StandIn())
         path = tmp_path / "model-fp16.pt2"
         artifact = compile_program(net, images, path, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"])
-        assert stand_in.keywords["enable_autocast"]
         assert stand_in.input.max_shape == (4, 3, 16, 16)
         assert artifact.facts["parity"]["batch_sizes"] == [1, 2, 4]
         assert artifact.facts["torch_operations"] > 0  # the stand-in left everything in PyTorch
         loaded = torch.export.load(path).module()
-        torch.testing.assert_close(loaded(images[:3]), net(images[:3]))
+        torch.testing.assert_close(loaded(images[:3]), net(images[:3]), rtol=0.05, atol=0.02)
 
     def test_a_program_that_was_saved_as_something_else_is_set_aside(
         self, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        imported_as(monkeypatch, StandIn(wrong=True))
+        self.imported(monkeypatch, StandIn(wrong=True))
         with pytest.raises(ParityError, match="do not deploy it"):
             compile_program(small_net(), images, tmp_path / "model.pt2", batch=(1, 2, 4), limits=LIMITS["fp32"])
         assert [path.name for path in tmp_path.iterdir()] == ["model.pt2.rejected"]
