@@ -26,7 +26,7 @@ test-floor: $(FLOOR)/installed
 	$(FLOOR)/bin/python -m pytest
 
 test-torch-trt: $(TORCH_TRT)/installed
-	$(TORCH_TRT)/bin/python -m pytest -m torch_trt tests/export
+	$(TORCH_TRT)/bin/python -m pytest -m torch_trt tests/export/test_torch_trt_real.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
