@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from passdeploy.errors import UsageError
 
@@ -67,6 +68,7 @@ class ProfileInputs:
     model: str | None
     classes: int
     image_size: int | None
+    shapes: dict[str, tuple[int, ...]]
     fresh: bool
 
     @property
@@ -136,14 +138,16 @@ class ProfileInputs:
 
         if backends is not None and len(backends) != 1:
             raise UsageError("a file runs in one backend: give one, or leave out --backend.")
+        batch_source = click.get_current_context().get_parameter_source("batch")
         document = profile_files(
             self.files,
-            batches=batches,
+            batches=None if batch_source is ParameterSource.DEFAULT else batches,
             backend=backends[0] if backends else None,
             threads=threads,
             setting=execution.setting(),
             seconds=seconds,
             image_size=self.image_size,
+            shapes=self.shapes,
             trust_engine=execution.trust_engine,
             listener=listener,
         ).to_json()
@@ -233,6 +237,14 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Measure again what the cache has, or with --layers profile.json.",
         ),
         click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            callback=_parse_shapes,
+            metavar="NAME=1x3x224x224",
+            help="With FILEs: the whole shape of an input that they leave open, and that is no image.",
+        ),
+        click.option(
             "--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out with --model: 224."
         ),
         click.option(
@@ -279,3 +291,17 @@ def _parse_multiples(_: click.Context, parameter: click.Parameter, value: str | 
     if multiples and min(multiples) < 1:
         raise click.BadParameter(f"{value!r} is not a list of positive whole numbers, such as 1,8,16")
     return multiples
+
+
+def _parse_shapes(_: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """Parse shapes such as `images=1x3x224x224`."""
+    shapes = {}
+    for value in values:
+        name, _equals, sizes = value.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split("x"))
+        except ValueError:
+            shapes[name] = (0,)
+        if not name or min(shapes[name]) < 1:
+            raise click.BadParameter(f"{value!r} is no name and shape, such as images=1x3x224x224")
+    return shapes

@@ -37,6 +37,7 @@ class Candidate:
     engine: Path | None = None  # for "tensorrt"
     program: Path | None = None  # a .pt2, for "torch-trt" and, without TensorRT inside, for "torch"
     weights: str = ""  # the file the module came from, for the record
+    inputs: Callable[[int], tuple[Tensor, ...]] | None = None  # batch -> its inputs; None: float32 images
     trust_engine: bool = False  # load an engine without a sidecar, or one that runs code of its own
 
 

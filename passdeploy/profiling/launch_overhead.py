@@ -55,7 +55,7 @@ def _count_kernels(runner: Runner) -> int:
             runner.run()
         return counter.count
     if runner.backend == "ort" and isinstance(runner, OrtRunner):
-        return len(profile_kernels(runner.source, runner.images, threads=runner.threads))
+        return len(profile_kernels(runner.source, *runner.inputs, threads=runner.threads))
     return 0
 
 

@@ -23,8 +23,7 @@ _KERNEL = "_kernel_time"  # the end of an event's name; the rest of it names the
 
 def profile_kernels(
     source: Path | ModelProto,
-    images: Tensor,
-    *,
+    *inputs: Tensor,
     threads: int,
     fewest_calls: int = 1,
     seconds: float = 0.0,
@@ -34,7 +33,7 @@ def profile_kernels(
 
     Args:
         source: the ONNX file, or the graph in memory.
-        images: the batch, shape (batch, 3, height, width).
+        inputs: the batch, shape (batch, 3, height, width), and other inputs where the file has some.
         threads: of ONNX Runtime.
         fewest_calls: at least this many calls are profiled.
         seconds: at least this long.
@@ -46,7 +45,7 @@ def profile_kernels(
     clock = clock or HostClock()
     with TemporaryDirectory() as folder:
         runner = OrtRunner("traced", source, threads=threads, profile_to=Path(folder) / "trace")
-        runner.prepare(images)
+        runner.prepare(*inputs)
         began, calls = clock.now(), 0
         while calls < fewest_calls or clock.now() - began < seconds:
             runner.run()

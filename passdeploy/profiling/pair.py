@@ -196,7 +196,7 @@ class _SessionBuilder:
                 """Build one runner and run it once."""
                 candidate, setting = self._comparison.candidates[number], self._comparison.setting
                 made[number] = make_runner(candidate, self._backend, self._comparison.threads, setting)
-                made[number].prepare(self._images)
+                made[number].prepare(*(candidate.inputs(len(self._images)) if candidate.inputs else (self._images,)))
                 made[number].run()
 
             memory_mb = measure_gpu_memory(device, build, by_driver=self._backend in ON_GPU)

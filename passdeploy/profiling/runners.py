@@ -39,8 +39,8 @@ class Runner(Protocol):
     device: str
     precision: str
 
-    def prepare(self, images: Tensor) -> None:
-        """Set the batch that every following `run` uses, shape (batch, 3, height, width)."""
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
+        """Set the batch that every following `run` uses, shape (batch, 3, height, width), and further inputs."""
         ...
 
     def run(self) -> None:
@@ -66,16 +66,16 @@ class TorchRunner:
         self.device, self.precision = self.setting.device, self.setting.precision
         self.module = self.setting.convert_(deep_copy(module)).eval()
         self.images = self._host_images = torch.empty(0)
+        self._others: tuple[Tensor, ...] = ()
         self._replay: Callable[[], None] | None = None
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
         """Move the batch to the device; with a CUDA graph, capture a call.
 
         Raises:
             UsageError: the network cannot be captured.
         """
-        self._host_images = self.setting.to_host_batch(images)
-        self.images = self._host_images.to(self.device)
+        self._move_to_device(images, *others)
         if self.setting.cuda_graph:
             self._replay = capture_graph(self._forward, self.artifact)
 
@@ -93,7 +93,16 @@ class TorchRunner:
     def run_eagerly(self) -> None:
         """Run one forward pass operator by operator, also where `run` replays a graph or compiled code."""
         with torch.inference_mode():
-            self.module(self.images)
+            self.module(self.images, *self._others)
+
+    def _move_to_device(self, images: Tensor, *others: Tensor) -> None:
+        self._host_images = self._host_batch(images)
+        self.images = self._host_images.to(self.device)
+        self._others = tuple(self._host_batch(other).to(self.device) for other in others)
+
+    def _host_batch(self, tensor: Tensor) -> Tensor:
+        """Convert an input to the form in which the network takes it, in host memory."""
+        return self.setting.to_host_batch(tensor)
 
     def _forward(self) -> None:
         """Run the pass that `run` times and a CUDA graph captures."""
@@ -113,14 +122,13 @@ class CompiledRunner(TorchRunner):
         mode = "reduce-overhead" if self.setting.cuda_graph else None
         self._compiled: Any = torch.compile(_own_function(self.module), mode=mode, dynamic=False)
 
-    def prepare(self, images: Tensor) -> None:
-        """Move the batch to the device and compile the network for it.
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
+        """Move the batch to the device and compile the network for it; there are no other inputs.
 
         Raises:
             MissingError: this machine cannot compile: there is no C++ compiler, or no Triton.
         """
-        self._host_images = self.setting.to_host_batch(images)
-        self.images = self._host_images.to(self.device)
+        self._move_to_device(images, *others)
         try:
             for _ in range(_CALLS_UNTIL_CAPTURED if self.setting.cuda_graph else 1):
                 self.run()
@@ -165,7 +173,7 @@ class ProgramRunner(TorchRunner):
     def __init__(
         self,
         name: str,
-        program: Callable[[Tensor], object],
+        program: Callable[..., object],
         *,
         artifact: str,
         backend: str,
@@ -178,17 +186,21 @@ class ProgramRunner(TorchRunner):
         )
         self.backend, self.precision = backend, precision
 
+    def _host_batch(self, tensor: Tensor) -> Tensor:
+        """Keep the type of the input, which the file fixes."""
+        return tensor.contiguous().pin_memory() if torch.device(self.device).type == "cuda" else tensor.contiguous()
+
 
 class _FunctionModule(nn.Module):
     """A module that calls a function; it has no submodules, so nothing is copied, converted or put into eval mode."""
 
-    def __init__(self, function: Callable[[Tensor], object]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         super().__init__()
         self._function = [function]  # in a list, since a module would register another module as its child
 
-    def forward(self, images: Tensor) -> object:
+    def forward(self, *inputs: Tensor) -> object:
         """Call the function."""
-        return self._function[0](images)
+        return self._function[0](*inputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _FunctionModule:
         return self
@@ -223,32 +235,39 @@ class OrtRunner:
         self.precision: str = self.session.get_modelmeta().custom_metadata_map.get("precision", "as in the file")
         self.images = torch.empty(0)
         self._binding: Any = None
+        self.inputs: list[Tensor] = []  # the images first
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
         """Bind the batch to the input and let ONNX Runtime allocate the output.
 
         Raises:
             UsageError: the file takes images of another shape, or has another, fixed batch.
         """
-        network_input = self.session.get_inputs()[0]
-        sizes = zip(network_input.shape, images.shape, strict=True)
-        if any(isinstance(fixed, int) and fixed != given for fixed, given in sizes):
+        self.images, self._binding = images, self.session.io_binding()
+        self.inputs = [each.contiguous() for each in (images, *others)]  # the binding does not keep their memory
+        for network_input, values in zip(self.session.get_inputs(), self.inputs, strict=False):
+            self._bind(network_input, values)
+        output = self.session.get_outputs()[0].name
+        if self.device == "cpu":
+            self._binding.bind_output(output)
+        else:
+            self._binding.bind_output(output, "cuda", self._gpu)  # the output stays on the device
+
+    def _bind(self, network_input: Any, values: Tensor) -> None:
+        sizes = list(zip(network_input.shape, values.shape, strict=False))
+        is_other = any(isinstance(fixed, int) and fixed > 0 and fixed != given for fixed, given in sizes)
+        if is_other or len(network_input.shape) != values.ndim:
             raise UsageError(
-                f"{self.artifact} takes images of shape {network_input.shape}, asked was {list(images.shape)}.\n"
+                f"{self.artifact} takes images of shape {network_input.shape}, asked was {list(values.shape)}.\n"
                 "Export it again for this shape with: passdeploy export --onnx"
             )
-        self.images, self._binding = images, self.session.io_binding()
+        array = values.numpy()
         if self.device == "cpu":
-            self._binding.bind_cpu_input(network_input.name, images.contiguous().numpy())
-            self._binding.bind_output(self.session.get_outputs()[0].name)
+            self._binding.bind_cpu_input(network_input.name, array)
             return
         ort = require("onnxruntime", extra="gpu")
-        self._binding.bind_ortvalue_input(
-            network_input.name, ort.OrtValue.ortvalue_from_numpy(images.contiguous().numpy(), "cuda", self._gpu)
-        )
-        self._binding.bind_output(
-            self.session.get_outputs()[0].name, "cuda", self._gpu
-        )  # the output stays on the device
+        value = ort.OrtValue.ortvalue_from_numpy(array, "cuda", self._gpu)
+        self._binding.bind_ortvalue_input(network_input.name, value)
 
     def run(self) -> None:
         """Run once and wait until it is done, on a GPU too, so that the host's clock can time it."""

@@ -51,8 +51,8 @@ class EngineRunner:
         self._host_images = torch.empty(0)
         self.bound: BoundEngine | None = None
 
-    def prepare(self, images: Tensor) -> None:
-        """Bind the batch and the outputs, run once, and capture a CUDA graph if asked.
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
+        """Bind the batch and the outputs, run once, and capture a CUDA graph if asked; there are no other inputs.
 
         Raises:
             UsageError: the engine takes images of another shape or other batches, or cannot be captured.

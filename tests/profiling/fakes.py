@@ -36,7 +36,7 @@ class FakeRunner:
         self._ms = repeat(ms) if isinstance(ms, float) else ms
         self._log = [] if log is None else log
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
         self.images = images
 
     def run(self) -> None:

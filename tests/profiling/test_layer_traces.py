@@ -102,7 +102,7 @@ class FakeEngine:
     def __init__(self, path: Path) -> None:
         self.path, self.images = path, torch.empty(0)
 
-    def prepare(self, images: Tensor) -> None:
+    def prepare(self, images: Tensor, *others: Tensor) -> None:
         self.images = images
 
 

@@ -282,7 +282,7 @@ def test_a_batch_that_does_not_fit_is_named_with_one_that_did(monkeypatch: pytes
     class Large(FakeRunner):
         backend = "torch"
 
-        def prepare(self, images: torch.Tensor) -> None:
+        def prepare(self, images: torch.Tensor, *others: torch.Tensor) -> None:
             if len(images) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB.")
 

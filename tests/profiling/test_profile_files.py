@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.trt_sidecar import write_sidecar
-from passdeploy.profiling import Setting
+from passdeploy.profiling import Candidate, Setting
+from passdeploy.profiling.candidates import make_runner
+from passdeploy.profiling.file_batches import batches_that_run
+from passdeploy.profiling.file_inputs import read_file_inputs
 from passdeploy.profiling.profile_files import profile_files
 from passdeploy.runtime import cuda_driver
+from passdeploy.runtime.events import Warned
+from tests.command_line import call_command
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
 
@@ -50,6 +59,117 @@ def test_two_files_are_measured_in_turns(files: Path):
     assert [row.artifact for row in rows] == ["small.onnx", "fixed.onnx"]
     low, high = rows[1].speedup_ci
     assert low <= rows[1].speedup <= high
+
+
+NODE, FLOAT, INT64 = helper.make_node, TensorProto.FLOAT, TensorProto.INT64
+
+
+def onnx_file(folder: Path, inputs: list[tuple[str, int, list[int | str]]], nodes: list[onnx.NodeProto]) -> Path:
+    """Write a graph whose output is called `out`."""
+    tensors = [helper.make_tensor_value_info(*each) for each in inputs]
+    is_cast = nodes[-1].op_type == "Cast"
+    kind = FLOAT if is_cast else inputs[0][1] if inputs else INT64
+    out = helper.make_tensor_value_info("out", kind, None)
+    shape = numpy_helper.from_array(np.array([1, 12], np.int64), "baked")
+    graph = helper.make_graph(nodes, "g", tensors, [out], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, folder / "made.onnx")
+    return folder / "made.onnx"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "batches"),
+    [
+        ([("x", TensorProto.FLOAT16, ["N", 3, 4, 4])], [NODE("Relu", ["x"], ["out"])], [1, 8]),
+        ([("x", TensorProto.UINT8, ["N", 4, 4, 3])], [NODE("Cast", ["x"], ["out"], to=FLOAT)], [1, 8]),
+        ([("x", TensorProto.DOUBLE, [2, 3, 4, 4])], [NODE("Cast", ["x"], ["out"], to=FLOAT)], [2]),
+        ([("x", FLOAT, [3, 4, 4])], [NODE("Relu", ["x"], ["out"])], [1]),
+        ([("ids", INT64, ["N", 16])], [NODE("Abs", ["ids"], ["out"])], [1, 8]),
+        ([("mask", TensorProto.BOOL, ["N", 16])], [NODE("Not", ["mask"], ["out"])], [1, 8]),
+        ([("x", FLOAT, ["N", 3, 4, 4]), ("least", FLOAT, [1])], [NODE("Add", ["x", "least"], ["out"])], [1, 8]),
+        ([("x", FLOAT, ["N", 3, 2, 2])], [NODE("Reshape", ["x", "baked"], ["out"])], [1]),
+    ],
+    ids=["half", "pixels", "double and fixed", "no batch", "tokens", "truth values", "two inputs", "baked batch"],
+)
+def test_every_input_is_read_and_given_what_it_takes(
+    tmp_path: Path, inputs: list[tuple[str, int, list[int | str]]], nodes: list[onnx.NodeProto], batches: list[int]
+):
+    told = list[object]()
+    file = onnx_file(tmp_path, inputs, nodes)
+    read = read_file_inputs(file).with_sizes(None, {})
+    candidate = Candidate("made.onnx", onnx=file, inputs=read.values)
+    runs = batches_that_run(
+        candidate,
+        read.possible_batches(None),
+        lambda each: make_runner(each, "ort", 1, Setting()),
+        is_strict=False,
+        listener=told.append,
+    )
+    assert runs == batches
+    fails = [event for event in told if isinstance(event, Warned) and "fails with a batch of 8" in event.text]
+    assert len(fails) == (inputs[0][2] == ["N", 3, 2, 2])
+
+
+RELU = [NODE("Relu", ["x"], ["out"])]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "nodes", "options", "words"),
+    [
+        ([("x", FLOAT, ["N", 3, "H", "W"])], RELU, {}, r"3 x H x W, of any size\.\nSay which: --image-size 224"),
+        ([("x", FLOAT, ["N", "L", 8])], RELU, {}, r"x \(float32, N x L x 8\).*\n.*--shape x=1x128x8"),
+        ([("x", FLOAT, ["N", "L", 8])], RELU, {"shapes": {"x": [1, 4, 9]}}, "asked was --shape x=1x4x9"),
+        ([("x", FLOAT, ["N", "L", 8])], RELU, {"shapes": {"y": [1]}}, "has no input 'y'"),
+        ([("x", TensorProto.STRING, ["N"])], [NODE("Identity", ["x"], ["out"])], {}, "tensor\\(string\\)"),
+        ([], [NODE("Identity", ["baked"], ["out"])], {}, "takes no input"),
+        ([("x", FLOAT, [3, 4, 4])], RELU, {"batches": [2]}, "without a batch"),
+        (
+            [("x", FLOAT, ["N", 3, 2, 2])],
+            [NODE("Reshape", ["x", "baked"], ["out"])],
+            {"batches": [8]},
+            "fails with a batch of 8: .*\nIt runs with --batch 1, though it declares any",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_measured_as_it_is_says_what_to_give(
+    tmp_path: Path,
+    inputs: list[tuple[str, int, list[int | str]]],
+    nodes: list[onnx.NodeProto],
+    options: dict[str, object],
+    words: str,
+):
+    with pytest.raises(UsageError, match=words) as caught:
+        profile_files([onnx_file(tmp_path, inputs, nodes)], threads=1, seconds=0.1, **options)  # type: ignore[arg-type]
+    assert str(caught.value).count("\n") <= 2
+
+
+def test_sizes_that_are_open_can_be_given(tmp_path: Path):
+    file = onnx_file(tmp_path, [("x", FLOAT, ["N", "L", 8])], RELU)
+    (row,) = profile_files([file], threads=1, seconds=0.1, shapes={"x": [3, 5, 8]}).rows
+    assert row.batch == 3
+    images = onnx_file(tmp_path, [("x", FLOAT, ["N", 3, "H", "W"])], RELU)
+    assert read_file_inputs(images).with_sizes(16, {}).sample_shape() == (3, 16, 16)
+    assert call_command("profile", images, "--shape", "x").exit_code == 2
+
+
+def test_a_file_with_two_inputs_is_measured_from_the_command_line(tmp_path: Path):
+    inputs = [("x", FLOAT, [1, 3, 4, 4]), ("least", FLOAT, ["K"])]
+    file = onnx_file(tmp_path, inputs, [NODE("Add", ["x", "least"], ["out"])])
+    said = call_command("profile", file, "--threads", "1", "--seconds", "0.1", "--json")
+    assert said.exit_code == 0, said.stderr
+    assert [row["batch"] for row in json.loads(said.stdout)["rows"]] == [1]
+
+
+def test_a_program_gets_all_its_inputs_in_their_types(tmp_path: Path):
+    class Sum(nn.Module):
+        def forward(self, images: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+            return images.float().mean((1, 2, 3)) + least
+
+    inputs = (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2))
+    torch.export.save(torch.export.export(Sum(), inputs), tmp_path / "sum.pt2")
+    (row,) = profile_files([tmp_path / "sum.pt2"], threads=1, seconds=0.1).rows
+    assert row.batch == 2
 
 
 def test_a_program_of_pytorch_is_run_by_pytorch(files: Path):
