@@ -509,9 +509,9 @@ def inspect(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Show the channel groups of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
+    """Show the channel groups and blocks of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
     from passdeploy.commands.describe import describe, inspect_model
-    from passdeploy.display.check_report import groups_table
+    from passdeploy.display.check_report import blocks_table, groups_table
 
     with _terminal_listener(quiet):
         channels = inspect_model(
@@ -521,6 +521,7 @@ def inspect(
     Output(as_json, quiet).show(
         document,
         groups_table(document),
+        *([blocks] if (blocks := blocks_table(document)) else []),
         *document["words"],
         next_step="passdeploy recipes, for a recipe to start from",
     )

@@ -113,8 +113,14 @@ def test_inspect_names_what_stays_and_why(call):
     assert groups["layer1.0.conv1"]["layers"] == ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2"]
     assert 0 < groups["layer1.0.conv1"]["macs_share"] < groups["conv1"]["macs_share"] < 1
     assert document["smallest"]["macs"] < 0.05 * document["macs"]
+    blocks = {block["name"]: block for block in document["blocks"]}
+    assert blocks["layer1.1"]["is_prunable"]
+    assert 0 < blocks["layer1.1"]["macs_share"] < 0.2 < blocks["layer4.1"]["params_share"] < 1
+    assert blocks["layer2.0"]["reason"] == "both summands are computed from its input, as where the shape changes"
+    assert blocks["layer2.0"]["source"].startswith("resnet.py:")
     shown = call("inspect", "torchvision/resnet18", "--image-size", "64")
     assert "12 of 13 channel groups can be cut" in shown.stdout
+    assert "5 of 8 blocks can be skipped" in shown.stdout
     assert "layer4.1.conv1" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
 

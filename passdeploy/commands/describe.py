@@ -1,4 +1,4 @@
-"""Description of channel groups and of a recipe's budget as plain data, for `passdeploy inspect` and `check`."""
+"""Description of channel groups, blocks and a recipe's budget as plain data, for `passdeploy inspect` and `check`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from passdeploy.channels.allocation import narrowest_widths
+from passdeploy.channels.blocks import Block, presence
+from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.display.units import quantity
 from passdeploy.grouping.find import map_channels
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 def inspect_model(
     name: str, *, num_classes: int, image_size: int, weights: str | None = None, allow_code: bool = False
 ) -> ChannelMap:
-    """Build a model by name and find its channel groups with one image.
+    """Build a model by name and find its channel groups and blocks with one image.
 
     Raises:
         ModelError: the model is unknown, or takes no RGB images in float32.
@@ -30,15 +32,16 @@ def inspect_model(
     """
     model = build_model(name, num_classes=num_classes, weights=weights, allow_code=allow_code)
     with image_errors(model, name, image_size, advice="Choose another --image-size."):
-        return map_channels(model, torch.zeros(1, 3, image_size, image_size))
+        return map_channels(model, torch.zeros(1, 3, image_size, image_size), with_blocks=True)
 
 
 def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
-    """Describe channel groups, counts and the smallest counts that can be reached, as a document for JSON.
+    """Describe channel groups, blocks, counts and the smallest counts that widths can reach, as a document for JSON.
 
     Each group has its `name`, `width`, `layers`, whether it `is_prunable`, else the `reason`, and `macs_share`: the
     share of the multiply-adds that would go if this group alone lost all its channels. A layer's multiply-adds count
-    for its input and its output group, so the shares add up to more than 1.
+    for its input and its output group, so the shares add up to more than 1. A block has the shares of multiply-adds
+    and of parameters that go with it, and the line of code (`source`) where its branch joins its input.
     """
     costs, prunable = channels.costs, channels.prunable
     minimum = narrowest_widths(prunable, costs, round_to=round_to)
@@ -62,15 +65,44 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
             }
             for group in channels.groups
         ],
+        "blocks": [
+            {
+                "name": block.name,
+                "modules": list(block.modules),
+                "groups": list(block.groups),
+                **{f"{kind}_share": _share_of(block, kind, costs) for kind in ("macs", "params")},
+                "is_prunable": block.is_prunable,
+                "reason": block.reason,
+                "source": block.source,
+            }
+            for block in channels.blocks
+        ],
         "words": [
             f"{len(prunable)} of {len(channels.groups)} channel groups can be cut, "
             f"{removable / total:.0%} of the channels",
             f"{quantity(counts['macs'])} MACs, {quantity(counts['params'])} parameters; with widths in multiples of "
-            f"{round_to}",
+            f"{round_to}{', without blocks' if costs.blocks else ''}",
             f"no fewer than {reachable['macs'] / macs:.1%} of the MACs and "
             f"{reachable['params'] / counts['params']:.1%} of the parameters can be reached",
+            *_block_words(channels),
         ],
     }
+
+
+def _share_of(block: Block, kind: str, costs: CostModel) -> float:
+    """Compute the share of a count that goes with a block."""
+    return 1 - costs.of(kind, {presence(block.name): 0}) / costs.of(kind) if block.is_prunable else 0.0
+
+
+def _block_words(channels: ChannelMap) -> list[str]:
+    """Describe in a line how many blocks can be skipped; nothing where none were looked for, or there are none."""
+    if not channels.blocks:
+        return []
+    prunable = [block for block in channels.blocks if block.is_prunable]
+    without = {presence(block.name): 0 for block in prunable}
+    left = channels.costs.of("macs", without) / channels.costs.of("macs")
+    share = f"; without them {left:.1%} of the MACs are left" if prunable else ""
+    return [f"{len(prunable)} of {len(channels.blocks)} blocks can be skipped{share}"]
 
 
 def describe_run(prepared: Prepared) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from passdeploy.channels.blocks import presence
 from passdeploy.channels.savings import savings_by_part
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
@@ -91,7 +92,7 @@ def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[st
             for name, entry in groups.items()
         ],
         "blocks": [
-            {"name": name, **{f"{kind}_saved": saved[kind][name] for kind in kinds[:2]}} for name in plan.skipped
+            {"name": name, **{f"{kind}_saved": saved[kind][presence(name)] for kind in kinds}} for name in plan.skipped
         ],
     }
 

@@ -1,4 +1,4 @@
-"""Output of `passdeploy check` and `inspect`: channel groups, the latency target and the expected run time."""
+"""Output of `passdeploy check` and `inspect`: channel groups, blocks, the latency target and the expected run time."""
 
 from __future__ import annotations
 
@@ -38,3 +38,21 @@ def groups_table(document: Mapping[str, Any]) -> Listing:
         rows.append((group["name"], str(group["width"]), str(len(group["layers"])), share, reason))
     headings = ("group", "width", "layers", "MACs", "stays")
     return Listing(headings, tuple(rows), str(document["model"]), notes.lines())
+
+
+def blocks_table(document: Mapping[str, Any]) -> Listing | None:
+    """Build the table of blocks from a `describe` document, one block a row; None where there are none.
+
+    The shares are those that go with a block. Reasons are notes under the table, each with the lines of code.
+    """
+    if not document["blocks"]:
+        return None
+    sources: dict[str, dict[str, None]] = {}
+    for block in document["blocks"]:
+        sources.setdefault(block["reason"], {})[block["source"]] = None
+    notes, rows = Footnotes(), []
+    for block in document["blocks"]:
+        shares = [percent(block[f"{kind}_share"]) if block["is_prunable"] else "" for kind in ("macs", "params")]
+        reason = block["reason"] and f"stays because: {block['reason']} ({', '.join(sources[block['reason']])})"
+        rows.append((block["name"], *shares, notes.number_of(reason)))
+    return Listing(("block", "MACs", "parameters", "stays"), tuple(rows), "", notes.lines())

@@ -88,6 +88,33 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
     assert {row["device"] for row in summary["latency"]} == {summary["environment"]["device"]}
 
 
+def test_a_plan_that_skips_blocks_is_taken_over_rebuilt_resumed_and_exported(
+    tiny_recipe: Path, finished: prune.RunResult, tmp_path: Path
+):
+    document = json.loads((finished.path / "plan.json").read_text())
+    with RunFolder.create(tmp_path, "planned") as folder:
+        folder.write_json("plan.json", document | {"skipped": ["layer1.1", "layer3.2"]}, kind="plan")
+    recipe = load_recipe(tiny_recipe, [f"prune.from_run={folder.path}", "prune.reuse=plan", "finetune.epochs=1"])
+    result = prune.run(recipe, out=tmp_path / "runs")
+    plan = json.loads((result.path / "plan.json").read_text())
+    assert plan["skipped"] == ["layer1.1", "layer3.2"]
+    assert [values[:2] for values in plan["replaced"]] == [["layer1.1", "identity"], ["layer3.2", "identity"]]
+    assert result.summary["slim"]["params"] < finished.summary["slim"]["params"]
+
+    network = passdeploy.load(result.path)
+    counted = passdeploy.count(network, torch.zeros(1, 3, 16, 16))
+    assert counted.macs == result.summary["slim"]["macs"]
+    dense = passdeploy.load(result.path, "dense").state_dict()
+    gone = {name for name in dense if name.startswith(("layer1.1.", "layer3.2."))}
+    assert network.state_dict().keys() >= dense.keys() - gone
+    assert not gone & network.state_dict().keys()
+
+    again = prune.run(recipe, out=tmp_path / "runs", resume=True)
+    assert again.summary["slim"] == result.summary["slim"]
+    graph = export_run(result.path, ExportSettings(batch=(1, 1, 1))).artifacts[0]
+    assert graph.facts["parity"]["max_rel_error"] <= 1e-4
+
+
 def test_every_file_of_the_run_is_there_and_recorded(finished: prune.RunResult):
     files = {path.name for path in finished.path.iterdir() if not path.name.startswith(".")}
     assert files == RUN_FILES

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from tests import random_networks
 from tests.random_networks import (
+    BLOCK_TRAITS,
     OUTPUT_KINDS,
     PATCHES,
+    TRAITS,
     WRAPPERS,
     Act,
     Attention,
@@ -32,6 +34,7 @@ from tests.random_networks import (
     WidthBranch,
     describe,
     examine,
+    examine_blocks,
     network_of_seed,
     networks,
     shrink,
@@ -61,8 +64,15 @@ def test_random_networks_are_slimmed_exactly_and_most_of_their_channels_can_be_c
 
 def test_a_description_is_python_that_makes_the_same_network():
     for seed in range(30):
-        network = network_of_seed(seed)
-        assert eval(describe(network), vars(random_networks)) == network
+        for traits in (TRAITS, BLOCK_TRAITS):
+            network = network_of_seed(seed, traits)
+            assert eval(describe(network), vars(random_networks)) == network
+
+
+# Of the last two a hook outside of a block computes with a weight inside of it.
+@pytest.mark.parametrize("seed", [1, 3, 4, 8, 9, 117, 280])
+def test_blocks_of_random_networks_are_left_out_exactly(seed: int):
+    examine_blocks(network_of_seed(seed, BLOCK_TRAITS), seed)
 
 
 def test_a_description_reads_like_a_list_of_layers():
