@@ -157,10 +157,15 @@ class ChannelTracer(OpObserver):
         return collapsed
 
     def protect_and_unlabel(self, call: OpCall, why: str) -> None:
-        """Protect every channel that enters an operation, and give its results no labels."""
+        """Protect every channel that enters an operation, and give its results no labels.
+
+        What is computed from a parameter and has its shape is a weight; it keeps the protected labels, so that the
+        layer that it belongs to is listed with the reason.
+        """
         self.protect_all(call.tensors, why)
         for result in call.results:
-            self._labels[result] = {}
+            alike = (each for each in call.tensors if self.is_state(each) and each.shape == result.shape)
+            self._labels[result] = dict(self.labels(next(alike, None)))
 
     # Used by `trace_channels`
 

@@ -1,0 +1,42 @@
+"""Layers whose weight is computed in every call: they are listed, and where they cannot be cut, with the reason."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+import passdeploy as pd
+
+
+def quantisation_aware() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao.quantization is deprecated
+        from torch.ao.quantization import get_default_qat_qconfig, prepare_qat
+
+        network = nn.Sequential(nn.Conv1d(1, 6, 3), nn.ReLU(), nn.Conv1d(6, 8, 3), nn.Flatten(), nn.Linear(64, 5))
+        network.qconfig = get_default_qat_qconfig("x86")
+        prepared = prepare_qat(network.train())
+        prepared(torch.rand(2, 1, 12))
+    return prepared.eval()
+
+
+def normalised(norm: type) -> nn.Module:
+    layers = [norm(nn.Conv1d(1, 6, 3)), nn.ReLU(), norm(nn.Conv1d(6, 8, 3)), nn.Flatten(), nn.Linear(64, 5)]
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: normalised(weight_norm), lambda: normalised(spectral_norm), quantisation_aware]
+)
+def test_every_layer_is_in_a_group_and_those_that_stay_say_why(make):
+    torch.manual_seed(0)
+    network, x = make(), torch.rand(1, 1, 12)
+    groups = pd.find_groups(network, x)
+    assert [group.width for group in groups] == [6, 8, 5]
+    assert all(group.reason for group in groups if not group.is_prunable)
+    plan = pd.Plan({group.name: tuple(range(group.width // 2)) for group in groups if group.is_prunable})
+    assert pd.verify(network, groups, plan, x, tolerance=1e-5) <= 1e-5
