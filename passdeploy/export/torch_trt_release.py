@@ -13,7 +13,7 @@ from typing import Any
 
 from passdeploy.errors import MissingError, first_line
 from passdeploy.export.quiet import quietly
-from passdeploy.export.trt_api import Flavour
+from passdeploy.export.trt_api import Flavour, half_installed
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.runtime.versions import package_versions
 
@@ -35,14 +35,6 @@ PACKAGES: Mapping[Flavour, str] = {"tensorrt": "torch-tensorrt", "rtx": "torch-t
 TITLES: Mapping[Flavour, str] = {"tensorrt": "Torch-TensorRT", "rtx": "Torch-TensorRT for RTX"}
 _EXTRAS: Mapping[Flavour, str] = {"tensorrt": "torch-trt", "rtx": "torch-trt-rtx"}
 _TENSORRT: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt-rtx"}
-# Packages with one half of TensorRT each: its bindings for Python, its libraries.
-_HALVES: Mapping[Flavour, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "tensorrt": (
-        ("tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
-        ("tensorrt-cu13-libs", "tensorrt-cu12-libs"),
-    ),
-    "rtx": (("tensorrt-rtx-cu13-bindings",), ("tensorrt-rtx-cu13-libs",)),
-}
 
 
 def installed_flavour() -> Flavour | None:
@@ -89,7 +81,7 @@ def load_torch_trt(flavour: Flavour | None = None) -> tuple[Any, Flavour]:
             return import_module("torch_tensorrt"), found
     except Exception as error:  # libraries that do not fit together end in a plain Exception, RuntimeError or OSError
         raise MissingError(
-            f"{TITLES[found]} does not load: {_half_missing(found) or first_line(error)}\n"
+            f"{TITLES[found]} does not load: {half_installed(found) or first_line(error)}\n"
             f"{version_matrix_text(found)}\n{_install_line(found)}"
         ) from error
 
@@ -131,17 +123,6 @@ def _row_text(row: Mapping[str, str], flavour: Flavour) -> str:
 
 def _install_line(flavour: Flavour) -> str:
     return f"In an environment of its own: pip install 'passdeploy[{_EXTRAS[flavour]}]'"
-
-
-def _half_missing(flavour: Flavour) -> str | None:
-    """Say which half of TensorRT is not installed, where the other one is."""
-    installed = package_versions()
-    bindings, libraries = (next((name for name in half if name in installed), None) for half in _HALVES[flavour])
-    if bindings and not libraries:
-        return f"{bindings} {installed[bindings]} is installed without {bindings.replace('bindings', 'libs')}."
-    if libraries and not bindings:
-        return f"{libraries} {installed[libraries]} is installed without {libraries.replace('libs', 'bindings')}."
-    return None
 
 
 def _minor(version: str) -> str:

@@ -74,7 +74,8 @@ class _TensorRTPackage:
     oldest: tuple[int, int]  # the oldest supported release: major, minor
     too_new: int  # the first major release that is not supported
     extra: str
-    distributions: tuple[str, ...]  # of the bindings, to find their version where the libraries are missing
+    bindings: tuple[str, ...]  # distributions, of which one is installed
+    libraries: tuple[str, ...]  # the same; they may come with the system instead
     alternative: str  # what the user can do without it
 
 
@@ -85,7 +86,8 @@ _TENSORRT_PACKAGES: Mapping[str, _TensorRTPackage] = {
         oldest=(10, 3),
         too_new=12,
         extra="'passdeploy[trt]' (TensorRT 11) or 'passdeploy[trt10]'",
-        distributions=("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),
+        bindings=("tensorrt-cu13-bindings", "tensorrt-cu12-bindings", "tensorrt"),
+        libraries=("tensorrt-cu13-libs", "tensorrt-cu12-libs"),
         alternative="ONNX export works without it; --flavour rtx builds without a GPU.",
     ),
     "rtx": _TensorRTPackage(
@@ -94,7 +96,8 @@ _TENSORRT_PACKAGES: Mapping[str, _TensorRTPackage] = {
         oldest=(1, 7),
         too_new=2,
         extra="'passdeploy[rtx]'",
-        distributions=("tensorrt-rtx-cu13-bindings",),
+        bindings=("tensorrt-rtx-cu13-bindings",),
+        libraries=("tensorrt-rtx-cu13-libs",),
         alternative="ONNX export works without it.",
     ),
 }
@@ -120,13 +123,14 @@ def load_trt(flavour: Flavour) -> TensorRT:
     try:
         module = import_module(package.module)
     except (ImportError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == package.module:
-            lines = (f"{package.title} is not installed.", install, package.alternative)
+        half = half_installed(flavour)
+        if isinstance(error, ModuleNotFoundError) and error.name in (package.module, f"{package.module}_bindings"):
+            lines = (half or f"{package.title} is not installed.", install, package.alternative)
         else:
-            release_text = f"{package.title} {_bindings_version(package)}"
+            _, release_text = _installed(package.bindings) or ("", "(of unknown version)")
             lines = (
-                f"the libraries of {release_text} do not load: {first_line(error)}",
-                "The matching -libs package is missing, or LD_LIBRARY_PATH leads to another release.",
+                f"the libraries of {package.title} {release_text} do not load: {first_line(error)}",
+                half or "LD_LIBRARY_PATH leads to another release, or a library of CUDA is missing.",
                 install,
             )
         raise MissingError("\n".join(lines)) from error
@@ -145,11 +149,27 @@ def _release(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def _bindings_version(package: _TensorRTPackage) -> str:
-    """Return the version of the installed bindings from their metadata."""
-    for name in package.distributions:
+def half_installed(flavour: Flavour) -> str | None:
+    """Say which half of TensorRT is installed without the other, its bindings or its libraries; None if both are.
+
+    The libraries may have come with the system, so this explains a failure and is none by itself.
+    """
+    package = _TENSORRT_PACKAGES[flavour]
+    bindings, libraries = _installed(package.bindings), _installed(package.libraries)
+    if bindings is not None and libraries is None:
+        missing = bindings[0].replace("bindings", "libs")
+        return f"{bindings[0]} {bindings[1]} is installed without {missing}."
+    if libraries is not None and bindings is None:
+        missing = libraries[0].replace("libs", "bindings")
+        return f"{libraries[0]} {libraries[1]} is installed without {missing}."
+    return None
+
+
+def _installed(distributions: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return name and version of the first of these distributions that is installed, from its metadata."""
+    for name in distributions:
         try:
-            return version(name)
+            return name, version(name)
         except PackageNotFoundError:
             continue
-    return "(of unknown version)"
+    return None

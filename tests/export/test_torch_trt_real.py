@@ -7,6 +7,8 @@ is not run.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -263,6 +265,30 @@ def test_a_program_of_the_other_flavour_is_refused(tmp_path: Path):
         MissingError, match=r"with Torch-TensorRT 2\.14\.0; installed is Torch-TensorRT for RTX 2\.14\.0"
     ):
         open_program(path, "torch-trt", "cuda")
+
+
+HALF = """
+import sys
+sys.modules["{hidden}"] = None
+from passdeploy.errors import MissingError
+from passdeploy.export.torch_trt_release import load_torch_trt
+from passdeploy.runtime import cuda_driver
+cuda_driver.probe_driver = lambda: cuda_driver.Driver((13, 2), ("Imaginary GPU",))
+try:
+    load_torch_trt()
+except MissingError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("hidden", ["tensorrt_rtx_libs", "tensorrt_rtx_bindings"])
+def test_half_of_tensorrt_is_one_clear_error(hidden: str):
+    process = subprocess.run([sys.executable, "-c", HALF.format(hidden=hidden)], capture_output=True, text=True)
+    first, *advice = process.stdout.splitlines()
+    assert first.startswith("Torch-TensorRT for RTX does not load: ")
+    assert "torch-tensorrt-rtx 2.14.0" in advice[0]
+    assert advice[1] == "In an environment of its own: pip install 'passdeploy[torch-trt-rtx]'"
+    assert len(advice) == 2
 
 
 def test_the_flavour_that_is_installed_is_found():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from passdeploy.commands import doctor
 from passdeploy.errors import CorruptArtifact, MissingError
-from passdeploy.export import torch_trt_program, torch_trt_release
+from passdeploy.export import torch_trt_program, torch_trt_release, trt_api
 from passdeploy.export.torch_trt_program import program_path_for, read_label, require_loadable
 from passdeploy.export.torch_trt_release import VERSION_MATRIX, installed_flavour, load_torch_trt
 from passdeploy.runtime import cuda_driver
@@ -45,6 +46,13 @@ def install(monkeypatch: pytest.MonkeyPatch, packages: Mapping[str, str], module
     for place in (torch_trt_release, torch_trt_program, doctor):
         monkeypatch.setattr(place, "package_versions", lambda: packages)
     monkeypatch.setattr(torch_trt_release, "import_module", importing)
+
+    def version(name: str) -> str:
+        if name not in packages:
+            raise PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(trt_api, "version", version)
 
 
 def refusal(flavour: Any = None) -> str:

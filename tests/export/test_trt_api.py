@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,6 +66,33 @@ class TestWhatIsMissing:
         text = "libnvinfer.so.11: cannot open shared object file: No such file or directory"
         imported_as(monkeypatch, ImportError(text))
         assert "libnvinfer.so.11" in refusal()
+
+    @pytest.mark.parametrize(
+        ("installed", "error", "words"),
+        [
+            (
+                "tensorrt-cu12-bindings",
+                ImportError("libnvinfer.so.10: cannot open shared object file"),
+                "tensorrt-cu12-bindings 10.6 is installed without tensorrt-cu12-libs.",
+            ),
+            (
+                "tensorrt-cu13-libs",
+                ModuleNotFoundError("No module named 'tensorrt_bindings'", name="tensorrt_bindings"),
+                "tensorrt-cu13-libs 10.6 is installed without tensorrt-cu13-bindings.",
+            ),
+        ],
+    )
+    def test_one_half_without_the_other_is_named(
+        self, installed: str, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+    ):
+        def version(name: str) -> str:
+            if name != installed:
+                raise PackageNotFoundError(name)
+            return "10.6"
+
+        monkeypatch.setattr(trt_api, "version", version)
+        imported_as(monkeypatch, error)
+        assert words in refusal()
 
     @pytest.mark.parametrize("version", ["10.2.0.19", "12.0.0.1"])
     def test_a_release_that_is_not_supported(self, version: str, monkeypatch: pytest.MonkeyPatch):

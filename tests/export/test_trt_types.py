@@ -24,7 +24,7 @@ follow_imports = normal
 """
 
 
-@pytest.mark.parametrize("release", ["10.16", "11.4"])
+@pytest.mark.parametrize("release", ["10.3", "10.6", "10.16", "11.4"])
 def test_the_layer_type_checks_against_a_release(release: str, tmp_path: Path):
     stubs = STUBS / release
     if not (stubs / "tensorrt.pyi").is_file():
