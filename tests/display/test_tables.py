@@ -8,7 +8,7 @@ import pytest
 
 from passdeploy.display.changes import widths_table
 from passdeploy.display.check_report import groups_table
-from passdeploy.display.exports import exports_table
+from passdeploy.display.exports import exports_table, preview_lines
 from passdeploy.display.listing import Listing, csv_text
 from passdeploy.display.tables import group_table, layer_table, profile_table, summary_table
 
@@ -172,6 +172,20 @@ def test_exported_files_are_one_table_with_the_layers_that_stayed_in_fp32():
     assert "on 512 images" in table.notes[0]
     assert table.notes[-1] == "1 files of a bundle folder"
     assert_narrow(table)
+
+
+def test_a_dry_run_is_told_in_lines():
+    facts = {
+        **{"network": "slim", "precision": "fp16", "engines": 2, "operators": 200, "coverage": 0.995},
+        **{"census": {"products": {"fp16": 52, "fp32": 1}}, "kept": ["conv2d_1"], "beyond_range": [], "switches": 2},
+        **{"torch_operations": 1, "torch_lines": ["digamma net.py:7"], "engines_with_fixed_batch": 1},
+    }
+    assert preview_lines([facts]) == [
+        "slim fp16: 2 engines, 200 operators, 99.5% of them in engines; convolutions and products: 52 fp16, 1 fp32",
+        "slim fp16: stay fp32: conv2d_1",
+        "slim fp16: 1 operators stay in PyTorch, 2 switches: digamma net.py:7",
+        "slim fp16: with a fixed batch (--batch N,N,N) 1 engine",
+    ]
 
 
 def test_markdown_and_csv_keep_what_a_name_says():
