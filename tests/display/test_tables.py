@@ -176,9 +176,18 @@ def test_exported_files_are_one_table_with_the_layers_that_stayed_in_fp32():
 
 def test_a_dry_run_is_told_in_lines():
     facts = {
-        **{"network": "slim", "precision": "fp16", "engines": 2, "operators": 200, "coverage": 0.995},
-        **{"census": {"products": {"fp16": 52, "fp32": 1}}, "kept": ["conv2d_1"], "beyond_range": [], "switches": 2},
-        **{"torch_operations": 1, "torch_lines": ["digamma net.py:7"], "engines_with_fixed_batch": 1},
+        "network": "slim",
+        "precision": "fp16",
+        "engines": 2,
+        "operators": 200,
+        "coverage": 0.995,
+        "census": {"products": {"fp16": 52, "fp32": 1}},
+        "kept": ["conv2d_1"],
+        "beyond_range": [],
+        "switches": 2,
+        "torch_operations": 1,
+        "torch_lines": ["digamma net.py:7"],
+        "engines_with_fixed_batch": 1,
     }
     assert preview_lines([facts]) == [
         "slim fp16: 2 engines, 200 operators, 99.5% of them in engines; convolutions and products: 52 fp16, 1 fp32",
