@@ -65,6 +65,7 @@ class Block:
     tensors: tuple[str, ...] = ()  # parameters and buffers that go, by name
     groups: tuple[str, ...] = ()  # channel groups all of whose slots are in these tensors: they go as well
     contains: tuple[str, ...] = ()  # blocks inside the branch, which go with it
+    chain: Replacement | None = None  # of the module that is nothing but this block and others, if all of them go
 
     @property
     def is_prunable(self) -> bool:
@@ -140,7 +141,12 @@ def skipped_blocks(blocks: Sequence[Block], skipped: Collection[str]) -> list[Bl
 
 def replacements_of(blocks: Sequence[Block], skipped: Collection[str]) -> list[Replacement]:
     """List the replacements that skip these blocks; none of a module inside of another one that goes."""
-    return [one for block in outermost(skipped_blocks(blocks, skipped)) for one in block.replacements]
+    stay = {block.chain for block in blocks if block.name not in skipped}
+    found: dict[Replacement, None] = {}
+    for block in outermost(skipped_blocks(blocks, skipped)):
+        is_whole = block.chain is not None and block.chain not in stay
+        found.update(dict.fromkeys([block.chain] if is_whole and block.chain else block.replacements))
+    return list(found)
 
 
 def tensors_of(blocks: Sequence[Block], skipped: Collection[str]) -> set[str]:

@@ -20,6 +20,7 @@ from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.casting import find_opset
 from passdeploy.export.precision import EXPORTED_OPSETS, choose_opset
 from passdeploy.export.quiet import quietly
+from passdeploy.export.zero_additions import remove_zero_additions_
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.files import atomic_path
 from passdeploy.runtime.versions import __version__
@@ -64,6 +65,7 @@ def export_onnx(
     example = _example_batch(model, example_inputs, sizes)
     with torch.no_grad(), evaluating(model), quietly():
         proto = _convert(model, example, opset, is_fixed=sizes.is_fixed)
+    remove_zero_additions_(proto)
     _require_requested(proto, opset, sizes, model)
     _remove_machine_paths(proto)
     _annotate(proto, {**(metadata or {}), "batch": sizes.as_list(), "passdeploy_version": __version__})

@@ -45,6 +45,9 @@ class BlockTrials:
             failed = next((faults for plan, trial in self._trials() if (faults := _faults(plan, trial))), {})
             if not failed:
                 break
+            if any(block.chain for block in self._blocks):  # they may fail where each block alone does not
+                self._blocks = tuple(replace(block, chain=None) for block in self._blocks)
+                continue
             self._blocks = tuple(
                 replace(block, reason=failed[block.name]) if block.name in failed else block for block in self._blocks
             )
@@ -58,14 +61,10 @@ class BlockTrials:
         yield Plan({}, names), comparison.fault_of
         if self._network.trace.is_meta and self._training_fault(Plan({})) is None:
             yield Plan({}, names), self._training_fault
-        if comparison.is_large:
-            return
         other = self._network.noise_of_other_size
         elsewhere = comparison if other is None else comparison.at(other)
         for number in (0, 1):
-            kept = random_plan(self._groups, number).kept
-            if elsewhere.fault_of(Plan(kept)) is None:
-                yield Plan(kept, names[number::2]), elsewhere.fault_of
+            yield Plan(random_plan(self._groups, number).kept, names[number::2]), elsewhere.fault_of
 
     def _training_fault(self, plan: Plan) -> str | None:
         """Return the error that the slim network raises in training mode, on the meta device; None if it runs."""
@@ -84,7 +83,7 @@ class BlockTrials:
 def _faults(plan: Plan, trial: _Trial) -> dict[str, str]:
     """Run a trial; returns the blocks that fail in it and the reason of each."""
     fault = trial(plan) if plan.skipped else None
-    if fault is None:
+    if fault is None or (plan.kept and trial(Plan(plan.kept)) is not None):  # which is not the blocks' fault
         return {}
     alone = {name: trial(replace(plan, skipped=(name,))) for name in plan.skipped}
     failing = {name: found for name, found in alone.items() if found is not None} or dict.fromkeys(plan.skipped, fault)

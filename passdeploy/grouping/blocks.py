@@ -31,6 +31,8 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
     removals = [branch.reason or remover.replacements(branch) for branch in branches]
     names = _names(network.model, flow, branches, removals)
     found = list(zip(names, branches, removals, strict=True))
+    going = {branch.joining: removal for _, branch, removal in found if not isinstance(removal, str)}
+    tensors = {name for removal in going.values() for name in _tensors_inside(network.model, removal)}
     blocks = []
     for name, branch, removal in found:
         joining = flow.ops[branch.joining]
@@ -46,6 +48,7 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
                 replacements=removal,
                 tensors=_tensors_inside(network.model, removal),
                 contains=tuple(other for other, inner, _ in found if inner.joining in branch.region),
+                chain=remover.chain(branch, [one for one in branches if one.joining in going], tensors),
             )
         )
     return BlockTrials(network, groups, blocks).checked()

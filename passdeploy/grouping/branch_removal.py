@@ -7,7 +7,7 @@ where the code reshapes what it gets, to their own input, with a zero at the end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -94,7 +94,7 @@ class BranchRemover:
         left_over = [index for index in sorted(branch.path) if not self._is_inside_of(index, names)]
         if any(self._flow.ops[index].packet in _WITH_MACS for index in left_over):
             return f"{self._owner(branch)} computes layers of its branch itself, by functions"
-        for choices in self._choices(parts, branch):
+        for choices in self._choices(parts, branch, left_over):
             if self._contributes_nothing(branch, parts, choices, left_over):
                 return tuple(
                     Replacement(
@@ -117,6 +117,33 @@ class BranchRemover:
             if read and not self._is_inside_of(index, names):
                 return f"{op.name} at {op.source} computes with {read[0]}"
         return ""
+
+    def chain(self, branch: Branch, branches: Sequence[Branch], tensors: Container[str]) -> Replacement | None:
+        """Return what takes the place of the module that computes nothing but branches, once all of them are left out.
+
+        Args:
+            branch: one of the branches inside that module.
+            branches: all that can be left out.
+            tensors: that go with them.
+        """
+        flow = self._flow
+        for call in (flow.calls[number] for number in reversed(flow.ops[branch.joining].calls)):
+            inside = [one for one in branches if call.first <= one.joining < call.end]
+            sums = {one.input: flow.ops[one.joining].outputs[0] for one in inside}
+            value = call.arguments[0] if call.arguments else None
+            while value in sums and value != call.output:
+                value = sums[value]
+            if not call.name or value is None or value != call.output or value == call.arguments[0]:
+                continue
+            live = {index for index in range(call.first, call.end) if self._is_live[index]}
+            needed = live.difference(*(one.region | {one.joining} for one in inside))
+            is_overwritten = {call.arguments[0], call.output} & self._overwritten
+            own = (name for name in flow.state if name.startswith(f"{call.name}."))
+            if needed or is_overwritten or self._why_fixed(call.name) or not all(name in tensors for name in own):
+                continue
+            takes_one = len(call.arguments) == 1 and not call.keywords
+            return Replacement(call.name, "identity" if takes_one else "first")
+        return None
 
     def _owner(self, branch: Branch) -> str:
         """Name the module whose code adds the branch."""
@@ -216,13 +243,13 @@ class BranchRemover:
     def _is_inside_of(self, index: int, names: set[str]) -> bool:
         return any(self._flow.calls[call].name in names for call in self._flow.ops[index].calls)
 
-    def _choices(self, parts: Sequence[_Part], branch: Branch) -> Iterator[list[_Choice]]:
+    def _choices(self, parts: Sequence[_Part], branch: Branch, left_over: Sequence[int]) -> Iterator[list[_Choice]]:
         """Yield ways to replace the parts: what leaves least to compute first."""
         is_in_place = branch.output in self._flow.ops[branch.joining].overwrites
         before = [_FIRST] * (len(parts) - 1)
         if not is_in_place:
-            yield [_ZERO] * len(parts)
-            yield [*before, _ZERO]
+            ways = [[*before, _ZERO], [_ZERO] * len(parts)]  # handing a tensor on takes no kernel, a zero takes one
+            yield from reversed(ways) if left_over else ways
         if self._flow.kinds[parts[-1].argument] == self._flow.kinds[parts[-1].output]:
             yield [*before, _ZEROS]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.blocks import Block, skipped_blocks
+from passdeploy.channels.blocks import Block, is_inside, replacements_of, skipped_blocks
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute, cuts_whole_groups
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.tensors import Removed
@@ -20,15 +20,15 @@ def size_attributes_after(
     groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
 ) -> list[tuple[SizeAttribute, int]]:
     """Return the size attributes of all groups with their values after `plan`, but those of skipped blocks."""
-    skipped = skipped_blocks(blocks, plan.skipped)
-    gone = {name for block in skipped for name in block.groups}
+    gone = {name for block in skipped_blocks(blocks, plan.skipped) for name in block.groups}
+    replaced = [one.module for one in replacements_of(blocks, plan.skipped)]
     kept = {name: width for name, width in plan.widths().items() if name not in gone}
     widths = {group.name: group.width for group in groups} | kept
     return [
         (attribute, size.size(widths))
         for group in groups
         for attribute, size in group.size_attributes
-        if not any(block.holds(attribute.module) for block in skipped)
+        if not any(is_inside(attribute.module, module) for module in replaced)
     ]
 
 

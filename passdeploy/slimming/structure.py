@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.blocks import Block
+from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.wrappers import COMPILED_CALL
@@ -26,6 +26,7 @@ def structure_fault(
     """Describe the first difference of `smaller` from `model` that `plan` does not ask for; empty if there is none."""
     whole, cut = _tensors_of(model), _tensors_of(smaller)
     skipped = [module for block in blocks if block.name in plan.skipped for module in block.modules]
+    skipped += [one.module for one in replacements_of(blocks, plan.skipped)]
     if fault := _skipping_fault(smaller, cut, skipped):
         return fault
     inside = tuple(f"{module}." for module in skipped)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from passdeploy import Block, Plan, find_blocks
+from passdeploy.channels.blocks import Replacement
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from tests import nets
@@ -80,8 +81,10 @@ def test_both_branches_of_a_transformer_block_are_found():
     layer = "encoder.layers.encoder_layer_0"
     assert [block.name for block in blocks[:2]] == [f"{layer}.self_attention", f"{layer}.mlp"]
     assert all(block.is_prunable for block in blocks)
-    assert shown(blocks[0]) == [(f"{layer}.{part}", "zero") for part in ("ln_1", "self_attention", "dropout")]
+    ways = [("ln_1", "first"), ("self_attention", "first"), ("dropout", "zero")]
+    assert shown(blocks[0]) == [(f"{layer}.{part}", by) for part, by in ways]
     assert blocks[0].replacements[1].entries == 2  # nn.MultiheadAttention returns its weights as well
+    assert [block.chain for block in blocks] == [Replacement(layer, "identity")] * 2  # where both go
     assert f"{layer}.mlp.0" in blocks[1].groups
 
 
