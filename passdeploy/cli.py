@@ -480,6 +480,7 @@ def check(
     contents = prepared.data.contents
     lines = [
         *(contents.lines if contents is not None else ()),
+        f"input: {prepared.data.image_shape[-1]} pixels, {prepared.data.preprocessing.text}",
         *document["words"],
         *latency_lines(document["latency"]),
         run_time_line(document["seconds"]),

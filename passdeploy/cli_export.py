@@ -63,7 +63,9 @@ _OPTIONS = (
         "--pixels", is_flag=True, help="Normalise inside the graph, which then accepts RGB pixels from 0 to 255."
     ),
     click.option(
-        "--image-size", type=click.IntRange(min=1), help="Height and width in pixels; default: the run's, or 224."
+        "--image-size",
+        type=click.IntRange(min=1),
+        help="Height and width in pixels; default: the run's, that of pretrained weights, or 224.",
     ),
     click.option("--model", help="Export a model by name, without a run: torchvision/NAME, timm/NAME, ..."),
     click.option("--weights", help="With --model: pretrained, or a .safetensors, .pt or .pth file."),
@@ -234,7 +236,7 @@ class ExportRequest:
                 settings,
                 weights=self.weights,
                 classes=self.classes,
-                image_size=self.image_size or 224,
+                image_size=self.image_size,
                 images=self.images,
                 out=self.out,
                 packaging=self.packaging(""),

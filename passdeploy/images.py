@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from passdeploy.data.images import decode_file
+from passdeploy.data.images import Frame, decode_file
 
 
 def decoded(path: str | Path, size: int) -> NDArray[np.uint8]:
@@ -16,4 +16,4 @@ def decoded(path: str | Path, size: int) -> NDArray[np.uint8]:
     Raises:
         DataError: it cannot be read.
     """
-    return np.ascontiguousarray(decode_file(path, size).transpose(1, 2, 0))
+    return np.ascontiguousarray(decode_file(path, Frame(size)).transpose(1, 2, 0))

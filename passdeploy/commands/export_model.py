@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from passdeploy.commands.export_run import Exported
-from passdeploy.data.splits import IMAGENET_MEAN, IMAGENET_STD, ImageData, load_data
+from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import ExportSettings, Samples, export_artifacts
 from passdeploy.export.exporter import preview_programs
@@ -19,12 +19,14 @@ from passdeploy.export.settings import require_possible
 from passdeploy.models.build import build_model
 from passdeploy.models.classifier import find_classifier
 from passdeploy.models.diagnosis import image_errors
+from passdeploy.models.published_input import published_input
 from passdeploy.models.weights import PRETRAINED, classifier_rows
-from passdeploy.recipe import DataSpec
+from passdeploy.recipe import DataSpec, PreprocessingSpec
 from passdeploy.runtime.events import Listener, Warned, silent
 from passdeploy.runtime.files import sha256_of
 
 IMAGENET_CLASSES = 1000
+_USUAL_SIZE = 224
 
 
 def export_model(
@@ -33,7 +35,7 @@ def export_model(
     *,
     weights: str | None = None,
     classes: int | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     images: Path | None = None,
     out: Path | None = None,
     packaging: Packaging | None = None,
@@ -47,7 +49,7 @@ def export_model(
         settings: what to export; None: ONNX in fp32.
         weights: pretrained, a file of weights, or None for random ones.
         classes: outputs of the network; None: as many as `weights` are for.
-        image_size: height and width of its input in pixels.
+        image_size: height and width of its input in pixels; None: that of pretrained weights, otherwise 224.
         images: folder of real images, as `data.root` of an imagefolder recipe; None: compare on noise only.
         out: folder to write to; None: `exports/NAME`.
         packaging: a Triton repository or a bundle to write as well; its folders are relative to `out`.
@@ -60,6 +62,9 @@ def export_model(
     settings = settings or ExportSettings()
     require_possible(settings)
     outputs = classes or _count_classes(name, weights, allow_code)
+    published = published_input(name) if weights == PRETRAINED else None
+    preprocessing = published.preprocessing if published else PreprocessingSpec()
+    image_size = image_size or (published.image_size if published else _USUAL_SIZE)
     model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code, listener=listener)
     _check_output(model, name, outputs, image_size)
     short_name = name.rpartition("/")[2].replace(":", ".")
@@ -68,8 +73,9 @@ def export_model(
         "model": name,
         "classes": [str(label) for label in range(outputs)],
         "image_shape": [3, image_size, image_size],
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "preprocessing": preprocessing.model_dump(mode="json", include={"interpolation", "crop"}),
         "network": "dense",
         "run": None,
     }
@@ -77,9 +83,10 @@ def export_model(
         metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
     if weights is None:
         listener(Warned(f"{name} has random weights: name trained ones with --weights."))
-    samples = Samples.empty((3, image_size, image_size), IMAGENET_MEAN, IMAGENET_STD)
+    samples = Samples.empty((3, image_size, image_size), preprocessing.mean, preprocessing.std)
     if images is not None:
-        data = load_data(DataSpec(name="imagefolder", root=str(images), image_size=image_size))
+        spec = DataSpec(name="imagefolder", root=str(images), image_size=image_size, preprocessing=preprocessing)
+        data = load_data(spec)
         samples = _samples_of(data, settings, outputs)
         if samples.labels is not None:
             metadata["classes"] = list(data.classes)

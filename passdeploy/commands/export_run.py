@@ -20,6 +20,7 @@ from passdeploy.runs.load import LATEST, load_network, read_plan_document, recip
 from passdeploy.runtime.events import Listener, silent
 
 EXPORTED = "export/artifacts.json"
+_INPUT_FACTS = ("model", "classes", "mean", "std", "preprocessing")  # of plan.json, written into exported files
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def export_network(
     facts, recipe = read_plan_document(folder), recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
-    metadata = {
-        **{key: facts[key] for key in ("model", "classes", "mean", "std")},
+    metadata: dict[str, Any] = {
+        **{key: facts[key] for key in _INPUT_FACTS if key in facts},  # runs of earlier versions have fewer
         "image_shape": list(samples.image_shape),
         "network": name,
         "run": folder.path.name,

@@ -13,6 +13,7 @@ from torch import nn
 
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands.prepare import build_dense
+from passdeploy.commands.published import with_published_input
 from passdeploy.data.splits import load_data
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.find_table import find_table, open_sampler
@@ -40,7 +41,7 @@ class TableNetwork:
 def network_of_recipe(recipe_name: str, *, allow_code: bool = False) -> TableNetwork:
     """Build the network of a recipe, with the recipe's classes, image size and patterns of layers to cut."""
     recipe = load_recipe(recipe_name)
-    data = load_data(recipe.data)
+    data = load_data(with_published_input(recipe).data)
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code).eval()
     shape = tuple(data.image_shape)
     prune = recipe.prune

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget, smallest_plan
 from passdeploy.channels.groups import ChannelMap
+from passdeploy.commands.published import with_published_input
 from passdeploy.commands.reuse import read_reused_run
 from passdeploy.commands.try_training import try_training
 from passdeploy.data.splits import ImageData, load_data
@@ -79,6 +80,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     For a latency target it also finds the network's latency table, which is measured unless it is in the cache: on
     `device`, unless the recipe names another.
     """
+    recipe = with_published_input(recipe)
     data = load_data(recipe.data)
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code, listener=listener)
     require_own_weights(dense, recipe.model.name)

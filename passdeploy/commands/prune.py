@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
+from passdeploy.commands.published import with_published_input
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.data.splits import ImageData
 from passdeploy.errors import AccuracyError, PassDeployError, RunError
@@ -90,6 +91,7 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    recipe = with_published_input(recipe)
     torch_device = find_device(device)
     if recipe.deterministic and torch_device.type == "cuda":
         require_cublas_workspace_(tell)  # before anything starts CUDA

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from passdeploy.data.images import Augmentation
+from passdeploy.recipe.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; pretrained networks expect this normalisation
-IMAGENET_STD = (0.229, 0.224, 0.225)
+RGB = tuple[float, float, float]
 
 
 class Normalisation:
     """(pixel / 255 - mean) / std, as one multiplication and one addition, on any device."""
 
-    def __init__(self) -> None:
-        mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    def __init__(self, means: RGB = IMAGENET_MEAN, stds: RGB = IMAGENET_STD) -> None:
+        mean, std = torch.tensor(means).view(3, 1, 1), torch.tensor(stds).view(3, 1, 1)
         self._factors = {torch.device("cpu"): (1 / (255 * std), -mean / std)}
 
     def apply(self, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from passdeploy.data.image_files import folders_in
 from passdeploy.data.image_folder import ListedImages, list_classes, list_image_folder
-from passdeploy.data.images import Augmentation, ImageSource, RawDataset, crop_and_resize
+from passdeploy.data.images import Augmentation, Frame, ImageSource, RawDataset, crop_and_resize
 from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
 from passdeploy.runtime.seeds import generator
 
@@ -39,10 +39,17 @@ def find_images(spec: DataSpec) -> RawDataset:
         DataError: a class without images, or a file that is not what the layout says.
     """
     if spec.name.startswith("hf/"):
-        return _hugging_face(spec, spec.image_size)
+        return _hugging_face(spec, frame_of(spec))
     if spec.name not in _LOADERS:
         raise UsageError(f"data.name is {spec.name!r}, which cannot be loaded.\nKnown: {', '.join(sorted(_LOADERS))}.")
-    return _LOADERS[spec.name](spec, spec.image_size)
+    return _LOADERS[spec.name](spec, frame_of(spec))
+
+
+def frame_of(spec: DataSpec) -> Frame:
+    """Return how a recipe crops and resizes images."""
+    if spec.preprocessing == "auto":
+        return Frame(spec.image_size)
+    return Frame(spec.image_size, spec.preprocessing.interpolation, spec.preprocessing.crop)
 
 
 def _split_off_test_set(labels: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -58,17 +65,17 @@ def _split_off_test_set(labels: Sequence[int]) -> tuple[list[int], list[int]]:
     return sorted(train), sorted(test)
 
 
-def _digits(spec: DataSpec, size: int) -> RawDataset:
+def _digits(spec: DataSpec, frame: Frame) -> RawDataset:
     """Load scikit-learn's 1,797 scanned digits, 8x8 pixels (Alpaydin and Kaynak 1998)."""
     bunch = require("sklearn.datasets", extra="demo").load_digits()
     scans = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8)
-    source = ImageSource(lambda i: crop_and_resize(Image.fromarray(scans[i]), size), tuple(bunch.target.tolist()))
+    source = ImageSource(lambda i: crop_and_resize(Image.fromarray(scans[i]), frame), tuple(bunch.target.tolist()))
     train, test = _split_off_test_set(source.labels)
     names = tuple(str(name) for name in bunch.target_names)
     return RawDataset(names, source.subset(train), source.subset(test), Augmentation(flip=False))
 
 
-def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
+def _imagefolder(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find images in one folder per class, below train/ and test/ (or val/), or directly below the root."""
     root = _root_of(spec, "a folder with train/<class>/ and test/<class>/, or with one folder per class")
     found = list_image_folder(
@@ -77,9 +84,9 @@ def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
         train_folder=spec.train_folder,
         test_folder=spec.test_folder,
     )
-    source = _listed(found.train, size)
+    source = _listed(found.train, frame)
     if found.test is not None:
-        return RawDataset(found.train.classes, source, _listed(found.test, size), left_out=found.left_out)
+        return RawDataset(found.train.classes, source, _listed(found.test, frame), left_out=found.left_out)
     for name, count in found.train.per_class().items():
         if count < 2:
             raise DataError(
@@ -90,11 +97,11 @@ def _imagefolder(spec: DataSpec, size: int) -> RawDataset:
     return RawDataset(found.train.classes, source.subset(train), source.subset(test), left_out=found.left_out)
 
 
-def _listed(images: ListedImages, size: int) -> ImageSource:
-    return ImageSource.of_files(images.paths, images.labels, size)
+def _listed(images: ListedImages, frame: Frame) -> ImageSource:
+    return ImageSource.of_files(images.paths, images.labels, frame)
 
 
-def _cifar(spec: DataSpec, size: int) -> RawDataset:
+def _cifar(spec: DataSpec, frame: Frame) -> RawDataset:
     """Read CIFAR-10 or CIFAR-100 from the layout of their Python archives (Krizhevsky 2009).
 
     The files are pickles, so the MD5 of each is checked before torchvision reads them.
@@ -114,7 +121,7 @@ def _cifar(spec: DataSpec, size: int) -> RawDataset:
             raise DataError(f"{folder / name} {state}.\nUnpack {reader.url} again.")
 
     def source(part: Any) -> ImageSource:
-        return ImageSource(lambda i: crop_and_resize(Image.fromarray(part.data[i]), size), tuple(part.targets))
+        return ImageSource(lambda i: crop_and_resize(Image.fromarray(part.data[i]), frame), tuple(part.targets))
 
     with warnings.catch_warnings():  # newer versions of NumPy warn about these old pickles
         warnings.simplefilter("ignore")
@@ -136,7 +143,7 @@ def _abbreviated_list(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + more
 
 
-def _imagenet(spec: DataSpec, size: int) -> RawDataset:
+def _imagenet(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
     root = _root_of(spec, _download_hint("ImageNet", "https://image-net.org/download", layout))
@@ -149,10 +156,10 @@ def _imagenet(spec: DataSpec, size: int) -> RawDataset:
             "The validation images must be sorted into the same class folders."
         )
     left_out = (*train.left_out, *test.left_out)
-    return RawDataset(train.classes, _listed(train, size), _listed(test, size), left_out=left_out)
+    return RawDataset(train.classes, _listed(train, frame), _listed(test, frame), left_out=left_out)
 
 
-def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
+def _tiny_imagenet(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find Tiny ImageNet (Le and Yang 2015): 100,000 photographs of 64x64 in 200 classes."""
     layout = "tiny-imagenet-200/wnids.txt, train/ and val/"
     root = _root_of(spec, _download_hint("Tiny ImageNet", "http://cs231n.stanford.edu/tiny-imagenet-200.zip", layout))
@@ -166,10 +173,10 @@ def _tiny_imagenet(spec: DataSpec, size: int) -> RawDataset:
     ]
     rows = [line.split("\t") for line in _read_lines(home / "val" / "val_annotations.txt")]
     test = [(home / "val" / "images" / row[0], _label_of(label, row[1], home)) for row in rows]
-    return RawDataset(classes, _source_from_list(train, classes, size), _source_from_list(test, classes, size))
+    return RawDataset(classes, _source_from_list(train, classes, frame), _source_from_list(test, classes, frame))
 
 
-def _food101(spec: DataSpec, size: int) -> RawDataset:
+def _food101(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find Food-101 (Bossard et al. 2014): 101,000 photographs of dishes."""
     layout = "food-101/images/CLASS/*.jpg and food-101/meta/train.json and test.json"
     root = _root_of(spec, _download_hint("Food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", layout))
@@ -184,12 +191,12 @@ def _food101(spec: DataSpec, size: int) -> RawDataset:
             for name, images in sorted(images_of.items())
             for image in images
         ]
-        return _source_from_list(entries, classes, size)
+        return _source_from_list(entries, classes, frame)
 
     return RawDataset(classes, source(lists[0]), source(lists[1]))
 
 
-def _dtd(spec: DataSpec, size: int) -> RawDataset:
+def _dtd(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find the Describable Textures (Cimpoi et al. 2014), first partition; its validation images are trained on too."""
     archive = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     layout = "dtd/images/CLASS/*.jpg and dtd/labels/train1.txt, val1.txt and test1.txt"
@@ -201,12 +208,12 @@ def _dtd(spec: DataSpec, size: int) -> RawDataset:
 
     def source(part: Sequence[str]) -> ImageSource:
         entries = [(home / "images" / name, _label_of(label, name.split("/")[0], home)) for name in part]
-        return _source_from_list(entries, classes, size)
+        return _source_from_list(entries, classes, frame)
 
     return RawDataset(classes, source(names["train"] + names["val"]), source(names["test"]))
 
 
-def _stanford_cars(spec: DataSpec, size: int) -> RawDataset:
+def _stanford_cars(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find Stanford Cars (Krause et al. 2013): 16,185 photographs of 196 car models, in the layout of torchvision."""
     layout = "stanford_cars/cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat"
     root = _root_of(spec, _download_hint("Stanford Cars", "a mirror, since the original page is gone", layout))
@@ -224,14 +231,14 @@ def _stanford_cars(spec: DataSpec, size: int) -> RawDataset:
     def source(folder: str, annotations: Path) -> ImageSource:
         rows = content(annotations, "annotations")
         entries = [(home / folder / str(row["fname"]), int(row["class"]) - 1) for row in rows]
-        return _source_from_list(entries, classes, size)
+        return _source_from_list(entries, classes, frame)
 
     train = source("cars_train", home / "devkit" / "cars_train_annos.mat")
     test = source("cars_test", home / "cars_test_annos_withlabels.mat")
     return RawDataset(classes, train, test)
 
 
-def _hugging_face(spec: DataSpec, size: int) -> RawDataset:
+def _hugging_face(spec: DataSpec, frame: Frame) -> RawDataset:
     """Load an image classification set from the Hugging Face hub, or from a local folder in its format (data.root)."""
     library = require("datasets", extra="hf")
     name = spec.root or spec.name.removeprefix("hf/")
@@ -259,18 +266,18 @@ def _hugging_face(spec: DataSpec, size: int) -> RawDataset:
 
     def source(part: Any) -> ImageSource:
         labels = tuple(int(number) for number in part[label])
-        return ImageSource(lambda i: crop_and_resize(part[i][image], size), labels)
+        return ImageSource(lambda i: crop_and_resize(part[i][image], frame), labels)
 
     return RawDataset(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
 
 
-def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str], size: int) -> ImageSource:
+def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str], frame: Frame) -> ImageSource:
     """Make a source from (path, label) entries; every class must have at least one image."""
     missing = sorted(set(range(len(classes))) - {label for _, label in entries})
     if missing:
         names = _abbreviated_list([classes[label] for label in missing])
         raise DataError(f"no image of {names} is listed.\nUnpack the data set again.")
-    return ImageSource.of_files([str(path) for path, _ in entries], [label for _, label in entries], size)
+    return ImageSource.of_files([str(path) for path, _ in entries], [label for _, label in entries], frame)
 
 
 def _download_hint(name: str, address: str, layout: str) -> str:
@@ -307,7 +314,7 @@ def _label_of(label: dict[str, int], name: str, home: Path) -> int:
     return label[name]
 
 
-_LOADERS: dict[str, Callable[[DataSpec, int], RawDataset]] = {
+_LOADERS: dict[str, Callable[[DataSpec, Frame], RawDataset]] = {
     "cifar10": _cifar,
     "cifar100": _cifar,
     "digits": _digits,

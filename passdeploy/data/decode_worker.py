@@ -6,6 +6,7 @@ that knows of a GPU, so that it starts fast and stays small.
 
 from __future__ import annotations
 
+import math
 import mmap
 import signal
 import sys
@@ -20,19 +21,20 @@ from passdeploy.errors import DataError
 def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Answer requests until the connection is closed.
 
-    A request is the image size and a list of (offset in `memory`, path); the answer is None when all are decoded, or
-    the message of the first error.
+    A request is the frame of images and a list of (offset in `memory`, path); the answer is None when all are decoded,
+    or the message of the first error.
     """
     while True:
         try:
-            size, files = connection.recv()
+            frame, files = connection.recv()
         except (EOFError, OSError):
             return
         problem: str | None = None
         for offset, path in files:
-            place = np.frombuffer(memory, np.uint8, 3 * size * size, offset).reshape(3, size, size)
+            shape = (3, frame.size, frame.size)
+            place = np.frombuffer(memory, np.uint8, math.prod(shape), offset).reshape(shape)
             try:
-                place[:] = decode_file(path, size)
+                place[:] = decode_file(path, frame)
             except DataError as error:
                 problem = str(error)
                 break

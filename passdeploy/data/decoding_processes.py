@@ -23,6 +23,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from passdeploy.data.images import Frame
 from passdeploy.errors import DataError, MissingError
 
 
@@ -49,14 +50,14 @@ class DecodingProcesses:
         self._sizes: list[tuple[int, int]] = []  # (slot, images) of what was submitted and not collected
         self._next_slot = 0
 
-    def submit(self, paths: Sequence[str | Path], image_size: int) -> None:
-        """Begin to decode a batch to squares of `image_size` pixels."""
+    def submit(self, paths: Sequence[str | Path], frame: Frame) -> None:
+        """Begin to decode a batch to squares."""
         assert len(self._sizes) < self.slots
-        image_bytes, slot = 3 * image_size**2, self._next_slot
+        image_bytes, slot = 3 * frame.size**2, self._next_slot
         files = [(slot * self.slot_bytes + index * image_bytes, str(path)) for index, path in enumerate(paths)]
         for number, connection in enumerate(self._connections):
             try:
-                connection.send((image_size, files[number :: self.count]))
+                connection.send((frame, files[number :: self.count]))
             except OSError:
                 self._report_loss(number)
         self._sizes.append((slot, len(paths) * image_bytes))

@@ -43,8 +43,8 @@ class BatchPlan:
 class DeviceFeed:
     """Batches of a split's images on one device."""
 
-    def __init__(self, reader: PixelReader, device: torch.device) -> None:
-        self.reader, self.device, self._normalisation = reader, device, Normalisation()
+    def __init__(self, reader: PixelReader, device: torch.device, normalisation: Normalisation | None = None) -> None:
+        self.reader, self.device, self._normalisation = reader, device, normalisation or Normalisation()
         self._is_cuda = device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None  # that the last batches were made on
         self._resident = _ResidentPixels(len(reader), reader.image_size, device) if self._fits() else None

@@ -14,6 +14,17 @@ from passdeploy.errors import DataError, first_line
 
 Pixels = NDArray[np.uint8]  # (3, height, width)
 
+_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos")}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The square of an image that a network gets."""
+
+    size: int  # height and width in pixels
+    interpolation: str = "bilinear"
+    crop: float = 1.0  # side of the centred square before it is resized, as a share of the shorter side
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -30,17 +41,18 @@ class ImageSource:
     decode: Callable[[int], Pixels]  # index -> (3, image_size, image_size)
     labels: tuple[int, ...]
     paths: tuple[str, ...] | None = None  # of the files, if `decode` is `decode_file`; other processes can read them
+    frame: Frame | None = None  # with which these decode them
 
     @classmethod
-    def of_files(cls, paths: Sequence[str], labels: Sequence[int], size: int) -> ImageSource:
-        """Return a source of image files, which are resized to `size` pixels."""
-        return cls(lambda i: decode_file(paths[i], size), tuple(labels), tuple(paths))
+    def of_files(cls, paths: Sequence[str], labels: Sequence[int], frame: Frame) -> ImageSource:
+        """Return a source of image files."""
+        return cls(lambda i: decode_file(paths[i], frame), tuple(labels), tuple(paths), frame)
 
     def subset(self, indices: Sequence[int]) -> ImageSource:
         """Return a source of the images at `indices`."""
         labels = tuple(self.labels[i] for i in indices)
         paths = tuple(self.paths[i] for i in indices) if self.paths else None
-        return ImageSource(lambda i: self.decode(indices[i]), labels, paths)
+        return ImageSource(lambda i: self.decode(indices[i]), labels, paths, self.frame)
 
     def problem_of(self, index: int) -> str | None:
         """Try to decode an image; return the first line of the error, or None."""
@@ -73,8 +85,8 @@ _TURNS = {  # EXIF orientation -> how a viewer turns the image
 }
 
 
-def crop_and_resize(image: Image.Image, size: int) -> Pixels:
-    """Crop the largest centred square of `image` and resize it bilinearly, to uint8 (3, size, size).
+def crop_and_resize(image: Image.Image, frame: Frame) -> Pixels:
+    """Crop the centred square of `image` that a frame asks for and resize it, to uint8 (3, size, size).
 
     It is turned as its EXIF orientation says, which cameras write instead of turning the pixels.
     """
@@ -86,7 +98,8 @@ def crop_and_resize(image: Image.Image, size: int) -> Pixels:
     image.load()  # which settles size and mode
     if image.mode != "RGB":  # it would be copied
         image = image.convert("RGB")
-    fitted = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    size = frame.size
+    fitted = ImageOps.fit(image, (size, size), _RESAMPLING[frame.interpolation], bleed=(1 - frame.crop) / 2)
     if (turn := _turn_of(source)) is not None:  # of the small square, which is quicker
         fitted = fitted.transpose(turn)
     rows = np.frombuffer(fitted.tobytes("raw", "RGB;L"), np.uint8)  # of each row its reds, its greens, its blues
@@ -101,7 +114,7 @@ def _turn_of(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def decode_file(path: str | Path, size: int) -> Pixels:
+def decode_file(path: str | Path, frame: Frame) -> Pixels:
     """Read an image file, and crop and resize it to uint8 (3, size, size).
 
     Raises:
@@ -109,7 +122,7 @@ def decode_file(path: str | Path, size: int) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            return crop_and_resize(image, size)
+            return crop_and_resize(image, frame)
     except Exception as error:  # decoders raise almost anything on damaged bytes
         reason = "Pillow knows no format like it" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.data.decoding_processes import borrowed_processes, can_decode_in_processes
-from passdeploy.data.images import ImageSource, Pixels
+from passdeploy.data.images import Frame, ImageSource, Pixels
 
 _BATCHES_AHEAD = 3
 _MOST_THREADS = 16
@@ -57,8 +57,8 @@ class PixelReader:
         if self.cached is not None:
             for part in parts:
                 yield torch.index_select(self.cached, 0, part, out=self._new_batch(len(part), is_pinned))
-        elif in_processes and self.source.paths and can_decode_in_processes():
-            yield from self._read_in_processes(parts, self.source.paths, is_pinned)
+        elif in_processes and self.source.paths and self.source.frame and can_decode_in_processes():
+            yield from self._read_in_processes(parts, self.source.paths, self.source.frame, is_pinned)
         else:
             yield from self._read_in_threads(parts, is_pinned)
 
@@ -86,13 +86,15 @@ class PixelReader:
         for place, index in zip(places, indices, strict=False):
             place[:] = self.source.decode(index)
 
-    def _read_in_processes(self, parts: Sequence[Tensor], paths: Sequence[str], is_pinned: bool) -> Iterator[Tensor]:
+    def _read_in_processes(
+        self, parts: Sequence[Tensor], paths: Sequence[str], frame: Frame, is_pinned: bool
+    ) -> Iterator[Tensor]:
         largest = max(map(len, parts), default=0) * self.image_bytes
         with borrowed_processes(self.workers, largest, _BATCHES_AHEAD + 1) as processes:
             submitted = 0
             for done in range(len(parts)):
                 for part in parts[submitted : done + _BATCHES_AHEAD + 1]:
-                    processes.submit([paths[index] for index in part.tolist()], self.image_size)
+                    processes.submit([paths[index] for index in part.tolist()], frame)
                     submitted += 1
                 batch = self._new_batch(len(parts[done]), is_pinned)
                 # by NumPy: torch would copy with a thread per core, and the cores are decoding

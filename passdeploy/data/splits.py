@@ -4,7 +4,7 @@ A split is an ordered set of labelled images, and `batches` iterates over it. Th
 augmentation of every image are drawn from (seed, epoch) for the whole epoch at once, so that they do not depend on the
 batch size, the number of workers or anything drawn before.
 
-Every image is decoded to RGB, cropped to the largest centred square, and resized bilinearly to `image_size`. If train
+Every image is decoded to RGB, cropped to a centred square and resized, as `data.preprocessing` says. If train
 and test together fit in `CACHE_BYTES` as uint8, all images are decoded when the set is loaded, and a damaged file is
 reported then. Larger sets are decoded a few batches ahead of use (`reading.py`), with bit-identical results. A GPU gets
 its batches as uint8, from a thread that works ahead (`feeding.py`).
@@ -14,29 +14,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from passdeploy.data.augmentation import IMAGENET_MEAN as IMAGENET_MEAN
-from passdeploy.data.augmentation import IMAGENET_STD as IMAGENET_STD
-from passdeploy.data.augmentation import Normalisation, change_on_host, changes_from
+from passdeploy.data.augmentation import RGB, Normalisation, change_on_host, changes_from
 from passdeploy.data.contents import DataContents
 from passdeploy.data.datasets import find_images
 from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
 from passdeploy.data.reading import CancellingThreadPool, PixelReader, worker_count
 from passdeploy.errors import DataError
+from passdeploy.recipe.preprocessing import IMAGENET_MEAN as IMAGENET_MEAN
+from passdeploy.recipe.preprocessing import IMAGENET_STD as IMAGENET_STD
+from passdeploy.recipe.preprocessing import PreprocessingSpec
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
     from passdeploy.recipe import DataSpec
 
 CACHE_BYTES = 512 * 2**20
-
-RGB = tuple[float, float, float]
 
 
 class Split(Protocol):
@@ -85,6 +84,9 @@ class ImageData:
     test: Split
     skipped: tuple[str, ...] = ()  # images that could not be read and were left out, with the reason
     contents: DataContents | None = None  # None: not a data set on disk
+    preprocessing: PreprocessingSpec = field(
+        default_factory=PreprocessingSpec
+    )  # of all images; its mean and std are the ones above
 
     @property
     def num_classes(self) -> int:
@@ -108,6 +110,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
             with other classes than the training set.
     """
     size = spec.image_size
+    preprocessing = PreprocessingSpec() if spec.preprocessing == "auto" else spec.preprocessing
     loaded = find_images(spec)
     if len(loaded.classes) < 2:
         raise DataError(
@@ -127,18 +130,20 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
             augmentation=augmentation,
             workers=worker_count(spec.workers),
             is_cached=total_bytes <= cache_bytes,
+            normalisation=Normalisation(preprocessing.mean, preprocessing.std),
         )
 
     return ImageData(
         name=spec.name,
         classes=loaded.classes,
         image_shape=(3, size, size),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         train=split(loaded.train, loaded.augmentation),
         test=split(loaded.test, None),
         skipped=tuple(skipped),
         contents=DataContents.of(loaded, skipped),
+        preprocessing=preprocessing,
     )
 
 
@@ -170,10 +175,11 @@ class ImageSplit:
         augmentation: Augmentation | None,
         workers: int,
         is_cached: bool,
+        normalisation: Normalisation | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.labels = torch.tensor(source.labels, dtype=torch.int64)
-        self._augmentation, self._normalisation = augmentation, Normalisation()
+        self._augmentation, self._normalisation = augmentation, normalisation or Normalisation()
         self._reader = PixelReader(source, image_size=image_size, workers=workers, is_cached=is_cached)
         self._feeds: dict[torch.device, DeviceFeed] = {}
 
@@ -236,5 +242,5 @@ class ImageSplit:
 
     def _on_device(self, plans: Sequence[BatchPlan], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         if device not in self._feeds:
-            self._feeds[device] = DeviceFeed(self._reader, device)
+            self._feeds[device] = DeviceFeed(self._reader, device, self._normalisation)
         yield from self._feeds[device].batches(plans)

@@ -6,6 +6,7 @@ Names of models and data sets are not resolved here, so that this package can be
 """
 
 from passdeploy.recipe.loading import find_recipe, load_recipe, parse_recipe, shipped_recipes
+from passdeploy.recipe.preprocessing import PreprocessingSpec
 from passdeploy.recipe.pruning import MeasureSpec, Method, PromptSpec, PruneSpec, Target, TargetKind
 from passdeploy.recipe.schema import DATASETS, SCHEMA_FILE, DataSpec, GatesSpec, ModelSpec, Recipe, recipe_schema
 from passdeploy.recipe.training import (
@@ -29,6 +30,7 @@ __all__ = [
     "Method",
     "ModelSpec",
     "OptimizerSpec",
+    "PreprocessingSpec",
     "PromptSpec",
     "PruneOptimizerSpec",
     "PruneSpec",

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from passdeploy.errors import clipped
 from passdeploy.recipe.base import FilePath, KeyConflict, Section, suggestion_for
+from passdeploy.recipe.preprocessing import PreprocessingSpec
 from passdeploy.recipe.pruning import PruneSpec
 from passdeploy.recipe.strict_yaml import dump
 from passdeploy.recipe.training import FinetuneSpec, TrainSpec
@@ -75,7 +76,16 @@ class DataSpec(Section):
         description="For imagefolder: the same to test on; null: test, testing, val, valid or validation.",
     )
     image_size: int = Field(
-        default=64, ge=8, le=4096, description="Height and width of the network's input, in pixels."
+        default=64,
+        ge=8,
+        le=4096,
+        description="Height and width of the network's input, in pixels. Left out, with pretrained weights: theirs.",
+    )
+    preprocessing: PreprocessingSpec | Literal["auto"] = Field(
+        default="auto",
+        description="Crop, interpolation and normalisation of all images, in training, testing, calibration and in "
+        "exported files. auto: those that pretrained weights were published with; otherwise the largest centred "
+        "square, bilinear, ImageNet's mean and std.",
     )
     batch_size: int = Field(default=64, ge=1, description="Images per step, in training and in evaluation.")
     on_unreadable: Literal["error", "skip"] = Field(

@@ -34,6 +34,7 @@ def plan_to_json(
         "image_shape": list(data.image_shape),
         "mean": list(data.mean),
         "std": list(data.std),
+        "preprocessing": data.preprocessing.model_dump(mode="json", include={"interpolation", "crop"}),
         "prompt": {"kind": prompt.kind, "size": prompt.size} if prompt is not None else None,
         "groups": {
             group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}

@@ -18,7 +18,7 @@ from passdeploy.data import splits
 from passdeploy.data.augmentation import change_on_device, change_on_host, changes_from
 from passdeploy.data.decoding_processes import DecodingProcesses, borrowed_processes, close_idle_processes
 from passdeploy.data.feeding import DeviceFeed, ahead
-from passdeploy.data.images import Augmentation, decode_file
+from passdeploy.data.images import Augmentation, Frame, decode_file
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import DataError, MissingError
 from passdeploy.recipe import DataSpec
@@ -174,7 +174,7 @@ def test_processes_decode_every_batch_to_its_own_place(folder: Path):
     batches = [paths[:7], paths[7:9], [], paths[9:]]
     with borrowed_processes(3, 11 * 3 * 16 * 16, 2) as processes:
         for index, batch in enumerate(batches):
-            processes.submit(batch, 16)
+            processes.submit(batch, Frame(16))
             if index:
                 _require_decoded(processes, batches[index - 1])
         _require_decoded(processes, batches[-1])
@@ -188,7 +188,7 @@ def test_processes_decode_every_batch_to_its_own_place(folder: Path):
 def _require_decoded(processes: DecodingProcesses, paths: list[Path]) -> None:
     pixels = processes.collect().view(-1, 3, 16, 16).numpy()
     assert len(pixels) == len(paths)
-    assert all(np.array_equal(image, decode_file(path, 16)) for image, path in zip(pixels, paths, strict=True))
+    assert all(np.array_equal(image, decode_file(path, Frame(16))) for image, path in zip(pixels, paths, strict=True))
 
 
 def test_a_decoding_process_that_is_killed_is_an_error_that_says_what_to_do(folder: Path):
@@ -197,5 +197,5 @@ def test_a_decoding_process_that_is_killed_is_an_error_that_says_what_to_do(fold
     os.kill(processes._processes[1].pid, signal.SIGKILL)
     processes._processes[1].wait()
     with pytest.raises(MissingError, match=r"ended with status -9[^\n]*\nSet data\.workers to a smaller number"):
-        processes.submit(paths, 16)
+        processes.submit(paths, Frame(16))
     processes.close()
