@@ -15,7 +15,7 @@ def with_published_input(recipe: Recipe) -> Recipe:
     The recipe's own `data.preprocessing` and `data.image_size` stay, where it has them.
     """
     data = recipe.data
-    if recipe.model.weights != PRETRAINED or data.preprocessing != "auto":
+    if recipe.model.weights != PRETRAINED or data.preprocessing is not None:
         return recipe
     published = published_input(recipe.model.name)
     if published is None:

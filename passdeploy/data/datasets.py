@@ -47,7 +47,7 @@ def find_images(spec: DataSpec) -> RawDataset:
 
 def frame_of(spec: DataSpec) -> Frame:
     """Return how a recipe crops and resizes images."""
-    if spec.preprocessing == "auto":
+    if spec.preprocessing is None:
         return Frame(spec.image_size)
     return Frame(spec.image_size, spec.preprocessing.interpolation, spec.preprocessing.crop)
 

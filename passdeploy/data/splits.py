@@ -110,7 +110,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
             with other classes than the training set.
     """
     size = spec.image_size
-    preprocessing = PreprocessingSpec() if spec.preprocessing == "auto" else spec.preprocessing
+    preprocessing = spec.preprocessing or PreprocessingSpec()
     loaded = find_images(spec)
     if len(loaded.classes) < 2:
         raise DataError(

@@ -81,10 +81,10 @@ class DataSpec(Section):
         le=4096,
         description="Height and width of the network's input, in pixels. Left out, with pretrained weights: theirs.",
     )
-    preprocessing: PreprocessingSpec | Literal["auto"] = Field(
-        default="auto",
+    preprocessing: PreprocessingSpec | None = Field(
+        default=None,
         description="Crop, interpolation and normalisation of all images, in training, testing, calibration and in "
-        "exported files. auto: those that pretrained weights were published with; otherwise the largest centred "
+        "exported files. null: those that pretrained weights were published with; otherwise the largest centred "
         "square, bilinear, ImageNet's mean and std.",
     )
     batch_size: int = Field(default=64, ge=1, description="Images per step, in training and in evaluation.")
