@@ -21,7 +21,7 @@ def savings_by_part(costs: CostModel, kind: str, widths: Mapping[str, int]) -> d
         widths: of the slim network, as `Plan.widths` gives them; what is not named stayed whole.
 
     Returns:
-        Name as in `widths` -> share of the dense cost; they add up to 1 - slim / dense.
+        Name as in `widths`, so `presence` of a block -> share of the dense cost; they add up to 1 - slim / dense.
     """
     whole = costs.of(kind)
     parts = [name for name, width in widths.items() if width != costs.widths.get(name)]

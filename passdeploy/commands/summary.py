@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from passdeploy.channels.blocks import presence
+from passdeploy.channels.blocks import presence, skipped_blocks
 from passdeploy.channels.savings import savings_by_part
 from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
@@ -77,8 +77,10 @@ def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[st
     """Return what each prunable group and each skipped block saved, as shares of the dense network's costs.
 
     `groups`: name, width before (`width`) and after (`kept`), `macs_saved`, `params_saved` and, with a latency table,
-    `latency_saved` as the table predicts it. `blocks`: name, and the same shares.
+    `latency_saved` as the table predicts it; groups that went with a block are left out. `blocks`: name, and the same
+    shares.
     """
+    gone = {group for block in skipped_blocks(costs.blocks, plan.skipped) for group in block.groups}
     kinds = ["macs", "params", *(["latency"] if costs.latency is not None else [])]
     saved = {kind: savings_by_part(costs, kind, plan.widths()) for kind in kinds}
     return {
@@ -90,6 +92,7 @@ def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[st
                 **{f"{kind}_saved": saved[kind][name] for kind in kinds},
             }
             for name, entry in groups.items()
+            if name not in gone
         ],
         "blocks": [
             {"name": name, **{f"{kind}_saved": saved[kind][presence(name)] for kind in kinds}} for name in plan.skipped

@@ -46,9 +46,15 @@ def widths_table(summary: Mapping[str, Any], most: int | None = MOST_ROWS) -> Li
     if rest := len(groups) - len(shown):
         notes.append(f"{rest} more groups saved less; the report shows them all")
     if blocks := summary.get("blocks"):
-        gone = ", ".join(f"{block['name']} ({percent(block['macs_saved'])} of the MACs)" for block in blocks)
+        gone = ", ".join(f"{block['name']} ({_savings(block)})" for block in blocks)
         notes.append(f"blocks that went: {gone}")
     return Listing(headings, tuple(rows), "what was cut", tuple(notes), left=frozenset({0, 3}))
+
+
+def _savings(block: Mapping[str, Any]) -> str:
+    """Say what a block saved of the multiply-adds, and of the time where that is known."""
+    macs = f"{percent(block['macs_saved'])} of the MACs"
+    return f"{macs}, {percent(block['latency_saved'])} of the time" if "latency_saved" in block else macs
 
 
 def bar(share: float) -> str:
