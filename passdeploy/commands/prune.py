@@ -130,6 +130,7 @@ class _PruneJob:
         self.costs = prepared.channels.costs
         self.batch = prepared.recipe.data.batch_size
         self.dense = prepared.dense
+        self._warned = 0  # of unreadable images
 
     def run_stages(self) -> dict[str, Any]:
         """Run every stage that is not finished, write summary.json and return its content."""
@@ -175,6 +176,7 @@ class _PruneJob:
             return
         with stage(name, _STAGE_TEXTS[name], self.listener) as progress, self._stage_conditions(name, progress):
             result = work(progress)
+        self._warn_of_unreadable()
         self.folder.mark_done(name, {**result, "text": progress.text, "seconds": round(progress.seconds, 3)})
 
     @contextmanager
@@ -198,6 +200,14 @@ class _PruneJob:
             ),
         ):
             yield
+
+    def _warn_of_unreadable(self) -> None:
+        """Warn of images that could not be read since the last warning."""
+        new = self.data.unreadable[self._warned :]
+        self._warned += len(new)
+        if new:
+            reasons = "".join(f"\n  {reason}" for reason in new)
+            self.listener(Warned(f"{len(new)} images cannot be read; others of their class stood in:{reasons}"))
 
     # The stages
 

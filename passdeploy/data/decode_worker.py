@@ -21,24 +21,23 @@ from passdeploy.errors import DataError
 def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Answer requests until the connection is closed.
 
-    A request is the frame of images and a list of (offset in `memory`, path); the answer is None when all are decoded,
-    or the message of the first error.
+    A request is the frame of images and a list of (offset in `memory`, path); the answer lists
+    (offset, message) of those that cannot be read.
     """
     while True:
         try:
             frame, files = connection.recv()
         except (EOFError, OSError):
             return
-        problem: str | None = None
+        problems: list[tuple[int, str]] = []
         for offset, path in files:
             shape = (3, frame.size, frame.size)
             place = np.frombuffer(memory, np.uint8, math.prod(shape), offset).reshape(shape)
             try:
                 place[:] = decode_file(path, frame)
             except DataError as error:
-                problem = str(error)
-                break
-        connection.send(problem)
+                problems.append((offset, str(error)))
+        connection.send(problems)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.data.images import Frame
-from passdeploy.errors import DataError, MissingError
+from passdeploy.errors import MissingError
 
 
 class DecodingProcesses:
@@ -47,12 +47,12 @@ class DecodingProcesses:
         finally:
             os.close(handle)
         self._connections, self._processes = [worker[0] for worker in workers], [worker[1] for worker in workers]
-        self._sizes: list[tuple[int, int]] = []  # (slot, images) of what was submitted and not collected
+        self._submitted: list[tuple[int, int, int]] = []  # (slot, images, bytes of one) of what was not collected
         self._next_slot = 0
 
     def submit(self, paths: Sequence[str | Path], frame: Frame) -> None:
         """Begin to decode a batch to squares."""
-        assert len(self._sizes) < self.slots
+        assert len(self._submitted) < self.slots
         image_bytes, slot = 3 * frame.size**2, self._next_slot
         files = [(slot * self.slot_bytes + index * image_bytes, str(path)) for index, path in enumerate(paths)]
         for number, connection in enumerate(self._connections):
@@ -60,35 +60,34 @@ class DecodingProcesses:
                 connection.send((frame, files[number :: self.count]))
             except OSError:
                 self._report_loss(number)
-        self._sizes.append((slot, len(paths) * image_bytes))
+        self._submitted.append((slot, len(paths), image_bytes))
         self._next_slot = (slot + 1) % self.slots
 
-    def collect(self) -> Tensor:
-        """Wait for the oldest batch; return its pixels, flat uint8, which are valid until `slots` more are submitted.
+    def collect(self) -> tuple[Tensor, dict[int, str]]:
+        """Wait for the oldest batch.
+
+        Returns:
+            Its pixels, flat uint8, which are valid until `slots` more are submitted; and the reasons for images of it,
+            by their number, that cannot be read.
 
         Raises:
-            DataError: a file cannot be read.
             MissingError: a process has ended.
         """
-        problem: str | None = None
+        problems: list[tuple[int, str]] = []
         for number, connection in enumerate(self._connections):
             try:
-                answer = connection.recv()
+                problems += connection.recv()
             except (EOFError, OSError):
                 self._report_loss(number)
-            problem = problem or answer
-        slot, size = self._sizes.pop(0)
-        if problem:
-            raise DataError(problem)
-        return self._pixels[slot * self.slot_bytes :][:size]
+        slot, count, image_bytes = self._submitted.pop(0)
+        start = slot * self.slot_bytes
+        reasons = {(offset - start) // image_bytes: message for offset, message in sorted(problems)}
+        return self._pixels[start:][: count * image_bytes], reasons
 
     def drain(self) -> None:
         """Wait for what was submitted, without looking at it."""
-        while self._sizes:
-            try:
-                self.collect()
-            except DataError:
-                continue
+        while self._submitted:
+            self.collect()
 
     def close(self) -> None:
         """End the processes."""
@@ -98,7 +97,7 @@ class DecodingProcesses:
             process.wait()
 
     def _report_loss(self, number: int) -> NoReturn:
-        self._sizes.clear()
+        self._submitted.clear()
         status = self._processes[number].wait()
         raise MissingError(
             f"a process that decodes images has ended with status {status}, perhaps for lack of memory.\n"

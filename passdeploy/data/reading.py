@@ -18,6 +18,8 @@ from torch import Tensor
 
 from passdeploy.data.decoding_processes import borrowed_processes, can_decode_in_processes
 from passdeploy.data.images import Frame, ImageSource, Pixels
+from passdeploy.data.stand_ins import StandIns
+from passdeploy.errors import DataError
 
 _BATCHES_AHEAD = 3
 _MOST_THREADS = 16
@@ -27,8 +29,16 @@ _TASKS_PER_WORKER = 4  # of each batch: enough to be even, few enough not to mat
 class PixelReader:
     """Pixels of the images of a source, uint8 (images, 3, size, size)."""
 
-    def __init__(self, source: ImageSource, *, image_size: int, workers: int, is_cached: bool) -> None:
-        self.source, self.image_size, self.workers = source, image_size, workers
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        image_size: int,
+        workers: int,
+        is_cached: bool,
+        stand_ins: StandIns | None = None,
+    ) -> None:
+        self.source, self.image_size, self.workers, self.stand_ins = source, image_size, workers, stand_ins
         self.cached = self._decode_all() if is_cached else None  # uint8 (images, 3, height, width)
 
     def __len__(self) -> int:
@@ -43,6 +53,7 @@ class PixelReader:
         """Return a reader of the images at `indices`."""
         part = copy.copy(self)
         part.source = self.source.subset(indices.tolist())
+        part.stand_ins = StandIns(part.source, self.stand_ins.found) if self.stand_ins else None
         part.cached = None if self.cached is None else self.cached[indices]
         return part
 
@@ -84,7 +95,7 @@ class PixelReader:
 
     def _decode(self, places: Pixels, indices: Sequence[int]) -> None:
         for place, index in zip(places, indices, strict=False):
-            place[:] = self.source.decode(index)
+            place[:] = self.stand_ins.decode(index) if self.stand_ins else self.source.decode(index)
 
     def _read_in_processes(
         self, parts: Sequence[Tensor], paths: Sequence[str], frame: Frame, is_pinned: bool
@@ -97,8 +108,15 @@ class PixelReader:
                     processes.submit([paths[index] for index in part.tolist()], frame)
                     submitted += 1
                 batch = self._new_batch(len(parts[done]), is_pinned)
+                pixels, reasons = processes.collect()
                 # by NumPy: torch would copy with a thread per core, and the cores are decoding
-                np.copyto(batch.numpy(), processes.collect().view(batch.shape).numpy())
+                np.copyto(batch.numpy(), pixels.view(batch.shape).numpy())
+                for number, reason in reasons.items():
+                    if self.stand_ins is None:
+                        raise DataError(reason)
+                    index = int(parts[done][number])
+                    self.stand_ins.note(index, reason.splitlines()[0])
+                    batch[number] = torch.from_numpy(self.stand_ins.replace(index))
                 yield batch
 
     def _decode_all(self) -> Tensor:

@@ -4,10 +4,11 @@ A split is an ordered set of labelled images, and `batches` iterates over it. Th
 augmentation of every image are drawn from (seed, epoch) for the whole epoch at once, so that they do not depend on the
 batch size, the number of workers or anything drawn before.
 
-Every image is decoded to RGB, cropped to a centred square and resized, as `data.preprocessing` says. If train
-and test together fit in `CACHE_BYTES` as uint8, all images are decoded when the set is loaded, and a damaged file is
-reported then. Larger sets are decoded a few batches ahead of use (`reading.py`), with bit-identical results. A GPU gets
-its batches as uint8, from a thread that works ahead (`feeding.py`).
+Every image is decoded to RGB, cropped to a centred square and resized, as `data.preprocessing` says. If train and test
+together fit in `CACHE_BYTES` as uint8, all images are decoded when the set is loaded, and a damaged file is reported
+then, or left out with `on_unreadable: skip`. Larger sets are decoded a few batches ahead of use (`reading.py`), with
+bit-identical results; a damaged file is found on the way, and with skip another image stands in for it
+(`stand_ins.py`). A GPU gets its batches as uint8, from a thread that works ahead (`feeding.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from passdeploy.data.datasets import find_images
 from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
 from passdeploy.data.reading import CancellingThreadPool, PixelReader, worker_count
+from passdeploy.data.stand_ins import StandIns
 from passdeploy.errors import DataError
 from passdeploy.recipe.preprocessing import IMAGENET_MEAN as IMAGENET_MEAN
 from passdeploy.recipe.preprocessing import IMAGENET_STD as IMAGENET_STD
@@ -83,6 +85,7 @@ class ImageData:
     train: Split
     test: Split
     skipped: tuple[str, ...] = ()  # images that could not be read and were left out, with the reason
+    unreadable: list[str] = field(default_factory=list)  # images that others of their class stood in for, so far
     contents: DataContents | None = None  # None: not a data set on disk
     preprocessing: PreprocessingSpec = field(
         default_factory=PreprocessingSpec
@@ -118,9 +121,11 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
             "A classifier needs at least two: put the images of each class in a folder of its own."
         )
     skipped: list[str] = []
-    if spec.on_unreadable == "skip":
+    unreadable: list[str] = []
+    is_cached = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size <= cache_bytes
+    may_skip = spec.on_unreadable == "skip"
+    if may_skip and is_cached:
         loaded = _without_unreadable(loaded, worker_count(spec.workers), skipped)
-    total_bytes = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size
 
     def split(source: ImageSource, augmentation: Augmentation | None) -> ImageSplit:
         return ImageSplit(
@@ -129,7 +134,8 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
             num_classes=len(loaded.classes),
             augmentation=augmentation,
             workers=worker_count(spec.workers),
-            is_cached=total_bytes <= cache_bytes,
+            is_cached=is_cached,
+            stand_ins=StandIns(source, unreadable) if may_skip and not is_cached else None,
             normalisation=Normalisation(preprocessing.mean, preprocessing.std),
         )
 
@@ -142,6 +148,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
         train=split(loaded.train, loaded.augmentation),
         test=split(loaded.test, None),
         skipped=tuple(skipped),
+        unreadable=unreadable,
         contents=DataContents.of(loaded, skipped),
         preprocessing=preprocessing,
     )
@@ -175,12 +182,15 @@ class ImageSplit:
         augmentation: Augmentation | None,
         workers: int,
         is_cached: bool,
+        stand_ins: StandIns | None = None,
         normalisation: Normalisation | None = None,
     ) -> None:
         self.num_classes = num_classes
         self.labels = torch.tensor(source.labels, dtype=torch.int64)
         self._augmentation, self._normalisation = augmentation, normalisation or Normalisation()
-        self._reader = PixelReader(source, image_size=image_size, workers=workers, is_cached=is_cached)
+        self._reader = PixelReader(
+            source, image_size=image_size, workers=workers, is_cached=is_cached, stand_ins=stand_ins
+        )
         self._feeds: dict[torch.device, DeviceFeed] = {}
 
     def __len__(self) -> int:

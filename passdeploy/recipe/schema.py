@@ -90,8 +90,8 @@ class DataSpec(Section):
     batch_size: int = Field(default=64, ge=1, description="Images per step, in training and in evaluation.")
     on_unreadable: Literal["error", "skip"] = Field(
         default="error",
-        description="An image file that cannot be read: error stops and names it; skip leaves it out and lists it "
-        "(every file is then decoded once before anything starts).",
+        description="An image file that cannot be read: error stops and names it; skip leaves it out and lists it. Of "
+        "sets that do not fit into memory nothing is decoded in advance: the next image of its class takes its place.",
     )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         default="auto",

@@ -186,7 +186,9 @@ def test_processes_decode_every_batch_to_its_own_place(folder: Path):
 
 
 def _require_decoded(processes: DecodingProcesses, paths: list[Path]) -> None:
-    pixels = processes.collect().view(-1, 3, 16, 16).numpy()
+    flat, reasons = processes.collect()
+    assert not reasons
+    pixels = flat.view(-1, 3, 16, 16).numpy()
     assert len(pixels) == len(paths)
     assert all(np.array_equal(image, decode_file(path, Frame(16))) for image, path in zip(pixels, paths, strict=True))
 
