@@ -135,11 +135,10 @@ def kill_and_resume(
     """Kill a run after a random one of its steps and resume it."""
     last = round(chance.uniform(*MIDDLE) * steps)
     process = prune(overrides, out, device)
-    metrics = out / "latest" / "metrics.jsonl"
     lines: list[str] = []
     while len(lines) < last and process.poll() is None:
         sleep(0.01)
-        lines = metrics.read_text().splitlines() if metrics.is_file() else []
+        lines = [line for metrics in out.glob("*/metrics.jsonl") for line in metrics.read_text().splitlines()]
     process.send_signal(signal.SIGKILL)
     if process.wait() != -signal.SIGKILL:
         raise SystemExit(f"the run ended before it could be killed:\n{(out / 'log').read_text()}")

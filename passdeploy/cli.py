@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ class CommandGroup(click.Group):
         # cuBLAS reads this when CUDA starts; see runtime/determinism.py, whose import would take seconds here
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         try:
-            code = super().main(arguments, **{**options, "standalone_mode": False})
+            code = super().main(arguments, **{**options, "standalone_mode": False, "obj": {"arguments": arguments}})
         except PassDeployError as error:
             if "--debug" in arguments:
                 traceback.print_exc()
@@ -116,7 +117,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _store_force(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
     """Store the value of `--force` in click's context, for `_with_force`."""
-    context.obj = {"force": is_forced}
+    context.obj = {**(context.obj or {}), "force": is_forced}
 
 
 def _with_force(overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -189,12 +190,18 @@ def prune(
     recipe = load_recipe(_recipe_name(recipe_option, recipe_argument), _with_force(overrides))
 
     from passdeploy.commands.prune import run
+    from passdeploy.commands.resume import can_be_resumed
     from passdeploy.display.changes import widths_table
     from passdeploy.display.tables import summary_table
 
     is_first = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process prints
-    with _terminal_listener(quiet or not is_first) as listener:
-        result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
+    try:
+        with _terminal_listener(quiet or not is_first) as listener:
+            result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
+    except KeyboardInterrupt:
+        if is_first:
+            click.echo(f"go on with: {_resuming_command(can_be_resumed(out, recipe))}", err=True)
+        raise
     if not result.is_first:
         return
     path = _relative_to_cwd(result.path)
@@ -647,6 +654,14 @@ def doctor(as_json: bool, quiet: bool) -> None:
         ),
         next_step="passdeploy recipes",
     )
+
+
+def _resuming_command(is_resumable: bool) -> str:
+    """Return the command line that was typed, with `--resume` where there is a run to go on with."""
+    arguments = list((click.get_current_context().find_root().obj or {}).get("arguments", sys.argv[1:]))
+    if is_resumable and "--resume" not in arguments:
+        arguments.append("--resume")
+    return shlex.join(["passdeploy", *arguments])
 
 
 def _relative_to_cwd(path: Path) -> Path:

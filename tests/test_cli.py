@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from passdeploy.recipe import shipped_recipes
+from passdeploy.recipe import Recipe, shipped_recipes
+from passdeploy.runs.folder import RunFolder
 from tests.command_line import call_command
 from tests.conftest import write_image_folder
 
@@ -227,7 +228,20 @@ def test_an_interrupt_exits_with_130(call, tiny_recipe: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(passdeploy.commands.prune, "run", interrupted)
-    assert call("prune", tiny_recipe).exit_code == 130
+    stopped = call("prune", tiny_recipe, "--set", "seed=7")
+    assert stopped.exit_code == 130
+    assert f"go on with: passdeploy prune {tiny_recipe} --set seed=7\n" in stopped.stderr  # there is no run yet
+
+    def interrupted_later(recipe: Recipe, out: Path, **_: object) -> None:
+        with RunFolder.create(out, recipe.name) as folder:
+            folder.write_text("recipe.resolved.yaml", recipe.to_yaml())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passdeploy.commands.prune, "run", interrupted_later)
+    stopped = call("prune", tiny_recipe, "--set", "prune.target={macs: 0.5}")
+    command = f"passdeploy prune {tiny_recipe} --set 'prune.target={{macs: 0.5}}' --resume"
+    assert f"go on with: {command}\n" in stopped.stderr
+    assert not Path("runs/latest").exists()
 
 
 def test_a_bug_keeps_its_traceback(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):

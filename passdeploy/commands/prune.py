@@ -8,6 +8,7 @@ stages are read from the folder, and an interrupted one continues from its check
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
 from passdeploy.commands.published import with_published_input
+from passdeploy.commands.resume import find_run_to_resume, require_room_for_runs
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.data.splits import ImageData
-from passdeploy.errors import AccuracyError, PassDeployError, RunError
+from passdeploy.errors import AccuracyError, PassDeployError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.cloning import deep_copy
@@ -97,6 +99,11 @@ def run(
         require_cublas_workspace_(tell)  # before anything starts CUDA
     if device == "auto" and (reason := unused_gpu()):
         tell(Warned(reason))
+    if os.environ.get("RANK", "0") == "0":  # the others never see the folder
+        if resume:
+            find_run_to_resume(Path(out), recipe)
+        else:
+            require_room_for_runs(Path(out))
     with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
         prepared = prepare(recipe, device=str(torch_device), allow_code=allow_code, listener=tell)
         progress.text = prepared.text
@@ -157,6 +164,8 @@ class _PruneJob:
             },
         )
         self.folder.write_json("summary.json", summary, kind="summary")
+        if self.processes.is_first:
+            self.folder.become_latest()
         if self.processes.is_first:
             self._write_report()
         return summary
@@ -487,27 +496,11 @@ def _open_folder(processes: Processes, out: Path, recipe: Recipe, resume: bool) 
                 (folder.path / name).write_bytes(content)
             yield folder
         return
-    with _find_run_to_resume(out, recipe) if resume else RunFolder.create(out, recipe.name) as folder:
+    with (
+        RunFolder.open(find_run_to_resume(out, recipe), write=True)
+        if resume
+        else RunFolder.create(out, recipe.name) as folder
+    ):
         if processes.count > 1:
             processes.broadcast_object(folder.content() if resume else {})
         yield folder
-
-
-def _find_run_to_resume(out: Path, recipe: Recipe) -> RunFolder:
-    """Open the newest run in `out` that was made with this recipe.
-
-    Raises:
-        RunError: there is none.
-    """
-    from passdeploy.runs.numbering import list_runs
-
-    for path in reversed(list_runs(out)):
-        if path.name.rpartition("-")[0] == recipe.name:
-            with RunFolder.open(path) as folder:
-                resolved = folder.read_text("recipe.resolved.yaml") if folder.has("recipe.resolved.yaml") else ""
-            if resolved == recipe.to_yaml():
-                return RunFolder.open(path, write=True)
-    raise RunError(
-        f"no run in {out} was made with this recipe, so there is nothing to resume.\n"
-        "Give the same recipe and --set options as before, or leave --resume out."
-    )

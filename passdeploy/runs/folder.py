@@ -1,6 +1,6 @@
 """The run folder: artifacts, finished stages, checkpoints and logs of one run on disk.
 
-    runs/<name>-0001/            runs/latest -> <name>-0001
+    runs/<name>-0001/            runs/latest -> the newest run that has a slim network
       manifest.json              what was written: sha256, size_bytes, kind and versions of every artifact
       state.json                 finished stages, with their results
       metrics.jsonl  run.log     appended to while the run goes on
@@ -25,7 +25,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -34,7 +33,7 @@ from typing import IO, TYPE_CHECKING, Any
 from filelock import FileLock
 
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.runs.numbering import MANIFEST, create_next_folder, link_target, no_run_at, replace_link, take_lock
+from passdeploy.runs.numbering import MANIFEST, create_next_folder, no_run_at, replace_link, take_lock
 from passdeploy.runtime.events import Event, Listener, StageFinished, StageStarted, Step, Warned
 from passdeploy.runtime.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
 from passdeploy.runtime.versions import package_versions
@@ -47,39 +46,29 @@ _DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # files that atomic_path leaves beh
 _DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 
 
-@dataclass(frozen=True)
-class _StateBefore:
-    """The state that `create` found, for `discard` to restore."""
-
-    out_existed: bool
-    latest: str | None  # the run that `out/latest` pointed at
-
-
 class RunFolder:
     """One run on disk. A folder opened for writing holds the run's lock until `close`, or the end of a `with` block."""
 
-    def __init__(self, path: Path, *, lock: FileLock | None, before: _StateBefore | None = None) -> None:
+    def __init__(self, path: Path, *, lock: FileLock | None, out_existed: bool | None = None) -> None:
         self.path = path
-        self._lock, self._before = lock, before
+        self._lock, self._out_existed = lock, out_existed
         self._streams: dict[str, IO[str]] = {}
 
     # --- opening and closing
 
     @classmethod
     def create(cls, out: Path, name: str) -> RunFolder:
-        """Create `out/<name>-0001`, or the next free number, take its lock, and point `out/latest` at it.
+        """Create `out/<name>-0001`, or the next free number, and take its lock.
 
         Raises:
             RunError: `out` cannot be written to.
         """
-        before = _StateBefore(out.is_dir(), link_target(out / "latest"))
-        run = None
+        out_existed, run = out.is_dir(), None
         try:
             out.mkdir(parents=True, exist_ok=True)
             path = create_next_folder(out, name)
-            run = cls(path, lock=take_lock(path), before=before)
+            run = cls(path, lock=take_lock(path), out_existed=out_existed)
             run._write_manifest({})
-            replace_link(out / "latest", path.name)
         except OSError as error:
             if run:
                 run.discard()
@@ -115,21 +104,18 @@ class RunFolder:
             self._lock = None
 
     def discard(self) -> None:
-        """Delete a run that `create` made, and point `latest` at the run from before.
-
-        For runs that fail before they have any result.
-        """
-        assert self._before, "only a run that this process created can be discarded"
-        out, latest = self.path.parent, self.path.parent / "latest"
+        """Delete a run that `create` made, for runs that fail before they have any result."""
+        assert self._out_existed is not None, "only a run that this process created can be discarded"
         self.close()
         shutil.rmtree(self.path)
-        if link_target(latest) == self.path.name:
-            latest.unlink()
-            if self._before.latest and (out / self._before.latest).is_dir():
-                replace_link(latest, self._before.latest)
-        if not self._before.out_existed:
+        if not self._out_existed:
             with suppress(OSError):  # not empty: another process has a run there by now
-                out.rmdir()
+                self.path.parent.rmdir()
+
+    def become_latest(self) -> None:
+        """Point `latest`, beside this run, at it: it is the newest that has a slim network."""
+        with self._write_errors(self.path.parent / "latest"):
+            replace_link(self.path.parent / "latest", self.path.name)
 
     def __enter__(self) -> RunFolder:
         return self

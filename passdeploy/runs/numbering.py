@@ -74,10 +74,17 @@ def take_lock(path: Path) -> FileLock:
 def no_run_at(path: Path) -> str:
     """Write an error message about a missing run, which names the runs beside it."""
     runs = [run.name for run in list_runs(path.parent)]
-    if path.is_symlink():
+    if path.is_symlink() and not path.exists():
         problem = f"{path} points at {os.readlink(path)!r}, which is not there"
+    elif path.is_symlink():
+        problem = f"{path} points at {os.readlink(path)!r}, which holds no {MANIFEST}"
     else:
         problem = f"{path} holds no {MANIFEST}" if path.exists() else f"there is no run at {path}"
+    if runs and path.name == "latest":
+        return (
+            f"{problem}: no run in {path.parent} is finished.\n"
+            f"Name one with --run, or go on with its recipe and --resume: {', '.join(runs[-3:])}."
+        )
     if runs:
         nearest = difflib.get_close_matches(path.name, runs, n=3, cutoff=0.3) or runs[-3:]
         return f"{problem}.\nRuns in {path.parent}: {', '.join(nearest)}."

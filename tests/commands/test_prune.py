@@ -220,8 +220,24 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
 
 
 def test_resuming_needs_a_run_of_this_very_recipe(finished: prune.RunResult, tiny_recipe: Path):
-    with pytest.raises(RunError, match="nothing to resume"):
-        prune.run(tiny_recipe, out=finished.path.parent, overrides=["seed=1"], resume=True)
+    prepared = []
+    for overrides, expected in (
+        (["seed=1"], "tiny-0001 was made with another recipe: seed is 0 there, 1 here"),
+        (["prune.steps=7", "train.ema=0.9"], "train.ema is null there, 0.9 here; prune.steps is 6 there, 7 here"),
+        (["name=other"], "no run in .* is called other"),
+    ):
+        with pytest.raises(RunError, match=expected) as caught:
+            prune.run(tiny_recipe, out=finished.path.parent, overrides=overrides, resume=True, tell=prepared.append)
+        assert len(str(caught.value).splitlines()) <= 3
+    with RunFolder.open(finished.path, write=True), pytest.raises(RunError, match="another process is writing"):
+        prune.run(tiny_recipe, out=finished.path.parent, resume=True, tell=prepared.append)
+    assert prepared == []  # all of it is known before anything is loaded
+
+
+def test_a_place_that_cannot_hold_runs_is_known_before_anything_is_loaded(tiny_recipe: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file is a file"):
+        prune.run(tiny_recipe, out=tmp_path / "file" / "runs", tell=lambda event: pytest.fail(str(event)))
 
 
 @pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor", "growing"])

@@ -32,9 +32,13 @@ def test_runs_are_numbered_and_latest_points_at_the_newest(tmp_path: Path):
             assert run.path.name == expected
     with RunFolder.create(tmp_path, "other") as run:
         assert run.path.name == "other-0001"
+        assert not (tmp_path / "latest").exists()  # it has no slim network yet
+        run.become_latest()
+    RunFolder.create(tmp_path, "interrupted").close()
     assert os.readlink(tmp_path / "latest") == "other-0001"
     assert RunFolder.open(tmp_path / "latest").path == run.path.resolve()
-    assert [path.name for path in list_runs(tmp_path)] == ["digits-0001", "digits-0002", "other-0001"]
+    names = [path.name for path in list_runs(tmp_path)]
+    assert names == ["digits-0001", "digits-0002", "interrupted-0001", "other-0001"]
 
 
 def test_runs_created_at_the_same_time_get_folders_of_their_own(tmp_path: Path):
@@ -49,6 +53,7 @@ def test_runs_created_at_the_same_time_get_folders_of_their_own(tmp_path: Path):
 
 def test_a_discarded_run_leaves_everything_as_it_was(tmp_path: Path):
     first = RunFolder.create(tmp_path / "runs", "digits")
+    first.become_latest()
     first.close()
     second = RunFolder.create(tmp_path / "runs", "digits")
     second.write_json("plan.json", {})
@@ -201,7 +206,7 @@ def test_the_lock_and_the_drafts_of_a_killed_process_are_no_obstacle(tmp_path: P
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == 9
     folder = tmp_path / "digits-0001"
     assert len(names_in(folder / "export")) == 1
-    with RunFolder.open(tmp_path / "latest", write=True) as run:
+    with RunFolder.open(tmp_path / "digits-0001", write=True) as run:
         assert names_in(folder / "export") == set()
         assert run.is_done("dense")
 
@@ -215,7 +220,12 @@ def test_a_run_that_is_not_there_names_those_that_are(tmp_path: Path):
     (tmp_path / "dangling").symlink_to("digits-0009")
     with pytest.raises(RunError, match="points at 'digits-0009'"):
         RunFolder.open(tmp_path / "dangling")
+    (tmp_path / "link").symlink_to("notes")
     (tmp_path / "notes").mkdir()
+    with pytest.raises(RunError, match=r"points at 'notes', which holds no manifest\.json"):
+        RunFolder.open(tmp_path / "link")
+    with pytest.raises(RunError, match=r"no run in .* is finished"):
+        RunFolder.open(tmp_path / "latest")
     with pytest.raises(RunError, match=r"holds no manifest\.json"):
         RunFolder.open(tmp_path / "notes")
 

@@ -1,0 +1,94 @@
+"""Checks before a run is prepared: the run that `--resume` continues, or the place for a new one. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from passdeploy.errors import PassDeployError, RunError
+from passdeploy.recipe import Recipe, parse_recipe
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.numbering import list_runs
+
+_MOST_KEYS = 3  # that an error names
+
+
+def find_run_to_resume(out: Path, recipe: Recipe) -> Path:
+    """Find the newest run in `out` that was made with this recipe, and check that nobody else is writing to it.
+
+    Raises:
+        RunError: there is none, and the message names the keys that differ; or another process is writing to it.
+    """
+    named = [path for path in list_runs(out) if path.name.rpartition("-")[0] == recipe.name]
+    for path in reversed(named):
+        if _recipe_text(path) == recipe.to_yaml():
+            RunFolder.open(path, write=True).close()
+            return path
+    if not named:
+        raise RunError(
+            f"no run in {out} is called {recipe.name}, so there is nothing to resume.\n"
+            "Give the same recipe, --set options and --out as before, or leave --resume out."
+        )
+    raise RunError(
+        f"{named[-1]} was made with another recipe: {_differences(named[-1], recipe)}.\n"
+        "Give the same recipe and --set options as before, or leave --resume out."
+    )
+
+
+def can_be_resumed(out: Path, recipe: Recipe) -> bool:
+    """Test whether `--resume` would find a run of this recipe."""
+    try:
+        find_run_to_resume(out, recipe)
+    except PassDeployError:
+        return False
+    return True
+
+
+def require_room_for_runs(out: Path) -> None:
+    """Check that run folders can be made in `out`, which need not exist yet.
+
+    Raises:
+        RunError: they cannot.
+    """
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise RunError(f"cannot make a run folder in {out}: {nearest} is a file.\nChoose another place with --out DIR.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(
+            f"cannot make a run folder in {out}: {nearest} cannot be written to.\nChoose another place with --out DIR."
+        )
+
+
+def _recipe_text(path: Path) -> str:
+    folder = RunFolder.open(path)
+    return folder.read_text("recipe.resolved.yaml") if folder.has("recipe.resolved.yaml") else ""
+
+
+def _differences(path: Path, recipe: Recipe) -> str:
+    """Name the keys in which a run's recipe differs: `prune.steps is 300 there, 200 here`."""
+    try:
+        there = dict(_leaves(parse_recipe(_recipe_text(path), "recipe.resolved.yaml").model_dump(mode="json")))
+    except PassDeployError:
+        return "it was written by another version of passdeploy"
+    here = dict(_leaves(recipe.model_dump(mode="json")))
+    differing = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
+    if not differing:
+        return "it was written by another version of passdeploy"
+    shown = [f"{key} is {_shown(there.get(key))} there, {_shown(here.get(key))} here" for key in differing[:_MOST_KEYS]]
+    more = len(differing) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of a recipe with its value: `prune.steps`, 300."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
