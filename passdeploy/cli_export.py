@@ -67,6 +67,7 @@ _OPTIONS = (
         type=click.IntRange(min=1),
         help="Height and width in pixels; default: the run's, that of pretrained weights, or 224.",
     ),
+    click.option("--fresh", is_flag=True, help="Make files again that are there and have not changed."),
     click.option("--model", help="Export a model by name, without a run: torchvision/NAME, timm/NAME, ..."),
     click.option("--weights", help="With --model: pretrained, or a .safetensors, .pt or .pth file."),
     click.option(
@@ -146,6 +147,7 @@ class ExportRequest:
     opset: int | None
     pixels: bool
     image_size: int | None
+    fresh: bool
     model: str | None
     weights: str | None
     classes: int | None
@@ -249,6 +251,7 @@ class ExportRequest:
             dense=dense,
             image_size=self.image_size,
             packaging=self.packaging("export"),
+            fresh=self.fresh,
             allow_code=allow_code,
             listener=listener,
         )
@@ -295,7 +298,7 @@ class ExportRequest:
 
 
 _MODEL_OPTIONS = ("weights", "classes", "images", "out")
-_RUN_OPTIONS = ("run_dir", "dense")
+_RUN_OPTIONS = ("run_dir", "dense", "fresh")
 _ENGINE_OPTIONS = (
     "workspace_mb",
     "optimization_level",

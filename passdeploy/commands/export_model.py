@@ -97,7 +97,17 @@ def export_model(
     if settings.is_dry_run:
         previews = preview_programs(model, samples, settings, listener=listener)
         return Exported(folder, (), tuple({"network": name, **facts} for facts in previews))
-    written = list(export_artifacts(model, samples, folder, settings, metadata=metadata, listener=listener))
+    written = list(
+        export_artifacts(
+            model,
+            samples,
+            folder,
+            settings,
+            metadata=metadata,
+            prefix="model-pixels" if settings.takes_pixels else "model",
+            listener=listener,
+        )
+    )
     if packaging is not None:
         written += packaging.write(folder, written, settings, samples, name=short_name)
     return Exported(folder, tuple(written))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from passdeploy.commands.export_reuse import find_unchanged, fingerprint, mark_stale_
 from passdeploy.data.splits import load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
@@ -17,7 +18,7 @@ from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document, recipe_of
-from passdeploy.runtime.events import Listener, silent
+from passdeploy.runtime.events import Listener, StageFinished, silent
 
 EXPORTED = "export/artifacts.json"
 _INPUT_FACTS = ("model", "classes", "mean", "std", "preprocessing")  # of plan.json, written into exported files
@@ -39,6 +40,7 @@ def export_run(
     dense: bool = False,
     image_size: int | None = None,
     packaging: Packaging | None = None,
+    fresh: bool = False,
     allow_code: bool = False,
     listener: Listener = silent,
 ) -> Exported:
@@ -50,6 +52,7 @@ def export_run(
         dense: export the dense network too.
         image_size: height and width in pixels; None: the run's own. A network with a visual prompt takes no other.
         packaging: a Triton repository or a bundle to write as well; its folders are relative to the run's.
+        fresh: make files again that are there and unchanged.
         allow_code: let the recipe name a model factory, which runs its module's code.
         listener: receives progress events and warnings.
     """
@@ -69,7 +72,7 @@ def export_run(
         written = [
             artifact
             for name in (("slim", "dense") if dense else ("slim",))
-            for artifact in export_network(folder, name, settings, samples, allow_code, listener)
+            for artifact in export_network(folder, name, settings, samples, allow_code, listener, fresh=fresh)
         ]
         if packaging is not None:
             name = folder.path.name.rpartition("-")[0]
@@ -78,6 +81,9 @@ def export_run(
                 if artifact.path.is_relative_to(folder.path):
                     folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
             written += packages
+        if records := _records(folder):
+            mark_stale_(folder, records, listener)
+            folder.write_json(EXPORTED, records)
         renew_report(folder)
         return Exported(folder.path, tuple(written))
 
@@ -92,8 +98,13 @@ def export_network(
     samples: Samples,
     allow_code: bool,
     listener: Listener,
+    *,
+    fresh: bool = False,
 ) -> list[Artifact]:
-    """Export one network of a run; each file is recorded in the manifest and in `artifacts.json` once it is written."""
+    """Export one network of a run; each file is recorded in the manifest and in `artifacts.json` once it is written.
+
+    Files that are there and were made as it is asked for now are returned as they are, unless `fresh`.
+    """
     facts, recipe = read_plan_document(folder), recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
@@ -104,26 +115,49 @@ def export_network(
         "run": folder.path.name,
         "sha256": {file: manifest[file]["sha256"] for file in (f"{name}.safetensors", "plan.json")},
     }
-    network = load_network(folder, name, allow_code)
-    written = []
-    for artifact in export_artifacts(
-        network,
-        samples,
-        folder.path / "export",
-        settings,
-        metadata=metadata,
-        prefix=FILE_PREFIX[name],
-        listener=listener,
-    ):
-        folder.record_existing(f"export/{artifact.path.name}", artifact.kind)
-        if artifact.kind == "engine":
-            folder.record_existing(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-        has_records = folder.has(EXPORTED) and (folder.path / EXPORTED).is_file()  # a user may have deleted the file
-        records = folder.read_json(EXPORTED) if has_records else {}
-        records[artifact.path.name] = {"network": name, **artifact.to_json()}
-        folder.write_json(EXPORTED, records)
-        written.append(artifact)
-    return written
+    prefix = prefix_of(name, settings)
+    weights = {file: str(sha256) for file, sha256 in metadata["sha256"].items()}
+    made_from = {one: fingerprint(settings, one, weights, samples.image_shape) for one in settings.precisions}
+    made: dict[str, list[Artifact]] = {}
+    for precision in settings.precisions if not fresh else ():
+        found = find_unchanged(folder, _records(folder), prefix, settings, precision, made_from[precision])
+        if found is not None:
+            made[precision] = found
+            listener(StageFinished("export", ", ".join(one.path.name for one in found), 0.0, is_skipped=True))
+    missing = tuple(precision for precision in settings.precisions if precision not in made)
+    if missing:
+        for artifact in export_artifacts(
+            load_network(folder, name, allow_code),
+            samples,
+            folder.path / "export",
+            replace(settings, precisions=missing),
+            metadata=metadata,
+            prefix=prefix,
+            listener=listener,
+        ):
+            folder.record_existing(f"export/{artifact.path.name}", artifact.kind)
+            if artifact.kind == "engine":
+                folder.record_existing(f"export/{sidecar_path(artifact.path).name}", "sidecar")
+            records = _records(folder)
+            records[artifact.path.name] = {"network": name, **artifact.to_json()}
+            if artifact.kind == "onnx":
+                records[artifact.path.name]["made_from"] = made_from[artifact.precision]
+            folder.write_json(EXPORTED, records)
+            made.setdefault(artifact.precision, []).append(artifact)
+    return [artifact for precision in settings.precisions for artifact in made.get(precision, ())]
+
+
+def prefix_of(name: str, settings: ExportSettings) -> str:
+    """Return the first part of the names of a network's files: `model`, `dense`, `model-pixels`."""
+    return FILE_PREFIX[name] + ("-pixels" if settings.takes_pixels else "")
+
+
+def _records(folder: RunFolder) -> dict[str, Any]:
+    """Read the records of the exported files; empty where there are none, or a user has deleted the file."""
+    if not folder.has(EXPORTED) or not (folder.path / EXPORTED).is_file():
+        return {}
+    records: dict[str, Any] = folder.read_json(EXPORTED)
+    return records
 
 
 def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:

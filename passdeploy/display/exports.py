@@ -100,7 +100,7 @@ def _accuracy_text(parity: Mapping[str, Any]) -> str:
 
 def _notes_of(artifact: Mapping[str, Any]) -> list[str]:
     """Return what should be known of a file: layers that stayed fp32, and that nothing was compared."""
-    facts, texts = artifact["facts"], []
+    facts, texts = artifact["facts"], [str(artifact["stale"])] if artifact.get("stale") else []
     if kept := facts.get("kept_modules") or facts.get("kept"):
         texts.append(f"{len(kept)} layer{'s' if len(kept) > 1 else ''} kept in fp32: {', '.join(kept)}")
     parity = facts.get("parity")

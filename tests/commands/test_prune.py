@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -37,7 +38,7 @@ from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runtime.events import Stage, StageFinished, StageStarted, Step
+from passdeploy.runtime.events import Stage, StageFinished, StageStarted, Step, Warned
 from passdeploy.training.evaluate import evaluate
 from tests.conftest import write_image_folder
 
@@ -366,6 +367,47 @@ def test_export_and_profile_write_checked_files_into_the_run(finished: prune.Run
     manifest = json.loads((finished.path / "manifest.json").read_text())["artifacts"]
     assert {"export/model.onnx", "export/dense.onnx", "export/artifacts.json", "profile.json"} <= set(manifest)
     assert {"export/bundle/manifest.json", "export/triton/tiny-fp16/config.pbtxt"} <= set(manifest)
+
+
+def test_only_what_changed_is_exported_again(finished: prune.RunResult, tmp_path: Path):
+    copied = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock", "export"))
+    settings = ExportSettings(batch=(1, 2, 4))
+    packaging = Packaging(bundle=Path("export/bundle"))
+    first = export_run(copied, settings, packaging=packaging).artifacts
+    events: list[object] = []
+
+    def made(settings: ExportSettings) -> list[str]:
+        events.clear()
+        assert all(one.path.is_file() for one in export_run(copied, settings, listener=events.append).artifacts)
+        return [event.text for event in events if isinstance(event, StageStarted) and event.stage == "export"]
+
+    assert made(settings) == []
+    assert export_run(copied, settings).artifacts == first[:1]
+    assert made(replace(settings, precisions=("fp32", "fp16"))) == ["model-fp16.onnx"]
+    (copied / "export" / "model.onnx").unlink()
+    assert made(settings) == ["model.onnx"]
+    assert not (copied / "export" / "bundle" / "STALE.txt").exists()  # the same bytes
+    assert made(replace(settings, takes_pixels=True)) == ["model-pixels.onnx"]
+    assert made(replace(settings, batch=(1, 2, 2))) == ["model.onnx"]
+    assert (copied / "export" / "bundle" / "STALE.txt").exists()
+    assert any(isinstance(event, Warned) and "STALE.txt" in event.text for event in events)
+    export_run(copied, replace(settings, batch=(1, 2, 2)), packaging=packaging)
+    assert not (copied / "export" / "bundle" / "STALE.txt").exists()
+
+
+def test_an_engine_of_an_earlier_file_is_marked(finished: prune.RunResult, tmp_path: Path):
+    copied = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns(".lock", "export"))
+    export_run(copied, ExportSettings(batch=(1, 2, 4)))
+    with RunFolder.open(copied, write=True) as folder:
+        records = folder.read_json("export/artifacts.json")
+        facts = {"onnx": "model.onnx", "onnx_sha256": "of an earlier file"}
+        engine = {"kind": "engine", "precision": "fp32", "size_bytes": 1, "sha256": "x", "facts": facts}
+        records["model.engine"] = engine
+        folder.write_json("export/artifacts.json", records)
+    export_run(copied, ExportSettings(batch=(1, 2, 4)))
+    records = json.loads((copied / "export" / "artifacts.json").read_text())
+    assert records["model.engine"]["stale"] == "built from an earlier model.onnx: build it again with --trt"
+    assert "stale" not in records["model.onnx"]
 
 
 def test_a_file_that_was_changed_is_not_used(finished: prune.RunResult, tmp_path: Path):

@@ -1,0 +1,133 @@
+"""Exported files of a run that need not be made again, and marks on those that were made from an earlier file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+
+from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.export import Artifact, ExportSettings
+from passdeploy.export.artifact import file_stem
+from passdeploy.export.trt_api import load_trt
+from passdeploy.export.trt_sidecar import engine_path_for
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.events import Listener, Warned
+from passdeploy.runtime.versions import package_versions
+
+STALE = "STALE.txt"  # in a bundle or a Triton repository whose files are not those of the run any more
+_MAKERS = ("passdeploy", "torch", "onnx", "onnxscript", "onnxruntime")  # packages that decide what is in a file
+_PACKAGES = ("bundle", "triton")
+
+
+def fingerprint(
+    settings: ExportSettings, precision: str, weights: Mapping[str, str], image_shape: Sequence[int]
+) -> str:
+    """Return a hash of all that the ONNX file of a precision depends on.
+
+    Args:
+        settings: of the export.
+        precision: of the file.
+        weights: SHA-256 of the files that the network is rebuilt from.
+        image_shape: (3, height, width).
+    """
+    versions = package_versions()
+    content = {
+        "weights": dict(weights),
+        "image_shape": list(image_shape),
+        "precision": precision,
+        "batch": list(settings.batch),
+        "opset": settings.opset,
+        "takes_pixels": settings.takes_pixels,
+        "limits": asdict(settings.limits(precision)),
+        "quantiser": settings.quantiser,
+        "versions": {name: versions.get(name) for name in _MAKERS},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def find_unchanged(
+    folder: RunFolder,
+    records: Mapping[str, Mapping[str, Any]],
+    prefix: str,
+    settings: ExportSettings,
+    precision: str,
+    made_from: str,
+) -> list[Artifact] | None:
+    """Return the files of a precision if all that is asked for is there, verified, and made as it is asked for now.
+
+    Args:
+        folder: the run.
+        records: content of `artifacts.json`.
+        prefix: first part of the file names.
+        settings: of the export.
+        precision: of the files.
+        made_from: the `fingerprint` of now.
+
+    Returns:
+        The ONNX file and, where engines are asked for, its engine; None if one of them must be made again.
+    """
+    if "torch-trt" in settings.kinds:
+        return None
+    name = f"{file_stem(prefix, precision)}.onnx"
+    graph = records.get(name)
+    if graph is None or graph.get("made_from") != made_from or not graph["facts"].get("parity"):
+        return None
+    found = [name]
+    if "trt" in settings.kinds:
+        engine_name = engine_path_for(folder.path / name, settings.flavour).name
+        engine = records.get(engine_name)
+        if engine is None or not _is_current(engine["facts"], graph["sha256"], settings):
+            return None
+        found.append(engine_name)
+    try:
+        paths = [folder.verified(f"export/{file}") for file in found]
+    except (RunError, CorruptArtifact):  # deleted or damaged: it is made again
+        return None
+    fields = ("kind", "precision", "sha256", "size_bytes", "facts")
+    return [
+        Artifact(path, **{key: records[file][key] for key in fields}) for path, file in zip(paths, found, strict=True)
+    ]
+
+
+def _is_current(facts: Mapping[str, Any], onnx_sha256: str, settings: ExportSettings) -> bool:
+    """True if an engine was built from this ONNX file, with these options, by the TensorRT that is here."""
+    return bool(
+        facts.get("onnx_sha256") == onnx_sha256
+        and facts.get("options") == settings.engine.to_json()
+        and facts.get("batch") == list(settings.batch)
+        and facts.get("tensorrt") == load_trt(settings.flavour).__version__
+    )
+
+
+def mark_stale_(folder: RunFolder, records: dict[str, dict[str, Any]], listener: Listener) -> None:
+    """Mark engines, bundles and Triton repositories that were made from earlier files, and warn of them.
+
+    An engine gets the key `stale` in its record, a folder a file `STALE.txt`; both go once it is made again.
+    """
+    for name, record in records.items():
+        source = records.get(str(record["facts"].get("onnx")))
+        record.pop("stale", None)
+        if source is not None and record["facts"].get("onnx_sha256") != source["sha256"]:
+            record["stale"] = f"built from an earlier {record['facts']['onnx']}: build it again with --trt"
+            listener(Warned(f"{name} was {record['stale']}."))
+    hashes = {record["sha256"] for record in records.values()}
+    roots: dict[str, bool] = {}
+    for file, entry in folder.manifest().items():
+        path = PurePosixPath(file)
+        if entry["kind"] in _PACKAGES and path.suffix in (".onnx", ".plan"):
+            home = str(path.parent if entry["kind"] == "bundle" else path.parents[2])
+            roots[home] = roots.get(home, False) or entry["sha256"] not in hashes
+    for root, is_stale in roots.items():
+        mark = f"{root}/{STALE}"
+        if is_stale and (folder.path / root).is_dir():
+            text = (
+                "Files here are not those of the run any more: export this folder again, with --bundle or --triton.\n"
+            )
+            folder.write_text(mark, text, kind="mark")
+            listener(Warned(f"{root} has files of an earlier export, see {STALE}: write it again."))
+        elif folder.has(mark):
+            folder.remove(mark)
