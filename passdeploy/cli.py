@@ -348,6 +348,56 @@ def profile(
 
 
 @main.command()
+@run_folder_options
+@click.option(
+    "--precision", default="fp32,fp16,bf16,int8,fp8", show_default=True, metavar="P,P,...", help="Precisions to try."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
+@click.option("--device", default="auto", show_default=True, help="auto (the GPU where there is one), cpu or cuda:N.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Measure each at least this long."
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
+@common_options
+def bench(
+    run_dir: Path,
+    allow_code: bool,
+    precision: str,
+    batch: int,
+    threads: int | None,
+    device: str,
+    seconds: float,
+    as_csv: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Export and measure a run in every format and precision that this machine can, in one table."""
+    from passdeploy.commands.bench import bench_run
+    from passdeploy.display.bench_table import bench_table
+
+    with _terminal_listener(quiet) as listener:
+        document = bench_run(
+            run_dir,
+            precisions=tuple(part.strip() for part in precision.split(",")),
+            batch=batch,
+            threads=threads,
+            device=device,
+            seconds=seconds,
+            allow_code=allow_code,
+            listener=listener,
+        )
+    written = _relative_to_cwd(run_dir.resolve() / "bench.json")
+    Output(as_json, quiet).show(
+        {"path": str(written), **document},
+        bench_table(document),
+        paths=[written],
+        next_step=f"passdeploy report{_run_option(run_dir)}",
+        rows=document["rows"] if as_csv else None,
+    )
+
+
+@main.command()
 @run_option
 @common_options
 def report(run_dir: Path, as_json: bool, quiet: bool) -> None:

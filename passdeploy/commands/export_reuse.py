@@ -56,6 +56,7 @@ def find_unchanged(
     settings: ExportSettings,
     precision: str,
     made_from: str,
+    images: int,
 ) -> list[Artifact] | None:
     """Return the files of a precision if all that is asked for is there, verified, and made as it is asked for now.
 
@@ -66,6 +67,7 @@ def find_unchanged(
         settings: of the export.
         precision: of the files.
         made_from: the `fingerprint` of now.
+        images: that a file is compared on now; one that was compared on fewer is made again.
 
     Returns:
         The ONNX file and, where engines are asked for, its engine; None if one of them must be made again.
@@ -74,7 +76,9 @@ def find_unchanged(
         return None
     name = f"{file_stem(prefix, precision)}.onnx"
     graph = records.get(name)
-    if graph is None or graph.get("made_from") != made_from or not graph["facts"].get("parity"):
+    if graph is None or graph.get("made_from") != made_from:
+        return None
+    if (graph["facts"].get("parity") or {}).get("real_images", -1) < images:
         return None
     found = [name]
     if "trt" in settings.kinds:
@@ -118,7 +122,7 @@ def mark_stale_(folder: RunFolder, records: dict[str, dict[str, Any]], listener:
     roots: dict[str, bool] = {}
     for file, entry in folder.manifest().items():
         path = PurePosixPath(file)
-        if entry["kind"] in _PACKAGES and path.suffix in (".onnx", ".plan"):
+        if entry["kind"] in _PACKAGES and path.suffix in (".onnx", ".plan") and (folder.path / file).is_file():
             home = str(path.parent if entry["kind"] == "bundle" else path.parents[2])
             roots[home] = roots.get(home, False) or entry["sha256"] not in hashes
     for root, is_stale in roots.items():

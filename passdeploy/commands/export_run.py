@@ -120,7 +120,9 @@ def export_network(
     made_from = {one: fingerprint(settings, one, weights, samples.image_shape) for one in settings.precisions}
     made: dict[str, list[Artifact]] = {}
     for precision in settings.precisions if not fresh else ():
-        found = find_unchanged(folder, _records(folder), prefix, settings, precision, made_from[precision])
+        found = find_unchanged(
+            folder, _records(folder), prefix, settings, precision, made_from[precision], len(samples.images)
+        )
         if found is not None:
             made[precision] = found
             listener(StageFinished("export", ", ".join(one.path.name for one in found), 0.0, is_skipped=True))
