@@ -82,7 +82,7 @@ def find_unchanged(
         return None
     found = [name]
     if "trt" in settings.kinds:
-        engine_name = engine_path_for(folder.path / name, settings.flavour).name
+        engine_name = engine_path_for(folder.path / name, settings.engine_flavour).name
         engine = records.get(engine_name)
         if engine is None or not _is_current(engine["facts"], graph["sha256"], settings):
             return None
@@ -103,7 +103,7 @@ def _is_current(facts: Mapping[str, Any], onnx_sha256: str, settings: ExportSett
         facts.get("onnx_sha256") == onnx_sha256
         and facts.get("options") == settings.engine.to_json()
         and facts.get("batch") == list(settings.batch)
-        and facts.get("tensorrt") == load_trt(settings.flavour).__version__
+        and facts.get("tensorrt") == load_trt(settings.engine_flavour).__version__
     )
 
 
