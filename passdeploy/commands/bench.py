@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.commands.export_run import export_network, samples_of
-from passdeploy.errors import PassDeployError, require
+from passdeploy.errors import PassDeployError
 from passdeploy.export import Artifact, ExportSettings
 from passdeploy.export.precision import parse_precisions
-from passdeploy.export.torch_trt import PROGRAM_PRECISIONS
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, load_torch_trt
 from passdeploy.export.trt_api import Flavour
 from passdeploy.profiling import Candidate, Setting, default_threads, profile_pair, read_environment
 from passdeploy.report.write import renew_report
@@ -188,7 +188,7 @@ def _bench_program(bench: _Bench, precision: str) -> None:
     """Compile the Torch-TensorRT program of a precision, and measure it."""
 
     def work() -> None:
-        require("torch_tensorrt", extra="torch-trt")
+        load_torch_trt(None)  # before the exports, which take longer
         settings = ExportSettings(("torch-trt",), (precision,), _batches(bench.batch))
         pair = []
         for name in ("dense", "slim"):
