@@ -190,6 +190,7 @@ def prune(
     recipe = load_recipe(_recipe_name(recipe_option, recipe_argument), _with_force(overrides))
 
     from passdeploy.commands.prune import run
+    from passdeploy.commands.published import with_published_input
     from passdeploy.commands.resume import can_be_resumed
     from passdeploy.display.changes import widths_table
     from passdeploy.display.tables import summary_table
@@ -200,7 +201,7 @@ def prune(
             result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
     except KeyboardInterrupt:
         if is_first:
-            click.echo(f"go on with: {_resuming_command(can_be_resumed(out, recipe))}", err=True)
+            click.echo(f"go on with: {_resuming_command(can_be_resumed(out, with_published_input(recipe)))}", err=True)
         raise
     if not result.is_first:
         return

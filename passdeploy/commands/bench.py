@@ -15,7 +15,8 @@ from passdeploy.commands.export_run import export_network, samples_of
 from passdeploy.errors import PassDeployError
 from passdeploy.export import Artifact, ExportSettings
 from passdeploy.export.precision import parse_precisions
-from passdeploy.export.torch_trt import PROGRAM_PRECISIONS, load_torch_trt
+from passdeploy.export.torch_trt import PROGRAM_PRECISIONS
+from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.export.trt_api import Flavour
 from passdeploy.profiling import Candidate, Setting, default_threads, profile_pair, read_environment
 from passdeploy.report.write import renew_report

@@ -12,7 +12,8 @@ from passdeploy.data.contents import DataContents
 from passdeploy.data.datasets import find_images
 from passdeploy.errors import RunError, UsageError
 from passdeploy.models.build import build_model
-from passdeploy.models.input_sizes import usual_image_size
+from passdeploy.models.published_input import PublishedInput, published_input
+from passdeploy.models.weights import PRETRAINED
 from passdeploy.recipe import DATASETS, SCHEMA_FILE, DataSpec, Recipe, parse_recipe, recipe_schema
 from passdeploy.recipe.strict_yaml import dump
 from passdeploy.runtime.files import write_for_user
@@ -59,18 +60,27 @@ def write_recipe(
     """
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already.\nName another file with --out, or replace it with --force.")
-    spec = _data_spec(data, root, image_size or _SIZES.get(data) or usual_image_size(model))
+    published = published_input(model)
+    spec = _data_spec(data, root, image_size or _SIZES.get(data) or usual_image_size(model, published))
     contents = DataContents.of(find_images(spec))
     build_model(model, num_classes=len(contents.train), allow_code=allow_code)  # an unknown name is an error now
     library = model.partition("/")[0]
     chosen = weights or ("pretrained" if library in ("torchvision", "timm") else "none")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")[:64] or "run"
-    text = _text(name, model, None if chosen == "none" else chosen, spec, contents, out.name)
+    published = published if chosen == PRETRAINED else None
+    text = _text(name, model, None if chosen == "none" else chosen, spec, contents, out.name, published)
     recipe = parse_recipe(text, out.name)
     schema = out.with_name(SCHEMA_FILE)
     write_for_user(out, text)
     write_for_user(schema, json.dumps(recipe_schema(), indent=2) + "\n")
     return NewRecipe(out, schema, recipe, contents)
+
+
+def usual_image_size(model: str, published: PublishedInput | None) -> int:
+    """Return the height and width in pixels that a network was made for; 224 where that is unknown."""
+    if published is not None:
+        return published.image_size
+    return 32 if model.startswith("passdeploy/") else 224
 
 
 def _data_spec(data: str, root: str | None, image_size: int) -> DataSpec:
@@ -85,7 +95,15 @@ def _data_spec(data: str, root: str | None, image_size: int) -> DataSpec:
     raise UsageError(f"there is no folder {data}, and no data set of that name.\nKnown data sets: {sets}.")
 
 
-def _text(name: str, model: str, weights: str | None, spec: DataSpec, contents: DataContents, file_name: str) -> str:
+def _text(
+    name: str,
+    model: str,
+    weights: str | None,
+    spec: DataSpec,
+    contents: DataContents,
+    file_name: str,
+    published: PublishedInput | None,
+) -> str:
     """Write the recipe with its comments."""
     train, test = sum(contents.train.values()), sum(contents.test.values())
     batch = max(1, min(64, train // 4))
@@ -112,7 +130,7 @@ model:
   weights: {_scalar(weights)}        # {head}
 
 # {train:,} images for training and {test:,} for testing, of {len(contents.train):,} classes: {comment}
-# Images are cropped to a square, resized, and normalised with the mean and deviation of ImageNet.
+# {_normalisation(published)}
 data:
   name: {spec.name}{root}
   image_size: {spec.image_size}            # pixels, height and width
@@ -140,6 +158,15 @@ finetune:
 gates:
   top1_drop: 0.02            # of top-1, dense to slim: at most 2 points
 """
+
+
+def _normalisation(published: PublishedInput | None) -> str:
+    """Say how images are cropped and normalised."""
+    if published is None:
+        return "Images are cropped to a square and normalised with ImageNet's mean and std (data.preprocessing)."
+    known = published.preprocessing
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (known.mean, known.std))
+    return f"As the weights were published (data.preprocessing): mean {mean}, std {std}, crop {known.crop:.3g}."
 
 
 def _scalar(value: Any) -> str:

@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy.errors import MissingExtra, require
 from passdeploy.models.modes import evaluating
 from passdeploy.models.wrappers import calling_eagerly
 
-_USUAL = 224  # pixels
 _STEP = 32  # pixels; networks halve their maps five times
 _LARGE = 128  # pixels from which images are made smaller, not larger: that takes less time
 
@@ -90,29 +88,3 @@ def takes(model: nn.Module, inputs: Sequence[Any], mode: AbstractContextManager[
 def shapes_of(inputs: Sequence[Any]) -> list[list[int]]:
     """List the shapes of the tensors among the arguments of a network."""
     return [list(item.shape) for item in inputs if isinstance(item, Tensor)]
-
-
-def usual_image_size(name: str) -> int:
-    """Return the height and width in pixels that a network of a library was published for; 224 where that is unknown.
-
-    Nothing is downloaded.
-    """
-    library, _, short = name.partition("/")
-    if library == "passdeploy":
-        return 32
-    if library == "torchvision":
-        from torchvision.models import get_model_weights
-
-        try:
-            published = list(get_model_weights(short))
-        except ValueError:  # unknown, which building it explains
-            return _USUAL
-        sizes = published[-1].transforms().crop_size if published else [_USUAL]
-        return int(sizes[0])
-    if library == "timm":
-        try:
-            config = require("timm", extra="timm").get_pretrained_cfg(short, allow_unregistered=False)
-        except (RuntimeError, MissingExtra):
-            return _USUAL
-        return int(config.input_size[-1]) if config is not None else _USUAL
-    return _USUAL

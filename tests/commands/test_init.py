@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from passdeploy.models.input_sizes import usual_image_size
 from passdeploy.recipe import load_recipe, recipe_schema, shipped_recipes
 from tests.command_line import call_command
 from tests.conftest import write_image_folder
@@ -59,12 +58,12 @@ def test_what_cannot_be_made_is_explained(folder: Path, arguments: tuple[str, ..
     assert len(made.stderr.splitlines()) <= 3
 
 
-def test_networks_take_the_size_that_they_were_published_for():
-    names = ("resnet18", "inception_v3", "efficientnet_b4", "none")
-    sizes = [usual_image_size(f"torchvision/{name}") for name in names]
-    assert sizes == [224, 299, 380, 224]
-    assert usual_image_size("passdeploy/resnet20_cifar") == 32
-    assert usual_image_size("my.module:factory") == 224
+def test_networks_take_the_size_and_the_normalisation_that_they_were_published_for(folder: Path):
+    for name, size in (("resnet18", 224), ("efficientnet_b4", 380)):
+        arguments = ("--model", f"torchvision/{name}", "--data", "my photos: #1", "--out", f"{name}.yaml")
+        assert call_command("init", *arguments).exit_code == 0
+        assert load_recipe(f"{name}.yaml").data.image_size == size
+    assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in (folder / "resnet18.yaml").read_text()
 
 
 def test_recipes_are_listed_with_a_line_each():
