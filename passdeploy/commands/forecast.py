@@ -58,7 +58,8 @@ def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:
         """Return the seconds of the fastest of a few steps."""
         times, began = list[float](), perf_counter()
         last = began
-        for images, labels in data.train.batches(size, epoch=0, seed=0, augment=True, drop_last=True, device=device):
+        changes = spec.random_changes
+        for images, labels in data.train.batches(size, epoch=0, seed=0, augment=changes, drop_last=True, device=device):
             optimizer.zero_grad()
             on_device = images.to(device, memory_format=memory_format)
             loss = F.cross_entropy(logits_of(network(on_device)), labels.to(device))

@@ -395,7 +395,7 @@ class _PruneJob:
                 size,
                 epoch=epoch,
                 seed=seed_of(purpose, self.recipe.seed),
-                augment=self.recipe.train.augment != "none",
+                augment=self.recipe.train.random_changes,
                 drop_last=True,
                 part=self.processes.part,
                 device=self.device,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from passdeploy.data.augmentation import Normalisation, change_on_device
 from passdeploy.data.reading import PixelReader
+from passdeploy.data.transforms import BatchTransforms
 
 RESIDENT_SHARE = 0.25  # of the free memory of a GPU that the images of a split may take
 _BATCHES_READY = 2
@@ -38,6 +39,7 @@ class BatchPlan:
     images: Tensor  # their indices in the split, int64 (batch,)
     labels: Tensor  # int64 (batch,)
     changes: Tensor | None  # int64 (batch, 3), as `augmentation.py` defines them; None: none
+    transforms: BatchTransforms | None = None  # in place of `changes`
 
 
 class DeviceFeed:
@@ -73,8 +75,8 @@ class DeviceFeed:
         labels = on_device([plan.labels for plan in plans])
         drawn = [plan.changes for plan in plans if plan.changes is not None]
         changes = on_device(drawn) if drawn else [None] * len(plans)
-        for place, label, change in zip(places, labels, changes, strict=True):
-            yield self._changed(resident.pixels.index_select(0, place), change), label
+        for plan, place, label, change in zip(plans, places, labels, changes, strict=True):
+            yield self._changed(resident.pixels.index_select(0, place), change, plan.transforms), label
 
     def _made(
         self, plans: Sequence[BatchPlan], stream: torch.cuda.Stream | None
@@ -90,11 +92,15 @@ class DeviceFeed:
                     resident.add_(part, decoded)
                     pixels = resident.pixels.index_select(0, self._to_device(resident.places[plan.images]))
                 changes = None if plan.changes is None else self._to_device(plan.changes)
-                batch = self._changed(pixels, changes), self._to_device(plan.labels)
+                batch = self._changed(pixels, changes, plan.transforms), self._to_device(plan.labels)
             yield batch
 
-    def _changed(self, pixels: Tensor, changes: Tensor | None) -> Tensor:
-        return self._normalisation.apply(pixels if changes is None else change_on_device(pixels, changes))
+    def _changed(self, pixels: Tensor, changes: Tensor | None, transforms: BatchTransforms | None) -> Tensor:
+        if transforms is not None:
+            pixels = transforms.apply(pixels)
+        elif changes is not None:
+            pixels = change_on_device(pixels, changes)
+        return self._normalisation.apply(pixels)
 
     def _read(self, wanted: Sequence[Tensor]) -> Iterator[Tensor]:
         if not any(map(len, wanted)):  # all are on the device: start no worker

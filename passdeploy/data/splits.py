@@ -28,7 +28,9 @@ from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
 from passdeploy.data.reading import CancellingThreadPool, PixelReader, worker_count
 from passdeploy.data.stand_ins import StandIns
+from passdeploy.data.transforms import DRAWS, BatchTransforms
 from passdeploy.errors import DataError
+from passdeploy.recipe.augmentation import AugmentationSpec
 from passdeploy.recipe.preprocessing import IMAGENET_MEAN as IMAGENET_MEAN
 from passdeploy.recipe.preprocessing import IMAGENET_STD as IMAGENET_STD
 from passdeploy.recipe.preprocessing import PreprocessingSpec
@@ -55,7 +57,7 @@ class Split(Protocol):
         *,
         epoch: int | None = None,
         seed: int = 0,
-        augment: bool = False,
+        augment: bool | AugmentationSpec = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
         device: torch.device | None = None,
@@ -66,7 +68,7 @@ class Split(Protocol):
             batch_size: images per batch; the last one may be smaller, unless `drop_last`.
             epoch: number of the shuffling; None keeps the split's own order.
             seed: with `epoch`, the key of the order and of the augmentation.
-            augment: apply the random changes that leave the labels of this data set true.
+            augment: apply the random changes that leave the labels of this data set true, or those of a recipe.
             drop_last: leave out a last batch that is not full.
             part: (index, count): only the part with this index of every batch, for one of `count` processes.
             device: that the batches are on; None: the CPU.
@@ -208,7 +210,7 @@ class ImageSplit:
         *,
         epoch: int | None = None,
         seed: int = 0,
-        augment: bool = False,
+        augment: bool | AugmentationSpec = False,
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
         device: torch.device | None = None,
@@ -223,31 +225,45 @@ class ImageSplit:
             order = torch.arange(count)
         else:
             order = torch.randperm(len(self), generator=generator("order", seed, epoch))[:count]
-        plans = self._plans(order, batch_size, part, self._draw_changes(count, seed, epoch) if augment else None)
+        if isinstance(augment, AugmentationSpec):
+            draws = self._draws("transforms", DRAWS, seed, epoch)[:count].double()
+            plans = self._plans(order, batch_size, part, None)
+            parts = self._own(draws, batch_size, part)
+            plans = [
+                replace(plan, transforms=BatchTransforms(augment, own)) for plan, own in zip(plans, parts, strict=True)
+            ]
+        else:
+            plans = self._plans(order, batch_size, part, self._draw_changes(count, seed, epoch) if augment else None)
         return self._on_device(plans, device) if device and is_fed(device) else self._on_host(plans)
 
     def _draw_changes(self, count: int, seed: int, epoch: int | None) -> Tensor | None:
         """Draw for all positions of the epoch at once, so that nothing depends on the batch size."""
         if self._augmentation is None:
             return None
-        draws = torch.rand((len(self), 3), generator=generator("augment", seed, epoch or 0))[:count]
+        draws = self._draws("augment", 3, seed, epoch)[:count]
         return changes_from(draws, self._augmentation, self._reader.image_size)
+
+    def _draws(self, purpose: str, each: int, seed: int, epoch: int | None) -> Tensor:
+        """Draw `each` uniform numbers for every position of an epoch, (images, each)."""
+        return torch.rand((len(self), each), generator=generator(purpose, seed, epoch or 0))
+
+    def _own(self, values: Tensor, batch_size: int, part: tuple[int, int]) -> list[Tensor]:
+        """Split values by position into batches, and return this process's part of each."""
+        index, count = part
+        return [batch.tensor_split(count)[index] for batch in torch.split(values, batch_size)]
 
     def _plans(
         self, order: Tensor, batch_size: int, part: tuple[int, int], changes: Tensor | None
     ) -> Sequence[BatchPlan]:
-        index, count = part
-
-        def own(values: Tensor) -> list[Tensor]:
-            return [batch.tensor_split(count)[index] for batch in torch.split(values, batch_size)]
-
-        images = own(order)
-        drawn = [None] * len(images) if changes is None else own(changes)
+        images = self._own(order, batch_size, part)
+        drawn = [None] * len(images) if changes is None else self._own(changes, batch_size, part)
         return [BatchPlan(chosen, self.labels[chosen], each) for chosen, each in zip(images, drawn, strict=True)]
 
     def _on_host(self, plans: Sequence[BatchPlan]) -> Iterator[tuple[Tensor, Tensor]]:
         for plan, pixels in zip(plans, self._reader.read([plan.images for plan in plans]), strict=True):
             images = pixels if plan.changes is None else change_on_host(pixels, plan.changes)
+            if plan.transforms is not None:
+                images = plan.transforms.apply(images)
             yield self._normalisation.apply(images), plan.labels
 
     def _on_device(self, plans: Sequence[BatchPlan], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ Schema. An unknown key is an error. `--set a.b=c` on the command line replaces a
 Names of models and data sets are not resolved here, so that this package can be imported without torch.
 """
 
+from passdeploy.recipe.augmentation import AugmentationSpec, RandAugmentSpec
 from passdeploy.recipe.loading import find_recipe, load_recipe, parse_recipe, shipped_recipes
 from passdeploy.recipe.preprocessing import PreprocessingSpec
 from passdeploy.recipe.pruning import MeasureSpec, Method, PromptSpec, PruneSpec, Target, TargetKind
@@ -21,6 +22,7 @@ from passdeploy.recipe.training import (
 __all__ = [
     "DATASETS",
     "SCHEMA_FILE",
+    "AugmentationSpec",
     "DataSpec",
     "DistillSpec",
     "FinetuneOptimizerSpec",
@@ -34,6 +36,7 @@ __all__ = [
     "PromptSpec",
     "PruneOptimizerSpec",
     "PruneSpec",
+    "RandAugmentSpec",
     "Recipe",
     "Target",
     "TargetKind",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from passdeploy.recipe.augmentation import AugmentationSpec
 from passdeploy.recipe.base import Section
 
 
@@ -96,6 +97,11 @@ class TrainSpec(Section):
         default="auto",
         description="Random changes to training images; auto: those that suit the data set. none: none.",
     )
+    augmentation: AugmentationSpec | None = Field(
+        default=None,
+        description="Random changes to training images in place of those of `augment`: crop, flip, colour, "
+        "RandAugment, erasing. null: as `augment` says.",
+    )
     channels_last: bool = Field(
         default=True,
         description="Keep images and weights in channels-last memory order: often faster, same results.",
@@ -104,6 +110,17 @@ class TrainSpec(Section):
         default=None,
         description="Learn from the dense model too; null: from the labels alone. Only under finetune.",
     )
+
+    @property
+    def random_changes(self) -> AugmentationSpec | bool:
+        """The random changes to training images: those that are spelled out, those of the data set, or none."""
+        return self.augmentation or self.augment != "none"
+
+    @model_validator(mode="after")
+    def _augments_in_one_way(self) -> TrainSpec:
+        if self.augmentation is not None and self.augment == "none":
+            raise ValueError("augment is none, and augmentation lists changes.\nLeave one of them out.")
+        return self
 
 
 class FinetuneSpec(TrainSpec):

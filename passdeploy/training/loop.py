@@ -109,7 +109,7 @@ def fit(
                 batch_size,
                 epoch=epoch,
                 seed=seed,
-                augment=spec.augment != "none",
+                augment=spec.random_changes,
                 drop_last=True,
                 part=processes.part,
                 device=device,
