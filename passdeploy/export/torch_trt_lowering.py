@@ -8,6 +8,7 @@ by `LoweredGraph`, which runs the graph operator by operator and is exported aga
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -107,9 +108,45 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
     return _clamp(x + 3, 0, 6) / 6
 
 
+def _variance_and_mean(
+    x: Tensor, dims: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Compute the variance from the differences to the mean, in float32, as PyTorch does."""
+    exact = x if x.dtype == torch.float32 else x.float()
+    axes = tuple(dims or range(x.ndim))
+    mean = exact.mean(axes, keepdim=True)
+    count = math.prod(x.shape[axis] for axis in axes) - (1 if correction is None else correction)
+    variance = ((exact - mean) * (exact - mean)).sum(axes, keepdim=True) / count
+    results = [each if keepdim else each.squeeze(axes) for each in (variance, mean)]
+    variance, mean = (each if each.dtype == x.dtype else each.to(x.dtype) for each in results)
+    return variance, mean
+
+
+def _variance(x: Tensor, dims: Sequence[int] | None, is_unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    return _variance_and_mean(x, dims, correction=int(is_unbiased), keepdim=keepdim)[0]
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Divide by the root mean square over the last dimensions, which is computed in float32, as PyTorch does."""
+    exact = x if x.dtype == torch.float32 else x.float()
+    dims = tuple(range(-len(shape), 0))
+    smallest = torch.finfo(torch.float32).eps if eps is None else eps
+    normed = exact * ((exact * exact).mean(dims, keepdim=True) + smallest).rsqrt()
+    if normed.dtype != x.dtype:
+        normed = normed.to(x.dtype)
+    return normed if weight is None else normed * weight
+
+
 # PyTorch's decompositions of activations compute in float32 and cast back, which would put two casts of an fp16 graph
 # between a convolution and the activation that TensorRT fuses with it.
 REPLACEMENTS: Mapping[Any, Callable[..., Any]] = {
+    # These decompose into operators that TensorRT does not have.
+    _aten.rms_norm.default: _rms_norm,
+    _aten.var.dim: _variance,
+    _aten.var.correction: lambda x, dims=None, **options: _variance_and_mean(x, dims, **options)[0],
+    _aten.var_mean.correction: _variance_and_mean,
+    _aten.std.dim: lambda x, *arguments: _variance(x, *arguments).sqrt(),
+    _aten.std.correction: lambda x, dims=None, **options: _variance_and_mean(x, dims, **options)[0].sqrt(),
     _aten.hardtanh.default: _clamp,
     _aten.relu6.default: lambda x: _clamp(x, 0, 6),
     _aten.hardsigmoid.default: _hard_sigmoid,

@@ -96,6 +96,31 @@ def test_an_average_of_whole_images_becomes_a_mean():
     torch.testing.assert_close(program.module()(images), network(images))
 
 
+class Statistics(nn.Module):
+    """Norms and activations whose decompositions have operators that TensorRT does not have, or compute in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16))
+
+    def forward(self, images: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(images, (2, 3), keepdim=True, correction=0)
+        x = (images - mean) / (variance + 1e-3).sqrt()
+        x = x * images.var(1, keepdim=True) + images.var(dim=(1, 2), keepdim=True, unbiased=False)
+        x = F.rms_norm(x, (16,), self.weight, 1e-6) + F.rms_norm(x, (16,))
+        x = F.hardswish(x) + F.hardsigmoid(x) + F.relu6(x) + F.hardtanh(x, -0.5, 0.7)
+        return torch.cat([x.std((2, 3)), x.std(dim=(2, 3), correction=0), x.var(2).flatten(1)], 1)
+
+
+@torch.no_grad()
+def test_statistics_and_activations_become_simple_operators():
+    network, images = Statistics(), torch.randn(3, 3, 16, 16)
+    graph = lowered(network)
+    torch.testing.assert_close(LoweredGraph(graph)(images), network(images), rtol=1e-5, atol=1e-5)
+    left = operators(export_graph(LoweredGraph(graph), (3, 16, 16), OPEN).graph)
+    assert left <= {"add", "sub", "mul", "div", "clamp", "mean", "sum", "sqrt", "rsqrt", "squeeze", "cat", "flatten"}
+
+
 class InPlace(nn.Module):
     """Operators in place: on a new value, on one that is read again, and on a view of one."""
 
