@@ -102,9 +102,9 @@ def test_operations_of_randaugment_are_those_of_torchvision():
             mode, fill = v2.InterpolationMode.NEAREST, {}
             expected = theirs._apply_image_or_video_transform(image, name, magnitude, mode, fill)
             found = _OPERATIONS[ours](image, 9 / 30, sign)
-            moves = ours.startswith(("shear", "translate"))  # theirs shears around a corner
             assert found.shape == expected.shape
-            assert ours.startswith("shear") or (found != expected).float().mean() < (0.01 if moves else 1e-3), ours
+            if not ours.startswith("shear"):  # theirs shears around a corner, ours around the middle
+                assert (found.int() - expected.int()).abs().max() <= 1, ours
 
 
 def test_recipes_say_which_changes():
