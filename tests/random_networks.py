@@ -563,6 +563,7 @@ BLOCK_FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "scaled": lambda own, x: (x + own.body(x)) * 0.7,
     "layer scale": lambda own, x: x + own.scale * own.body(x),
     "pair": _pair,
+    "scaled shortcut": lambda own, x: x * own.scale + own.body(x),
     "in place": _in_place,
     "into the input": _into_input,
     "tuple": lambda own, x: x + own.wrapped(x)[0],
@@ -595,7 +596,7 @@ class Block(Layer):
         parts: dict[str, nn.Module | nn.Parameter] = {"body": body(), "relu": nn.ReLU(inplace=True)}
         if self.form in ("pair", "used elsewhere", "shared relu", "bodies in parallel"):
             parts |= {"body2": body(), "drop": nn.Dropout(0.1), "norm": BatchNorm().build(shape)}
-        if self.form in ("layer scale", "pair", "functions"):
+        if self.form in ("layer scale", "scaled shortcut", "pair", "functions"):
             parts["scale"] = table(shape)
         if self.form == "tuple":
             parts["wrapped"] = Fn(lambda own, x: (own.body(x), None), body=parts.pop("body"))

@@ -20,7 +20,7 @@ class Branch:
     """A branch and the value that it is added to."""
 
     joining: int  # index of the operation that adds the branch to its input
-    input: int  # value
+    input: int  # value; the branch is computed from it, or from what it is a product of
     output: int  # value: what is added
     side: int  # which summand it is, 0 or 1
     region: frozenset[int]  # indices of the operations that nothing but the branch needs
@@ -54,8 +54,10 @@ class BranchFinder:
                 continue
             if op.packet is aten.add:
                 yield self._branch_at(index, op)
-            elif op.packet is aten.cat and self._between(op.inputs[0], op.inputs[-1]):
-                yield Branch(index, op.inputs[0], op.inputs[-1], 1, frozenset(), frozenset(), _CONCATENATED)
+            elif op.packet is aten.cat:
+                first, last = op.inputs[0], op.inputs[-1]
+                if self._between(first, last) or self._between(last, first):
+                    yield Branch(index, first, last, 1, frozenset(), frozenset(), _CONCATENATED)
 
     def _mixes_inputs(self, op: FlowOp) -> bool:
         return all(value in self._depends_on_input for value in op.inputs) and len(set(op.inputs)) > 1
@@ -63,10 +65,18 @@ class BranchFinder:
     def _branch_at(self, index: int, op: FlowOp) -> Branch:
         for side in (1, 0):
             x, output = op.inputs[1 - side], op.inputs[side]
-            if path := self._between(x, output):
-                region = self._exclusive(x, output, index)
+            start = x if self._between(x, output) else self._before_scale(x)
+            if path := self._between(start, output):
+                region = self._exclusive(start, output, index)
                 return Branch(index, x, output, side, region, path, self._obstacle(index, x, side, path - region))
         return Branch(index, op.inputs[0], op.inputs[1], 1, frozenset(), frozenset(), _PROJECTED)
+
+    def _before_scale(self, x: int) -> int:
+        """Return the value of which `x` is a product with a constant, such as a parameter; `x` itself if it is none."""
+        made = self._flow.producers.get(x, -1)
+        op = self._flow.ops[made] if made >= 0 else None
+        scaled = [value for value in op.inputs if value in self._depends_on_input] if op else []
+        return scaled[0] if op and op.packet is aten.mul and len(scaled) == 1 else x
 
     def _obstacle(self, index: int, x: int, side: int, shared: frozenset[int]) -> str:
         """Return why a branch cannot be left out, or "".

@@ -108,6 +108,38 @@ def test_a_branch_that_the_input_is_added_to_in_place_becomes_zeros_of_its_shape
     assert "block.scale" not in block.tensors
 
 
+def test_what_is_overwritten_later_is_not_the_input_itself():
+    inner = Fn(lambda own, x: x + own.conv(x), conv=conv())
+    blocks = blocks_around(lambda own, x: own.inner(x).relu_() - x, inner=inner)
+    assert shown(only(blocks)) == [("block.inner.conv", "zero")]  # were `inner` an identity, `x` would be overwritten
+
+
+def test_code_that_overwrites_what_a_module_returns_does_not_get_the_input():
+    def forward(own: Any, x: Tensor) -> Tensor:
+        return 0.5 * (x + own.second(own.first(x).relu_()))
+
+    assert shown(only(blocks_around(forward, first=conv(), second=conv()))) == [
+        ("block.first", "zero"),
+        ("block.second", "zero"),
+    ]
+
+
+def test_a_branch_in_a_part_of_a_tensor_is_left_alone():
+    def forward(own: Any, x: Tensor) -> Tensor:
+        out = own.conv(x)
+        out[:, :3] += x[:, :3]
+        return out
+
+    assert not only(blocks_around(forward, conv=conv())).is_prunable
+
+
+def test_a_shortcut_may_be_scaled():
+    block = only(
+        blocks_around(lambda own, x: own.scale * x + own.conv(x), conv=conv(), scale=nn.Parameter(torch.rand(1)))
+    )
+    assert shown(block) == [("block.conv", "zero")]
+
+
 def test_a_block_within_a_block_is_known():
     inner = Fn(lambda own, x: x + own.conv(x), conv=conv())
     blocks = find_blocks(Around(Fn(lambda own, x: x + own.body(x), body=nn.Sequential(inner, conv()))).eval(), IMAGES)
