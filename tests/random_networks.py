@@ -538,7 +538,7 @@ def _pair(own: Any, x: Tensor) -> Tensor:
 
 def _in_place(own: Any, x: Tensor) -> Tensor:
     out: Tensor = own.body(x) * 1
-    out += x
+    out.add_(x)  # what it returns is not used
     return out
 
 

@@ -19,7 +19,7 @@ from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
-from passdeploy.slimming.substitutes import groups_left, replace_modules_
+from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices
 
 NOTHING = Removed()
@@ -51,7 +51,7 @@ def slim_from(
     """Do what `slim` does, for a network that is copied many times."""
     plan.check(groups, blocks)
     skipped = tensors_of(blocks, plan.skipped)
-    removed = removed_indices(groups_left(groups, plan, blocks), plan)
+    removed = removed_indices(groups, plan)
     state = cut_tensors({name: old for name, old in cloner.state.items() if name not in skipped}, removed)
     gone: dict[int, Removed] = {}  # id of a tensor -> what it lost along its first dimension
 

@@ -33,7 +33,7 @@ from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
 from passdeploy.slimming.structure import storage_of, structure_fault
-from passdeploy.slimming.substitutes import groups_left, replace_modules_
+from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import like, removed_indices
 
 _REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
@@ -240,7 +240,7 @@ def _rebuilt(
     model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block]
 ) -> nn.Module:
     """Build the slim network another way: Python's own copy of the dense one, around the slim one's tensors."""
-    state, removed = dict(named_state(smaller)), removed_indices(groups_left(groups, plan, blocks), plan)
+    state, removed = dict(named_state(smaller)), removed_indices(groups, plan)
     new = {name: like(old, state[name]) if name in state else old for name, old in named_state(model)}
     lost = {id(new[name]): removed.get((name, 0), NOTHING) for name in new}
     try:

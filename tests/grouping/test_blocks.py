@@ -124,6 +124,26 @@ def test_code_that_overwrites_what_a_module_returns_does_not_get_the_input():
     ]
 
 
+def test_the_input_is_not_overwritten_where_it_stands_in_for_what_a_module_returns():
+    def forward(own: Any, x: Tensor) -> Tensor:
+        rows = own.first(x).relu_().flatten(2).transpose(1, 2)
+        return 0.5 * (x + own.mix(rows).transpose(1, 2).view(x.shape))
+
+    block = only(blocks_around(forward, first=conv(), mix=nn.Linear(6, 6)))
+    assert block.reason == "block computes with its branch in a way that zeros do not pass through"
+
+
+def test_what_a_network_returns_of_a_branch_is_used_elsewhere():
+    class Returning(Around):
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            y = self.block(x)
+            return self.head(x + y), y
+
+    block = only(find_blocks(Returning(nn.Sequential(conv())).eval(), IMAGES))
+    assert "something else uses what aten.convolution" in block.reason
+
+
 def test_a_branch_in_a_part_of_a_tensor_is_left_alone():
     def forward(own: Any, x: Tensor) -> Tensor:
         out = own.conv(x)
