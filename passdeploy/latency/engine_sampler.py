@@ -9,18 +9,20 @@ from __future__ import annotations
 import shutil
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from passdeploy.channels.blocks import Block, skipped_blocks, skipped_in
 from passdeploy.export.trt_engine import EngineOptions, build_engine
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.latency.engine_layers import EngineLayer, spread_over_layers
 from passdeploy.latency.network_timing import NetworkTiming, steady_ms
 from passdeploy.profiling.clock import Clock
+from passdeploy.profiling.kernel_times import module_of
 from passdeploy.profiling.onnx_layers import OnnxLayer
 from passdeploy.profiling.runners import Runner
 from passdeploy.profiling.trt_runner import EngineRunner, time_engine_layers
@@ -93,6 +95,7 @@ class EngineSampler:
         names: name of an ONNX node -> the layer it belongs to.
         block: channels that its kernels compute together.
         clock: of the device.
+        blocks: of the network; a layer goes with the blocks that hold the module it is named after.
     """
 
     backend = "tensorrt"
@@ -107,8 +110,9 @@ class EngineSampler:
         names: Mapping[str, OnnxLayer],
         block: int,
         clock: Clock,
+        blocks: Sequence[Block] = (),
     ) -> None:
-        self.block, self.clock = block, clock
+        self.block, self.clock, self._blocks = block, clock, blocks
         self._graph_at, self._images, self._engines = graph_at, images, engines
         self._layers, self._names = layers, names
         self._folder = Path(mkdtemp(prefix="passdeploy-engines-"))
@@ -126,7 +130,9 @@ class EngineSampler:
         """Time the engine at `widths` for half of `seconds`, then its layers."""
         runner = self.runner(widths, "network")
         total = steady_ms(runner.run, self.clock, seconds=seconds / 2)
-        nodes = spread_over_layers(self._engines.layer_times(runner), self._layers, self._names)
+        skipped = skipped_blocks(self._blocks, skipped_in(widths))
+        layers = [one for one in self._layers if not any(block.holds(module_of(one.name)) for block in skipped)]
+        nodes = spread_over_layers(self._engines.layer_times(runner), layers, self._names)
         return NetworkTiming(dict(widths), total, nodes)
 
     def _engine(self, widths: Mapping[str, int]) -> Path:

@@ -95,6 +95,7 @@ def make_sampler(
             names=graphs.layers,
             block=block,
             clock=clock_of_backend(backend, device),
+            blocks=channels.blocks,
         )
     in_pytorch = Setting(device=str(device), precision=setting.precision)
     operators = TorchSampler(SlimNetworks(model, channels).at, images, threads=threads, block=block, setting=in_pytorch)

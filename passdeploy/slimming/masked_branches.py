@@ -27,15 +27,15 @@ class ChangedBranches(TorchFunctionMode):
     Args:
         tracker: of the network that runs.
         branches: addition -> which of its summands is the branch, 0 or 1.
-        change: (branch, addition, whether the sum is written into it) -> what is added instead; in the last case the
-            branch itself must be changed.
+        change: (branch, what it is added to, addition, whether the sum is written into the branch) -> what is added
+            instead; in the last case the branch itself must be changed.
     """
 
     def __init__(
         self,
         tracker: FunctionCallTracker,
         branches: Mapping[CallKey, int],
-        change: Callable[[Tensor, CallKey, bool], Tensor],
+        change: Callable[[Tensor, Any, CallKey, bool], Tensor],
     ) -> None:
         super().__init__()
         self._tracker, self._branches, self._change = tracker, branches, change
@@ -50,11 +50,12 @@ class ChangedBranches(TorchFunctionMode):
         if key is None or branch is None:
             return func(*args, **given)
         summands = [*args[:2], *(given.pop(name) for name in _SUMMANDS[len(args[:2]) :])]
-        summands[branch] = self._change(summands[branch], key, func is Tensor.add_ and branch == 0)
+        is_in_place = func is Tensor.add_ and branch == 0
+        summands[branch] = self._change(summands[branch], summands[1 - branch], key, is_in_place)
         return func(*summands, *args[2:], **given)
 
 
-def _mute(branch: Tensor, _: CallKey, is_in_place: bool) -> Tensor:
+def _mute(branch: Tensor, _: Any, __: CallKey, is_in_place: bool) -> Tensor:
     return branch.zero_() if is_in_place else torch.zeros_like(branch)  # a product with zero keeps what is not finite
 
 

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
-from passdeploy.sparsity.block_gates import BlockGates
+from passdeploy.slimming.masked_branches import ChangedBranches
+from passdeploy.sparsity.block_gates import BlockGates, branches_of
 from passdeploy.sparsity.flat import FlatChannels
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
 
@@ -106,6 +109,37 @@ def taylor_scores(
         total = total + processes.mean_over_batch(by_gates, len(images)).square()
         count += 1
     return channels.split((total / max(count, 1)).cpu())
+
+
+@torch.no_grad()
+def cosine_scores(model: nn.Module, blocks: Sequence[Block], inputs: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Compute how much each block changes its input: 1 - cosine of input and sum, averaged over the samples.
+
+    A common heuristic for depth, such as the block influence of Men et al. (ShortGPT, arXiv:2403.03853, eq. 1). It
+    knows nothing of the loss, and is on no scale with the scores of channels.
+
+    Args:
+        model: the trained network, in evaluation mode.
+        blocks: to score; the branches of all of them are run.
+        inputs: batches, on the model's device.
+
+    Returns:
+        `presence` of each block -> its score, shape (1,), on the CPU.
+    """
+    seen: dict[CallKey, list[Tensor]] = {}
+
+    def look(branch: Tensor, shortcut: Tensor, key: CallKey, _: bool) -> Tensor:
+        cosine = cosine_similarity((shortcut + branch).flatten(1), shortcut.expand_as(branch).flatten(1))
+        seen.setdefault(key, []).append(1 - cosine)
+        return branch
+
+    branches = branches_of(blocks)
+    for batch in inputs:
+        tracker = FunctionCallTracker()
+        with tracker.hooked_into(model), ChangedBranches(tracker, branches, look):
+            model(batch)
+    scores = {key: torch.cat(values).mean()[None].cpu() for key, values in seen.items()}
+    return {presence(block.name): scores[key] for block, key in zip(blocks, branches, strict=True)}
 
 
 def with_block_sums(scores: Mapping[str, Tensor], blocks: Sequence[Block]) -> dict[str, Tensor]:

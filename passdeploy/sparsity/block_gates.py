@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,8 @@ class BlockGates:
     def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
         self.values = torch.ones(len(blocks), device=device, requires_grad=True)
         self._set = [1.0] * len(blocks)
-        self._numbers: dict[CallKey, int] = {}
-        self._branches: dict[CallKey, int] = {}
-        for number, block in enumerate(blocks):
-            assert block.addition is not None, "a block that may be skipped joins its input at an addition"
-            key = block.addition.module, block.addition.call_index
-            self._numbers[key], self._branches[key] = number, block.addition.branch
+        self._branches = branches_of(blocks)
+        self._numbers = {key: number for number, key in enumerate(self._branches)}
 
     def set_(self, values: Sequence[float]) -> None:
         """Set all gates; nothing is copied to the device where none changes."""
@@ -52,11 +49,20 @@ class BlockGates:
         with tracker.hooked_into(network), ChangedBranches(tracker, self._branches, self._gated()):
             yield
 
-    def _gated(self) -> Callable[[Tensor, CallKey, bool], Tensor]:
+    def _gated(self) -> Callable[[Tensor, Any, CallKey, bool], Tensor]:
         gates = self.values.unbind()
 
-        def gated(branch: Tensor, key: CallKey, is_in_place: bool) -> Tensor:
+        def gated(branch: Tensor, _: Any, key: CallKey, is_in_place: bool) -> Tensor:
             gate = gates[self._numbers[key]].to(branch.dtype)
             return branch.mul_(gate) if is_in_place else branch * gate
 
         return gated
+
+
+def branches_of(blocks: Sequence[Block]) -> dict[CallKey, int]:
+    """Map the addition of every block, in their order, to the number of the summand that is the branch."""
+    branches = {}
+    for block in blocks:
+        assert block.addition is not None, "a block that may be skipped joins its input at an addition"
+        branches[block.addition.module, block.addition.call_index] = block.addition.branch
+    return branches

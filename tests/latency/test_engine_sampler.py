@@ -11,6 +11,7 @@ import torch
 from onnx import ModelProto, TensorProto
 from torch import nn
 
+from passdeploy.channels.blocks import presence
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import MissingError, UsageError
@@ -27,7 +28,9 @@ from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
 from passdeploy.profiling import Setting
 from passdeploy.profiling.onnx_layers import OnnxLayer
 from passdeploy.sparsity.baselines import magnitude_scores
+from tests import nets
 from tests.profiling.fakes import FakeClock, FakeRunner
+from tests.sparsity.test_blocks import Stack
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
 
@@ -84,7 +87,16 @@ def sampler_of(net: nn.Module, channels: ChannelMap, precision: str = "fp32") ->
     graphs = OnnxNetworks(net, channels, IMAGES, precision=precision)
     engines = FakeEngines(FakeClock())
     layers = engine_layers(graphs.source, graphs.layers)
-    made = EngineSampler(graphs.at, IMAGES, engines, layers=layers, names=graphs.layers, block=8, clock=engines.clock)
+    made = EngineSampler(
+        graphs.at,
+        IMAGES,
+        engines,
+        layers=layers,
+        names=graphs.layers,
+        block=8,
+        clock=engines.clock,
+        blocks=channels.blocks,
+    )
     return made, engines
 
 
@@ -99,6 +111,23 @@ def test_a_table_of_engines_predicts_engines_and_a_target_is_met(net: nn.Module,
     search = LatencySearch(sampler, channels, table, round_to=8, seconds=0.1, clock=engines.clock)
     result = search.find(magnitude_scores(net, channels.groups, norm="l2"), LatencyGoal(share=0.5))
     assert abs(result.best.excess) <= LATENCY_TOLERANCE
+
+
+def test_layers_keep_their_names_without_a_block_and_its_own_go_with_it():
+    torch.manual_seed(0)
+    net = nets.randomise_(Stack()).eval()
+    channels = map_channels(net, IMAGES[:1], with_blocks=True)
+    sampler, _ = sampler_of(net, channels)
+    whole = [node.name for node in sampler.measure({}, seconds=0.01).nodes]
+    without = sampler.measure({presence("inner.1"): 0, "stem.0": 8}, seconds=0.01)
+    assert [node.name for node in without.nodes] == [name for name in whole if not name.startswith("inner.1.")]
+    assert len(whole) == len(without.nodes) + 2
+    assert sum(node.ms for node in without.nodes) == pytest.approx(without.total_ms - 0.01)
+    context = MeasurementContext.here(backend="tensorrt", threads=1, batch=2, image_shape=(3, 16, 16))
+    table = sample_latency(sampler, channels, context, QUICK)
+    for widths in ({presence("inner.2"): 0}, {presence("inner.0"): 0, presence("inner.1"): 0, "inner.3.0.0": 3}):
+        took = sampler.measure(widths, seconds=0.01).total_ms
+        assert table.predict_ms(widths) == pytest.approx(took, rel=0.08)
 
 
 def test_an_engine_is_built_once_for_all_sessions_and_old_ones_are_deleted(net: nn.Module, channels: ChannelMap):
