@@ -113,10 +113,21 @@ class LaunchSampler:
 @click.option("--shares", default="0.5", show_default=True, help="Of the dense latency, separated by commas.")
 @click.option("--seeds", default="0,1,2", show_default=True)
 @click.option("--methods", default=",".join(METHODS), show_default=True)
+@click.option("--kinds", default=",".join(KINDS), show_default=True, help="Of plans.")
 @click.option("--steps", default=200, show_default=True, help="Of mask learning (PASS), and as many of fine-tuning.")
+@click.option("--fade", default=10, show_default=True, help="Steps over which PASS fades a block.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
-    cifar: Path, weights: Path, launch: float, shares: str, seeds: str, methods: str, steps: int, out: Path
+    cifar: Path,
+    weights: Path,
+    launch: float,
+    shares: str,
+    seeds: str,
+    methods: str,
+    kinds: str,
+    steps: int,
+    fade: int,
+    out: Path,
 ) -> None:
     """Prune to each share with and without blocks, fine-tune and evaluate."""
     torch.set_num_threads(1)
@@ -132,20 +143,22 @@ def main(
     with_blocks = replace(channels, costs=with_latency(channels.costs, table))
     rows = Rows(out)
     for share, seed, method, kind in product(
-        map(float, shares.split(",")), map(int, seeds.split(",")), methods.split(","), KINDS
+        map(float, shares.split(",")), map(int, seeds.split(",")), methods.split(","), kinds.split(",")
     ):
         key = {"launch": launch, "share": share, "seed": seed, "method": method, "kind": kind, "steps": steps}
+        if method == "pass" and fade != PassSettings.fade_steps:
+            key["fade"] = fade
         if rows.find(key):
             continue
         costs = with_blocks.costs if kind == "blocks" else with_blocks.costs.without_blocks()
         try:
-            row = pruned(replace(setting, channels=replace(with_blocks, costs=costs)), share, seed, method, steps)
+            row = pruned(replace(setting, channels=replace(with_blocks, costs=costs)), share, seed, method, steps, fade)
         except BudgetError as error:
             row = {"refused": str(error).splitlines()[0]}
         rows.add({**key, "dense_top1": setting.top1, **row})
 
 
-def pruned(setting: AccuracySetting, share: float, seed: int, method: str, steps: int) -> dict[str, Any]:
+def pruned(setting: AccuracySetting, share: float, seed: int, method: str, steps: int, fade: int) -> dict[str, Any]:
     """Prune the network to a share of its latency, fine-tune and evaluate it."""
     channels, dense = setting.channels, setting.dense
     limit, costs = int(share * channels.costs.of("latency")), channels.costs
@@ -155,7 +168,12 @@ def pruned(setting: AccuracySetting, share: float, seed: int, method: str, steps
         scores = taylor_scores(copy.deepcopy(dense), channels.prunable, batches, F.cross_entropy, blocks=costs.blocks)
     else:
         settings = PassSettings(
-            steps=steps, round_to=ROUND_TO, distill=0.5, seed=seed, weights_optimizer=OptimizerSpec(lr=0.01)
+            steps=steps,
+            fade_steps=fade,
+            round_to=ROUND_TO,
+            distill=0.5,
+            seed=seed,
+            weights_optimizer=OptimizerSpec(lr=0.01),
         )
         learned = learn_masks(
             copy.deepcopy(dense).to(memory_format=torch.channels_last),
