@@ -30,6 +30,7 @@ from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document
+from passdeploy.runs.plan_file import replacements_from_json
 from passdeploy.runtime.events import Listener, StageFinished, Warned, silent, stage
 
 
@@ -160,7 +161,8 @@ def _trace(
             trace_layers(candidate, backend, images, threads=threads, setting=setting) for candidate in candidates
         )
     channels = map_channels(load_network(folder, "dense", allow_code), images[:1])
-    changes = compare_layers(dense, slim, block=block_of(backend, setting), groups=channels.groups)
+    gone = [one.module for one in replacements_from_json(read_plan_document(folder))]
+    changes = compare_layers(dense, slim, block=block_of(backend, setting), groups=channels.groups, gone=gone)
     return {"layers": [change.to_json() for change in changes], "groups": by_group(changes)}
 
 

@@ -184,6 +184,7 @@ def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None) -> 
     rows = []
     for layer in shown:
         before, after = ("×".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+        after = after or (before and "gone")  # with its block
         speedup = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else UNKNOWN
         rows.append(
             (
@@ -209,7 +210,7 @@ def group_table(groups: Sequence[Mapping[str, Any]], top: int | None = None) -> 
             (
                 group["group"],
                 str(len(group["layers"])),
-                str(before or "") if before == after else f"{before} → {after}",
+                str(before or "") if before == after else f"{before} → {after or 'gone'}",
                 three_digits(group["dense_ms"]),
                 three_digits(group["slim_ms"]),
                 percent(group["share"], 0),

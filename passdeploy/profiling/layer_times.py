@@ -7,7 +7,7 @@ Other backends are traced in `profiling/layer_traces.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from passdeploy.channels.blocks import is_inside
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.profiling.onnx_layers import find_layers, merge_by_layer
@@ -48,7 +49,7 @@ class LayerChange:
     dense_ms: float
     slim_ms: float
     dense_channels: tuple[int, ...]  # out, in
-    slim_channels: tuple[int, ...]
+    slim_channels: tuple[int, ...]  # none of a layer that went with its block
     why: str  # the reason that it gained less than its multiply-adds suggest; empty where it gained as much
     group: str = ""  # channel group of its output channels; empty where they belong to none
 
@@ -88,7 +89,12 @@ def trace_onnx_layers(path: Path, images: Tensor, *, threads: int, seconds: floa
 
 
 def compare_layers(
-    dense: Sequence[LayerTime], slim: Sequence[LayerTime], *, block: int, groups: Sequence[ChannelGroup] = ()
+    dense: Sequence[LayerTime],
+    slim: Sequence[LayerTime],
+    *,
+    block: int,
+    groups: Sequence[ChannelGroup] = (),
+    gone: Sequence[str] = (),
 ) -> list[LayerChange]:
     """Match the layers of both networks, in the dense one's order.
 
@@ -97,6 +103,7 @@ def compare_layers(
         slim: those of the slim one, with the same names, or behind a visual prompt.
         block: channels that a kernel computes together.
         groups: channel groups of the dense network; a layer belongs to the group of its output channels.
+        gone: modules that went with skipped blocks; their layers take no time.
     """
     slim_layers = {layer.name: layer for layer in slim}
     group_of = {slot.layer: group.name for group in groups for slot in group.slots if slot.is_output}
@@ -107,6 +114,9 @@ def compare_layers(
             channels = before.weight[:2], now.weight[:2]
             group, why = group_of.get(before.name, ""), _why_slower(before, now, block)
             changes.append(LayerChange(before.name, before.ms, now.ms, *channels, why, group))
+        elif any(is_inside(before.name, module) for module in gone):
+            group = group_of.get(before.name, "")
+            changes.append(LayerChange(before.name, before.ms, 0.0, before.weight[:2], (), "", group))
     return changes
 
 
@@ -134,8 +144,9 @@ def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
     """Sum the layer times by channel group, the slowest of the slim network first; a layer without a group is a row.
 
     Returns:
-        A row per group: its name, its layers, its width and its milliseconds in both networks, its share of the slim
-        network's time, and the reasons that its layers gained less than their multiply-adds suggest.
+        A row per group: its name, its layers, its width (None: unknown, or gone) and its milliseconds in both networks,
+        its share of the slim network's time, and the reasons that its layers gained less than their multiply-adds
+        suggest.
     """
     slim_ms = sum(change.slim_ms for change in changes)
     parts: dict[str, list[LayerChange]] = {}
@@ -145,8 +156,8 @@ def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
         {
             "group": name,
             "layers": [change.name for change in part],
-            "dense_width": part[0].dense_channels[0] if part[0].dense_channels else None,
-            "slim_width": part[0].slim_channels[0] if part[0].slim_channels else None,
+            "dense_width": _width(change.dense_channels for change in part),
+            "slim_width": _width(change.slim_channels for change in part),
             "dense_ms": sum(change.dense_ms for change in part),
             "slim_ms": sum(change.slim_ms for change in part),
             "share": sum(change.slim_ms for change in part) / slim_ms if slim_ms else 0.0,
@@ -155,3 +166,8 @@ def by_group(changes: Sequence[LayerChange]) -> list[dict[str, Any]]:
         for name, part in parts.items()
     ]
     return sorted(rows, key=lambda row: -float(str(row["slim_ms"])))
+
+
+def _width(channels: Iterable[tuple[int, ...]]) -> int | None:
+    """Return the output channels of the first layer that has some."""
+    return next((of_layer[0] for of_layer in channels if of_layer), None)

@@ -13,6 +13,7 @@ from torch import nn
 from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
+from passdeploy.display.tables import layer_table
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
@@ -244,6 +245,16 @@ def test_layers_behind_a_visual_prompt_are_found():
     before, after = LayerTime("a", (8, 8, 1, 1), False, 1.0), LayerTime("network.a", (4, 8, 1, 1), False, 0.5)
     (change,) = compare_layers([before], [after], block=8)
     assert (change.name, change.slim_ms) == ("a", 0.5)
+
+
+def test_layers_that_went_with_a_block_are_listed_as_gone():
+    dense = [LayerTime("stem", (8, 3), False, 1.0), *(LayerTime(f"1.{n}", (8, 8), False, 2.0) for n in "ab")]
+    changes = compare_layers(dense, [LayerTime("stem", (8, 3), False, 1.0)], block=8, gone=["1"])
+    assert [(one.name, one.slim_ms, one.slim_channels) for one in changes[1:]] == [("1.a", 0.0, ()), ("1.b", 0.0, ())]
+    assert {row["group"]: row["slim_width"] for row in by_group(changes)} == {"stem": 8, "1.a": None, "1.b": None}
+    rows = layer_table([change.to_json() for change in changes]).rows
+    assert [row[1] for row in rows] == ["8×3", "8×8 → gone", "8×8 → gone"]
+    assert len(compare_layers(dense, dense[:1], block=8)) == 1  # it is not known where the others are
 
 
 @pytest.mark.parametrize(
