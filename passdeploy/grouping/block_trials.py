@@ -1,7 +1,8 @@
 """Try to leave blocks out: what computes something else than with branches of zero, or fails, must stay.
 
-All blocks are left out together, then every second one while channels are cut as well, then the others. Only where one
-of these trials fails are blocks left out one by one.
+All blocks are left out together, then every second one while channels are cut as well, then the others. Without blocks
+a network must also run in training mode, and as anybody calls it: torch has faster code for attention, which other
+trials avoid and which looks at other attributes. Only where a trial fails are blocks left out one by one.
 """
 
 from __future__ import annotations
@@ -65,6 +66,17 @@ class BlockTrials:
         elsewhere = comparison if other is None else comparison.at(other)
         for number in (0, 1):
             yield Plan(random_plan(self._groups, number).kept, names[number::2]), elsewhere.fault_of
+            yield Plan({}, names[number::2]), self._calling_fault
+
+    def _calling_fault(self, plan: Plan) -> str | None:
+        """Return the error that the slim network raises when it is simply called; None if it runs."""
+        network = slim_from(self._network.cloner, self._groups, plan, self._blocks)
+        try:
+            with torch.no_grad(), evaluating(network):
+                network(*self._network.noise)
+        except Exception as error:  # as below
+            return first_line(error)
+        return None
 
     def _training_fault(self, plan: Plan) -> str | None:
         """Return the error that the slim network raises in training mode, on the meta device; None if it runs."""

@@ -271,6 +271,21 @@ def test_code_that_reads_an_attribute_of_what_goes_fails_the_trial():
     assert "out_channels" in block.reason
 
 
+def test_attributes_that_only_the_fast_path_of_attention_reads_fail_the_trial():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            self.embed, self.layer, self.head = nn.Linear(6, 8), layer, nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(self.embed(x)).mean(1))
+
+    attention, mlp = find_blocks(Encoder().eval(), torch.randn(2, 4, 6))
+    assert "has no attribute 'batch_first'" in attention.reason
+    assert "has no attribute 'weight'" in mlp.reason
+
+
 def test_what_goes_wrong_in_training_mode_alone_fails_the_trial():
     def forward(own: Any, x: Tensor) -> Tensor:
         y = own.conv(x)
