@@ -551,7 +551,7 @@ def check(
 @click.option("--weights", help="pretrained, or a .safetensors, .pt or .pth file.")
 @click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
 @click.option(
-    "--image-size", type=click.IntRange(min=1), default=224, show_default=True, help="Height and width in pixels."
+    "--image-size", type=click.IntRange(min=8), default=224, show_default=True, help="Height and width in pixels."
 )
 @click.option(
     "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to multiples of this."

@@ -8,6 +8,7 @@
     │   └── RunError        no such run, or a run that cannot go on
     ├── MissingError 3      something that this machine lacks: a package, a driver, a GPU
     │   ├── MissingExtra
+    │   ├── DiskFullError
     │   ├── DeviceMemoryError      a batch that does not fit into the device's memory
     │   ├── NondeterministicError  an operation without a deterministic kernel on this device
     │   └── PeerError       another process of the same training
@@ -71,6 +72,10 @@ class MissingExtra(MissingError):
             f"Install it with: pip install 'passdeploy[{extra}]'"
         )
         self.module, self.extra = module, extra
+
+
+class DiskFullError(MissingError):
+    """A disk, or a quota, without room for a result."""
 
 
 class DeviceMemoryError(MissingError):

@@ -8,11 +8,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-import click
 import pytest
 
 import passdeploy
-from passdeploy.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,17 +73,6 @@ def test_the_wheel_holds_the_package_and_the_recipes(tmp_path: Path, monkeypatch
     )
     assert done.stdout.split()[0].startswith(str(tmp_path / "site"))
     assert done.stdout.split()[-1] == "mobilenetv2-digits"
-
-
-def test_every_command_in_the_readme_exists():
-    commands = re.findall(r"(?<!import )passdeploy ([a-z]+)((?: --[a-z-]+)*)", (ROOT / "README.md").read_text())
-    assert {name for name, _ in commands} >= {"prune", "export", "profile", "check", "inspect", "recipes"}
-    for name, options in commands:
-        command = main.commands[name]
-        known = {
-            option for parameter in command.params if isinstance(parameter, click.Option) for option in parameter.opts
-        }
-        assert set(options.split()) <= known, (name, options)
 
 
 def test_make_demo_runs_the_commands_of_the_readme():

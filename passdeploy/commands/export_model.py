@@ -23,7 +23,7 @@ from passdeploy.models.published_input import published_input
 from passdeploy.models.weights import PRETRAINED, classifier_rows
 from passdeploy.recipe import DataSpec, PreprocessingSpec
 from passdeploy.runtime.events import Listener, Warned, silent
-from passdeploy.runtime.files import sha256_of
+from passdeploy.runtime.files import require_writable, sha256_of
 
 IMAGENET_CLASSES = 1000
 _USUAL_SIZE = 224
@@ -61,14 +61,15 @@ def export_model(
     """
     settings = settings or ExportSettings()
     require_possible(settings)
+    short_name = name.rpartition("/")[2].replace(":", ".")
+    folder = out or Path("exports") / short_name
+    require_writable(folder)
     outputs = classes or _count_classes(name, weights, allow_code)
     published = published_input(name) if weights == PRETRAINED else None
     preprocessing = published.preprocessing if published else PreprocessingSpec()
     image_size = image_size or (published.image_size if published else _USUAL_SIZE)
     model = build_model(name, num_classes=outputs, weights=weights, allow_code=allow_code, listener=listener)
     _check_output(model, name, outputs, image_size)
-    short_name = name.rpartition("/")[2].replace(":", ".")
-    folder = out or Path("exports") / short_name
     metadata: dict[str, Any] = {
         "model": name,
         "classes": [str(label) for label in range(outputs)],

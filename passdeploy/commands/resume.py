@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import PassDeployError, RunError
+from passdeploy.errors import PassDeployError, RunError, UsageError
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.numbering import list_runs
+from passdeploy.runtime.files import require_writable
 
 _MOST_KEYS = 3  # that an error names
 
@@ -52,13 +52,11 @@ def require_room_for_runs(out: Path) -> None:
     Raises:
         RunError: they cannot.
     """
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise RunError(f"cannot make a run folder in {out}: {nearest} is a file.\nChoose another place with --out DIR.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunError(
-            f"cannot make a run folder in {out}: {nearest} cannot be written to.\nChoose another place with --out DIR."
-        )
+    try:
+        require_writable(out)
+    except UsageError as error:
+        reason = str(error).splitlines()[0].rpartition(": ")[2]
+        raise RunError(f"cannot make a run folder in {out}: {reason}\nChoose another place with --out DIR.") from error
 
 
 def _recipe_text(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -219,6 +220,9 @@ def _current_directory_on_path() -> Iterator[None]:
 @contextmanager
 def _downloading(name: str) -> Iterator[None]:
     """Turn a failed download of weights (no network, a proxy, a damaged file) into an error that says what to do."""
+    logger = logging.getLogger("huggingface_hub")  # it writes two lines for each of its dozen attempts
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     except Exception as error:
@@ -230,6 +234,8 @@ def _downloading(name: str) -> Iterator[None]:
             f"cannot download the pretrained weights of {name}: {clipped(error, 120)}\n"
             "Go online once (they are kept), or set model.weights to a file of weights or to null."
         ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _unknown_model(name: str, known: Iterable[str], advice: str = "") -> ModelError:

@@ -174,6 +174,12 @@ class Recipe(Section):
                 f"a border of {prompt.size} pixels leaves nothing of an image of {size}; "
                 f"the widest is {(size - 1) // 2}, and kind: full has no border.",
             )
+        if self.prune.measure.table is not None and self.prune.target.kind not in ("latency", "latency_ms"):
+            raise KeyConflict(
+                ("prune", "measure", "table"),
+                f"a latency table is for a latency target, but prune.target is {self.prune.target.kind}.\n"
+                "Set prune.target to {latency: 0.5} or {latency_ms: 5}, or leave the table out.",
+            )
         if self.train.distill is not None:
             raise KeyConflict(("train", "distill"), "dense training has no teacher; distill belongs under finetune.")
         return self

@@ -14,6 +14,8 @@ from passdeploy.recipe.base import KeyConflict, suggestion_for
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
 
+_MOST_OTHERS = 5  # keys that are named beside the one that is explained
+
 
 def validate_recipe(document: Document) -> Recipe:
     """Check the recipe in a document.
@@ -28,14 +30,17 @@ def validate_recipe(document: Document) -> Recipe:
 
 
 def _error_message(errors: Sequence[ErrorDetails], document: Document) -> str:
-    """Explain the first error in at most three lines, and count the other keys with errors."""
+    """Explain the first error in at most three lines, and name the other keys with errors."""
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")  # a misspelt key explains a missing one
     path = _key_path(first, document.value)
     alike = [error for error in errors if _key_path(error, document.value) == path]
-    others = len({_key_path(error, document.value) for error in errors}) - 1
+    others = list(dict.fromkeys(_key_path(error, document.value) for error in errors))
+    others.remove(path)
     message = f"{_mark_of(path, document)}: {_sentence_about(path, alike, document.value)}"
     if others and message.count("\n") < 2:
-        message += f"\n{others} more {'key needs' if others == 1 else 'keys need'} a look too."
+        shown = ", ".join(dotted(other) or "the recipe" for other in others[:_MOST_OTHERS])
+        more = f" and {len(others) - _MOST_OTHERS} more" if len(others) > _MOST_OTHERS else ""
+        message += f"\nWrong too: {shown}{more}."
     return message
 
 

@@ -32,7 +32,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.errors import CorruptArtifact, DiskFullError, RunError
 from passdeploy.runs.numbering import MANIFEST, create_next_folder, no_run_at, replace_link, take_lock
 from passdeploy.runtime.events import Event, Listener, StageFinished, StageStarted, Step, Warned
 from passdeploy.runtime.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
@@ -347,7 +347,12 @@ class RunFolder:
         except OSError as error:
             if error.errno not in _DISK_ERRNOS:
                 raise
-            raise RunError(f"cannot write {target}: {error.strerror}.\nMake room, or check the rights.") from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFullError(
+                    f"cannot write {target}: {error.strerror}.\n"
+                    "Make room, then type the same command again; passdeploy prune goes on with --resume."
+                ) from error
+            raise RunError(f"cannot write {target}: {error.strerror}.\nCheck the rights of the folder.") from error
 
 
 class RunCheckpoint:

@@ -80,6 +80,11 @@ def no_run_at(path: Path) -> str:
         problem = f"{path} points at {os.readlink(path)!r}, which holds no {MANIFEST}"
     else:
         problem = f"{path} holds no {MANIFEST}" if path.exists() else f"there is no run at {path}"
+        if (path / "summary.json").is_file() or (path / "recipe.resolved.yaml").is_file():
+            return (
+                f"{path} was a run, but its {MANIFEST} is gone, and without it no file of it is trusted.\n"
+                "Put it back, or make the run again."
+            )
     if runs and path.name == "latest":
         return (
             f"{problem}: no run in {path.parent} is finished.\n"

@@ -94,3 +94,18 @@ def write_for_user(path: Path, content: bytes | str) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror or error}.\nName another place, or make room."
         ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Check that files can be written to a folder that the user has named; it need not exist yet.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"cannot write to {folder}: {nearest} is a file.\nName another folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"cannot write to {folder}: {nearest} is read-only.\nName another folder, or change its rights."
+        )
