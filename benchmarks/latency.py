@@ -2,6 +2,7 @@
 
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
     python -m benchmarks.latency targets --backend compile --device cuda --precision fp16 --channels-last --cuda-graph
+    python -m benchmarks.latency targets --blocks   whole blocks may be skipped too
     python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
     python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
     python -m benchmarks.latency same               the same file as dense and as slim, 100 times; a little smaller one
@@ -41,6 +42,7 @@ from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
+from passdeploy.latency.knapsack import allocate_fastest
 from passdeploy.latency.latency_cost import with_latency
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler
@@ -53,7 +55,7 @@ from passdeploy.profiling.cuda import side_stream
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget
 from passdeploy.profiling.runners import OrtRunner, Runner
-from passdeploy.sparsity.baselines import magnitude_scores
+from passdeploy.sparsity.baselines import magnitude_scores, with_block_sums
 from passdeploy.tracing.counts import count
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
@@ -73,11 +75,12 @@ class BenchmarkCase:
     threads: int
     backend: str = "ort"
     setting: Setting = field(default_factory=Setting)
+    blocks: bool = False  # whether they may be skipped
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
         self.model: nn.Module = getattr(torchvision.models, self.network)(weights=None).eval()
-        self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE))
+        self.channels: ChannelMap = map_channels(self.model, torch.zeros(1, *IMAGE), with_blocks=self.blocks)
         self.images: Tensor = torch.randn(self.batch, *IMAGE, generator=torch.Generator().manual_seed(0))
         self.context = MeasurementContext.here(
             backend=self.backend, threads=self.threads, batch=self.batch, image_shape=IMAGE, setting=self.setting
@@ -91,7 +94,7 @@ class BenchmarkCase:
             "network": self.network,
             "batch": self.batch,
             "threads": self.threads,
-            "on": backend_label(self.backend, self.setting),
+            "on": backend_label(self.backend, self.setting, blocks=self.blocks),
         }
 
     def sampler(self) -> LatencySampler:
@@ -105,8 +108,8 @@ class BenchmarkCase:
         Returns:
             The table, and the seconds that it took; nan if it was read.
         """
-        label = backend_label(self.backend, self.setting).replace(", ", "-").replace(":", "")
-        suffix = "" if self.backend == "ort" else f"-{label}"
+        label = backend_label(self.backend, self.setting, blocks=self.blocks).replace(", ", "-").replace(":", "")
+        suffix = "" if label == "ort" else f"-{label}"
         path = folder / f"{self.network}-{self.batch}-{self.threads}{suffix}.json"
         if path.is_file():
             return LatencyTable.load(path), float("nan")
@@ -127,7 +130,10 @@ class BenchmarkCase:
 def targets(options: argparse.Namespace, rows: Rows) -> None:
     """Plan for three latencies, and measure the resulting networks again."""
     setting = Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
-    for case in pending_cases(options, rows, "target", len(SHARES), backend=options.backend, setting=setting):
+    cases = pending_cases(
+        options, rows, "target", len(SHARES), backend=options.backend, setting=setting, blocks=options.blocks
+    )
+    for case in cases:
         with side_stream(case.device):
             _measure_targets(case, options, rows)
 
@@ -145,8 +151,13 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
         seconds=3.0,
         device=case.device,
     )
-    scores = magnitude_scores(case.model, case.channels.groups, norm="l2")
-    dense = partial(sampler.runner, {}, "dense")
+    blocks, round_to = case.channels.costs.blocks, block_of(case.backend, case.setting)
+    scores = with_block_sums(magnitude_scores(case.model, case.channels.groups, norm="l2"), blocks)
+    costs, dense = with_latency(case.channels.costs, table), partial(sampler.runner, {}, "dense")
+    reach = {
+        label: table.predict_ms(allocate_fastest(scores, case.channels.groups, by, round_to=round_to).widths())
+        for label, by in (("widths", costs.without_blocks()), ("blocks", costs))
+    }
     sessions = 1 if case.backend in BUILT_ONCE else SESSIONS
     for share in SHARES:
         row = {
@@ -155,6 +166,7 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
             "asked": share,
             "table_error": table.error,
             "table_seconds": seconds,
+            "reach": {label: ms / table.dense_ms for label, ms in reach.items()},
         }
         try:
             result = search.find(scores, LatencyGoal(share=share))
@@ -181,11 +193,11 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
         )
 
 
-def backend_label(backend: str, setting: Setting) -> str:
-    """Name a backend with its device, precision and options where they are not the defaults."""
+def backend_label(backend: str, setting: Setting, *, blocks: bool = False) -> str:
+    """Name a backend with its device, precision and options where they are not the defaults, and plans with blocks."""
     device = () if setting.device == "cpu" else (setting.device,)
     precision = () if setting.precision == "fp32" else (setting.precision,)
-    return ", ".join((backend, *device, *precision, *setting.options))
+    return ", ".join((backend, *device, *precision, *setting.options, *(("blocks",) if blocks else ())))
 
 
 def halving(options: argparse.Namespace, rows: Rows) -> None:
@@ -337,19 +349,21 @@ def pending_cases(
     threads: tuple[int, ...] = (),
     backend: str = "ort",
     setting: Setting | None = None,
+    blocks: bool = False,
 ) -> Iterator[BenchmarkCase]:
     """Build the cases of a part that do not have all their rows; their rows are removed and measured again."""
     for cores in threads or options.threads:
         for batch in batches or options.batches:
             for network in networks or options.networks:
                 setting = setting or Setting()
-                key = {"network": network, "batch": batch, "threads": cores, "on": backend_label(backend, setting)}
+                label = backend_label(backend, setting, blocks=blocks)
+                key = {"network": network, "batch": batch, "threads": cores, "on": label}
                 known = [row for row in rows.all if row["part"] == part and key.items() <= row.items()]
                 if len(known) < rows_each:
                     for row in known:
                         rows.all.remove(row)  # an unfinished case is measured from the start
                     torch.set_num_threads(cores)
-                    yield BenchmarkCase(network, batch, cores, backend, setting)
+                    yield BenchmarkCase(network, batch, cores, backend, setting, blocks)
 
 
 _PARTS = {
@@ -369,6 +383,7 @@ def main() -> None:
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
     parser.add_argument("--backend", choices=("ort", "torch", "compile"), default="ort", help="of the part targets")
+    parser.add_argument("--blocks", action="store_true", help="skip blocks too, in the part targets")
     parser.add_argument("--device", default="cpu", help="of torch and compile")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of torch and compile")
     parser.add_argument("--channels-last", action="store_true", help="of torch and compile")

@@ -45,7 +45,13 @@ def network_of_recipe(recipe_name: str, *, allow_code: bool = False) -> TableNet
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code).eval()
     shape = tuple(data.image_shape)
     prune = recipe.prune
-    channels = map_channels(dense, torch.zeros(1, *shape), include=prune.include, exclude=prune.exclude)
+    channels = map_channels(
+        dense,
+        torch.zeros(1, *shape),
+        include=prune.include,
+        exclude=prune.exclude,
+        with_blocks=prune.blocks is not False,
+    )
     return TableNetwork(dense, channels, shape)
 
 
@@ -53,7 +59,7 @@ def network_by_name(model: str, *, classes: int, image_size: int, allow_code: bo
     """Build a network by its name (`torchvision/resnet50`), for square RGB images of `image_size` pixels."""
     shape = (3, image_size, image_size)
     dense = build_model(model, num_classes=classes, allow_code=allow_code).eval()
-    return TableNetwork(dense, map_channels(dense, torch.zeros(1, *shape)), shape)
+    return TableNetwork(dense, map_channels(dense, torch.zeros(1, *shape), with_blocks=True), shape)
 
 
 def measure_table(

@@ -78,10 +78,12 @@ def open_sampler(
 
 
 def _structure_hash(channels: ChannelMap) -> str:
-    """Hash the groups and the cost model: networks that agree in both share a table."""
+    """Hash the groups, the blocks and the cost model: networks that agree in all of them share a table."""
     digest = hashlib.sha256()
     for group in channels.groups:
         digest.update(f"{group.name} {group.width} {group.is_prunable} {group.layers}".encode())
+    for block in channels.costs.blocks:
+        digest.update(f"{block.name} {block.modules}".encode())
     for count in (channels.costs.macs, channels.costs.params):
         for array in (count.unit, count.fixed, count.spans):
             digest.update(array.tobytes())
