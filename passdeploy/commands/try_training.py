@@ -177,7 +177,7 @@ def _warn_of_answers(dense: nn.Module, images: Tensor, name: str, listener: List
     """Warn if the answer for a sample depends on its neighbours in the batch, and if answers are probabilities.
 
     Raises:
-        ModelError: the network does not take two images at once, or gives one answer for both.
+        ModelError: the network does not take two images at once, gives one answer for both, or answers with NaN.
     """
     with torch.no_grad(), evaluating(dense):
         alone = logits_of(dense(images[:1])).float()
@@ -194,6 +194,8 @@ def _warn_of_answers(dense: nn.Module, images: Tensor, name: str, listener: List
             f"{name} answers with shape {tuple(alone.shape)} for one image and {tuple(both.shape)} for two.\n"
             "Let its forward read the batch size from its input, such as x.shape[0]."
         )
+    if not both.isfinite().all():
+        raise ModelError(f"{name} answers with NaN or infinite values to noise.\nAre its weights whole?")
     difference = float((both[:1] - alone).abs().max() / both.abs().max().clamp_min(1e-12))
     if not difference <= AGREEMENT:
         listener(

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, require
+from passdeploy.errors import MissingError, ModelError, RecipeError, clipped, first_line, require
 from passdeploy.models.cifar_resnet import NETWORKS
 from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
@@ -195,7 +195,19 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
             raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{clipped(name)!r} returned {type(model).__name__}, not a torch.nn.Module.")
-    return unwrapped(model)
+    model = unwrapped(model)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ModelError(
+            f"{clipped(name)!r} returned a network on the meta device, without weights.\n"
+            "Let it build the network on the CPU."
+        )
+    try:
+        return model.train().eval()
+    except NotImplementedError as error:  # programs of torch.export
+        raise ModelError(
+            f"{clipped(name)!r} returned a {type(model).__name__} that is fixed in one mode: {first_line(error)}\n"
+            "Return the nn.Module that it was made from."
+        ) from error
 
 
 def _accepts(factory: Callable[..., Any], keyword: str) -> bool:

@@ -28,7 +28,8 @@ def image_errors(model: nn.Module, name: str, image_size: int, *, advice: str) -
         advice: a sentence that says how to choose another size.
 
     Raises:
-        ModelError: its weights are not float32, or it takes another number of channels than three.
+        ModelError: its weights are not float32, it takes another number of channels than three, or fails for another
+            reason than the size.
         UsageError: it cannot take such images.
     """
     try:
@@ -39,8 +40,12 @@ def image_errors(model: nn.Module, name: str, image_size: int, *, advice: str) -
         if (problem := mismatch_of(model, error)) is not None:
             raise ModelError(f"{name} {problem}") from error
         reason = first_line(error, longest=160)
-        if not isinstance(error, RuntimeError | ValueError | AssertionError):
-            reason = f"{type(error).__name__}: {reason}"
+        is_about_size = isinstance(error, RuntimeError | ValueError | AssertionError)
+        if not is_about_size or any(word in reason for word in ("NVIDIA", "CUDA", "cuda")):
+            raise ModelError(
+                f"{name} fails on one image of {image_size} x {image_size} pixels: {type(error).__name__}: {reason}.\n"
+                "It must take a batch of RGB images, (batch, 3, height, width), and nothing else, on any device."
+            ) from error
         raise UsageError(
             f"{name} cannot take images of {image_size} x {image_size} pixels: {reason}.\n{advice}"
         ) from error

@@ -97,6 +97,11 @@ class Integers(Small):
         return self.head(features)
 
 
+def _with_nan_(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.constant_(module.bias, float("nan"))
+
+
 def frozen(num_classes: int = 2) -> nn.Module:
     return Small(num_classes).requires_grad_(False)
 
@@ -158,6 +163,7 @@ def test_networks_that_can_be_trained_pass_and_are_left_as_they_were(
         (Views, {}, r"view.*\nIt works with train: \{channels_last: false\}"),
         (Integers, {"precision": "bf16"}, r"float32 only\.\nIt works with train: \{precision: fp32\}"),
         (OneAtATime, {}, "takes one image, but not two at once"),
+        (lambda: Small().requires_grad_(True).apply(_with_nan_), {}, "answers with NaN"),
         (frozen, {}, r"frozen \(requires_grad is False\), so train could not"),
         (lambda: Small(3), {}, r"in training mode it answers with shape \(2, 3\)"),
         (OneAnswer, {}, r"shape \(1, 2\) for one image and \(1, 2\) for two"),

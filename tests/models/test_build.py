@@ -284,6 +284,18 @@ def test_a_wrapper_that_a_factory_puts_around_its_network_is_taken_off(tmp_path,
     assert "has no size yet" in refusal(ModelError, "mine:net", allow_code=True)
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def net(): return torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)).module()", "fixed in one mode"),
+        ("def net(): return nn.Linear(2, 2, device='meta')", "on the meta device"),
+    ],
+)
+def test_networks_that_cannot_be_trained_are_refused(tmp_path, monkeypatch, source, message):
+    write_module(tmp_path, monkeypatch, f"import torch\n{source}\n")
+    assert message in refusal(ModelError, "mine:net", allow_code=True)
+
+
 def test_a_factory_may_bring_trained_weights(tmp_path, monkeypatch):
     write_module(tmp_path, monkeypatch, "def net(pretrained=False): return nn.Linear(2, 9 if pretrained else 2)\n")
     assert build_model("mine:net", num_classes=2, weights="pretrained", allow_code=True).out_features == 9
