@@ -33,6 +33,16 @@ def test_a_public_name_stays_what_it_is_whatever_is_imported():
     assert done.stdout.strip() == "[]"
 
 
+def test_loaders_can_be_imported_from_their_folders():
+    from passdeploy.data import load_data
+    from passdeploy.models import build_model
+
+    assert load_data.__module__ == "passdeploy.data.splits"
+    assert build_model.__module__ == "passdeploy.models.build"
+    with pytest.raises(ImportError, match="nothing"):
+        from passdeploy.data import nothing  # noqa: F401
+
+
 def test_the_core_works_without_any_optional_package():
     code = (
         "import sys\n"
