@@ -171,6 +171,13 @@ def main() -> None:
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
 )
 @click.option("--resume", is_flag=True, help="Continue the newest run of exactly this recipe.")
+@click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    type=click.Choice(["tensorboard", "mlflow"]),
+    help="Pass the metrics on; metrics.jsonl is always written.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @common_options
 def prune(
@@ -180,6 +187,7 @@ def prune(
     allow_code: bool,
     out: Path,
     resume: bool,
+    trackers: tuple[str, ...],
     device: str,
     as_json: bool,
     quiet: bool,
@@ -198,7 +206,15 @@ def prune(
     is_first = os.environ.get("RANK", "0") == "0"  # under torchrun only the first process prints
     try:
         with _terminal_listener(quiet or not is_first) as listener:
-            result = run(recipe, out=out, device=device, resume=resume, allow_code=allow_code, tell=listener)
+            result = run(
+                recipe,
+                out=out,
+                device=device,
+                resume=resume,
+                allow_code=allow_code,
+                trackers=trackers,
+                tell=listener,
+            )
     except KeyboardInterrupt:
         if is_first:
             click.echo(f"go on with: {_resuming_command(can_be_resumed(out, with_published_input(recipe)))}", err=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared, prepare
 from passdeploy.commands.published import with_published_input
-from passdeploy.commands.resume import find_run_to_resume, require_room_for_runs
+from passdeploy.commands.resume import find_run_to_resume, leaves, require_room_for_runs
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.data.splits import ImageData
 from passdeploy.errors import AccuracyError, PassDeployError
@@ -47,6 +47,7 @@ from passdeploy.runtime.devices import find_device, unused_gpu
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes, process_group
 from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, broadcast, silent, stage
 from passdeploy.runtime.seeds import seed_of
+from passdeploy.runtime.trackers import tracking
 from passdeploy.slimming.slim import hidden_state, slim
 from passdeploy.slimming.verify import check_equivalence
 from passdeploy.sparsity.select import select_channels
@@ -75,6 +76,7 @@ def run(
     device: str = "auto",
     resume: bool = False,
     allow_code: bool = False,
+    trackers: Sequence[str] = (),
     tell: Listener = silent,
 ) -> RunResult:
     """Prune the network of `recipe` and write the result to a new folder in `out`.
@@ -86,6 +88,7 @@ def run(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         resume: continue the newest run in `out` that was made with exactly this recipe.
         allow_code: let the recipe name a model factory, which runs its module's code.
+        trackers: `tensorboard`, `mlflow`, to which the metrics are passed on.
         tell: a listener, which receives an event for every stage, step and warning.
 
     Raises:
@@ -112,7 +115,10 @@ def run(
         if not folder.has("recipe.resolved.yaml"):
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
         listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
-        summary = _PruneJob(prepared, folder, torch_device, allow_code, listener, processes).run_stages()
+        wanted = tuple(trackers) if processes.is_first else ()
+        with tracking(wanted, folder.path, folder.path.name, dict(leaves(recipe.model_dump(mode="json")))) as track:
+            told = broadcast(listener, track)
+            summary = _PruneJob(prepared, folder, torch_device, allow_code, told, processes).run_stages()
         path = processes.broadcast_object(folder.path)
     _check_accuracy(recipe, summary)
     return RunResult(path, summary, processes.is_first)

@@ -67,10 +67,10 @@ def _recipe_text(path: Path) -> str:
 def _differences(path: Path, recipe: Recipe) -> str:
     """Name the keys in which a run's recipe differs: `prune.steps is 300 there, 200 here`."""
     try:
-        there = dict(_leaves(parse_recipe(_recipe_text(path), "recipe.resolved.yaml").model_dump(mode="json")))
+        there = dict(leaves(parse_recipe(_recipe_text(path), "recipe.resolved.yaml").model_dump(mode="json")))
     except PassDeployError:
         return "it was written by another version of passdeploy"
-    here = dict(_leaves(recipe.model_dump(mode="json")))
+    here = dict(leaves(recipe.model_dump(mode="json")))
     differing = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
     if not differing:
         return "it was written by another version of passdeploy"
@@ -79,11 +79,11 @@ def _differences(path: Path, recipe: Recipe) -> str:
     return "; ".join(shown) + (f"; and {more} more" if more else "")
 
 
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every key of a recipe with its value: `prune.steps`, 300."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

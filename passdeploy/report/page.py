@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from passdeploy.display.bench_table import bench_table
 from passdeploy.display.changes import widths_table
 from passdeploy.display.exports import exports_table
 from passdeploy.display.listing import Footnotes, Listing
@@ -72,6 +73,8 @@ def render_markdown(facts: RunFacts) -> str:
         parts += ["## Time by channel group", group_table(layers).markdown()]
     if facts.exports:
         parts += ["## Exported files", _exports(facts).markdown()]
+    if facts.bench:
+        parts += ["## Every format and precision", bench_table(facts.bench).markdown()]
     if classes := _classes_grid(facts):
         parts += [
             "## Images",
@@ -286,7 +289,9 @@ def _exports_section(facts: RunFacts) -> dict[str, Any]:
         missing = f"passdeploy export --run {quote(str(_shown_path(facts)))}"
         return _section("files", "Exported files", "Nothing was exported yet.", missing=missing)
     about = "Each was compared with the PyTorch model before it got its name, where this machine can run it."
-    return _section("files", "Exported files", about, grids=[Grid.of(_exports(facts), "Files and their parity")])
+    grids = [Grid.of(_exports(facts), "Files and their parity")]
+    grids += [Grid.of(bench_table(facts.bench), "Every format and precision")] if facts.bench else []
+    return _section("files", "Exported files", about, grids=grids)
 
 
 def _classes_grid(facts: RunFacts) -> Grid | None:

@@ -41,6 +41,7 @@ class RunFacts:
     plan: Mapping[str, Any]
     profile: Mapping[str, Any]  # empty before `passdeploy profile`
     exports: Mapping[str, Mapping[str, Any]]  # file name -> record; empty before `passdeploy export`
+    bench: Mapping[str, Any]  # empty before `passdeploy bench`
     curves: tuple[Curve, ...]
     scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
     prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images
@@ -87,6 +88,7 @@ def read_run(folder: RunFolder) -> RunFacts:
         plan=plan,
         profile=_read_if_there(folder, "profile.json"),
         exports=_read_if_there(folder, "export/artifacts.json"),
+        bench=_read_if_there(folder, "bench.json"),
         curves=_read_curves(folder.path / METRICS),
         scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},
         prompt=tensors[PROMPT_KEY][0] if PROMPT_KEY in tensors else None,

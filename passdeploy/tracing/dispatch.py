@@ -9,7 +9,6 @@ from functools import cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +87,7 @@ class CompositeFunctionMode(TorchFunctionMode):
             return self._run_as_one_op(attention, args, kwargs)
 
         given = dict(zip(_ATTENTION_ARGUMENTS, args, strict=False)) | dict(kwargs)
-        with patch.object(F, "scaled_dot_product_attention", attend):
+        with _replaced(F, "scaled_dot_product_attention", attend):
             output, _ = func(**{**given, "need_weights": False})
         if not given.get("need_weights", True):
             return output, None
@@ -145,6 +144,17 @@ _RECURRENT: dict[Callable[..., Any], torch._ops.OpOverload] = {
 
 # torch has a tag for these, `inplace_view`, but `squeeze_` lacks it.
 _RESHAPING_IN_PLACE = {aten.squeeze_, aten.unsqueeze_, aten.transpose_, aten.t_, aten.as_strided_}
+
+
+@contextmanager
+def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
+    """Give a name of a module another value inside the block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 class OpObserver(TorchDispatchMode):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -147,9 +147,10 @@ def test_the_report_command_is_quick_and_needs_no_torch(make_run: MakeRun):
     )
     seconds = []
     for _ in range(2):
-        began = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        after = os.times()  # seconds of the processor, since other programs may keep it busy
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
     assert done.stdout.splitlines()[-3:] == [f"{run}/report.html", f"{run}/report.md", "False"]
     assert done.stdout.startswith("Deploy it" if "Deploy" in done.stdout else "Not yet")
     assert min(seconds) < 2
