@@ -74,8 +74,8 @@ def preview_lines(previews: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{what}: {_engines(facts['engines'])}, {facts['operators']} operators, {facts['coverage']:.1%} of them in "
             f"engines; convolutions and products: {counts}"
         )
-        if facts["kept"] or facts["beyond_range"]:
-            lines.append(f"{what}: stay fp32: {', '.join((*facts['kept'], *facts['beyond_range']))}")
+        if facts["kept_modules"] or facts["beyond_range"]:
+            lines.append(f"{what}: stay fp32: {', '.join((*facts['kept_modules'], *facts['beyond_range']))}")
         if facts["torch_operations"]:
             lines.append(
                 f"{what}: {facts['torch_operations']} operators stay in PyTorch, {facts['switches']} switches: "

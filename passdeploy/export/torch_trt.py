@@ -90,6 +90,7 @@ def compile_program(
         "engine_bytes": engine_bytes(compiled),
         "census": census.to_json(),
         "kept": list(network.kept),
+        "kept_modules": list(network.kept_modules),
         "beyond_range": list(network.beyond_range),
         "lowered_difference": network.difference,
         "versions": package_versions(),
@@ -152,6 +153,7 @@ def preview_program(
         "coverage": round(census.operators / max(1, operators), 4),
         "census": census.to_json(),
         "kept": list(network.kept),
+        "kept_modules": list(network.kept_modules),
         "beyond_range": list(network.beyond_range),
         "lowered_difference": network.difference,
     }

@@ -321,6 +321,12 @@ def source_line(node: Node) -> str:
     return ""
 
 
+def module_of(node: Node) -> str:
+    """Return the name of the innermost module that a node comes from; without one, the node's own."""
+    modules = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values() if name]
+    return str(modules[-1]) if modules else node.name
+
+
 def is_operator(node: Node) -> bool:
     """Test whether a node computes something: it is no input, weight, output or choice of one of several results."""
     return node.op in ("call_function", "call_method") and node.target is not operator.getitem

@@ -20,7 +20,13 @@ from passdeploy.export.parity import Reference, gate_problem, measure_parity
 from passdeploy.export.precision import Limits
 from passdeploy.export.quiet import quietly
 from passdeploy.export.torch_trt_casting import CAST_TYPES, CastGraph, castable_layers, prepare_for_casting
-from passdeploy.export.torch_trt_lowering import LoweredGraph, export_graph, functional_graph, require_same
+from passdeploy.export.torch_trt_lowering import (
+    LoweredGraph,
+    export_graph,
+    functional_graph,
+    module_of,
+    require_same,
+)
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.events import Stage
@@ -35,6 +41,7 @@ class NetworkProgram:
     program: torch.export.ExportedProgram  # takes and returns float32; on the GPU, if PyTorch has one
     difference: float  # of the lowered float32 graph from the network on the CPU, relative to the largest output
     kept: tuple[str, ...]  # nodes that stay float32 so that the limits are kept
+    kept_modules: tuple[str, ...]  # the modules that they belong to
     beyond_range: tuple[str, ...]  # nodes that stay float32 because a number of theirs is beyond the type's range
 
 
@@ -61,6 +68,7 @@ def export_network(
 
     Raises:
         ExportError: the model cannot be exported, or the lowered graph differs from it.
+        ParityError: no graph in this precision keeps the limits.
     """
     with torch.no_grad(), evaluating(model):
         try:
@@ -74,10 +82,12 @@ def export_network(
         module: nn.Module = LoweredGraph(graph)
         difference = require_same(module, model, reference.batches[0].images)
         kept: tuple[str, ...] = ()
+        kept_modules: tuple[str, ...] = ()
         beyond_range: tuple[str, ...] = ()
         if precision in CAST_TYPES:
             prepared = prepare_for_casting(graph)
             kept = _layers_to_keep(prepared, precision, reference, limits, progress)
+            kept_modules = tuple(module_of(node) for node in prepared.graph.nodes if node.name in kept)
             module = CastGraph(prepared, precision, keep=kept)
             beyond_range = tuple(sorted(module.kept - set(kept)))
         with quietly():
@@ -86,13 +96,17 @@ def export_network(
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, "cuda")
-    return NetworkProgram(program, difference, kept, beyond_range)
+    return NetworkProgram(program, difference, kept, kept_modules, beyond_range)
 
 
 def _layers_to_keep(
     graph: torch.fx.GraphModule, precision: str, reference: Reference, limits: Limits, progress: Stage | None
 ) -> tuple[str, ...]:
-    """Names of the fewest, most sensitive nodes that stay float32 so that `limits` are kept; none if nothing helps."""
+    """Names of the fewest, most sensitive nodes that stay float32 so that `limits` are kept.
+
+    Raises:
+        ParityError: no choice of layers keeps them.
+    """
     images = reference.batches[-1].images[:_RANKING_IMAGES]
     expected = LoweredGraph(graph)(images)
 
@@ -112,6 +126,11 @@ def _layers_to_keep(
     converted: Converted[CastGraph] = convert_until_it_passes(
         convert, castable_layers(graph), find_problem, measure_error, progress=progress
     )
+    if converted.problem is not None:
+        raise ParityError(
+            f"the {precision} graph for Torch-TensorRT {converted.problem}, whichever layers stay in float32.\n"
+            "Export it in fp32, or raise --max-drop."
+        )
     return converted.kept
 
 

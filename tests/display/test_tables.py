@@ -182,7 +182,7 @@ def test_a_dry_run_is_told_in_lines():
         "operators": 200,
         "coverage": 0.995,
         "census": {"products": {"fp16": 52, "fp32": 1}},
-        "kept": ["conv2d_1"],
+        "kept_modules": ["features.1.0"],
         "beyond_range": [],
         "switches": 2,
         "torch_operations": 1,
@@ -191,7 +191,7 @@ def test_a_dry_run_is_told_in_lines():
     }
     assert preview_lines([facts]) == [
         "slim fp16: 2 engines, 200 operators, 99.5% of them in engines; convolutions and products: 52 fp16, 1 fp32",
-        "slim fp16: stay fp32: conv2d_1",
+        "slim fp16: stay fp32: features.1.0",
         "slim fp16: 1 operators stay in PyTorch, 2 switches: digamma net.py:7",
         "slim fp16: with a fixed batch (--batch N,N,N) 1 engine",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from passdeploy.errors import ParityError
 from passdeploy.export import export_onnx
 from passdeploy.export.artifact import BatchRange
 from passdeploy.export.casting import cast_graph, emulate_rounding
 from passdeploy.export.ort_session import open_session
+from passdeploy.export.parity import compute_reference
+from passdeploy.export.precision import LIMITS
 from passdeploy.export.torch_trt_casting import CastGraph, castable_layers, prepare_for_casting
 from passdeploy.export.torch_trt_lowering import LoweredGraph, export_graph, functional_graph, operator_name
+from passdeploy.export.torch_trt_network import export_network
 
 from .nets import small_net
 
@@ -141,3 +146,18 @@ def test_an_overflow_shows_in_the_emulation(images: Tensor):
     assert castable_layers(graph) == ("conv2d", "conv2d_1")
     assert not CastGraph(graph, "fp16", is_emulated=True)(images).isfinite().all()
     assert CastGraph(graph, "fp16", keep=castable_layers(graph), is_emulated=True)(images).isfinite().all()
+
+
+@torch.no_grad()
+def test_layers_are_kept_until_the_limits_hold_or_the_precision_is_refused(images: Tensor):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten()).eval()
+    network[0].weight.mul_(1e5)
+    network[1].weight.mul_(1e-5)
+    reference = compute_reference(network, images, batch_sizes=(1, 2))
+    program = export_network(network, (3, 16, 16), OPEN, "fp16", reference, LIMITS["fp16"])
+    assert program.kept_modules == ("0", "1")  # the first overflows, and the second reads that
+    torch.testing.assert_close(program.program.module()(images), network(images), rtol=0.02, atol=0.02)
+    network[2].weight.mul_(1e9)
+    reference = compute_reference(network, images, batch_sizes=(1, 2))
+    with pytest.raises(ParityError, match="the fp16 graph for Torch-TensorRT differs from the PyTorch model"):
+        export_network(network, (3, 16, 16), OPEN, "fp16", reference, replace(LIMITS["fp16"], rel_error=1e-9))

@@ -211,6 +211,7 @@ def test_layers_that_overflow_stay_float32(tmp_path: Path):
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     program = compile_program(network, images, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
     assert program.facts["kept"] == ["conv2d_1", "conv2d_2"]  # the second would read what overflows
+    assert program.facts["kept_modules"] == ["1", "2"]
     assert program.facts["census"]["products"] == {"fp16": 2, "fp32": 2}
 
 
