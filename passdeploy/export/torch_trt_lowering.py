@@ -108,6 +108,27 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
     return _clamp(x + 3, 0, 6) / 6
 
 
+def _fold(
+    x: Tensor,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Tensor:
+    """Add up overlapping blocks by a transposed convolution whose weights put each number into its place."""
+    counts, more = [], []
+    for axis in (0, 1):
+        span = dilation[axis] * (kernel[axis] - 1) + 1
+        counts.append((size[axis] + 2 * padding[axis] - span) // stride[axis] + 1)
+        more.append(size[axis] + 2 * padding[axis] - span - (counts[axis] - 1) * stride[axis])
+    places = kernel[0] * kernel[1]
+    channels = x.shape[1] // places
+    one = torch.eye(places, dtype=x.dtype, device=x.device).view(places, 1, *kernel).repeat(channels, 1, 1, 1)
+    blocks = x.reshape(x.shape[0], x.shape[1], *counts)
+    return nn.functional.conv_transpose2d(blocks, one, None, stride, padding, more, channels, dilation)
+
+
 def _variance_and_mean(
     x: Tensor, dims: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -142,6 +163,7 @@ def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps
 REPLACEMENTS: Mapping[Any, Callable[..., Any]] = {
     # These decompose into operators that TensorRT does not have.
     _aten.rms_norm.default: _rms_norm,
+    _aten.col2im.default: _fold,
     _aten.var.dim: _variance,
     _aten.var.correction: lambda x, dims=None, **options: _variance_and_mean(x, dims, **options)[0],
     _aten.var_mean.correction: _variance_and_mean,

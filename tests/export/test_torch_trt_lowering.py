@@ -121,6 +121,21 @@ def test_statistics_and_activations_become_simple_operators():
     assert left <= {"add", "sub", "mul", "div", "clamp", "mean", "sum", "sqrt", "rsqrt", "squeeze", "cat", "flatten"}
 
 
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 2, 1, 1), (2, 2, 0, 1), (3, 1, 1, 2)])
+def test_folding_becomes_a_transposed_convolution(kernel: int, stride: int, padding: int, dilation: int):
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+
+    class Fold(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return F.fold(F.unfold(images, **options), (16, 16), **options)
+
+    images = torch.randn(3, 3, 16, 16)
+    graph = lowered(Fold())
+    torch.testing.assert_close(LoweredGraph(graph)(images), Fold()(images))
+    program = export_graph(LoweredGraph(graph), (3, 16, 16), OPEN)
+    assert "_unsafe_index_put" not in operators(program.run_decompositions().graph)
+
+
 class InPlace(nn.Module):
     """Operators in place: on a new value, on one that is read again, and on a view of one."""
 
