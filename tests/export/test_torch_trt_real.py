@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from click.testing import CliRunner
 from torch import Tensor, nn
@@ -87,6 +88,21 @@ def densenet() -> nn.Module:
     return made(torchvision.models.DenseNet(8, (2, 2), 16, num_classes=10))
 
 
+class Replaced(nn.Module):
+    """Operators that are replaced before Torch-TensorRT sees them; no network above has all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.convolution(images)
+        x = F.fold(F.unfold(x, 3, stride=2, padding=1), (16, 16), 3, stride=2, padding=1)
+        x = F.rms_norm(x, (16,)) + x.var(1, keepdim=True)
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True) + F.avg_pool2d(x, 3, 2, ceil_mode=True)
+        return F.hardswish(x).mean((2, 3))
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, str]] = {  # name -> network, image size, precision
     "MobileNetV2": (lambda: torchvision_model("mobilenet_v2"), 32, "fp16"),
     "MobileNetV3": (lambda: torchvision_model("mobilenet_v3_small"), 32, "fp32"),
@@ -99,6 +115,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, str]] = {  # name -> net
     "ConvNeXt, fp32": (convnext, 32, "fp32"),
     "ViT": (vit, 32, "fp16"),
     "Swin": (swin, 32, "bf16"),
+    "replaced operators": (lambda: Replaced().eval(), 16, "fp16"),
     "ResNet-20": (lambda: made(build_model("passdeploy/resnet20_cifar", num_classes=10)), 32, "fp16"),
     "ResNet-20, slim": (lambda: halved(made(build_model("passdeploy/resnet20_cifar", num_classes=10)), 32), 32, "fp16"),
     "MobileNetV2, slim": (lambda: halved(torchvision_model("mobilenet_v2"), 32), 32, "fp32"),
