@@ -67,7 +67,8 @@ def judge(facts: RunFacts) -> Verdict:
         )
     ]
     mood, answer = _answer(accuracy_mood, speed_mood)
-    reason = f"{speed_words}, and {accuracy_words}."
+    joint = "and" if (speed_mood == "good") == (accuracy_mood == "good") else "but"
+    reason = f"{speed_words}, {joint} {accuracy_words}."
     sure = (*speed_sure, *accuracy_sure, *_sure_of_the_rest(facts))
     return Verdict(mood, answer, reason[0].upper() + reason[1:], (speed, accuracy, *sizes), sure)
 

@@ -29,7 +29,7 @@ def test_a_network_that_is_faster_and_as_accurate_is_deployed(make_run: MakeRun)
             {},
             {"slim": {"top1": 0.9}},
             "bad",
-            "top-1 fell by 5.00 points, more than the 2 points",
+            "batch 8), but top-1 fell by 5.00 points, more than the 2 points",
         ),
         ({"speedup": 0.8, "speedup_ci": [0.7, 0.9]}, {}, "bad", "It is slower: 0.80 times as fast"),
         ({"speedup": 1.01, "speedup_ci": [0.9, 1.1]}, {}, "bad", "It is not measurably faster"),
