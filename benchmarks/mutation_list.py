@@ -43,8 +43,8 @@ MUTATIONS = (
     Mutation(
         "a width is the largest kept index",
         _PLAN,
-        "return {name: len(kept) for name, kept in self.kept.items()}",
-        "return {name: kept[-1] for name, kept in self.kept.items()}",
+        "widths = {name: len(kept) for name, kept in self.kept.items()}",
+        "widths = {name: kept[-1] for name, kept in self.kept.items()}",
     ),
     # Tensors
     Mutation(
@@ -141,7 +141,7 @@ MUTATIONS = (
         "        pass\n",
     ),
     # Size attributes
-    Mutation("sizes are those before the cut", _SIZES, "for group in groups} | plan.widths()", "for group in groups}"),
+    Mutation("sizes are those before the cut", _SIZES, "for group in groups} | kept", "for group in groups}"),
     Mutation(
         "an entry of a list of sizes is inserted instead of replaced",
         _SIZES,

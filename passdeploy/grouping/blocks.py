@@ -31,8 +31,9 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
     removals = [branch.reason or remover.replacements(branch) for branch in branches]
     names = _names(network.model, flow, branches, removals)
     found = list(zip(names, branches, removals, strict=True))
-    going = {branch.joining: removal for _, branch, removal in found if not isinstance(removal, str)}
-    tensors = {name for removal in going.values() for name in _tensors_inside(network.model, removal)}
+    going = {
+        branch: _tensors_inside(network.model, removal) for _, branch, removal in found if not isinstance(removal, str)
+    }
     blocks = []
     for name, branch, removal in found:
         joining = flow.ops[branch.joining]
@@ -46,9 +47,9 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
                 source=joining.source,
                 addition=Addition(*joining.addition, branch.side),
                 replacements=removal,
-                tensors=_tensors_inside(network.model, removal),
+                tensors=going[branch],
                 contains=tuple(other for other, inner, _ in found if inner.joining in branch.region),
-                chain=remover.chain(branch, [one for one in branches if one.joining in going], tensors),
+                chain=remover.chain(branch, going),
             )
         )
     return BlockTrials(network, groups, blocks).checked()

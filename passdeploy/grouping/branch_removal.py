@@ -7,7 +7,7 @@ where the code reshapes what it gets, to their own input, with a zero at the end
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cache
@@ -118,13 +118,12 @@ class BranchRemover:
                 return f"{op.name} at {op.source} computes with {read[0]}"
         return ""
 
-    def chain(self, branch: Branch, branches: Sequence[Branch], tensors: Container[str]) -> Replacement | None:
+    def chain(self, branch: Branch, branches: Mapping[Branch, Collection[str]]) -> Replacement | None:
         """Return what takes the place of the module that computes nothing but branches, once all of them are left out.
 
         Args:
             branch: one of the branches inside that module.
-            branches: all that can be left out.
-            tensors: that go with them.
+            branches: all that can be left out, each with the tensors that go with it.
         """
         flow = self._flow
         for call in (flow.calls[number] for number in reversed(flow.ops[branch.joining].calls)):
@@ -139,7 +138,8 @@ class BranchRemover:
             needed = live.difference(*(one.region | {one.joining} for one in inside))
             is_overwritten = {call.arguments[0], call.output} & self._overwritten
             own = (name for name in flow.state if name.startswith(f"{call.name}."))
-            if needed or is_overwritten or self._why_fixed(call.name) or not all(name in tensors for name in own):
+            is_left = not {name for one in inside for name in branches[one]}.issuperset(own)
+            if needed or is_left or is_overwritten or self._why_fixed(call.name):
                 continue
             takes_one = len(call.arguments) == 1 and not call.keywords
             return Replacement(call.name, "identity" if takes_one else "first")
