@@ -85,10 +85,12 @@ def export_network(
         kept_modules: tuple[str, ...] = ()
         beyond_range: tuple[str, ...] = ()
         if precision in CAST_TYPES:
-            prepared = prepare_for_casting(graph)
+            with quietly():  # torch 2.11 and older warn of themselves where they copy a graph
+                prepared = prepare_for_casting(graph)
             kept = _layers_to_keep(prepared, precision, reference, limits, progress)
             kept_modules = tuple(module_of(node) for node in prepared.graph.nodes if node.name in kept)
-            module = CastGraph(prepared, precision, keep=kept)
+            with quietly():
+                module = CastGraph(prepared, precision, keep=kept)
             beyond_range = tuple(sorted(module.kept - set(kept)))
         with quietly():
             program = export_graph(module, image_shape, sizes)
