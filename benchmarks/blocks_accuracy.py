@@ -220,24 +220,25 @@ class Rows:
     def _report(self) -> list[str]:
         cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
         for row in self._rows:
-            cells[row["launch"], row["share"], row["method"], row["steps"], row["kind"]].append(row)
+            fade = row.get("fade", PassSettings.fade_steps) if (row["method"], row["kind"]) == ("pass", "blocks") else 0
+            cells[row["launch"], row["share"], row["method"], row["steps"], row["kind"], fade].append(row)
         lines = [
             "# Blocks and widths against widths alone, at equal latency",
             "",
             "ResNet-20, CIFAR-10 as JPEG; a made-up table in which every layer costs a launch "
             "(`benchmarks.blocks_accuracy`).",
             "",
-            "| launches | asked | method | steps | plan of | top-1, mean | seeds | MACs | blocks skipped |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| launches | asked | method | steps | plan of | fading | top-1, mean | seeds | MACs | blocks skipped |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for (launch, share, method, steps, kind), rows in sorted(cells.items(), key=lambda item: str(item[0])):
+        for (launch, share, method, steps, kind, fade), rows in sorted(cells.items(), key=lambda item: str(item[0])):
             made = [row for row in rows if "top1" in row]
             top1 = f"{mean(row['top1'] for row in made):.2%}" if made else rows[0]["refused"]
             macs = f"{mean(row['macs'] for row in made):.1%}" if made else ""
             skipped = ", ".join(str(len(row["skipped"])) for row in made)
-            found = (
-                f"{launch:.0%} | {share:.0%} | {method} | {steps} | {kind} | {top1} | {len(rows)} | {macs} | {skipped}"
-            )
+            fading = f"{fade} steps" if fade else ""
+            asked = f"{launch:.0%} | {share:.0%} | {method} | {steps} | {kind} | {fading}"
+            found = f"{asked} | {top1} | {len(rows)} | {macs} | {skipped}"
             lines.append(f"| {found} |")
         return lines
 
