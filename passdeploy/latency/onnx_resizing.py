@@ -110,13 +110,27 @@ class ResizableGraph:
 
 
 def name_nodes_by_module_(proto: ModelProto) -> None:
-    """Name every node after the PyTorch module that it comes from, which exports of slim networks have in common."""
-    known = set[str]()
+    """Name every node, and its results, after the PyTorch module that it comes from.
+
+    Exports of slim networks have these names in common, whatever blocks they skip. A runtime names a fused kernel after
+    a node or after a result, see `find_layers`.
+    """
+    known, results = set[str](), dict[str, str]()
+    is_fixed = {value.name for value in proto.graph.output}
     for node in proto.graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "['']")
         modules = ast.literal_eval(scopes)[:-1]  # the last one is the operator
         node.name = name_in_module(modules[-1] if modules else "", node.op_type, known)
         known.add(node.name)
+        for number, result in enumerate(node.output):
+            if result and result not in is_fixed:
+                results[result] = f"{node.name}:{number}"
+    if any(attribute.HasField("g") for node in proto.graph.node for attribute in node.attribute):
+        return  # a graph inside of a node may read any result
+    del proto.graph.value_info[:]  # shapes, by the old names
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [results.get(name, name) for name in names]
 
 
 def _without_weights(proto: Any) -> Any:
