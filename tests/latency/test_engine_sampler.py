@@ -130,6 +130,20 @@ def test_layers_keep_their_names_without_a_block_and_its_own_go_with_it():
         assert table.predict_ms(widths) == pytest.approx(took, rel=0.08)
 
 
+def test_kernels_of_a_network_without_a_block_have_the_names_of_the_whole_one():
+    """ONNX Runtime names a fused kernel after a result; numbers that count up would tell the wrong layer."""
+    torch.manual_seed(0)
+    net = nets.randomise_(Stack()).eval()
+    channels = map_channels(net, IMAGES[:1], with_blocks=True)
+    graphs = OnnxNetworks(net, channels, IMAGES)
+    whole = {node.name: list(node.output) for node in graphs.at({}).graph.node}
+    without = {node.name: list(node.output) for node in graphs.at({presence("inner.0"): 0}).graph.node}
+    assert without.items() <= whole.items()
+    assert {name.partition("/")[0] for name in whole.keys() - without.keys()} == {
+        *("", "inner.0.0.1", "inner.0.0.2", "inner.0.2")
+    }
+
+
 def test_an_engine_is_built_once_for_all_sessions_and_old_ones_are_deleted(net: nn.Module, channels: ChannelMap):
     sampler, engines = sampler_of(net, channels)
     first = channels.prunable[0].name
