@@ -22,6 +22,8 @@ from passdeploy.slimming.size_attributes import read_size_attribute, size_attrib
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.labels import LabelUnionFind
 
+_FEW = 3  # channels, of which no part is both less than all and more than few
+
 # The number of a random plan (see `random_plan`), or the widths to which groups are cut: pairs of name and width.
 PlanKey = int | tuple[tuple[str, int], ...]
 
@@ -117,7 +119,9 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int, *, with_odd_wi
         if trial_index == 0:
             share = 0.4 + 0.2 * share
         elif trial_index in (1, 2):
-            share = (0.1, 0.7)[(number + trial_index) % 2] + 0.2 * share
+            is_wide = (number + trial_index) % 2 == 1
+            # Of two channels few are one and many are often one too: then neighbours would be equal after all.
+            share = 1.0 if is_wide and group.width <= _FEW else (0.1, 0.7)[is_wide] + 0.2 * share
         elif trial_index < 0 and group.width % -trial_index == 0:
             share = 1 / -trial_index
         # After the first trial small groups may stay whole: if two groups lose one channel each, their sizes cannot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import SizeAttribute
 from passdeploy.grouping.constraints import Constraints, LabelledSize
+from passdeploy.grouping.find import find_groups
 from passdeploy.grouping.run_trial import run_trial
 from passdeploy.grouping.tied_widths import WidthEquality
 from passdeploy.grouping.traced_network import TracedNetwork
@@ -124,3 +126,14 @@ def test_random_plans_keep_exact_parts_and_widths_without_small_factors():
         widths = random_plan(groups, trial_index, with_odd_widths=True).widths()
         assert all(width % prime for width in widths.values() for prime in (2, 3, 5))
     assert plan_of(groups, (("24", 5), ("unknown", 3), ("7", 7))).widths() == {"24": 5}
+
+
+def test_neighbours_of_two_channels_are_cut_to_different_widths():
+    """As a stream of two channels and an attention of two heads, whose sizes must not be equal by chance alone."""
+    layers = [nn.Conv2d(3, 2, 1), *(nn.Conv2d(2, 2, 1) for _ in range(5))]
+    groups = find_groups(nn.Sequential(*layers), torch.zeros(1, 3, 4, 4))
+    prunable = [group for group in groups if group.is_prunable]
+    for trial_index in (1, 2):
+        kept = random_plan(groups, trial_index).widths()
+        widths = [kept.get(group.name, group.width) for group in prunable]
+        assert all(one != other for one, other in pairwise(widths))
