@@ -1,4 +1,4 @@
-"""What each channel group and each skipped block saved of a cost, so that the parts add up to the whole saving.
+"""Share of a cost that each channel group and each skipped block saved, so that the parts add up to the whole saving.
 
 A convolution is saved by the group of its inputs and by that of its outputs together. Taken alone, the savings would
 add up to more than was saved; so groups and blocks are cut one after the other, once from the first to the last and

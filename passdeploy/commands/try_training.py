@@ -36,7 +36,7 @@ _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class _Conditions:
-    """What a training step of a recipe runs under."""
+    """Conditions that a training step of a recipe runs under."""
 
     channels_last: bool
     precision: str

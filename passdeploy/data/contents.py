@@ -1,4 +1,4 @@
-"""What a loaded data set uses: images of each class, kinds of files, and what was left out, in words."""
+"""Contents of a loaded data set: images of each class, kinds of files, and what was left out, in words."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DataContents:
 
     @property
     def per_class(self) -> str:
-        """How many images each class has, in training and in testing, in a few words: `6 and 2 of each`."""
+        """Count the images of each class, in training and in testing, in a few words: `6 and 2 of each`."""
         ranges = [(min(counts.values()), max(counts.values())) for counts in (self.train, self.test)]
         texts = [f"{least:,}" if least == most else f"{least:,} to {most:,}" for least, most in ranges]
         return f"{' and '.join(texts)} of each"

@@ -1,4 +1,4 @@
-"""What a plan changed, at a glance: widths before and after, what each group saved, and the blocks that went."""
+"""Changes that a plan made, at a glance: widths before and after, what each group saved, and the blocks that went."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Torch-TensorRT makes of a network: engines, operators that stay in PyTorch and where, and types of layers.
+"""Report of what Torch-TensorRT makes of a network: engines, operators that stay in PyTorch and where, types of layers.
 
 Operators that TensorRT does not support stay in PyTorch, and each switch between the two costs a launch and keeps
 TensorRT from fusing across it. A dry run has the same partition as a build, so it tells all of this but the bytes.

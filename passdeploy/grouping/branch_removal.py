@@ -39,7 +39,7 @@ _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "
 
 
 class _Left(Enum):
-    """What is left of a value when the modules of a branch have given way."""
+    """Remainder of a value when the modules of a branch have given way."""
 
     WHOLE = auto()  # it is what it was
     STAND_IN = auto()  # something else of its shape

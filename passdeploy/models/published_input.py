@@ -23,7 +23,7 @@ _INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class PublishedInput:
-    """What pretrained weights expect of images."""
+    """Images as pretrained weights expect them."""
 
     image_size: int  # height and width, in pixels
     preprocessing: PreprocessingSpec

@@ -17,7 +17,7 @@ Spread = Annotated[float, Field(gt=0)]
 
 
 class PreprocessingSpec(Section):
-    """What happens to every image, in training and in testing, before the network gets it."""
+    """Preprocessing of every image, in training and in testing, before the network gets it."""
 
     mean: tuple[Colour, Colour, Colour] = Field(
         default=IMAGENET_MEAN, strict=False, description="Of red, green and blue, pixels in [0, 1]: subtracted."

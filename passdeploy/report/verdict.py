@@ -39,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run is worth."""
+    """The judgement on a run: what it gained, what it lost, and whether to deploy it."""
 
     mood: str  # good: deploy it; unsure: check something first; bad: do not
     answer: str

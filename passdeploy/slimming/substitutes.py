@@ -1,4 +1,4 @@
-"""What a slim network has in place of the modules of a skipped block: modules without weights."""
+"""Modules without weights that a slim network has in place of those of a skipped block."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Substitute(nn.Module):
 
     def of(self, x: Tensor) -> Tensor:
         """Compute what is returned."""
-        raise NotImplementedError
+        raise AssertionError("a subclass implements of")
 
     def extra_repr(self) -> str:
         """Show the number of entries, if a tuple is returned."""

@@ -39,7 +39,25 @@ def blocked_ms(inputs: int, outputs: int) -> float:
     return 0.02 + 1e-4 * (-(-inputs // 8) * 8) * (-(-outputs // 8) * 8) + 2e-3 * outputs
 
 
-class FakeSampler:
+class FormulaSampler:
+    """Sampler whose nodes come from a formula, and whose networks take as long as their nodes."""
+
+    clock: FakeClock
+
+    def nodes(self, widths: Mapping[str, int]) -> tuple[NodeTime, ...]:
+        raise AssertionError("a subclass implements nodes")
+
+    def total(self, widths: Mapping[str, int]) -> float:
+        return sum(node.ms for node in self.nodes(widths))
+
+    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
+        return FakeRunner(name, self.clock, self.total(widths))
+
+    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
+        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
+
+
+class FakeSampler(FormulaSampler):
     """Sampler of the chain of convolutions; `network_factor` multiplies the sum of a network's layers."""
 
     backend, block = "fake", 8
@@ -68,11 +86,8 @@ class FakeSampler:
         self.built.append(widths)
         return FakeRunner(name, self.clock, self.total(widths))
 
-    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
-        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
-
-class SteadySampler:
+class SteadySampler(FormulaSampler):
     """Sampler of any network, in which all channels take equally long; its clock is moved by hand."""
 
     backend, block = "torch", 16
@@ -85,15 +100,6 @@ class SteadySampler:
             NodeTime(name, "Conv", ((1, full),), 1, 0.02 + 0.01 * widths.get(name, full), (Factor(0, ((name, 1),)),))
             for name, full in self._full.items()
         )
-
-    def total(self, widths: Mapping[str, int]) -> float:
-        return sum(node.ms for node in self.nodes(widths))
-
-    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
-        return FakeRunner(name, self.clock, self.total(widths))
-
-    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
-        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
 def table_of(sampler: FakeSampler, channels: ChannelMap, plan: SamplingPlan = QUICK) -> LatencyTable:

@@ -17,13 +17,12 @@ from passdeploy.channels.groups import ChannelGroup, ChannelMap, Slot
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
 from passdeploy.latency.latency_cost import with_latency
-from passdeploy.latency.network_timing import NetworkTiming
 from passdeploy.latency.sampling import SamplingPlan, draw_widths, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.kernel_times import NodeTime
-from tests.profiling.fakes import FakeClock, FakeRunner
+from tests.profiling.fakes import FakeClock
 
-from .fakes import HERE
+from .fakes import HERE, FormulaSampler
 
 STREAM, INNER, COUNT = 32, 24, 3  # widths, and the number of blocks
 
@@ -51,7 +50,7 @@ def residual() -> ChannelMap:
     return ChannelMap(tuple(_group(name, width) for name, width in widths.items()), costs, blocks)
 
 
-class ResidualSampler:
+class ResidualSampler(FormulaSampler):
     """Sampler of that network: every layer takes 0.1 ms and some more by its widths."""
 
     backend, block = "fake", 8
@@ -70,15 +69,6 @@ class ResidualSampler:
             NodeTime(f"{name}/Conv.0", "Conv", ((1, a, 8, 8), (b, a, 3, 3), (1, b, 8, 8)), 2, 0.1 + 1e-4 * a * b)
             for name, a, b in ends
         )
-
-    def total(self, widths: Mapping[str, int]) -> float:
-        return sum(node.ms for node in self.nodes(widths))
-
-    def runner(self, widths: Mapping[str, int], name: str) -> FakeRunner:
-        return FakeRunner(name, self.clock, self.total(widths))
-
-    def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:
-        return NetworkTiming(dict(widths), self.total(widths), self.nodes(widths))
 
 
 @pytest.fixture(scope="module")
