@@ -20,7 +20,8 @@ LAYERS = (
     ("latency", "sparsity", "display"),
     ("report",),
     ("commands",),
-    ("cli_export", "cli_profile"),
+    ("cli_export", "cli_group", "cli_options", "cli_profile"),
+    ("cli_recipes", "cli_runs"),
     ("cli",),
     ("__main__",),
 )

@@ -1,0 +1,50 @@
+"""The group of commands: errors that we raise on purpose are printed in a few lines, and exit with their code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from passdeploy.errors import PassDeployError
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells use it
+
+
+class CommandGroup(click.Group):
+    """A click group that prints a `PassDeployError` as a few lines on stderr; other exceptions keep their traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> Any:
+        """Run a command and exit the process: 0, the `exit_code` of the error, or 130 after Ctrl-C."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        # cuBLAS reads this when CUDA starts; see runtime/determinism.py, whose import would take seconds here
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        try:
+            code = super().main(arguments, **{**options, "standalone_mode": False, "obj": {"arguments": arguments}})
+        except PassDeployError as error:
+            if "--debug" in arguments:
+                traceback.print_exc()
+            _print_error(str(error), type(error).__name__, error.exit_code, arguments)
+            code = error.exit_code
+        except click.ClickException as error:
+            if "--json" in arguments:
+                _print_error(error.format_message(), "UsageError", error.exit_code, arguments)
+            else:
+                error.show()
+            code = error.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("interrupted", err=True)
+            code = INTERRUPTED
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_error(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
+    """Print an error on stderr and, with `--json` among the arguments, as a JSON object on stdout."""
+    click.echo(f"error: {message}", err=True)
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code}}))

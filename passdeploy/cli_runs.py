@@ -1,0 +1,117 @@
+"""The commands that read finished runs: `passdeploy report`, `compare` and `runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from passdeploy.cli_options import common_options, next_run_option, relative_to_cwd, run_option
+from passdeploy.display.output import Output
+from passdeploy.errors import RunError
+
+
+@click.command()
+@run_option
+@common_options
+def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    """Write the report of a run: one HTML page that needs nothing else, and the same as Markdown."""
+    from passdeploy.report.run_facts import read_run
+    from passdeploy.report.verdict import judge
+    from passdeploy.report.write import write_report
+    from passdeploy.runs.folder import RunFolder
+
+    with RunFolder.open(run_dir, write=True) as folder:
+        paths = [relative_to_cwd(path) for path in write_report(folder)]
+        verdict = judge(read_run(folder))
+    Output(as_json, quiet).show(
+        {"html": str(paths[0]), "markdown": str(paths[1]), "verdict": verdict.mood, "answer": verdict.sentence},
+        f"{verdict.answer}. {verdict.reason}",
+        paths=paths,
+        next_step=f"open {paths[0]} in a browser; passdeploy compare, to lay several runs side by side",
+    )
+
+
+@click.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("comparison.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@common_options
+def compare(runs: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> None:
+    """Lay runs side by side: accuracy over latency and multiply-adds. Without RUN: every finished run in `runs`."""
+    from passdeploy.commands.list_runs import finished_runs
+    from passdeploy.report.comparison import compare as compare_runs
+    from passdeploy.report.comparison import render_comparison
+    from passdeploy.report.run_facts import read_run
+    from passdeploy.runs.folder import RunFolder
+    from passdeploy.runtime.files import write_for_user
+
+    facts = [read_run(RunFolder.open(path)) for path in runs] if runs else finished_runs(Path("runs"))
+    comparison = compare_runs(facts)
+    write_for_user(out, render_comparison(comparison))
+    Output(as_json, quiet).show(
+        {"path": str(out), **comparison.to_json()},
+        comparison.table(),
+        paths=[out],
+        next_step=f"open {out} in a browser",
+    )
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def runs(context: click.Context) -> None:
+    """List the runs of a folder, and show one of them."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_all_runs)
+
+
+@runs.command("list")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
+)
+@common_options
+def list_all_runs(out: Path = Path("runs"), as_json: bool = False, quiet: bool = False) -> None:
+    """List every run with its state, accuracy and speed-up, the newest last."""
+    from passdeploy.commands.list_runs import find_runs, runs_table
+
+    found = find_runs(out)
+    if not found:
+        raise RunError(f"there are no runs in {out}.\nMake one: passdeploy prune --recipe mobilenetv2.yaml")
+    Output(as_json, quiet).show({"runs": found}, runs_table(found), next_step=f"passdeploy runs show {out}/NAME")
+
+
+@runs.command("show")
+@click.argument("run_dir", type=click.Path(path_type=Path), default=Path("runs/latest"), metavar="[RUN]")
+@common_options
+def show_run(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    """Show the results of a run: its verdict, sizes, latencies, widths and exported files."""
+    from passdeploy.display.changes import widths_table
+    from passdeploy.display.exports import exports_table
+    from passdeploy.display.tables import summary_table
+    from passdeploy.report.run_facts import read_run
+    from passdeploy.report.verdict import judge
+    from passdeploy.runs.folder import RunFolder
+
+    facts = read_run(RunFolder.open(run_dir))
+    verdict, changes = judge(facts), widths_table(facts.summary)
+    exports = {name: dict(record) for name, record in facts.exports.items()}
+    Output(as_json, quiet).show(
+        {
+            "run": str(facts.path),
+            "verdict": verdict.mood,
+            "answer": verdict.sentence,
+            "summary": facts.summary,
+            "profile": facts.profile,
+            "exports": exports,
+        },
+        f"{verdict.answer}. {verdict.reason}\n",
+        *([changes] if changes else []),
+        summary_table(facts.summary, facts.rows),
+        *([exports_table({"name": name, **record} for name, record in exports.items())] if exports else []),
+        next_step=f"passdeploy report{next_run_option(run_dir)}",
+    )
