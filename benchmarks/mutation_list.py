@@ -29,7 +29,8 @@ _CLONING, _BOUND = "models/cloning.py", "models/bound_functions.py"
 _WRAPPERS, _CALLS = "models/wrappers.py", "models/function_calls.py"
 _TENSORS, _SLIM, _SIZES = "slimming/tensors.py", "slimming/slim.py", "slimming/size_attributes.py"
 _MASKED, _NORMS, _REDUCTIONS = "slimming/masked.py", "slimming/masked_norms.py", "slimming/masked_reductions.py"
-_VERIFY = "slimming/verify.py"
+_BLOCKS, _SUBSTITUTES, _BRANCHES = "channels/blocks.py", "slimming/substitutes.py", "slimming/masked_branches.py"
+_VERIFY, _STRUCTURE = "slimming/verify.py", "slimming/structure.py"
 
 MUTATIONS = (
     # The plan
@@ -357,6 +358,91 @@ MUTATIONS = (
         "    while (attribute := _attribute_of_wrapped(model)) is not None:\n",
         "    if (attribute := _attribute_of_wrapped(model)) is not None:\n",
     ),
+    # Blocks
+    Mutation(
+        "a module goes whole although one of its blocks stays",
+        _BLOCKS,
+        "    stay = {block.chain for block in blocks if block.name not in skipped}\n",
+        "    stay = set()\n",
+    ),
+    Mutation(
+        "the last skipped block is forgotten",
+        _BLOCKS,
+        "    return [block for block in blocks if block.name in skipped]",
+        "    return [block for block in blocks if block.name in tuple(skipped)[:-1]]",
+    ),
+    Mutation(
+        "only the last module of a block is replaced",
+        _BLOCKS,
+        "[block.chain] if is_whole and block.chain else block.replacements",
+        "[block.chain] if is_whole and block.chain else block.replacements[-1:]",
+    ),
+    Mutation("a skipped block still costs", _PLAN, "presence(name): 0 for", "presence(name): 1 for"),
+    Mutation(
+        "modules of skipped blocks are not replaced",
+        _SLIM,
+        "    replace_modules_(smaller, replacements_of(blocks, plan.skipped))\n",
+        "",
+    ),
+    Mutation(
+        "a network rebuilt from tensors has modules of skipped blocks",
+        _SLIM,
+        "    replace_modules_(model, replacements)\n",
+        "",
+    ),
+    Mutation(
+        "sizes inside of skipped blocks are written",
+        _SIZES,
+        "        if not any(is_inside(attribute.module, module) for module in replaced)\n",
+        "",
+    ),
+    Mutation(
+        "the ReLU after an addition is forgotten",
+        _SUBSTITUTES,
+        '    if replacement.by == "identity":',
+        '    if replacement.by in ("identity", "relu"):',
+    ),
+    Mutation("a zero is a one", _SUBSTITUTES, "x.new_zeros((1,)", "x.new_ones((1,)"),
+    Mutation("zeros are the input", _SUBSTITUTES, "        return torch.zeros_like(x)\n", "        return x\n"),
+    Mutation(
+        "a tuple has an entry too few",
+        _SUBSTITUTES,
+        "[None] * (self.entries - 1)",
+        "[None] * (self.entries - 2)",
+    ),
+    Mutation(
+        "what replaces a module is in training mode", _SUBSTITUTES, "substitute.train(old.training)", "substitute"
+    ),
+    Mutation(
+        "of a group what goes with blocks is left",
+        _SUBSTITUTES,
+        "if slot.tensor not in gone)",
+        "if slot.tensor in gone)",
+    ),
+    Mutation(
+        "the input is muted instead of the branch",
+        _BRANCHES,
+        "summands[branch] = self._change(summands[branch], summands[1 - branch]",
+        "summands[1 - branch] = self._change(summands[1 - branch], summands[branch]",
+    ),
+    Mutation(
+        "a branch that is added to in place is not muted itself",
+        _BRANCHES,
+        "    return branch.zero_() if is_in_place else torch.zeros_like(branch)",
+        "    return torch.zeros_like(branch)",
+    ),
+    Mutation(
+        "of several additions in a module the first is muted",
+        _BRANCHES,
+        "(one.module, one.call_index): one.branch",
+        "(one.module, 0): one.branch",
+    ),
+    Mutation(
+        "branches stay muted after the pass",
+        _BRANCHES,
+        "            self._entered.pop().close()\n",
+        "            self._entered.pop()\n",
+    ),
     # The check itself, which cannot find its own faults
     Mutation(
         "values that are not a number are no error",
@@ -369,5 +455,11 @@ MUTATIONS = (
         _VERIFY,
         "            parameter.data.copy_(saved[name])\n",
         "            pass\n",
+    ),
+    Mutation(
+        "weights that are left of a block are no error",
+        _STRUCTURE,
+        "    if fault := _skipping_fault(smaller, cut, skipped):\n        return fault\n",
+        "",
     ),
 )

@@ -14,6 +14,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ import torch
 from torch import Tensor, nn
 
 import passdeploy
-from passdeploy import ChannelGroup, Plan, slim, verify
+from passdeploy import Block, ChannelGroup, Plan, slim, verify
+from passdeploy.channels.groups import ChannelMap
+from passdeploy.grouping.find import map_channels
+from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.models.cloning import named_state
 from passdeploy.runtime import seeds
 from passdeploy.slimming.tensors import groups_after
@@ -109,6 +113,44 @@ class Attention(nn.Module):
         return self.head(x + self.out(attended.transpose(1, 2).flatten(2)))
 
 
+class Branches(nn.Module):
+    """Branches around one stream of tokens, with what may follow an addition or lie in a branch.
+
+    One ends in a ReLU, one is inside of the branch of another, one is scaled, one is added to in place, and one is made
+    of two modules.
+    """
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 5)
+        self.rectified = _Branch(width, after=nn.ReLU())
+        self.outer = _Branch(width, inner=_Branch(width))
+        self.first, self.second = nn.Linear(width, 7), nn.Linear(7, width)
+        self.scale = nn.Parameter(torch.rand(width) + 0.5)
+        self.scaled, self.in_place = nn.Linear(width, width), nn.Linear(width, width)
+        self.pair = nn.Sequential(_Branch(width), _Branch(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.outer(self.rectified(self.stem(x)))
+        x = x + self.second(self.first(x).sigmoid())
+        x = x + self.scale * self.scaled(x)
+        branch = self.in_place(x)
+        branch.add_(x)
+        return self.head(self.pair(branch).sigmoid())
+
+
+class _Branch(nn.Module):
+    """A module that computes `after(x + body(x))`, with another branch inside of its own one or not."""
+
+    def __init__(self, width: int, after: nn.Module | None = None, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(width, 7), nn.Sigmoid(), nn.Linear(7, width))
+        self.after, self.inner = after or nn.Identity(), inner or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(x + self.inner(self.body(x)))
+
+
 def _nets(name: str, **settings: Any) -> nn.Module:
     """Build a network of tests/nets.py."""
     from tests import nets
@@ -171,6 +213,13 @@ def _swin() -> nn.Module:
     from torchvision.models.swin_transformer import SwinTransformer
 
     return SwinTransformer([4, 4], 24, [1, 1], [2, 4], [4, 4], num_classes=7)
+
+
+def _vit() -> nn.Module:
+    """Build a ViT whose attention returns a tuple."""
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 16, 2, 2, 16, 24, num_classes=7)
 
 
 def _torchvision(name: str) -> nn.Module:
@@ -244,9 +293,23 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "timm/test_convnext": (partial(_timm, "test_convnext"), LARGE),
     "timm ConvNeXt V2, small": (_convnext_v2, LARGE),
     "timm/test_nfnet": (partial(_timm, "test_nfnet"), LARGE),
+    "branches, without the first": (Branches, TOKENS),
+    "branches, without the others": (Branches, TOKENS),
+    "branches, without any": (Branches, TOKENS),
+    "timm/test_vit, without blocks": (partial(_timm, "test_vit"), (1, 3, 160, 160)),
+    "torchvision ViT, without blocks": (_vit, (1, 3, 32, 32)),
+    "ResNet-20, without blocks": (resnet20_cifar, (2, 3, 32, 32)),
 }
 CUT_AGAIN = ("many groups", "statistics over two layers")  # a cut of a cut is verified, too
-Case = tuple[tuple[ChannelGroup, ...], Plan]
+SKIPPED = {  # network -> which of its blocks a plan skips, in the order of the forward pass
+    "branches, without the first": slice(0, None, 2),
+    "branches, without the others": slice(1, None, 2),
+    "branches, without any": slice(None),
+    "timm/test_vit, without blocks": slice(0, 5),
+    "torchvision ViT, without blocks": slice(0, 3),
+    "ResNet-20, without blocks": slice(1, None, 2),
+}
+Case = tuple[tuple[ChannelGroup, ...], Plan, tuple[Block, ...]]
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -271,24 +334,33 @@ def part_of(groups: Sequence[ChannelGroup], key: str) -> Plan:
 
 
 def prepare(names: Sequence[str]) -> dict[str, Case]:
-    """Find the groups of the networks and choose plans."""
+    """Find the groups and blocks of the networks and choose plans."""
     cases: dict[str, Case] = {}
     for name in names:
         net, inputs = build(name)
-        groups = passdeploy.find_groups(net, inputs)
-        plan = part_of(groups, name)
+        channels = map_channels(net, inputs, with_blocks=name in SKIPPED)
+        plan = replace(part_of(channels.groups, name), skipped=_skipped(channels, name))
         if not plan.kept:
-            raise SystemExit(f"nothing of {name!r} can be cut: {[group.reason for group in groups]}")
-        cases[name] = groups, plan
+            raise SystemExit(f"nothing of {name!r} can be cut: {[group.reason for group in channels.groups]}")
+        cases[name] = channels.groups, plan, channels.blocks
     return cases
+
+
+def _skipped(channels: ChannelMap, name: str) -> tuple[str, ...]:
+    if name not in SKIPPED:
+        return ()
+    skipped = tuple(block.name for block in channels.blocks if block.is_prunable)[SKIPPED[name]]
+    if not skipped:
+        raise SystemExit(f"no block of {name!r} can be left out: {channels.blocks}")
+    return skipped
 
 
 def first_finding(cases: dict[str, Case]) -> dict[str, str] | None:
     """Verify the networks one after the other; return the first one that fails, with the reason."""
-    for name, (groups, plan) in cases.items():
+    for name, (groups, plan, blocks) in cases.items():
         try:
             net, inputs = build(name)
-            verify(net, groups, plan, inputs, tolerance=TOLERANCE)
+            verify(net, groups, plan, inputs, tolerance=TOLERANCE, blocks=blocks)
             if name in CUT_AGAIN:
                 sizes = {key: tuple(tensor.shape) for key, tensor in named_state(net)}
                 left = groups_after(groups, plan, sizes)
