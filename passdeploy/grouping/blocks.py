@@ -24,7 +24,10 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
         network: the network.
         groups: its channel groups, which trials cut together with blocks.
     """
-    flow = record_dataflow(network.trial_cloner.model, network.trial_inputs, is_meta=network.trace.is_meta)
+    trace = network.trace
+    flow = record_dataflow(
+        network.trial_cloner.model, network.trial_inputs, is_meta=trace.is_meta, outputs=trace.outputs
+    )
     finder = BranchFinder(flow)
     remover = BranchRemover(network.model, flow, finder)
     branches = list(finder.branches())

@@ -22,6 +22,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import first_line
 from passdeploy.grouping.trial_cut import PlanKey, plan_of, random_plan
+from passdeploy.models.chosen_outputs import choose_outputs
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
@@ -60,7 +61,7 @@ class Comparison:
     ) -> None:
         self._cloner, self._original, self.inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
         self.groups, self._blocks = groups, blocks
-        self._decides = decides([record.op for record in trace.op_log])
+        self._decides, self._choice = decides([record.op for record in trace.op_log]), trace.outputs
         self._is_strict = False
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
         self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS
@@ -139,7 +140,7 @@ class Comparison:
             network.to(dtype)
         with torch.no_grad(), evaluating(network), unfused_attention(), deciding:
             outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self.inputs)))
-        return comparable_in(outputs)
+        return comparable_in(choose_outputs(outputs, self._choice))
 
 
 @dataclass(frozen=True)

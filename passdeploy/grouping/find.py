@@ -14,6 +14,7 @@ from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.blocks import blocks_of
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_search import TrialSearch
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.tracing.meta_model import MetaModel
@@ -23,24 +24,36 @@ from passdeploy.tracing.trace_channels import trace_channels
 MAX_ROUNDS = 4  # of choosing other dimensions
 
 
-def find_groups(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[ChannelGroup, ...]:
+def find_groups(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, outputs: OutputChoice | None = None
+) -> tuple[ChannelGroup, ...]:
     """Find the channel groups of `model`, prunable and protected, in the order of the forward pass.
 
     Args:
         model: any network; it is run in evaluation mode and left as it was.
         example_inputs: one tensor or several, sized as in use; a batch of one is enough.
+        outputs: which of the model's outputs count: only these are protected, and compared in trials. A name in a
+            dictionary or of an attribute (`a.b` for `b` inside of `a`), an index, several of these in a list, or a
+            function of what the model returns. None: all.
+
+    Raises:
+        UsageError: the model returns nothing of that name or at that index.
+        ModelError: the model returns nothing that can be compared, or cannot be copied.
     """
-    return map_channels(model, example_inputs).groups
+    return map_channels(model, example_inputs, outputs=outputs).groups
 
 
-def find_blocks(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> tuple[Block, ...]:
+def find_blocks(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, outputs: OutputChoice | None = None
+) -> tuple[Block, ...]:
     """Find the blocks of `model`, those that may be skipped and those that must stay, in the order of the forward pass.
 
     Args:
         model: any network; it is run in evaluation mode and left as it was.
         example_inputs: one tensor or several, sized as in use; a batch of one is enough.
+        outputs: which of the model's outputs count, as for `find_groups`.
     """
-    return map_channels(model, example_inputs, with_blocks=True).blocks
+    return map_channels(model, example_inputs, with_blocks=True, outputs=outputs).blocks
 
 
 @garbage_collection_paused()  # hundreds of thousands of small objects, hardly any of them garbage
@@ -51,6 +64,7 @@ def map_channels(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     with_blocks: bool = False,
+    outputs: OutputChoice | None = None,
 ) -> ChannelMap:
     """Find the channel groups of `model` and the model of what their widths cost.
 
@@ -60,13 +74,14 @@ def map_channels(
         include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
         exclude: patterns of the layers whose output channels must stay, even if `include` matches.
         with_blocks: find the blocks as well.
+        outputs: which of the model's outputs count, as for `find_groups`.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     meta_model = MetaModel.of(model, inputs)
 
     def search_with(chosen: Mapping[DimChoiceKey, int]) -> TrialSearch:
-        trace = trace_channels(model, inputs, choose=chosen, meta_model=meta_model)
+        trace = trace_channels(model, inputs, choose=chosen, meta_model=meta_model, outputs=outputs)
         return TrialSearch(TracedNetwork.of(model, inputs, meta_model, trace))
 
     best, chosen = search_with({}), dict[DimChoiceKey, int]()

@@ -62,7 +62,7 @@ class TracedNetwork:
         if inputs is None:
             return False
         meta = MetaModel(self.cloner, self.trial_cloner.model, tuple(tree_map(to_meta, list(inputs))))
-        other = trace_channels(self.model, inputs, meta_model=meta if trace.is_meta else None)
+        other = trace_channels(self.model, inputs, meta_model=meta if trace.is_meta else None, outputs=trace.outputs)
         known = {(record.op, record.source) for record in trace.op_log}
         new = [record for record in other.op_log if (record.op, record.source) not in known]
         if new and required_check(replace(other, op_log=new), self.class_of):

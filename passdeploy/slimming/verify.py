@@ -22,6 +22,7 @@ from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError, first_line
+from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.input_sizes import first_taken, shapes_of
 from passdeploy.models.modes import evaluating
@@ -47,6 +48,7 @@ def verify(
     *,
     tolerance: float,
     blocks: Sequence[Block] = (),
+    outputs: OutputChoice | None = None,
 ) -> float:
     """Compare `slim` with `masked` on real inputs and return the largest relative error.
 
@@ -61,6 +63,7 @@ def verify(
         inputs: one tensor or several.
         tolerance: the largest relative error that is allowed.
         blocks: its blocks; only needed where the plan skips some.
+        outputs: which of the network's outputs are compared, as for `find_groups`; None: all.
 
     Raises:
         EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
@@ -69,7 +72,9 @@ def verify(
             otherwise.
         ModelError: the network cannot be copied.
     """
-    return check_equivalence(model, groups, plan, inputs, tolerance=tolerance, blocks=blocks).max_rel_error
+    return check_equivalence(
+        model, groups, plan, inputs, tolerance=tolerance, blocks=blocks, outputs=outputs
+    ).max_rel_error
 
 
 @dataclass(frozen=True)
@@ -93,20 +98,22 @@ def check_equivalence(
     *,
     tolerance: float,
     blocks: Sequence[Block] = (),
+    outputs: OutputChoice | None = None,
 ) -> Equivalence:
     """Do what `verify` does, and also return the sizes at which the networks were compared."""
     model = unwrapped(model)
     arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    run = _Run(arguments, outputs)
     reference, smaller = masked(model, groups, plan, blocks), slim(model, groups, plan, blocks)
     fault = structure_fault(model, smaller, groups, plan, blocks)  # now: some networks change buffers when they run
     with _tensors_unread(model):
-        error, found = _compare(reference, smaller, arguments)
+        error, found = run.compare(reference, smaller)
         _require_tolerance(error, tolerance, arguments)
         if (other := first_taken(reference, arguments)) is not None:
-            error = max(error, _compare(reference, smaller, other)[0])
+            error = max(error, _Run(other, outputs).compare(reference, smaller)[0])
             _require_tolerance(error, tolerance, other)
-    _require_effect(model, groups, plan, blocks, arguments, found, tolerance)
-    difference, _ = _compare(smaller, _rebuilt(model, smaller, groups, plan, blocks), arguments)
+    _require_effect(model, groups, plan, blocks, run, found, tolerance)
+    difference, _ = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks))
     if not difference <= tolerance:
         raise EquivalenceError(
             "the slim network computes something else than its class does with the same tensors: "
@@ -114,31 +121,50 @@ def check_equivalence(
         )
     if fault:
         raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + _REPORT)
-    _require_true_copy(model, groups, arguments, tolerance)
+    _require_true_copy(model, groups, run, tolerance)
     return Equivalence(error, [shapes_of(used) for used in (arguments, other) if used is not None])
 
 
-def _compare(reference: nn.Module, network: nn.Module, arguments: Sequence[Any]) -> tuple[float, list[Tensor]]:
-    """Run two networks and return the largest relative error of an output, and the outputs of the second network."""
-    decisions = DecisionLog()
-    expected = _outputs_of(reference, arguments, decisions.recording())
-    if not expected:
-        raise EquivalenceError(
-            "the network returns nothing that can be compared: no tensor, no array and no number.\n"
-            "Let it return what counts, or verify a network around it that does."
-        )
-    try:
-        found = _outputs_of(network, arguments, decisions.replaying())
-    except EquivalenceError:
-        raise
-    except Exception as error:  # any kind: the code meets sizes that it does not know
-        raise EquivalenceError(
-            f"the slim network does not run on inputs of shape {_words(arguments)}: {first_line(error)}\n" + _REPORT
-        ) from error
-    return _largest_error(expected, found), found
+@dataclass(frozen=True)
+class _Run:
+    """A run of networks on the same inputs, of which some outputs are looked at."""
+
+    arguments: Sequence[Any]
+    choice: OutputChoice | None  # None: all outputs
+
+    def compare(self, reference: nn.Module, network: nn.Module) -> tuple[float, list[Tensor]]:
+        """Run two networks and return the largest relative error of an output, and the outputs of the second one."""
+        decisions = DecisionLog()
+        expected = self.outputs_of(reference, decisions.recording())
+        if not expected:
+            raise EquivalenceError(
+                "the network returns nothing that can be compared: no tensor, no array and no number.\n"
+                "Let it return what counts, or verify a network around it that does."
+            )
+        try:
+            found = self.outputs_of(network, decisions.replaying())
+        except EquivalenceError:
+            raise
+        except Exception as error:  # any kind: the code meets sizes that it does not know
+            shapes = _words(self.arguments)
+            raise EquivalenceError(
+                f"the slim network does not run on inputs of shape {shapes}: {first_line(error)}\n" + _REPORT
+            ) from error
+        return _largest_error(expected, found), found
+
+    def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
+        """Run a network in evaluation mode and list what can be compared of its outputs."""
+        with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
+            return comparable_in(choose_outputs(network(*self.arguments), self.choice))
 
 
 def _require_tolerance(error: float, tolerance: float, arguments: Sequence[Any]) -> None:
+    if error == float("inf"):
+        raise EquivalenceError(
+            f"the slim network's outputs have other shapes than the masked one's, or values that are not finite, on "
+            f"inputs of shape {_words(arguments)}.\n"
+            "Where the groups were found with outputs=..., give verify the same. " + _REPORT
+        )
     if not error <= tolerance:
         raise EquivalenceError(
             f"the slim network differs from the masked one by {error:.1e} (relative) on inputs of shape "
@@ -168,19 +194,9 @@ def _largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float
     return max(map(relative_error, expected, found), default=0.0)
 
 
-def _outputs_of(
-    network: nn.Module, arguments: Sequence[Any], deciding: AbstractContextManager[None] | None = None
-) -> list[Tensor]:
-    """Run a network in evaluation mode and list what can be compared of its outputs."""
-    with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
-        return comparable_in(network(*arguments))
-
-
-def _require_true_copy(
-    model: nn.Module, groups: Sequence[ChannelGroup], arguments: Sequence[Any], tolerance: float
-) -> None:
+def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: _Run, tolerance: float) -> None:
     """Raise EquivalenceError if a copy without any cut answers otherwise: slim and masked may agree and be wrong."""
-    difference, _ = _compare(model, slim(model, groups, Plan({})), arguments)
+    difference, _ = run.compare(model, slim(model, groups, Plan({})))
     if not difference <= tolerance:
         raise EquivalenceError(
             f"a copy of the network without any cut answers otherwise: by {difference:.1e} (relative), allowed is "
@@ -193,18 +209,18 @@ def _require_effect(
     groups: Sequence[ChannelGroup],
     plan: Plan,
     blocks: Sequence[Block],
-    arguments: Sequence[Any],
+    run: _Run,
     found: Sequence[Tensor],
     tolerance: float,
 ) -> None:
     """Raise EquivalenceError if the slim network answers like the dense one, although what was removed matters."""
     if not plan.skipped and not any(len(plan.removed(group)) for group in groups):
         return
-    dense = _outputs_of(model, arguments)
+    dense = run.outputs_of(model)
     if _largest_error(dense, found) > tolerance:
         return
     with removed_slices_zeroed_(model, groups, plan), muted_branches(model, additions_of(plan, blocks)):
-        zeroed = _outputs_of(model, arguments)
+        zeroed = run.outputs_of(model)
     if (change := _largest_error(dense, zeroed)) > max(tolerance, 1e-6):
         raise EquivalenceError(
             "the plan had no effect: the slim network answers like the dense one, although without what was removed "

@@ -28,6 +28,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import DataError, RunError, TrainingError
 from passdeploy.grouping.find import map_channels
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
@@ -67,6 +68,7 @@ def learn_masks(
     teacher: nn.Module | None = None,
     stage: Stage | None = None,
     processes: Processes = SINGLE_PROCESS,
+    outputs: OutputChoice | None = None,
 ) -> Learned:
     """Learn the scores of every channel of the prunable `groups` of `model`, and of the blocks that `costs` knows.
 
@@ -83,6 +85,7 @@ def learn_masks(
         teacher: of distillation, where `settings.distill` asks for it; None: the network itself.
         stage: hears of every step.
         processes: that learn together, each with its part of every batch.
+        outputs: which of the network's outputs count, as for `find_groups`; only needed where `costs` is None.
 
     Returns:
         The scores of the last step, the plan that they make, and the trained prompt, hypernetwork and weights.
@@ -98,7 +101,7 @@ def learn_masks(
     inputs = next((inputs for inputs, _ in _restart(batches)), None)
     if inputs is None:
         raise DataError("there is no batch to learn masks from.\nHand in batches that can be walked more than once.")
-    costs = costs or map_channels(model, inputs[:1]).costs
+    costs = costs or map_channels(model, inputs[:1], outputs=outputs).costs
     if not isinstance(budget, Budget):
         kind, amount = next(iter((budget or {"macs": 0.5}).items()))
         budget = Budget.of(kind, amount, costs)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import modules_by_name, named_state
 from passdeploy.models.function_calls import ADDITION_FUNCTIONS, CallKey, FunctionCallTracker
 from passdeploy.models.modes import evaluating
@@ -74,25 +75,30 @@ class DataFlow:
     producers: dict[int, int] = field(default_factory=dict)  # value -> index of the operation that makes it
     inputs: set[int] = field(default_factory=set)  # values that the network is given
     state: dict[str, int] = field(default_factory=dict)  # parameter or buffer -> its value at the start
-    outputs: set[int] = field(default_factory=set)  # those that it returns, writes to its state, or lets leave torch
+    outputs: set[int] = field(
+        default_factory=set
+    )  # those that count of what it returns, and what it writes to its state, or lets leave torch
 
     def call_counts(self) -> Counter[str]:
         """Count the calls of each module."""
         return Counter(call.name for call in self.calls)
 
 
-def record_dataflow(model: nn.Module, inputs: Sequence[Any], *, is_meta: bool) -> DataFlow:
+def record_dataflow(
+    model: nn.Module, inputs: Sequence[Any], *, is_meta: bool, outputs: OutputChoice | None = None
+) -> DataFlow:
     """Run a network in evaluation mode and record its data flow.
 
     Args:
         model: the network; it is left as it was.
         inputs: its positional arguments.
         is_meta: True if both are on the meta device.
+        outputs: those of its outputs that count; None: all.
     """
     recorder = _Recorder(model, inputs, is_meta=is_meta)
     with torch.no_grad(), evaluating(model), calling_eagerly(model), recorder.following(model):
-        outputs = recorder.run_model(model, inputs)
-    recorder.flow.outputs.update(map(recorder.value_of, tensors_in(outputs)))
+        returned = recorder.run_model(model, inputs)
+    recorder.flow.outputs.update(map(recorder.value_of, tensors_in(choose_outputs(returned, outputs))))
     return recorder.flow
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.tracing.labels import LabelUnionFind
 
 DimLabels = dict[int, Tensor]  # dimension -> labels along it, shape (size of that dimension,)
@@ -81,3 +82,4 @@ class Trace:
     op_log: list[OpRecord] = field(default_factory=list)
     reductions: list[ReductionRecord] = field(default_factory=list)
     is_meta: bool = False  # the network ran on the meta device, without values
+    outputs: OutputChoice | None = None  # those that count; None: all

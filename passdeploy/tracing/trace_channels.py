@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.modes import evaluating
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.tracing.meta_model import MetaModel
@@ -22,6 +23,7 @@ def trace_channels(
     *,
     choose: Mapping[DimChoiceKey, int] | None = None,
     meta_model: MetaModel | None = None,
+    outputs: OutputChoice | None = None,
 ) -> Trace:
     """Run `model` in evaluation mode and record which channels belong together; the model is left as it was.
 
@@ -33,18 +35,26 @@ def trace_channels(
             should be as in use; the batch may be 1.
         choose: key of a choice (in `Trace.choices`) -> index of the option to take instead of the first.
         meta_model: the meta-device copy of the model and these inputs, if there is one already.
+        outputs: those of the model's outputs that count (see `choose_outputs`); None: all.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
     try:
         meta_model = meta_model or MetaModel.of(model, inputs)
-        return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True)
+        return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True, outputs=outputs)
     except Exception:  # the network needs values, or is broken; then the run with values raises
-        return _run_tracer(model, inputs, choose or {}, is_meta=False)
+        return _run_tracer(model, inputs, choose or {}, is_meta=False, outputs=outputs)
 
 
-def _run_tracer(model: nn.Module, inputs: Sequence[Any], choose: Mapping[DimChoiceKey, int], *, is_meta: bool) -> Trace:
-    tracer = ChannelTracer(model, find_rule, choose, is_meta=is_meta)
+def _run_tracer(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    choose: Mapping[DimChoiceKey, int],
+    *,
+    is_meta: bool,
+    outputs: OutputChoice | None,
+) -> Trace:
+    tracer = ChannelTracer(model, find_rule, choose, is_meta=is_meta, outputs=outputs)
     with torch.no_grad(), calling_eagerly(model):
         with tracer.tracking_modules(model), evaluating(model):
             tracer.run_forward(model, inputs)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.errors import ModelError
+from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.models.modes import evaluating
@@ -51,6 +52,7 @@ class ChannelTracer(OpObserver):
         find_rule: the rule of an operation, or None.
         choose: key of a choice of dimension -> the option to take; the first where there is no entry.
         is_meta: True if the model runs on the meta device, without values.
+        outputs: the model's outputs that count; None: all.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ChannelTracer(OpObserver):
         choose: Mapping[DimChoiceKey, int],
         *,
         is_meta: bool,
+        outputs: OutputChoice | None = None,
     ) -> None:
         super().__init__(is_meta=is_meta)
         self.union_find = LabelUnionFind()
@@ -71,7 +74,7 @@ class ChannelTracer(OpObserver):
         self._current_reduction: CallKey | None = None
         self._used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
-        self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta)
+        self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta, outputs=outputs)
 
     def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
         state = list(named_state(model))
@@ -174,12 +177,18 @@ class ChannelTracer(OpObserver):
         return self._calls.hooked_into(model)
 
     def run_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
-        """Trace one forward pass and protect the channels of the model's outputs."""
+        """Trace one forward pass and protect the channels of the model's outputs that count."""
+        self._protect_outputs(choose_outputs(self._run(model, inputs), self.trace.outputs))
+
+    def _run(self, model: nn.Module, inputs: Sequence[Any]) -> Any:
         for leaf in tree_leaves(list(inputs)):
             if isinstance(leaf, Tensor):
                 self._labels[leaf] = {}
         outputs = self.run_model(model, inputs)
         self._current_call = None
+        return outputs
+
+    def _protect_outputs(self, outputs: Any) -> None:
         if not comparable_in(outputs):
             raise ModelError(
                 f"the network returns {type(outputs).__name__}, in which no tensor, array or number can be found.\n"
@@ -189,6 +198,20 @@ class ChannelTracer(OpObserver):
         for output in tensors_in(outputs):
             for vector in self.labels(output).values():
                 self.union_find.protect(vector, Reason("the model's output"))
+
+    def _protect_outputs_of_training(self, outputs: Any, known: Tensor) -> None:
+        """Protect the outputs of heads that run in training only; which of all outputs count then, nobody can say.
+
+        Args:
+            outputs: of the pass in training mode, which may have another form than those of evaluation.
+            known: labels of the parameters and buffers that were used in evaluation.
+        """
+        roots = self.union_find.find(known)
+        for output in tensors_in(outputs):
+            for vector in self.labels(output).values():
+                self.union_find.protect(
+                    vector[~torch.isin(self.union_find.find(vector), roots)], Reason("the model's output")
+                )
 
     def on_leaving(self, tensor: Tensor) -> None:
         """Protect the channels of a tensor whose values leave torch: they are outputs as well."""
@@ -218,10 +241,14 @@ class ChannelTracer(OpObserver):
         main, scratch = self.trace, Trace(self.union_find, self.trace.state, self.trace.parameters)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
         doubled = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
+        used = [state.labels for state in main.state if state.tensor in self._used_parameters]
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
-                self.run_forward(model, doubled)
+                if main.outputs is None:
+                    self.run_forward(model, doubled)
+                else:
+                    self._protect_outputs_of_training(self._run(model, doubled), torch.cat(used))
         except Exception:
             if self.is_meta:
                 raise  # the pass may succeed with values
