@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from passdeploy.models.modes import evaluating
 from passdeploy.models.wrappers import calling_eagerly
@@ -23,14 +24,15 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     The first images have another parity and are not square. Even sizes hide code that counts on channels and pixels
     together being a multiple of something: `x.reshape(len(x), -1, 4)`.
 
-    Nothing is yielded for inputs that are no tensors, such as the lists of images that detectors take and resize.
+    Nothing is yielded for inputs that are neither tensors nor lists of images, which detectors take.
 
     Args:
-        inputs: positional arguments of a network; tensors with four or five dimensions are taken for images or videos.
+        inputs: positional arguments of a network; tensors with four or five dimensions are taken for images or videos,
+            lists of tensors with three for images.
     """
-    if not all(isinstance(item, Tensor) and item.ndim for item in inputs):
+    if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
         return
-    if any(map(_is_image, inputs)):
+    if any(_is_image(item) or _is_list_of_images(item) for item in inputs):
         yield _with_one_more([_resized(item, more=(1, 3)) for item in inputs])
         resized = [_resized(item) for item in inputs]
         yield _with_one_more(resized)
@@ -38,21 +40,31 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     yield _with_one_more(inputs)
 
 
-def _with_one_more(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([item, item[:1]]) for item in inputs)
+def _with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(torch.cat([item, item[:1]]) if isinstance(item, Tensor) else [*item, item[0]] for item in inputs)
 
 
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.ndim in (4, 5) and tensor.is_floating_point()
+def _is_image(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.ndim in (4, 5) and item.is_floating_point()
 
 
-def _resized(images: Tensor, more: tuple[int, int] = (0, 0)) -> Tensor:
-    """Scale images (N, C, H, W) or videos (N, C, T, H, W); other tensors are returned as they are.
+def _is_list_of_images(item: Any) -> bool:
+    return (
+        isinstance(item, list | tuple)
+        and bool(item)
+        and all(isinstance(one, Tensor) and one.ndim == 3 and one.is_floating_point() for one in item)
+    )
+
+
+def _resized(images: Any, more: tuple[int, int] = (0, 0)) -> Any:
+    """Scale images (N, C, H, W), videos (N, C, T, H, W) or lists of images (C, H, W); others are returned as they are.
 
     Args:
-        images: the tensor.
+        images: the tensor or list.
         more: pixels to add besides to height and width.
     """
+    if _is_list_of_images(images):
+        return [_resized(image[None], more)[0] for image in images]
     if not _is_image(images):
         return images
     size = [_other_size(pixels) + added for pixels, added in zip(images.shape[-2:], more, strict=True)]
@@ -86,5 +98,5 @@ def takes(model: nn.Module, inputs: Sequence[Any], mode: AbstractContextManager[
 
 
 def shapes_of(inputs: Sequence[Any]) -> list[list[int]]:
-    """List the shapes of the tensors among the arguments of a network."""
-    return [list(item.shape) for item in inputs if isinstance(item, Tensor)]
+    """List the shapes of the tensors among the arguments of a network, and in lists and dictionaries among them."""
+    return [list(item.shape) for item in tree_leaves(tuple(inputs)) if isinstance(item, Tensor)]

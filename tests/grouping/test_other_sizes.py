@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import passdeploy as pd
 from passdeploy.errors import EquivalenceError
 from passdeploy.grouping.width_branches import compares_widths
+from passdeploy.slimming.verify import check_equivalence
 
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -63,6 +64,22 @@ def test_a_group_that_holds_at_one_size_only_is_protected(net: nn.Module):
     plan = pd.Plan({name: tuple(range(group.width // 2)) for name, group in groups.items() if group.is_prunable})
     for size in (16, 24, 32):
         assert pd.verify(net, tuple(groups.values()), plan, torch.randn(2, 3, size, size), tolerance=1e-5) <= 1e-5
+
+
+def test_lists_of_images_are_tried_at_other_sizes_too():
+    """Detectors take images of different sizes, in a list."""
+
+    class OfList(Reshaping):
+        def forward(self, images: list[Tensor]) -> list[Tensor]:
+            return [super(OfList, self).forward(image[None])[0] for image in images]
+
+    net, images = OfList().eval(), [IMAGES[0]]
+    groups = {group.name: group for group in pd.find_groups(net, (images,))}
+    assert not groups["stem"].is_prunable
+    assert groups["body"].is_prunable
+    plan = pd.Plan({"body": tuple(range(7))})
+    equivalence = check_equivalence(net, tuple(groups.values()), plan, (images,), tolerance=1e-5)
+    assert equivalence.input_shapes == [[[3, 16, 16]], [[3, 33, 35], [3, 33, 35]]]
 
 
 class InFours(Reshaping):
