@@ -23,15 +23,21 @@ if TYPE_CHECKING:
     from passdeploy.slimming.masked import masked as masked
     from passdeploy.slimming.slim import slim as slim
     from passdeploy.slimming.verify import verify as verify
+    from passdeploy.sparsity.batch_loss import BatchLoss as BatchLoss
     from passdeploy.sparsity.learn import learn_masks as learn_masks
     from passdeploy.tracing.counts import Counts as Counts
     from passdeploy.tracing.counts import count as count
+    from passdeploy.trainers.prune import Pruned as Pruned
+    from passdeploy.trainers.prune import prune as prune
+    from passdeploy.trainers.slim_file import rebuild as rebuild
 
 _MODULE_OF = {
+    "BatchLoss": "passdeploy.sparsity.batch_loss",
     "Block": "passdeploy.channels.blocks",
     "ChannelGroup": "passdeploy.channels.groups",
     "Counts": "passdeploy.tracing.counts",
     "Plan": "passdeploy.channels.plan",
+    "Pruned": "passdeploy.trainers.prune",
     "__version__": "passdeploy.runtime.versions",
     "choose_channels": "passdeploy.channels.allocation",
     "count": "passdeploy.tracing.counts",
@@ -41,6 +47,8 @@ _MODULE_OF = {
     "learn_masks": "passdeploy.sparsity.learn",
     "load": "passdeploy.runs.load",
     "masked": "passdeploy.slimming.masked",
+    "prune": "passdeploy.trainers.prune",
+    "rebuild": "passdeploy.trainers.slim_file",
     "reconcile": "passdeploy.channels.plan",
     "run": "passdeploy.commands.prune",
     "slim": "passdeploy.slimming.slim",

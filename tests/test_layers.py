@@ -18,7 +18,7 @@ LAYERS = (
     ("tracing", "slimming", "training", "export", "images"),
     ("grouping", "profiling", "runs"),
     ("latency", "sparsity", "display"),
-    ("report",),
+    ("report", "trainers"),
     ("commands",),
     ("cli_export", "cli_group", "cli_options", "cli_profile"),
     ("cli_recipes", "cli_runs"),

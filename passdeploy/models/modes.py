@@ -58,3 +58,13 @@ def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
         for module, was_training in before:
             if module.training is not was_training:
                 module.training = was_training
+
+
+_RANDOM = ("Dropout", "DropPath", "StochasticDepth")  # in the names of modules that drop something at random
+
+
+def train_without_chance_(model: nn.Module) -> None:
+    """Set every module to training mode, but for those that drop something at random."""
+    for module in model.modules():
+        if not any(word in type(module).__name__ for word in _RANDOM):
+            module.training = True  # of this module alone

@@ -6,6 +6,7 @@ Every score is one number per channel of a group, higher is better, on a scale t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,13 @@ from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.masked_branches import ChangedBranches
+from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.block_gates import BlockGates, branches_of
 from passdeploy.sparsity.flat import FlatChannels
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Batches = Iterable[Any]  # (inputs, targets), or whatever a `BatchLoss` takes
+Loss = Callable[[Tensor, Tensor], Tensor] | BatchLoss
 
 
 def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Tensor]:
@@ -82,33 +84,43 @@ def taylor_scores(
     Args:
         model: the trained network.
         groups: the groups to score.
-        batches: (inputs, targets) on the model's device.
-        loss: of the network's output and a target, a mean over the batch.
+        batches: (inputs, targets) on the model's device, or what a `BatchLoss` takes.
+        loss: of the network's output and a target, a mean over the batch; or a `BatchLoss`.
         blocks: to score as well.
         processes: that score together, each with its part of every batch.
 
     Returns:
         Group name -> scores, shape (width,), and `presence` of a block -> its score, shape (1,); on the CPU.
     """
-    evaluated, channels = batch_statistics_only(model), FlatChannels.of(groups, blocks)
+    evaluated = batch_statistics_only(model, training=isinstance(loss, BatchLoss))
+    channels = FlatChannels.of(groups, blocks)
     device = next(model.parameters()).device
     gates = BlockGates(blocks, device)
     gradients = ChannelGradients(
         dict(evaluated.named_parameters()), groups, torch.arange(channels.channels), channels.channels
     )
     total, count = torch.zeros(channels.total, device=device), 0
-    for images, labels in batches:
+    for batch in batches:
         with processes.synchronised_batch_norm():
-            with gates.on(evaluated):
-                output = evaluated(images)
-            value = loss(output, labels)
+            if isinstance(loss, BatchLoss):
+                with gates.on(evaluated):
+                    value = loss(evaluated, batch)
+            else:
+                with gates.on(evaluated):
+                    output = evaluated(batch[0])
+                value = loss(output, batch[1])
             *of_weights, of_gates = torch.autograd.grad(value, [*gradients.parameters, gates.values], allow_unused=True)
         _, by_gates = gradients(of_weights)
         if of_gates is not None:
             by_gates = torch.cat([by_gates, of_gates])
-        total = total + processes.mean_over_batch(by_gates, len(images)).square()
+        total = total + processes.mean_over_batch(by_gates, samples_in(batch, loss)).square()
         count += 1
     return channels.split((total / max(count, 1)).cpu())
+
+
+def samples_in(batch: Any, loss: Loss) -> int:
+    """Count the samples of a batch, which weigh it among several processes; of a `BatchLoss` all weigh the same."""
+    return 1 if isinstance(loss, BatchLoss) else len(batch[0])
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import DataError, RunError, TrainingError
+from passdeploy.errors import DataError, RunError, TrainingError, UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.prompt import VisualPrompt
@@ -34,6 +35,7 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.sparsity.baselines import Batches, Loss, taylor_scores
+from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.hypernet import Hypernetwork, joined_state, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.objective import MaskObjective
@@ -69,6 +71,7 @@ def learn_masks(
     stage: Stage | None = None,
     processes: Processes = SINGLE_PROCESS,
     outputs: OutputChoice | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> Learned:
     """Learn the scores of every channel of the prunable `groups` of `model`, and of the blocks that `costs` knows.
 
@@ -76,16 +79,18 @@ def learn_masks(
         model: the trained network, on the device to learn on; it is left as it was.
         groups: the network's groups.
         batches: (inputs, targets) on the model's device, iterated again and again: something that can be iterated
-            more than once, or a function that starts the same stream.
-        loss: of the network's output and a target, a mean over the batch.
+            more than once, or a function that starts the same stream. With a `BatchLoss`, batches of any form.
+        loss: of the network's output and a target, a mean over the batch; or a `BatchLoss`, which runs the network.
         costs: of the groups' widths; None: traces the network once more, with one of the inputs.
         budget: cost limit of the masked network at the end, as a `Budget` or as `{"macs": 0.5}`; None: half the MACs.
-        settings: steps, optimiser, prompt, hypernetwork and so on; None: the defaults.
+        settings: steps, optimiser, prompt, hypernetwork and so on; None: the defaults, without a prompt if the loss is
+            a `BatchLoss`.
         start: `state_dict` of a trained hypernetwork to start from.
         teacher: of distillation, where `settings.distill` asks for it; None: the network itself.
         stage: hears of every step.
         processes: that learn together, each with its part of every batch.
         outputs: which of the network's outputs count, as for `find_groups`; only needed where `costs` is None.
+        example_inputs: to trace the network with where `costs` is None; None: one of the inputs of the first batch.
 
     Returns:
         The scores of the last step, the plan that they make, and the trained prompt, hypernetwork and weights.
@@ -95,13 +100,19 @@ def learn_masks(
         BudgetError: the budget cannot be reached.
         DataError: there are no batches.
         RunError: `start` comes from a hypernetwork of another network.
+        UsageError: a `BatchLoss` is asked for what needs images and targets: a prompt, distillation, costs.
     """
-    settings, stage = settings or PassSettings(), stage or Stage("learn", silent)
+    settings, stage = settings or _default_settings(loss), stage or Stage("learn", silent)
     prunable = [group for group in groups if group.is_prunable]
-    inputs = next((inputs for inputs, _ in _restart(batches)), None)
-    if inputs is None:
+    first = next(iter(_restart(batches)), None)
+    if first is None:
         raise DataError("there is no batch to learn masks from.\nHand in batches that can be walked more than once.")
-    costs = costs or map_channels(model, inputs[:1], outputs=outputs).costs
+    if costs is None:
+        if example_inputs is None:
+            example_inputs = _images_of(first, loss)[:1]
+        costs = map_channels(model, example_inputs, outputs=outputs).costs
+    if isinstance(loss, BatchLoss):
+        _require_no_images_needed(settings)
     if not isinstance(budget, Budget):
         kind, amount = next(iter((budget or {"macs": 0.5}).items()))
         budget = Budget.of(kind, amount, costs)
@@ -109,9 +120,9 @@ def learn_masks(
     channels = objective.network.channels
     first_batches = islice(_cycle(batches), settings.prior_batches)
     prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
-    importance = TaylorImportance(channels.join(prior).to(inputs.device), settings.memory)
+    importance = TaylorImportance(channels.join(prior).to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
-    prompt, hypernetwork = _make_scorer(statistics, importance, inputs, settings)
+    prompt, hypernetwork = _make_scorer(statistics, importance, first, settings)
     if start is not None:
         _load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
@@ -128,7 +139,7 @@ def _train_(
     importance: TaylorImportance,
     prompt: VisualPrompt | None,
     hypernetwork: Hypernetwork,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[Any],
     stage: Stage,
     processes: Processes,
 ) -> tuple[float, ...]:
@@ -139,7 +150,7 @@ def _train_(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
     reports = _Reports(stage, settings.steps, objective.dense_cost, importance.scores.device)
     limit = objective.dense_cost
-    for step, (new_limit, (images, targets)) in enumerate(zip(objective.plan_limits(), batches, strict=False)):
+    for step, (new_limit, batch) in enumerate(zip(objective.plan_limits(), batches, strict=False)):
         scores = _scores(prompt, hypernetwork)
         if new_limit is not None:
             reports.flush()  # a diverged network makes no plan
@@ -155,8 +166,8 @@ def _train_(
         for each in optimizers:
             each.zero_grad()
         with processes.synchronised_batch_norm():
-            loss = objective.loss(prompt, images, targets)
-        mean_loss = processes.mean_over_batch(loss.detach(), len(images))
+            loss = objective.loss(prompt, batch)
+        mean_loss = processes.mean_over_batch(loss.detach(), objective.samples_in(batch))
         reports.add(step, mean_loss, limit, float(schedule.get_last_lr()[0]))
         pass_on = partial(_take_channel_gradients_, network, scores, importance, hypernetwork, processes)
         gradient_step_(loss, optimizers, processes, change_gradients_=pass_on)
@@ -225,12 +236,12 @@ def _scores(prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> Tensor:
 
 
 def _make_scorer(
-    statistics: Sequence[Tensor], importance: TaylorImportance, inputs: Tensor, settings: PassSettings
+    statistics: Sequence[Tensor], importance: TaylorImportance, batch: Any, settings: PassSettings
 ) -> tuple[VisualPrompt | None, Hypernetwork]:
     """Make the prompt and the hypernetwork, untrained, on the device of the importance."""
     device, prompt = importance.scores.device, None
     if settings.prompt_kind != "none":
-        channels, height, width = inputs.shape[1:]
+        channels, height, width = batch[0].shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
     with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
@@ -238,7 +249,7 @@ def _make_scorer(
             importance.logits().cpu(),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
-            prompt_channels=inputs.size(1) if prompt else None,
+            prompt_channels=batch[0].size(1) if prompt else None,
         )
     return prompt, hypernetwork.to(device)
 
@@ -265,12 +276,35 @@ def _fits(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -
     return one.shape == other.shape and (name != "widths" or torch.equal(one.cpu(), other.cpu()))
 
 
-def _restart(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:
+def _default_settings(loss: Loss) -> PassSettings:
+    return PassSettings(prompt_kind="none") if isinstance(loss, BatchLoss) else PassSettings()
+
+
+def _images_of(batch: Any, loss: Loss) -> Any:
+    """Return the images of a batch of images and targets."""
+    if isinstance(loss, BatchLoss):
+        raise UsageError(
+            "batches of a BatchLoss have any form, so none can be traced.\nGive example_inputs=, as to find_groups."
+        )
+    return batch[0]
+
+
+def _require_no_images_needed(settings: PassSettings) -> None:
+    """Raise UsageError where the settings ask for what changes images or looks at outputs."""
+    asked = [] if settings.prompt_kind == "none" else [f"prompt (prompt_kind={settings.prompt_kind!r})"]
+    if asked := [*asked, *(["distillation"] if settings.distill else [])]:
+        raise UsageError(
+            f"a BatchLoss runs the network itself, so there is no {' and no '.join(asked)}.\n"
+            "Leave that out of the settings (prompt_kind='none'), or give a loss of outputs and targets."
+        )
+
+
+def _restart(batches: Batches | Callable[[], Batches]) -> Iterator[Any]:
     """Start to iterate the batches from the first one."""
     return iter(batches() if callable(batches) else batches)
 
 
-def _cycle(batches: Batches | Callable[[], Batches]) -> Iterator[tuple[Tensor, Tensor]]:
+def _cycle(batches: Batches | Callable[[], Batches]) -> Iterator[Any]:
     """Repeat the batches without end."""
     while True:
         had_any = False

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup, Slot
 from passdeploy.models.cloning import deep_copy
+from passdeploy.models.modes import train_without_chance_
 
 
 class ChannelGradients:
@@ -80,15 +81,21 @@ def _read_slots(group: ChannelGroup) -> Sequence[Slot]:
     return [slot for slot in group.slots if slot.is_input] or group.slots
 
 
-def batch_statistics_only(model: nn.Module) -> nn.Module:
+def batch_statistics_only(model: nn.Module, *, training: bool = False) -> nn.Module:
     """Copy `model` in evaluation mode, with batch norms that use the statistics of the batch and do not store them.
 
     The memory of parameters is shared with `model`. Parameters that require a gradient are the same objects; the others
     are not, and require one in the copy. With the running statistics of the dense network, the loss would favour masks
     that keep those statistics, though they are measured again after slimming.
+
+    Args:
+        model: the network.
+        training: set all other modules to training mode as well, but for those that drop something at random.
     """
     shared = {id(p): p if p.requires_grad else nn.Parameter(p.detach()) for p in model.parameters()}
     evaluated = deep_copy(model, shared).eval()
+    if training:
+        train_without_chance_(evaluated)
     for module in evaluated.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()

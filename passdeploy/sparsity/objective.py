@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.sparsity.baselines import Loss
+from passdeploy.sparsity.baselines import Loss, samples_in
+from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.settings import PassSettings
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.sparsity.weight_trainer import CoTrainedWeights
@@ -29,7 +31,7 @@ class MaskObjective:
     Args:
         model: the trained network; it is left as it was.
         groups: its prunable groups.
-        loss: of the network's output and a target, a mean over the batch.
+        loss: of the network's output and a target, a mean over the batch; or a `BatchLoss`.
         costs: of the groups' widths.
         budget: of the last step.
         settings: of mask learning.
@@ -50,7 +52,14 @@ class MaskObjective:
         self.co_trained = None
         if settings.weights != "frozen":
             self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
-        self.network = ShrinkingNetwork(model, groups, costs, self.co_trained, fade_steps=settings.fade_steps)
+        self.network = ShrinkingNetwork(
+            model,
+            groups,
+            costs,
+            self.co_trained,
+            fade_steps=settings.fade_steps,
+            training=isinstance(loss, BatchLoss),
+        )
         self._distillation = _distillation_loss(teacher, settings) if settings.distill else None
         self.dense_cost = costs.of(budget.kind)
         narrowest = narrowest_widths(groups, costs, round_to=settings.round_to, kind=budget.kind)
@@ -101,10 +110,23 @@ class MaskObjective:
         excess = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
         return max(self._lowest_limit, round(self._budget.limit + (self.dense_cost - self._budget.limit) * excess))
 
-    def loss(self, prompt: VisualPrompt | None, images: Tensor, targets: Tensor) -> Tensor:
-        """Compute the loss of the masked network; its gradients reach the weights, and the prompt, if there is one."""
+    def samples_in(self, batch: Any) -> int:
+        """Count the samples of a batch; see `baselines.samples_in`."""
+        return samples_in(batch, self._loss)
+
+    def loss(self, prompt: VisualPrompt | None, batch: Any) -> Tensor:
+        """Compute the loss of the masked network; its gradients reach the weights, and the prompt, if there is one.
+
+        Args:
+            prompt: to add to the images; None with a `BatchLoss`.
+            batch: images and targets, or what the `BatchLoss` takes.
+        """
+        if isinstance(compute := self._loss, BatchLoss):
+            value: Tensor = self.network.run_by(lambda network: compute(network, batch))
+            return value
+        images, targets = batch
         output = self.network.run(prompt(images) if prompt else images)
-        loss = self._loss(output, targets)
+        loss = compute(output, targets)
         if self._distillation:
             loss = self._distillation.loss_of_output(loss, output, images, targets)
         return loss

@@ -10,7 +10,7 @@ without it, and only then it is cut out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ class ShrinkingNetwork:
         costs: of the groups' widths and of the blocks that may be skipped.
         co_trained: a copy of `model` that is trained with the masks; None: the weights are frozen.
         fade_steps: steps over which the gate of a removed block falls to zero.
+        training: run it in training mode (see `batch_statistics_only`).
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class ShrinkingNetwork:
         co_trained: CoTrainedWeights | None,
         *,
         fade_steps: int = 1,
+        training: bool = False,
     ) -> None:
+        self._training = training
         self._model, self._groups, self._costs, self._co_trained = model, tuple(groups), costs, co_trained
         self.channels, self._fade_steps = FlatChannels.of(groups, costs.blocks), fade_steps
         self._gate_values = dict.fromkeys((presence(block.name) for block in costs.blocks), 1.0)  # of those present
@@ -75,14 +78,18 @@ class ShrinkingNetwork:
 
     def run(self, inputs: Tensor) -> Any:
         """Run the masked network on a batch; `channel_gradients` follow from the backward pass after it."""
+        return self.run_by(lambda network: network(inputs))
+
+    def run_by(self, call: Callable[[nn.Module], Any]) -> Any:
+        """Run the masked network as `call` does, and return what it returns; the rest is as in `run`."""
         for parameter in (*self._parameters, self._gates.values):
             parameter.grad = None
         self._fade_()
         if self._norms is None:
             with self._gates.on(self._evaluated):
-                return self._evaluated(inputs)
+                return call(self._evaluated)
         with self._norms, self._gates.on(self._evaluated):
-            output = self._evaluated(inputs)
+            output = call(self._evaluated)
         if not self._norms.was_used:  # a network without such norms is not watched any more, which takes time
             self._has_norms, self._norms = False, None
         return output
@@ -193,7 +200,7 @@ class ShrinkingNetwork:
     def _use_network_(self, network: nn.Module, groups: Sequence[ChannelGroup]) -> None:
         """Mask `network`, whose groups are `groups`, from now on."""
         self._network, self._network_groups = network, tuple(groups)
-        self._evaluated = batch_statistics_only(network)
+        self._evaluated = batch_statistics_only(network, training=self._training)
         columns = self._present[: self.channels.channels].nonzero().flatten()
         masks, places = self.channels.split(self._present), self.channels.split(torch.arange(self.channels.total))
         self._blocks = tuple(block for block in self._costs.blocks if masks[presence(block.name)])  # that are present

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from passdeploy.models.modes import evaluating
+from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.training.placement import device_of, placed_like
 
 
-def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def recalibrate_batch_norm_(
+    model: nn.Module, batches: Iterable[Any], *, run: Callable[[nn.Module, Any], object] | None = None
+) -> None:
     """Replace the running statistics of every batch norm by plain averages over `batches`.
 
     Without the removed channels, the inputs of later layers have other means and variances than the
     statistics say. Weights, modes and momenta stay as they are, and dropout is off.
+
+    Args:
+        model: the network.
+        batches: (inputs, targets), or what `run` takes.
+        run: runs the network, which is then in training mode but for dropout, on a batch; None: on its inputs.
 
     Raises:
         ValueError: there is no batch.
@@ -27,16 +35,21 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[tuple[Tensor, Te
     momenta = [norm.momentum for norm in norms]
     device, has_batch = device_of(model), False
     with torch.no_grad(), evaluating(model):
+        if run is not None:
+            train_without_chance_(model)
         for norm in norms:
             norm.momentum = None  # torch then averages over all batches
             norm.training = True
         try:
-            for images, _ in batches:
+            for batch in batches:
                 if not has_batch:
                     for norm in norms:
                         norm.reset_running_stats()
                 has_batch = True
-                model(placed_like(model, images, device))
+                if run is None:
+                    model(placed_like(model, batch[0], device))
+                else:
+                    run(model, batch)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -118,13 +118,13 @@ def test_distillation_enters_the_loss_with_its_weight():
     net = HalfUseless().eval()
     channels = map_channels(net, IMAGE)
     images, labels = BATCHES[0]
-    losses = [objective_of(net, channels, distill=alpha).loss(None, images, labels) for alpha in (0.0, 1.0)]
+    losses = [objective_of(net, channels, distill=alpha).loss(None, (images, labels)) for alpha in (0.0, 1.0)]
     torch.testing.assert_close(losses[0], F.cross_entropy(net(images), labels))
     assert losses[1].item() == pytest.approx(0.0, abs=1e-6)  # everything is kept: the same logits
     worse = copy.deepcopy(net)
     worse.head.weight.data.neg_()
     objective = objective_of(net, channels, worse, distill=1.0, only_better=True)  # worse on every image
-    torch.testing.assert_close(objective.loss(None, images, labels), losses[0])
+    torch.testing.assert_close(objective.loss(None, (images, labels)), losses[0])
 
 
 def test_a_given_teacher_is_used_instead_of_the_network():
@@ -155,7 +155,7 @@ def test_masked_layer_norms_use_the_kept_channels_only(monkeypatch: pytest.Monke
     objective = objective_of(net, channels)
     plan = objective.plan(torch.linspace(0.9, 0.1, 8), channels.costs.of("macs") // 2)
     assert not objective.network.shrink_(plan)
-    loss = objective.loss(None, images, labels)
+    loss = objective.loss(None, (images, labels))
     reference = masked(net, channels.groups, plan)
     torch.testing.assert_close(loss, F.cross_entropy(reference(images), labels))
 
