@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from passdeploy.errors import CorruptArtifact
 from passdeploy.recipe import Recipe, parse_recipe
-from passdeploy.runs.folder import METRICS, RunFolder
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.logs import METRICS
 
 SAMPLE = "sample.png"  # a test image, which the report shows the prompt on
 PROMPT_KEY = "passdeploy.prompt"  # as in models/prompt.py, which imports torch
