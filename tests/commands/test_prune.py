@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import passdeploy
-from passdeploy.commands import prepare, prune
+from passdeploy.commands import prepare, prune, stages
 from passdeploy.commands.export_run import export_run
 from passdeploy.commands.profile_run import profile_run
 from passdeploy.data.splits import load_data
@@ -184,7 +184,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_named_with_its_stage(
         stage.step(3, 10)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(prune, "fit", exhausted)
+    monkeypatch.setattr(stages, "fit", exhausted)
     words = r"stage dense, after 3 steps: a batch of 16 images of 3 x 16 x 16 .*\nHalve it: --set data\.batch_size=8"
     with pytest.raises(DeviceMemoryError, match=words):
         prune.run(tiny_recipe, out=tmp_path)
@@ -335,7 +335,7 @@ def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
         network = model if isinstance(model, dense_class) else torch.nn.Sequential(model, torch.nn.Softmin(dim=1))
         return real_evaluate(network, *arguments, **options)
 
-    monkeypatch.setattr(prune, "evaluate", evaluate_slim_inverted)
+    monkeypatch.setattr(stages, "evaluate", evaluate_slim_inverted)
     weights = f"model.weights={finished.path / 'dense.safetensors'}"
     with pytest.raises(AccuracyError, match="lost"):
         prune.run(tiny_recipe, out=tmp_path, overrides=[weights, "gates.top1_drop=0.1"])

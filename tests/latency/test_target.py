@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.commands import prune
+from passdeploy.commands import prune, stages
 from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, UsageError
 from passdeploy.latency import find_table, search, target
@@ -51,7 +51,7 @@ def steady():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find_table, "make_sampler", make_sampler)
-        patch.setattr(prune, "delivered_networks", delivered_networks)
+        patch.setattr(stages, "delivered_networks", delivered_networks)
         patch.setattr(search, "clock_of_backend", lambda backend, device: Clock())
         patch.setattr(find_table, "DEFAULT_SAMPLING", SamplingPlan(networks=12, repeats=1, seconds=0.0))
         patch.setattr(target, "SECONDS_PER_PLAN", 0.1)

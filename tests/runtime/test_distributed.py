@@ -95,13 +95,13 @@ def test_only_the_first_of_two_processes_writes(tiny_recipe: Path, tmp_path: Pat
 
 
 def test_a_lost_process_ends_the_other_with_one_clear_error(tiny_recipe: Path, tmp_path: Path):
-    dies = "import sys, os\nfrom passdeploy.commands import prune\n" + (
+    dies = "import sys, os\nfrom passdeploy.commands import stages\n" + (
         "def tell(event):\n    pass\n"
-        "real = prune.fit\n"
+        "real = stages.fit\n"
         "def fit(*args, **options):\n"
         "    if os.environ['RANK'] == '1':\n        os._exit(9)\n"
         "    return real(*args, **options)\n"
-        "prune.fit = fit\n"
+        "stages.fit = fit\n"
     )
     pair = start_processes(dies + RUN, str(tiny_recipe), str(tmp_path / "runs"))
     outputs = [process.communicate(timeout=300) for process in pair]

@@ -1,0 +1,390 @@
+"""The stages of `passdeploy prune`, each of which leaves its result in the run folder.
+
+dense -> learn -> (time, for a latency target) -> slim -> finetune -> summary, report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count as count_from
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from passdeploy.channels.plan import Plan
+from passdeploy.commands.prepare import Prepared
+from passdeploy.commands.summary import images_per_class, summarise
+from passdeploy.errors import PassDeployError
+from passdeploy.latency.delivered import delivered_networks
+from passdeploy.latency.target import LatencyTarget, meet_target
+from passdeploy.models.cloning import deep_copy
+from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
+from passdeploy.profiling import Candidate, Setting, profile_pair
+from passdeploy.profiling.environment import cpu_model, physical_cores
+from passdeploy.report.pictures import encode_sample
+from passdeploy.report.run_facts import SAMPLE
+from passdeploy.report.write import write_report
+from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.load import load_network
+from passdeploy.runs.plan_file import plan_from_json, plan_to_json
+from passdeploy.runtime.determinism import deterministic_algorithms, reproducibility_facts
+from passdeploy.runtime.device_memory import memory_errors
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
+from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, stage
+from passdeploy.runtime.seeds import seed_of
+from passdeploy.slimming.slim import hidden_state, slim
+from passdeploy.slimming.verify import check_equivalence
+from passdeploy.sparsity.select import select_channels
+from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.evaluate import evaluate
+from passdeploy.training.loop import fit
+
+RECALIBRATION_BATCHES = 20
+EQUIVALENCE_IMAGES = 8
+_STAGE_TEXTS = {
+    "dense": "the network to prune",
+    "learn": "which channels matter",
+    "time": "plan for the latency that was asked for, build, measure, correct",
+    "slim": "cut, and compare with the masked network",
+    "finetune": "train the slim network",
+}
+
+
+class PruneJob:
+    """The stages of one run; a stage that the folder has as finished is skipped."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        device: torch.device,
+        allow_code: bool,
+        listener: Listener,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        self.processes = processes
+        self.prepared, self.folder, self.device, self.listener = prepared, folder, device, listener
+        self.allow_code = allow_code
+        self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
+        self.costs = prepared.channels.costs
+        self.batch = prepared.recipe.data.batch_size
+        self.dense = prepared.dense
+        self._warned = 0  # of unreadable images
+
+    def run_stages(self) -> dict[str, Any]:
+        """Run every stage that is not finished, write summary.json and return its content."""
+        self._run_stage("dense", self._train_dense)
+        self._run_stage("learn", self._learn_masks)
+        if self.prepared.target is not None:
+            self._run_stage("time", self._plan_for_latency)
+        self._run_stage("slim", self._cut_channels)
+        self._run_stage("finetune", self._finetune)
+        for name in ("cut.safetensors", "trained.safetensors"):
+            if self.folder.has(name):
+                self.folder.remove(name)
+        summary = summarise(
+            self.folder,
+            self.recipe,
+            images=images_per_class(self.data),
+            costs=self.costs,
+            target=self.prepared.target,
+            latency=self._measure_latency(),
+            environment={
+                **reproducibility_facts(self.recipe.deterministic, self.device),
+                "cpu": cpu_model(),
+                "cores": physical_cores(),
+            },
+        )
+        self.folder.write_json("summary.json", summary, kind="summary")
+        if self.processes.is_first:
+            self.folder.become_latest()
+        if self.processes.is_first:
+            self._write_report()
+        return summary
+
+    def _write_report(self) -> None:
+        """Write a test image for the report to show the prompt on, and the report."""
+        images, _ = next(self.data.test.batches(1))
+        mean, std = (torch.tensor(values) for values in (self.data.mean, self.data.std))
+        with self.folder.adding(SAMPLE, "sample") as draft:
+            draft.write_bytes(encode_sample((images[0].permute(1, 2, 0).cpu() * std + mean).numpy()))
+        write_report(self.folder)
+
+    def _run_stage(self, name: str, work: Callable[[Stage], dict[str, Any]]) -> None:
+        if self.folder.is_done(name):
+            result = self.folder.result_of(name)
+            self.listener(StageFinished(name, result["text"], result["seconds"], is_skipped=True))
+            return
+        with stage(name, _STAGE_TEXTS[name], self.listener) as progress, self._stage_conditions(name, progress):
+            result = work(progress)
+        self._warn_of_unreadable()
+        self.folder.mark_done(name, {**result, "text": progress.text, "seconds": round(progress.seconds, 3)})
+
+    @contextmanager
+    def _stage_conditions(self, name: str, progress: Stage) -> Iterator[None]:
+        """Make a stage deterministic if the recipe asks for it, and report a batch that does not fit the memory.
+
+        Plans for a latency are measured without determinism, as the deployed network will run.
+        """
+        size = self.recipe.prune.batch_size if name == "learn" else None
+        key, batch = ("data.batch_size", self.batch) if size is None else ("prune.batch_size", size)
+        shape = " x ".join(map(str, self.data.image_shape))
+
+        def what() -> str:
+            after = f", after {progress.done} steps" if progress.done else ""
+            return f"stage {name}{after}: a batch of {batch} images of {shape}"
+
+        with (
+            memory_errors(what, self.device, advice=f"Halve it: --set {key}={max(1, batch // 2)}"),
+            deterministic_algorithms(
+                self.recipe.deterministic and name != "time", self.device, network=self.dense, listener=self.listener
+            ),
+        ):
+            yield
+
+    def _warn_of_unreadable(self) -> None:
+        """Warn of images that could not be read since the last warning."""
+        new = self.data.unreadable[self._warned :]
+        self._warned += len(new)
+        if new:
+            reasons = "".join(f"\n  {reason}" for reason in new)
+            self.listener(Warned(f"{len(new)} images cannot be read; others of their class stood in:{reasons}"))
+
+    # The stages
+
+    def _train_dense(self, progress: Stage) -> dict[str, Any]:
+        if not self.prepared.is_trained:
+            fit(
+                self.dense,
+                self.data,
+                self.recipe.train,
+                batch_size=self.batch,
+                seed=self.recipe.seed,
+                device=self.device,
+                stage=progress,
+                checkpoint=self.folder.checkpoint("dense"),
+                processes=self.processes,
+            )
+        top1 = self._evaluate(self.dense)
+        self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
+        progress.text = f"top-1 {top1:.2%}"
+        return {"top1": top1}
+
+    def _learn_masks(self, progress: Stage) -> dict[str, Any]:
+        chosen = select_channels(
+            self.recipe,
+            self.prepared.channels,
+            self.prepared.budget,
+            self.prepared.round_to,
+            self._load_dense(),
+            lambda: self._to_device(self._training_batches("learn")),
+            stage=progress,
+            processes=self.processes,
+            reused=self.prepared.reused,
+        )
+        tensors = {f"scores.{name}": values for name, values in chosen.scores.items()}
+        if chosen.prompt is not None:
+            tensors[PROMPT_KEY] = chosen.prompt.pixels().detach()
+        self.folder.write_tensors("scores.safetensors", tensors, kind="scores")
+        self.folder.write_json("chosen.json", chosen.plan.to_json(), kind="plan")
+        if chosen.hypernetwork is not None:
+            self.folder.write_tensors("hypernetwork.safetensors", chosen.hypernetwork.state_dict(), kind="hypernetwork")
+        if chosen.weights is not None:
+            self.folder.write_tensors("trained.safetensors", chosen.weights.state_dict())
+        progress.text = chosen.text
+        return {}
+
+    def _plan_for_latency(self, progress: Stage) -> dict[str, Any]:
+        """Choose channels by the scores for a latency target; plans are measured and corrected until one meets it."""
+        target = self.prepared.target
+        assert target is not None
+        result: tuple[Plan, dict[str, Any]] | PassDeployError | None = None
+        if self.processes.is_first:
+            try:
+                result = self._search_plan(target, progress)
+            except PassDeployError as error:  # broadcast like a result; otherwise the other processes would hang
+                result = error
+        result = self.processes.broadcast_object(result)
+        if isinstance(result, PassDeployError):
+            raise result
+        assert result is not None
+        plan, facts = result
+        self.folder.write_json("timed.json", plan.to_json(), kind="plan")
+        progress.text = (
+            f"asked for {target.goal}, {'measured' if facts['is_measured'] else 'by the table'} "
+            f"{facts['achieved']:.3g}{'' if target.goal.ms is None else ' ms'}, {facts['trials']} plans tried"
+        )
+        return {"timed": facts}
+
+    def _search_plan(self, target: LatencyTarget, progress: Stage) -> tuple[Plan, dict[str, Any]]:
+        dense, prune = self._load_dense().cpu(), self.recipe.prune
+        saved = self.folder.read_tensors("scores.safetensors")
+        scores = {name.removeprefix("scores."): values for name, values in saved.items() if name.startswith("scores.")}
+        prompt = self._new_prompt()
+        if prompt is not None:
+            prompt.load_pixels_(dict(saved))
+        is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
+        with delivered_networks(target.context, dense, self.channels, prompt) as build_delivered:
+            return meet_target(
+                target,
+                scores,
+                dense,
+                build_delivered=build_delivered,
+                allocation="uniform" if is_uniform else "global",
+                progress=progress,
+            )
+
+    def _read_plan(self) -> Plan:
+        """Read the plan of the latency stage, or without one that of mask learning."""
+        name = "timed.json" if self.folder.has("timed.json") else "chosen.json"
+        return Plan.from_json(self.folder.read_json(name))
+
+    def _cut_channels(self, progress: Stage) -> dict[str, Any]:
+        saved = self.folder.read_tensors("scores.safetensors")
+        plan = self._read_plan()
+        dense = self._load_dense().cpu()
+        if self.folder.has("trained.safetensors"):
+            dense = deep_copy(dense)
+            dense.load_state_dict(self.folder.read_tensors("trained.safetensors"))
+        images, _ = next(self.data.test.batches(EQUIVALENCE_IMAGES))
+        equivalence = check_equivalence(
+            dense,
+            self.channels.groups,
+            plan,
+            images,
+            tolerance=self.recipe.gates.equivalence,
+            blocks=self.channels.blocks,
+        )
+        prompt = self._new_prompt()
+        if prompt is not None:
+            prompt.load_pixels_(saved)
+        smaller = with_prompt(slim(dense, self.channels.groups, plan, self.channels.blocks), prompt).to(self.device)
+        with self.processes.synchronised_batch_norm():
+            batches = self._to_device(islice(self._training_batches("recalibrate"), RECALIBRATION_BATCHES))
+            recalibrate_batch_norm_(smaller, batches)
+        top1, prompted = self._evaluate(smaller), self._top1_with_and_without_prompt(smaller)
+        self.folder.write_json(
+            "plan.json",
+            plan_to_json(
+                plan, model=self.recipe.model.name, data=self.data, channels=self.channels, prompt=self._new_prompt()
+            ),
+            kind="plan",
+        )
+        self.folder.write_tensors("cut.safetensors", state_with_prompt(smaller))
+        kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
+        achieved = self.costs.of(kind, plan.widths())
+        progress.text = (
+            f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
+            f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "
+            f"top-1 {top1:.2%}"
+        )
+        return {
+            "max_rel_error": equivalence.max_rel_error,
+            "input_shapes": equivalence.input_shapes,
+            "top1": top1,
+            "achieved": achieved,
+            "prompt": prompted,
+        }
+
+    def _finetune(self, progress: Stage) -> dict[str, Any]:
+        plan = plan_from_json(self.folder.read_json("plan.json"))
+        saved, prompt = self.folder.read_tensors("cut.safetensors"), self._new_prompt()
+        if prompt is not None:
+            saved = prompt.load_pixels_(saved)
+        network = slim(self.dense, self.channels.groups, plan, self.channels.blocks)
+        network.load_state_dict(saved)
+        smaller = with_prompt(network, prompt)
+        fit(
+            smaller,
+            self.data,
+            self.recipe.finetune,
+            batch_size=self.batch,
+            seed=seed_of("finetune", self.recipe.seed),
+            device=self.device,
+            stage=progress,
+            teacher=self._load_dense(),
+            checkpoint=self.folder.checkpoint("finetune"),
+            processes=self.processes,
+        )
+        top1 = self._evaluate(smaller)
+        hidden = hidden_state(without_prompt(smaller), self.channels.groups)
+        self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
+        progress.text = f"top-1 {top1:.2%}"
+        return {"top1": top1, "prompt": self._top1_with_and_without_prompt(smaller)}
+
+    # Shared by the stages
+
+    def _load_dense(self) -> nn.Module:
+        """Load the weights that the first stage wrote into the dense network, and move it to the device."""
+        self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
+        return self.dense.to(self.device)
+
+    def _training_batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield training batches endlessly; the purpose seeds their order, so it is the same after a resume."""
+        size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
+        for epoch in count_from():
+            yield from self.data.train.batches(
+                size,
+                epoch=epoch,
+                seed=seed_of(purpose, self.recipe.seed),
+                augment=self.recipe.train.random_changes,
+                drop_last=True,
+                part=self.processes.part,
+                device=self.device,
+            )
+
+    def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Move batches to the device, images in the memory format of training."""
+        memory_format = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+        for images, labels in batches:
+            yield images.to(self.device, memory_format=memory_format), labels.to(self.device)
+
+    def _new_prompt(self) -> VisualPrompt | None:
+        """Build an untrained prompt for the slim network; None if the recipe learns or keeps none."""
+        prune, spec = self.recipe.prune, self.recipe.prune.prompt
+        is_learned = prune.method == "pass" and not prune.takes_plan
+        if not is_learned or spec.kind == "none" or not spec.keep:
+            return None
+        return VisualPrompt(spec.kind, self.data.image_shape, spec.size)
+
+    def _top1_with_and_without_prompt(self, smaller: nn.Module) -> dict[str, float] | None:
+        """Evaluate a slim network with and without the learned prompt in front of it; None if none was learned."""
+        spec, saved = self.recipe.prune.prompt, self.folder.read_tensors("scores.safetensors")
+        if PROMPT_KEY not in saved:
+            return None
+        prompt = VisualPrompt(spec.kind, self.data.image_shape, spec.size)
+        prompt.load_pixels_(saved)
+        network = without_prompt(smaller)
+        prompted = smaller if network is not smaller else with_prompt(network, prompt)
+        return {"top1_with": self._evaluate(prompted), "top1_without": self._evaluate(network)}
+
+    def _evaluate(self, model: nn.Module) -> float:
+        return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
+
+    def _measure_latency(self) -> list[dict[str, Any]]:
+        """Measure dense and slim briefly in PyTorch on the run's device; return rows as in `profile.json`.
+
+        With a latency target, the rows are those of its last measurement.
+        """
+        if not self.processes.is_first:
+            return []
+        if self.prepared.target is not None:
+            return self.prepared.target.rows(self.folder.result_of("time")["timed"])
+        pair = [
+            Candidate(name, load_network(self.folder, name, self.allow_code), weights=f"{name}.safetensors")
+            for name in ("dense", "slim")
+        ]
+        profile = profile_pair(
+            *pair,
+            image_shape=self.data.image_shape,
+            backends=("torch",),
+            batches=(8,),
+            setting=Setting(device=str(self.device)),
+            seconds=2.0,
+            listener=self.listener,
+        )
+        rows: list[dict[str, Any]] = profile.to_json()["rows"]
+        return rows
