@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # onnxruntime or onnxruntime-gpu, never both: EXTRAS=gpu,rtx,... on a machine with an NVIDIA GPU.
 EXTRAS ?= cpu,rtx,timm,demo,dev
+# A process for each core, four at most since each takes 1.5 GB, and one thread in each; the tests of a file stay together.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 FLOOR := .venv-floor
 TORCH_TRT := .venv-torch-trt
 # The lowest Python where it is installed, otherwise the one that runs everything else.
@@ -20,10 +22,10 @@ demo: $(VENV)/installed
 	$(BIN)/passdeploy profile
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-floor: $(FLOOR)/installed
-	$(FLOOR)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST)
 
 test-torch-trt: $(TORCH_TRT)/installed
 	$(TORCH_TRT)/bin/python -m pytest -m torch_trt tests/export/test_torch_trt_real.py

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
+
+from passdeploy.commands import prune, stages
 
 RECIPE = """
 version: 1
@@ -47,6 +53,29 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["PASSDEPLOY_CACHE"] = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def operators_are_read_once() -> Iterator[None]:
+    """Cache the operator table of torch's exporter, which otherwise parses 500 translations in each export (0.5 s).
+
+    With a version of torch that is built differently, the cache is left out and nothing else changes.
+    """
+    apis = getattr(import_module("torch.onnx._internal.exporter._registration"), "onnxscript_apis", None)
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(apis, "get_torchlib_ops"):
+            patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
+        gc.freeze()  # imported modules are never garbage, and scanning them takes a sixth of an export
+        yield
+        gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_measurements() -> Iterator[None]:
+    """Measure the latency at the end of a run for a moment instead of two seconds; no test looks at its precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "LATENCY_SECONDS", 0.05)
+        yield
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("images"))
@@ -57,3 +86,17 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory, image_folder: Path) ->
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE.format(root=image_folder))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> prune.RunResult:
+    """Run the recipe once, for tests that only read the run; those that write copy it with `copy_run`."""
+    return prune.run(tiny_recipe, out=tmp_path_factory.mktemp("runs"))
+
+
+def copy_run(run: prune.RunResult, folder: Path) -> Path:
+    """Copy a run that nobody exported yet, as the newest of `folder`/runs."""
+    copied = folder / "runs" / run.path.name
+    shutil.copytree(run.path, copied, ignore=shutil.ignore_patterns(".lock", "export"))
+    (folder / "runs" / "latest").symlink_to(copied.name)
+    return copied

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -37,19 +37,20 @@ def runs(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_answers_in_under_half_a_second_and_without_torch():
+def test_help_takes_less_than_a_third_of_a_second_and_no_torch():
     code = (
         "import sys; from passdeploy.cli import main\n"
         "try: main(['--help'])\n"
         "finally: print(sorted({'torch', 'onnx', 'onnxruntime', 'torchvision', 'pydantic'} & set(sys.modules)))"
     )
-    seconds = []
+    seconds = []  # of the processor, which other processes of the machine do not change
     for _ in range(3):
-        began = time.perf_counter()
+        began = os.times()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        ended = os.times()
+        seconds.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
     assert done.stdout.rstrip().endswith("[]")
-    assert min(seconds) < 0.5
+    assert min(seconds) < 0.3
 
 
 def test_a_run_is_exported_and_profiled_with_the_default_paths(call, runs: Path, monkeypatch: pytest.MonkeyPatch):

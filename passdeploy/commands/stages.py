@@ -44,6 +44,7 @@ from passdeploy.training.loop import fit
 
 RECALIBRATION_BATCHES = 20
 EQUIVALENCE_IMAGES = 8
+LATENCY_SECONDS = 2.0  # for both networks together, at the end of a run
 _STAGE_TEXTS = {
     "dense": "the network to prune",
     "learn": "which channels matter",
@@ -383,7 +384,7 @@ class PruneJob:
             backends=("torch",),
             batches=(8,),
             setting=Setting(device=str(self.device)),
-            seconds=2.0,
+            seconds=LATENCY_SECONDS,
             listener=self.listener,
         )
         rows: list[dict[str, Any]] = profile.to_json()["rows"]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from passdeploy.commands import prune
+from passdeploy.commands.prune import RunResult
 from passdeploy.display.bench_table import bench_table
 from tests.command_line import call_command
+from tests.conftest import copy_run
 
 ROW = {"format": "ONNX Runtime", "precision": "int8", "file": "export/model-int8.onnx", "size_bytes": 1_400_000}
 TIMES = {"median_ms": 0.352, "ci95_rel": 0.01, "speedup": 2.9, "speedup_ci": [2.8, 3.0]}
@@ -37,10 +38,9 @@ def test_the_table_fits_and_names_what_was_skipped_once():
 
 
 def test_a_run_is_exported_and_measured_in_every_precision(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_run: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    overrides = ["prune.method=magnitude", "train.epochs=0", "finetune.epochs=0"]
-    run = prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides).path
+    run = copy_run(tiny_run, tmp_path)
     monkeypatch.chdir(tmp_path)
     arguments = ("bench", "--precision", "fp32,fp8", "--seconds", "0.1", "--batch", "2", "--device", "cpu")
     done = call_command(*arguments, "--json")

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -64,8 +66,8 @@ RUN_FILES = {
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> prune.RunResult:
-    return prune.run(tiny_recipe, out=tmp_path_factory.mktemp("runs"))
+def finished(tiny_run: prune.RunResult) -> prune.RunResult:
+    return tiny_run
 
 
 def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
@@ -241,13 +243,27 @@ def test_a_place_that_cannot_hold_runs_is_known_before_anything_is_loaded(tiny_r
         prune.run(tiny_recipe, out=tmp_path / "file" / "runs", tell=lambda event: pytest.fail(str(event)))
 
 
+@pytest.fixture(scope="module")
+def run_baseline(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., prune.RunResult]:
+    """Prune the same trained network by another method; the same arguments give the same run."""
+
+    @cache
+    def run(method: str, *overrides: str) -> prune.RunResult:
+        weights = f"model.weights={finished.path / 'dense.safetensors'}"
+        shared = [weights, "prune.target.params=0.6", "finetune.epochs=1"]
+        out = tmp_path_factory.mktemp("baselines")
+        return prune.run(tiny_recipe, out=out, overrides=[*shared, f"prune.method={method}", *overrides])
+
+    return run
+
+
 @pytest.mark.parametrize("method", ["random", "uniform", "magnitude", "bn_scale", "taylor", "growing"])
 def test_every_baseline_runs_from_the_same_recipe(
-    method: str, finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+    method: str, finished: prune.RunResult, run_baseline: Callable[..., prune.RunResult]
 ):
-    weights = f"model.weights={finished.path / 'dense.safetensors'}"
-    overrides = [f"prune.method={method}", weights, "prune.target.params=0.6"]
-    result = prune.run(tiny_recipe, out=tmp_path, overrides=overrides)
+    result = run_baseline(method)
     assert result.summary["method"] == method
     assert result.summary["dense"]["top1"] == finished.summary["dense"]["top1"]
     assert result.summary["budget"]["kind"] == "params"
@@ -268,14 +284,12 @@ def test_weights_of_other_images_are_trained_with_a_new_head_before_anything_is_
     assert not any(torch.equal(original[name], trained[name]) for name in ("conv1.weight", "linear.weight"))
 
 
-def test_growing_chooses_by_the_score_it_is_given(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
-    shared = [f"model.weights={finished.path / 'dense.safetensors'}", "prune.target.params=0.6", "finetune.epochs=0"]
+def test_growing_chooses_by_the_score_it_is_given(run_baseline: Callable[..., prune.RunResult]):
     plans = set()
-    for score, method in {"taylor": "taylor", "l1": "magnitude"}.items():
-        grown, plain = (
-            prune.run(tiny_recipe, out=tmp_path, overrides=[*shared, *extra])
-            for extra in (["prune.method=growing", f"prune.growing.score={score}"], [f"prune.method={method}"])
-        )
+    for grown, plain in (
+        (run_baseline("growing"), run_baseline("taylor")),  # its default
+        (run_baseline("growing", "prune.growing.score=l1"), run_baseline("magnitude")),
+    ):
         assert (grown.path / "chosen.json").read_bytes() == (plain.path / "chosen.json").read_bytes()
         plans.add((grown.path / "chosen.json").read_bytes())
     assert len(plans) == 2
@@ -328,7 +342,7 @@ def test_a_head_that_does_not_fit_the_classes_is_refused(
 def test_a_gate_on_accuracy_fails_the_command_and_keeps_the_run(
     finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real_evaluate, dense_class = prune.evaluate, type(passdeploy.load(finished.path, "dense"))
+    real_evaluate, dense_class = stages.evaluate, type(passdeploy.load(finished.path, "dense"))
 
     def evaluate_slim_inverted(model: torch.nn.Module, *arguments: object, **options: object) -> object:
         """Evaluate the dense network as it is, and the slim one answering with the class it finds least likely."""

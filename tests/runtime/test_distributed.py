@@ -18,6 +18,8 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, _synchronised_batch_n
 RUN = """
 import sys
 from passdeploy.cli import main
+from passdeploy.commands import stages
+stages.LATENCY_SECONDS = 0.05
 main(["prune", "--recipe", sys.argv[1], "--out", sys.argv[2], "--json", *sys.argv[3:]])
 """
 
@@ -84,9 +86,9 @@ def test_two_processes_train_and_choose_as_one_does():
 
 
 def test_only_the_first_of_two_processes_writes(tiny_recipe: Path, tmp_path: Path):
-    pair = start_processes(
-        RUN, str(tiny_recipe), str(tmp_path / "two"), "--set", "train.epochs=0", "--set", "finetune.epochs=1"
-    )
+    short = ("train.epochs=0", "finetune.epochs=1", "prune.steps=2")
+    options = [word for change in short for word in ("--set", change)]
+    pair = start_processes(RUN, str(tiny_recipe), str(tmp_path / "two"), *options)
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert [path.name for path in sorted((tmp_path / "two").iterdir())] == ["latest", "tiny-0001"]
