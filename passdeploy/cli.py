@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from passdeploy.cli_completion import PRECISIONS, complete_backends, complete_device, complete_precisions
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_group import CommandGroup
 from passdeploy.cli_options import (
@@ -49,7 +50,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Learn which channels matter, cut them, fine-tune.")
 @recipe_options
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
@@ -62,7 +63,13 @@ def main() -> None:
     type=click.Choice(["tensorboard", "mlflow"]),
     help="Pass the metrics on; metrics.jsonl is always written.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=complete_device,
+    help="auto, cpu, cuda or cuda:N.",
+)
 @common_options
 def prune(
     recipe_argument: str | None,
@@ -124,7 +131,7 @@ def _resuming_command(is_resumable: bool) -> str:
     return shlex.join(["passdeploy", *arguments])
 
 
-@main.command()
+@main.command(short_help="Write ONNX, and with --trt an engine, each checked.")
 @run_folder_options
 @export_options
 @click.option(
@@ -167,10 +174,11 @@ def export(
     )
 
 
-@main.command()
+@main.command(short_help="Measure dense and slim in turns on this machine.")
 @run_folder_options
 @click.option(
     "--backend",
+    shell_complete=complete_backends,
     metavar="NAME,...",
     help="Backends: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run, if left out: torch,ort; "
     "on a GPU torch,compile,ort-cuda and what was exported for TensorRT, as far as they run here.",
@@ -256,14 +264,25 @@ def profile(
     )
 
 
-@main.command()
+@main.command(short_help="Export and measure every format and precision, in a table.")
 @run_folder_options
 @click.option(
-    "--precision", default="fp32,fp16,bf16,int8,fp8", show_default=True, metavar="P,P,...", help="Precisions to try."
+    "--precision",
+    default=",".join(PRECISIONS),
+    show_default=True,
+    shell_complete=complete_precisions,
+    metavar="P,P,...",
+    help="Precisions to try.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
-@click.option("--device", default="auto", show_default=True, help="auto (the GPU where there is one), cpu or cuda:N.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    shell_complete=complete_device,
+    help="auto (the GPU where there is one), cpu or cuda:N.",
+)
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Measure each at least this long."
 )
@@ -306,30 +325,15 @@ def bench(
     )
 
 
-@main.command()
+@main.command(short_help="Show GPUs, backends that start, commands that can run.")
 @common_options
 def doctor(as_json: bool, quiet: bool) -> None:
     """Show the packages and GPUs of this machine, which backends start, and which commands can run here."""
     from passdeploy.commands.doctor import examine
-    from passdeploy.display.gpus import gpu_lines
+    from passdeploy.display.doctor_facts import doctor_facts
 
-    report = examine()
-    Output(as_json, quiet).show(
-        report,
-        *(f"{name:<28} {version}" for name, version in report["versions"].items()),
-        *(gpu_lines(report["gpus"]) or [f"{'GPU':<28} none"]),
-        *(
-            f"{f'backend {name}':<28} {'starts on ' + start['device'] if start['ok'] else 'no: ' + start['why']}"
-            for name, start in report["starts"].items()
-        ),
-        *(f"{name:<28} {'yes' if check['ok'] else 'no: ' + check['why']}" for name, check in report["can"].items()),
-        f"{'Torch-TensorRT':<28} {report['torch_tensorrt_installed']}",
-        *(
-            f"{'made for each other':<28} {', '.join(f'{name} {release}' for name, release in row.items())}"
-            for row in report["torch_tensorrt"]
-        ),
-        next_step="passdeploy recipes",
-    )
+    found = examine()
+    Output(as_json, quiet).show(found, doctor_facts(found), next_step="passdeploy recipes")
 
 
 for command in (check, compare, init, inspect, recipes, report, runs):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from passdeploy.cli_completion import complete_precisions
+
 if TYPE_CHECKING:
     from passdeploy.commands.export_run import Exported
     from passdeploy.export import EngineOptions, ExportSettings
@@ -40,6 +42,7 @@ _OPTIONS = (
     click.option(
         "--precision",
         default="fp32",
+        shell_complete=complete_precisions,
         show_default=True,
         metavar="P,P,...",
         help="fp32, fp16, bf16, int8, fp8 (with ModelOpt): one file each.",

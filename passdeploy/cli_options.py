@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from passdeploy.cli_completion import complete_recipe
+
 if TYPE_CHECKING:
     from passdeploy.display.progress import TerminalListener
 
@@ -57,8 +59,14 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Use a latency table of another machine; plans are then not measured.",
         ),
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the recipe."),
-        click.option("--recipe", "recipe_option", metavar="RECIPE", help="A file, or the name of a recipe we ship."),
-        click.argument("recipe_argument", metavar="[RECIPE]", required=False),
+        click.option(
+            "--recipe",
+            "recipe_option",
+            metavar="RECIPE",
+            shell_complete=complete_recipe,
+            help="A file, or the name of a recipe we ship.",
+        ),
+        click.argument("recipe_argument", metavar="[RECIPE]", required=False, shell_complete=complete_recipe),
     ):
         command = parameter(command)
     return command

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from passdeploy.cli_completion import PRECISIONS, complete_device, complete_recipe
 from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--channels-last", is_flag=True, help="Memory format of images and weights (torch, compile)."),
         click.option(
             "--precision",
-            type=click.Choice(["fp32", "fp16", "bf16", "int8", "fp8"]),
+            type=click.Choice(PRECISIONS),
             default="fp32",
             show_default=True,
             help="torch and compile convert the network to it; the other backends take the run's files in it.",
@@ -214,6 +215,7 @@ def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--device",
             default="auto",
             show_default=True,
+            shell_complete=complete_device,
             help="auto (the GPU where there is one), cpu, cuda or cuda:N.",
         ),
     ):
@@ -255,7 +257,12 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="With --table or --sweep-round: the network, such as torchvision/resnet50.",
         ),
-        click.option("--recipe", metavar="RECIPE", help="With --table or --sweep-round: the network of a recipe."),
+        click.option(
+            "--recipe",
+            metavar="RECIPE",
+            shell_complete=complete_recipe,
+            help="With --table or --sweep-round: the network of a recipe.",
+        ),
         click.option(
             "--share",
             type=float,

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from passdeploy.cli_completion import complete_recipe
 from passdeploy.cli_options import common_options, recipe_name, recipe_options, terminal_listener, with_force
 from passdeploy.display.output import Output
 
 
-@click.command()
+@click.command(short_help="Load everything of a recipe and train nothing.")
 @recipe_options
 @common_options
 def check(
@@ -52,7 +53,7 @@ def check(
     Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=f"passdeploy prune --recipe {name}")
 
 
-@click.command()
+@click.command(short_help="Show the channel groups and blocks of a network.")
 @click.argument("model")
 @click.option("--weights", help="pretrained, or a .safetensors, .pt or .pth file.")
 @click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
@@ -141,7 +142,7 @@ def init(
     )
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, short_help="List and show the recipes that come with passdeploy.")
 @click.pass_context
 def recipes(context: click.Context) -> None:
     """List and show the recipes that come with passdeploy, and describe the keys of a recipe."""
@@ -164,7 +165,7 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
 
 
 @recipes.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_recipe)
 @common_options
 def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
     """Print a recipe, to copy and change."""
@@ -175,7 +176,12 @@ def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
     if isinstance(found, Path):  # a copy lies elsewhere, and still finds the schema
         schema = found.with_name(SCHEMA_FILE)
         text = text.replace(f"$schema={SCHEMA_FILE}", f"$schema={schema}") if schema.is_file() else text
-    Output(as_json, quiet).show({"name": name, "text": text}, text.rstrip("\n"))
+    if as_json:
+        Output(as_json).show({"name": name, "text": text})
+        return
+    click.echo(text.rstrip("\n"))  # as it is in the file, whatever the width of the terminal
+    if not quiet:
+        click.echo(f"next: passdeploy check --recipe {name}", err=True)
 
 
 @recipes.command("schema")

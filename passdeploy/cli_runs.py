@@ -11,7 +11,7 @@ from passdeploy.display.output import Output
 from passdeploy.errors import RunError
 
 
-@click.command()
+@click.command(short_help="Write the report of a run: one HTML page, and Markdown.")
 @run_option
 @common_options
 def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
@@ -32,7 +32,7 @@ def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
     )
 
 
-@click.command()
+@click.command(short_help="Lay runs side by side: accuracy over latency and MACs.")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]...")
 @click.option(
     "--out",

@@ -11,7 +11,7 @@ from passdeploy.channels.allocation import narrowest_widths
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.display.units import quantity
+from passdeploy.display.units import percent, quantity
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.models.diagnosis import image_errors
@@ -79,11 +79,11 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
         ],
         "words": [
             f"{len(prunable)} of {len(channels.groups)} channel groups can be cut, "
-            f"{removable / total:.0%} of the channels",
+            f"{percent(removable / total, 0)} of the channels",
             f"{quantity(counts['macs'])} MACs, {quantity(counts['params'])} parameters; with widths in multiples of "
             f"{round_to}{', without blocks' if costs.blocks else ''}",
-            f"no fewer than {reachable['macs'] / macs:.1%} of the MACs and "
-            f"{reachable['params'] / counts['params']:.1%} of the parameters can be reached",
+            f"no fewer than {percent(reachable['macs'] / macs)} of the MACs and "
+            f"{percent(reachable['params'] / counts['params'])} of the parameters can be reached",
             *_block_words(channels),
         ],
     }
@@ -101,7 +101,7 @@ def _block_words(channels: ChannelMap) -> list[str]:
     prunable = [block for block in channels.blocks if block.is_prunable]
     without = {presence(block.name): 0 for block in prunable}
     left = channels.costs.of("macs", without) / channels.costs.of("macs")
-    share = f"; without them {left:.1%} of the MACs are left" if prunable else ""
+    share = f"; without them {percent(left)} of the MACs are left" if prunable else ""
     return [f"{len(prunable)} of {len(channels.blocks)} blocks can be skipped{share}"]
 
 

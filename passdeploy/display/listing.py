@@ -14,6 +14,7 @@ from io import StringIO
 from typing import Any
 
 _GAP = "  "
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,28 @@ class Listing:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         return _GAP.join(cells)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names with what is known of each, in two columns; what does not fit in a line goes on beneath itself."""
+
+    rows: tuple[tuple[str, str], ...]
+
+    def text(self, width: int = 80) -> str:
+        """Lay the names and facts out in two columns for a terminal of `width` characters."""
+        indent = max(len(name) for name, _ in self.rows) + 2
+        blank = " " * indent
+        return "\n".join(
+            textwrap.fill(fact, width, initial_indent=f"{name:<{indent}}", subsequent_indent=blank, **_WHOLE_WORDS)
+            for name, fact in self.rows
+        )
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break the lines of a text that are longer than `width`, between words; the rest of a line is indented."""
+    lines = text.split("\n")
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ", **_WHOLE_WORDS) for line in lines)
 
 
 class Footnotes:

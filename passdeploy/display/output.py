@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from passdeploy.display.listing import Listing, csv_text
+from passdeploy.display.listing import Facts, Listing, csv_text, wrapped
 
 _WIDEST = 120  # characters of a line of notes, on terminals that are wider
 
@@ -25,7 +25,7 @@ class Output:
     def show(
         self,
         document: Any,
-        *parts: Listing | str,
+        *parts: Listing | Facts | str,
         paths: Sequence[object] = (),
         next_step: str = "",
         rows: Sequence[dict[str, Any]] | None = None,
@@ -34,7 +34,8 @@ class Output:
 
         Args:
             document: printed on stdout as JSON with `--json`, and then nothing else is.
-            parts: tables and lines for people, on stdout; with `--quiet` only where no path was written.
+            parts: tables and lines for people, on stdout, as wide as the terminal; with `--quiet` only where no path
+                was written.
             paths: files and folders that were written, one a line on stdout.
             next_step: the next command to type, on stderr; not with `--quiet`.
             rows: print these as CSV on stdout instead of `parts` and `paths`; None: no CSV.
@@ -48,8 +49,15 @@ class Output:
         width = min(_WIDEST, max(40, shutil.get_terminal_size((80, 24)).columns))
         if not (self.is_quiet and paths):
             for part in parts:
-                click.echo(part.text(width) + "\n" if isinstance(part, Listing) else part)
+                click.echo(_laid_out(part, width))
         for path in paths:
             click.echo(str(path))
         if next_step and not self.is_quiet:
             click.echo(f"next: {next_step}", err=True)
+
+
+def _laid_out(part: Listing | Facts | str, width: int) -> str:
+    """Lay a part out for a terminal of `width` characters; an empty line follows a table."""
+    if isinstance(part, Listing):
+        return part.text(width) + "\n"
+    return part.text(width) if isinstance(part, Facts) else wrapped(part, width)

@@ -16,6 +16,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.table import Table
 from rich.text import Text
 
 from passdeploy.display.units import duration
@@ -127,8 +128,9 @@ class TerminalListener:
             self._remove_bar()
 
     def _print_stage(self, mark: str, style: str, stage: str, text: str, elapsed: str) -> None:
-        line = Text.assemble((mark, style), " ", (f"{stage:<12}", "bold"), " ", text, " ", (elapsed, "dim"))
-        self.console.print(line, soft_wrap=True, highlight=False)
+        line = Table.grid(padding=(0, 1))
+        line.add_row(Text(mark, style), Text(f"{stage:<12}", "bold"), Text.assemble(text, " ", (elapsed, "dim")))
+        self.console.print(line, highlight=False)
 
     def _print_plain(self, text: str, style: str | None = None) -> None:
         self.console.print(Text(text), style=style, soft_wrap=True, highlight=False)

@@ -33,7 +33,8 @@ from passdeploy.latency.torch_sampler import TorchSampler
 from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
 from passdeploy.models.cloning import deep_copy
 from passdeploy.profiling.clock import clock_of_backend
-from passdeploy.profiling.execution import ON_GPU, Setting
+from passdeploy.profiling.execution import Setting
+from passdeploy.runtime.backend_names import ON_GPU
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.slimming.slim import slim
 

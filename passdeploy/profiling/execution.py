@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import UsageError
+from passdeploy.runtime.backend_names import BACKENDS, ON_GPU
 from passdeploy.runtime.devices import find_device, unused_gpu
 from passdeploy.runtime.events import Listener, Warned, silent
 
-ON_GPU = ("ort-cuda", "ort-trt", "tensorrt", "torch-trt")  # backends that run on a GPU only
-BACKENDS = ("torch", "compile", "ort", *ON_GPU)
 _TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WITH_LAYOUT = {"torch", "compile"}
 _WITH_GRAPH = {"torch", "compile", "tensorrt"}

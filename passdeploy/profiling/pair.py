@@ -20,13 +20,14 @@ from passdeploy.profiling.clock import Clock, clock_of_backend
 from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
 from passdeploy.profiling.disturbances import OTHERS_BUSY, MachineCounters, find_disturbances
 from passdeploy.profiling.environment import default_threads, peak_memory_mb, read_environment
-from passdeploy.profiling.execution import ON_GPU, Setting
+from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.interleaved import BUILT_ONCE, SESSIONS, TimeBudget, measure_sessions
 from passdeploy.profiling.launch_overhead import launch_note
 from passdeploy.profiling.nvml import process_text
 from passdeploy.profiling.report import ExtraMetrics, Profile, Row, SkippedBackend, make_row
 from passdeploy.profiling.runners import Runner, torch_threads
 from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
+from passdeploy.runtime.backend_names import ON_GPU
 from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 

@@ -37,4 +37,5 @@ class PreprocessingSpec(Section):
     def text(self) -> str:
         """The preprocessing in words."""
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        return f"{self.crop:.1%} of the centre, {self.interpolation}, mean {mean}, std {std}"
+        square = "the largest square" if self.crop == 1 else f"{100 * self.crop:.1f} % of the largest square"
+        return f"{square} in the centre, {self.interpolation}, mean {mean}, std {std}"

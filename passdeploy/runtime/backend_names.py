@@ -1,0 +1,6 @@
+"""Names of the backends that run networks; plain words, so that the command line knows them without torch."""
+
+from __future__ import annotations
+
+ON_GPU = ("ort-cuda", "ort-trt", "tensorrt", "torch-trt")  # backends that run on a GPU only
+BACKENDS = ("torch", "compile", "ort", *ON_GPU)
