@@ -97,6 +97,8 @@ class RestrictedNorms(TorchFunctionMode):
     ) -> Any:
         """Call any function of torch, restricted where it is known."""
         restricted = None
+        if func is torch._weight_norm:
+            return func(*self._without_empty_slices(*args), **(kwargs or {}))
         if (names := _ARGUMENTS.get(func)) is not None:
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             restricted = self._batch_norm(given) if func is F.batch_norm else self._norm(func, given)
@@ -116,6 +118,15 @@ class RestrictedNorms(TorchFunctionMode):
         if func in (F.layer_norm, torch.layer_norm):
             return layer_norm(x, kept, scale, given.get("bias"), given.get("eps", 1e-5))
         return rms_norm(x, kept, scale, given.get("eps"))
+
+    def _without_empty_slices(self, direction: Tensor, magnitude: Tensor, dim: int = 0) -> tuple[Tensor, Tensor, int]:
+        """Fill slices of a direction that were removed with ones: their norm is divided by, their magnitude is zero."""
+        mask = self._of_storage.get(direction.untyped_storage().data_ptr())
+        if mask is not None and (kept := mask.to(direction)).numel() == direction.numel():
+            others = [each for each in range(direction.ndim) if each != dim]
+            exists = kept.reshape(direction.shape).amax(others, keepdim=True) if others else kept
+            direction = direction + (1 - exists)
+        return direction, magnitude, dim
 
     def _batch_norm(self, given: Mapping[str, Any]) -> Tensor | None:
         """Restrict a batch norm of a parameter, which standardises it; batch norms of activations stay as they are."""

@@ -1,7 +1,7 @@
-"""Reductions over channels (mean, sum, norm, maximum, softmax) restricted to the channels that a plan keeps.
+"""Reductions over channels (mean, sum, norm, variance, maximum, softmax) restricted to the channels that a plan keeps.
 
-A mean, a sum, a norm, a maximum or a softmax over channels of which some are removed is, in the masked network, that of
-the others: that is what the slim network will compute. A norm is found by its scale parameter (masked_norms.py); a
+A mean, sum, norm, variance, maximum or softmax over channels of which some are removed is, in the masked network, that
+of the others: that is what the slim network will compute. A norm is found by its scale parameter (masked_norms.py); a
 reduction has none, so it is found by the module that calls it and the number of the call.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
-from passdeploy.models.reduction_calls import MAX_FUNCTIONS, MEAN_FUNCTIONS, REDUCTION_FUNCTIONS
+from passdeploy.models.reduction_calls import MAX_FUNCTIONS, MEAN_FUNCTIONS, REDUCTION_FUNCTIONS, REMOVING_FUNCTIONS
 
 KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
 
@@ -41,6 +41,10 @@ class RestrictedStatistics(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
         x = args[0] if args else given.pop("input")
+        if func in REMOVING_FUNCTIONS:
+            for dim, exists in known:
+                x = x.index_select(dim, exists.nonzero()[:, 0].to(x.device))
+            return func(x, *args[1:], **given)
         for dim, exists in known:
             gone = ~exists.to(x.device).view(-1, *[1] * (-1 - dim))
             x = x.masked_fill(gone, -torch.inf if func in MAX_FUNCTIONS else 0.0)

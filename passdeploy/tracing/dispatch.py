@@ -110,6 +110,7 @@ _COMPOSITES: dict[Callable[..., Any], torch._ops.OpOverload] = {
     torch.rms_norm: _RMS_NORM,
     F.rms_norm: _RMS_NORM,
     F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default,
+    torch._weight_norm: torch.ops.aten._weight_norm.default,
 }
 
 

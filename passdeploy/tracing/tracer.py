@@ -68,7 +68,7 @@ class ChannelTracer(OpObserver):
         self.union_find = LabelUnionFind()
         self._find_rule, self._choose = find_rule, choose
         self._labels = WeakTensorDict[DimLabels]()
-        self._attention_weights = WeakTensorDict[Sequence[Tensor]]()  # and the labels of the queries
+        self._watched = WeakTensorDict[tuple[Sequence[Tensor], str]]()  # see `protect_where_used`
         self._state = WeakTensorDict[str]()  # parameters and buffers, and their names
         self._calls = FunctionCallTracker()
         self._current_reduction: CallKey | None = None
@@ -194,7 +194,7 @@ class ChannelTracer(OpObserver):
                 f"the network returns {type(outputs).__name__}, in which no tensor, array or number can be found.\n"
                 "Let it return its outputs as tensors, in tuples, dictionaries or dataclasses."
             )
-        self._protect_attention_of(tensors_in(outputs))
+        self._protect_watched(tensors_in(outputs))
         for output in tensors_in(outputs):
             for vector in self.labels(output).values():
                 self.union_find.protect(vector, Reason("the model's output"))
@@ -217,17 +217,22 @@ class ChannelTracer(OpObserver):
         """Protect the channels of a tensor whose values leave torch: they are outputs as well."""
         self._current_source = source_line()
         self.protect_all([tensor], "its values leave torch")
-        self._protect_attention_of([tensor])
+        self._protect_watched([tensor])
 
     def on_attention_weights(self, weights: Tensor, queries: Tensor) -> None:
         """Remember the weights of attention: heads and their widths may be removed as long as nobody uses them."""
-        self._attention_weights[weights] = [*self.labels(queries).values()]
+        # They are averaged over heads or listed by head.
+        self.protect_where_used(weights, [*self.labels(queries).values()], "the weights of attention are used")
 
-    def _protect_attention_of(self, tensors: Sequence[Tensor]) -> None:
-        """Protect the heads of attention whose weights are used, which are averaged over heads or listed by head."""
+    def protect_where_used(self, tensor: Tensor, labels: Sequence[Tensor], why: str) -> None:
+        """Protect these channels as soon as anything computes with `tensor`, or it is an output."""
+        self._watched[tensor] = labels, why
+
+    def _protect_watched(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            for labels in self._attention_weights.get(tensor) or ():
-                self.protect(labels, "the weights of attention are used")
+            labels, why = self._watched.get(tensor) or ((), "")
+            for vector in labels:
+                self.protect(vector, why)
 
     def has_unused_parameters(self, model: nn.Module) -> bool:
         """Test whether the passes so far left a parameter unused."""
@@ -268,7 +273,7 @@ class ChannelTracer(OpObserver):
         self._current_call, self._current_source = call, source_line()
         self._used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
         inputs = self._labelled_shapes(call.tensors)  # before the rule, which changes them for an in-place operation
-        self._protect_attention_of(call.tensors)
+        self._protect_watched(call.tensors)
         constants = [self._labels.get(tensor) is None for tensor in (*call.tensors, *call.given_results)]
         overwritten = [(tensor, self.labels(tensor)) for tensor in call.given_results]
         rule = self._find_rule(call.op)

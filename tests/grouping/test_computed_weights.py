@@ -42,3 +42,40 @@ def test_every_layer_is_in_a_group_and_those_that_stay_say_why(make):
     if make is quantisation_aware:  # its observers change with every call
         network.apply(torch.ao.quantization.disable_observer)
     assert pd.verify(network, groups, plan, x, tolerance=1e-5) <= 1e-5
+
+
+WEIGHT_NORMS = {
+    "weight norm": weight_norm,
+    "weight norm over inputs": lambda layer: weight_norm(layer, dim=1),
+    "spectral norm": spectral_norm,
+    "weight norm of old": nn.utils.weight_norm,
+    "spectral norm of old": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("name", WEIGHT_NORMS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_normalised_weight_is_cut_and_trains_on(name: str):
+    torch.manual_seed(0)
+    norm, x = WEIGHT_NORMS[name], torch.randn(2, 3, 8, 8)
+    network = nn.Sequential(
+        *(norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.ConvTranspose2d(8, 12, 2)), nn.Sigmoid(), nn.Flatten()),
+        *(norm(nn.Linear(12 * 49, 10)), nn.ReLU(), nn.Linear(10, 5)),
+    )
+    network(x).sum().backward()  # a power iteration, or what a hook leaves behind
+    network.eval()
+    groups = pd.find_groups(network, x)
+    assert [group.is_prunable for group in groups] == [True, True, True, False]
+    plan = pd.Plan({group.name: tuple(range(1, group.width, 2)) for group in groups[:3]})
+    assert pd.verify(network, groups, plan, x, tolerance=1e-5) <= 1e-5
+    smaller, reference = pd.slim(network, groups, plan), pd.masked(network, groups, plan)
+    for each in (smaller, reference):
+        each(x).square().sum().backward()
+    before, after = (dict(each.named_parameters())["0.bias"].grad for each in (reference, smaller))
+    assert torch.allclose(before[1::2], after, atol=1e-5)
+    assert all(parameter.grad.isfinite().all() for parameter in reference.parameters())
+
+
+def test_fake_quantisation_says_what_to_do():
+    groups = pd.find_groups(quantisation_aware(), torch.rand(1, 1, 12))
+    assert all("cut the network first, and prepare the slim one" in group.reason for group in groups[:-1])

@@ -55,7 +55,38 @@ class AcrossBatch(nn.Module):
         return self.head(self.body(x + mixed).relu().mean((2, 3)))
 
 
-@pytest.mark.parametrize("net", [Reshaping(), Reshaping(48), AcrossBatch()], ids=["64", "48", "batch"])
+class PositionAttention(nn.Module):
+    """Attention over positions, whose result (positions, channels) is reshaped to an image without a transpose.
+
+    Args:
+        strength: of the result beside what it is added to.
+        bias: added to all units after it.
+    """
+
+    def __init__(self, strength: float = 1.0, bias: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.value = nn.Conv2d(3, 64, 3, 8, 1), nn.Conv2d(64, 64, 1)
+        self.body, self.head, self.strength = nn.Conv2d(64, 32, 1), nn.Linear(32, 5), strength
+        self.body.bias.data += bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        values = self.value(x).flatten(2).mT
+        attention = (values @ values.mT).softmax(-1)
+        mixed = (attention @ values).reshape(x.shape)
+        return self.head(self.body(x + self.strength * mixed).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        *(Reshaping(), Reshaping(48), AcrossBatch(), PositionAttention()),
+        PositionAttention(strength=1e-6),  # in float32 the error looks like rounding
+        PositionAttention(bias=-100.0),  # all units after it are off, whatever comes in
+    ],
+    ids=["64", "48", "batch", "attention", "faint attention", "attention before dead units"],
+)
 def test_a_group_that_holds_at_one_size_only_is_protected(net: nn.Module):
     net.eval()
     groups = {group.name: group for group in pd.find_groups(net, IMAGES)}

@@ -55,6 +55,15 @@ RESTRICTED = {
     "amax": lambda x: x - x.amax(1, keepdim=True),
     "normalize": lambda x: F.normalize(x, dim=1),
     "norm": lambda x: x / x.norm(dim=1, keepdim=True),
+    "max": lambda x: x - x.max(1, keepdim=True)[0],
+    "attention by maximum and mean": lambda x: (
+        x * torch.stack([torch.max(x, dim=1).values, x.mean(1)], 1).sum(1, keepdim=True).sigmoid()
+    ),
+    "min": lambda x: x - x.min(dim=1, keepdim=True).values + x.amin(1, keepdim=True).square(),
+    "variance": lambda x: x / (x.var(1, keepdim=True, correction=0) + 1e-6).sqrt(),
+    "variance and mean": lambda x: x - torch.var_mean(x, 1, correction=0, keepdim=True)[1],
+    "deviation": lambda x: x - torch.std(x, 1, unbiased=False, keepdim=True),
+    "logsumexp": lambda x: x - x.logsumexp(1, keepdim=True),
     "channel attention": lambda x: (
         (F.normalize(x.flatten(2), dim=-1) @ F.normalize(x.flatten(2), dim=-1).mT).softmax(-1) @ x.flatten(2)
     ).view_as(x),
@@ -77,12 +86,22 @@ def test_a_statistic_goes_over_the_channels_that_exist(name: str):
     assert not torch.allclose(reference(IMAGES), plain(IMAGES), atol=1e-5)
 
 
-@pytest.mark.parametrize("how", [lambda x: x - x.var(1, keepdim=True), lambda x: x.cumsum(1)], ids=["var", "cumsum"])
-def test_other_statistics_protect(how: Callable[[Tensor], Tensor]):
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda x: x - x.var(1, keepdim=True), "an unbiased variance"),
+        (lambda x: x - torch.std_mean(x, 1, keepdim=True)[0], "an unbiased variance"),
+        (lambda x: x.cumsum(1), "a statistic over these channels depends"),
+        (lambda x: x + x.max(1, keepdim=True)[1], "the place of a maximum"),
+        (lambda x: x + x.argmax(1, keepdim=True), "a statistic over these channels depends"),
+    ],
+    ids=["var", "std_mean", "cumsum", "place of maximum", "argmax"],
+)
+def test_other_statistics_protect(how: Callable[[Tensor], Tensor], reason: str):
     net = Net(how).eval()
     groups = find_groups(net, IMAGES)
     assert not any(group.is_prunable for group in groups)
-    assert all("a statistic over these channels depends" in group.reason for group in groups[:2])
+    assert all(reason in group.reason for group in groups[:2])
 
 
 def test_a_masked_network_learns_through_its_statistics():

@@ -14,7 +14,15 @@ from functools import cache
 import torch
 
 from passdeploy.tracing.op_call import functional_packet
-from passdeploy.tracing.rules import attention_and_rnn, contractions, movement, normalisation, reductions
+from passdeploy.tracing.rules import (
+    attention_and_rnn,
+    computed_weights,
+    contractions,
+    movement,
+    normalisation,
+    reductions,
+)
+from passdeploy.tracing.rules.deformable import deformable_convolution_rule
 from passdeploy.tracing.rules.elementwise import elementwise_rule
 from passdeploy.tracing.rules.registry import RULES
 from passdeploy.tracing.rules.windows import regions_rule
@@ -26,6 +34,7 @@ _REGISTERED = (
     normalisation,
     reductions,
     attention_and_rnn,
+    computed_weights,
 )  # importing a module registers its rules
 
 
@@ -41,5 +50,7 @@ def find_rule(op: torch._ops.OpOverload) -> Rule | None:
         return registered
     if str(packet) in ("torchvision.roi_align", "torchvision.roi_pool"):
         return regions_rule
+    if str(packet) == "torchvision.deform_conv2d":
+        return deformable_convolution_rule
     is_elementwise = any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())
     return elementwise_rule if is_elementwise else None

@@ -17,8 +17,15 @@ from passdeploy.tracing.tracer import ChannelTracer
 @rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
 def convolution_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Join input channels with the weight's input slices; the weight's output slices label the result's channels."""
-    x, weight, bias, groups = call["input"], call["weight"], call.arguments.get("bias"), int(call["groups"])
-    transposed = bool(call.arguments.get("transposed", False))
+    is_transposed = bool(call.arguments.get("transposed", False))
+    convolve(tracer, call, call.arguments.get("bias"), int(call["groups"]), transposed=is_transposed)
+
+
+def convolve(
+    tracer: ChannelTracer, call: OpCall, bias: Tensor | None, groups: int, *, transposed: bool = False
+) -> None:
+    """Label the result of a convolution of `input` with `weight`, and record its cost."""
+    x, weight = call["input"], call["weight"]
     channel_dim = 1 if x.ndim == weight.ndim else 0
     labels, slices = tracer.labels(x), tracer.labels(weight)
     inputs, outputs = x.size(channel_dim), call.result.size(channel_dim)
@@ -125,6 +132,16 @@ def _same_indices(
     if output_slices is not None:
         tracer.union_find.join_rows(output_slices.view(groups, -1).T, reason)
     return output_slices, (output_slices, input_slices)
+
+
+@rule("mv", "dot", "vdot")
+def vector_product_rule(tracer: ChannelTracer, call: OpCall) -> None:
+    """Join the dimension that a product with a vector sums over; the rows of a matrix stay."""
+    left, right = call.tensors
+    left_labels = tracer.labels(left)
+    join_or_protect(tracer, left_labels.get(left.ndim - 1), tracer.labels(right).get(0))
+    tracer.record_macs(left.numel(), *left_labels.values())
+    tracer.set_labels(call.result, {0: left_labels[0]} if left.ndim == 2 and 0 in left_labels else {})
 
 
 @rule("mm", "addmm", "bmm", "baddbmm")

@@ -94,6 +94,34 @@ def _view_labels(vector: Tensor, dim: int, old: Sequence[int], new: Sequence[int
     return block.view([*[1] * begin, *block.shape, *[1] * (len(new) - stop)]).expand(*new)
 
 
+@rule("im2col")
+def im2col_rule(tracer: ChannelTracer, call: OpCall) -> None:
+    """Repeat the label of each channel for the places of its window, which become channels of their own."""
+    source, places = call["self"], call["kernel_size"][0] * call["kernel_size"][1]
+    channel_dim, labels = source.ndim - 3, tracer.labels(source)
+    for dim, vector in labels.items():
+        if dim > channel_dim:
+            tracer.protect(vector, "a window slides along these channels")
+    kept = {dim: vector for dim, vector in labels.items() if dim < channel_dim}
+    if channel_dim in labels:
+        kept[channel_dim] = labels[channel_dim].repeat_interleave(places)
+    tracer.set_labels(call.result, kept)
+
+
+@rule("col2im")
+def col2im_rule(tracer: ChannelTracer, call: OpCall) -> None:
+    """Join the places of every window of a channel, which are added to one channel."""
+    source, places = call["self"], call["kernel_size"][0] * call["kernel_size"][1]
+    channel_dim, labels = source.ndim - 2, tracer.labels(source)
+    if (positions := labels.get(channel_dim + 1)) is not None:
+        tracer.protect(positions, "windows are put together along these channels")
+    kept = {dim: vector for dim, vector in labels.items() if dim < channel_dim}
+    if channel_dim in labels:
+        reason = tracer.reason("in one window with channels that must stay")
+        kept[channel_dim] = tracer.union_find.join_rows(labels[channel_dim].view(-1, places), reason)
+    tracer.set_labels(call.result, kept)
+
+
 @rule("constant_pad_nd")
 def pad_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Pad the labels of a padded channel dimension with NONE; padding of space changes no channels."""

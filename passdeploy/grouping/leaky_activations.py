@@ -1,0 +1,41 @@
+"""Let rectifiers leak while two networks are compared: behind units that are all off, any error would be hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from passdeploy.tracing.op_call import aten
+
+SLOPE = 0.2  # of what is below zero
+
+_LEAKY = {
+    aten.relu.default: aten.leaky_relu.default,
+    aten.relu_.default: aten.leaky_relu_.default,
+    aten.hardtanh.default: aten.leaky_relu.default,
+    aten.hardtanh_.default: aten.leaky_relu_.default,
+}
+_HARDTANH = {aten.hardtanh.default, aten.hardtanh_.default}
+
+
+class LeakyActivations(TorchDispatchMode):
+    """A dispatch mode in which ReLU and ReLU6 pass on a part of what is below zero, and ReLU6 has no upper bound."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch that nothing is compiled under this mode; its guard would take longer than most operations."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation; called by torch for each of them."""
+        leaky = _LEAKY.get(func)
+        if leaky is None or not args[0].is_floating_point() or (func in _HARDTANH and args[1:2] != (0,)):
+            return func(*args, **(kwargs or {}))
+        return leaky(args[0], SLOPE)
