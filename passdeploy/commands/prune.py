@@ -28,7 +28,7 @@ from passdeploy.runtime.determinism import require_cublas_workspace_
 from passdeploy.runtime.devices import find_device, unused_gpu
 from passdeploy.runtime.distributed import Processes, process_group
 from passdeploy.runtime.events import Listener, Warned, broadcast, silent, stage
-from passdeploy.runtime.trackers import tracking
+from passdeploy.runtime.trackers import require_trackers, tracking
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ def run(
     if device == "auto" and (reason := unused_gpu()):
         tell(Warned(reason))
     if os.environ.get("RANK", "0") == "0":  # the others never see the folder
+        require_trackers(trackers)
         if resume:
             find_run_to_resume(Path(out), recipe)
         else:
@@ -88,7 +89,8 @@ def run(
             folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
         listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
         wanted = tuple(trackers) if processes.is_first else ()
-        with tracking(wanted, folder.path, folder.path.name, dict(leaves(recipe.model_dump(mode="json")))) as track:
+        facts = dict(leaves(recipe.model_dump(mode="json")))
+        with tracking(wanted, folder.path, folder.path.name, facts, tell=listener) as track:
             told = broadcast(listener, track)
             summary = PruneJob(prepared, folder, torch_device, allow_code, told, processes).run_stages()
         path = processes.broadcast_object(folder.path)

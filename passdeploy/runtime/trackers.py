@@ -1,24 +1,47 @@
 """Listeners that pass the metrics of a run on to TensorBoard or MLflow; each package is imported when it is asked for.
 
-`metrics.jsonl` is always written, whatever tracker is used.
+`metrics.jsonl` is always written, whatever tracker is used. A tracker that fails ends nothing but itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import require
-from passdeploy.runtime.events import Event, Listener, StageFinished, Step, broadcast
+from passdeploy.errors import MissingError, first_line, require
+from passdeploy.runtime.events import Event, Listener, StageFinished, Step, Warned, broadcast, silent
 
 TRACKERS = ("tensorboard", "mlflow")
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Check, before anything is trained, that trackers are installed and that MLflow finds where to write.
+
+    Raises:
+        MissingExtra: a tracker is not installed.
+        MissingError: MLflow cannot write to where its environment says.
+    """
+    if "tensorboard" in names:
+        require("tensorboard", extra="tensorboard")
+    if "mlflow" in names:
+        mlflow: Any = require("mlflow", extra="mlflow")
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+        except Exception as error:
+            raise MissingError(
+                f"MLflow cannot write to {mlflow.get_tracking_uri()}: {first_line(error, longest=100)}\n"
+                "Set MLFLOW_TRACKING_URI to your server. A folder, such as file:///data/mlruns, needs "
+                "MLFLOW_ALLOW_FILE_STORE=true too."
+            ) from error
+
+
 @contextmanager
-def tracking(names: tuple[str, ...], folder: Path, run_name: str, facts: Mapping[str, Any]) -> Iterator[Listener]:
+def tracking(
+    names: Sequence[str], folder: Path, run_name: str, facts: Mapping[str, Any], *, tell: Listener = silent
+) -> Iterator[Listener]:
     """Give a listener that passes every step on to the trackers of these names, which are closed at the end.
 
     Args:
@@ -26,30 +49,55 @@ def tracking(names: tuple[str, ...], folder: Path, run_name: str, facts: Mapping
         folder: of the run; TensorBoard writes to `tensorboard` in it, MLflow to where its environment says.
         run_name: name of the run in MLflow.
         facts: keys of the recipe, as MLflow's parameters.
+        tell: is warned of a tracker that fails; it then gets nothing more.
 
     Raises:
-        MissingExtra: a tracker is not installed.
+        MissingExtra, MissingError: as `require_trackers` does.
     """
+    require_trackers(names)
     listeners: list[Listener] = []
-    closings = []
+    closings: list[Callable[[str], object]] = []  # called with how the run ended, in MLflow's words
     if "tensorboard" in names:
-        require("tensorboard", extra="tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(str(folder / "tensorboard"))
-        listeners.append(_tensorboard(writer))
-        closings.append(writer.close)
+        listeners.append(_until_it_fails("TensorBoard", _tensorboard(writer), tell))
+        closings.append(lambda _: writer.close())
     if "mlflow" in names:
         mlflow: Any = require("mlflow", extra="mlflow")
         mlflow.start_run(run_name=run_name)
         mlflow.log_params(dict(facts))
-        listeners.append(_mlflow(mlflow))
+        listeners.append(_until_it_fails("MLflow", _mlflow(mlflow), tell))
         closings.append(mlflow.end_run)
+    ended = "FINISHED"
     try:
         yield broadcast(*listeners)
+    except KeyboardInterrupt:
+        ended = "KILLED"
+        raise
+    except BaseException:
+        ended = "FAILED"
+        raise
     finally:
         for close in closings:
-            close()
+            close(ended)
+
+
+def _until_it_fails(name: str, listener: Listener, tell: Listener) -> Listener:
+    """Pass events on until the tracker raises an error, and warn of that error."""
+    works = True
+
+    def listen(event: Event) -> None:
+        nonlocal works
+        if not works:
+            return
+        try:
+            listener(event)
+        except Exception as error:
+            works = False
+            tell(Warned(f"{name} gets nothing more of this run, which goes on: {first_line(error)}"))
+
+    return listen
 
 
 def _tensorboard(writer: Any) -> Listener:

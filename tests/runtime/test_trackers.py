@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from passdeploy.errors import MissingExtra
-from passdeploy.runtime.events import StageFinished, Step
-from passdeploy.runtime.trackers import tracking
+from passdeploy.errors import MissingError, MissingExtra
+from passdeploy.runtime.events import StageFinished, Step, Warned
+from passdeploy.runtime.trackers import require_trackers, tracking
 
 
 class Calls:
@@ -21,8 +21,9 @@ class Calls:
         self.made: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> None:
+        def call(*arguments: Any, **options: Any) -> Calls:
             self.made.append((name, *arguments, *options.values()))
+            return self
 
         return call
 
@@ -40,11 +41,12 @@ def test_mlflow_gets_parameters_metrics_and_results(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert calls.made == [
+        *(("MlflowClient",), ("search_experiments", 1)),
         ("start_run", "digits-0001"),
         ("log_params", {"seed": 0}),
         ("log_metrics", {"learn.loss": 0.5}, 3),
         ("set_tag", "learn", "50 % of the MACs"),
-        ("end_run",),
+        ("end_run", "KILLED"),
     ]
 
 
@@ -66,3 +68,29 @@ def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path: Path, monkeyp
         pass
     with tracking((), tmp_path, "x", {}) as tell:
         tell(Step("dense", 1, 10, {"loss": 0.5}))
+
+
+def test_a_tracker_that_fails_ends_nothing_but_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Lost(Calls):
+        def log_metrics(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("the server is gone\nand more")
+
+    monkeypatch.setitem(sys.modules, "mlflow", Lost())  # type: ignore[arg-type]
+    warned: list[object] = []
+    with tracking(("mlflow",), tmp_path, "digits-0001", {}, tell=warned.append) as tell:
+        for step in (1, 2):
+            tell(Step("dense", step, 2, {"loss": 0.5}))
+    assert warned == [Warned("MLflow gets nothing more of this run, which goes on: the server is gone")]
+
+
+def test_a_place_that_mlflow_cannot_write_to_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Nowhere(Calls):
+        def MlflowClient(self) -> None:
+            raise ValueError("unsupported URI")
+
+        def get_tracking_uri(self) -> str:
+            return "sqlite:///mlflow.db"
+
+    monkeypatch.setitem(sys.modules, "mlflow", Nowhere())  # type: ignore[arg-type]
+    with pytest.raises(MissingError, match=r"sqlite:///mlflow\.db: unsupported URI\nSet MLFLOW_TRACKING_URI"):
+        require_trackers(("mlflow",))
