@@ -26,7 +26,8 @@ def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
         verdict = judge(read_run(folder))
     Output(as_json, quiet).show(
         {"html": str(paths[0]), "markdown": str(paths[1]), "verdict": verdict.mood, "answer": verdict.sentence},
-        f"{verdict.answer}. {verdict.reason}",
+        verdict.sentence,
+        *(todo.lines for todo in verdict.todo),
         paths=paths,
         next_step=f"open {paths[0]} in a browser; passdeploy compare, to lay several runs side by side",
     )
@@ -109,7 +110,7 @@ def show_run(run_dir: Path, as_json: bool, quiet: bool) -> None:
             "profile": facts.profile,
             "exports": exports,
         },
-        f"{verdict.answer}. {verdict.reason}\n",
+        "\n".join([verdict.sentence, *(todo.lines for todo in verdict.todo), ""]),
         *([changes] if changes else []),
         summary_table(facts.summary, facts.rows),
         *([exports_table({"name": name, **record} for name, record in exports.items())] if exports else []),

@@ -72,9 +72,14 @@ class Facts:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Break the lines of a text that are longer than `width`, between words; the rest of a line is indented."""
-    lines = text.split("\n")
-    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ", **_WHOLE_WORDS) for line in lines)
+    """Break the lines of a text that are longer than `width`, between words; the rest of a line is indented.
+
+    Lines that are indented, such as commands to copy, stay whole.
+    """
+    return "\n".join(
+        line if line.startswith("  ") else textwrap.fill(line, width, subsequent_indent="  ", **_WHOLE_WORDS)
+        for line in text.split("\n")
+    )
 
 
 class Footnotes:

@@ -24,7 +24,7 @@ from passdeploy.display.units import duration, percent, quantity, three_digits
 from passdeploy.report.charts import Line, bar, line_chart, range_strip, two_bars
 from passdeploy.report.pictures import Picture, prompt_pictures
 from passdeploy.report.run_facts import Curve, RunFacts
-from passdeploy.report.verdict import judge
+from passdeploy.report.verdict import Todo, judge
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_CLASSES = 40  # in the table of images by class; of more, the extremes are named
@@ -64,6 +64,7 @@ def render_markdown(facts: RunFacts) -> str:
     verdict, summary = judge(facts), facts.summary
     parts = [f"# {facts.name}", f"**{verdict.answer}.** {verdict.reason}"]
     parts += ["\n".join(f"- {tile.label}: {tile.value} ({tile.detail})" for tile in verdict.tiles)]
+    parts += ["## What to do", "\n".join(map(_todo_line, verdict.todo))]
     parts += ["## How sure", "\n".join(f"- {_plain(text)}" for text in verdict.sure)]
     parts += ["## Dense against slim", summary_table(summary, facts.rows).markdown()]
     changes = widths_table(_summary_with_groups(facts), None)
@@ -143,7 +144,7 @@ def _numbers_section(facts: RunFacts, summary: Listing) -> dict[str, Any]:
     about = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
     before = facts.summary["slim"].get("top1_before_finetune")
     if before is not None:
-        about += f" Before fine-tuning the slim network had {percent(before, 2)}."
+        about += f" Before fine-tuning, the slim network had a top-1 of {percent(before, 2)}."
     return _section("numbers", "Dense against slim", about, grids=grids)
 
 
@@ -251,7 +252,7 @@ def _prompt_section(facts: RunFacts, pictures: list[Picture]) -> dict[str, Any] 
 def _layers_section(facts: RunFacts) -> dict[str, Any]:
     layers: Sequence[Mapping[str, Any]] = facts.profile.get("layers") or ()
     if not layers:
-        missing = f"passdeploy profile --layers --run {quote(str(_shown_path(facts)))}"
+        missing = f"passdeploy profile --layers {facts.run_option}"
         about = "Which layers became faster was not measured yet."
         return _section("layers", "Time by layer", about, missing=missing)
     longest = max(max(layer["dense_ms"], layer["slim_ms"]) for layer in layers)
@@ -286,7 +287,7 @@ def _exports(facts: RunFacts) -> Listing:
 
 def _exports_section(facts: RunFacts) -> dict[str, Any]:
     if not facts.exports:
-        missing = f"passdeploy export --run {quote(str(_shown_path(facts)))}"
+        missing = f"passdeploy export {facts.run_option}"
         return _section("files", "Exported files", "Nothing was exported yet.", missing=missing)
     about = "Each was compared with the PyTorch model before it got its name, where this machine can run it."
     grids = [Grid.of(_exports(facts), "Files and their parity")]
@@ -342,14 +343,14 @@ def _commands(facts: RunFacts) -> list[str]:
     """Return the commands that make the same run again."""
     versions = facts.summary.get("versions") or {}
     pins = [f"{name}=={versions[name]}" for name in ("passdeploy", "torch", "torchvision") if versions.get(name)]
-    recipe = quote(str(_shown_path(facts) / "recipe.resolved.yaml"))
+    recipe = quote(str(facts.shown_path / "recipe.resolved.yaml"))
     device = (facts.summary.get("environment") or {}).get("device", "auto")
     return [f"pip install {' '.join(pins)}", f"passdeploy prune --recipe {recipe} --device {device}"]
 
 
-def _shown_path(facts: RunFacts) -> Path:
-    """Return the run's path as it is typed: relative where it is in a folder called runs."""
-    return Path(facts.path.parent.name) / facts.path.name
+def _todo_line(todo: Todo) -> str:
+    """Write what to do as an item of a list in Markdown."""
+    return f"- {todo.text} {', then '.join(f'`{command}`' for command in todo.commands)}".rstrip()
 
 
 def _plain(text: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,16 @@ class RunFacts:
     def name(self) -> str:
         """Name of the run folder."""
         return self.path.name
+
+    @property
+    def shown_path(self) -> Path:
+        """The folder as it is typed: relative, beginning with the folder of all runs."""
+        return Path(self.path.parent.name) / self.path.name
+
+    @property
+    def run_option(self) -> str:
+        """The option that names this run in a command."""
+        return f"--run {quote(str(self.shown_path))}"
 
     @property
     def test_images(self) -> int | None:

@@ -27,6 +27,10 @@ BACKENDS = {
 }
 
 
+_FILES = {"tensorrt": "engine", "torch-trt": "program", "ort-trt": "onnx", "ort-cuda": "onnx", "ort": "onnx"}
+_UNLIMITED_DROP = 0.05  # of top-1: what must be ruled out where the recipe sets no limit
+
+
 @dataclass(frozen=True)
 class Tile:
     """One of the few numbers that stand at the top: a label, the number, and what must be known with it."""
@@ -38,6 +42,19 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Todo:
+    """What to do with a run now: a sentence, and the commands to type."""
+
+    text: str
+    commands: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> str:
+        """The sentence, and each command in a line of its own."""
+        return "\n".join([self.text, *(f"  {command}" for command in self.commands)])
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The judgement on a run: what it gained, what it lost, and whether to deploy it."""
 
@@ -45,6 +62,7 @@ class Verdict:
     answer: str
     reason: str
     tiles: tuple[Tile, ...]
+    todo: tuple[Todo, ...]
     sure: tuple[str, ...]  # how sure each of it is, one sentence each
 
     @property
@@ -53,11 +71,21 @@ class Verdict:
         return f"{self.answer}. {self.reason}"
 
 
+@dataclass
+class _Judged:
+    """What is said of the speed, or of the accuracy."""
+
+    tile: Tile
+    mood: str  # good, unsure or bad
+    words: str  # a clause of the sentence
+    sure: str  # how sure it is
+    todo: Todo | None = None  # what would make it better, or better known
+
+
 def judge(facts: RunFacts) -> Verdict:
     """Judge a run by what its folder has."""
     row = main_row(facts)
-    accuracy, accuracy_mood, accuracy_words, accuracy_sure = _judge_accuracy(facts)
-    speed, speed_mood, speed_words, speed_sure = _judge_speed(facts, row)
+    accuracy, speed = _judge_accuracy(facts), _judge_speed(facts, row)
     dense, slim = facts.summary["dense"], facts.summary["slim"]
     sizes = [
         Tile(label, relative_change(dense[key], slim[key]).replace("-", "−"), detail, "neutral")
@@ -66,11 +94,12 @@ def judge(facts: RunFacts) -> Verdict:
             ("macs", "multiply-adds", "the arithmetic for one image"),
         )
     ]
-    mood, answer = _answer(accuracy_mood, speed_mood)
-    joint = "and" if (speed_mood == "good") == (accuracy_mood == "good") else "but"
-    reason = f"{speed_words}, {joint} {accuracy_words}."
-    sure = (*speed_sure, *accuracy_sure, *_sure_of_the_rest(facts))
-    return Verdict(mood, answer, reason[0].upper() + reason[1:], (speed, accuracy, *sizes), sure)
+    mood, answer = _answer(accuracy.mood, speed.mood)
+    joint = "and" if (speed.mood == "good") == (accuracy.mood == "good") else "but"
+    reason = f"{speed.words}, {joint} {accuracy.words}."
+    todo = tuple(one.todo for one in (speed, accuracy) if one.todo) or _deployment(facts, row)
+    sure = (speed.sure, accuracy.sure, *_sure_of_the_rest(facts))
+    return Verdict(mood, answer, reason[0].upper() + reason[1:], (speed.tile, accuracy.tile, *sizes), todo, sure)
 
 
 def main_row(facts: RunFacts) -> Mapping[str, Any] | None:
@@ -95,81 +124,104 @@ def _answer(accuracy: str, speed: str) -> tuple[str, str]:
     return "good", "Deploy it"
 
 
-def _judge_accuracy(facts: RunFacts) -> tuple[Tile, str, str, list[str]]:
-    """Return the tile, the mood, the clause for the sentence, and how sure it is."""
+def _judge_accuracy(facts: RunFacts) -> _Judged:
     before, after = facts.summary["dense"]["top1"], facts.summary["slim"]["top1"]
     change, allowed, images = after - before, facts.recipe.gates.top1_drop, facts.test_images
     detail = f"{percent(before, 2)} dense, {percent(after, 2)} slim"
     verb = "rose" if change > 0 else "fell"
     words = "top-1 is the same" if change == 0 else f"top-1 {verb} by {abs(100 * change):.2f} points"
-    mood, sure = "good", list[str]()
-    interval = None if images is None else accuracy_change_interval(before, after, images)
+    mood, todo = "good", None
     if allowed is not None and -change > allowed + 1e-9:
         mood, words = "bad", f"{words}, more than the {100 * allowed:g} points that the recipe allows"
+        todo = Todo("Win accuracy back: a larger prune.target, more prune.steps or more finetune.epochs in the recipe.")
+    interval = None if images is None else accuracy_change_interval(before, after, images)
     if interval is None or images is None:
-        sure.append("How many images the accuracy was counted on is not known: this run is of an earlier version.")
+        sure = "How many images the accuracy was counted on is not known: this run is of an earlier version."
     else:
         low, high = interval
         detail += f"; 95 % interval {_points(low)} to {_points(high)}"
-        if mood == "good" and low <= 0 <= high:
-            words = f"no loss of accuracy shows on {images:,} test images ({_points(change)} points)"
-        sure.append(
+        sure = (
             f"Accuracy: counted on {images:,} test images, so the true change of top-1 lies between "
             f"{_points(low)} and {_points(high)} points (95 % interval)."
         )
-        if mood == "good" and allowed is not None and -low > allowed + 1e-9:
+        bearable = _UNLIMITED_DROP if allowed is None else allowed
+        if mood == "good" and -low > bearable + 1e-9:
             mood = "unsure"
-            sure[-1] += (
-                f" A loss of more than the {100 * allowed:g} points that the recipe allows is not ruled out: "
-                "four times the images would halve this interval."
-            )
+            limit = f"{100 * bearable:g} points"
+            sure += f" A loss of more than {limit if allowed is None else f'the {limit} that the recipe allows'} "
+            sure += "is not ruled out."
+            todo = Todo("Count accuracy on more test images: four times as many halve the interval.")
             words = (
-                f"{images:,} test images are too few to rule out that more than {100 * allowed:g} points of top-1 "
+                f"{images:,} test images are too few to rule out that more than {100 * bearable:g} points of top-1 "
                 f"are lost ({_points(change)} were counted)"
             )
+        elif mood == "good" and low <= 0 <= high:
+            words = f"no loss of accuracy shows on {images:,} test images ({_points(change)} points)"
     tile_mood = {"bad": "bad", "unsure": "neutral"}.get(mood, "good")
-    return Tile("top-1", f"{_points(change)} points", detail, tile_mood), mood, words, sure
+    return _Judged(Tile("top-1", f"{_points(change)} points", detail, tile_mood), mood, words, sure, todo)
 
 
-def _judge_speed(facts: RunFacts, row: Mapping[str, Any] | None) -> tuple[Tile, str, str, list[str]]:
-    """Return the tile, the mood, the clause for the sentence, and how sure it is."""
+def _judge_speed(facts: RunFacts, row: Mapping[str, Any] | None) -> _Judged:
+    run = facts.run_option
+    todo: Todo | None
     if row is None:
-        sure = ["Speed: not measured. Type: passdeploy profile"]
-        return (
-            Tile("speed", "not measured", "type: passdeploy profile", "neutral"),
-            "unsure",
-            "its speed is unknown",
-            sure,
-        )
-    speedup, interval = float(row["speedup"]), row.get("speedup_ci")
-    place, sure = where(row), list[str]()
+        tile = Tile("speed", "not measured", "type: passdeploy profile", "neutral")
+        todo = Todo("Measure it:", (f"passdeploy profile {run}",))
+        return _Judged(tile, "unsure", "its speed is unknown", "Speed: not measured.", todo)
+    speedup, interval, place = float(row["speedup"]), row.get("speedup_ci"), where(row)
     if interval is None:
-        sure.append("Speed: predicted by a latency table, not measured: measure it on the target machine.")
-        mood, words, value = "unsure", f"it should be {speedup:.2f} times as fast ({place})", f"{speedup:.2f}×"
-        return Tile("speed", value, f"predicted for {place}", "neutral"), mood, words, sure
+        tile = Tile("speed", f"{speedup:.2f}×", f"predicted for {place}", "neutral")
+        words = f"it should be {speedup:.2f} times as fast ({place})"
+        todo = Todo("Measure it on the target machine:", (f"passdeploy profile {run}",))
+        return _Judged(tile, "unsure", words, "Speed: predicted by a latency table, not measured.", todo)
     low, high = interval
     detail = f"95 % interval {low:.2f} to {high:.2f}; {place}"
-    if not is_measurable(low, high):
-        tile = Tile("speed", "no difference", detail, "bad")
-        mood, words = "bad", f"it is not measurably faster ({place})"
-        if is_disturbed(row):
-            mood, words = "unsure", f"whether it is faster could not be told on a busy machine ({place})"
+    todo = Todo(
+        "Ask for less in prune.target. Which layers stay slow is shown by:", (f"passdeploy profile --layers {run}",)
+    )
+    if not is_measurable(low, high) and is_disturbed(row):
+        tile, mood = Tile("speed", "not known", detail, "neutral"), "unsure"
+        words = f"whether it is faster could not be told on a busy machine ({place})"
+        todo = Todo("Measure again when nothing else runs:", (f"passdeploy profile --seconds 20 {run}",))
+    elif not is_measurable(low, high):
+        tile, mood = Tile("speed", "no difference", detail, "bad"), "bad"
+        words = f"it is not measurably faster ({place})"
     elif speedup < 1:
         tile, mood = Tile("speed", f"{speedup:.2f}×", detail, "bad"), "bad"
         words = f"it is slower: {speedup:.2f} times as fast as the dense network ({place})"
     else:
-        tile, mood = Tile("speed", f"{speedup:.2f}×", detail, "good"), "good"
+        tile, mood, todo = Tile("speed", f"{speedup:.2f}×", detail, "good"), "good", None
         words = f"it is {speedup:.2f} times as fast ({place}{_other_batches(facts, row)})"
     calls = f"{int(row['n']):,} calls of each network" if row.get("n") else "calls of both networks in turns"
-    device = device_name(facts, row)
-    sure.append(f"Speed: {calls}, {low:.2f} to {high:.2f} times as fast (95 % interval), on {device}.")
+    sure = f"Speed: {calls}, {low:.2f} to {high:.2f} times as fast (95 % interval), on {device_name(facts, row)}."
     if is_disturbed(row):
-        sure[-1] += " Other programs disturbed the measurement, which makes the interval wider."
-    if not facts.profile.get("rows") and row["backend"] in ("torch", "compile") and mood == "good":
-        mood = "unsure"
-        words += ", measured briefly in PyTorch and not yet in what will be deployed"
-        sure.append("What will be deployed was not measured. Type: passdeploy export, then passdeploy profile")
-    return tile, mood, words, sure
+        sure += " Other programs disturbed the measurement, which makes the interval wider."
+    if not facts.profile.get("rows") and row["backend"] in ("torch", "compile"):
+        sure += " What will be deployed was not measured."
+        if mood == "good":
+            mood = "unsure"
+            words += ", measured briefly in PyTorch and not yet in what will be deployed"
+        if mood == "unsure":
+            export = () if facts.exports else (f"passdeploy export {run}",)
+            todo = Todo("Measure the file that will run:", (*export, f"passdeploy profile {run}"))
+    return _Judged(tile, mood, words, sure, todo)
+
+
+def _deployment(facts: RunFacts, row: Mapping[str, Any] | None) -> tuple[Todo, ...]:
+    """Name the file to deploy, the one whose speed the verdict is of, and where else to measure."""
+    assert row is not None, "what was not measured is not deployed"
+    kind = _FILES.get(row["backend"])
+    named = [
+        name
+        for name, record in facts.exports.items()
+        if record["kind"] == kind and record.get("precision") == row["precision"] and not name.startswith("dense")
+    ]
+    run = facts.run_option
+    what = f"export/{named[0]}" if named else "the slim network of this run, which pd.load reads"
+    return (
+        Todo(f"Deploy {what}."),
+        Todo("Speed differs from machine to machine. On the one it will run on:", (f"passdeploy profile {run}",)),
+    )
 
 
 def _other_batches(facts: RunFacts, row: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ import pytest
 from passdeploy.report.run_facts import read_run
 from passdeploy.report.verdict import Verdict, judge
 from passdeploy.runs.folder import RunFolder
-from tests.report.conftest import NASTY, ROWS, MakeRun
+from tests.report import conftest as report_conftest
+from tests.report.conftest import NASTY, RECIPE, ROWS, MakeRun
 
 
 def verdict_of(make_run: MakeRun, *rows: dict[str, object], **changes: object) -> Verdict:
@@ -20,6 +21,8 @@ def test_a_network_that_is_faster_and_as_accurate_is_deployed(make_run: MakeRun)
     verdict = verdict_of(make_run)
     assert (verdict.mood, verdict.answer) == ("good", "Deploy it")
     assert [tile.value for tile in verdict.tiles] == ["2.00×", "−0.50 points", "−46.4 %", "−50.0 %"]
+    assert verdict.todo[0].text == "Deploy the slim network of this run, which pd.load reads."
+    assert verdict_of(make_run, exports=True).todo[0].text == "Deploy export/model.onnx."
 
 
 @pytest.mark.parametrize(
@@ -53,15 +56,20 @@ def test_what_is_worse_or_not_known_is_not_deployed(
     verdict = verdict_of(make_run, row, **changes)
     assert verdict.mood == mood
     assert reason in verdict.reason
+    assert not any("Deploy" in one.text for one in verdict.todo)
+    assert len(verdict.todo) == 1
 
 
 def test_a_speed_in_pytorch_alone_is_to_be_measured_in_what_is_deployed(make_run: MakeRun):
     run = make_run(latency=[{**row, "backend": "torch"} for row in ROWS])
     verdict = judge(read_run(RunFolder.open(run)))
     assert verdict.mood == "unsure"
-    assert verdict.sure[1].startswith("What will be deployed was not measured")
+    assert "What will be deployed was not measured" in verdict.sure[0]
+    assert verdict.todo[0].commands[0].startswith("passdeploy export --run runs/made-")
+    assert len(verdict.todo[0].commands) == 2
     nothing = judge(read_run(RunFolder.open(make_run(latency=[]))))
     assert (nothing.mood, nothing.tiles[0].value) == ("unsure", "not measured")
+    assert nothing.todo[0].commands[0].startswith("passdeploy profile --run runs/")
 
 
 def test_what_is_deployed_comes_before_what_was_trained_in(make_run: MakeRun):
@@ -75,3 +83,18 @@ def test_no_loss_that_can_be_seen_is_said_to_be_so(make_run: MakeRun):
     images = {"train": {NASTY: 50}, "test": {NASTY: 2000}}
     verdict = verdict_of(make_run, images=images, slim={"top1": 0.949})
     assert "no loss of accuracy shows on 2,000 test images (−0.10 points)" in verdict.reason
+
+
+def test_few_images_are_too_few_where_the_recipe_sets_no_limit_too(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(report_conftest, "RECIPE", RECIPE + "gates: {top1_drop: null}\n")
+    verdict = verdict_of(make_run, images={"train": {NASTY: 50}, "test": {NASTY: 16}}, slim={"top1": 0.95})
+    assert verdict.mood == "unsure"
+    assert "16 test images are too few to rule out that more than 5 points of top-1 are lost" in verdict.reason
+    assert verdict.tiles[1].mood == "neutral"
+
+
+def test_a_speed_that_could_not_be_told_is_not_called_none(make_run: MakeRun):
+    disturbed = {"speedup": 1.01, "speedup_ci": [0.9, 1.1], "notes": ["disturbed: other processes kept 1 cores busy"]}
+    verdict = verdict_of(make_run, disturbed)
+    assert (verdict.tiles[0].value, verdict.tiles[0].mood) == ("not known", "neutral")
+    assert "passdeploy profile --seconds 20" in verdict.todo[0].lines
