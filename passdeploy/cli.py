@@ -259,7 +259,8 @@ def profile(
         {"path": str(written), **document},
         *tables,
         paths=[written],
-        next_step="passdeploy prune with another prune.target, or passdeploy export --trt on the machine it is for",
+        next_step=f"open {written.with_name('report.html')} in a browser",
+        or_step=f"passdeploy export --trt{next_run_option(run_dir)}, on the machine with the GPU",
         rows=rows if as_csv else None,
     )
 

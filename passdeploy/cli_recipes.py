@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 
@@ -50,7 +51,9 @@ def check(
         *latency_lines(document["latency"]),
         run_time_line(document["seconds"]),
     ]
-    Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=f"passdeploy prune --recipe {name}")
+    changes = "".join(f" --set {quote(override)}" for override in overrides)
+    step = f"passdeploy prune --recipe {quote(name)}{changes}"
+    Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=step)
 
 
 @click.command(short_help="Show the channel groups and blocks of a network.")
@@ -89,7 +92,7 @@ def inspect(
         groups_table(document),
         *([blocks] if (blocks := blocks_table(document)) else []),
         *document["words"],
-        next_step="passdeploy recipes, for a recipe to start from",
+        next_step=f"passdeploy init --model {model} --data DIR, for a recipe to prune it with",
     )
 
 
@@ -160,7 +163,8 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
     Output(as_json, quiet).show(
         {"recipes": [recipe["file"] for recipe in found], "details": found},
         recipes_table(found),
-        next_step="passdeploy recipes show mobilenetv2.yaml, or passdeploy init for one of your own",
+        next_step="passdeploy recipes show mobilenetv2.yaml",
+        or_step="passdeploy init --model NAME --data DIR, for a recipe of your own",
     )
 
 

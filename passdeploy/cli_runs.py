@@ -29,7 +29,8 @@ def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
         verdict.sentence,
         *(todo.lines for todo in verdict.todo),
         paths=paths,
-        next_step=f"open {paths[0]} in a browser; passdeploy compare, to lay several runs side by side",
+        next_step=f"open {paths[0]} in a browser",
+        or_step="passdeploy compare, to lay several runs side by side",
     )
 
 

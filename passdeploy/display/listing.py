@@ -35,7 +35,8 @@ class Listing:
         lines += [self._line(self.headings, widths), _GAP.join("─" * width for width in widths)]
         lines += [self._line(row, widths) for row in self.rows]
         for note in self.notes:
-            lines += textwrap.wrap(note, width, subsequent_indent="   " if note[:1].isdigit() else "")
+            indent = "   " if note[:1].isdigit() else ""
+            lines += textwrap.wrap(note, width, subsequent_indent=indent, **_WHOLE_WORDS)
         return "\n".join(line.rstrip() for line in lines)
 
     def markdown(self) -> str:

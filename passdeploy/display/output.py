@@ -28,6 +28,7 @@ class Output:
         *parts: Listing | Facts | str,
         paths: Sequence[object] = (),
         next_step: str = "",
+        or_step: str = "",
         rows: Sequence[dict[str, Any]] | None = None,
     ) -> None:
         """Print the result of a command.
@@ -38,6 +39,7 @@ class Output:
                 was written.
             paths: files and folders that were written, one a line on stdout.
             next_step: the next command to type, on stderr; not with `--quiet`.
+            or_step: another one, in a line of its own.
             rows: print these as CSV on stdout instead of `parts` and `paths`; None: no CSV.
         """
         if self.as_json:
@@ -54,6 +56,8 @@ class Output:
             click.echo(str(path))
         if next_step and not self.is_quiet:
             click.echo(f"next: {next_step}", err=True)
+            if or_step:
+                click.echo(f"  or: {or_step}", err=True)
 
 
 def _laid_out(part: Listing | Facts | str, width: int) -> str:
