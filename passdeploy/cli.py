@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from passdeploy.cli_completion import PRECISIONS, complete_backends, complete_device, complete_precisions
+from passdeploy.cli_completion import complete_backends, complete_device, complete_precisions
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_group import CommandGroup
 from passdeploy.cli_options import (
@@ -32,6 +32,7 @@ from passdeploy.cli_recipes import check, init, inspect, recipes
 from passdeploy.cli_runs import compare, report, runs
 from passdeploy.display.output import Output
 from passdeploy.errors import UsageError
+from passdeploy.runtime.names import PRECISIONS
 from passdeploy.runtime.versions import __version__
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from passdeploy.runtime.backend_names import BACKENDS
+from passdeploy.runtime.names import BACKENDS, PRECISIONS
 
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 def complete_recipe(_: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from passdeploy.cli_completion import PRECISIONS, complete_device, complete_recipe
+from passdeploy.cli_completion import complete_device, complete_recipe
 from passdeploy.errors import UsageError
+from passdeploy.runtime.names import PRECISIONS
 
 if TYPE_CHECKING:
     from passdeploy.display.listing import Listing

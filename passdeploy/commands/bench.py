@@ -23,8 +23,7 @@ from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document, summary_of
 from passdeploy.runtime.events import Listener, silent
-
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+from passdeploy.runtime.names import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from passdeploy.errors import UsageError
+from passdeploy.runtime.names import PRECISIONS
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 CAST_PRECISIONS, QUANTISED_PRECISIONS = ("fp16", "bf16"), ("int8", "fp8")
 
 LARGEST_FINITE: Mapping[str, float] = {"fp16": 65504.0, "bf16": 3.3895e38}  # nodes with larger numbers stay float32

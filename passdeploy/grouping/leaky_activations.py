@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
-
+from passdeploy.tracing.dispatch_mode import UncompiledMode
 from passdeploy.tracing.op_call import aten
 
 SLOPE = 0.2  # of what is below zero
@@ -20,16 +19,8 @@ _LEAKY = {
 _HARDTANH = {aten.hardtanh.default, aten.hardtanh_.default}
 
 
-class LeakyActivations(TorchDispatchMode):
+class LeakyActivations(UncompiledMode):
     """A dispatch mode in which ReLU and ReLU6 pass on a part of what is below zero, and ReLU6 has no upper bound."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Tell torch that nothing is compiled under this mode; its guard would take longer than most operations."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

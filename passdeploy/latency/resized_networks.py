@@ -34,8 +34,8 @@ from passdeploy.latency.whole_call_sampler import WholeCallSampler, ort_loader
 from passdeploy.models.cloning import deep_copy
 from passdeploy.profiling.clock import clock_of_backend
 from passdeploy.profiling.execution import Setting
-from passdeploy.runtime.backend_names import ON_GPU
 from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.runtime.names import ON_GPU
 from passdeploy.slimming.slim import slim
 
 if TYPE_CHECKING:

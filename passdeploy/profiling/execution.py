@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import UsageError
-from passdeploy.runtime.backend_names import BACKENDS, ON_GPU
 from passdeploy.runtime.devices import find_device, unused_gpu
 from passdeploy.runtime.events import Listener, Warned, silent
+from passdeploy.runtime.names import BACKENDS, ON_GPU
 
 _TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _WITH_LAYOUT = {"torch", "compile"}

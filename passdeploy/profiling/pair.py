@@ -27,9 +27,9 @@ from passdeploy.profiling.nvml import process_text
 from passdeploy.profiling.report import ExtraMetrics, Profile, Row, SkippedBackend, make_row
 from passdeploy.profiling.runners import Runner, torch_threads
 from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
-from passdeploy.runtime.backend_names import ON_GPU
 from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener, Warned, silent, stage
+from passdeploy.runtime.names import ON_GPU
 
 FULL_SECONDS, FULL_ITERATIONS = 3.0, 1000  # trtexec measures at least 3 s; a p99 needs 1,000 calls
 _FEW_SESSIONS = 4  # of a shorter profile

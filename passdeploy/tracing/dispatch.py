@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from passdeploy.models.modes import unfused_attention, unfused_rnns
 from passdeploy.models.reduction_calls import REDUCTION_FUNCTIONS
+from passdeploy.tracing.dispatch_mode import UncompiledMode
 from passdeploy.tracing.meta_model import run_on_meta
 from passdeploy.tracing.op_call import OpCall, aten
 
@@ -158,16 +159,11 @@ def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
         setattr(module, name, before)
 
 
-class OpObserver(TorchDispatchMode):
+class OpObserver(UncompiledMode):
     """A dispatch mode that calls `on_op` after every tensor operation; subclasses implement it."""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Tell torch that nothing is compiled under this mode; its guard would take longer than the rules."""
-        return False
-
     def __init__(self, *, is_meta: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.is_meta = is_meta
 
     def on_op(self, call: OpCall) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from passdeploy.models.cloning import ModelCloner
+from passdeploy.tracing.dispatch_mode import UncompiledMode
 from passdeploy.tracing.op_call import aten
 
 
@@ -81,16 +81,8 @@ def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
     return func(*args, **kwargs)
 
 
-class MetaMode(TorchDispatchMode):
+class MetaMode(UncompiledMode):
     """A dispatch mode that runs every operation by `run_on_meta`."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Tell torch that nothing is compiled under this mode; its guard would take longer than the shapes."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
