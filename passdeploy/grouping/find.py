@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.grouping.blocks import blocks_of
+from passdeploy.grouping.remedies import Remedies
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_search import TrialSearch
 from passdeploy.models.chosen_outputs import OutputChoice
@@ -78,11 +79,11 @@ def map_channels(
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    meta_model = MetaModel.of(model, inputs)
+    meta_model, remedies = MetaModel.of(model, inputs), Remedies()
 
     def search_with(chosen: Mapping[DimChoiceKey, int]) -> TrialSearch:
         trace = trace_channels(model, inputs, choose=chosen, meta_model=meta_model, outputs=outputs)
-        return TrialSearch(TracedNetwork.of(model, inputs, meta_model, trace))
+        return TrialSearch(TracedNetwork.of(model, inputs, meta_model, trace), remedies)
 
     best, chosen = search_with({}), dict[DimChoiceKey, int]()
     best.settle_sizes()

@@ -13,18 +13,19 @@ risk.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 
 from passdeploy.channels.blocks import Block
-from passdeploy.channels.groups import ChannelGroup, ChannelMap
-from passdeploy.grouping.constraints import Constraints
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute
+from passdeploy.grouping.constraints import Constraints, LabelledSize
 from passdeploy.grouping.failing_groups import Comparison, Failure, find_failing_groups
 from passdeploy.grouping.norm_sizes import stated_norm_widths
 from passdeploy.grouping.protections import labels_around
+from passdeploy.grouping.remedies import Remedies, Remedy
 from passdeploy.grouping.risk import RequiredCheck, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
 from passdeploy.grouping.shape_check import Stop
@@ -49,16 +50,19 @@ NARROW_WIDTH = 16  # channels
 # Cuts whose outputs are compared. If no group is narrow, the second one cuts the network that the first one left.
 COMPARED_TRIALS = 2
 
+Candidate = TypeVar("Candidate")  # for a repair
+
 
 class TrialSearch:
     """A search for constraints under which every cut of a network runs and computes what the masked network does.
 
     Args:
         network: the network with its trace.
+        remedies: what helped in earlier searches; what helps in this one is added.
     """
 
-    def __init__(self, network: TracedNetwork) -> None:
-        self.network = network
+    def __init__(self, network: TracedNetwork, remedies: Remedies | None = None) -> None:
+        self.network, self._remedies = network, remedies or Remedies()
         self.constraints = Constraints(network.trace.union_find, stated_norm_widths(network.model, network.trace))
         self.was_repaired = False  # the constraints are no longer those of the trace
         self._repairs_left, self._attempts_left = MAX_REPAIRS, MAX_ATTEMPTS
@@ -138,28 +142,46 @@ class TrialSearch:
 
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Extend the constraints so that the network gets past `stop`, and return the trial in which it did."""
-        repaired = self._fix_attributes(trial, stop) or self._equalise_widths(trial, stop)
-        return repaired or self._protect(trial, stop)
+        remedy, is_known = self._remedies.of(stop), self._remedies.has(stop)
+        if is_known and remedy is None:
+            return self._protect(trial, stop)
+        equality = remedy if isinstance(remedy, tuple) else None
+        attempts = [partial(self._fix_attributes, known=remedy), partial(self._equalise_widths, known=equality)]
+        for attempt in reversed(attempts) if equality else attempts:
+            if (repaired := attempt(trial, stop)) is not None:
+                return repaired
+        if self._attempts_left > 0:
+            self._remedies.remember(stop, None)
+        return self._protect(trial, stop)
 
-    def _fix_attributes(self, trial: TrialResult, stop: Stop) -> TrialResult | None:
-        """Let attributes that hold a stale size follow the widths, if that gets the network further."""
+    def _fix_attributes(self, trial: TrialResult, stop: Stop, *, known: Remedy = None) -> TrialResult | None:
+        """Let attributes that hold a stale size follow the widths, if that gets the network further.
+
+        Args:
+            trial: the trial that stopped.
+            stop: where it did.
+            known: the attributes to try first.
+        """
         cut, constraints = trial.cut, trial.constraints
-        for sizes in self._attribute_fixes.candidates(stop, cut.model_with(trial.groups), cut.size_of):
-            attempt = stop.position, constraints.equality_keys, frozenset(size.attribute for size in sizes)
+        candidates = self._attribute_fixes.candidates(stop, cut.model_with(trial.groups), cut.size_of)
+        for sizes in _known_first(candidates, lambda sizes: _attributes_of(sizes) == known) if known else candidates:
+            attempt = stop.position, constraints.equality_keys, _attributes_of(sizes)
             if not sizes or attempt in self._failed_fixes or self._attempts_left <= 0:
                 continue
             self._attempts_left -= 1
             after = run_trial(cut, constraints.with_size_attributes(sizes))
             if after.gets_further_than(trial):
+                self._remedies.remember(stop, _attributes_of(sizes))
                 return after
             self._failed_fixes.add(attempt)
         cut.discard_model()
         return None
 
-    def _equalise_widths(self, trial: TrialResult, stop: Stop) -> TrialResult | None:
-        """Join widths that the code takes to be equal, if that gets the network further."""
+    def _equalise_widths(self, trial: TrialResult, stop: Stop, *, known: Remedy = None) -> TrialResult | None:
+        """Join widths that the code takes to be equal, if that gets the network further; try `known` first."""
         op_log, roots_of = self.network.trace.op_log, trial.constraints.labels.find
-        for equality in width_equalities(op_log, stop.position, self.network.class_of, roots_of):
+        equalities = width_equalities(op_log, stop.position, self.network.class_of, roots_of)
+        for equality in _known_first(equalities, lambda equality: equality.key == known) if known else equalities:
             if equality.key in self._failed_equalities or self._attempts_left <= 0:
                 continue
             constraints = trial.constraints.with_equality(equality)
@@ -168,9 +190,11 @@ class TrialSearch:
             self._attempts_left -= 1
             after = self._run(constraints, trial.cut.key)
             if after.gets_further_than(trial):
+                self._remedies.remember(stop, equality.key)
                 return after
             # Now that the widths are equal, an attribute may state them.
             if after.stop and (fixed := self._fix_attributes(after, after.stop)):
+                self._remedies.remember(stop, equality.key)
                 return fixed
             self._failed_equalities.add(equality.key)
         return None
@@ -262,6 +286,14 @@ class TrialSearch:
     @cached_property
     def _states_sizes(self) -> bool:
         return states_sizes(self.network.trace)
+
+
+def _known_first(candidates: Iterable[Candidate], is_known: Callable[[Candidate], bool]) -> list[Candidate]:
+    return sorted(candidates, key=lambda candidate: not is_known(candidate))
+
+
+def _attributes_of(sizes: Sequence[LabelledSize]) -> frozenset[SizeAttribute]:
+    return frozenset(size.attribute for size in sizes)
 
 
 def _has_narrow_group(groups: Sequence[ChannelGroup]) -> bool:

@@ -185,6 +185,17 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) ->
     return query.new_empty((*query.shape[:-1], value.size(-1))) if key.size(-2) == value.size(-2) else None
 
 
+def _upsample(x: Tensor, size: Any, *rest: Any) -> Tensor | None:
+    """Return a resized image; None where its size is computed from factors."""
+    if not size or any(isinstance(item, Tensor) for item in rest) or not x.is_contiguous():
+        return None
+    return x.new_empty((*x.shape[: x.ndim - len(size)], *size))
+
+
+def _grid_sampler(x: Tensor, grid: Tensor, *_: Any) -> Tensor | None:
+    return x.new_empty((*x.shape[:2], *grid.shape[1:3])) if x.size(0) == grid.size(0) and grid.size(-1) == 2 else None
+
+
 # Each returns None for a case that it leaves to torch.
 _SHAPE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.native_batch_norm.default: _batch_norm,
@@ -194,6 +205,9 @@ _SHAPE_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     aten.cat.default: _cat,
     aten.roll.default: _roll,
     aten.cumsum.default: _cumsum,
+    aten.grid_sampler_2d.default: _grid_sampler,
+    **dict.fromkeys((aten.upsample_bilinear2d.default, aten.upsample_nearest2d.default), _upsample),
+    aten.upsample_bicubic2d.default: _upsample,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.div.Tensor_mode: _binary_pointwise,
     F.scaled_dot_product_attention: _attention,

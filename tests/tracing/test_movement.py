@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
+import passdeploy as pd
 from passdeploy.tracing.rules.movement import _view_labels
 
 
@@ -44,3 +47,36 @@ def test_dimensions_that_a_view_does_not_merge_take_no_memory():
     rows = _view_labels(torch.arange(512), 1, (2048, 512, 3, 3), (1, 2048, 512 * 9))
     assert rows.shape == (1, 2048, 512 * 9)
     assert rows.untyped_storage().nbytes() <= 8 * math.prod((512, 9))
+
+
+class Strided(nn.Module):
+    """Every other channel goes through a branch.
+
+    Args:
+        start: of the slice.
+        protects: let the channels of the branch stay.
+    """
+
+    def __init__(self, start: int, *, protects: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.branch, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(4 - start // 2, 6, 1), nn.Linear(10, 5)
+        self.start, self.protects = start, protects
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        even, odd = x[:, self.start :: 2], x[:, 1::2]
+        even = even.cumsum(1) if self.protects else even
+        return self.head(torch.cat([self.branch(even), odd], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("start", "protects", "width"), [(0, False, 4), (1, False, 4), (0, True, 0), (2, False, 0)], ids=str
+)
+def test_a_strided_slice_picks_the_same_channels_after_any_cut(start: int, protects: bool, width: int):
+    network, images = Strided(start, protects=protects).eval(), torch.randn(2, 3, 6, 6)
+    groups = pd.find_groups(network, images)
+    assert sum(group.width for group in groups if group.name.startswith("stem") and group.is_prunable) == width
+    for channel in range(4):
+        plan = pd.Plan({group.name: (channel,) for group in groups if group.is_prunable})
+        assert pd.verify(network, groups, plan, images, tolerance=1e-5) <= 1e-5

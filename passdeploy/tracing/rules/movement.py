@@ -28,6 +28,8 @@ def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
     source, labels = call.tensors[0], tracer.labels(call.tensors[0])
     if call.packet in (aten.split, aten.unsafe_split):
         _join_equal_parts(tracer, call)
+    if call.packet is aten.slice and call["step"] > 1:
+        _join_strides(tracer, call)
     result_labels: list[DimLabels] = [{} for _ in call.results]
     is_view = call.packet in _RESHAPING_VIEWS
     for dim, vector in labels.items():
@@ -57,6 +59,18 @@ def _join_equal_parts(tracer: ChannelTracer, call: OpCall) -> None:
             tracer.union_find.join_rows(
                 vector.view(-1, size).T, tracer.reason("at the place of channels that must stay")
             )
+
+
+def _join_strides(tracer: ChannelTracer, call: OpCall) -> None:
+    """Join the channels inside every stride of a slice: only if whole strides are removed, others are still picked."""
+    dim, step = call["dim"] % call.tensors[0].ndim, call["step"]
+    vector = tracer.labels(call.tensors[0]).get(dim)
+    if vector is None:
+        return
+    if len(vector) % step or not 0 <= (call["start"] or 0) < step:
+        tracer.protect(vector, "every few of these channels are picked")
+    else:
+        tracer.union_find.join_rows(vector.view(-1, step), tracer.reason("in one stride with channels that must stay"))
 
 
 def _expand_labels(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
