@@ -21,21 +21,21 @@ SIZE = 64
 NAMES = ("square", "circle")
 
 
-def write_shapes(folder: Path, count: int) -> Path:
+def write_shapes(folder: Path, count: int, size: int = SIZE) -> Path:
     """Write images with one square or circle each, their labels, and the file that describes both."""
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            kind, width = int(random.integers(2)), int(random.integers(16, 32))
-            left, top = (int(place) for place in random.integers(0, SIZE - width, 2))
-            image = Image.fromarray(random.integers(0, 80, (SIZE, SIZE, 3), dtype=np.uint8))
+            kind, width = int(random.integers(2)), int(random.integers(size // 4, size // 2))
+            left, top = (int(place) for place in random.integers(0, size - width, 2))
+            image = Image.fromarray(random.integers(0, 80, (size, size, 3), dtype=np.uint8))
             draw = ImageDraw.Draw(image)
             shape = draw.ellipse if kind else draw.rectangle
             shape((left, top, left + width, top + width), fill=(220, 220, 40) if kind else (40, 220, 220))
             image.save(folder / "images" / split / f"{number}.png")
-            box = ((left + width / 2) / SIZE, (top + width / 2) / SIZE, width / SIZE, width / SIZE)
+            box = ((left + width / 2) / size, (top + width / 2) / size, width / size, width / size)
             (folder / "labels" / split / f"{number}.txt").write_text(" ".join(map(str, (kind, *box))) + "\n")
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(NAMES))
     text = f"path: {folder.absolute()}\ntrain: images/train\nval: images/val\nnames:\n{names}"

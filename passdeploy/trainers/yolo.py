@@ -24,6 +24,7 @@ from passdeploy.sparsity.settings import PassSettings
 from passdeploy.trainers.prune import VERIFIED_IMAGES, Pruned, prune
 from passdeploy.training.placement import device_of
 
+_MEANS = ("ClassificationModel", "RTDETRDetectionModel")  # other losses are multiplied by the number of images
 OUTPUTS = 0  # the predictions; beside them the networks return raw feature maps, which nobody reads after training
 
 
@@ -170,8 +171,8 @@ def _loss(network: nn.Module, batch: dict[str, Any]) -> Tensor:
     known = getattr(inner, "args", {})
     inner.args = _with(defaults, known if isinstance(known, dict) else vars(known))
     total, _ = inner.loss(batch)
-    loss: Tensor = total.sum() / len(batch["img"])  # Ultralytics multiplies the mean by the number of images
-    return loss
+    loss: Tensor = total.sum()
+    return loss if type(inner).__name__ in _MEANS else loss / len(batch["img"])
 
 
 yolo_loss = BatchLoss(_loss)  # the sum of a network's own losses, on the batches of `yolo_batches`
