@@ -11,9 +11,12 @@ from typing import Any
 
 import click
 
-from passdeploy.errors import PassDeployError
+from passdeploy.errors import MissingError, PassDeployError, clipped
+from passdeploy.runtime.files import DISK_ERRNOS
+from passdeploy.runtime.interrupts import end_on_sigterm_
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells use it
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells use it, and after SIGTERM
+_MOST_LINES, _LONGEST_LINE = 3, 4000  # of an error; names of files may be long
 
 
 class CommandGroup(click.Group):
@@ -24,6 +27,7 @@ class CommandGroup(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         # cuBLAS reads this when CUDA starts; see runtime/determinism.py, whose import would take seconds here
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        end_on_sigterm_()
         try:
             code = super().main(arguments, **{**options, "standalone_mode": False, "obj": {"arguments": arguments}})
         except PassDeployError as error:
@@ -40,11 +44,35 @@ class CommandGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("interrupted", err=True)
             code = INTERRUPTED
+        except OSError as error:
+            if error.errno not in DISK_ERRNOS:
+                raise
+            if "--debug" in arguments:
+                traceback.print_exc()
+            _print_error(_disk_message(error), "DiskError", MissingError.exit_code, arguments)
+            code = MissingError.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 
 
 def _print_error(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
     """Print an error on stderr and, with `--json` among the arguments, as a JSON object on stdout."""
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {_printable(message)}", err=True)
     if "--json" in arguments:
         click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code}}))
+
+
+def _printable(message: str) -> str:
+    """Return a message in three lines at most without control characters, which names of files may bring along."""
+    lines = message.split("\n")
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES - 1 :] = [" ".join(lines[_MOST_LINES - 1 :])]
+    return "\n".join(clipped(line, limit=_LONGEST_LINE) for line in lines)
+
+
+def _disk_message(error: OSError) -> str:
+    """Explain a disk that is full, read-only or broken, where no part of passdeploy has explained it better."""
+    where = f" {error.filename}" if error.filename else ""
+    return (
+        f"a file{where} cannot be read or written: {error.strerror}.\n"
+        "Make room, or name other places: TMPDIR for temporary files, PASSDEPLOY_CACHE for measurements, --out."
+    )

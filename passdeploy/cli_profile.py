@@ -137,6 +137,7 @@ class ProfileInputs:
     ) -> Measured:
         from passdeploy.display.tables import profile_table
         from passdeploy.profiling.profile_files import profile_files
+        from passdeploy.runs.own_files import is_file_of_a_run
 
         if backends is not None and len(backends) != 1:
             raise UsageError("a file runs in one backend: give one, or leave out --backend.")
@@ -151,6 +152,7 @@ class ProfileInputs:
             image_size=self.image_size,
             shapes=self.shapes,
             trust_engine=execution.trust_engine,
+            trusted=[path for path in self.files if is_file_of_a_run(path)],
             listener=listener,
         ).to_json()
         return Measured(document, (profile_table(document["rows"]),), next_step="passdeploy profile, for a run")

@@ -21,11 +21,17 @@ def find_run_to_resume(out: Path, recipe: Recipe) -> Path:
     Raises:
         RunError: there is none, and the message names the keys that differ; or another process is writing to it.
     """
-    named = [path for path in list_runs(out) if path.name.rpartition("-")[0] == recipe.name]
+    found = [path for path in list_runs(out) if path.name.rpartition("-")[0] == recipe.name]
+    texts = {path: _recipe_text(path) for path in found}
+    named = [path for path in found if texts[path]]
     for path in reversed(named):
-        if _recipe_text(path) == recipe.to_yaml():
+        if texts[path] == recipe.to_yaml():
             RunFolder.open(path, write=True).close()
             return path
+    if found and not named:
+        raise RunError(
+            f"{found[-1]} was stopped before it had begun, so there is nothing to resume.\nLeave --resume out."
+        )
     if not named:
         raise RunError(
             f"no run in {out} is called {recipe.name}, so there is nothing to resume.\n"

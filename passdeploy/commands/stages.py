@@ -102,8 +102,8 @@ class PruneJob:
         self.folder.write_json("summary.json", summary, kind="summary")
         if self.processes.is_first:
             self.folder.become_latest()
-        if self.processes.is_first:
             self._write_report()
+        self.folder.record_logs()
         return summary
 
     def _write_report(self) -> None:

@@ -54,12 +54,20 @@ def folder_id(path: str | Path) -> FolderId:
     return status.st_dev, status.st_ino
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """True for folders and links to folders; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # too many levels of links
+        return False
+
+
 def folders_in(folder: str | Path) -> list[str]:
     """List the names of the folders in a folder that are not hidden, links to folders included, in order."""
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and is_folder(entry))
 
 
 def images_in(folder: str | Path) -> int:
@@ -67,7 +75,7 @@ def images_in(folder: str | Path) -> int:
     endings = image_endings()
     with os.scandir(folder) as entries:
         return sum(
-            ending_of(entry.name) in endings and not is_hidden(entry.name) and not entry.is_dir() for entry in entries
+            ending_of(entry.name) in endings and not is_hidden(entry.name) and not is_folder(entry) for entry in entries
         )
 
 
@@ -128,7 +136,7 @@ class ImageLister:
             entries = sorted(scanned, key=_name_of)
         for entry in entries:
             name = entry.name
-            if entry.is_dir():
+            if is_folder(entry):
                 if is_hidden(name):
                     self.hidden.append(self._shown(entry.path))
                 else:

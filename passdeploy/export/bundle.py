@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import torch
 
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
+from passdeploy.export.lint import lint_file
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.parity import compute_answers, reference_from_answers
 from passdeploy.export.precision import LIMITS
@@ -31,15 +31,19 @@ from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import EngineOptions, build_engine
 from passdeploy.export.trt_parity import require_engine_parity
+from passdeploy.export.trt_parse_trial import require_parsable
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
+from passdeploy.runtime.onnx_examiner import OnnxExaminer
+from passdeploy.runtime.sealed_json import read_sealed, sealed
 from passdeploy.runtime.versions import __version__
 
 if TYPE_CHECKING:
     from passdeploy.export.settings import ExportSettings, Samples
 
 MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
+_VERSION = 2  # of the manifest; from 2 on it is sealed
 _ANSWERS = "answers/"  # prefix of the names of tensors
 
 
@@ -84,7 +88,7 @@ def write_bundle(
     write_atomically(folder / SCRIPT, "\n".join(commands) + "\n")
     other_hashes = {name: sha256_of(folder / name) for name in (SAMPLES, SCRIPT)}
     manifest = {
-        "version": 1,
+        "version": _VERSION,
         "passdeploy_version": __version__,
         "flavour": settings.engine_flavour,
         "options": settings.engine.to_json()
@@ -93,7 +97,7 @@ def write_bundle(
         "sha256": other_hashes,
         "commands": [line for line in commands if not line.startswith("#")],
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, sealed(manifest))
     names = [*(entry["file"] for entry in files), SAMPLES, SCRIPT, MANIFEST]
     return [describe_artifact(folder / name, kind="bundle", precision="", facts={}) for name in names]
 
@@ -110,13 +114,21 @@ def build_bundle(
 
     Raises:
         RunError: `folder` is not a bundle.
-        CorruptArtifact: a file is missing or has changed since it was bundled.
+        CorruptArtifact: a file is missing or has changed since it was bundled, or crashes what parses it.
         MissingError, ExportError: see `build_engine`.
     """
     manifest = _read_verified_manifest(folder)
     chosen_flavour: Flavour = flavour or manifest["flavour"]
     chosen_options = options or EngineOptions(**manifest["options"])
+    sources = [folder / entry["file"] for entry in manifest["models"]]
+    _examine(sources)
+    for entry, source in zip(manifest["models"], sources, strict=True):
+        for finding in lint_file(source, entry["precision"]).findings:
+            if finding.blocks_tensorrt:
+                listener(Warned(f"{source.name}: {finding.text}"))
     load_trt(chosen_flavour)
+    for source in sources:
+        require_parsable(source, chosen_flavour)
     for entry in manifest["models"]:
         source = folder / entry["file"]
         path = engine_path_for(source, chosen_flavour)
@@ -131,6 +143,14 @@ def build_bundle(
             )
             progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
         yield _compared(engine, entry, folder, listener)
+
+
+def _examine(sources: Sequence[Path]) -> None:
+    """Open each ONNX file in a process of its own: a bundle comes from another machine."""
+    with OnnxExaminer() as examiner:
+        for source in sources:
+            examiner.open(source)
+            examiner.forget(source)
 
 
 def _recorded_answers(
@@ -181,10 +201,10 @@ def _read_verified_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is not a bundle: it has no {MANIFEST}.\nWrite a bundle with: passdeploy export --bundle"
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest = read_sealed(path.read_bytes(), version_key="version", sealed_from=_VERSION)
         hashes = {**{entry["file"]: entry["sha256"] for entry in manifest["models"]}, **manifest["sha256"]}
         EngineOptions(**manifest["options"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path} is not the manifest of a bundle.\nCopy the whole bundle again.") from error
     for name, sha256 in hashes.items():
         if Path(name).name != name:

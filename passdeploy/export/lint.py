@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
+from passdeploy.errors import CorruptArtifact, clipped, first_line
 from passdeploy.export.casting import find_opset, types_of
 
 # ONNX operators that TensorRT's parser has no importer for, from `OnnxParser.supports_operator` of TensorRT for RTX 1.7
@@ -111,6 +114,18 @@ class Lint:
             "convolutions": dict(self.convolutions),
             "findings": [vars(finding) for finding in self.findings],
         }
+
+
+def lint_file(path: Path, precision: str) -> Lint:
+    """Lint an ONNX file of any origin; the weights that it keeps in other files are not read.
+
+    Raises:
+        CorruptArtifact: it cannot be parsed, or its graph is not whole.
+    """
+    try:
+        return lint(onnx.load(path, load_external_data=False), precision)
+    except Exception as error:  # a graph may lack anything that the format lets it lack
+        raise CorruptArtifact(f"{path} is no whole ONNX file: {clipped(first_line(error), 200)}") from error
 
 
 def lint(model: ModelProto, precision: str) -> Lint:

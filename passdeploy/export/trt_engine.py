@@ -104,13 +104,7 @@ def build_engine(
     log = BuilderLog()
     logger = make_logger(trt, log)
     builder = create_trt_object(lambda: trt.Builder(logger), log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = create_trt_object(lambda: trt.OnnxParser(network, logger), log)
-    if not parser.parse_from_file(str(onnx_path)):  # the path, not the bytes: weights may be in a file beside it
-        raise parse_failure(onnx_path, parser, log)
-    if network.num_outputs == 0:
-        raise CorruptArtifact(f"{onnx_path.name} holds no network: the file is empty or was cut off.")
-
+    network = parse_network(trt, builder, logger, log, onnx_path)
     config = builder.create_builder_config()
     _configure(config, trt, options)
     _add_profile(builder, network, config, sizes)
@@ -144,6 +138,24 @@ def build_engine(
     engine = describe_artifact(engine_path, kind="engine", precision=precision, facts=facts)
     write_sidecar(engine)
     return engine
+
+
+def parse_network(
+    trt: TensorRT, builder: tensorrt.Builder, logger: tensorrt.ILogger, log: BuilderLog, onnx_path: Path
+) -> tensorrt.INetworkDefinition:
+    """Parse an ONNX file into a network that is built with the types it has.
+
+    Raises:
+        ExportError: TensorRT refuses the graph.
+        CorruptArtifact: the file holds no network.
+    """
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = create_trt_object(lambda: trt.OnnxParser(network, logger), log)
+    if not parser.parse_from_file(str(onnx_path)):  # the path, not the bytes: weights may be in a file beside it
+        raise parse_failure(onnx_path, parser, log)
+    if network.num_outputs == 0:
+        raise CorruptArtifact(f"{onnx_path.name} holds no network: the file is empty or was cut off.")
+    return network
 
 
 def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOptions) -> None:

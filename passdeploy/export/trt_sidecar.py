@@ -7,7 +7,6 @@ only with --trust-engine, with or without a sidecar.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,12 @@ from passdeploy.export.trt_refit import onnx_path_of_stripped, refit_
 from passdeploy.runtime.cuda_driver import require_gpu
 from passdeploy.runtime.files import sha256_of, write_atomically
 from passdeploy.runtime.garbage import garbage_collection_paused
+from passdeploy.runtime.sealed_json import read_sealed, sealed
 
 if TYPE_CHECKING:
     import tensorrt
 
+_VERSION = 2  # of sidecars; from 2 on they are sealed
 _NO_GPU_HINT = "Run it on the machine with the GPU it was built for."
 
 
@@ -44,8 +45,8 @@ def write_sidecar(engine: Artifact) -> None:
         "size_bytes": engine.size_bytes,
         "precision": engine.precision,
     }
-    content = json.dumps({**identity, **engine.facts}, indent=2)
-    write_atomically(sidecar_path(engine.path), content + "\n")
+    content = sealed({"version": _VERSION, **identity, **engine.facts})
+    write_atomically(sidecar_path(engine.path), content)
 
 
 def read_sidecar(engine_path: Path) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def read_sidecar(engine_path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CorruptArtifact(f"{engine_path.name} has no sidecar {path.name} that describes it.\n{trust}")
     try:
-        facts: dict[str, Any] = json.loads(path.read_bytes())
+        facts = read_sealed(path.read_bytes(), version_key="version", sealed_from=_VERSION)
         expected = facts["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"{path} is not the sidecar of an engine.\n{trust}") from error

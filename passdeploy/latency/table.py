@@ -6,7 +6,6 @@ holds measurements; models are fitted to them when it is read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,8 +25,9 @@ from passdeploy.latency.node_times import estimate_calls, node_times
 from passdeploy.latency.size_inference import SizeExplainer, infer_sizes
 from passdeploy.profiling.kernel_times import module_of
 from passdeploy.runtime.files import atomic_path
+from passdeploy.runtime.sealed_json import read_sealed, sealed
 
-FORMAT = 1
+FORMAT = 2  # from 2 on the file is sealed; otherwise 1 is the same
 _FOLDS = 6  # of the cross-validation
 
 
@@ -158,7 +158,7 @@ class LatencyTable:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LatencyTable:
         """Read what `to_json` wrote; KeyError, TypeError or ValueError where it is something else."""
-        if document["format"] != FORMAT:
+        if document["format"] not in (1, FORMAT):
             raise ValueError(f"format {document['format']}, known is {FORMAT}")
         nodes = tuple(
             Node(
@@ -191,7 +191,7 @@ class LatencyTable:
         """Write the table as one JSON file, atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as draft:
-            draft.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            draft.write_text(sealed(self.to_json(), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> LatencyTable:
@@ -204,7 +204,7 @@ class LatencyTable:
         if not path.is_file():
             raise RunError(f"there is no latency table {path}.\nMake it on the target: passdeploy profile --table")
         try:
-            return cls.from_json(json.loads(path.read_text()))
+            return cls.from_json(read_sealed(path.read_bytes(), version_key="format", sealed_from=FORMAT))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptArtifact(
                 f"{path} is no latency table: {error}.\nMake it again: passdeploy profile --table"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -36,6 +35,7 @@ from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.runners import PROVIDERS
 from passdeploy.runtime.names import BACKENDS, ON_GPU
+from passdeploy.runtime.process_end import how_it_ended
 
 _IMAGE_SHAPE = (1, 3, 16, 16)
 _LIMIT_S = 75.0  # of one backend; TensorRT and the compiler for a GPU may take a minute when they start cold
@@ -197,9 +197,7 @@ def _death(done: subprocess.CompletedProcess[str]) -> str:
     """Say how a process ended that wrote no result."""
     last = (done.stderr.strip().splitlines() or [""])[-1][:200]
     if done.returncode < 0:
-        number = -done.returncode
-        name = signal.Signals(number).name if number in {each.value for each in signal.Signals} else f"signal {number}"
-        return f"its libraries crashed with {name}. {last}".rstrip(" .")
+        return f"its libraries crashed with {how_it_ended(done.returncode)}. {last}".rstrip(" .")
     return last or f"its process ended with {done.returncode}"
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import CorruptArtifact, UsageError, first_line
+from passdeploy.errors import UsageError
 from passdeploy.export.torch_trt_program import require_loadable
 from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.export.trt_binding import require_gpu_of_torch
 from passdeploy.profiling.execution import Setting
+from passdeploy.profiling.program_file import read_program
 from passdeploy.profiling.runners import PROVIDERS, CompiledRunner, OrtRunner, ProgramRunner, Runner, TorchRunner
 from passdeploy.profiling.trt_runner import EngineRunner
 
@@ -97,28 +96,3 @@ def open_program(path: Path, backend: str, device: str) -> Callable[[Tensor], An
         program = move_to_device_pass(program, device)
     function: Callable[[Tensor], Any] = program.module()
     return function
-
-
-def read_program(path: Path) -> Any:
-    """Read the `torch.export.ExportedProgram` in a `.pt2`.
-
-    Raises:
-        CorruptArtifact: PyTorch cannot open it.
-    """
-    try:
-        return torch.export.load(path)
-    except Exception as error:  # a damaged archive and unknown operators raise many types
-        raise CorruptArtifact(
-            f"PyTorch cannot open {path.name}: {first_line(error)}\n"
-            "A program with TensorRT inside runs only where torch-tensorrt and its GPU are."
-        ) from error
-
-
-def has_tensorrt(path: Path) -> bool:
-    """Test whether a `.pt2` calls operators of Torch-TensorRT, by its text: the program is not opened."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            texts = (name for name in archive.namelist() if name.endswith(".json"))
-            return any(b"torch.ops.tensorrt." in archive.read(name) for name in texts)
-    except (zipfile.BadZipFile, OSError):
-        return False

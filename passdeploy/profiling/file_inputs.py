@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from passdeploy.errors import UsageError
+from passdeploy.errors import CorruptArtifact, UsageError
+from passdeploy.export.artifact import BatchRange
 from passdeploy.export.ort_session import open_session
-from passdeploy.profiling.candidates import read_program
 from passdeploy.profiling.inputs import shape_text
+from passdeploy.profiling.program_file import read_program
 from passdeploy.profiling.trt_runner import read_input
 
 UNBOUNDED = 2**31  # largest batch of a file that takes any
@@ -119,6 +121,12 @@ class FileInputs:
         """Make values for every input, the same every time: noise, pixels, or small whole numbers."""
         return tuple(_values_of(tensor, batch) for tensor in self.tensors)
 
+    def shapes(self, batch: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Return the numpy type and the shape of every input by its name."""
+        return {
+            tensor.name: (str(tensor.dtype).removeprefix("torch."), _shape_of(tensor, batch)) for tensor in self.tensors
+        }
+
     @property
     def text(self) -> str:
         """The inputs in words."""
@@ -163,9 +171,12 @@ def read_file_inputs(path: Path, *, trust_engine: bool = False) -> FileInputs:
     smallest, largest = 1, UNBOUNDED
     if path.suffix.lower() == ".onnx":
         session = open_session(path, threads=1)
-        tensors = tuple(_ort_input(path, each) for each in session.get_inputs())
-        known = session.get_modelmeta().custom_metadata_map.get("batch")
-        smallest, _, largest = json.loads(known) if known else (1, 1, UNBOUNDED)
+        try:
+            tensors = tuple(_ort_input(path, each) for each in session.get_inputs())
+            known = session.get_modelmeta().custom_metadata_map.get("batch")
+        except UnicodeDecodeError as error:
+            raise CorruptArtifact(f"{path} has names that are no text; it is damaged.") from error
+        smallest, largest = _batches_in(known)
     elif path.suffix.lower() == ".engine":
         engine = read_input(path, trust_engine=trust_engine)
         tensors = (InputTensor("images", torch.float32, (None, *engine.image)),)
@@ -198,6 +209,15 @@ def _size(size: Any) -> Size:
     return (size if size > 0 else None) if isinstance(size, int) else size or None
 
 
+def _batches_in(metadata: str | None) -> tuple[int, int]:
+    """Read the smallest and the largest batch that an exported file was made for; any, where it says nothing of use."""
+    try:
+        smallest, _, largest = map(index, BatchRange.of(json.loads(metadata or "")).as_list())
+    except (ValueError, TypeError, RecursionError, UsageError):
+        return 1, UNBOUNDED
+    return smallest, largest
+
+
 def _program_inputs(path: Path) -> tuple[InputTensor, ...]:
     program = read_program(path)
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
@@ -212,7 +232,7 @@ def _program_inputs(path: Path) -> tuple[InputTensor, ...]:
 
 
 def _values_of(tensor: InputTensor, batch: int) -> Tensor:
-    shape = [batch if place == 0 and tensor.has_batch else int(size or 1) for place, size in enumerate(tensor.shape)]
+    shape = _shape_of(tensor, batch)
     generator = torch.Generator().manual_seed(0)
     if tensor.dtype.is_floating_point:
         is_map = len(shape) > 2  # an image; a small tensor is a threshold, or a list of features
@@ -222,6 +242,12 @@ def _values_of(tensor: InputTensor, batch: int) -> Tensor:
         return torch.ones(*shape, dtype=torch.bool)
     most = 256 if tensor.dtype is torch.uint8 else 128 if tensor.dtype is torch.int8 else 2  # pixels, or tokens
     return torch.randint(0, most, shape, generator=generator).to(tensor.dtype)
+
+
+def _shape_of(tensor: InputTensor, batch: int) -> tuple[int, ...]:
+    return tuple(
+        batch if place == 0 and tensor.has_batch else int(size or 1) for place, size in enumerate(tensor.shape)
+    )
 
 
 def _is_number(size: Size) -> bool:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from passdeploy.errors import MissingError, RunError, UsageError
+from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.torch_trt_program import require_loadable
 from passdeploy.export.torch_trt_release import load_torch_trt
-from passdeploy.profiling.candidates import Candidate, has_tensorrt, make_runner
+from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.environment import physical_cores
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.file_batches import batches_that_run
 from passdeploy.profiling.file_inputs import FileInputs, read_file_inputs
 from passdeploy.profiling.inputs import shape_text
 from passdeploy.profiling.pair import profile_pair
+from passdeploy.profiling.program_file import has_tensorrt, holds_native_objects
 from passdeploy.profiling.report import Profile
 from passdeploy.profiling.runners import PROVIDERS, Runner
 from passdeploy.runtime.devices import find_device
 from passdeploy.runtime.events import Listener, Warned, silent
+from passdeploy.runtime.onnx_examiner import OnnxExaminer
 
 _BACKEND_OF_SUFFIX = {".onnx": "ort", ".engine": "tensorrt", ".pt2": "torch"}
 
@@ -35,6 +37,7 @@ def profile_files(
     image_size: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     trust_engine: bool = False,
+    trusted: Collection[Path] = (),
     listener: Listener = silent,
 ) -> Profile:
     """Measure one file, or two in turns with the speed-up of the second over the first.
@@ -51,6 +54,8 @@ def profile_files(
         image_size: of the input in pixels, for a file that does not fix it.
         shapes: of inputs by their names, for files that fix them neither and take no images.
         trust_engine: load engines that have no sidecar, or that run code of their own.
+        trusted: ONNX files among `paths` that are opened in this process at once; the others are first opened and run
+            in one of their own, since native code may crash on them.
         listener: receives the progress events.
 
     Raises:
@@ -65,30 +70,51 @@ def profile_files(
     for path in paths:
         if not path.is_file():
             raise RunError(f"there is no file {path}.\nWrite one with: passdeploy export --onnx")
-    setting = setting or Setting(device="auto")
-    backend = _backend_of(paths, backend, setting.device, listener)
-    setting = setting.resolved((backend,), listener)
-    if setting.precision != "fp32":
-        raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
-    if setting.channels_last:
-        raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
-    setting.require_possible((backend,))
-    if backend == "torch-trt":
+    foreign = [path for path in paths if path.suffix.lower() == ".onnx" and path not in trusted]
+    with OnnxExaminer() as examiner:
+        for path in foreign:
+            examiner.open(path)
         for path in paths:
-            require_loadable(path)
-        load_torch_trt()  # its operators must be known before a program that has them is opened
-    inputs = [read_file_inputs(path, trust_engine=trust_engine).with_sizes(image_size, shapes or {}) for path in paths]
-    samples = [each.sample_shape() for each in inputs]
-    if len(set(samples)) > 1:
-        raise UsageError(
-            f"{paths[0].name} takes images of {shape_text(samples[0])}, {paths[1].name} of {shape_text(samples[1])}.\n"
-            "Two files are compared on the same images: export one of them again."
-        )
-    if batches is None and shapes:
-        given = [shapes[tensor.name] for tensor in inputs[0].tensors if tensor.has_batch and tensor.name in shapes]
-        batches = [given[0][0]] if given else None
-    possible = [each.possible_batches(batches) for each in inputs]
-    measured = [batch for batch in possible[0] if batch in possible[-1]] or possible[0]
+            if (
+                path.suffix.lower() == ".pt2"
+                and path not in trusted
+                and not trust_engine
+                and holds_native_objects(path)
+            ):
+                raise CorruptArtifact(
+                    f"{path.name} holds an engine, which is native code, and is no recorded file of a run.\n"
+                    "If you know where it comes from: --trust-engine"
+                )
+        setting = setting or Setting(device="auto")
+        backend = _backend_of(paths, backend, setting.device, listener)
+        setting = setting.resolved((backend,), listener)
+        if setting.precision != "fp32":
+            raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
+        if setting.channels_last:
+            raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
+        setting.require_possible((backend,))
+        if backend == "torch-trt":
+            for path in paths:
+                require_loadable(path)
+            load_torch_trt()  # its operators must be known before a program that has them is opened
+        inputs = [
+            read_file_inputs(path, trust_engine=trust_engine).with_sizes(image_size, shapes or {}) for path in paths
+        ]
+        samples = [each.sample_shape() for each in inputs]
+        if len(set(samples)) > 1:
+            raise UsageError(
+                f"{paths[0].name} takes images of {shape_text(samples[0])}, "
+                f"{paths[1].name} of {shape_text(samples[1])}.\n"
+                "Two files are compared on the same images: export one of them again."
+            )
+        if batches is None and shapes:
+            given = [shapes[tensor.name] for tensor in inputs[0].tensors if tensor.has_batch and tensor.name in shapes]
+            batches = [given[0][0]] if given else None
+        possible = [each.possible_batches(batches) for each in inputs]
+        measured = [batch for batch in possible[0] if batch in possible[-1]] or possible[0]
+        for path, each in zip(paths, inputs, strict=True):
+            for batch in measured if path in foreign else ():
+                examiner.run(path, each.shapes(batch))
     candidates = [_candidate(path, each, trust_engine) for path, each in zip(paths, inputs, strict=True)]
     if backend in ("ort", "ort-cuda", "torch"):  # the others take minutes to build
 

@@ -28,7 +28,7 @@ class Picture:
 
 def prompt_pictures(facts: RunFacts) -> list[Picture]:
     """Return the sample, the prompt, and both together; none where the run has no prompt or no sample."""
-    sample = facts.sample()
+    sample = facts.sample
     if facts.prompt is None or sample is None:
         return []
     with Image.open(BytesIO(sample)) as image:

@@ -47,6 +47,7 @@ class RunFacts:
     curves: tuple[Curve, ...]
     scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
     prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images
+    sample: bytes | None = None  # the PNG of a test image; None where the run has none
 
     @property
     def name(self) -> str:
@@ -74,11 +75,6 @@ class RunFacts:
         """The measured latencies: those of `passdeploy profile`, before that those of `passdeploy prune`."""
         return list(self.profile.get("rows") or self.summary.get("latency") or ())
 
-    def sample(self) -> bytes | None:
-        """Return the PNG of a test image; None where the run has none."""
-        path = self.path / SAMPLE
-        return path.read_bytes() if path.is_file() else None
-
 
 def read_run(folder: RunFolder) -> RunFacts:
     """Read the results of a finished run.
@@ -101,9 +97,10 @@ def read_run(folder: RunFolder) -> RunFacts:
         profile=_read_if_there(folder, "profile.json"),
         exports=_read_if_there(folder, "export/artifacts.json"),
         bench=_read_if_there(folder, "bench.json"),
-        curves=_read_curves(folder.path / METRICS),
+        curves=_read_curves(folder.verified_if_recorded(METRICS)),
         scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},
         prompt=tensors[PROMPT_KEY][0] if PROMPT_KEY in tensors else None,
+        sample=folder.verified(SAMPLE).read_bytes() if folder.has(SAMPLE) else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 An artifact is written under a temporary name, synced, renamed and recorded in the manifest, in that order. While it is
 replaced it has no record: a process that dies in between leaves a file without a record, which the next process writes
-again, and not one that seems damaged. Tensors are stored as safetensors; nothing is pickled.
+again, and not one that seems damaged. Tensors are stored as safetensors; nothing is pickled. The manifest carries the
+SHA-256 of its own content (`runtime/sealed_json.py`); those of earlier versions had none and are read without.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from passdeploy.errors import CorruptArtifact, DiskFullError, RunError
+from passdeploy.errors import CorruptArtifact, DiskFullError, RunError, clipped
 from passdeploy.runs.numbering import MANIFEST
-from passdeploy.runtime.files import atomic_path, safetensors_bytes, sha256_of, write_atomically
+from passdeploy.runtime.files import DISK_ERRNOS, atomic_path, safetensors_bytes, sha256_of, write_atomically
+from passdeploy.runtime.sealed_json import BrokenSealError, read_sealed, sealed
 from passdeploy.runtime.versions import package_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
+OWN_VERSION = 2  # of the manifest and of state.json; from 2 on they are sealed
+_MOST_NAMES = 6  # of files in an error
 
 
 class ArtifactFolder:
@@ -130,6 +133,10 @@ class ArtifactFolder:
             )
         return path
 
+    def verified_if_recorded(self, name: str) -> Path:
+        """Return the path of a file that is appended to, verified if the run was finished since."""
+        return self.verified(name) if self.has(name) else self / name
+
     def has(self, name: str) -> bool:
         """Test whether an artifact of that name is recorded; its file is not read."""
         return name in self.manifest()
@@ -142,8 +149,7 @@ class ArtifactFolder:
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Read the record of every artifact by name: sha256, size_bytes, kind, versions."""
-        artifacts: dict[str, dict[str, Any]] = self._read_own(MANIFEST)["artifacts"]
-        return artifacts
+        return self._read_own(MANIFEST, "artifacts")
 
     def _remove_record(self, name: str) -> None:
         artifacts = self.manifest()
@@ -151,18 +157,42 @@ class ArtifactFolder:
             self._write_manifest(artifacts)
 
     def _write_manifest(self, artifacts: Mapping[str, Any]) -> None:
-        content = {"version": 1, "artifacts": dict(sorted(artifacts.items()))}
-        write_atomically(self.path / MANIFEST, json_text(content))
+        content = {"version": OWN_VERSION, "artifacts": dict(sorted(artifacts.items()))}
+        write_atomically(self.path / MANIFEST, sealed(content))
 
-    def _read_own(self, name: str) -> Any:
+    def _read_own(self, name: str, key: str) -> dict[str, dict[str, Any]]:
+        """Read the entries of the manifest or of the finished stages."""
         path = self.path / name
         try:
-            return json.loads(path.read_bytes())
-        except (ValueError, OSError) as error:
+            entries: dict[str, dict[str, Any]] = read_sealed(
+                path.read_bytes(), version_key="version", sealed_from=OWN_VERSION
+            )[key]
+            needed = ("sha256", "size_bytes") if name == MANIFEST else ()
+            if not all(set(needed) <= entry.keys() for entry in entries.values()):
+                raise ValueError("an entry is not complete")
+            for entry_name in entries if name == MANIFEST else ():
+                _require_inside(entry_name)
+        except BrokenSealError as error:
+            raise CorruptArtifact(f"{path} was damaged or edited.\n{self._still_trusted(error.document)}") from error
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
             raise CorruptArtifact(
-                f"{path} cannot be read: {error}.\n"
-                "Without it the run cannot be trusted. Put it back, or start a new run."
+                f"{path} cannot be read: {clipped(error, 120)}.\n"
+                "Without it no file of the run can be trusted. Put it back, or start a new run."
             ) from error
+        return entries
+
+    def _still_trusted(self, document: Mapping[str, Any]) -> str:
+        """Say which files are as the records of a damaged manifest have them: no damage makes a SHA-256 fit."""
+        artifacts, fitting = document.get("artifacts"), list[str]()
+        for name, entry in artifacts.items() if isinstance(artifacts, dict) else ():
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                if sha256_of(self / name) == entry["sha256"]:
+                    fitting.append(name)
+        if not fitting:
+            return "Nothing in it can be trusted. Put the original back, or start a new run."
+        more = f" and {len(fitting) - _MOST_NAMES} more" if len(fitting) > _MOST_NAMES else ""
+        shown = ", ".join(fitting[:_MOST_NAMES]) + more
+        return f"Still as they were written: {clipped(shown, 300)}.\nPut the original back, or start a new run."
 
     @contextmanager
     def _write_errors(self, target: Path) -> Iterator[None]:
@@ -171,7 +201,7 @@ class ArtifactFolder:
         try:
             yield
         except OSError as error:
-            if error.errno not in _DISK_ERRNOS:
+            if error.errno not in DISK_ERRNOS:
                 raise
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFullError(

@@ -3,11 +3,12 @@
     runs/<name>-0001/            runs/latest -> the newest run that has a slim network
       manifest.json              what was written: sha256, size_bytes, kind and versions of every artifact
       state.json                 finished stages, with their results
-      metrics.jsonl  run.log     appended to while the run goes on
+      metrics.jsonl  run.log     appended to while the run goes on, recorded at its end
       checkpoints/               of unfinished stages, to resume from
       ...                        the artifacts
 
-The manifest does not list itself, `state.json` (both are replaced atomically) and the two files that are appended to.
+The manifest does not list itself and `state.json`: both are replaced atomically and carry the SHA-256 of their own
+content. The two files that are appended to are recorded when the run is finished.
 Only one process at a time writes: it holds a lock, which the system releases when the process ends. Reading needs no
 lock.
 """
@@ -25,12 +26,13 @@ from typing import Any
 from filelock import FileLock
 
 from passdeploy.errors import RunError
-from passdeploy.runs.artifacts import ArtifactFolder, json_text
+from passdeploy.runs.artifacts import OWN_VERSION, ArtifactFolder
 from passdeploy.runs.checkpoint import RunCheckpoint
 from passdeploy.runs.logs import LOG, METRICS, AppendedFile, log_line, metrics_line
-from passdeploy.runs.numbering import MANIFEST, create_next_folder, no_run_at, replace_link, take_lock
+from passdeploy.runs.numbering import MANIFEST, create_next_folder, no_run_at, release_lock, replace_link, take_lock
 from passdeploy.runtime.events import Event, Listener
 from passdeploy.runtime.files import write_atomically
+from passdeploy.runtime.sealed_json import sealed
 
 STATE = "state.json"
 _DRAFT = re.compile(r"\..+\.\d+(\.[^.]*)?")  # files that atomic_path leaves behind when its process is killed
@@ -90,7 +92,7 @@ class RunFolder(ArtifactFolder):
             file.close()
         self._appended.clear()
         if self._lock:
-            self._lock.release()
+            release_lock(self._lock, self.path)
             self._lock = None
 
     def discard(self) -> None:
@@ -141,7 +143,7 @@ class RunFolder(ArtifactFolder):
         """Record that a stage has finished, with its result (JSON), and delete its checkpoints."""
         with self._write_errors(self.path / STATE):
             stages = {**self._stages(), stage: dict(result or {})}
-            write_atomically(self.path / STATE, json_text({"version": 1, "stages": stages}))
+            write_atomically(self.path / STATE, sealed({"version": OWN_VERSION, "stages": stages}))
         RunCheckpoint(self, stage).clear()
 
     def done_stages(self) -> tuple[str, ...]:
@@ -165,6 +167,14 @@ class RunFolder(ArtifactFolder):
         """Return a listener that appends the start and end of every stage, and every warning, to `run.log`."""
         return self._appending(LOG, log_line)
 
+    def record_logs(self) -> None:
+        """Record `metrics.jsonl` and `run.log` in the manifest; the next line that is appended removes the record."""
+        for name in (METRICS, LOG):
+            if file := self._appended.pop(name, None):
+                file.close()
+            if (self.path / name).is_file():
+                self.record_existing(name, "log")
+
     # --- internals
 
     def _appending(self, name: str, line_of: Callable[[Event], str | None]) -> Listener:
@@ -174,6 +184,7 @@ class RunFolder(ArtifactFolder):
                 return
             with self._write_errors(self.path / name):
                 if name not in self._appended:
+                    self._remove_record(name)
                     self._appended[name] = AppendedFile(self.path / name)
                 self._appended[name].append(line)
 
@@ -182,5 +193,4 @@ class RunFolder(ArtifactFolder):
     def _stages(self) -> dict[str, dict[str, Any]]:
         if not (self.path / STATE).is_file():
             return {}
-        stages: dict[str, dict[str, Any]] = self._read_own(STATE)["stages"]
-        return stages
+        return self._read_own(STATE, "stages")

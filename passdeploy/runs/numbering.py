@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from socket import gethostname
+from time import sleep
 
 from filelock import FileLock, Timeout
 
-from passdeploy.errors import RunError
+from passdeploy.errors import RunError, clipped
 
 MANIFEST, LOCK = "manifest.json", ".lock"
+WRITER = ".writer.json"  # who holds the lock
+_LOOKS, _BETWEEN_LOOKS_S = 10, 0.05  # at WRITER, which is written a moment after the lock was taken
 _NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
 
 
@@ -55,20 +62,58 @@ def take_lock(path: Path) -> FileLock:
     """Take the lock of a run folder, without waiting.
 
     Raises:
-        RunError: another process holds it, or the folder cannot be written to.
+        RunError: another process holds it, which the message names, or the folder cannot be written to.
     """
     lock = FileLock(path / LOCK, timeout=0)
     try:
         lock.acquire()
+        with suppress(OSError):  # it only serves the error of the next process
+            (path / WRITER).write_text(json.dumps({"pid": os.getpid(), "host": gethostname(), "since": _now()}))
     except Timeout as error:
         raise RunError(
-            f"another process is writing to the run {path}.\nWait until it is done, or start a run of your own."
+            f"another process is writing to the run {path}{_writer_of(path)}.\n"
+            "Wait until it is done, or start a run of your own."
         ) from error
     except OSError as error:
         raise RunError(
             f"cannot write to the run {path}: {error.strerror or error}.\nCheck the rights of the folder."
         ) from error
     return lock
+
+
+def release_lock(lock: FileLock, path: Path) -> None:
+    """Release the lock of a run folder."""
+    with suppress(OSError):  # the folder may be gone
+        (path / WRITER).unlink()
+    lock.release()
+
+
+def _writer_of(path: Path) -> str:
+    """Name the process that holds the lock of a run folder: `: PID 4711 on gpu-3, since 10:02`; empty if unknown."""
+    for _ in range(_LOOKS):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            writer = json.loads((path / WRITER).read_text())
+            pid, host, since = int(writer["pid"]), str(writer["host"]), str(writer["since"])
+            if host != gethostname() or _is_alive(pid):
+                return clipped(f": PID {pid} on {host}, since {since}", 200)
+        sleep(_BETWEEN_LOOKS_S)
+    return ""
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # where a signal of number 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def no_run_at(path: Path) -> str:

@@ -6,6 +6,7 @@ the old file or none, never half of a new one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ from passdeploy.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+# a disk that is full, read-only or broken, as opposed to a mistake in the program
+DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS}
 _CHUNK_BYTES = 1 << 20
 
 

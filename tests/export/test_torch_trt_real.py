@@ -32,7 +32,8 @@ from passdeploy.export.torch_trt_lowering import LoweredGraph
 from passdeploy.export.torch_trt_program import read_label
 from passdeploy.export.torch_trt_release import load_torch_trt
 from passdeploy.models.build import build_model
-from passdeploy.profiling.candidates import has_tensorrt, open_program
+from passdeploy.profiling.candidates import open_program
+from passdeploy.profiling.program_file import has_tensorrt
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.cuda_driver import Driver
 

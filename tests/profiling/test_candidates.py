@@ -11,7 +11,8 @@ from torch import nn
 
 from passdeploy.errors import UsageError
 from passdeploy.profiling import Candidate, Setting, candidates
-from passdeploy.profiling.candidates import has_tensorrt, make_runner
+from passdeploy.profiling.candidates import make_runner
+from passdeploy.profiling.program_file import has_tensorrt
 
 IMAGES = torch.randn(2, 3, 4, 4)
 

@@ -1,0 +1,152 @@
+"""Commands of passdeploy in processes of their own that start at once, to be killed at any moment.
+
+One process imports everything and waits; each command runs in a fork of it. A process of its own for each command would
+spend some seconds on imports. The waiting process computes nothing, since a fork cannot use the threads of its parent.
+
+    python -m benchmarks.reliability.forked      reads one request (JSON) a line from stdin, answers on stdout
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+class Forked:
+    """The waiting process; a context manager ends it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.reliability.forked"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+            text=True,
+        )
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def start(self, arguments: list[str], log: Path, **environment: str) -> Command:
+        """Start a command; what it prints goes to `log`, which is written anew."""
+        pid = self._ask(start=arguments, log=str(log), environment=environment)
+        return Command(self, int(pid), log)
+
+    def _ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@contextmanager
+def lent(forked: Forked | None) -> Iterator[Forked]:
+    """Use the process that waits already, or start one for the block."""
+    if forked is not None:
+        yield forked
+        return
+    with Forked() as started:
+        yield started
+
+
+class Command:
+    """A command that was started."""
+
+    def __init__(self, forked: Forked, pid: int, log: Path) -> None:
+        self._forked, self.pid, self._log = forked, pid, log
+        self._status: int | None = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative after a signal; None while it runs."""
+        if self._status is None:
+            self._status = self._forked._ask(poll=self.pid)
+        return self._status
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        if self._status is None:
+            self._status = int(self._forked._ask(wait=self.pid))
+        return self._status
+
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return self._log.read_text(errors="replace")
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    import torch
+
+    import passdeploy.commands.prune
+    import passdeploy.report.write  # noqa: F401
+    from passdeploy.cli import main
+
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "start" in request:
+            answer: int | None = os.fork()
+            if answer == 0:
+                _run(main, request)
+        else:
+            pid, status = os.waitpid(request.get("wait") or request["poll"], 0 if "wait" in request else os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _run(main: Any, request: dict[str, Any]) -> None:
+    """Run a command in this process, and end it."""
+    from benchmarks.reliability.tiny import shortened
+
+    log = os.open(request["log"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ |= request["environment"]
+    code: Any = 1
+    try:
+        with shortened():
+            main(request["start"])
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # a fork must not go on as its parent
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,132 @@
+"""Examination of ONNX files of others before this process opens them: parsed, opened and run once in a child process.
+
+A file that crashes a native parser, asks for more memory than there is, or runs without end is refused in a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from passdeploy.errors import CorruptArtifact, clipped
+from passdeploy.runtime.process_end import how_it_ended
+
+LIMIT_S = 300.0  # of opening a file, and of one run
+MEMORY_BYTES = 16 << 30  # of address space, where the machine does not say how much memory it has
+
+
+class OnnxExaminer:
+    """The child process, started for the first file; a context manager ends it."""
+
+    def __init__(self, *, limit_s: float = LIMIT_S, memory_bytes: int | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            limit_s: of opening a file, and of one run.
+            memory_bytes: address space of the child; None: as much as the machine has memory, and four times the file.
+        """
+        self._limit_s, self._memory_bytes = limit_s, memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> OnnxExaminer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self, path: Path) -> None:
+        """Parse a file and open it in ONNX Runtime, if that is installed.
+
+        Raises:
+            CorruptArtifact: it cannot be opened, or it has tensors outside of its folder.
+        """
+        answer = self._ask({"path": str(path.absolute())}, path, "opened", 4 * path.stat().st_size)
+        if "error" in answer:
+            raise CorruptArtifact(f"{path} cannot be opened.\nIt says: {clipped(answer['error'], 300)}")
+
+    def run(self, path: Path, inputs: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+        """Run a file that was opened once on zeros; an error of the runtime is left to the caller's own run.
+
+        Args:
+            path: of the file.
+            inputs: name -> (numpy type, shape).
+
+        Raises:
+            CorruptArtifact: the runtime crashes, or does not end.
+        """
+        values = {name: (dtype, list(shape)) for name, (dtype, shape) in inputs.items()}
+        self._ask({"path": str(path.absolute()), "inputs": values}, path, "run", 0)
+
+    def forget(self, path: Path) -> None:
+        """Close a file in the child process."""
+        self._ask({"path": str(path.absolute()), "close": True}, path, "closed", 0)
+
+    def close(self) -> None:
+        """End the child process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def _ask(self, request: dict[str, Any], path: Path, what: str, needed_bytes: int) -> dict[str, str]:
+        process = self._process = self._process or _start(self._memory_bytes or max(_all_memory(), needed_bytes))
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        except OSError:
+            line: bytes | None = b""
+        else:
+            line = _read_line(process, self._limit_s)
+        if line is None:
+            self.close()
+            raise CorruptArtifact(
+                f"{path} is not {what} within {self._limit_s:.0f} s.\nIt is damaged, or made to keep a machine busy."
+            )
+        if not line.endswith(b"\n"):
+            ended = how_it_ended(process.wait())
+            self.close()
+            raise CorruptArtifact(
+                f"{path} crashes the library that it is {what} with ({ended}).\n"
+                "It was tried in a process of its own. The file is damaged, or made to do this."
+            )
+        answer: dict[str, str] = json.loads(line)
+        return answer
+
+
+def _all_memory() -> int:
+    try:
+        return max(MEMORY_BYTES // 4, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):  # unknown, or not Unix
+        return MEMORY_BYTES
+
+
+def _start(memory_bytes: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "passdeploy.runtime.onnx_examination", str(memory_bytes)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _read_line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
+    """Read an answer; None if there is none within the limit."""
+    assert process.stdout is not None
+    if os.name != "nt":  # where pipes cannot be waited for
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(limit_s):
+                return None
+    return process.stdout.readline()
