@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.10+: `make demo` and `make test`.
 # `make test-floor` runs the tests with the lowest versions that pyproject.toml declares, and `make test-torch-trt` those that
-# build with Torch-TensorRT, which has a torch of its own: each in an environment of its own.
+# build with Torch-TensorRT, which has a torch of its own: each in an environment of its own. `make audit` looks for known
+# vulnerabilities of the installed packages, `make sbom` lists them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,10 +12,11 @@ EXTRAS ?= cpu,rtx,timm,demo,dev
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
 FLOOR := .venv-floor
 TORCH_TRT := .venv-torch-trt
+AUDIT := .venv-audit
 # The lowest Python where it is installed, otherwise the one that runs everything else.
 PYTHON_FLOOR ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test test-floor test-torch-trt lint clean
+.PHONY: demo test test-floor test-torch-trt lint audit sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/passdeploy prune --recipe mobilenetv2.yaml
@@ -29,6 +31,15 @@ test-floor: $(FLOOR)/installed
 
 test-torch-trt: $(TORCH_TRT)/installed
 	$(TORCH_TRT)/bin/python -m pytest -m torch_trt tests/export/test_torch_trt_real.py
+
+# Known vulnerabilities of the installed packages: asks the advisory database, so it needs the network.
+audit: $(VENV)/installed $(AUDIT)/installed
+	$(AUDIT)/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+# The software bill of materials of the installed packages (CycloneDX).
+sbom: $(VENV)/installed $(AUDIT)/installed
+	mkdir -p dist
+	$(AUDIT)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.cdx.json $(BIN)/python
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -53,5 +64,10 @@ $(TORCH_TRT)/installed: pyproject.toml
 	$(TORCH_TRT)/bin/uv pip install --quiet --python $(TORCH_TRT)/bin/python --editable '.[torch-trt-rtx,cpu,timm]' 'pytest>=8'
 	touch $@
 
+$(AUDIT)/installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=5'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(FLOOR) $(TORCH_TRT) dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(FLOOR) $(TORCH_TRT) $(AUDIT) dist .mypy_cache .ruff_cache .pytest_cache

@@ -19,6 +19,7 @@ from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger
 from passdeploy.runtime.process_end import how_it_ended
 
 _LIMIT_S = 600.0
+_LARGEST_EXIT_CODE = 255  # what is negative, or larger on Windows, is a crash
 
 
 def require_parsable(path: Path, flavour: Flavour) -> None:
@@ -37,7 +38,7 @@ def require_parsable(path: Path, flavour: Flavour) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise CorruptArtifact(f"{path} keeps TensorRT's parser busy for more than {_LIMIT_S:.0f} s.") from error
-    if done.returncode != 0:
+    if not 0 <= done.returncode <= _LARGEST_EXIT_CODE:  # an error of Python is left to the build, which explains it
         raise CorruptArtifact(
             f"{path} crashes TensorRT's parser ({how_it_ended(done.returncode)}).\n"
             "It was tried in a process of its own. The file is damaged, or made to do this."

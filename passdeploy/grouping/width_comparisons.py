@@ -52,7 +52,7 @@ def width_comparisons(network: TracedNetwork, constraints: Constraints) -> list[
     try:
         with torch.no_grad(), evaluating(model), sizes:
             observer.run_model(model, network.trial_inputs)
-    except Exception:  # code that expects plain integers may raise anything; what was recorded before counts
+    except Exception:  # noqa: S110 - code that expects plain integers may raise anything; what was recorded before counts
         pass
     found = dict[Formula, None]()
     for comparison in log:

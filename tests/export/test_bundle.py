@@ -17,6 +17,7 @@ from torch import Tensor
 
 from passdeploy.errors import CorruptArtifact, ParityError, RunError
 from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, export_artifacts, trt_parity
+from passdeploy.export import bundle as bundle_module
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.bundle import build_bundle, write_bundle
 from passdeploy.export.trt_parity import require_engine_parity
@@ -43,6 +44,12 @@ def written(net: SmallNet, images: Tensor, tmp_path_factory: pytest.TempPathFact
     files = write_bundle(folder / "bundle", artifacts, settings, samples)
     assert {artifact.path for artifact in files} == set((folder / "bundle").iterdir())
     return folder / "bundle"
+
+
+@pytest.fixture(autouse=True)
+def no_trial_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the process of its own, which takes seconds to start and has no fake TensorRT."""
+    monkeypatch.setattr(bundle_module, "require_parsable", lambda path, flavour: None)
 
 
 @pytest.fixture

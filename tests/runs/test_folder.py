@@ -13,7 +13,10 @@ import torch
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.numbering import list_runs
+from passdeploy.runs.own_files import is_file_of_a_run
 from passdeploy.runtime.events import StageFinished, StageStarted, Step, Warned
+from passdeploy.runtime.files import sha256_of
+from passdeploy.runtime.sealed_json import sealed
 
 
 @pytest.fixture
@@ -295,3 +298,47 @@ def test_a_line_that_was_cut_off_is_dropped_when_the_run_goes_on(run: RunFolder)
 def test_reading_runs_does_not_import_torch():
     script = "import sys, passdeploy.runs.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_an_edited_manifest_says_what_is_still_as_it_was_written(run: RunFolder):
+    run.write_text("kept.txt", "kept")
+    run.write_text("changed.txt", "changed")
+    manifest = run.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(sha256_of(run / "changed.txt"), "0" * 64))
+    with pytest.raises(CorruptArtifact, match=r"was damaged or edited\.\nStill as they were written: kept\.txt\.\n"):
+        run.read_text("kept.txt")
+
+
+def test_a_manifest_of_the_first_version_has_no_seal(run: RunFolder):
+    run.write_text("note.txt", "x")
+    content = {"version": 1, "artifacts": json.loads((run.path / "manifest.json").read_text())["artifacts"]}
+    (run.path / "manifest.json").write_text(json.dumps(content))
+    assert run.read_text("note.txt") == "x"
+
+
+def test_a_manifest_names_no_file_outside_of_its_run(run: RunFolder):
+    run.write_text("note.txt", "x")
+    text = (run.path / "manifest.json").read_text().replace('"note.txt"', '"../note.txt"')
+    content = {key: value for key, value in json.loads(text).items() if key != "seal"}
+    (run.path / "manifest.json").write_text(sealed(content))
+    with pytest.raises(CorruptArtifact, match=r"manifest\.json cannot be read"):
+        run.content()
+
+
+def test_logs_are_recorded_at_the_end_and_not_while_they_grow(run: RunFolder):
+    listen = run.metrics_listener()
+    listen(Step("dense", 1, 2, {"loss": 1.0}))
+    run.record_logs()
+    assert run.has("metrics.jsonl")
+    listen(Step("dense", 2, 2, {"loss": 0.5}))
+    assert not run.has("metrics.jsonl")
+    assert len(run.verified_if_recorded("metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_file_of_a_run_is_known_by_its_record(run: RunFolder, tmp_path: Path):
+    path = run.write_text("export/model.onnx", "graph")
+    assert is_file_of_a_run(path)
+    path.write_text("other graph")
+    assert not is_file_of_a_run(path)
+    (tmp_path / "model.onnx").write_text("graph")
+    assert not is_file_of_a_run(tmp_path / "model.onnx")

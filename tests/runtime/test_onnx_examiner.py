@@ -1,0 +1,34 @@
+"""ONNX files of others are opened in a process of their own, whose end is an error of this one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from passdeploy.errors import CorruptArtifact
+from passdeploy.runtime import onnx_examiner
+from passdeploy.runtime.onnx_examiner import OnnxExaminer
+
+
+def in_place_of_the_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    def start(_: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(onnx_examiner, "_start", start)
+
+
+def test_a_crash_is_an_error_that_names_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    in_place_of_the_child(monkeypatch, "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)")
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with OnnxExaminer() as examiner, pytest.raises(CorruptArtifact, match=r"m\.onnx crashes .* \(SIGSEGV\)"):
+        examiner.open(tmp_path / "m.onnx")
+
+
+def test_a_file_that_keeps_the_child_busy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    in_place_of_the_child(monkeypatch, "import time; time.sleep(60)")
+    (tmp_path / "m.onnx").write_bytes(b"")
+    with OnnxExaminer(limit_s=0.2) as examiner, pytest.raises(CorruptArtifact, match="not opened within 0 s"):
+        examiner.open(tmp_path / "m.onnx")
