@@ -13,7 +13,7 @@ import click
 
 from passdeploy.errors import MissingError, PassDeployError, clipped
 from passdeploy.runtime.files import DISK_ERRNOS
-from passdeploy.runtime.interrupts import end_on_sigterm_
+from passdeploy.runtime.interrupts import ending_on_sigterm
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells use it, and after SIGTERM
 _MOST_LINES, _LONGEST_LINE = 3, 4000  # of an error; names of files may be long
@@ -27,9 +27,9 @@ class CommandGroup(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         # cuBLAS reads this when CUDA starts; see runtime/determinism.py, whose import would take seconds here
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        end_on_sigterm_()
         try:
-            code = super().main(arguments, **{**options, "standalone_mode": False, "obj": {"arguments": arguments}})
+            with ending_on_sigterm():
+                code = super().main(arguments, **{**options, "standalone_mode": False, "obj": {"arguments": arguments}})
         except PassDeployError as error:
             if "--debug" in arguments:
                 traceback.print_exc()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -11,10 +13,17 @@ class TerminatedError(KeyboardInterrupt):
     """SIGTERM, raised wherever the program is."""
 
 
-def end_on_sigterm_() -> None:
-    """Raise `TerminatedError` in this process's main thread at SIGTERM, unless a handler is set already."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _raise)
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Raise `TerminatedError` in the main thread at SIGTERM inside the block, unless a handler is set already."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _raise)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

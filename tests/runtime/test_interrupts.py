@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from passdeploy.runtime.interrupts import TerminatedError, ending_on_sigterm
+
+
+def test_sigterm_ends_the_block_as_ctrl_c_does_and_nothing_after_it():
+    with pytest.raises(TerminatedError), ending_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert issubclass(TerminatedError, KeyboardInterrupt)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
