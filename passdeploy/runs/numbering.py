@@ -66,13 +66,20 @@ def take_lock(path: Path) -> FileLock:
     """
     lock = FileLock(path / LOCK, timeout=0)
     try:
-        lock.acquire()
+        for look in range(_LOOKS):
+            try:
+                lock.acquire()
+                break
+            except Timeout:
+                # one that only looks at the run is gone at the next try; one that writes says so a moment later
+                if (writer := _writer_of(path)) or look == _LOOKS - 1:
+                    raise
+                sleep(_BETWEEN_LOOKS_S)
         with suppress(OSError):  # it only serves the error of the next process
             (path / WRITER).write_text(json.dumps({"pid": os.getpid(), "host": gethostname(), "since": _now()}))
     except Timeout as error:
         raise RunError(
-            f"another process is writing to the run {path}{_writer_of(path)}.\n"
-            "Wait until it is done, or start a run of your own."
+            f"another process is writing to the run {path}{writer}.\nWait until it is done, or start a run of your own."
         ) from error
     except OSError as error:
         raise RunError(
@@ -90,13 +97,11 @@ def release_lock(lock: FileLock, path: Path) -> None:
 
 def _writer_of(path: Path) -> str:
     """Name the process that holds the lock of a run folder: `: PID 4711 on gpu-3, since 10:02`; empty if unknown."""
-    for _ in range(_LOOKS):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            writer = json.loads((path / WRITER).read_text())
-            pid, host, since = int(writer["pid"]), str(writer["host"]), str(writer["since"])
-            if host != gethostname() or _is_alive(pid):
-                return clipped(f": PID {pid} on {host}, since {since}", 200)
-        sleep(_BETWEEN_LOOKS_S)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        writer = json.loads((path / WRITER).read_text())
+        pid, host, since = int(writer["pid"]), str(writer["host"]), str(writer["since"])
+        if host != gethostname() or _is_alive(pid):
+            return clipped(f": PID {pid} on {host}, since {since}", 200)
     return ""
 
 
