@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import onnxruntime
 import pytest
+from packaging.version import Version
 
 from tests.exported_networks import export_and_compare
 from tests.random_networks import Network, network_of_seed
@@ -23,7 +26,7 @@ def parts_of(described: object) -> set[str]:
     return {kind, *(f"{kind}.{word}" for word in words)}.union(*map(parts_of, values.values()))
 
 
-def few_networks(seeds: range) -> dict[int, Network]:
+def few_networks(seeds: Sequence[int]) -> dict[int, Network]:
     """Choose networks that have every part that any network of these seeds has, those with the most new parts first."""
     networks = {seed: network_of_seed(seed, traits=()) for seed in seeds}
     parts = {seed: parts_of(network) for seed, network in networks.items()}
@@ -35,9 +38,17 @@ def few_networks(seeds: range) -> dict[int, Network]:
     return chosen
 
 
+# Networks that older releases of ONNX Runtime compute wrongly or refuse, as `check_parity` says: seed -> fixed in.
+FIXED_IN_RUNTIME = {
+    23: Version("1.25"),  # averages over windows in three dimensions, which local response norms are exported as
+    33: Version("1.24"),  # a layer norm over a single value
+}
+RUNTIME = Version(onnxruntime.__version__)
+
+
 @pytest.mark.slow
 def test_random_networks_are_exported_and_agree(tmp_path: Path):
-    networks = few_networks(range(50))
+    networks = few_networks([seed for seed in range(50) if FIXED_IN_RUNTIME.get(seed, RUNTIME) <= RUNTIME])
     assert len(networks) >= 10
     for seed, network in networks.items():
         assert export_and_compare(network, seed, tmp_path).max_rel_error < 1e-4, seed
