@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 import warnings
 from collections import Counter
@@ -168,7 +169,7 @@ def _described(channels: ChannelMap) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    found = {}
+    found = {"cores": str(os.cpu_count()), "load average": f"{os.getloadavg()[1]:.0f}"}
     for package in ("torch", "ultralytics", "transformers", "segmentation-models-pytorch", "rfdetr"):
         try:
             found[package] = version(package)
