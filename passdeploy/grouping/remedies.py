@@ -1,7 +1,8 @@
 """What got a cut network past the operations where it stopped, remembered from one search to the next.
 
-After another choice of dimensions most of a network stops at the same lines as before, with the same errors, and most
-attempts to repair it fail again. So what helped is tried first, and where nothing did, nothing is tried again.
+After another choice of dimensions most of a network stops at the same lines as before, with the same errors, so what
+helped is tried first. Where nothing did, all is tried again: another choice may have made it possible, as it does for
+the heads of an attention.
 """
 
 from __future__ import annotations
@@ -11,23 +12,19 @@ from dataclasses import dataclass, field
 from passdeploy.channels.groups import SizeAttribute
 from passdeploy.grouping.shape_check import Stop
 
-# The attributes that had to follow a width, the key of a width equality, or None where only protection helped.
-Remedy = frozenset[SizeAttribute] | tuple[str, ...] | None
+# The attributes that had to follow a width, or the key of a width equality.
+Remedy = frozenset[SizeAttribute] | tuple[str, ...]
 _StopKey = tuple[object, ...]
 
 
 @dataclass
 class Remedies:
-    """The remedy of every stop so far, by what can be seen of it: the line of code, shapes, channels, and the error."""
+    """The remedies of stops so far, by what can be seen of it: the line of code, shapes, channels, and the error."""
 
     _known: dict[_StopKey, Remedy] = field(default_factory=dict)
 
-    def has(self, stop: Stop) -> bool:
-        """True if the network stopped like this before."""
-        return _key_of(stop) in self._known
-
-    def of(self, stop: Stop) -> Remedy:
-        """Return what helped, None where nothing did or the stop is not known."""
+    def of(self, stop: Stop) -> Remedy | None:
+        """Return what helped; None where nothing did, or the network never stopped like this."""
         return self._known.get(_key_of(stop))
 
     def remember(self, stop: Stop, remedy: Remedy) -> None:

@@ -142,19 +142,15 @@ class TrialSearch:
 
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Extend the constraints so that the network gets past `stop`, and return the trial in which it did."""
-        remedy, is_known = self._remedies.of(stop), self._remedies.has(stop)
-        if is_known and remedy is None:
-            return self._protect(trial, stop)
+        remedy = self._remedies.of(stop)
         equality = remedy if isinstance(remedy, tuple) else None
         attempts = [partial(self._fix_attributes, known=remedy), partial(self._equalise_widths, known=equality)]
         for attempt in reversed(attempts) if equality else attempts:
             if (repaired := attempt(trial, stop)) is not None:
                 return repaired
-        if self._attempts_left > 0:
-            self._remedies.remember(stop, None)
         return self._protect(trial, stop)
 
-    def _fix_attributes(self, trial: TrialResult, stop: Stop, *, known: Remedy = None) -> TrialResult | None:
+    def _fix_attributes(self, trial: TrialResult, stop: Stop, *, known: Remedy | None = None) -> TrialResult | None:
         """Let attributes that hold a stale size follow the widths, if that gets the network further.
 
         Args:
@@ -177,7 +173,7 @@ class TrialSearch:
         cut.discard_model()
         return None
 
-    def _equalise_widths(self, trial: TrialResult, stop: Stop, *, known: Remedy = None) -> TrialResult | None:
+    def _equalise_widths(self, trial: TrialResult, stop: Stop, *, known: Remedy | None = None) -> TrialResult | None:
         """Join widths that the code takes to be equal, if that gets the network further; try `known` first."""
         op_log, roots_of = self.network.trace.op_log, trial.constraints.labels.find
         equalities = width_equalities(op_log, stop.position, self.network.class_of, roots_of)

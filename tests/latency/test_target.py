@@ -23,6 +23,7 @@ from passdeploy.recipe import load_recipe
 from passdeploy.recipe.pruning import MeasureSpec
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import silent
+from passdeploy.runtime.sealed_json import SEAL, sealed
 from tests.command_line import call_command
 
 from .fakes import SteadySampler
@@ -75,7 +76,8 @@ def elsewhere(table: Path, tmp_path: Path) -> Path:
     """Write the same table as if another machine had made it."""
     document = json.loads(table.read_text())
     document["place"]["processor"] = "Another CPU"
-    (tmp_path / "elsewhere.json").write_text(json.dumps(document))
+    del document[SEAL]
+    (tmp_path / "elsewhere.json").write_text(sealed(document))
     return tmp_path / "elsewhere.json"
 
 
