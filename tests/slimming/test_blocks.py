@@ -21,6 +21,7 @@ from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.slimming import substitutes
 from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import resize_
+from passdeploy.slimming.substitutes import groups_left
 from passdeploy.slimming.verify import relative_error
 from tests import nets
 from tests.random_networks import BLOCK_FORMS, BatchNorm, Block, Conv, Linear, MeanPool, Network, Tokens, build
@@ -117,6 +118,40 @@ def test_a_slim_network_is_rebuilt_from_its_factory_and_its_tensors(resnet: tupl
     sizes = size_attributes_after(channels.groups, plan, channels.blocks)
     resize_(rebuilt, smaller.state_dict(), sizes, replacements_of(channels.blocks, plan.skipped))
     assert torch.equal(answers(rebuilt), answers(smaller))
+
+
+def test_zeros_take_the_place_of_a_branch_that_the_input_is_added_to_in_place():
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            branch = self.branch(x)
+            branch += x
+            return self.head(branch.sigmoid())
+
+    net, tokens = InPlace().eval(), torch.randn(2, 3, 6)
+    channels = map_channels(net, tokens, with_blocks=True)
+    (block,) = channels.blocks
+    assert [one.by for one in block.replacements] == ["zeros"]
+    smaller = slim(net, channels.groups, Plan({}, ("branch",)), channels.blocks)
+    assert torch.equal(answers(smaller, tokens), net.head(net.stem(tokens).sigmoid()))
+
+
+def test_groups_lose_what_goes_with_a_block(resnet: tuple[nn.Module, ChannelMap]):
+    net, channels = resnet
+    block = next(block for block in channels.blocks if block.is_prunable)
+    plan = Plan({}, (block.name,))
+    left = {group.name: group for group in groups_left(channels.groups, plan, channels.blocks)}
+    assert left.keys() == {group.name for group in channels.groups} - set(block.groups)
+    names = slim(net, channels.groups, plan, channels.blocks).state_dict().keys()
+    for group in channels.groups:
+        if group.name in left:
+            kept = [slot for slot in group.slots if slot.tensor in names]
+            assert list(left[group.name].slots) == kept
+            assert kept
 
 
 def test_a_plan_that_skips_blocks_needs_the_blocks(resnet: tuple[nn.Module, ChannelMap]):
