@@ -11,6 +11,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.grouping.find import find_groups, map_channels
 from passdeploy.slimming.slim import slim
+from passdeploy.slimming.verify import verify
 from tests import nets
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -174,6 +175,15 @@ def test_following_changes_neither_mode_nor_statistics():
     assert all(module.training for module in net.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.FeatureAlphaDropout(0.5)], ids=repr)
+def test_dropout_keeps_nothing_where_a_pass_in_training_mode_looks_for_heads(dropout: nn.Module):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), dropout, nn.Conv2d(8, 5, 1))
+    net.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+    groups = {group.name: group for group in find_groups(net.eval(), IMAGES)}
+    assert groups["0"].is_prunable
+    assert verify(net, tuple(groups.values()), Plan({"0": (1, 2, 5)}), IMAGES, tolerance=1e-5) <= 1e-5
 
 
 def test_a_head_that_runs_only_in_training_is_followed_and_cut_along():
