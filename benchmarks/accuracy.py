@@ -55,12 +55,12 @@ from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, ran
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.learn import learn_masks
 from passdeploy.sparsity.settings import PassSettings
-from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.losses import DistillationLoss
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.json"
-PRIOR_BATCHES, RECALIBRATION_BATCHES, PROMPT_PIXELS = 8, 20, 4
+PRIOR_BATCHES, PROMPT_PIXELS = 8, 4
 QUICK_TEST_IMAGES = 2000  # test images for the accuracy before fine-tuning
 
 

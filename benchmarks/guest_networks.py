@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from benchmarks.hf_configurations import HF_NETWORKS
 from benchmarks.zoo import randomise_
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.runtime import seeds
 
+Built = tuple[nn.Module, OutputChoice | None]  # a network, and its outputs that count
 FAMILIES = ("ultralytics", "rfdetr", "hf", "smp")
 
 YOLO = (
@@ -61,36 +63,22 @@ class Guest:
         """The family and the name, such as `hf/DetrForObjectDetection`."""
         return f"{self.family}/{self.name}"
 
-    def build(self) -> nn.Module:
-        """Build the network in evaluation mode, with random weights that differ everywhere and are always the same.
+    def build(self) -> tuple[nn.Module, OutputChoice | None]:
+        """Build the network in evaluation mode, and say which of its outputs count: those that are read after training.
+
+        Its weights are random, differ everywhere and are always the same.
 
         Raises:
             MissingPackage: its package, or the class in it, is not there.
         """
         torch.manual_seed(0)
-        return randomise_(_BUILDERS[self.family](self.name)).eval()
+        network, outputs = _BUILDERS[self.family](self.name)
+        return randomise_(network).eval(), outputs
 
     def inputs(self) -> tuple[Tensor, ...]:
         """Return its positional arguments, random and always the same."""
         draws = seeds.generator("input", self.key)
         return tuple(torch.rand(shape, generator=draws) for shape in _SHAPES[self.family](self.name))
-
-
-class Outputs(nn.Module):
-    """A network of which only some outputs count: a detector's predictions, and not its feature maps.
-
-    Args:
-        network: the network.
-        choose: returns from its outputs those that count.
-    """
-
-    def __init__(self, network: nn.Module, choose: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.network, self.choose = network, choose
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the network and choose."""
-        return self.choose(self.network(*inputs))
 
 
 def guests() -> list[Guest]:
@@ -118,7 +106,7 @@ def _import(package: str) -> Any:
 # Ultralytics
 
 
-def _ultralytics(name: str) -> nn.Module:
+def _ultralytics(name: str) -> Built:
     tasks = _import("ultralytics.nn.tasks")
     classes = {"seg": "SegmentationModel", "pose": "PoseModel", "obb": "OBBModel", "cls": "ClassificationModel"}
     kind = classes.get(name.rpartition("-")[2], "DetectionModel")
@@ -127,7 +115,7 @@ def _ultralytics(name: str) -> nn.Module:
         model = model_class(f"{name}.yaml", verbose=False)
     except FileNotFoundError as error:
         raise MissingPackage(f"this version has no {name}.yaml") from error
-    return Outputs(model.float(), _predictions)
+    return model.float(), _predictions
 
 
 def _predictions(outputs: Any) -> Any:
@@ -141,14 +129,14 @@ def _predictions(outputs: Any) -> Any:
 # Hugging Face
 
 
-def _hf(name: str) -> nn.Module:
+def _hf(name: str) -> Built:
     transformers = _import("transformers")
     network = HF_NETWORKS[name]
     if not hasattr(transformers, name):
         raise MissingPackage(f"this version has no {name}")
     model_class = getattr(transformers, name)
     model = model_class(_configuration(transformers, model_class.config_class, network.options))
-    return Outputs(model, Named(network.outputs))
+    return model, network.outputs
 
 
 def _configuration(transformers: Any, config_class: Any, options: Mapping[str, Any]) -> Any:
@@ -162,40 +150,29 @@ def _configuration(transformers: Any, config_class: Any, options: Mapping[str, A
     return config_class(**values)
 
 
-@dataclass(frozen=True)
-class Named:
-    """A choice of outputs by name."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, outputs: Any) -> list[Tensor]:
-        return [outputs[name] for name in self.names]
-
-
 # segmentation_models_pytorch and rfdetr
 
 
-def _smp(name: str) -> nn.Module:
+def _smp(name: str) -> Built:
     smp = _import("segmentation_models_pytorch")
     architecture, _, encoder = name.partition("-")
-    model: nn.Module = getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None, classes=3)
-    return model
+    return getattr(smp, architecture)(encoder_name=encoder, encoder_weights=None, classes=3), None
 
 
-def _rfdetr(name: str) -> nn.Module:
+def _rfdetr(name: str) -> Built:
     rfdetr = _import("rfdetr")
     if not hasattr(rfdetr, name):
         raise MissingPackage(f"this version has no {name}")
     network = getattr(rfdetr, name)(pretrain_weights=None, device="cpu").model.model
     names = ("pred_logits", "pred_boxes", *(("pred_masks",) if "Seg" in name else ()))
-    return Outputs(network, Named(names))
+    return network, names
 
 
 def _rfdetr_shapes(name: str) -> list[tuple[int, ...]]:
     return [(1, 3, 384, 384)] if name == "RFDETRNano" else [(1, 3, 312, 312)]
 
 
-_BUILDERS: dict[str, Callable[[str], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[str], Built]] = {
     "ultralytics": _ultralytics,
     "hf": _hf,
     "smp": _smp,

@@ -38,6 +38,7 @@ from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError
 from passdeploy.grouping.find import map_channels
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.runtime import seeds
 from passdeploy.runtime.files import write_atomically
 from passdeploy.slimming.verify import check_equivalence
@@ -103,12 +104,12 @@ def _measure(guest: Guest) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     try:
-        model, inputs = guest.build(), guest.inputs()
+        (model, outputs), inputs = guest.build(), guest.inputs()
     except MissingPackage as error:
         return {"status": "skipped", "error": str(error)}
     try:
         start = time.process_time()
-        channels = map_channels(model, inputs)
+        channels = map_channels(model, inputs, outputs=outputs)
         row: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
     except Exception as error:
         return {"status": "error", "error": error_summary(error)}
@@ -117,7 +118,7 @@ def _measure(guest: Guest) -> dict[str, Any]:
         return row | {"status": "protected"}
     for kind, plan in (("half", half(channels.prunable)), ("random", random_widths(channels.prunable, guest.key))):
         try:
-            row[kind] = _compared(model, channels, plan, inputs)
+            row[kind] = _compared(model, channels, plan, inputs, outputs)
         except EquivalenceError as error:
             return row | {"status": "WRONG", "error": f"{kind}: {str(error).splitlines()[0][:300]}"}
         except Exception as error:
@@ -125,17 +126,20 @@ def _measure(guest: Guest) -> dict[str, Any]:
     return row | {"status": "exact"}
 
 
-def _compared(model: torch.nn.Module, channels: ChannelMap, plan: Plan, inputs: Sequence[Any]) -> dict[str, Any]:
+def _compared(
+    model: torch.nn.Module, channels: ChannelMap, plan: Plan, inputs: Sequence[Any], outputs: OutputChoice | None
+) -> dict[str, Any]:
     """Compare slim and masked network in float32, and in float64 where that is too coarse."""
     costs, widths = channels.costs, plan.widths()
     row = {f"{kind}_gone": round(1 - costs.of(kind, widths) / costs.of(kind), 3) for kind in ("params", "macs")}
     try:
-        found = check_equivalence(model, channels.groups, plan, inputs, tolerance=TOLERANCE)
+        found = check_equivalence(model, channels.groups, plan, inputs, tolerance=TOLERANCE, outputs=outputs)
         precision = "float32"
     except EquivalenceError:
         model.double()
         wide = [tensor.double() for tensor in inputs]
-        found, precision = check_equivalence(model, channels.groups, plan, wide, tolerance=FLOAT64_TOLERANCE), "float64"
+        found = check_equivalence(model, channels.groups, plan, wide, tolerance=FLOAT64_TOLERANCE, outputs=outputs)
+        precision = "float64"
         model.float()
     return {**row, "rel_error": found.max_rel_error, "precision": precision, "sizes": found.input_shapes}
 

@@ -54,21 +54,16 @@ def test_a_write_that_fails_leaves_the_state_before_it():
     require_good(writes.measure(2, seed=3), 2)
 
 
-@needs_fork
-def test_runs_that_are_killed_end_with_the_same_bits(forked: Forked):
-    require_good(kills.measure(1, 1, forked), 1)
+FORKED = {
+    "killed and resumed runs end with the same bits": (kills, 1, 1),
+    "of two that race for a run the second names the first": (races, 1, 0),
+    "a process whose peer is killed ends, and both can go on": (ranks, 1, 0),
+    "the number of workers changes no bit": (workers, 2, 0),
+}
 
 
 @needs_fork
-def test_of_two_that_race_for_a_run_the_second_names_the_first(forked: Forked):
-    require_good(races.measure(1, 0, forked), 1)
-
-
-@needs_fork
-def test_a_process_whose_peer_is_killed_ends_and_both_can_go_on(forked: Forked):
-    require_good(ranks.measure(1, 0, forked), 1)
-
-
-@needs_fork
-def test_the_number_of_workers_changes_no_bit(forked: Forked):
-    require_good(workers.measure(2, 0, forked), 2)
+@pytest.mark.parametrize("row", FORKED)
+def test_processes(row: str, forked: Forked):
+    module, trials, seed = FORKED[row]
+    require_good(module.measure(trials, seed, forked), trials)

@@ -1,4 +1,7 @@
-"""Two processes that train together (gloo): one is killed, the other ends with one clear error, and resume works."""
+"""Two processes that train together (gloo): one is killed, the other ends with one clear error, and resume works.
+
+They are killed once both have joined. A process whose peer never comes waits for it, up to `distributed.TIMEOUT_S`.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,10 @@ def measure(count: int = GOAL, seed: int = 0, forked: Forked | None = None) -> T
         folder = Path(temporary)
         recipe = write_recipe(folder)
         whole = folder / "whole"
+        commands = _start(forked, recipe, whole)
+        _wait_until_joined(whole, commands)
         began = perf_counter()
-        if any(command.wait() for command in _start(forked, recipe, whole)):
+        if any(command.wait() for command in commands):
             raise SystemExit((folder / "whole-0.log").read_text())
         seconds = perf_counter() - began
         expected = hashes_of(whole / "latest")
@@ -34,7 +39,8 @@ def measure(count: int = GOAL, seed: int = 0, forked: Forked | None = None) -> T
             chance = random.Random(f"{seed} {number}")
             out = folder / f"killed-{number}"
             pair = _start(forked, recipe, out)
-            sleep(chance.uniform(0.1, 0.9) * seconds)
+            _wait_until_joined(out, pair)
+            sleep(chance.uniform(0, 0.9) * seconds)
             victim = chance.randrange(2)
             number += 1
             if pair[victim].poll() is not None:
@@ -60,6 +66,12 @@ def _start(forked: Forked, recipe: Path, out: Path, *options: str) -> list[Comma
         )
         for rank in (0, 1)
     ]
+
+
+def _wait_until_joined(out: Path, pair: list[Command]) -> None:
+    """Wait until the first process has made its run folder, which it does after the other one has joined."""
+    while not can_go_on(out) and all(command.poll() is None for command in pair):
+        sleep(0.01)
 
 
 def _outcome(

@@ -38,11 +38,10 @@ from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
 from passdeploy.slimming.verify import check_equivalence
 from passdeploy.sparsity.select import select_channels
-from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
 
-RECALIBRATION_BATCHES = 20
 EQUIVALENCE_IMAGES = 8
 LATENCY_SECONDS = 2.0  # for both networks together, at the end of a run
 _STAGE_TEXTS = {
@@ -91,6 +90,7 @@ class PruneJob:
             self.recipe,
             images=images_per_class(self.data),
             costs=self.costs,
+            blocks=self.channels.blocks,
             target=self.prepared.target,
             latency=self._measure_latency(),
             environment={

@@ -11,6 +11,7 @@ from passdeploy.runs.plan_file import plan_from_json
 from passdeploy.runtime.versions import package_versions
 
 if TYPE_CHECKING:
+    from passdeploy.channels.blocks import Block
     from passdeploy.channels.costs import CostModel
     from passdeploy.channels.plan import Plan
     from passdeploy.data.splits import ImageData
@@ -25,6 +26,7 @@ def summarise(
     *,
     images: Mapping[str, Any],
     costs: CostModel,
+    blocks: Sequence[Block],
     target: LatencyTarget | None,
     latency: Sequence[dict[str, Any]],
     environment: Mapping[str, Any],
@@ -36,6 +38,7 @@ def summarise(
         recipe: of the run.
         images: see `images_per_class`.
         costs: multiply-adds and parameters of the network as a function of its widths.
+        blocks: of the network, also those that the costs do not know: a plan that was taken over may skip them.
         target: the latency target; None if the budget is not a latency.
         latency: rows as in `profile.json`.
         environment: device and determinism, see `reproducibility_facts`.
@@ -58,7 +61,7 @@ def summarise(
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
-        **_changes(costs, document["groups"], plan),
+        **_changes(costs, document["groups"], plan, blocks),
         "images": dict(images),
         "latency": list(latency),
         "seconds": {name: folder.result_of(name)["seconds"] for name in folder.done_stages()},
@@ -73,14 +76,14 @@ def images_per_class(data: ImageData) -> dict[str, dict[str, int]]:
     return {} if contents is None else {"train": dict(contents.train), "test": dict(contents.test)}
 
 
-def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+def _changes(costs: CostModel, groups: Mapping[str, Any], plan: Plan, blocks: Sequence[Block]) -> dict[str, Any]:
     """Return what each prunable group and each skipped block saved, as shares of the dense network's costs.
 
     `groups`: name, width before (`width`) and after (`kept`), `macs_saved`, `params_saved` and, with a latency table,
     `latency_saved` as the table predicts it; groups that went with a block are left out. `blocks`: name, and the same
     shares.
     """
-    gone = {group for block in skipped_blocks(costs.blocks, plan.skipped) for group in block.groups}
+    gone = {group for block in skipped_blocks(blocks, plan.skipped) for group in block.groups}
     kinds = ["macs", "params", *(["latency"] if costs.latency is not None else [])]
     saved = {kind: savings_by_part(costs, kind, plan.widths()) for kind in kinds}
     return {

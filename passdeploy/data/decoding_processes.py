@@ -25,6 +25,7 @@ from torch import Tensor
 
 from passdeploy.data.images import Frame
 from passdeploy.errors import MissingError
+from passdeploy.runtime.child_process import child_environment
 
 
 class DecodingProcesses:
@@ -112,7 +113,7 @@ def _start_worker(memory: int) -> tuple[Connection, subprocess.Popen[bytes]]:
             [sys.executable, "-m", "passdeploy.data.decode_worker", str(theirs.fileno()), str(memory)],
             pass_fds=(theirs.fileno(), memory),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env=child_environment(OMP_NUM_THREADS="1"),
         )
     return Connection(ours.detach()), process
 

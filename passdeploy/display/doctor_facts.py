@@ -1,4 +1,4 @@
-"""What `passdeploy doctor` found, as names with what is known of each."""
+"""Findings of `passdeploy doctor`, as names with what is known of each."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ python -m passdeploy.export.trt_parse_trial rtx model.onnx
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from passdeploy.errors import CorruptArtifact, PassDeployError
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_engine import parse_network
 from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger
-from passdeploy.runtime.process_end import how_it_ended
+from passdeploy.runtime.child_process import child_environment, how_it_ended
 
 _LIMIT_S = 600.0
 _LARGEST_EXIT_CODE = 255  # what is negative, or larger on Windows, is a crash
@@ -34,7 +33,7 @@ def require_parsable(path: Path, flavour: Flavour) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_LIMIT_S,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise CorruptArtifact(f"{path} keeps TensorRT's parser busy for more than {_LIMIT_S:.0f} s.") from error

@@ -1,4 +1,4 @@
-"""What got a cut network past the operations where it stopped, remembered from one search to the next.
+"""Remedies that got a cut network past the operations where it stopped, remembered from one search to the next.
 
 After another choice of dimensions most of a network stops at the same lines as before, with the same errors, so what
 helped is tried first. Where nothing did, all is tried again: another choice may have made it possible, as it does for
@@ -19,7 +19,7 @@ _StopKey = tuple[object, ...]
 
 @dataclass
 class Remedies:
-    """The remedies of stops so far, by what can be seen of it: the line of code, shapes, channels, and the error."""
+    """The remedies of stops so far, by what can be seen of a stop: line of code, shapes, channels and error."""
 
     _known: dict[_StopKey, Remedy] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ risk.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -143,24 +143,19 @@ class TrialSearch:
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Extend the constraints so that the network gets past `stop`, and return the trial in which it did."""
         remedy = self._remedies.of(stop)
-        equality = remedy if isinstance(remedy, tuple) else None
-        attempts = [partial(self._fix_attributes, known=remedy), partial(self._equalise_widths, known=equality)]
-        for attempt in reversed(attempts) if equality else attempts:
-            if (repaired := attempt(trial, stop)) is not None:
+        attempts = [self._fix_attributes, self._equalise_widths]
+        if isinstance(remedy, tuple):  # widths were made equal
+            attempts.reverse()
+        for attempt in attempts:
+            if (repaired := attempt(trial, stop, remedy)) is not None:
                 return repaired
         return self._protect(trial, stop)
 
-    def _fix_attributes(self, trial: TrialResult, stop: Stop, *, known: Remedy | None = None) -> TrialResult | None:
-        """Let attributes that hold a stale size follow the widths, if that gets the network further.
-
-        Args:
-            trial: the trial that stopped.
-            stop: where it did.
-            known: the attributes to try first.
-        """
+    def _fix_attributes(self, trial: TrialResult, stop: Stop, known: Remedy | None = None) -> TrialResult | None:
+        """Let attributes that hold a stale size follow the widths, if that gets the network further; `known` first."""
         cut, constraints = trial.cut, trial.constraints
         candidates = self._attribute_fixes.candidates(stop, cut.model_with(trial.groups), cut.size_of)
-        for sizes in _known_first(candidates, lambda sizes: _attributes_of(sizes) == known) if known else candidates:
+        for sizes in _known_first(candidates, _attributes_of, known):
             attempt = stop.position, constraints.equality_keys, _attributes_of(sizes)
             if not sizes or attempt in self._failed_fixes or self._attempts_left <= 0:
                 continue
@@ -173,11 +168,11 @@ class TrialSearch:
         cut.discard_model()
         return None
 
-    def _equalise_widths(self, trial: TrialResult, stop: Stop, *, known: Remedy | None = None) -> TrialResult | None:
-        """Join widths that the code takes to be equal, if that gets the network further; try `known` first."""
+    def _equalise_widths(self, trial: TrialResult, stop: Stop, known: Remedy | None = None) -> TrialResult | None:
+        """Join widths that the code takes to be equal, if that gets the network further; `known` first."""
         op_log, roots_of = self.network.trace.op_log, trial.constraints.labels.find
         equalities = width_equalities(op_log, stop.position, self.network.class_of, roots_of)
-        for equality in _known_first(equalities, lambda equality: equality.key == known) if known else equalities:
+        for equality in _known_first(equalities, lambda equality: equality.key, known):
             if equality.key in self._failed_equalities or self._attempts_left <= 0:
                 continue
             constraints = trial.constraints.with_equality(equality)
@@ -284,8 +279,11 @@ class TrialSearch:
         return states_sizes(self.network.trace)
 
 
-def _known_first(candidates: Iterable[Candidate], is_known: Callable[[Candidate], bool]) -> list[Candidate]:
-    return sorted(candidates, key=lambda candidate: not is_known(candidate))
+def _known_first(
+    candidates: Iterable[Candidate], remedy_of: Callable[[Candidate], Remedy], known: Remedy | None
+) -> Iterable[Candidate]:
+    """Move the candidate that is a known remedy to the front; the order of the others stays."""
+    return candidates if known is None else sorted(candidates, key=lambda candidate: remedy_of(candidate) != known)
 
 
 def _attributes_of(sizes: Sequence[LabelledSize]) -> frozenset[SizeAttribute]:

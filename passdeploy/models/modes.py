@@ -64,18 +64,7 @@ _RANDOM = ("Dropout", "DropPath", "StochasticDepth")  # in the names of modules 
 
 
 def train_without_chance_(model: nn.Module) -> None:
-    """Set every module to training mode, but for those that drop something at random."""
+    """Set every module to training mode, but for the layers that drop something at random."""
     for module in model.modules():
-        if not _drops_at_random(module):
-            module.training = True  # of this module alone
-
-
-def stop_dropping_(model: nn.Module) -> None:
-    """Put the layers that drop something at random into evaluation mode: what they draw has channels of its own."""
-    for module in model.modules():
-        if _drops_at_random(module) and next(module.children(), None) is None:
-            module.training = False
-
-
-def _drops_at_random(module: nn.Module) -> bool:
-    return any(word in type(module).__name__ for word in _RANDOM)
+        is_random = any(word in type(module).__name__ for word in _RANDOM) and next(module.children(), None) is None
+        module.training = not is_random  # of this module alone

@@ -34,8 +34,8 @@ from passdeploy.export.trt_engine import build_engine
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.runners import PROVIDERS
+from passdeploy.runtime.child_process import how_it_ended
 from passdeploy.runtime.names import BACKENDS, ON_GPU
-from passdeploy.runtime.process_end import how_it_ended
 
 _IMAGE_SHAPE = (1, 3, 16, 16)
 _LIMIT_S = 75.0  # of one backend; TensorRT and the compiler for a GPU may take a minute when they start cold

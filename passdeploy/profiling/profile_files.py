@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
@@ -70,29 +70,14 @@ def profile_files(
     for path in paths:
         if not path.is_file():
             raise RunError(f"there is no file {path}.\nWrite one with: passdeploy export --onnx")
+    _require_known_engines(path for path in paths if path not in trusted and not trust_engine)
     foreign = [path for path in paths if path.suffix.lower() == ".onnx" and path not in trusted]
     with OnnxExaminer() as examiner:
         for path in foreign:
             examiner.open(path)
-        for path in paths:
-            if (
-                path.suffix.lower() == ".pt2"
-                and path not in trusted
-                and not trust_engine
-                and holds_native_objects(path)
-            ):
-                raise CorruptArtifact(
-                    f"{path.name} holds an engine, which is native code, and is no recorded file of a run.\n"
-                    "If you know where it comes from: --trust-engine"
-                )
         setting = setting or Setting(device="auto")
         backend = _backend_of(paths, backend, setting.device, listener)
-        setting = setting.resolved((backend,), listener)
-        if setting.precision != "fp32":
-            raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
-        if setting.channels_last:
-            raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
-        setting.require_possible((backend,))
+        setting = _setting_for_files(setting, backend, listener)
         if backend == "torch-trt":
             for path in paths:
                 require_loadable(path)
@@ -100,13 +85,7 @@ def profile_files(
         inputs = [
             read_file_inputs(path, trust_engine=trust_engine).with_sizes(image_size, shapes or {}) for path in paths
         ]
-        samples = [each.sample_shape() for each in inputs]
-        if len(set(samples)) > 1:
-            raise UsageError(
-                f"{paths[0].name} takes images of {shape_text(samples[0])}, "
-                f"{paths[1].name} of {shape_text(samples[1])}.\n"
-                "Two files are compared on the same images: export one of them again."
-            )
+        sample = _common_sample(paths, inputs)
         if batches is None and shapes:
             given = [shapes[tensor.name] for tensor in inputs[0].tensors if tensor.has_batch and tensor.name in shapes]
             batches = [given[0][0]] if given else None
@@ -127,7 +106,7 @@ def profile_files(
     return profile_pair(
         candidates[0],
         candidates[1] if len(candidates) > 1 else None,
-        image_shape=samples[0],
+        image_shape=sample,
         backends=(backend,),
         batches=measured,
         threads=threads,
@@ -135,6 +114,38 @@ def profile_files(
         seconds=seconds,
         listener=listener,
     )
+
+
+def _require_known_engines(paths: Iterable[Path]) -> None:
+    """Raise CorruptArtifact if one of these programs holds an engine."""
+    for path in paths:
+        if path.suffix.lower() == ".pt2" and holds_native_objects(path):
+            raise CorruptArtifact(
+                f"{path.name} holds an engine, which is native code, and is no recorded file of a run.\n"
+                "If you know where it comes from: --trust-engine"
+            )
+
+
+def _setting_for_files(setting: Setting, backend: str, listener: Listener) -> Setting:
+    """Resolve the device of a setting; raise UsageError where it asks for what the files fix."""
+    setting = setting.resolved((backend,), listener)
+    if setting.precision != "fp32":
+        raise UsageError("a file is in the precision that it was exported in: leave out --precision.")
+    if setting.channels_last:
+        raise UsageError("a file is in the memory format that it was exported in: leave out --channels-last.")
+    setting.require_possible((backend,))
+    return setting
+
+
+def _common_sample(paths: Sequence[Path], inputs: Sequence[FileInputs]) -> tuple[int, ...]:
+    """Return the shape of one sample of the first input, which two files must have in common."""
+    samples = [each.sample_shape() for each in inputs]
+    if len(set(samples)) > 1:
+        raise UsageError(
+            f"{paths[0].name} takes images of {shape_text(samples[0])}, {paths[1].name} of {shape_text(samples[1])}.\n"
+            "Two files are compared on the same images: export one of them again."
+        )
+    return samples[0]
 
 
 def _candidate(path: Path, inputs: FileInputs, trust_engine: bool) -> Candidate:

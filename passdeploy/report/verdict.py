@@ -43,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Todo:
-    """What to do with a run now: a sentence, and the commands to type."""
+    """Next step for a run: a sentence, and the commands to type."""
 
     text: str
     commands: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Verdict:
 
 @dataclass
 class _Judged:
-    """What is said of the speed, or of the accuracy."""
+    """Judgement on the speed, or on the accuracy."""
 
     tile: Tile
     mood: str  # good, unsure or bad

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from passdeploy.channels.groups import SizeAttribute
 from passdeploy.errors import CorruptArtifact
 from passdeploy.models.build import build_model
 from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.plan_file import replacements_from_json
+from passdeploy.runs.plan_file import replacements_from_json, sizes_from_json
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.substitutes import replace_modules_
 
@@ -80,9 +79,7 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
             f"{which}.safetensors of {folder.path} does not hold the tensors of {document['model']}.\n"
             "It was made with another version of the model's library: install that one (manifest.json)."
         )
-    numbers = document["numbers"]
-    sizes = [(SizeAttribute(module, attribute, index), value) for module, attribute, index, value in numbers]
-    resize_(network, tensors, sizes if which == "slim" else ())
+    resize_(network, tensors, sizes_from_json(document) if which == "slim" else ())
     return with_prompt(network, prompt).eval()
 
 

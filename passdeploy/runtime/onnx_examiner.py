@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from passdeploy.errors import CorruptArtifact, clipped
-from passdeploy.runtime.process_end import how_it_ended
+from passdeploy.runtime.child_process import child_environment, how_it_ended
 
 LIMIT_S = 300.0  # of opening a file, and of one run
 MEMORY_BYTES = 16 << 30  # of address space, where the machine does not say how much memory it has
@@ -117,7 +117,7 @@ def _start(memory_bytes: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+        env=child_environment(OMP_NUM_THREADS="1"),
     )
 
 

@@ -5,8 +5,7 @@ Every score is one number per channel of a group, higher is better, on a scale t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,10 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.masked_branches import ChangedBranches
 from passdeploy.sparsity.batch_loss import BatchLoss
+from passdeploy.sparsity.batches import Batches, Loss, samples_in
 from passdeploy.sparsity.block_gates import BlockGates, branches_of
 from passdeploy.sparsity.flat import FlatChannels
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
-
-Batches = Iterable[Any]  # (inputs, targets), or whatever a `BatchLoss` takes
-Loss = Callable[[Tensor, Tensor], Tensor] | BatchLoss
 
 
 def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Tensor]:
@@ -116,11 +113,6 @@ def taylor_scores(
         total = total + processes.mean_over_batch(by_gates, samples_in(batch, loss)).square()
         count += 1
     return channels.split((total / max(count, 1)).cpu())
-
-
-def samples_in(batch: Any, loss: Loss) -> int:
-    """Count the samples of a batch, which weigh it among several processes; of a `BatchLoss` all weigh the same."""
-    return 1 if isinstance(loss, BatchLoss) else len(batch[0])
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from passdeploy.errors import TrainingError
 from passdeploy.models.cloning import deep_copy
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.sparsity.baselines import Loss
+from passdeploy.sparsity.batches import Loss
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.step import divergence, gradient_step_

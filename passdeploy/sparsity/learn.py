@@ -14,7 +14,7 @@ co-trained with the masks (`weight_trainer.py`) unless they are to be frozen, as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,15 +27,16 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import DataError, RunError, TrainingError, UsageError
+from passdeploy.errors import RunError, TrainingError, UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
-from passdeploy.sparsity.baselines import Batches, Loss, taylor_scores
+from passdeploy.sparsity.baselines import taylor_scores
 from passdeploy.sparsity.batch_loss import BatchLoss
+from passdeploy.sparsity.batches import Loss, Stream, first_batch, inputs_in, repeated
 from passdeploy.sparsity.hypernet import Hypernetwork, joined_state, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.objective import MaskObjective
@@ -60,7 +61,7 @@ class Learned:
 def learn_masks(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
-    batches: Batches | Callable[[], Batches],
+    batches: Stream,
     loss: Loss,
     *,
     costs: CostModel | None = None,
@@ -104,12 +105,10 @@ def learn_masks(
     """
     settings, stage = settings or _default_settings(loss), stage or Stage("learn", silent)
     prunable = [group for group in groups if group.is_prunable]
-    first = next(iter(_restart(batches)), None)
-    if first is None:
-        raise DataError("there is no batch to learn masks from.\nHand in batches that can be walked more than once.")
+    first = first_batch(batches)
     if costs is None:
         if example_inputs is None:
-            example_inputs = _images_of(first, loss)[:1]
+            example_inputs = inputs_in(first, loss)[:1]
         costs = map_channels(model, example_inputs, outputs=outputs).costs
     if isinstance(loss, BatchLoss):
         _require_no_images_needed(settings)
@@ -118,7 +117,7 @@ def learn_masks(
         budget = Budget.of(kind, amount, costs)
     objective = MaskObjective(model, prunable, loss, costs, budget, settings, teacher or model)
     channels = objective.network.channels
-    first_batches = islice(_cycle(batches), settings.prior_batches)
+    first_batches = islice(repeated(batches), settings.prior_batches)
     prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
     importance = TaylorImportance(channels.join(prior).to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
@@ -126,7 +125,7 @@ def learn_masks(
     if start is not None:
         _load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
-    losses = _train_(objective, importance, prompt, hypernetwork, _cycle(batches), stage, processes)
+    losses = _train_(objective, importance, prompt, hypernetwork, repeated(batches), stage, processes)
     scores = _scores(prompt, hypernetwork).detach().cpu()
     kept = objective.network.restored() if settings.weights == "trained" else None
     plan = objective.plan(scores, budget.limit)
@@ -280,15 +279,6 @@ def _default_settings(loss: Loss) -> PassSettings:
     return PassSettings(prompt_kind="none") if isinstance(loss, BatchLoss) else PassSettings()
 
 
-def _images_of(batch: Any, loss: Loss) -> Any:
-    """Return the images of a batch of images and targets."""
-    if isinstance(loss, BatchLoss):
-        raise UsageError(
-            "batches of a BatchLoss have any form, so none can be traced.\nGive example_inputs=, as to find_groups."
-        )
-    return batch[0]
-
-
 def _require_no_images_needed(settings: PassSettings) -> None:
     """Raise UsageError where the settings ask for what changes images or looks at outputs."""
     asked = [] if settings.prompt_kind == "none" else [f"prompt (prompt_kind={settings.prompt_kind!r})"]
@@ -297,22 +287,6 @@ def _require_no_images_needed(settings: PassSettings) -> None:
             f"a BatchLoss runs the network itself, so there is no {' and no '.join(asked)}.\n"
             "Leave that out of the settings (prompt_kind='none'), or give a loss of outputs and targets."
         )
-
-
-def _restart(batches: Batches | Callable[[], Batches]) -> Iterator[Any]:
-    """Start to iterate the batches from the first one."""
-    return iter(batches() if callable(batches) else batches)
-
-
-def _cycle(batches: Batches | Callable[[], Batches]) -> Iterator[Any]:
-    """Repeat the batches without end."""
-    while True:
-        had_any = False
-        for batch in _restart(batches):
-            had_any = True
-            yield batch
-        if not had_any:
-            raise DataError("the batches can be walked only once.\nHand in a list, a loader, or a function.")
 
 
 def _make_scorer_optimizer(parameters: Sequence[Tensor], settings: PassSettings) -> torch.optim.Optimizer:

@@ -14,8 +14,8 @@ from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.sparsity.baselines import Loss, samples_in
 from passdeploy.sparsity.batch_loss import BatchLoss
+from passdeploy.sparsity.batches import Loss, samples_in
 from passdeploy.sparsity.settings import PassSettings
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.sparsity.weight_trainer import CoTrainedWeights
@@ -111,7 +111,7 @@ class MaskObjective:
         return max(self._lowest_limit, round(self._budget.limit + (self.dense_cost - self._budget.limit) * excess))
 
     def samples_in(self, batch: Any) -> int:
-        """Count the samples of a batch; see `baselines.samples_in`."""
+        """Count the samples of a batch; see `batches.samples_in`."""
         return samples_in(batch, self._loss)
 
     def loss(self, prompt: VisualPrompt | None, batch: Any) -> Tensor:

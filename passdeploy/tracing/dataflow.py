@@ -75,9 +75,7 @@ class DataFlow:
     producers: dict[int, int] = field(default_factory=dict)  # value -> index of the operation that makes it
     inputs: set[int] = field(default_factory=set)  # values that the network is given
     state: dict[str, int] = field(default_factory=dict)  # parameter or buffer -> its value at the start
-    outputs: set[int] = field(
-        default_factory=set
-    )  # those that count of what it returns, and what it writes to its state, or lets leave torch
+    outputs: set[int] = field(default_factory=set)  # returned and counting, written to its state, or leaving torch
 
     def call_counts(self) -> Counter[str]:
         """Count the calls of each module."""

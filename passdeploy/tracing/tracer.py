@@ -24,7 +24,7 @@ from passdeploy.errors import ModelError
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
-from passdeploy.models.modes import evaluating, stop_dropping_
+from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.labels import LabelUnionFind, Reason
@@ -250,7 +250,7 @@ class ChannelTracer(OpObserver):
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
-                stop_dropping_(model)
+                train_without_chance_(model)  # what dropout draws has channels of its own
                 if main.outputs is None:
                     self.run_forward(model, doubled)
                 else:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import ExportError, ParityError, UsageError
+from passdeploy.errors import UsageError, first_line
 from passdeploy.export.artifact import Artifact
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
+from passdeploy.export.parity import set_aside
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.modes import evaluating
@@ -68,7 +69,7 @@ def export_slim(
 
     Raises:
         ExportError: the network cannot be exported.
-        ParityError: an output differs; the file is removed.
+        ParityError: an output differs, or the file does not run; it is renamed to `<name>.rejected`.
     """
     chosen, images = ChosenOutputs(deep_copy(network).cpu(), choice).eval(), images[:1].cpu()
     artifact = export_onnx(chosen, images, path, **{"batch": (1, 1, 1), **options})
@@ -78,17 +79,12 @@ def export_slim(
     try:
         found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     except Exception as error:  # of the runtime, which has many types
-        path.unlink()
-        raise ExportError(f"ONNX Runtime does not run {path.name}: {error}") from error
+        raise set_aside(path, f"does not run in ONNX Runtime: {first_line(error)}") from error
     with torch.no_grad():
         expected = tensors_in(chosen(images))
     errors = [relative_error(one, torch.as_tensor(other)) for one, other in zip(expected, found, strict=True)]
     if not max(errors) <= _ALLOWED_ERROR:
-        path.unlink()
-        raise ParityError(
-            f"{path.name} differs from the PyTorch model by {max(errors):.1e} (relative), allowed is "
-            f"{_ALLOWED_ERROR:.0e}.\nThe file was removed. Export the slim network as its own library does."
-        )
+        raise set_aside(path, f"differs from the PyTorch model by {max(errors):.1e} (limit {_ALLOWED_ERROR:.0e})")
     return artifact.with_facts(max_rel_error=max(errors))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from passdeploy.errors import UsageError
 from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.settings import PassSettings
-from passdeploy.trainers.prune import Pruned, prune
+from passdeploy.trainers.prune import VERIFIED_IMAGES, Pruned, prune
 from passdeploy.training.placement import device_of
 
 MakeTrainer = Callable[[nn.Module], Any]
@@ -64,7 +64,7 @@ def prune_in_trainer(
         )
     batches = trainer_batches(trainer)
     name = getattr(model, "main_input_name", "pixel_values")
-    images = next(batches())[name][:2]
+    images = next(batches())[name][:VERIFIED_IMAGES]
 
     def train(slim: nn.Module) -> nn.Module:
         own = make_trainer(slim)

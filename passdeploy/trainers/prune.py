@@ -16,7 +16,7 @@ from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import DataError, TrainingError, UsageError, clipped
+from passdeploy.errors import TrainingError, UsageError, clipped
 from passdeploy.export.artifact import Artifact
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.target import LatencyTarget, meet_target, prepare_target
@@ -28,19 +28,18 @@ from passdeploy.recipe.pruning import MeasureSpec, PruneSpec, Target
 from passdeploy.runtime.events import Listener, silent, stage
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.verify import Equivalence, check_equivalence
-from passdeploy.sparsity.baselines import Batches, Loss
 from passdeploy.sparsity.batch_loss import BatchLoss
+from passdeploy.sparsity.batches import Loss, Stream, first_batch, inputs_in, started
 from passdeploy.sparsity.learn import learn_masks
 from passdeploy.sparsity.settings import PassSettings
 from passdeploy.tracing.counts import Counts, count
 from passdeploy.trainers.deployment import export_slim, images_of, profile_slim
 from passdeploy.trainers.slim_file import Rebuild, save_slim
-from passdeploy.training.batch_norm import recalibrate_batch_norm_
+from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-RECALIBRATION_BATCHES = 20
 VERIFIED_IMAGES = 2
 Finetune = Callable[[nn.Module], Any]
 _KINDS = ("macs", "params", "channels", "latency", "latency_ms")
@@ -84,7 +83,7 @@ class Pruned:
 
 def prune(
     model: nn.Module,
-    batches: Batches | Callable[[], Batches],
+    batches: Stream,
     loss: Loss,
     *,
     target: Mapping[str, float] | None = None,
@@ -171,7 +170,7 @@ def prune(
         )
         smaller = slim(trained, channels.groups, plan, channels.blocks)
         run = loss.function if isinstance(loss, BatchLoss) else None
-        recalibrate_batch_norm_(smaller, islice(_started(batches), RECALIBRATION_BATCHES), run=run)
+        recalibrate_batch_norm_(smaller, islice(started(batches), RECALIBRATION_BATCHES), run=run)
     rebuild = Rebuild.of(model, channels.groups, plan, channels.blocks)
     if finetune is not None:
         with stage("finetune", "train the slim network", listener):
@@ -210,29 +209,11 @@ def _read_target(target: Mapping[str, float] | None) -> tuple[str, float]:
     return kind, amount
 
 
-def _arguments(
-    batches: Batches | Callable[[], Batches], loss: Loss, example_inputs: Tensor | Sequence[Any] | None
-) -> tuple[Any, ...]:
+def _arguments(batches: Stream, loss: Loss, example_inputs: Tensor | Sequence[Any] | None) -> tuple[Any, ...]:
     """Return the network's arguments for tracing and comparing: those given, or some inputs of the first batch."""
     if example_inputs is not None:
         return (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if isinstance(loss, BatchLoss):
-        raise UsageError(
-            "batches of a BatchLoss have any form, so none can be traced.\nGive example_inputs=, as to find_groups."
-        )
-    first = next(iter(_started(batches)), None)
-    if first is None:
-        raise DataError("there is no batch to learn masks from.\nHand in batches that can be walked more than once.")
-    if not isinstance(first, tuple | list) or len(first) != 2 or not isinstance(first[0], Tensor):
-        raise UsageError(
-            f"a batch must be (inputs, targets) with one tensor of inputs; this one is a {type(first).__name__}.\n"
-            "For batches of another form give a BatchLoss, and example_inputs="
-        )
-    return (first[0][:VERIFIED_IMAGES],)
-
-
-def _started(batches: Batches | Callable[[], Batches]) -> Any:
-    return iter(batches() if callable(batches) else batches)
+    return (inputs_in(first_batch(batches), loss)[:VERIFIED_IMAGES],)
 
 
 def _latency_target(

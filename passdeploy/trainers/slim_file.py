@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from passdeploy.channels.blocks import Block, Replacement, replacements_of
-from passdeploy.channels.groups import ChannelGroup, SizeAttribute
+from passdeploy.channels.blocks import Block
+from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import CorruptArtifact, PlanError, clipped, first_line
 from passdeploy.models.cloning import deep_copy, named_state
 from passdeploy.models.wrappers import unwrapped
+from passdeploy.runs.plan_file import cut_to_json, replacements_from_json, sizes_from_json
 from passdeploy.runtime.files import safetensors_bytes, write_for_user
-from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import hidden_state, resize_
-from passdeploy.slimming.substitutes import replace_modules_
 
 _KEY = "passdeploy"  # of the text in the header
 _VERSION = 1
@@ -33,28 +32,12 @@ class Rebuild:
     """All that turns a dense network into the slim one, but for the tensors, as plain values."""
 
     dense: Mapping[str, Sequence[int]]  # parameter or buffer of the dense network -> its shape
-    groups: Mapping[str, Mapping[str, Any]]  # prunable group -> its width and the kept channels
-    numbers: Sequence[Sequence[Any]]  # module, attribute, index and value of sizes that the code keeps
-    replaced: Sequence[Any]  # what takes the place of skipped blocks
-    skipped: Sequence[str]
+    cut: Mapping[str, Any]  # see `cut_to_json`
 
     @classmethod
     def of(cls, dense: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> Rebuild:
         """Describe how `plan` changes a network."""
-        return cls(
-            dense={name: list(tensor.shape) for name, tensor in named_state(unwrapped(dense))},
-            groups={
-                group.name: {"width": group.width, "kept": list(plan.kept.get(group.name, range(group.width)))}
-                for group in groups
-                if group.is_prunable
-            },
-            numbers=[
-                [size.module, size.attribute, size.index, value]
-                for size, value in size_attributes_after(groups, plan, blocks)
-            ],
-            replaced=[one.to_json() for one in replacements_of(blocks, plan.skipped)],
-            skipped=list(plan.skipped),
-        )
+        return cls(_shapes_of(dense), cut_to_json(plan, groups, blocks))
 
 
 def save_slim(network: nn.Module, rebuild: Rebuild, groups: Sequence[ChannelGroup], path: Path | str) -> Path:
@@ -70,7 +53,7 @@ def save_slim(network: nn.Module, rebuild: Rebuild, groups: Sequence[ChannelGrou
         UsageError: the file cannot be written there.
     """
     network, path = unwrapped(network), Path(path)
-    text = json.dumps({"version": _VERSION, **vars(rebuild)})
+    text = json.dumps({"version": _VERSION, "dense": rebuild.dense, **rebuild.cut})
     tensors = {**network.state_dict(), **hidden_state(network, groups)}
     write_for_user(path, safetensors_bytes(tensors, {_KEY: text}))
     return path
@@ -89,7 +72,7 @@ def rebuild(model: nn.Module, path: Path | str) -> nn.Module:
     """
     document, tensors = _read(Path(path))
     model = unwrapped(model)
-    shapes = {name: list(tensor.shape) for name, tensor in named_state(model)}
+    shapes = _shapes_of(model)
     if shapes != document["dense"]:
         differing = sorted({*shapes, *document["dense"]}, key=lambda name: (name in shapes, name))
         name = next(name for name in differing if shapes.get(name) != document["dense"].get(name))
@@ -99,12 +82,12 @@ def rebuild(model: nn.Module, path: Path | str) -> nn.Module:
             "Build the dense network with the same configuration as when it was pruned."
         )
     network = deep_copy(model)
-    replace_modules_(network, [Replacement.from_json(one) for one in document["replaced"]])
-    numbers = [
-        (SizeAttribute(module, attribute, index), value) for module, attribute, index, value in document["numbers"]
-    ]
-    resize_(network, tensors, numbers)
+    resize_(network, tensors, sizes_from_json(document), replacements_from_json(document))
     return network
+
+
+def _shapes_of(network: nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in named_state(unwrapped(network))}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.training.placement import device_of, placed_like
 
+RECALIBRATION_BATCHES = 20  # of which the statistics of a slim network are taken
+
 
 def recalibrate_batch_norm_(
     model: nn.Module, batches: Iterable[Any], *, run: Callable[[nn.Module, Any], object] | None = None

@@ -103,6 +103,7 @@ def test_a_plan_that_skips_blocks_is_taken_over_rebuilt_resumed_and_exported(
     assert plan["skipped"] == ["layer1.1", "layer3.2"]
     assert [values[:2] for values in plan["replaced"]] == [["layer1.1", "identity"], ["layer3.2", "identity"]]
     assert result.summary["slim"]["params"] < finished.summary["slim"]["params"]
+    assert not [group for group in result.summary["groups"] if group["name"].startswith(("layer1.1.", "layer3.2."))]
 
     network = passdeploy.load(result.path)
     counted = passdeploy.count(network, torch.zeros(1, 3, 16, 16))

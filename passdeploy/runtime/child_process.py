@@ -1,8 +1,15 @@
-"""How a process ended, in words."""
+"""Python processes that do for this one what may crash or must run beside it: how they start, and how they ended."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a Python process that imports what this one does, with some variables changed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **changes}
 
 
 def how_it_ended(returncode: int) -> str:
