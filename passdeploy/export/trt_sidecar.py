@@ -63,7 +63,7 @@ def read_sidecar(engine_path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CorruptArtifact(f"{engine_path.name} has no sidecar {path.name} that describes it.\n{trust}")
     try:
-        facts = read_sealed(path.read_bytes(), version_key="version", sealed_from=_VERSION)
+        facts: dict[str, Any] = read_sealed(path.read_bytes(), version_key="version", sealed_from=_VERSION)
         expected = facts["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptArtifact(f"{path} is not the sidecar of an engine.\n{trust}") from error
