@@ -31,11 +31,7 @@ def require_trackers(names: Sequence[str]) -> None:
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
         except Exception as error:
-            raise MissingError(
-                f"MLflow cannot write to {mlflow.get_tracking_uri()}: {first_line(error, longest=100)}\n"
-                "Set MLFLOW_TRACKING_URI to your server. A folder, such as file:///data/mlruns, needs "
-                "MLFLOW_ALLOW_FILE_STORE=true too."
-            ) from error
+            raise _mlflow_error(mlflow, "write to", error) from error
 
 
 @contextmanager
@@ -52,7 +48,7 @@ def tracking(
         tell: is warned of a tracker that fails; it then gets nothing more.
 
     Raises:
-        MissingExtra, MissingError: as `require_trackers` does.
+        MissingExtra, MissingError: as `require_trackers` does, and where MLflow starts no run.
     """
     require_trackers(names)
     listeners: list[Listener] = []
@@ -65,8 +61,11 @@ def tracking(
         closings.append(lambda _: writer.close())
     if "mlflow" in names:
         mlflow: Any = require("mlflow", extra="mlflow")
-        mlflow.start_run(run_name=run_name)
-        mlflow.log_params(dict(facts))
+        try:
+            mlflow.start_run(run_name=run_name)
+            mlflow.log_params(dict(facts))
+        except Exception as error:
+            raise _mlflow_error(mlflow, "start a run at", error) from error
         listeners.append(_until_it_fails("MLflow", _mlflow(mlflow), tell))
         closings.append(mlflow.end_run)
     ended = "FINISHED"
@@ -80,7 +79,19 @@ def tracking(
         raise
     finally:
         for close in closings:
-            close(ended)
+            try:
+                close(ended)
+            except Exception as error:  # what ended the run counts, not this
+                tell(Warned(f"a tracker could not be closed: {first_line(error)}"))
+
+
+def _mlflow_error(mlflow: Any, what: str, error: Exception) -> MissingError:
+    """Say what MLflow could not do at the place that its environment names."""
+    return MissingError(
+        f"MLflow cannot {what} {mlflow.get_tracking_uri()}: {first_line(error, longest=100)}\n"
+        "Set MLFLOW_TRACKING_URI to your server. A folder, such as file:///data/mlruns, needs "
+        "MLFLOW_ALLOW_FILE_STORE=true too."
+    )
 
 
 def _until_it_fails(name: str, listener: Listener, tell: Listener) -> Listener:

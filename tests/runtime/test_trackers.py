@@ -94,3 +94,31 @@ def test_a_place_that_mlflow_cannot_write_to_is_known_at_once(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "mlflow", Nowhere())  # type: ignore[arg-type]
     with pytest.raises(MissingError, match=r"sqlite:///mlflow\.db: unsupported URI\nSet MLFLOW_TRACKING_URI"):
         require_trackers(("mlflow",))
+
+
+def test_a_run_that_mlflow_does_not_start_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full(Calls):
+        def start_run(self, **_: Any) -> None:
+            raise OSError("No space left on device")
+
+        def get_tracking_uri(self) -> str:
+            return "file:///data/mlruns"
+
+    monkeypatch.setitem(sys.modules, "mlflow", Full())  # type: ignore[arg-type]
+    with (
+        pytest.raises(MissingError, match="cannot start a run at file:///data/mlruns: No space left"),
+        tracking(("mlflow",), tmp_path, "digits-0001", {}),
+    ):
+        pass
+
+
+def test_a_tracker_that_cannot_be_closed_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Gone(Calls):
+        def end_run(self, _: str) -> None:
+            raise ConnectionError("the server is gone")
+
+    monkeypatch.setitem(sys.modules, "mlflow", Gone())  # type: ignore[arg-type]
+    warned: list[object] = []
+    with tracking(("mlflow",), tmp_path, "digits-0001", {}, tell=warned.append):
+        pass
+    assert warned == [Warned("a tracker could not be closed: the server is gone")]
