@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,17 @@ def test_make_demo_runs_the_commands_of_the_readme():
     run = re.findall(r"^\t\$\(BIN\)/(passdeploy .*)$", makefile, re.MULTILINE)
     assert shown == run
     assert len(run) == 3
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+def test_an_image_is_built_from_what_there_is(name: str):
+    text, ignored = (ROOT / name).read_text(), (ROOT / ".dockerignore").read_text().split()
+    copied = [source for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for source in line.split()[:-1]]
+    assert "passdeploy" in copied
+    for source in copied:
+        assert (ROOT / source).exists()
+        assert f"!{source}" in ignored
+    extras = metadata("passdeploy").get_all("Provides-Extra") or []
+    installed = re.findall(r'"\.\[(.*)\]"', text)
+    assert len(installed) == 1
+    assert set(installed[0].split(",")) <= set(extras)
