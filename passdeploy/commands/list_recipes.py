@@ -29,8 +29,10 @@ def describe_recipes() -> list[dict[str, Any]]:
 def _describe(recipe: Recipe) -> dict[str, Any]:
     images = _IMAGES.get(recipe.data.name)
     epochs = recipe.finetune.epochs + (0 if recipe.model.weights else recipe.train.epochs)
-    learned = recipe.prune.steps * (recipe.prune.batch_size or recipe.data.batch_size)
-    target = recipe.prune.target
+    batch_size = recipe.data.batch_size
+    prune = recipe.prune.counted(images or batch_size, batch_size)
+    learned = prune.steps * (prune.batch_size or batch_size)
+    target = prune.target
     return {
         "model": recipe.model.name,
         "data": recipe.data.name,

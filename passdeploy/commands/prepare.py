@@ -82,6 +82,8 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     """
     recipe = with_published_input(recipe)
     data = load_data(recipe.data)
+    counted = recipe.prune.counted(len(data.train), recipe.data.batch_size)
+    recipe = recipe.model_copy(update={"prune": counted})
     dense = build_dense(recipe, data.num_classes, allow_code=allow_code, listener=listener)
     require_own_weights(dense, recipe.model.name)
     image = torch.zeros(1, *data.image_shape)

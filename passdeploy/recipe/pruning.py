@@ -174,6 +174,11 @@ class PruneSpec(Section):
     steps: int = Field(
         default=300, ge=0, description="Steps of mask learning, or of growing regularisation; one batch each."
     )
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="The same as an amount of training: passes over the training images, such as 2 or 0.5, which "
+        "take the place of `steps`. null: as many steps as `steps` says.",
+    )
     from_run: FilePath | None = Field(
         default=None,
         description="A run of the same network, possibly on other data, from which `reuse` is taken.",
@@ -218,6 +223,18 @@ class PruneSpec(Section):
     )
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
     hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that computes the scores.")
+
+    def counted(self, images: int, batch_size: int) -> PruneSpec:
+        """Return the section with `steps` as `epochs` asks for, where it does.
+
+        Args:
+            images: training images.
+            batch_size: of `data`, which holds where this section has none of its own.
+        """
+        if self.epochs is None:
+            return self
+        batch = min(self.batch_size or batch_size, images)
+        return self.model_copy(update={"steps": max(1, round(self.epochs * images / batch))})
 
     @property
     def skips_blocks(self) -> bool:

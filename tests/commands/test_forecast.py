@@ -41,6 +41,8 @@ def test_what_is_left_out_takes_no_time(tiny_recipe: Path, a_tenth: None, tmp_pa
     assert larger["learn"] == pytest.approx(6 * 3.2)
     all_of_them = forecast(prepared(tiny_recipe, "prune.batch_size=1000", "prune.distill=null"), CPU)
     assert all_of_them["learn"] == pytest.approx(6 * 4.8)
+    half_a_pass = forecast(prepared(tiny_recipe, "prune.epochs=0.5", "prune.batch_size=8", "prune.distill=null"), CPU)
+    assert half_a_pass["learn"] == pytest.approx(2.4)
 
 
 def test_the_steps_that_are_timed_leave_the_network_as_it_was(tiny_recipe: Path):

@@ -138,6 +138,15 @@ def test_a_target_has_one_kind_and_its_number(written, kind, value):
     assert type(target.value) is (float if kind == "latency_ms" else type(value))
 
 
+def test_mask_learning_may_be_given_in_passes_over_the_images():
+    prune = load(SMALL, "prune.epochs=1.5", "prune.steps=7").prune
+    assert prune.counted(images=100, batch_size=32).steps == 5  # 1.5 times 100 images in batches of 32
+    assert prune.counted(images=10, batch_size=32).steps == 2  # a batch holds no more images than there are
+    assert load(SMALL, "prune.epochs=0.001").prune.counted(images=100, batch_size=32).steps == 1
+    assert load(SMALL, "prune.steps=7").prune.counted(images=100, batch_size=32).steps == 7
+    assert "prune.epochs" in refusal(SMALL, "prune.epochs=0")
+
+
 # --- overrides
 
 
