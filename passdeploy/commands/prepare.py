@@ -94,14 +94,15 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
             "classes.\nA classifier must give one score for each class."
         )
     try_training(dense, recipe, data, is_trained=_comes_trained(recipe, data), device=device, listener=listener)
+    with_blocks = recipe.prune.skips_blocks or recipe.prune.takes_plan  # a plan that is taken over may skip some
     channels = map_channels(
         dense,
         image,
         include=recipe.prune.include,
         exclude=recipe.prune.exclude,
-        with_blocks=recipe.prune.skips_blocks or recipe.prune.takes_plan,
+        with_blocks=with_blocks,
     )
-    if not recipe.prune.skips_blocks:
+    if not with_blocks:
         channels = replace(channels, costs=channels.costs.without_blocks())
     if not channels.prunable:
         reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
@@ -113,7 +114,8 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     else:
         budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)
         round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
-    smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
+    if not recipe.prune.takes_plan:
+        smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
     reused = read_reused_run(recipe, channels) if recipe.prune.from_run is not None else None
     return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 

@@ -38,6 +38,7 @@ from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
 from passdeploy.slimming.verify import check_equivalence
 from passdeploy.sparsity.select import select_channels
+from passdeploy.sparsity.settings import allocation_of
 from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
@@ -227,14 +228,14 @@ class PruneJob:
         prompt = self._new_prompt()
         if prompt is not None:
             prompt.load_pixels_(dict(saved))
-        is_uniform = prune.allocation == "uniform" or (prune.allocation == "auto" and prune.method == "uniform")
         with delivered_networks(target.context, dense, self.channels, prompt) as build_delivered:
             return meet_target(
                 target,
                 scores,
                 dense,
                 build_delivered=build_delivered,
-                allocation="uniform" if is_uniform else "global",
+                allocation=allocation_of(prune),
+                given=None if self.prepared.reused is None else self.prepared.reused.plan,
                 progress=progress,
             )
 

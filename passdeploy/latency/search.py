@@ -16,7 +16,8 @@ from math import sqrt
 import torch
 
 from passdeploy.channels.allocation import Budget, choose_channels
-from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.costs import CostModel
+from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import BudgetError, UsageError
 from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
@@ -87,6 +88,34 @@ class SearchResult:
     trials: tuple[MeasuredPlan, ...]  # in order; the first is made by the table without correction
 
 
+def plan_by_table(
+    scores: Scores,
+    groups: Sequence[ChannelGroup],
+    costs: CostModel,
+    limit_ns: int,
+    *,
+    round_to: int,
+    allocation: str = "global",
+) -> Plan:
+    """Plan by a latency table alone.
+
+    Args:
+        scores: of the channels, and of the blocks that may be skipped.
+        groups: that may be cut.
+        costs: with latency, see `with_latency`.
+        limit_ns: latency of the plan at most, in nanoseconds as the table predicts it.
+        round_to: layer widths become multiples of this.
+        allocation: `global` (the knapsack) or `uniform` (the same share of every group).
+
+    Raises:
+        BudgetError: no widths are fast enough.
+    """
+    if allocation == "uniform":
+        budget = Budget("latency", limit_ns)
+        return choose_channels(scores, groups, costs, budget, round_to=round_to, allocation="uniform")
+    return allocate(scores, groups, costs, limit_ns, round_to=round_to)
+
+
 class LatencySearch:
     """Search for plans of one network on one backend.
 
@@ -152,12 +181,18 @@ class LatencySearch:
             BudgetError: no widths are fast enough.
         """
         limit = self._aimed_ns(goal, correction)
-        if self._allocation == "uniform":
-            budget = Budget("latency", limit)
-            return choose_channels(
-                scores, self._channels.prunable, self._costs, budget, round_to=self._round_to, allocation="uniform"
-            )
-        return allocate(scores, self._channels.prunable, self._costs, limit, round_to=self._round_to)
+        return plan_by_table(
+            scores,
+            self._channels.prunable,
+            self._costs,
+            limit,
+            round_to=self._round_to,
+            allocation=self._allocation,
+        )
+
+    def measured(self, plan: Plan, goal: LatencyGoal) -> MeasuredPlan:
+        """Measure a plan that is given, with its network as it is delivered."""
+        return self.measure_plan(plan, goal, build=None if self._confirm is None else self._confirm(plan))
 
     def _next_plan(self, scores: Scores, goal: LatencyGoal, trials: Sequence[MeasuredPlan]) -> Plan | None:
         """Make the plan to measure next; None if there is none that was not measured."""

@@ -14,11 +14,10 @@ from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
 from passdeploy.latency.find_table import find_table, open_sampler
-from passdeploy.latency.knapsack import allocate
 from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.resized_networks import require_table_support
-from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan
+from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan, plan_by_table
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import example_images
@@ -130,7 +129,7 @@ def prepare_target(
     channels = replace(channels, costs=costs)
     goal = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
     dense_ns = costs.of("latency")
-    if goal.ms is not None and goal.ms >= table.dense_ms:
+    if goal.ms is not None and goal.ms >= table.dense_ms and not prune.takes_plan:
         raise UsageError(
             f"prune.target.latency_ms: asked for {goal.ms:g} ms, but the dense network takes "
             f"{table.dense_ms:.3g} ms ({context.description}).\n"
@@ -159,15 +158,22 @@ def meet_target(
     *,
     build_delivered: Callable[[Plan], RunnerBuilder] | None = None,
     allocation: str = "global",
+    given: Plan | None = None,
     progress: Stage | None = None,
 ) -> tuple[Plan, dict[str, Any]]:
     """Find the plan that keeps the most of `scores` within the latency; returns it with its measured times.
 
-    Where the table was made on another machine nothing can be measured: the plan is made by the table alone.
+    Where the table was made on another machine nothing can be measured: the plan is made by the table alone. A plan
+    that is `given` stays as it is, whatever its latency, which is measured.
     """
     if not target.is_here:
-        plan = allocate(
-            scores, target.channels.prunable, target.channels.costs, target.budget.limit, round_to=target.round_to
+        plan = given or plan_by_table(
+            scores,
+            target.channels.prunable,
+            target.channels.costs,
+            target.budget.limit,
+            round_to=target.round_to,
+            allocation=allocation,
         )
         table_ms = target.table.predict_ms(plan.widths())
         predicted = target.goal.of(table_ms, table_ms / target.table.dense_ms)
@@ -186,6 +192,8 @@ def meet_target(
             seconds=SECONDS_PER_PLAN,
             device=context.setting.device_of(context.backend),
         )
+        if given is not None:
+            return given, {**describe_trial(search.measured(given, target.goal)), "trials": 1, "is_measured": True}
         result = search.find(scores, target.goal, progress)
     return result.best.plan, {**describe_trial(result.best), "trials": len(result.trials), "is_measured": True}
 

@@ -96,6 +96,27 @@ def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, tab
     assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
 
 
+def test_a_plan_that_is_taken_over_is_measured_and_stays_as_it_is(tiny_recipe: Path, table: Path, tmp_path: Path):
+    first = prune.run(load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={table}"]), out=tmp_path)
+    taken = [f"prune.from_run={first.path}", "prune.reuse=plan", f"prune.measure.table={table}"]
+    for asked in ("prune.target={latency: 0.95}", "prune.target={latency_ms: 1000}"):  # slower than the plan, or dense
+        again = prune.run(load_recipe(tiny_recipe, [*LATENCY, *taken, asked]), out=tmp_path)
+        plans = [json.loads((path / "plan.json").read_text())["groups"] for path in (first.path, again.path)]
+        assert plans[0] == plans[1]
+    budget = again.summary["budget"]
+    assert (budget["is_measured"], budget["trials"], budget["requested"]) == (True, 1, 1000)
+    assert budget["achieved"] == pytest.approx(budget["slim_ms"])
+
+
+def test_uniform_allocation_holds_without_measurements(tiny_recipe: Path, elsewhere: Path, tmp_path: Path):
+    overrides = [*LATENCY, f"prune.measure.table={elsewhere}", "prune.measure.force=true", "prune.method=uniform"]
+    result = prune.run(load_recipe(tiny_recipe, [*overrides, "prune.round_to=1"]), out=tmp_path)
+    groups = json.loads((result.path / "plan.json").read_text())["groups"].values()
+    shares = [len(group["kept"]) / group["width"] for group in groups]
+    assert max(shares) < 1
+    assert max(shares) - min(shares) <= max(1 / group["width"] for group in groups)
+
+
 def test_a_table_of_another_machine_is_refused_unless_forced(tiny_recipe: Path, elsewhere: Path, tmp_path: Path):
     recipe = load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={elsewhere}"])
     with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is .*\n.*--force"):
