@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -256,3 +257,30 @@ def test_a_bug_keeps_its_traceback(call, tiny_recipe: Path, monkeypatch: pytest.
     monkeypatch.setattr(passdeploy.commands.prune, "run", broken)
     result = call("prune", tiny_recipe)
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end in another way there")
+@pytest.mark.parametrize(("arguments", "code"), [(["recipes", "schema"], 141), (["recipes", "show", "none"], 2)])
+def test_a_command_whose_reader_has_gone_ends_without_a_word(arguments: list[str], code: int, tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from passdeploy.cli import main; main(sys.argv[1:])"
+    with (tmp_path / "errors").open("w+") as errors:
+        # an error has no reader either
+        streams = {"stdout": writing, "stderr": errors if code == 141 else writing}
+        done = subprocess.run([sys.executable, "-c", program, *arguments], check=False, **streams)
+        os.close(writing)
+        errors.seek(0)
+        assert (done.returncode, errors.read()) == (code, "")
+
+
+def test_no_folder_for_temporary_files_is_one_error(call, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    table = ("profile", "--table", "t.json", "--model", "passdeploy/resnet20_cifar")
+    result = call(*table, "--backend", "ort", "--batch", 1)
+    assert result.exit_code == 3
+    assert re.fullmatch(
+        r"error: there is no folder for temporary files.*\n.*'/nowhere'\]\nMake room .* TMPDIR\.",
+        result.stderr[result.stderr.index("error: ") :].rstrip(),
+    )

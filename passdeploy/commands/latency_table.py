@@ -25,6 +25,7 @@ from passdeploy.models.build import build_model
 from passdeploy.profiling import Setting
 from passdeploy.profiling.inputs import example_images
 from passdeploy.recipe import load_recipe
+from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener
 from passdeploy.sparsity.baselines import magnitude_scores
 
@@ -96,7 +97,14 @@ def measure_table(
     context = MeasurementContext.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
     images = example_images(batch, shape)
     began = perf_counter()
-    table = find_table(context, dense, channels, images, fresh=fresh, listener=listener)
+    device, sides = setting.device_of(backend), " x ".join(map(str, shape))
+    with memory_errors(
+        lambda: f"a latency table in {backend}: a batch of {batch} images of {sides}",
+        device,
+        advice=f"Try half of it: --batch {max(1, batch // 2)}; other programs use memory too.",
+        fitted=lambda: None,
+    ):
+        table = find_table(context, dense, channels, images, fresh=fresh, listener=listener)
     document: dict[str, Any] = {
         "place": table.to_json()["place"],
         "dense_ms": table.dense_ms,
@@ -120,7 +128,7 @@ def measure_table(
                     round_to=round_to,
                     threads=threads,
                     seconds=SECONDS_PER_PLAN,
-                    device=setting.device_of(backend),
+                    device=device,
                 )
 
             document["sweep"] = sweep_round(sweep, search_at, scores, LatencyGoal(share=share))

@@ -21,16 +21,19 @@ from passdeploy.errors import DataError
 def serve(connection: Connection, memory: mmap.mmap) -> None:
     """Answer requests until the connection is closed.
 
-    A request is the frame of images and a list of (offset in `memory`, path); the answer lists
-    (offset, message) of those that cannot be read.
+    A request is the frame of images, the offset of a number in `memory`, and a list of (offset in `memory`, path). The
+    number is set to the offset of the image that is being decoded. The answer lists (offset, message) of those that
+    cannot be read.
     """
     while True:
         try:
-            frame, files = connection.recv()
+            frame, progress_at, files = connection.recv()
         except (EOFError, OSError):
             return
         problems: list[tuple[int, str]] = []
+        progress = np.frombuffer(memory, np.int64, 1, progress_at)
         for offset, path in files:
+            progress[0] = offset
             shape = (3, frame.size, frame.size)
             place = np.frombuffer(memory, np.uint8, math.prod(shape), offset).reshape(shape)
             try:

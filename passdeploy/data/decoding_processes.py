@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -23,9 +23,13 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from passdeploy.data import decoding_threads
+from passdeploy.data.decoding_threads import HangError
 from passdeploy.data.images import Frame
 from passdeploy.errors import MissingError
 from passdeploy.runtime.child_process import child_environment
+
+_PATIENCE_S = 5.0  # for a process to end
 
 
 class DecodingProcesses:
@@ -40,16 +44,22 @@ class DecodingProcesses:
             slots: batches that may be submitted and not yet collected.
         """
         self.count, self.slot_bytes, self.slots = count, slot_bytes, slots
+        self._progress_at = -(-slot_bytes * slots // 8) * 8  # behind the images: where each process is, int64 (count,)
+        memory_bytes = self._progress_at + 8 * count
         handle = os.memfd_create("passdeploy-images")
         try:
-            os.ftruncate(handle, slot_bytes * slots)
-            self._pixels = torch.frombuffer(mmap.mmap(handle, slot_bytes * slots), dtype=torch.uint8)
+            os.ftruncate(handle, memory_bytes)
+            memory = mmap.mmap(handle, memory_bytes)
+            self._pixels = torch.frombuffer(memory, dtype=torch.uint8, count=slot_bytes * slots)
+            self._progress = torch.frombuffer(memory, dtype=torch.int64, count=count, offset=self._progress_at)
+            self._progress.fill_(-1)
             workers = [_start_worker(handle) for _ in range(count)]
         finally:
             os.close(handle)
         self._connections, self._processes = [worker[0] for worker in workers], [worker[1] for worker in workers]
-        self._submitted: list[tuple[int, int, int]] = []  # (slot, images, bytes of one) of what was not collected
+        self._submitted: list[tuple[int, list[str], int]] = []  # (slot, paths, bytes of one) of what was not collected
         self._next_slot = 0
+        self.is_lost = False  # one of the processes has ended, or hangs
 
     def submit(self, paths: Sequence[str | Path], frame: Frame) -> None:
         """Begin to decode a batch to squares."""
@@ -58,10 +68,10 @@ class DecodingProcesses:
         files = [(slot * self.slot_bytes + index * image_bytes, str(path)) for index, path in enumerate(paths)]
         for number, connection in enumerate(self._connections):
             try:
-                connection.send((frame, files[number :: self.count]))
+                connection.send((frame, self._progress_at + 8 * number, files[number :: self.count]))
             except OSError:
                 self._report_loss(number)
-        self._submitted.append((slot, len(paths), image_bytes))
+        self._submitted.append((slot, [str(path) for path in paths], image_bytes))
         self._next_slot = (slot + 1) % self.slots
 
     def collect(self) -> tuple[Tensor, dict[int, str]]:
@@ -72,18 +82,19 @@ class DecodingProcesses:
             by their number, that cannot be read.
 
         Raises:
-            MissingError: a process has ended.
+            MissingError: a process has ended, or hangs.
         """
         problems: list[tuple[int, str]] = []
         for number, connection in enumerate(self._connections):
             try:
+                self._require_progress(number)
                 problems += connection.recv()
             except (EOFError, OSError):
                 self._report_loss(number)
-        slot, count, image_bytes = self._submitted.pop(0)
+        slot, paths, image_bytes = self._submitted.pop(0)
         start = slot * self.slot_bytes
         reasons = {(offset - start) // image_bytes: message for offset, message in sorted(problems)}
-        return self._pixels[start:][: count * image_bytes], reasons
+        return self._pixels[start:][: len(paths) * image_bytes], reasons
 
     def drain(self) -> None:
         """Wait for what was submitted, without looking at it."""
@@ -91,14 +102,33 @@ class DecodingProcesses:
             self.collect()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, also those that do not listen any more."""
         for connection in self._connections:
             connection.close()
         for process in self._processes:
-            process.wait()
+            try:
+                process.wait(0.0 if self.is_lost else _PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                with suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk cannot even be killed
+                    process.wait(_PATIENCE_S)
+
+    def _require_progress(self, number: int) -> None:
+        """Wait until a process has answered, as long as it goes on to other images."""
+        before = None
+        while not self._connections[number].poll(decoding_threads.HANG_S):
+            at = int(self._progress[number])
+            if at == before:
+                slot, paths, image_bytes = self._submitted[0]
+                image = (at - slot * self.slot_bytes) // image_bytes
+                self._submitted.clear()
+                self.is_lost = True
+                raise HangError.at(paths[image] if 0 <= image < len(paths) else None)
+            before = at
 
     def _report_loss(self, number: int) -> NoReturn:
         self._submitted.clear()
+        self.is_lost = True
         status = self._processes[number].wait()
         raise MissingError(
             f"a process that decodes images has ended with status {status}, perhaps for lack of memory.\n"
@@ -139,9 +169,9 @@ def borrowed_processes(count: int, slot_bytes: int, slots: int) -> Iterator[Deco
     try:
         yield processes
     finally:
-        try:
+        with suppress(MissingError):
             processes.drain()
-        except MissingError:
+        if processes.is_lost:
             processes.close()
         else:
             _idle.append(processes)

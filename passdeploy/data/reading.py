@@ -10,13 +10,15 @@ import copy
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from passdeploy.data.decoding_processes import borrowed_processes, can_decode_in_processes
+from passdeploy.data.decoding_threads import DecodingThreads
 from passdeploy.data.images import Frame, ImageSource, Pixels
 from passdeploy.data.stand_ins import StandIns
 from passdeploy.errors import DataError
@@ -78,24 +80,25 @@ class PixelReader:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=is_pinned)
 
     def _read_in_threads(self, parts: Sequence[Tensor], is_pinned: bool) -> Iterator[Tensor]:
-        with CancellingThreadPool(self.workers) as pool:
+        decode = self.stand_ins.decode if self.stand_ins else self.source.decode
+        with DecodingThreads(self.workers, decode, self.source) as threads:
             waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
             for part in parts:
                 batch = self._new_batch(len(part), is_pinned)
-                waiting.append((batch, self._submit(pool, batch.numpy(), part.tolist())))
+                waiting.append((batch, self._submit(threads, batch.numpy(), part.tolist())))
                 if len(waiting) > _BATCHES_AHEAD:
-                    yield _finished(*waiting.popleft())
+                    yield _finished(threads, *waiting.popleft())
             while waiting:
-                yield _finished(*waiting.popleft())
+                yield _finished(threads, *waiting.popleft())
 
-    def _submit(self, pool: ThreadPoolExecutor, places: Pixels, indices: Sequence[int]) -> list[Future[None]]:
+    def _submit(self, threads: DecodingThreads[Pixels], places: Pixels, indices: Sequence[int]) -> list[Future[None]]:
+        def decode(start: int, end: int) -> None:
+            for place, index in zip(places[start:end], indices[start:end], strict=True):
+                place[:] = threads.decode(index)
+
         step = -(-len(indices) // (_TASKS_PER_WORKER * self.workers)) or 1
         starts = range(0, len(indices), step)
-        return [pool.submit(self._decode, places[start:], indices[start : start + step]) for start in starts]
-
-    def _decode(self, places: Pixels, indices: Sequence[int]) -> None:
-        for place, index in zip(places, indices, strict=False):
-            place[:] = self.stand_ins.decode(index) if self.stand_ins else self.source.decode(index)
+        return [threads.submit(partial(decode, start, min(start + step, len(indices)))) for start in starts]
 
     def _read_in_processes(
         self, parts: Sequence[Tensor], paths: Sequence[str], frame: Frame, is_pinned: bool
@@ -125,17 +128,9 @@ class PixelReader:
         def fill(index: int) -> None:
             pixels[index] = self.source.decode(index)
 
-        with CancellingThreadPool(self.workers) as pool:
-            for _ in pool.map(fill, range(len(self))):  # in order, so that the first bad file is named
-                pass
+        with DecodingThreads(self.workers, fill, self.source) as threads:
+            threads.map(range(len(self)))
         return torch.from_numpy(pixels)
-
-
-class CancellingThreadPool(ThreadPoolExecutor):
-    """A thread pool that cancels work that has not begun when its block is left early."""
-
-    def __exit__(self, *error: object) -> None:
-        self.shutdown(wait=True, cancel_futures=True)
 
 
 def worker_count(workers: int | str) -> int:
@@ -148,7 +143,6 @@ def worker_count(workers: int | str) -> int:
         return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
-def _finished(batch: Tensor, tasks: Sequence[Future[None]]) -> Tensor:
-    for task in tasks:
-        task.result()
+def _finished(threads: DecodingThreads[Pixels], batch: Tensor, tasks: Sequence[Future[None]]) -> Tensor:
+    threads.require_done(tasks)
     return batch

@@ -24,9 +24,10 @@ from torch import Tensor
 from passdeploy.data.augmentation import RGB, Normalisation, change_on_host, changes_from
 from passdeploy.data.contents import DataContents
 from passdeploy.data.datasets import find_images
+from passdeploy.data.decoding_threads import DecodingThreads
 from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
-from passdeploy.data.reading import CancellingThreadPool, PixelReader, worker_count
+from passdeploy.data.reading import PixelReader, worker_count
 from passdeploy.data.stand_ins import StandIns
 from passdeploy.data.transforms import DRAWS, BatchTransforms
 from passdeploy.errors import DataError
@@ -160,8 +161,8 @@ def _without_unreadable(found: RawDataset, workers: int, skipped: list[str]) -> 
     """Drop the images that cannot be read, and append the reasons to `skipped`."""
     parts = []
     for source in (found.train, found.test):
-        with CancellingThreadPool(workers) as pool:
-            problems = list(pool.map(source.problem_of, range(len(source.labels))))
+        with DecodingThreads(workers, source.problem_of, source) as threads:
+            problems = threads.map(range(len(source.labels)))
         skipped += [problem for problem in problems if problem]
         parts.append(source.subset([index for index, problem in enumerate(problems) if not problem]))
         if lost := set(source.labels) - set(parts[-1].labels):

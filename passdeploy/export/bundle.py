@@ -140,6 +140,7 @@ def build_bundle(
                 batch=entry["batch"],
                 precision=entry["precision"],
                 options=chosen_options,
+                listener=listener,
             )
             progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
         yield _compared(engine, entry, folder, listener)

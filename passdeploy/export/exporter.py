@@ -192,6 +192,7 @@ def _build_engine_of(
             batch=settings.batch,
             precision=artifact.precision,
             options=settings.engine,
+            listener=listener,
         )
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
     if settings.engine_flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one

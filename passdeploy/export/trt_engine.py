@@ -20,6 +20,7 @@ from passdeploy.export.trt_layer_precisions import count_layer_precisions, requi
 from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger, parse_failure
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.runtime.cuda_driver import probe_driver
+from passdeploy.runtime.events import Listener, Warned, silent
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
 from passdeploy.runtime.garbage import garbage_collection_paused
 
@@ -76,6 +77,7 @@ def build_engine(
     batch: Sequence[int] = (1, 8, 32),
     precision: str = "fp32",
     options: EngineOptions | None = None,
+    listener: Listener = silent,
 ) -> Artifact:
     """Build `engine_path`, and beside it the sidecar `<engine_path>.json` with the settings of the build.
 
@@ -86,6 +88,7 @@ def build_engine(
         batch: (min, opt, max); opt is the size the engine is tuned for.
         precision: of the graph; it is an error if no convolution of the engine runs in it.
         options: of the builder; None: TensorRT's defaults.
+        listener: is warned if the timing cache cannot be written.
 
     Raises:
         RunError: there is no such ONNX file.
@@ -110,7 +113,7 @@ def build_engine(
     _add_profile(builder, network, config, sizes)
     cache = options.timing_cache
     began = perf_counter()
-    with _timing_cache(config, cache):
+    with _timing_cache(config, cache, listener):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"TensorRT cannot build an engine from {onnx_path.name}.\nIt says: {log.last_error()}")
@@ -128,7 +131,7 @@ def build_engine(
         "batch": sizes.as_list(),
         "options": options.to_json(),
         "strongly_typed": True,
-        "timing_cache_sha256": sha256_of(cache) if cache is not None else None,
+        "timing_cache_sha256": sha256_of(cache) if cache is not None and cache.is_file() else None,
         "onnx": onnx_path.name,
         "onnx_sha256": sha256_of(onnx_path),
         "layers": network.num_layers,
@@ -177,8 +180,8 @@ def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOp
 
 
 @contextmanager
-def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> Iterator[None]:
-    """Read the kernel timings of earlier builds from `path`, and write those of this build there."""
+def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None, listener: Listener) -> Iterator[None]:
+    """Read the kernel timings of earlier builds from `path`, and write those of this build there, if it takes them."""
     if path is None:
         yield
         return
@@ -186,7 +189,10 @@ def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None) -> Iterato
     config.set_timing_cache(config.create_timing_cache(earlier), ignore_mismatch=False)
     yield
     cache = config.get_timing_cache()
-    write_atomically(path, bytes(memoryview(cache.serialize())) if cache is not None else earlier)
+    try:
+        write_atomically(path, bytes(memoryview(cache.serialize())) if cache is not None else earlier)
+    except OSError as error:  # no reason to lose an engine
+        listener(Warned(f"the timings of this build are not kept: {path} cannot be written ({error.strerror})."))
 
 
 def _add_profile(

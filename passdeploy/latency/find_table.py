@@ -18,14 +18,14 @@ from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.cuda import side_stream
-from passdeploy.runtime.events import Listener, silent, stage
+from passdeploy.runtime.events import Listener, Warned, silent, stage
 
 
 def cached_table(path: Path) -> LatencyTable | None:
     """Load the table in `path`, or return None where there is none that can be read."""
     try:
         return LatencyTable.load(path) if path.is_file() else None
-    except CorruptArtifact:
+    except (CorruptArtifact, OSError):
         return None  # it is measured again and overwritten
 
 
@@ -64,7 +64,11 @@ def find_table(
             table = sample_latency(sampler, channels, context, plan or DEFAULT_SAMPLING, progress)
         typical, largest = table.error
         progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
-    table.save(path)
+    try:
+        table.save(path)
+    except OSError as error:  # what was measured serves this run all the same
+        reason = f"{path.parent} cannot be written to ({error.strerror})"
+        listener(Warned(f"the table is not kept for the next run: {reason}.\nName another folder: PASSDEPLOY_CACHE"))
     return table
 
 

@@ -27,6 +27,7 @@ from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.events import Listener, Warned
+from passdeploy.runtime.files import DISK_ERRNOS
 from passdeploy.runtime.seeds import seeded_global_generators
 
 
@@ -242,6 +243,11 @@ def _downloading(name: str) -> Iterator[None]:
         is_damaged = isinstance(error, RuntimeError) and "invalid hash" in str(error)
         if not (is_damaged or isinstance(error, OSError) or origin in ("huggingface_hub", "httpx", "requests")):
             raise
+        if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+            raise MissingError(
+                f"cannot keep the pretrained weights of {name}: {clipped(error, 200)}\n"
+                "Name a folder with room for them: TORCH_HOME (torchvision) or HF_HOME (timm)."
+            ) from error
         raise MissingError(
             f"cannot download the pretrained weights of {name}: {clipped(error, 120)}\n"
             "Go online once (they are kept), or set model.weights to a file of weights or to null."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from passdeploy.errors import MissingError
 from passdeploy.profiling.clock import Clock, HostClock
 from passdeploy.profiling.kernel_times import SKIPPED_CALLS, NodeTime, Shape, typical_time
 from passdeploy.profiling.runners import OrtRunner
@@ -41,6 +42,9 @@ def profile_kernels(
 
     Returns:
         The profiler's events of kernels, in the order of execution: one per kernel and call.
+
+    Raises:
+        MissingError: the folder for temporary files has no room for the trace.
     """
     clock = clock or HostClock()
     with TemporaryDirectory() as folder:
@@ -50,7 +54,14 @@ def profile_kernels(
         while calls < fewest_calls or clock.now() - began < seconds:
             runner.run()
             calls += 1
-        events = json.loads(Path(runner.session.end_profiling()).read_text())
+        trace = Path(runner.session.end_profiling())
+        try:
+            events = json.loads(trace.read_text())
+        except (OSError, ValueError) as error:  # ONNX Runtime does not say that it could not write it
+            raise MissingError(
+                f"ONNX Runtime could not write its trace to {trace.parent}: it is not whole.\n"
+                "Make room there, or name another folder: TMPDIR."
+            ) from error
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith(_KERNEL)]
 
 

@@ -100,9 +100,9 @@ def profile_pair(
             if backend in failed:
                 continue
             images = torch.randn(batch, *image_shape, generator=torch.Generator().manual_seed(seed))
-            fitted = max((row.batch for row in rows if row.backend == backend), default=None)
+            fitting = [row.batch for row in rows if row.backend == backend]
             try:
-                with _batch_errors(backend, images, setting, fitted):
+                with _batch_errors(backend, images, setting, fitting):
                     measured = comparison.measure(backend, images)
             except PassDeployError as error:
                 if backend not in optional:
@@ -121,12 +121,16 @@ def profile_pair(
     return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows), skipped)
 
 
-def _batch_errors(backend: str, images: Tensor, setting: Setting, fitted: int | None) -> Any:
-    """Return a context that reports a batch that does not fit into memory; `fitted` is the largest batch that did."""
+def _batch_errors(backend: str, images: Tensor, setting: Setting, fitting: Sequence[int]) -> Any:
+    """Return a context that reports a batch that does not fit into memory; those in `fitting` did."""
     batch, shape = len(images), " x ".join(map(str, images.shape[1:]))
-    advice = f"A batch of {fitted} did fit" if fitted else f"Try half of it: --batch {max(1, batch // 2)}"
-    what = f"profile in {backend}: a batch of {batch} images of {shape}, dense and slim together,"
-    return memory_errors(lambda: what, setting.device_of(backend), advice=f"{advice}; other programs use memory too.")
+    half = f"Try half of it: --batch {max(1, batch // 2)}; other" if not fitting else "Other"
+    return memory_errors(
+        lambda: f"profile in {backend}: a batch of {batch} images of {shape}, dense and slim together,",
+        setting.device_of(backend),
+        advice=f"{half} programs use memory too.",
+        fitted=lambda: max(fitting, default=None),
+    )
 
 
 @runtime_checkable

@@ -24,13 +24,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors(what: Callable[[], str], device: torch.device, *, advice: str) -> Iterator[None]:
+def memory_errors(
+    what: Callable[[], str], device: torch.device, *, advice: str, fitted: Callable[[], int | None] | None = None
+) -> Iterator[None]:
     """Report memory that does not suffice inside the block as an error that names the batch.
 
     Args:
         what: returns what was being done, with the batch: `profile in torch: a batch of 64 images`.
         device: of the work.
-        advice: the line that says what to do.
+        advice: what to do.
+        fitted: returns the largest batch that did fit, None where none was tried; None: nothing is said of it.
 
     Raises:
         DeviceMemoryError: there was not enough memory.
@@ -42,9 +45,14 @@ def memory_errors(what: Callable[[], str], device: torch.device, *, advice: str)
     except Exception as error:  # the classes of ONNX Runtime have no common base
         if not is_out_of_memory(error):
             raise
+        known = f"{_fitted_text(fitted())} " if fitted is not None else ""
         raise DeviceMemoryError(
-            f"{what()} does not fit into the memory of {_memory_text(device)}.\n{advice}"
+            f"{what()} does not fit into the memory of {_memory_text(device)}.\n{known}{advice}"
         ) from error
+
+
+def _fitted_text(batch: int | None) -> str:
+    return "No smaller batch was tried." if batch is None else f"The largest batch that did fit: {batch}."
 
 
 def _memory_text(device: torch.device) -> str:

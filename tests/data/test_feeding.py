@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from passdeploy.data import splits
+from passdeploy.data import decoding_threads, splits
 from passdeploy.data.augmentation import change_on_device, change_on_host, changes_from
 from passdeploy.data.decoding_processes import DecodingProcesses, borrowed_processes, close_idle_processes
+from passdeploy.data.decoding_threads import HangError
 from passdeploy.data.feeding import DeviceFeed, ahead
-from passdeploy.data.images import Augmentation, Frame, decode_file
+from passdeploy.data.images import Augmentation, Frame, ImageSource, Pixels, decode_file
+from passdeploy.data.reading import PixelReader
 from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import DataError, MissingError
 from passdeploy.recipe import DataSpec
@@ -201,3 +205,48 @@ def test_a_decoding_process_that_is_killed_is_an_error_that_says_what_to_do(fold
     with pytest.raises(MissingError, match=r"ended with status -9[^\n]*\nSet data\.workers to a smaller number"):
         processes.submit(paths, Frame(16))
     processes.close()
+
+
+def test_a_process_that_hangs_is_an_error_that_names_its_file(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    paths, memory = sorted(folder.glob("train/*/*.jpg")), 21 * 3 * 16 * 16
+    os.mkfifo(pipe := folder / "train" / "ant" / "pipe.jpg")  # nobody writes to it: to open it waits for ever
+    with borrowed_processes(2, memory, 2) as processes:
+        processes.submit(paths, Frame(16))
+        _require_decoded(processes, paths)  # they have started
+        processes.submit([*paths, pipe], Frame(16))
+        with monkeypatch.context() as shorter:
+            shorter.setattr(decoding_threads, "HANG_S", 0.5)
+            with pytest.raises(HangError, match=rf"has been at {pipe} for more than .*\nCan this file be read"):
+                processes.collect()
+    assert all(process.returncode is not None for process in processes._processes)
+    with borrowed_processes(2, memory, 2) as others:  # the lost ones are not lent again
+        others.submit(paths, Frame(16))
+        _require_decoded(others, paths)
+    close_idle_processes()
+
+
+def test_a_thread_that_hangs_is_an_error_that_names_its_file(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decoding_threads, "HANG_S", 0.1)
+    end = threading.Event()
+    source = ImageSource(lambda index: np.zeros((3, 8, 8), np.uint8), (0,) * 4, tuple("abcd"))
+    began = monotonic()
+    with pytest.raises(HangError, match="has been at c for more than"):
+        _read_all(source, lambda index: end.wait() if index == 2 else None)
+    assert monotonic() - began < 2  # it is left behind
+    end.set()
+
+
+def test_slow_images_are_no_hang(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decoding_threads, "HANG_S", 0.05)
+    source = ImageSource(lambda index: np.zeros((3, 8, 8), np.uint8), (0,) * 8)
+    assert len(_read_all(source, lambda index: sleep(0.04))) == 8
+
+
+def _read_all(source: ImageSource, before: Callable[[int], object]) -> list[Tensor]:
+    def decode(index: int) -> Pixels:
+        before(index)
+        return source.decode(index)
+
+    slowed = replace(source, decode=decode)
+    reader = PixelReader(slowed, image_size=8, workers=2, is_cached=False)
+    return [image for batch in reader.read([torch.arange(len(source.labels))]) for image in batch]

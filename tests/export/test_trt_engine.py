@@ -7,6 +7,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from passdeploy.errors import CorruptArtifact, ExportError, PassDeployError, RunError
 from passdeploy.export import Artifact, build_engine, trt_engine
 from passdeploy.export.trt_log import BuilderLog
+from passdeploy.runtime.events import Event, Warned
 from passdeploy.runtime.files import sha256_of
 
 from .nets import node, write_graph
@@ -126,3 +128,16 @@ def test_a_missing_onnx_file_names_the_command(tmp_path: Path):
 def test_every_error_of_the_engine_has_an_exit_code():
     assert issubclass(ExportError, PassDeployError)
     assert ExportError.exit_code == 4
+
+
+def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path):
+    (tmp_path / "file").write_text("no folder")
+    calls, events = Mock(), list[Event]()
+    with trt_engine._timing_cache(calls, tmp_path / "file" / "timing.cache", events.append):
+        calls.get_timing_cache.return_value.serialize.return_value = b"timings"
+    (event,) = events
+    assert isinstance(event, Warned)
+    assert "timing.cache cannot be written (File exists)" in event.text
+    with trt_engine._timing_cache(calls, tmp_path / "timing.cache", events.append):
+        pass
+    assert (tmp_path / "timing.cache").read_bytes() == b"timings"

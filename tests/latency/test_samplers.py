@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from passdeploy.display.tables import layer_table
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.grouping.find import map_channels
+from passdeploy.latency.cache_folder import cache_folder
 from passdeploy.latency.find_table import find_table
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.network_timing import LatencySampler, NetworkTiming, merge_timings
@@ -27,6 +29,7 @@ from passdeploy.latency.torch_sampler import OperatorTimer
 from passdeploy.profiling import Setting
 from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, by_group, compare_layers, trace_onnx_layers
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
+from passdeploy.runtime.events import Event, Warned
 from passdeploy.slimming.slim import slim
 from tests.profiling.fakes import FakeClock
 
@@ -109,6 +112,32 @@ def test_a_table_is_measured_once_and_then_found(net: nn.Module, channels: Chann
     file.write_text("{")
     with pytest.raises(TypeError):
         find_table(context, net, channels, IMAGES)  # a damaged one is measured again
+
+
+def test_a_table_that_cannot_be_kept_serves_all_the_same(
+    net: nn.Module, channels: ChannelMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PASSDEPLOY_CACHE", str(tmp_path / "file" / "cache"))
+    context = MeasurementContext.here(backend="torch", threads=1, batch=2, image_shape=(3, 16, 16))
+    events: list[Event] = []
+    plan = SamplingPlan(networks=8, repeats=1, seconds=0.01)
+    assert find_table(context, net, channels, IMAGES, plan=plan, listener=events.append).dense_ms > 0
+    (warning,) = (event.text for event in events if isinstance(event, Warned))
+    assert re.match(r"the table is not kept for the next run: .*file/cache cannot be written to \(Not a dir", warning)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch):
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PASSDEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(MissingError, match="PASSDEPLOY_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_folder() == Path("/elsewhere/passdeploy")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
 
+from passdeploy.errors import MissingError
 from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 
 from .fakes import FakeClock
@@ -37,6 +39,13 @@ def test_calls_go_on_until_the_time_is_over(negations: ModelProto):
             return self.seconds
 
     assert len(profile_kernels(negations, IMAGES, threads=1, seconds=4.0, clock=Ticking())) == 2 * 4
+
+
+def test_a_trace_that_found_no_room_is_an_error(negations: ModelProto, monkeypatch: pytest.MonkeyPatch):
+    whole = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: whole(path)[:-100])  # as ONNX Runtime leaves it on a full disk
+    with pytest.raises(MissingError, match=r"could not write its trace to .*\n.*TMPDIR"):
+        profile_kernels(negations, IMAGES, threads=1)
 
 
 def event(name: str, microseconds: float) -> dict[str, Any]:

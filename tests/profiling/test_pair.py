@@ -288,11 +288,10 @@ def test_a_batch_that_does_not_fit_is_named_with_one_that_did(monkeypatch: pytes
 
     monkeypatch.setattr(pair, "make_runner", lambda candidate, *_: Large(candidate.name, clock, 1.0))
     arguments = {"image_shape": (3, 4, 4), "backends": ["torch"], "threads": 1, "seconds": 0.5, "clock": clock}
-    with pytest.raises(
-        DeviceMemoryError, match=r"profile in torch: a batch of 32 images of 3 x 4 x 4, .*\nA batch of 8"
-    ):
+    words = r"profile in torch: a batch of 32 images of 3 x 4 x 4, .*\nThe largest batch that did fit: 8"
+    with pytest.raises(DeviceMemoryError, match=words):
         profile_pair(DENSE, SLIM, batches=(1, 8, 32), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(DeviceMemoryError, match=r"\nTry half of it: --batch 16"):
+    with pytest.raises(DeviceMemoryError, match=r"\nNo smaller batch was tried. Try half of it: --batch 16"):
         profile_pair(DENSE, SLIM, batches=(32,), **arguments)  # type: ignore[arg-type]
 
 

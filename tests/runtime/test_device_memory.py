@@ -36,6 +36,18 @@ def test_too_little_memory_names_the_batch_and_the_device(error: Exception, monk
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("largest", "words"),
+    [(16, r"The largest batch that did fit: 16\. Halve it"), (None, r"No smaller batch was tried\. Halve it")],
+)
+def test_the_largest_batch_that_did_fit_is_told(largest: int | None, words: str):
+    with (
+        pytest.raises(DeviceMemoryError, match=f"memory of this machine.\n{words}"),
+        memory_errors(lambda: "a batch of 64", torch.device("cpu"), advice="Halve it.", fitted=lambda: largest),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def test_other_errors_stay_what_they_are():
     with (
         pytest.raises(RuntimeError, match="shapes"),
