@@ -36,6 +36,13 @@ class _Running:
     task: TaskID | None = None
 
 
+class _PlainPipeConsole(Console):
+    """A console that leaves it to the command line what to do where nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:  # rich ends the process here, with exit code 1
+        raise BrokenPipeError
+
+
 class TerminalListener:
     """A listener that shows events on a terminal; as a context manager it removes the progress bar at the end.
 
@@ -48,7 +55,7 @@ class TerminalListener:
     def __init__(
         self, console: Console | None = None, *, quiet: bool = False, clock: Callable[[], float] = monotonic
     ) -> None:
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or _PlainPipeConsole(file=sys.stderr)
         self._quiet, self._clock = quiet, clock
         self._running: dict[str, _Running] = {}
         self._bar: Progress | None = None
