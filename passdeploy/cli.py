@@ -47,8 +47,7 @@ def main() -> None:
       passdeploy profile                             measure dense and slim, in milliseconds
 
     Exit codes: 0 done, 2 wrong usage or recipe, 3 a package, driver or device is missing, 4 a check failed (budget,
-    accuracy, equality, parity), 5 bad data or a damaged file, 130 interrupted,
-    141 nobody reads the output any more.
+    accuracy, equality, parity), 5 bad data or a damaged file, 130 interrupted, 141 the output's reader has gone.
     """
 
 
