@@ -59,7 +59,7 @@ class _Examiner(OnnxExaminer):
         return
 
     def close(self) -> None:
-        self.crashes += self._process is not None and self._process.poll() is not None
+        self.crashes += self._process is not None and self._process.has_ended
         super().close()
 
 
@@ -67,7 +67,7 @@ class _Examiner(OnnxExaminer):
 def _one_examiner() -> Iterator[_Examiner]:
     examiner = _Examiner(limit_s=_LIMIT_S, memory_bytes=4 << 30)
     with (
-        patch.object(profile_module, "OnnxExaminer", lambda: examiner),
+        patch.object(profile_module, "OnnxExaminer", lambda **_: examiner),
         patch.object(bundle_module, "OnnxExaminer", lambda: examiner),
         patch.object(profile_module, "profile_pair", lambda *_, **__: None),
     ):

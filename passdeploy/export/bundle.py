@@ -29,9 +29,9 @@ from passdeploy.export.parity import compute_answers, reference_from_answers
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_binding import has_gpu_of_torch
-from passdeploy.export.trt_engine import EngineOptions, build_engine
+from passdeploy.export.trt_build_apart import build_engine_apart
+from passdeploy.export.trt_engine import EngineOptions
 from passdeploy.export.trt_parity import require_engine_parity
-from passdeploy.export.trt_parse_trial import require_parsable
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
@@ -127,13 +127,11 @@ def build_bundle(
             if finding.blocks_tensorrt:
                 listener(Warned(f"{source.name}: {finding.text}"))
     load_trt(chosen_flavour)
-    for source in sources:
-        require_parsable(source, chosen_flavour)
     for entry in manifest["models"]:
         source = folder / entry["file"]
         path = engine_path_for(source, chosen_flavour)
         with stage("engine", f"{path.name} ({chosen_flavour})", listener) as progress:
-            engine = build_engine(
+            engine = build_engine_apart(
                 source,
                 path,
                 flavour=chosen_flavour,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from passdeploy.errors import CorruptArtifact, MissingError, RunError, UsageError
@@ -72,9 +73,13 @@ def profile_files(
             raise RunError(f"there is no file {path}.\nWrite one with: passdeploy export --onnx")
     _require_known_engines(path for path in paths if path not in trusted and not trust_engine)
     foreign = [path for path in paths if path.suffix.lower() == ".onnx" and path not in trusted]
-    with OnnxExaminer() as examiner:
+    with ExitStack() as open_files:
+        examiners = [open_files.enter_context(OnnxExaminer())]
+        if foreign and (provider := _gpu_provider(backend, (setting or Setting(device="auto")).device)) is not None:
+            examiners.append(open_files.enter_context(OnnxExaminer(provider=provider)))
         for path in foreign:
-            examiner.open(path)
+            for examiner in examiners:
+                examiner.open(path)
         setting = setting or Setting(device="auto")
         backend = _backend_of(paths, backend, setting.device, listener)
         setting = _setting_for_files(setting, backend, listener)
@@ -93,7 +98,8 @@ def profile_files(
         measured = [batch for batch in possible[0] if batch in possible[-1]] or possible[0]
         for path, each in zip(paths, inputs, strict=True):
             for batch in measured if path in foreign else ():
-                examiner.run(path, each.shapes(batch))
+                for examiner in examiners:
+                    examiner.run(path, each.shapes(batch))
     candidates = [_candidate(path, each, trust_engine) for path, each in zip(paths, inputs, strict=True)]
     if backend in ("ort", "ort-cuda", "torch"):  # the others take minutes to build
 
@@ -180,6 +186,13 @@ def _backend_of(paths: Sequence[Path], asked: str | None, device: str, listener:
     if backend == "ort" and asked in ("ort-cuda", "ort-trt"):
         return asked
     raise UsageError(f"{paths[0].name} runs in {backend}, not in {asked}: leave out --backend.")
+
+
+def _gpu_provider(backend: str | None, device: str) -> str | None:
+    """Return the provider with which ONNX files of others are tried after that of the CPU; None: with no other."""
+    if backend is None and find_device(device).type == "cuda":
+        return PROVIDERS["ort-cuda"]
+    return PROVIDERS[backend] if backend in ("ort-cuda", "ort-trt") else None
 
 
 def _starts_with_cuda(path: Path, listener: Listener) -> bool:

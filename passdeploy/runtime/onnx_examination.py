@@ -1,16 +1,14 @@
 """The process in which ONNX files of others are parsed, opened and run for the first time, under limits.
 
-    python -m passdeploy.runtime.onnx_examination MEMORY_BYTES
+    python -m passdeploy.runtime.onnx_examination PROVIDER MEMORY_BYTES        0: no limit
 
-It reads one request (JSON) a line from stdin and answers each on stdout: `{}`, or `{"error": text}`. Parsers of ONNX
+It answers requests with `{}` or `{"error": text}`. Parsers of ONNX
 and ONNX Runtime are native code; a file that crashes them ends this process and not the one that asked
 (`onnx_examiner.py`). It imports neither torch nor anything else that would make it slow to start.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,33 +18,33 @@ import numpy as np
 import onnx
 
 from passdeploy.errors import first_line
+from passdeploy.runtime.child_process import answer_requests
 
+CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3  # severity 0 (verbose) to 4 (fatal)
 
 
 def main() -> None:
     """Answer requests until stdin ends."""
-    _limit_memory(int(sys.argv[1]))
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    provider, memory_bytes = sys.argv[1], int(sys.argv[2])
     sessions: dict[str, Any] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
+
+    def answer(request: dict[str, Any]) -> dict[str, str]:
         path = Path(request["path"])
-        answer: dict[str, str] = {}
         try:
             if "close" in request:
                 sessions.pop(str(path), None)
-            elif "inputs" in request:
-                sessions[str(path)].run(None, _zeros(request["inputs"]))
-            else:
+            elif "inputs" not in request:
                 _require_own_data(path)
-                if (session := _open(path)) is not None:
+                if (session := _open(path, provider)) is not None:
                     sessions[str(path)] = session
+            elif str(path) in sessions:
+                sessions[str(path)].run(None, _zeros(request["inputs"]))
         except Exception as error:  # of the parser, of ONNX Runtime: they have no common base class
-            answer = {"error": first_line(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            return {"error": first_line(error)}
+        return {}
+
+    answer_requests(answer, memory_bytes=memory_bytes or None)
 
 
 def _require_own_data(path: Path) -> None:
@@ -75,31 +73,25 @@ def _tensors_of(message: Any) -> Iterator[Any]:
                 left += list(value) if hasattr(value, "__len__") else [value]
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, provider: str) -> Any:
     """Open a file in ONNX Runtime, without which only the checker of ONNX looks at it."""
     try:
         import onnxruntime as ort
     except ImportError:
         onnx.checker.check_model(path)
         return None
+    if provider not in ort.get_available_providers():
+        return None  # the caller says so when it opens the file itself
+    if provider != CPU and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's libraries, which torch brings along in the process of the caller
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path), options, providers=[provider])
 
 
 def _zeros(inputs: Mapping[str, tuple[str, list[int]]]) -> dict[str, np.ndarray]:
     return {name: np.zeros(shape, dtype) for name, (dtype, shape) in inputs.items()}
-
-
-def _limit_memory(most_bytes: int) -> None:
-    """Limit the address space, and write no core dump."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
 if __name__ == "__main__":

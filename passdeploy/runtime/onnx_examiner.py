@@ -5,18 +5,14 @@ A file that crashes a native parser, asks for more memory than there is, or runs
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from passdeploy.errors import CorruptArtifact, clipped
-from passdeploy.runtime.child_process import child_environment, how_it_ended
+from passdeploy.runtime.child_process import AnsweringChild, ChildEnded
 
 LIMIT_S = 300.0  # of opening a file, and of one run
 MEMORY_BYTES = 16 << 30  # of address space, where the machine does not say how much memory it has
@@ -25,15 +21,19 @@ MEMORY_BYTES = 16 << 30  # of address space, where the machine does not say how 
 class OnnxExaminer:
     """The child process, started for the first file; a context manager ends it."""
 
-    def __init__(self, *, limit_s: float = LIMIT_S, memory_bytes: int | None = None) -> None:
+    def __init__(
+        self, *, limit_s: float = LIMIT_S, memory_bytes: int | None = None, provider: str = "CPUExecutionProvider"
+    ) -> None:
         """Start nothing yet.
 
         Args:
             limit_s: of opening a file, and of one run.
             memory_bytes: address space of the child; None: as much as the machine has memory, and four times the file.
+            provider: of ONNX Runtime. On one that uses a GPU the memory is not limited, since CUDA reserves more
+                addresses than there is memory, and a refusal is left to the caller, who can say what is missing.
         """
-        self._limit_s, self._memory_bytes = limit_s, memory_bytes
-        self._process: subprocess.Popen[bytes] | None = None
+        self._limit_s, self._memory_bytes, self._provider = limit_s, memory_bytes, provider
+        self._process: AnsweringChild | None = None
 
     def __enter__(self) -> OnnxExaminer:
         return self
@@ -50,7 +50,7 @@ class OnnxExaminer:
             CorruptArtifact: it cannot be opened, or it has tensors outside of its folder.
         """
         answer = self._ask({"path": str(path.absolute())}, path, "opened", 4 * path.stat().st_size)
-        if "error" in answer:
+        if "error" in answer and self._is_on_cpu:
             raise CorruptArtifact(f"{path} cannot be opened.\nIt says: {clipped(answer['error'], 300)}")
 
     def run(self, path: Path, inputs: Mapping[str, tuple[str, Sequence[int]]]) -> None:
@@ -73,35 +73,30 @@ class OnnxExaminer:
     def close(self) -> None:
         """End the child process."""
         if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
+            self._process.close()
             self._process = None
 
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self._provider == "CPUExecutionProvider"
+
     def _ask(self, request: dict[str, Any], path: Path, what: str, needed_bytes: int) -> dict[str, str]:
-        process = self._process = self._process or _start(self._memory_bytes or max(_all_memory(), needed_bytes))
-        assert process.stdin is not None
-        assert process.stdout is not None
+        if self._process is None:
+            most = self._memory_bytes or max(_all_memory(), needed_bytes) if self._is_on_cpu else 0
+            self._process = _start(self._provider, most)
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        except OSError:
-            line: bytes | None = b""
-        else:
-            line = _read_line(process, self._limit_s)
-        if line is None:
+            return self._process.ask(request, limit_s=self._limit_s)
+        except TimeoutError as error:
             self.close()
             raise CorruptArtifact(
                 f"{path} is not {what} within {self._limit_s:.0f} s.\nIt is damaged, or made to keep a machine busy."
-            )
-        if not line.endswith(b"\n"):
-            ended = how_it_ended(process.wait())
+            ) from error
+        except ChildEnded as error:
             self.close()
             raise CorruptArtifact(
-                f"{path} crashes the library that it is {what} with ({ended}).\n"
+                f"{path} crashes the library that it is {what} with ({error}).\n"
                 "It was tried in a process of its own. The file is damaged, or made to do this."
-            )
-        answer: dict[str, str] = json.loads(line)
-        return answer
+            ) from error
 
 
 def _all_memory() -> int:
@@ -111,22 +106,5 @@ def _all_memory() -> int:
         return MEMORY_BYTES
 
 
-def _start(memory_bytes: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "passdeploy.runtime.onnx_examination", str(memory_bytes)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=child_environment(OMP_NUM_THREADS="1"),
-    )
-
-
-def _read_line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
-    """Read an answer; None if there is none within the limit."""
-    assert process.stdout is not None
-    if os.name != "nt":  # where pipes cannot be waited for
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(limit_s):
-                return None
-    return process.stdout.readline()
+def _start(provider: str, memory_bytes: int) -> AnsweringChild:
+    return AnsweringChild.start("passdeploy.runtime.onnx_examination", provider, str(memory_bytes), OMP_NUM_THREADS="1")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from passdeploy.errors import CorruptArtifact, ParityError, RunError
 from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, export_artifacts, trt_parity
-from passdeploy.export import bundle as bundle_module
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.bundle import build_bundle, write_bundle
 from passdeploy.export.trt_parity import require_engine_parity
@@ -44,12 +43,6 @@ def written(net: SmallNet, images: Tensor, tmp_path_factory: pytest.TempPathFact
     files = write_bundle(folder / "bundle", artifacts, settings, samples)
     assert {artifact.path for artifact in files} == set((folder / "bundle").iterdir())
     return folder / "bundle"
-
-
-@pytest.fixture(autouse=True)
-def no_trial_parse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the process of its own, which takes seconds to start and has no fake TensorRT."""
-    monkeypatch.setattr(bundle_module, "require_parsable", lambda path, flavour: None)
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return engine
 
     monkeypatch.setattr("passdeploy.export.bundle.load_trt", lambda flavour: None)
-    monkeypatch.setattr("passdeploy.export.bundle.build_engine", build)
+    monkeypatch.setattr("passdeploy.export.bundle.build_engine_apart", build)
     monkeypatch.setattr("passdeploy.export.bundle.has_gpu_of_torch", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
     on_cpu = partial(require_engine_parity, device="cpu")

@@ -16,12 +16,14 @@ from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import Candidate, Setting
+from passdeploy.profiling import profile_files as profile_module
 from passdeploy.profiling.candidates import make_runner
 from passdeploy.profiling.file_batches import batches_that_run
 from passdeploy.profiling.file_inputs import read_file_inputs
 from passdeploy.profiling.profile_files import profile_files
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.events import Warned
+from passdeploy.runtime.onnx_examiner import OnnxExaminer
 from tests.command_line import call_command
 
 pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
@@ -59,6 +61,23 @@ def test_two_files_are_measured_in_turns(files: Path):
     assert [row.artifact for row in rows] == ["small.onnx", "fixed.onnx"]
     low, high = rows[1].speedup_ci
     assert low <= rows[1].speedup <= high
+
+
+def test_a_file_of_others_is_tried_with_the_gpus_provider_first(files: Path, monkeypatch: pytest.MonkeyPatch):
+    tried: list[tuple[str, str]] = []
+
+    class Examiner(OnnxExaminer):
+        def open(self, path: Path) -> None:
+            tried.append((self._provider, path.name))
+
+    monkeypatch.setattr(profile_module, "OnnxExaminer", Examiner)
+    monkeypatch.setattr(profile_module, "_backend_of", lambda *_: 1 / 0)  # here this process would begin with the file
+    path = files / "small.onnx"
+    for backend, trusted in (("ort-trt", ()), ("ort", ()), ("ort-trt", (path,))):
+        with pytest.raises(ZeroDivisionError):
+            profile_files([path], backend=backend, trusted=trusted)
+    cpu, tensorrt = "CPUExecutionProvider", "TensorrtExecutionProvider"
+    assert tried == [(cpu, path.name), (tensorrt, path.name), (cpu, path.name)]
 
 
 NODE, FLOAT, INT64 = helper.make_node, TensorProto.FLOAT, TensorProto.INT64

@@ -10,12 +10,14 @@ import pytest
 
 from passdeploy.errors import CorruptArtifact
 from passdeploy.runtime import onnx_examiner
+from passdeploy.runtime.child_process import AnsweringChild
 from passdeploy.runtime.onnx_examiner import OnnxExaminer
 
 
 def in_place_of_the_child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    def start(_: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def start(*_: object) -> AnsweringChild:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return AnsweringChild(process)
 
     monkeypatch.setattr(onnx_examiner, "_start", start)
 
@@ -31,4 +33,13 @@ def test_a_file_that_keeps_the_child_busy_is_refused(tmp_path: Path, monkeypatch
     in_place_of_the_child(monkeypatch, "import time; time.sleep(60)")
     (tmp_path / "m.onnx").write_bytes(b"")
     with OnnxExaminer(limit_s=0.2) as examiner, pytest.raises(CorruptArtifact, match="not opened within 0 s"):
+        examiner.open(tmp_path / "m.onnx")
+
+
+def test_what_a_gpu_provider_refuses_is_left_to_the_caller(tmp_path: Path):
+    (tmp_path / "m.onnx").write_bytes(b"no file of ONNX")
+    with OnnxExaminer(provider="TensorrtExecutionProvider") as examiner:
+        examiner.open(tmp_path / "m.onnx")
+        examiner.run(tmp_path / "m.onnx", {"images": ("float32", (1, 3, 4, 4))})
+    with OnnxExaminer() as examiner, pytest.raises(CorruptArtifact, match=r"m\.onnx cannot be opened"):
         examiner.open(tmp_path / "m.onnx")
