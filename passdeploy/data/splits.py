@@ -62,6 +62,7 @@ class Split(Protocol):
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
         device: torch.device | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over normalised images, float32 (batch, 3, height, width), with labels, int64 (batch,).
 
@@ -73,6 +74,7 @@ class Split(Protocol):
             drop_last: leave out a last batch that is not full.
             part: (index, count): only the part with this index of every batch, for one of `count` processes.
             device: that the batches are on; None: the CPU.
+            first: number of the batch to begin with; the others are as they would be, and none before it is decoded.
         """
 
 
@@ -215,6 +217,7 @@ class ImageSplit:
         drop_last: bool = False,
         part: tuple[int, int] = (0, 1),
         device: torch.device | None = None,
+        first: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Split.batches`."""
         if batch_size < 1:
@@ -235,6 +238,7 @@ class ImageSplit:
             ]
         else:
             plans = self._plans(order, batch_size, part, self._draw_changes(count, seed, epoch) if augment else None)
+        plans = plans[first:]
         return self._on_device(plans, device) if device and is_fed(device) else self._on_host(plans)
 
     def _draw_changes(self, count: int, seed: int, epoch: int | None) -> Tensor | None:

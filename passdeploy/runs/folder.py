@@ -151,7 +151,7 @@ class RunFolder(ArtifactFolder):
         return tuple(self._stages())
 
     def checkpoint(self, stage: str) -> RunCheckpoint:
-        """Return the checkpoint of a stage, as `training.state.Checkpoint` describes it."""
+        """Return the checkpoint of a stage, as `training.saving.Checkpoint` describes it."""
         return RunCheckpoint(self, stage)
 
     # --- listeners

@@ -45,6 +45,11 @@ class DeferredScalars:
         self.every = every
         self._steps: list[tuple[int, dict[str, Tensor | float]]] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """True if all steps have been returned."""
+        return not self._steps
+
     def add(self, step: int, **values: Tensor | float) -> list[StepReport]:
         """Take the values of a step, scalars on one device or numbers; return the steps that are due, mostly none."""
         kept = {name: value.detach() if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -1,7 +1,7 @@
 """Training loop for dense training and for fine-tuning, on one device or on several processes with one device each.
 
 Every step is a function of (seed, epoch, step) and the weights alone, so training that was interrupted
-and resumed from its checkpoint ends with the same bits as training that was not.
+and resumed from its checkpoint, in the middle of an epoch or not, ends with the same bits as training that was not.
 
 Nothing is read back from a GPU between reports (`deferred.py`), so that it always has steps queued.
 
@@ -25,12 +25,12 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
-from passdeploy.training.evaluate import AccuracyMeter
 from passdeploy.training.losses import TrainingLoss, logits_of
 from passdeploy.training.mixing import Mixing
 from passdeploy.training.optimizers import Schedule, WeightAverage, make_optimizer
 from passdeploy.training.placement import channels_last_inside, placed_like
-from passdeploy.training.state import Checkpoint, Epoch, FitResult, TrainState
+from passdeploy.training.saving import Checkpoint, saving
+from passdeploy.training.state import FitResult, TrainState
 from passdeploy.training.step import divergence, gradient_step_
 
 if TYPE_CHECKING:
@@ -65,12 +65,13 @@ def fit(
         device: where to train.
         stage: hears of every step: loss, top1 of its batch, lr; with a GPU of several steps at once, later.
         teacher: of `spec.distill`, on the same device; unused without it.
-        checkpoint: loaded once at the start, saved after each epoch.
+        checkpoint: loaded once at the start; saved after each epoch, after a minute of work in an epoch, and before
+            SIGINT or SIGTERM ends the program.
         clip_norm: largest norm of all gradients together; larger ones are scaled down to it. None: no clipping.
         processes: that train together, each on its part of every batch.
 
     Raises:
-        TrainingError: the loss or a weight is not finite; the checkpoint of the last whole epoch stays.
+        TrainingError: the loss or a weight is not finite; the checkpoint before it stays.
         RunError: the checkpoint was made with other settings.
         MissingError: `spec.compile` is set, and torch.compile does not work here.
     """
@@ -99,12 +100,16 @@ def fit(
         evaluating(model, training=True),
         nullcontext() if teacher is None else evaluating(teacher),
         channels_last_inside(model, spec.channels_last),
+        saving(checkpoint, processes) as saves,
     ):
         saved = checkpoint.load() if checkpoint else None
         if saved:
             state.load_state_dict(*saved)
         resumed_at = state.epoch
+        progress = _Progress(spec, schedule, stage, batch_size, state)
+        progress.saved_steps = resumed_at * steps_per_epoch + state.step
         for epoch in range(resumed_at, spec.epochs):
+            before = epoch * steps_per_epoch
             batches = data.train.batches(
                 batch_size,
                 epoch=epoch,
@@ -113,10 +118,10 @@ def fit(
                 drop_last=True,
                 part=processes.part,
                 device=device,
+                first=state.step,
             )
-            progress = _Progress(spec, schedule, stage, batch_size, epoch if checkpoint else 0)
             deferred = DeferredScalars(every=steps_per_report(device))
-            for step, (images, labels) in enumerate(batches, start=epoch * steps_per_epoch):
+            for step, (images, labels) in enumerate(batches, start=before + state.step):
                 images, labels = placed_like(model, images, device), labels.to(device)
                 key = seed, epoch, step, processes.rank
                 with seeded_global_generators("step", *key, device=device):
@@ -124,14 +129,18 @@ def fit(
                     # before the update: a loss that is read at once and not finite leaves the weights as they are
                     progress.hear(deferred.add(step, **scalars, lr=schedule.lr_at(step)))
                     train_step.update_(loss, schedule.lr_at(step))
+                state.step += 1
+                if saves.is_wanted(deferred):
+                    progress.hear(deferred.flush())
+                    if saves.save(state):
+                        progress.saved_steps = step + 1
             progress.hear(deferred.flush())
             # A weight that is not finite shows in the next loss; the last step of an epoch has none before saving.
-            last_step = (epoch + 1) * steps_per_epoch - 1
+            last_step = before + steps_per_epoch - 1
             progress.require_finite(divergence(0.0, model.parameters()), last_step)
-            meter = progress.meter
-            state.history.append(Epoch(epoch, meter.loss, meter.top1, schedule.lr_at(last_step)))
-            if checkpoint:
-                checkpoint.save(*state.state_dict())
+            state.end_epoch_(schedule.lr_at(last_step))
+            if checkpoint and saves.save(state):
+                progress.saved_steps = last_step + 1
         state.optimizer.zero_grad()
         if state.average:
             model.load_state_dict(state.average.tensors, strict=False)  # batch norms' counters are not averaged
@@ -139,24 +148,24 @@ def fit(
 
 
 class _Progress:
-    """Reports of the steps of an epoch, checked, averaged, and passed on to the stage."""
+    """Reports of the steps, checked, averaged over their epoch, and passed on to the stage."""
 
-    def __init__(self, spec: TrainSpec, schedule: Schedule, stage: Stage, batch_size: int, saved_epochs: int) -> None:
-        self.spec, self.schedule, self.stage, self.batch_size = spec, schedule, stage, batch_size
-        self.saved_epochs, self.meter = saved_epochs, AccuracyMeter()
+    def __init__(self, spec: TrainSpec, schedule: Schedule, stage: Stage, batch_size: int, state: TrainState) -> None:
+        self.spec, self.schedule, self.stage, self.batch_size, self.state = spec, schedule, stage, batch_size, state
+        self.saved_steps = 0  # of which a checkpoint has the result
 
     def hear(self, reports: Iterable[StepReport]) -> None:
         """Pass reports on; raise a TrainingError at the first whose loss is not finite."""
         for report in reports:
             loss, top1 = report.values["loss"], report.values["top1"]
             self.require_finite(divergence(loss), report.step)
-            self.meter.add(loss * self.batch_size, top1 * self.batch_size, self.batch_size)
+            self.state.meter.add(loss * self.batch_size, top1 * self.batch_size, self.batch_size)
             self.stage.step(report.step + 1, self.schedule.steps, **report.values)
 
     def require_finite(self, problem: str | None, step: int) -> None:
         """Raise a TrainingError if there is a problem."""
         if problem:
-            kept = f" The state after epoch {self.saved_epochs} is kept." if self.saved_epochs else ""
+            kept = f" The state after step {self.saved_steps} is kept." if self.saved_steps else ""
             raise TrainingError(
                 f"training diverged: {problem} at step {step + 1} of {self.schedule.steps}, "
                 f"with a learning rate of {self.schedule.lr_at(step):.3g}.{kept}\n"

@@ -62,6 +62,36 @@ def make_optimizer(model: nn.Module, spec: OptimizerSpec, *, is_fused: bool = Fa
     return sgd
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of an optimiser, such as momentum, as tensors by `<number of the parameter>.<key>`."""
+    return {
+        f"{number}.{key}": value
+        for number, parameter in enumerate(_optimised(optimizer))
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors_(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` returned, into an optimiser of parameters of the same shapes."""
+    parameters, is_fused = _optimised(optimizer), bool(optimizer.defaults.get("fused"))
+    for name, tensor in tensors.items():
+        number, key = name.split(".", 1)
+        parameter = parameters[int(number)]
+        optimizer.state[parameter][key] = _placed_like_parameter(parameter, tensor, is_fused)
+
+
+def _optimised(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _placed_like_parameter(parameter: Tensor, tensor: Tensor, is_fused: bool) -> Tensor:
+    """Copy an optimiser buffer into the memory order of its parameter, so that later steps round in the same way."""
+    if tensor.shape != parameter.shape:  # a step counter, which only fused kernels read on the device
+        return tensor.to(parameter.device, copy=True) if is_fused else tensor.clone()
+    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+
+
 class WeightAverage:
     """Exponential moving average of a network's parameters and floating-point buffers.
 

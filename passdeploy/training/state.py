@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import RunError
-from passdeploy.training.optimizers import WeightAverage
+from passdeploy.training.evaluate import AccuracyMeter
+from passdeploy.training.optimizers import WeightAverage, load_optimizer_tensors_, optimizer_tensors
+from passdeploy.training.saving import named, prefixed, require_same_settings
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,6 @@ class FitResult:
     resumed_at: int = 0  # epochs that were loaded from a checkpoint
 
 
-class Checkpoint(Protocol):
-    """Storage for the state of a training; `RunFolder.checkpoint` makes one."""
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Load the newest tensors and facts that were saved completely; None if there are none."""
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Save tensors (as safetensors) and facts (as JSON) in place of earlier ones."""
-
-
 @dataclass
 class TrainState:
     """State that changes while a model trains, saved as tensors and JSON; nothing is pickled."""
@@ -49,6 +40,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     settings: Mapping[str, Any]  # of the training; a checkpoint made with other settings does not load
     history: list[Epoch] = field(default_factory=list)
+    step: int = 0  # of the epoch that has begun: how many are done
+    meter: AccuracyMeter = field(default_factory=AccuracyMeter)  # of these steps
     scaler: torch.amp.GradScaler | None = None  # of the loss, in fp16
     average: WeightAverage | None = None
 
@@ -59,15 +52,18 @@ class TrainState:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the state as tensors by name, and as facts that JSON stores exactly."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, parameter in enumerate(self._trained()):
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{index}.{key}"] = value
-        facts: dict[str, Any] = {"settings": dict(self.settings), "history": [asdict(epoch) for epoch in self.history]}
+        tensors = prefixed("model", self.model.state_dict())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        facts: dict[str, Any] = {
+            "settings": dict(self.settings),
+            "history": [asdict(epoch) for epoch in self.history],
+            "step": self.step,
+            "meter": asdict(self.meter),
+        }
         if self.scaler:
             facts["scaler"] = self.scaler.state_dict()
         if self.average:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
+            tensors |= prefixed("average", self.average.tensors)
             facts["average_steps"] = self.average.steps
         return tensors, facts
 
@@ -77,35 +73,22 @@ class TrainState:
         Raises:
             RunError: the state was saved by a training with other settings.
         """
-        if facts["settings"] != dict(self.settings):
-            saved = facts["settings"]
-            keys = {*saved, *self.settings}
-            changed = sorted(key for key in keys if saved.get(key) != self.settings.get(key))
-            raise RunError(
-                f"the checkpoint was made with other settings: {', '.join(changed)} changed since.\n"
-                "Resume with the recipe of the run, or start a new run without --resume."
-            )
-        weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(weights)
-        is_fused = bool(self.optimizer.defaults.get("fused"))
-        for index, parameter in enumerate(self._trained()):
-            prefix = f"optimizer.{index}."
-            for name in [name for name in tensors if name.startswith(prefix)]:
-                buffer = _placed_like_parameter(parameter, tensors[name], is_fused)
-                self.optimizer.state[parameter][name.removeprefix(prefix)] = buffer
+        require_same_settings(facts["settings"], self.settings)
+        self.model.load_state_dict(named(tensors, "model"))
+        load_optimizer_tensors_(self.optimizer, named(tensors, "optimizer"))
         if self.scaler:
             self.scaler.load_state_dict(facts["scaler"])
         if self.average:
-            averages = {name.removeprefix("average."): t for name, t in tensors.items() if name.startswith("average.")}
-            self.average.load_(averages, facts["average_steps"])
+            self.average.load_(named(tensors, "average"), facts["average_steps"])
         self.history = [Epoch(**epoch) for epoch in facts["history"]]
+        self.step, self.meter = facts.get("step", 0), AccuracyMeter(**facts.get("meter", {}))  # earlier versions: none
 
-    def _trained(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+    def end_epoch_(self, lr: float) -> None:
+        """Note the epoch that was trained as finished, with the learning rate of its last step."""
+        self.history.append(Epoch(self.epoch, self.meter.loss, self.meter.top1, lr))
+        self.step, self.meter = 0, AccuracyMeter()
 
-
-def _placed_like_parameter(parameter: Tensor, tensor: Tensor, is_fused: bool) -> Tensor:
-    """Copy an optimiser buffer into the memory order of its parameter, so that later steps round in the same way."""
-    if tensor.shape != parameter.shape:  # a step counter, which only fused kernels read on the device
-        return tensor.to(parameter.device, copy=True) if is_fused else tensor.clone()
-    return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+    @property
+    def trained(self) -> list[Tensor]:
+        """Tensors that are finite unless the training diverged."""
+        return list(self.model.parameters())

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from passdeploy.runtime.interrupts import TerminatedError, ending_on_sigterm
+from passdeploy.runtime import interrupts
+from passdeploy.runtime.interrupts import TerminatedError, ending_on_sigterm, held_interrupts
 
 
 def test_sigterm_ends_the_block_as_ctrl_c_does_and_nothing_after_it():
@@ -19,3 +20,66 @@ def test_sigterm_ends_the_block_as_ctrl_c_does_and_nothing_after_it():
         wait_in_vain()
     assert issubclass(TerminatedError, KeyboardInterrupt)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_held_back_until_it_is_asked_for(number: signal.Signals):
+    done = []
+
+    def work() -> None:
+        with ending_on_sigterm(), held_interrupts() as held:
+            held.raise_pending()
+            os.kill(os.getpid(), number)
+            done.append(held.is_pending)
+            held.raise_pending()
+            done.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+
+
+def test_an_interrupt_that_nobody_asked_for_is_raised_at_the_end():
+    done = []
+
+    def work() -> None:
+        with held_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("end")
+        done.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["end"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_held_interrupt_ends_the_program_after_some_time_or_at_a_second_one(
+    monkeypatch: pytest.MonkeyPatch, count: int
+):
+    monkeypatch.setattr(interrupts, "GRACE_S", 0.05 if count == 1 else 60.0)
+
+    def wait_in_vain() -> None:
+        with held_interrupts():
+            for _ in range(count):
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(20)
+            pytest.fail("it slept on")
+
+    with pytest.raises(KeyboardInterrupt):
+        wait_in_vain()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_handlers_of_others_stay_in_place():
+    heard = []
+    before = signal.signal(signal.SIGINT, lambda *_: heard.append("theirs"))
+    try:
+        with held_interrupts() as held:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not held.is_pending
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert heard == ["theirs"]

@@ -1,6 +1,8 @@
 """Training loop: it learns, repeats and resumes to the bit, and restores modes and random generators."""
 
 import math
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +18,7 @@ from passdeploy.data.splits import ImageData, Split, load_data
 from passdeploy.errors import RunError, TrainingError
 from passdeploy.recipe import DataSpec, DistillSpec, OptimizerSpec, TrainSpec
 from passdeploy.runtime.events import Event, Stage, Step
-from passdeploy.training import loop
+from passdeploy.training import loop, saving
 from passdeploy.training.batch_norm import recalibrate_batch_norm_
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
@@ -110,6 +112,40 @@ def test_training_resumed_after_an_interruption_ends_with_the_same_bits(
     assert same_bits(fresh, whole)
 
 
+@pytest.mark.parametrize("saves", [3, 5, 8])  # in the first epoch, before it is noted as finished, in the second
+def test_training_goes_on_in_the_middle_of_an_epoch_with_the_same_bits(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch, saves: int
+):
+    asked = spec(2, ema=0.9, mixup=0.2)
+    whole, fresh = small_net(), small_net(seed=9)
+    expected = fit(whole, digits, asked, batch_size=256, seed=0, device="cpu")
+    monkeypatch.setattr(saving, "EVERY_S", 0.0)
+    monkeypatch.setattr(saving, "_LARGEST_SHARE", math.inf)
+    memory, steps = Memory(stop_after=saves), list[Step]()
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_net(), digits, asked, batch_size=256, seed=0, device="cpu", checkpoint=memory)
+    assert memory.saved is not None
+    assert memory.saved[1]["step"] == (saves if saves < 6 else saves - 6)  # five steps and the end of an epoch
+    stage = Stage("x", lambda event: steps.append(event) if isinstance(event, Step) else None)
+    result = fit(fresh, digits, asked, batch_size=256, seed=0, device="cpu", checkpoint=memory, stage=stage)
+    assert [step.done for step in steps] == list(range(1 + saves - (saves > 5), 11))
+    assert result.history == expected.history
+    assert same_bits(fresh, whole)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_its_state(digits: ImageData):
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Step) and event.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    memory, stage = Memory(), Stage("x", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fit(small_net(), digits, spec(1), batch_size=256, seed=0, device="cpu", checkpoint=memory, stage=stage)
+    assert memory.saved is not None
+    assert memory.saved[1]["step"] == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_finished_training_is_loaded_without_a_step(digits: ImageData):
     memory, steps = Memory(), list[Event]()
     done, again = small_net(), small_net(seed=9)
@@ -187,7 +223,7 @@ class NanFromStep:
 def test_a_loss_that_is_not_finite_keeps_the_state_after_the_last_epoch(digits: ImageData):
     checkpoint = Memory()
     with_nans = replace(digits, train=NanFromStep(digits.train, 1))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 23 of 44.*The state after epoch 1 is kept"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 23 of 44.*The state after step 22 is kept"):
         fit(small_net(), with_nans, spec(2), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint)
     tensors, facts = checkpoint.load()
     assert len(facts["history"]) == 1
@@ -267,7 +303,7 @@ def test_a_loss_that_is_read_late_names_its_own_step_and_is_never_saved(
     checkpoint, heard = Memory(), list[int]()
     with_nans = replace(digits, train=NanFromStep(digits.train, epoch=1, step=step - 1))
     stage = Stage("train", lambda event: heard.append(event.done))
-    expected = rf"nan at step {22 + step} of 66.*The state after epoch 1 is kept"
+    expected = rf"nan at step {22 + step} of 66.*The state after step 22 is kept"
     with pytest.raises(TrainingError, match=expected) as caught:
         fit(small_net(), with_nans, spec(3), batch_size=64, seed=0, device="cpu", checkpoint=checkpoint, stage=stage)
     assert f"with a learning rate of {Schedule(0.1, 22, 66).lr_at(21 + step):.3g}." in str(caught.value)

@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_of_the_last_epoch(digits: Im
                 net[8].bias.fill_(float("nan"))
 
     net, memory = small_net(), BreaksWeights()
-    with pytest.raises(TrainingError, match="The state after epoch 1 is kept"):
+    with pytest.raises(TrainingError, match="The state after step 22 is kept"):
         fit(net, digits, TrainSpec(epochs=2), batch_size=64, seed=0, device="cpu", checkpoint=memory)
     assert memory.saved is not None
     assert all(tensor.isfinite().all() for tensor in memory.saved[0].values())
