@@ -37,6 +37,7 @@ from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, st
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import hidden_state, slim
 from passdeploy.slimming.verify import check_equivalence
+from passdeploy.sparsity.batches import SeekableBatches
 from passdeploy.sparsity.select import select_channels
 from passdeploy.sparsity.settings import allocation_of
 from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
@@ -182,10 +183,11 @@ class PruneJob:
             self.prepared.budget,
             self.prepared.round_to,
             self._load_dense(),
-            lambda: self._to_device(self._training_batches("learn")),
+            SeekableBatches(lambda first: self._to_device(self._training_batches("learn", first))),
             stage=progress,
             processes=self.processes,
             reused=self.prepared.reused,
+            checkpoint=self.folder.checkpoint("learn"),
         )
         tensors = {f"scores.{name}": values for name, values in chosen.scores.items()}
         if chosen.prompt is not None:
@@ -324,10 +326,14 @@ class PruneJob:
         self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
         return self.dense.to(self.device)
 
-    def _training_batches(self, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield training batches endlessly; the purpose seeds their order, so it is the same after a resume."""
+    def _training_batches(self, purpose: str, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield training batches endlessly, from the one of this number.
+
+        The purpose seeds their order, so it is the same after a resume.
+        """
         size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
-        for epoch in count_from():
+        first_epoch, seen = divmod(first, len(self.data.train) // size)
+        for epoch in count_from(first_epoch):
             yield from self.data.train.batches(
                 size,
                 epoch=epoch,
@@ -336,6 +342,7 @@ class PruneJob:
                 drop_last=True,
                 part=self.processes.part,
                 device=self.device,
+                first=seen if epoch == first_epoch else 0,
             )
 
     def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

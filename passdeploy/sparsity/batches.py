@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -10,22 +12,44 @@ from torch import Tensor
 from passdeploy.errors import DataError, UsageError
 from passdeploy.sparsity.batch_loss import BatchLoss
 
+
+@dataclass(frozen=True)
+class SeekableBatches:
+    """Endless batches that can be started at any of them, so that learning that goes on makes none it has seen.
+
+    Args:
+        start: number of a batch -> iterator over it and all after it, the same ones every time.
+    """
+
+    start: Callable[[int], Iterator[Any]]
+
+    def __call__(self) -> Iterator[Any]:
+        """Start at the first one."""
+        return self.start(0)
+
+
 Batches = Iterable[Any]  # (inputs, targets), or whatever a `BatchLoss` takes
 Stream: TypeAlias = Batches | Callable[[], Batches]  # batches, or a function that starts the same ones
 Loss = Callable[[Tensor, Tensor], Tensor] | BatchLoss
 
 
-def started(batches: Stream) -> Iterator[Any]:
-    """Start to iterate the batches from the first one."""
-    return iter(batches() if callable(batches) else batches)
+def started(batches: Stream, first: int = 0) -> Iterator[Any]:
+    """Start to iterate the batches from the one of this number; those before it are walked, if they must be."""
+    if isinstance(batches, SeekableBatches):
+        return batches.start(first)
+    return islice(batches() if callable(batches) else batches, first, None)
 
 
-def repeated(batches: Stream) -> Iterator[Any]:
-    """Repeat the batches without end.
+def repeated(batches: Stream, first: int = 0) -> Iterator[Any]:
+    """Repeat the batches without end, from the one of this number.
 
     Raises:
         DataError: they can be walked only once.
     """
+    return batches.start(first) if isinstance(batches, SeekableBatches) else islice(_repeated(batches), first, None)
+
+
+def _repeated(batches: Stream) -> Iterator[Any]:
     while True:
         had_any = False
         for batch in started(batches):

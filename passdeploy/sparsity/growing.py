@@ -8,7 +8,7 @@ scale of a filter in front of a batch norm alone changes nothing. As in PASS, th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 
@@ -22,9 +22,12 @@ from passdeploy.errors import TrainingError
 from passdeploy.models.cloning import deep_copy
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
-from passdeploy.sparsity.batches import Loss
+from passdeploy.runtime.seeds import seeded_global_generators
+from passdeploy.sparsity.batches import Loss, Stream, started
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.losses import DistillationLoss
+from passdeploy.training.saving import Checkpoint, saving
+from passdeploy.training.state import TrainState
 from passdeploy.training.step import divergence, gradient_step_
 
 
@@ -32,7 +35,7 @@ def grow_penalty(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
     plan: Plan,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Stream,
     loss: Loss,
     *,
     steps: int,
@@ -41,8 +44,10 @@ def grow_penalty(
     ramp: float = 0.75,
     distillation: DistillationLoss | None = None,
     blocks: Sequence[Block] = (),
+    seed: int = 0,
     stage: Stage | None = None,
     processes: Processes = SINGLE_PROCESS,
+    checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
     """Train a copy of `model` while a penalty drives the channels that `plan` removes towards zero.
 
@@ -58,11 +63,14 @@ def grow_penalty(
         ramp: share of the steps over which the factor grows, in a straight line.
         distillation: adds the outputs of a teacher to the loss; only for networks that classify.
         blocks: of the network; the penalty is on all weights of those that `plan` skips.
+        seed: key of dropout.
         stage: hears of every step.
         processes: that train together, each with its part of every batch.
+        checkpoint: as for `learn_masks`.
 
     Raises:
         TrainingError: the loss, or a weight after the last step, is not finite.
+        RunError: the checkpoint was made with other settings.
     """
     stage = stage or Stage("grow", silent)
     trained = deep_copy(model).train()
@@ -75,19 +83,31 @@ def grow_penalty(
     removed |= {p: torch.ones_like(p, requires_grad=False) for name, p in trained.named_parameters() if name in gone}
     parameters = list(trained.parameters())
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
-    deferred = DeferredScalars(every=steps_per_report(next(trained.parameters()).device))
-    for step, (images, targets) in enumerate(islice(batches, steps)):
-        optimizer.zero_grad()
-        with processes.synchronised_batch_norm():
-            output = trained(images)
-            value = loss(output, targets)
-            if distillation:
-                value = distillation.loss_of_output(value, output, images, targets)
-        factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))
-        mean_loss = processes.mean_over_batch(value.detach(), len(images))
-        _report(deferred.add(step, loss=mean_loss, penalty=factor), stage, steps, lr)
-        penalise_ = partial(_add_penalty_gradient_, removed, factor)
-        gradient_step_(value, {optimizer: parameters}, processes, change_gradients_=penalise_)
+    settings = {"steps": steps, "lr": lr, "ceiling": ceiling, "ramp": ramp, "seed": seed, "plan": plan.to_json()}
+    state = TrainState(trained, optimizer, settings)
+    if saved := checkpoint.load() if checkpoint else None:
+        state.load_state_dict(*saved)
+    device = parameters[0].device
+    deferred = DeferredScalars(every=steps_per_report(device))
+    with saving(checkpoint, processes) as saves:
+        left = islice(started(batches, state.step), steps - state.step)
+        for step, (images, targets) in enumerate(left, start=state.step):
+            optimizer.zero_grad()
+            with seeded_global_generators("grow", seed, step, processes.rank, device=device):
+                with processes.synchronised_batch_norm():
+                    output = trained(images)
+                    value = loss(output, targets)
+                    if distillation:
+                        value = distillation.loss_of_output(value, output, images, targets)
+                factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))
+                mean_loss = processes.mean_over_batch(value.detach(), len(images))
+                _report(deferred.add(step, loss=mean_loss, penalty=factor), stage, steps, lr)
+                penalise_ = partial(_add_penalty_gradient_, removed, factor)
+                gradient_step_(value, {optimizer: parameters}, processes, change_gradients_=penalise_)
+            state.step += 1
+            if saves.is_wanted(deferred):
+                _report(deferred.flush(), stage, steps, lr)
+                saves.save(state)
     _report(deferred.flush(), stage, steps, lr)
     _require_convergence(divergence(0.0, parameters), steps - 1, lr)
     optimizer.zero_grad()

@@ -39,10 +39,12 @@ from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.batches import Loss, Stream, first_batch, inputs_in, repeated
 from passdeploy.sparsity.hypernet import Hypernetwork, joined_state, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
+from passdeploy.sparsity.learning_state import LearningState
 from passdeploy.sparsity.objective import MaskObjective
 from passdeploy.sparsity.settings import PassSettings as PassSettings
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
+from passdeploy.training.saving import Checkpoint, Saving, saving
 from passdeploy.training.step import divergence, gradient_step_
 
 
@@ -73,6 +75,7 @@ def learn_masks(
     processes: Processes = SINGLE_PROCESS,
     outputs: OutputChoice | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Learned:
     """Learn the scores of every channel of the prunable `groups` of `model`, and of the blocks that `costs` knows.
 
@@ -92,6 +95,9 @@ def learn_masks(
         processes: that learn together, each with its part of every batch.
         outputs: which of the network's outputs count, as for `find_groups`; only needed where `costs` is None.
         example_inputs: to trace the network with where `costs` is None; None: one of the inputs of the first batch.
+        checkpoint: loaded once at the start, and saved after a minute of work and before SIGINT or SIGTERM ends the
+            program. Learning goes on from the step that it has and ends with the same bits, if `batches` are the same
+            ones every time; those of earlier steps are walked again (not those of `SeekableBatches`).
 
     Returns:
         The scores of the last step, the plan that they make, and the trained prompt, hypernetwork and weights.
@@ -100,7 +106,7 @@ def learn_masks(
         TrainingError: the loss is not a number.
         BudgetError: the budget cannot be reached.
         DataError: there are no batches.
-        RunError: `start` comes from a hypernetwork of another network.
+        RunError: `start` comes from a hypernetwork of another network; the checkpoint was made with other settings.
         UsageError: a `BatchLoss` is asked for what needs images and targets: a prompt, distillation, costs.
     """
     settings, stage = settings or _default_settings(loss), stage or Stage("learn", silent)
@@ -117,65 +123,69 @@ def learn_masks(
         budget = Budget.of(kind, amount, costs)
     objective = MaskObjective(model, prunable, loss, costs, budget, settings, teacher or model)
     channels = objective.network.channels
-    first_batches = islice(repeated(batches), settings.prior_batches)
-    prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
+    saved = checkpoint.load() if checkpoint else None
+    if saved is None:
+        first_batches = islice(repeated(batches), settings.prior_batches)
+        with seeded_global_generators("prior", settings.seed, processes.rank, device=next(model.parameters()).device):
+            prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
+    else:
+        prior = {name: torch.zeros(width) for name, width in channels.widths.items()}  # replaced by what was saved
     importance = TaylorImportance(channels.join(prior).to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
     prompt, hypernetwork = _make_scorer(statistics, importance, first, settings)
-    if start is not None:
+    state = LearningState(objective, importance, prompt, hypernetwork)
+    if saved is not None:
+        state.load_state_dict(*saved)
+    elif start is not None:
         _load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
-    losses = _train_(objective, importance, prompt, hypernetwork, repeated(batches), stage, processes)
-    scores = _scores(prompt, hypernetwork).detach().cpu()
+    with saving(checkpoint, processes) as saves:
+        _train_(state, repeated(batches, state.step), stage, processes, saves)
+    scores = state.scores().detach().cpu()
     kept = objective.network.restored() if settings.weights == "trained" else None
     plan = objective.plan(scores, budget.limit)
     by_group = {name: values.clone() for name, values in channels.split(scores).items()}
-    return Learned(by_group, prompt, hypernetwork, losses, plan, kept)
+    return Learned(by_group, prompt, hypernetwork, tuple(state.losses), plan, kept)
 
 
-def _train_(
-    objective: MaskObjective,
-    importance: TaylorImportance,
-    prompt: VisualPrompt | None,
-    hypernetwork: Hypernetwork,
-    batches: Iterator[Any],
-    stage: Stage,
-    processes: Processes,
-) -> tuple[float, ...]:
-    """Train prompt, hypernetwork and co-trained weights in place, update the importance, and return all losses."""
-    settings, co_trained, network = objective.settings, objective.co_trained, objective.network
-    of_prompt = list(prompt.parameters()) if prompt else []
-    optimizer = _make_scorer_optimizer([*hypernetwork.parameters(), *of_prompt], settings)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
-    reports = _Reports(stage, settings.steps, objective.dense_cost, importance.scores.device)
-    limit = objective.dense_cost
-    for step, (new_limit, batch) in enumerate(zip(objective.plan_limits(), batches, strict=False)):
-        scores = _scores(prompt, hypernetwork)
+def _train_(state: LearningState, batches: Iterator[Any], stage: Stage, processes: Processes, saves: Saving) -> None:
+    """Make all steps that are left, from which everything in `state` follows."""
+    objective, importance, settings = state.objective, state.importance, state.settings
+    co_trained, network, device = objective.co_trained, objective.network, importance.scores.device
+    reports = _Reports(stage, settings.steps, objective.dense_cost, device, state.losses)
+    limits = objective.plan_limits()[state.step :]
+    for step, (new_limit, batch) in enumerate(zip(limits, batches, strict=False), start=state.step):
+        scores = state.scores()
         if new_limit is not None:
             reports.flush()  # a diverged network makes no plan
-            limit = new_limit
-            network.shrink_(objective.plan(scores, limit))
+            state.limit = new_limit
+            network.shrink_(objective.plan(scores, new_limit))
             importance.set_kept_(network.kept)
         # The gradients of prompt and weights are those of a part of the batch; those of the hypernetwork follow from
         # their averages.
-        optimizers: dict[torch.optim.Optimizer, Sequence[Tensor]] = {optimizer: of_prompt}
+        optimizers: dict[torch.optim.Optimizer, Sequence[Tensor]] = {state.optimizer: state.of_prompt}
         if co_trained:  # shrinking may have replaced its parameters
             co_trained.set_lr_(step)
             optimizers[co_trained.optimizer] = co_trained.parameters
         for each in optimizers:
             each.zero_grad()
-        with processes.synchronised_batch_norm():
-            loss = objective.loss(prompt, batch)
-        mean_loss = processes.mean_over_batch(loss.detach(), objective.samples_in(batch))
-        reports.add(step, mean_loss, limit, float(schedule.get_last_lr()[0]))
-        pass_on = partial(_take_channel_gradients_, network, scores, importance, hypernetwork, processes)
-        gradient_step_(loss, optimizers, processes, change_gradients_=pass_on)
-        schedule.step()
+        # A loss of the user's may draw at random, as those of detectors do.
+        with seeded_global_generators("learn", settings.seed, step, processes.rank, device=device):
+            with processes.synchronised_batch_norm():
+                loss = objective.loss(state.prompt, batch)
+            mean_loss = processes.mean_over_batch(loss.detach(), objective.samples_in(batch))
+            reports.add(step, mean_loss, state.limit, float(state.schedule.get_last_lr()[0]))
+            pass_on = partial(_take_channel_gradients_, network, scores, importance, state.hypernetwork, processes)
+            gradient_step_(loss, optimizers, processes, change_gradients_=pass_on)
+        state.schedule.step()
+        state.step += 1
+        if saves.is_wanted(reports.deferred):
+            reports.flush()
+            saves.save(state)
     reports.flush()
     if co_trained and reports.losses:  # after all other steps, the loss of the next one would show it
         problem = divergence(reports.losses[-1], co_trained.parameters)
         _require_convergence(problem, settings.steps - 1, reports.lr)
-    return tuple(reports.losses)
 
 
 def _take_channel_gradients_(
@@ -196,19 +206,19 @@ def _take_channel_gradients_(
 class _Reports:
     """Losses of the steps, looked at and reported together some steps later."""
 
-    def __init__(self, stage: Stage, steps: int, dense_cost: int, device: torch.device) -> None:
+    def __init__(self, stage: Stage, steps: int, dense_cost: int, device: torch.device, losses: list[float]) -> None:
         self._stage, self._steps, self._dense_cost = stage, steps, dense_cost
-        self._deferred = DeferredScalars(every=steps_per_report(device))
-        self.losses: list[float] = []
+        self.deferred = DeferredScalars(every=steps_per_report(device))
+        self.losses = losses  # of the steps that were looked at
         self.lr = 0.0  # of the last step that was looked at
 
     def add(self, step: int, loss: Tensor, limit: int, lr: float) -> None:
         """Take the loss of a step, on its device; raises a TrainingError if a loss before it was not finite."""
-        self._report(self._deferred.add(step, loss=loss, budget=limit / self._dense_cost, lr=lr))
+        self._report(self.deferred.add(step, loss=loss, budget=limit / self._dense_cost, lr=lr))
 
     def flush(self) -> None:
         """Look at all losses that were taken, and report them."""
-        self._report(self._deferred.flush())
+        self._report(self.deferred.flush())
 
     def _report(self, reports: Sequence[StepReport]) -> None:
         for report in reports:
@@ -226,12 +236,6 @@ def _require_convergence(problem: str | None, step: int, lr: float) -> None:
             "The dense network is as it was. Lower prune.optimizer.lr, or the rate of the weights (prune.weights_lr, "
             "without it finetune.optimizer.lr), or check the data."
         )
-
-
-def _scores(prompt: VisualPrompt | None, hypernetwork: Hypernetwork) -> Tensor:
-    """Compute the scores of all channels of all groups, each in (0, 1)."""
-    logits: Tensor = hypernetwork(prompt.pixels() if prompt else None)
-    return logits.sigmoid()
 
 
 def _make_scorer(
@@ -287,12 +291,3 @@ def _require_no_images_needed(settings: PassSettings) -> None:
             f"a BatchLoss runs the network itself, so there is no {' and no '.join(asked)}.\n"
             "Leave that out of the settings (prompt_kind='none'), or give a loss of outputs and targets."
         )
-
-
-def _make_scorer_optimizer(parameters: Sequence[Tensor], settings: PassSettings) -> torch.optim.Optimizer:
-    """Make the optimiser of prompt and hypernetwork."""
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(
-        parameters, settings.lr, betas=(settings.momentum, 0.999), weight_decay=settings.weight_decay
-    )

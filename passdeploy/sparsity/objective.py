@@ -48,7 +48,7 @@ class MaskObjective:
         settings: PassSettings,
         teacher: nn.Module,
     ) -> None:
-        self.groups, self._loss, self._costs, self._budget, self.settings = groups, loss, costs, budget, settings
+        self.groups, self._loss, self._costs, self.budget, self.settings = groups, loss, costs, budget, settings
         self.co_trained = None
         if settings.weights != "frozen":
             self.co_trained = CoTrainedWeights(model, settings.weights_optimizer or OptimizerSpec(lr=0.01))
@@ -77,7 +77,7 @@ class MaskObjective:
             self.network.channels.split(ranked),
             self.groups,
             self._costs,
-            Budget(self._budget.kind, limit),
+            Budget(self.budget.kind, limit),
             round_to=self.settings.round_to,
             per_cost=self.settings.per_cost,
             allocation=self.settings.allocation,
@@ -108,7 +108,7 @@ class MaskObjective:
         """
         ramp = self.settings.anneal * self.settings.steps
         excess = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
-        return max(self._lowest_limit, round(self._budget.limit + (self.dense_cost - self._budget.limit) * excess))
+        return max(self._lowest_limit, round(self.budget.limit + (self.dense_cost - self.budget.limit) * excess))
 
     def samples_in(self, batch: Any) -> int:
         """Count the samples of a batch; see `batches.samples_in`."""

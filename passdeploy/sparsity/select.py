@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -25,16 +24,16 @@ from passdeploy.sparsity.baselines import (
     taylor_scores,
     with_block_sums,
 )
+from passdeploy.sparsity.batches import SeekableBatches
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.hypernet import Hypernetwork
 from passdeploy.sparsity.learn import learn_masks
 from passdeploy.sparsity.settings import PassSettings, allocation_of, weights_optimizer_of
 from passdeploy.training.losses import DistillationLoss, logits_of
+from passdeploy.training.saving import Checkpoint
 
 if TYPE_CHECKING:
     from passdeploy.recipe import Recipe
-
-Stream = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # starts the same batches every time, without end
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,12 @@ def select_channels(
     budget: Budget,
     round_to: int,
     dense: nn.Module,
-    stream: Stream,
+    stream: SeekableBatches,
     *,
     stage: Stage,
     processes: Processes = SINGLE_PROCESS,
     reused: ReusedRun | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Selection:
     """Select the channels to keep as `recipe.prune` says.
 
@@ -82,6 +82,7 @@ def select_channels(
         stage: hears of every step.
         processes: that select together, each with its part of every batch.
         reused: parts of another run, where the recipe names one.
+        checkpoint: that learning and growing go on from.
     """
     prune, groups = recipe.prune, channels.prunable
     reused = reused or ReusedRun()
@@ -106,6 +107,7 @@ def select_channels(
             start=reused.hypernetwork,
             stage=stage,
             processes=processes,
+            checkpoint=checkpoint,
         )
         weights = None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format)
         return Selection(learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork, weights)
@@ -125,7 +127,7 @@ def select_channels(
         dense,
         groups,
         plan,
-        stream(),
+        stream,
         _cross_entropy,
         steps=prune.steps,
         lr=weights_optimizer_of(recipe).lr,
@@ -133,8 +135,10 @@ def select_channels(
         ramp=prune.growing.ramp,
         distillation=_growing_distillation(recipe, dense),
         blocks=channels.blocks,
+        seed=recipe.seed,
         stage=stage,
         processes=processes,
+        checkpoint=checkpoint,
     )
     return Selection(plan, scores, text, weights=grown)
 
@@ -146,7 +150,7 @@ def _growing_distillation(recipe: Recipe, dense: nn.Module) -> DistillationLoss 
 
 
 def _baseline_scores(
-    recipe: Recipe, channels: ChannelMap, dense: nn.Module, stream: Stream, processes: Processes
+    recipe: Recipe, channels: ChannelMap, dense: nn.Module, stream: SeekableBatches, processes: Processes
 ) -> dict[str, Tensor]:
     """Score the channels as the recipe's baseline does; growing regularisation chooses by such scores too."""
     prune, groups, blocks = recipe.prune, channels.prunable, channels.costs.blocks

@@ -30,6 +30,7 @@ from passdeploy.sparsity.block_gates import BlockGates
 from passdeploy.sparsity.flat import FlatChannels, names_in
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
 from passdeploy.sparsity.weight_trainer import CoTrainedWeights
+from passdeploy.training.saving import named, prefixed
 
 SLACK = 0.1  # share of the network's multiply-adds that masks may hide before they are cut out
 _REMOVED_FACTOR = 1e-12  # of the score of a removed channel
@@ -117,8 +118,42 @@ class ShrinkingNetwork:
         self._kept_apart &= self.channels.mask(plan, with_inside=False)
         left = self._with_fading(kept)
         if self._macs(left) > (1 - SLACK) * self._macs(self._present):
-            self._remove_weights_()
+            self._remove_weights_(self._with_fading(self.kept))
             return False
+        self._cut_(left)
+        return True
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what was removed, the fading gates, buffers and co-trained weights, as tensors and JSON.
+
+        Weights that are frozen follow from what was removed.
+        """
+        tensors = {
+            "kept": self.kept,
+            "kept_apart": self._kept_apart,
+            "present": self._present,
+            "unmasked": self._unmasked,
+            **prefixed("buffers", dict(self._evaluated.named_buffers())),
+            **prefixed("co_trained", self._co_trained.state_dict() if self._co_trained else {}),
+        }
+        return tensors, {"gates": self._gate_values, "has_norms": self._has_norms}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned into a network from which nothing was removed."""
+        self.kept, self._kept_apart = tensors["kept"].clone(), tensors["kept_apart"].clone()
+        self._gate_values, self._has_norms = dict(facts["gates"]), facts["has_norms"]
+        if not tensors["present"].all():
+            self._cut_(tensors["present"])
+        self._remove_weights_(tensors["unmasked"])
+        if self._co_trained:
+            self._co_trained.load_state_dict(named(tensors, "co_trained"))
+        saved = named(tensors, "buffers")
+        for name, buffer in self._evaluated.named_buffers():
+            buffer.copy_(saved[name])
+
+    def _cut_(self, left: Tensor) -> None:
+        """Slim the network to what a mask leaves of it."""
         relative = self._relative(left)
         sizes = {name: tensor.shape for name, tensor in self._tensors(self._network).items()}
         if self._co_trained:
@@ -129,7 +164,6 @@ class ShrinkingNetwork:
         groups = groups_left(self._network_groups, relative, self._blocks)
         self._present = left
         self._use_network_(network, groups_after(groups, relative, sizes))
-        return True
 
     def restored(self) -> nn.Module:
         """Copy the original network, with the trained weights of what was never removed."""
@@ -160,9 +194,9 @@ class ShrinkingNetwork:
         return copied
 
     @torch.no_grad()
-    def _remove_weights_(self) -> None:
-        """Set the slices of removed channels to zero, with their optimiser state, and leave them out of norms."""
-        parameters, relative = dict(self._network.named_parameters()), self._relative(self._with_fading(self.kept))
+    def _remove_weights_(self, left: Tensor) -> None:
+        """Set the slices of what a mask removes to zero, with their optimiser state, and leave them out of norms."""
+        parameters, relative = dict(self._network.named_parameters()), self._relative(left)
         removed = {
             key: indices.indices
             for key, indices in removed_indices(self._network_groups, relative).items()
@@ -170,6 +204,7 @@ class ShrinkingNetwork:
         }
         if not removed:
             return
+        self._unmasked = left
         # Onto the device in one copy.
         joined = torch.cat([*removed.values()]).to(next(iter(parameters.values())).device, non_blocking=True)
         by_name: dict[str, dict[int, Tensor]] = {}
@@ -209,7 +244,7 @@ class ShrinkingNetwork:
         self._parameters = [*parameters.values()]
         self._gradients = ChannelGradients(parameters, groups, columns, self.channels.total)
         self._gates = BlockGates(self._blocks, self._parameters[0].device)
-        self._norms = None  # nothing is masked
+        self._norms, self._unmasked = None, self._present  # nothing is masked: no slices are set to zero
 
     @staticmethod
     def _tensors(network: nn.Module) -> Mapping[str, Tensor]:

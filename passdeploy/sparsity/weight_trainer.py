@@ -6,9 +6,10 @@ are not those with which fine-tuning ends best. With co-trained weights, masks a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.blocks import Block
@@ -17,7 +18,8 @@ from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import deep_copy
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.tensors import cut_tensors, removed_indices
-from passdeploy.training.optimizers import make_optimizer
+from passdeploy.training.optimizers import load_optimizer_tensors_, make_optimizer, optimizer_tensors
+from passdeploy.training.saving import named, prefixed
 
 if TYPE_CHECKING:
     from passdeploy.recipe import OptimizerSpec
@@ -65,6 +67,19 @@ class CoTrainedWeights:
             for name, value in cut_tensors(tensors, removed_indices(groups, plan)).items():
                 optimizer.state[new[name]][key] = value
         self.network, self.optimizer = smaller, optimizer
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights and their optimiser state; what `slim_` cut is not there."""
+        weights = dict(self.network.named_parameters())
+        return prefixed("weights", weights) | prefixed("optimizer", optimizer_tensors(self.optimizer))
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `state_dict` returned into a copy that was slimmed in the same way."""
+        saved = named(tensors, "weights")
+        for name, parameter in self.network.named_parameters():
+            parameter.copy_(saved[name])
+        load_optimizer_tensors_(self.optimizer, named(tensors, "optimizer"))
 
     def set_lr_(self, step: int) -> None:
         """Set the learning rate of a step, counted from 0."""
