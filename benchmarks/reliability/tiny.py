@@ -2,7 +2,7 @@
 
 Two things of a real run are left out, since they take most of its time and change nothing that is compared: the
 latencies that are measured at its end, and the syncing of files to disk (a killed process leaves what it wrote to the
-system).
+system). Training and mask learning save their state after every step instead of every minute.
 """
 
 from __future__ import annotations
@@ -56,13 +56,16 @@ def write_recipe(folder: Path) -> Path:
 
 @contextmanager
 def shortened() -> Iterator[None]:
-    """Leave out the measuring of latencies and the syncing of files inside the block."""
+    """Leave out the measuring of latencies and the syncing of files inside the block, and save after every step."""
     from passdeploy.commands import stages
     from passdeploy.runtime import files
+    from passdeploy.training import saving
 
     with (
         patch.object(stages.PruneJob, "_measure_latency", lambda _: []),
         patch.object(files, "_sync", lambda _: None),
+        patch.object(saving, "EVERY_S", 0.0),
+        patch.object(saving, "_LARGEST_SHARE", float("inf")),
         patch.dict(os.environ, {"NO_COLOR": "1"}),
     ):
         yield
