@@ -34,7 +34,7 @@ test-torch-trt: $(TORCH_TRT)/installed
 
 # Known vulnerabilities of the installed packages: asks the advisory database, so it needs the network.
 audit: $(VENV)/installed $(AUDIT)/installed
-	$(AUDIT)/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(BIN)/python -m benchmarks.audit $(AUDIT)/bin/pip-audit "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # The software bill of materials of the installed packages (CycloneDX).
 sbom: $(VENV)/installed $(AUDIT)/installed
@@ -66,7 +66,8 @@ $(TORCH_TRT)/installed: pyproject.toml
 
 $(AUDIT)/installed:
 	$(PYTHON) -m venv $(AUDIT)
-	$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=5'
+	$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=5' || \
+		{ echo 'error: pip-audit and cyclonedx-bom could not be installed; they need the network once' >&2; exit 3; }
 	touch $@
 
 clean:

@@ -24,6 +24,7 @@ from passdeploy.runtime.versions import package_versions
 RESULTS = Path(__file__).parents[1] / "results"
 ROWS = {
     "kills": "SIGKILL, SIGTERM or SIGINT at random moments over all stages, then resume: bit-identical",
+    "published": "SIGKILL in `export`, `profile` and latency tables: what was there is whole, the next try ends well",
     "recipes": "fuzzed recipes: no traceback, at most three lines, right exit code",
     "artifacts": "corrupted artifacts: refused in a short error, none accepted; older formats are read",
     "hostile": "hostile files and names: a canary never touched",
@@ -33,6 +34,7 @@ ROWS = {
     "ranks": "two gloo ranks, one killed: the other ends with one clear error, resume works",
     "workers": "worker counts 0, 1, 2, 8 and a repeated run: identical plan and weights",
     "memory": "memory over 1,000 training steps, 100 ONNX Runtime sessions, 50 searches for groups: below 2 % growth",
+    "coverage": "line coverage of plans, slimming, channel groups and the rules of operations: 95 % of each package",
 }
 
 

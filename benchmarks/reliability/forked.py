@@ -3,7 +3,7 @@
 One process imports everything and waits; each command runs in a fork of it. A process of its own for each command would
 spend some seconds on imports. The waiting process computes nothing, since a fork cannot use the threads of its parent.
 
-    python -m benchmarks.reliability.forked      reads one request (JSON) a line from stdin, answers on stdout
+    python -m benchmarks.reliability.forked [MODULE ...]      reads requests (JSON) from stdin, answers on stdout
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,9 +26,10 @@ ROOT = Path(__file__).parents[2]
 class Forked:
     """The waiting process; a context manager ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *imported: str) -> None:
+        """Start the process; it imports these modules beside those of `passdeploy prune`."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reliability.forked"],
+            [sys.executable, "-m", "benchmarks.reliability.forked", *imported],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -108,6 +110,8 @@ def serve() -> None:
     import passdeploy.report.write  # noqa: F401
     from passdeploy.cli import main
 
+    for module in sys.argv[1:]:
+        import_module(module)
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:

@@ -56,8 +56,10 @@ def write_recipe(folder: Path) -> Path:
 
 @contextmanager
 def shortened() -> Iterator[None]:
-    """Leave out the measuring of latencies and the syncing of files inside the block, and save after every step."""
+    """Leave out latencies at the end and the syncing of files; save after every step, measure tables coarsely."""
     from passdeploy.commands import stages
+    from passdeploy.latency import find_table
+    from passdeploy.latency.sampling import SamplingPlan
     from passdeploy.runtime import files
     from passdeploy.training import saving
 
@@ -66,6 +68,7 @@ def shortened() -> Iterator[None]:
         patch.object(files, "_sync", lambda _: None),
         patch.object(saving, "EVERY_S", 0.0),
         patch.object(saving, "_LARGEST_SHARE", float("inf")),
+        patch.object(find_table, "DEFAULT_SAMPLING", SamplingPlan(networks=8, repeats=1, seconds=0.01)),
         patch.dict(os.environ, {"NO_COLOR": "1"}),
     ):
         yield
