@@ -89,10 +89,31 @@ def replace_modules_(model: nn.Module, replacements: Iterable[Replacement]) -> N
     for one in replacements:
         old, substitute = model.get_submodule(one.module), substitute_of(one)
         new[id(old)] = substitute.train(old.training)
+        _take_over_facts_(substitute, old)
     for module in list(model.modules()) if new else ():
-        for name, child in module._modules.items():
-            if child is not None and id(child) in new:
-                module._modules[name] = new[id(child)]
+        replaced = {name: new[id(child)] for name, child in module._modules.items() if id(child) in new}
+        module._modules.update(replaced)
+        if replaced and isinstance(module, nn.TransformerEncoderLayer):
+            _leave_fused_path_(module, replaced.get("self_attn"))
+
+
+def _take_over_facts_(substitute: nn.Module, old: nn.Module) -> None:
+    """Give a substitute what code around it may read of the module before, such as `eps`; sizes no longer hold."""
+    for name, value in vars(old).items():
+        if not name.startswith("_") and isinstance(value, bool | float | str) and not hasattr(substitute, name):
+            setattr(substitute, name, value)
+
+
+def _leave_fused_path_(layer: nn.TransformerEncoderLayer, attention: nn.Module | None) -> None:
+    """Keep an encoder layer from its fused operation, which takes the weights of both branches.
+
+    Args:
+        layer: which asks these attributes whether it may.
+        attention: its substitute, if attention was skipped.
+    """
+    layer.activation_relu_or_gelu = 0
+    if attention is not None:
+        attention.register_parameter("in_proj_bias", None)
 
 
 def groups_left(groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block]) -> tuple[ChannelGroup, ...]:

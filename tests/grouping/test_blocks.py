@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from passdeploy import Block, Plan, find_blocks
+from passdeploy import Block, Plan, find_blocks, verify
 from passdeploy.channels.blocks import Replacement
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
@@ -271,19 +271,39 @@ def test_code_that_reads_an_attribute_of_what_goes_fails_the_trial():
     assert "out_channels" in block.reason
 
 
-def test_attributes_that_only_the_fast_path_of_attention_reads_fail_the_trial():
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
-            self.embed, self.layer, self.head = nn.Linear(6, 8), layer, nn.Linear(8, 5)
+def test_what_goes_keeps_attributes_that_are_no_sizes():
+    function = Fn(lambda own, x: own.norm.eps * 1e3 * x + own.norm(x), norm=nn.BatchNorm2d(6))
+    network = Around(function).eval()
+    block = only(find_blocks(network, IMAGES))
+    assert block.is_prunable, block.reason
+    assert verify(network, (), Plan(kept={}, skipped=(block.name,)), IMAGES, blocks=(block,), tolerance=1e-5) <= 1e-6
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.layer(self.embed(x)).mean(1))
 
-    attention, mlp = find_blocks(Encoder().eval(), torch.randn(2, 4, 6))
-    assert "has no attribute 'batch_first'" in attention.reason
-    assert "has no attribute 'weight'" in mlp.reason
+class Encoder(nn.Module):
+    """Two encoder layers of torch, which in evaluation mode run as one fused operation each."""
+
+    def __init__(self, *, norm_first: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding[:, -1] = True
+        return self.head(self.layers(self.embed(x), src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_both_branches_of_an_encoder_layer_of_torch_may_go(norm_first: bool):
+    encoder, tokens = Encoder(norm_first=norm_first).eval(), torch.randn(2, 4, 6)
+    channels = map_channels(encoder, tokens, with_blocks=True)
+    assert [block.is_prunable for block in channels.blocks] == [True] * 4, channels.blocks
+    names = [block.name for block in channels.blocks]
+    kept = {group.name: tuple(range(group.width // 2)) for group in channels.prunable}
+    for skipped in (*[(name,) for name in names], (names[0], names[3]), tuple(names)):
+        plan = Plan(kept=kept, skipped=skipped)
+        assert verify(encoder, channels.groups, plan, tokens, blocks=channels.blocks, tolerance=1e-5) <= 1e-6
 
 
 def test_what_goes_wrong_in_training_mode_alone_fails_the_trial():
