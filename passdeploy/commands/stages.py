@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.summary import images_per_class, summarise
+from passdeploy.commands.try_training import TRIAL_IMAGES
 from passdeploy.errors import PassDeployError
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
@@ -141,7 +142,12 @@ class PruneJob:
             return f"stage {name}{after}: a batch of {batch} images of {shape}"
 
         with (
-            memory_errors(what, self.device, advice=f"Halve it: --set {key}={max(1, batch // 2)}"),
+            memory_errors(
+                what,
+                self.device,
+                advice=f"Halve it: --set {key}={max(1, batch // 2)}",
+                fitted=lambda: batch if progress.done else TRIAL_IMAGES,
+            ),
             deterministic_algorithms(
                 self.recipe.deterministic and name != "time", self.device, network=self.dense, listener=self.listener
             ),

@@ -30,7 +30,7 @@ from passdeploy.training.losses import logits_of
 from passdeploy.training.placement import channels_last_inside, placed_like
 
 AGREEMENT = 1e-2  # largest relative difference between the answers for a sample alone and in a batch
-
+TRIAL_IMAGES = 2  # the fewest that batch norm takes in training
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -98,7 +98,7 @@ def try_training(
             f"all parameters of {name} are frozen (requires_grad is False), so {' and '.join(trainings)} could not "
             "change them.\nLeave them trainable, or set the epochs of these to 0."
         )
-    images = torch.randn(2, *data.image_shape, generator=generator("try", 0))
+    images = torch.randn(TRIAL_IMAGES, *data.image_shape, generator=generator("try", 0))
     _warn_of_answers(dense, images, name, listener)
     trial, tried = _Trial(dense, images, data.num_classes, target, recipe.deterministic), set[_Conditions]()
     with memory_errors(lambda: f"training {name} on two images", target, advice="Take a smaller network or images."):

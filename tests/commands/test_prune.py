@@ -181,15 +181,20 @@ def test_stages_are_deterministic_unless_the_recipe_says_otherwise_and_measureme
     assert not result.summary["environment"]["deterministic"]
 
 
-def test_a_batch_that_does_not_fit_the_memory_is_named_with_its_stage(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("steps", "where", "fitted"), [(3, "stage dense, after 3 steps", 16), (0, "stage dense", 2)])
+def test_a_batch_that_does_not_fit_the_memory_is_named_with_its_stage_and_what_did(
+    steps: int, where: str, fitted: int, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def exhausted(*_: object, stage: Stage, **__: object) -> None:
-        stage.step(3, 10)
+        if steps:
+            stage.step(steps, 10)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(stages, "fit", exhausted)
-    words = r"stage dense, after 3 steps: a batch of 16 images of 3 x 16 x 16 .*\nHalve it: --set data\.batch_size=8"
+    words = (
+        rf"{where}: a batch of 16 images of 3 x 16 x 16 .*\n"
+        rf"The largest batch that did fit: {fitted}\. Halve it: --set data\.batch_size=8"
+    )
     with pytest.raises(DeviceMemoryError, match=words):
         prune.run(tiny_recipe, out=tmp_path)
 
