@@ -98,6 +98,24 @@ def test_a_program_in_another_precision_is_refused(
         require_precision(census, "fp16", sizes, "rtx", has_kept=False)
 
 
+@pytest.mark.parametrize(
+    ("layers", "weights", "size"),
+    # as built: EfficientNet-B0 with half of its multiply-adds, ShuffleNetV2 1.0x, SqueezeNet 1.0, Swin-T
+    [
+        (240, 5_800_000, 10_500_000),
+        (190, 4_500_000, 7_300_000),
+        (68, 2_496_848, 3_131_612),
+        (451, 57_634_524, 73_161_260),
+    ],
+)
+def test_code_of_many_layers_is_not_taken_for_weights(layers: int, weights: int, size: int):
+    census = Census()
+    census.layers.update({"fp16": layers})
+    census.products.update({"fp16": 3})
+    census.weights.update({"fp16": weights})
+    require_precision(census, "fp16", [size], "rtx", has_kept=False)
+
+
 class StandIn:
     """A stand-in for `torch_tensorrt` that compiles nothing, and saves the program (with other weights if `wrong`)."""
 
