@@ -127,10 +127,11 @@ def learn_masks(
     if saved is None:
         first_batches = islice(repeated(batches), settings.prior_batches)
         with seeded_global_generators("prior", settings.seed, processes.rank, device=next(model.parameters()).device):
-            prior = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
+            scores = taylor_scores(model, prunable, first_batches, loss, blocks=channels.blocks, processes=processes)
+        prior = channels.join(scores)
     else:
-        prior = {name: torch.zeros(width) for name, width in channels.widths.items()}  # replaced by what was saved
-    importance = TaylorImportance(channels.join(prior).to(next(model.parameters()).device), settings.memory)
+        prior = saved[0]["importance"]
+    importance = TaylorImportance(prior.to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
     prompt, hypernetwork = _make_scorer(statistics, importance, first, settings)
     state = LearningState(objective, importance, prompt, hypernetwork)
@@ -141,10 +142,10 @@ def learn_masks(
         importance.load_logits_(hypernetwork.prior)
     with saving(checkpoint, processes) as saves:
         _train_(state, repeated(batches, state.step), stage, processes, saves)
-    scores = state.scores().detach().cpu()
+    learned = state.scores().detach().cpu()
     kept = objective.network.restored() if settings.weights == "trained" else None
-    plan = objective.plan(scores, budget.limit)
-    by_group = {name: values.clone() for name, values in channels.split(scores).items()}
+    plan = objective.plan(learned, budget.limit)
+    by_group = {name: values.clone() for name, values in channels.split(learned).items()}
     return Learned(by_group, prompt, hypernetwork, tuple(state.losses), plan, kept)
 
 

@@ -52,8 +52,10 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.runtime.distributed import process_group
 from passdeploy.recipe import DataSpec, TrainSpec
 from passdeploy.sparsity.learn import PassSettings, learn_masks
+from passdeploy.training import saving
 from passdeploy.training.loop import fit
 from tests.nets import Residual
+from tests.sparsity.test_resuming import Memory
 
 with process_group(torch.device("cpu")) as processes:
     data = load_data(DataSpec(name="digits", image_size=8))
@@ -65,9 +67,19 @@ with process_group(torch.device("cpu")) as processes:
     channels = map_channels(net, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
     batches = [(images.double(), labels) for images, labels in
                data.train.batches(100, epoch=0, augment=True, drop_last=True, part=processes.part)]
-    learned = learn_masks(net, channels.groups, batches, nn.functional.cross_entropy, costs=channels.costs,
-                          budget={"macs": 0.5}, settings=PassSettings(steps=8, round_to=1, prompt_size=1, hidden=8),
-                          processes=processes)
+    saving.EVERY_S, saving._LARGEST_SHARE = 0.0, float("inf")
+
+    def learn(memory):
+        return learn_masks(net, channels.groups, batches, nn.functional.cross_entropy, costs=channels.costs,
+                           budget={"macs": 0.5}, settings=PassSettings(steps=8, round_to=1, prompt_size=1, hidden=8),
+                           processes=processes, checkpoint=memory)
+
+    memory = Memory()
+    learned = learn(memory)
+    assert len(memory.states) == (8 if processes.is_first else 0)
+    again = learn(Memory(processes.broadcast_object(memory.states[4] if processes.is_first else None)))
+    assert again.losses == learned.losses and again.plan == learned.plan
+    assert all(torch.equal(again.scores[name], scores) for name, scores in learned.scores.items())
     weights = {name: tensor.double().sum().item() for name, tensor in net.state_dict().items()}
     print(json.dumps([learned.plan.to_json(), weights, learned.losses]))
 """

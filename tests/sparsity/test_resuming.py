@@ -21,7 +21,7 @@ from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.interrupts import TerminatedError, ending_on_sigterm
-from passdeploy.sparsity import shrinking
+from passdeploy.sparsity import objective, shrinking
 from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.batches import SeekableBatches, repeated, started
 from passdeploy.sparsity.growing import grow_penalty
@@ -54,7 +54,8 @@ class Memory:
 def saved_after_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "EVERY_S", 0.0)
     monkeypatch.setattr(saving, "_LARGEST_SHARE", float("inf"))
-    monkeypatch.setattr(shrinking, "SLACK", 0.3)  # steps between a removal and its cut
+    monkeypatch.setattr(shrinking, "SLACK", 0.4)  # steps between a removal and its cut
+    monkeypatch.setattr(objective, "_PLANS", 4)  # steps without a plan, which would hide what was not restored
 
 
 def made(kind: Callable[[], nn.Module]) -> nn.Module:
@@ -110,7 +111,8 @@ def moments(states: list[Saved]) -> dict[str, int]:
         if 0 <= now < present:
             found.setdefault("cut", number)
         if is_masked:
-            found["between removal and cut"] = number  # the last one, after a cut
+            found.setdefault("between removal and cut", number)
+            found["last removal"] = number  # after a cut
         if any(0 < gate < 1 for gate in facts["network"]["gates"].values()):
             found["block fades"] = number  # the last one, after a cut
         present = now
