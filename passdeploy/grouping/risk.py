@@ -118,11 +118,23 @@ def _is_handed_on(shape: Sequence[int], dim: int, vector: Tensor, record: OpReco
 
 
 def _keeps_order(shape: Sequence[int], dim: int, new_shape: Sequence[int], new_dim: int) -> bool:
-    """True if a view leaves the dimensions before the channels alone, or those after them.
+    """True if a view leaves the dimensions before the channels alone, or those after them, or adds some of size one.
 
     Otherwise a dimension of size one has moved from one side to the other. With a batch of two, the view would mix
     channels with samples.
     """
     before, new_before = tuple(shape[:dim]), tuple(new_shape[:new_dim])
     after, new_after = tuple(shape[dim + 1 :]), tuple(new_shape[new_dim + 1 :])
-    return before == new_before or after == new_after
+    adds_ones = _differ_by_ones(before, new_before) and _differ_by_ones(after, new_after)
+    return before == new_before or after == new_after or adds_ones
+
+
+def _differ_by_ones(shape: Sequence[int], new_shape: Sequence[int]) -> bool:
+    """True if `new_shape` has all sizes of `shape` in their order, and ones between them."""
+    left = list(shape)
+    for size in new_shape:
+        if left and left[0] == size:
+            left.pop(0)
+        elif size != 1:
+            return False
+    return not left

@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from passdeploy import Plan, find_groups, masked, slim, verify
 from passdeploy.grouping.failing_groups import randomised
-from passdeploy.grouping.risk import RequiredCheck, required_check
+from passdeploy.grouping.risk import RequiredCheck, _keeps_order, required_check
 from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
 
@@ -45,6 +45,40 @@ class Restating(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.conv(x).view(x.size(0), self.width, 4, -1))
+
+
+class LayerScale(nn.Module):
+    """A network that scales channels by a vector, which a view gives dimensions of size one on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.gamma = nn.Conv2d(3, 6, 1), nets.Head(6), nn.Parameter(torch.rand(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x) * self.gamma.reshape(1, -1, 1, 1))
+
+
+def test_ones_around_channels_require_sizes_alone():
+    assert check_of(LayerScale()) is RequiredCheck.SIZES
+    assert cut_in_half(LayerScale()) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "new_shape", "new_dim", "keeps"),
+    [
+        ((6,), 0, (1, 6, 1, 1), 1, True),
+        ((1, 6), 1, (1, 1, 6, 1), 2, True),
+        ((2, 6, 4, 4), 1, (2, 6, 16), 1, True),
+        ((2, 3, 6, 4), 2, (6, 6, 4), 1, True),  # what is behind the channels is as before
+        ((1, 6, 4), 1, (6, 1, 4), 0, False),
+        ((1, 6, 4), 1, (6, 4, 1), 0, False),  # the batch has moved behind the channels
+        ((1, 6, 2, 2), 1, (6, 4), 0, False),
+    ],
+)
+def test_a_view_keeps_the_order_of_channels(
+    shape: tuple[int, ...], dim: int, new_shape: tuple[int, ...], new_dim: int, keeps: bool
+):
+    assert _keeps_order(shape, dim, new_shape, new_dim) is keeps
 
 
 class HandMadeDepthwise(nn.Module):
