@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from passdeploy.commands.export_reuse import find_unchanged, fingerprint, mark_s
 from passdeploy.data.splits import load_data
 from passdeploy.errors import UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
-from passdeploy.export.exporter import preview_programs
+from passdeploy.export.exporter import DRAFTS, preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
@@ -105,6 +107,7 @@ def export_network(
 
     Files that are there and were made as it is asked for now are returned as they are, unless `fresh`.
     """
+    _remove_drafts(folder.path / "export")
     facts, recipe = read_plan_document(folder), recipe_of(folder)
     settings = replace(settings, fp32_tolerance=recipe.gates.parity)
     manifest = folder.manifest()
@@ -147,6 +150,15 @@ def export_network(
             folder.write_json(EXPORTED, records)
             made.setdefault(artifact.precision, []).append(artifact)
     return [artifact for precision in settings.precisions for artifact in made.get(precision, ())]
+
+
+def _remove_drafts(exported: Path) -> None:
+    """Remove what an export that was killed has left; since this process has the run's lock, no other is at work."""
+    for left in exported.glob(".*"):
+        if left.is_dir() and left.name.startswith(DRAFTS):
+            shutil.rmtree(left)
+        elif re.fullmatch(r"\..+\.\d+\.\w+", left.name):  # of `atomic_path`
+            left.unlink()
 
 
 def prefix_of(name: str, settings: ExportSettings) -> str:

@@ -45,6 +45,8 @@ from passdeploy.export.trt_parity import require_engine_parity
 from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
+DRAFTS = ".unproven-"  # first part of the name of a folder with files that were not compared yet
+
 
 def export_artifacts(
     model: nn.Module,
@@ -82,7 +84,7 @@ def export_artifacts(
     reference = _reference(model, samples, settings, listener)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unproven-") as drafts:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=DRAFTS) as drafts:
         sources: dict[int, Path] = {}  # opset -> the float32 file that the other precisions are converted from
         for precision in settings.precisions:
             draft = Path(drafts) / f"{file_stem(prefix, precision)}.onnx"

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import safetensors.torch
 
+from passdeploy.commands.export_run import _remove_drafts
 from passdeploy.models.build import build_model
 from passdeploy.runtime import cuda_driver
 from tests.command_line import call_command
@@ -155,3 +156,11 @@ def test_what_was_not_compared_is_said(call, tmp_path: Path):
 def test_a_run_that_is_no_bundle_says_so(call, tmp_path: Path):
     result = call("--from-bundle", tmp_path)
     assert (result.exit_code, "manifest.json" in result.stderr) == (2, True)
+
+
+def test_what_a_killed_export_has_left_is_removed_by_the_next(tmp_path: Path):
+    for name in ("model.onnx", ".model.123.onnx", ".hidden", ".unproven-x3/model.onnx"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    _remove_drafts(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", ".hidden"}
