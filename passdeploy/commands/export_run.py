@@ -138,6 +138,7 @@ def export_network(
             replace(settings, precisions=missing),
             metadata=metadata,
             prefix=prefix,
+            replacing=lambda path: folder.unrecord(f"export/{path.name}"),
             listener=listener,
         ):
             folder.record_existing(f"export/{artifact.path.name}", artifact.kind)

@@ -8,7 +8,7 @@ Settings that this machine cannot carry out are refused before anything is writt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +42,7 @@ from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import build_engine
 from passdeploy.export.trt_parity import require_engine_parity
-from passdeploy.export.trt_sidecar import engine_path_for, is_outdated
+from passdeploy.export.trt_sidecar import engine_path_for, is_outdated, sidecar_path
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 
 DRAFTS = ".unproven-"  # first part of the name of a folder with files that were not compared yet
@@ -56,6 +56,7 @@ def export_artifacts(
     *,
     metadata: Mapping[str, Any] | None = None,
     prefix: str = "model",
+    replacing: Callable[[Path], None] = lambda path: None,
     listener: Listener = silent,
 ) -> Iterator[Artifact]:
     """Write `<prefix>.onnx`, `<prefix>-fp16.onnx`, `<prefix>-fp16.engine`, ... into `folder`, one after the other.
@@ -70,6 +71,7 @@ def export_artifacts(
         settings: formats, precisions, batch sizes and options.
         metadata: written into the ONNX files.
         prefix: of the file names: "model" for the slim network, "dense" for the dense one.
+        replacing: is called with the path of each file just before another one takes its place.
         listener: receives progress events and warnings.
 
     Raises:
@@ -111,15 +113,18 @@ def export_artifacts(
                 progress.text = _summary_line(artifact)
             for finding in report.findings:
                 listener(Warned(f"{draft.name}: {finding.text}."))
-            artifact = _check_and_name(artifact, folder / draft.name, report, reference, settings, listener)
+            artifact = _check_and_name(artifact, folder / draft.name, report, reference, settings, replacing, listener)
             if is_source:
                 sources[opset] = artifact.path
             yield artifact
             if "trt" in settings.kinds:
+                engine_path = engine_path_for(artifact.path, settings.engine_flavour)
+                for path in (engine_path, sidecar_path(engine_path)):
+                    replacing(path)
                 yield _build_engine_of(artifact, settings, reference, listener)
             _warn_of_outdated_engines(artifact, listener)
     if "torch-trt" in settings.kinds:
-        yield from _compile_programs(model, samples, folder, settings, prefix, listener)
+        yield from _compile_programs(model, samples, folder, settings, prefix, replacing, listener)
 
 
 def _reference(model: nn.Module, samples: Samples, settings: ExportSettings, listener: Listener) -> Reference | None:
@@ -140,6 +145,7 @@ def _check_and_name(
     report: Lint,
     reference: Reference | None,
     settings: ExportSettings,
+    replacing: Callable[[Path], None],
     listener: Listener,
 ) -> Artifact:
     """Check the precision and parity of a file, then move it to `final`, or to `<final>.rejected` if it fails."""
@@ -152,6 +158,7 @@ def _check_and_name(
         )
     if reference is not None:
         draft = _with_parity(draft, final, reference, settings.limits(precision), listener)
+    replacing(final)
     draft.path.replace(final)
     rejected_path(final).unlink(missing_ok=True)  # a file that failed in an earlier export
     return replace(draft, path=final)
@@ -210,13 +217,20 @@ def _build_engine_of(
 
 
 def _compile_programs(
-    model: nn.Module, samples: Samples, folder: Path, settings: ExportSettings, prefix: str, listener: Listener
+    model: nn.Module,
+    samples: Samples,
+    folder: Path,
+    settings: ExportSettings,
+    prefix: str,
+    replacing: Callable[[Path], None],
+    listener: Listener,
 ) -> Iterator[Artifact]:
     """Compile a Torch-TensorRT program in each precision, and yield each when it is checked."""
     images = samples.images if len(samples.images) else samples.noise(settings)
     _, flavour = load_torch_trt(settings.flavour)
     for precision in settings.precisions:
         path = program_path_for(folder, file_stem(prefix, precision), flavour)
+        replacing(path)
         with stage("torch-trt", path.name, listener) as progress:
             program = compile_program(
                 model,

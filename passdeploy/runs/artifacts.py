@@ -61,6 +61,11 @@ class ArtifactFolder:
         with self._write_errors(self / name):
             self._write_manifest({**self.manifest(), name: _manifest_entry(self / name, kind, versions)})
 
+    def unrecord(self, name: str) -> None:
+        """Drop the record of a file that other code is about to replace: no record is right for both."""
+        with self._write_errors(self / name):
+            self._remove_record(name)
+
     def write_text(self, name: str, text: str, *, kind: str = "text") -> Path:
         """Write and record a text file (UTF-8)."""
         with self.adding(name, kind) as draft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -13,8 +14,11 @@ import onnx
 import pytest
 import safetensors.torch
 
-from passdeploy.commands.export_run import _remove_drafts
+from passdeploy.commands import prune
+from passdeploy.commands.export_run import _remove_drafts, export_run
+from passdeploy.export import ExportSettings
 from passdeploy.models.build import build_model
+from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime import cuda_driver
 from tests.command_line import call_command
 from tests.conftest import write_image_folder
@@ -164,3 +168,24 @@ def test_what_a_killed_export_has_left_is_removed_by_the_next(tmp_path: Path):
         (tmp_path / name).write_text("")
     _remove_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", ".hidden"}
+
+
+def test_an_export_that_ends_between_a_file_and_its_record_leaves_a_whole_run(
+    tiny_run: prune.RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+    run = Path(shutil.copytree(tiny_run.path, tmp_path / "tiny-0001"))
+    export_run(run, ExportSettings(batch=(1, 2, 4)))
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(RunFolder, "record_existing", end)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(run, ExportSettings(batch=(1, 2, 8)))
+    folder = RunFolder.open(run)
+    assert not folder.has("export/model.onnx")  # which of the two it is nobody knows
+    assert all(folder.verified(name) for name in folder.manifest())
+    export_run(run, ExportSettings(batch=(1, 2, 8)))
+    assert RunFolder.open(run).verified("export/model.onnx")
