@@ -11,10 +11,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from passdeploy.recipe.strict_yaml import KeyPath
 
+_LARGEST_COUNT = 2**53  # beyond it a float does not hold every integer, and no network is that large
+
 
 def _share_or_count(value: int | float) -> int | float:
     if 0 < value < 1:
         return value
+    if value > _LARGEST_COUNT:
+        raise ValueError(f"is larger than any network: a count is at most {_LARGEST_COUNT:,}.")
     if value > 1 and float(value).is_integer():
         return int(value)  # a count may be written as 3e8
     raise ValueError("is neither a share of the dense model (between 0 and 1) nor a count (above 1).")

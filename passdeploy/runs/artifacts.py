@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -154,7 +155,8 @@ class ArtifactFolder:
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Read the record of every artifact by name: sha256, size_bytes, kind, versions."""
-        return self._read_own(MANIFEST, "artifacts")
+        _, artifacts = self._read_own(MANIFEST, "artifacts")
+        return artifacts
 
     def _remove_record(self, name: str) -> None:
         artifacts = self.manifest()
@@ -162,16 +164,22 @@ class ArtifactFolder:
             self._write_manifest(artifacts)
 
     def _write_manifest(self, artifacts: Mapping[str, Any]) -> None:
-        content = {"version": OWN_VERSION, "artifacts": dict(sorted(artifacts.items()))}
+        content = {"version": OWN_VERSION, **self._identity(), "artifacts": dict(sorted(artifacts.items()))}
         write_atomically(self.path / MANIFEST, sealed(content))
 
-    def _read_own(self, name: str, key: str) -> dict[str, dict[str, Any]]:
-        """Read the entries of the manifest or of the finished stages."""
+    def _identity(self) -> dict[str, str]:
+        """Return the key `run`, which manifest and `state.json` have in common; those of earlier versions have none."""
+        if not (self.path / MANIFEST).is_file():
+            return {"run": uuid4().hex}
+        document, _ = self._read_own(MANIFEST, "artifacts")
+        return {"run": document["run"]} if "run" in document else {}
+
+    def _read_own(self, name: str, key: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Read the manifest or the finished stages: all of the file, and its entries, which stand under `key`."""
         path = self.path / name
         try:
-            entries: dict[str, dict[str, Any]] = read_sealed(
-                path.read_bytes(), version_key="version", sealed_from=OWN_VERSION
-            )[key]
+            document = read_sealed(path.read_bytes(), version_key="version", sealed_from=OWN_VERSION)
+            entries: dict[str, dict[str, Any]] = document[key]
             needed = ("sha256", "size_bytes") if name == MANIFEST else ()
             if not all(set(needed) <= entry.keys() for entry in entries.values()):
                 raise ValueError("an entry is not complete")
@@ -184,7 +192,7 @@ class ArtifactFolder:
                 f"{path} cannot be read: {clipped(error, 120)}.\n"
                 "Without it no file of the run can be trusted. Put it back, or start a new run."
             ) from error
-        return entries
+        return document, entries
 
     def _still_trusted(self, document: Mapping[str, Any]) -> str:
         """Say which files are as the records of a damaged manifest have them: no damage makes a SHA-256 fit."""

@@ -8,7 +8,8 @@
       ...                        the artifacts
 
 The manifest does not list itself and `state.json`: both are replaced atomically and carry the SHA-256 of their own
-content. The two files that are appended to are recorded when the run is finished.
+content, and the same `run`, so that the state of another run is found out. The two files that are appended to are
+recorded when the run is finished.
 Only one process at a time writes: it holds a lock, which the system releases when the process ends. Reading needs no
 lock.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from passdeploy.errors import RunError
+from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.runs.artifacts import OWN_VERSION, ArtifactFolder
 from passdeploy.runs.checkpoint import RunCheckpoint
 from passdeploy.runs.logs import LOG, METRICS, AppendedFile, log_line, metrics_line
@@ -143,7 +144,7 @@ class RunFolder(ArtifactFolder):
         """Record that a stage has finished, with its result (JSON), and delete its checkpoints."""
         with self._write_errors(self.path / STATE):
             stages = {**self._stages(), stage: dict(result or {})}
-            write_atomically(self.path / STATE, sealed({"version": OWN_VERSION, "stages": stages}))
+            write_atomically(self.path / STATE, sealed({"version": OWN_VERSION, **self._identity(), "stages": stages}))
         RunCheckpoint(self, stage).clear()
 
     def done_stages(self) -> tuple[str, ...]:
@@ -193,4 +194,9 @@ class RunFolder(ArtifactFolder):
     def _stages(self) -> dict[str, dict[str, Any]]:
         if not (self.path / STATE).is_file():
             return {}
-        return self._read_own(STATE, "stages")
+        document, stages = self._read_own(STATE, "stages")
+        if document.get("run") != self._identity().get("run"):
+            raise CorruptArtifact(
+                f"{self.path / STATE} is that of another run.\nPut the original back, or start a new run."
+            )
+        return stages

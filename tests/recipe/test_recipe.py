@@ -15,6 +15,7 @@ from passdeploy.recipe import (
     Target,
     find_recipe,
     load_recipe,
+    parse_recipe,
     recipe_schema,
     shipped_recipes,
 )
@@ -136,6 +137,14 @@ def test_a_target_has_one_kind_and_its_number(written, kind, value):
     target = load(SMALL, f"prune.target={written}").prune.target
     assert (target.kind, target.value) == (kind, value)
     assert type(target.value) is (float if kind == "latency_ms" else type(value))
+
+
+def test_a_count_is_read_back_as_it_was_written():
+    for count in (2**53, 3 * 10**8):
+        recipe = load(SMALL, f"prune.target.macs={count}")
+        assert parse_recipe(recipe.to_yaml(), "written").prune.target.macs == count
+    assert "larger than any network" in refusal(SMALL, f"prune.target.macs={10**400}")
+    assert "larger than any network" in refusal(SMALL, "prune.target.macs=1.0e+30")
 
 
 def test_mask_learning_may_be_given_in_passes_over_the_images():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -307,6 +308,25 @@ def test_an_edited_manifest_says_what_is_still_as_it_was_written(run: RunFolder)
     manifest.write_text(manifest.read_text().replace(sha256_of(run / "changed.txt"), "0" * 64))
     with pytest.raises(CorruptArtifact, match=r"was damaged or edited\.\nStill as they were written: kept\.txt\.\n"):
         run.read_text("kept.txt")
+
+
+def test_the_state_of_another_run_is_found_out(run: RunFolder, tmp_path: Path):
+    run.mark_done("dense", {"top1": 0.9})
+    with RunFolder.create(tmp_path / "others", "tiny") as other:
+        other.mark_done("dense", {"top1": 0.1})
+    shutil.copy(other.path / "state.json", run.path / "state.json")
+    with pytest.raises(CorruptArtifact, match=r"state\.json is that of another run\.\nPut the original back"):
+        run.is_done("dense")
+
+
+def test_a_run_of_an_earlier_version_goes_on(run: RunFolder):
+    run.mark_done("dense")
+    for name in ("manifest.json", "state.json"):  # sealed, and without what they have in common today
+        content = json.loads((run.path / name).read_text())
+        (run.path / name).write_text(sealed({key: content[key] for key in content if key not in ("run", "seal")}))
+    run.mark_done("learn")
+    run.write_text("note.txt", "x")
+    assert run.done_stages() == ("dense", "learn")
 
 
 def test_a_manifest_of_the_first_version_has_no_seal(run: RunFolder):
