@@ -9,14 +9,14 @@ result can be checked where no runtime has kernels for the type.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from passdeploy.errors import ExportError
-from passdeploy.export.precision import LARGEST_FINITE
+from passdeploy.export.precision import LARGEST_FINITE, nonzero
 
 ELEMENT_TYPES: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _SCHEMA_TYPES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
@@ -133,7 +133,7 @@ class _Caster:
                 copy.output[index] = f"{name}_{self.precision}" if name in self.outputs and kind != _FLOAT else name
                 self._record_version(name, kind, copy.output[index])
         if is_castable:
-            _retype_attributes(copy, _FLOAT, self.target_type)
+            _retype_attributes(copy, _FLOAT, self.target_type, convert=self._converted)
         self.nodes.append(copy)
 
     def _value_as(self, name: str, kind: int) -> str:
@@ -142,7 +142,7 @@ class _Caster:
             suffix = "fp32" if kind == _FLOAT else self.precision
             new_name = name if name not in self.used_names else f"{name}_{suffix}"
             if name in self.weights:
-                tensor = _convert_tensor(self.weights[name], kind)
+                tensor = self._converted(self.weights[name], kind)
                 tensor.name = new_name
                 self.initializers.append(tensor)
             else:
@@ -150,6 +150,13 @@ class _Caster:
                 self.nodes.append(helper.make_node("Cast", [source], [new_name], name=f"cast_{new_name}", to=kind))
             self._record_version(name, kind, new_name)
         return self.versions[name, kind]
+
+    def _converted(self, weight: TensorProto, kind: int) -> TensorProto:
+        """Copy a weight to an element type; a single number, which may guard a division, is not rounded to zero."""
+        if kind == self.target_type and (numbers := numpy_helper.to_array(weight)).size == 1:
+            guard = np.full_like(numbers, nonzero(float(numbers.item()), self.precision))
+            weight = numpy_helper.from_array(guard, weight.name)
+        return _convert_tensor(weight, kind)
 
     def _record_version(self, name: str, kind: int, new_name: str) -> None:
         """Remember that the value `name` is called `new_name` in the element type `kind`."""
@@ -229,11 +236,14 @@ def _has_tensor(node: NodeProto) -> bool:
     return any(attribute.type == AttributeProto.TENSOR for attribute in node.attribute)
 
 
-def _retype_attributes(node: NodeProto, old: int, new: int) -> None:
+def _retype_attributes(
+    node: NodeProto, old: int, new: int, *, convert: Callable[[TensorProto, int], TensorProto] | None = None
+) -> None:
     """Replace an element type in a node's attributes: in tensors, and where Cast and generators name their type."""
+    convert = convert or _convert_tensor
     for attribute in node.attribute:
         if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == old:
-            attribute.t.CopyFrom(_convert_tensor(attribute.t, new))
+            attribute.t.CopyFrom(convert(attribute.t, new))
         elif attribute.name in ("to", "dtype") and attribute.i == old:
             attribute.i = new
 

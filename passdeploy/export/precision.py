@@ -6,6 +6,7 @@ int8 and fp8 are quantised (quantise.py); inputs and outputs are float32 in all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from passdeploy.runtime.names import PRECISIONS
 CAST_PRECISIONS, QUANTISED_PRECISIONS = ("fp16", "bf16"), ("int8", "fp8")
 
 LARGEST_FINITE: Mapping[str, float] = {"fp16": 65504.0, "bf16": 3.3895e38}  # nodes with larger numbers stay float32
+
+SMALLEST: Mapping[str, float] = {"fp16": 2.0**-24, "bf16": 2.0**-133}  # the smallest numbers that are not zero
 
 EXPORTED_OPSETS = (18, 23)  # the oldest and newest that torch's exporter writes without converting
 # The first ONNX operator set in which convolutions have the type.
@@ -42,6 +45,18 @@ LIMITS: Mapping[str, Limits] = {
     "int8": Limits(rel_error=0.5, top1_agreement=0.98, top1_drop=0.01, counts_noise=False),
     "fp8": Limits(rel_error=0.5, top1_agreement=0.98, top1_drop=0.01, counts_noise=False),
 }
+
+
+def nonzero(number: float, precision: str) -> float:
+    """Return a number that `precision` would round to zero as the smallest one that is not zero, any other as it is.
+
+    Code adds or clamps to such a number so that it never divides by zero: `F.normalize` divides by at least 1e-12.
+
+    >>> nonzero(1e-12, "fp16") == 2.0**-24, nonzero(-1e-12, "fp16") == -(2.0**-24), nonzero(0.0, "fp16")
+    (True, True, 0.0)
+    """
+    smallest = SMALLEST[precision]
+    return math.copysign(smallest, number) if 0 < abs(number) < smallest else number
 
 
 def parse_precisions(names: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from passdeploy.export.precision import LARGEST_FINITE
+from passdeploy.export.precision import LARGEST_FINITE, nonzero
 from passdeploy.export.torch_trt_lowering import (
     LoweredGraph,
     LoweringInterpreter,
@@ -40,6 +40,10 @@ _DATA_MOVEMENT = frozenset(
 )
 
 
+# Operators that keep a divisor away from zero by a number; those of norms are computed in float32 inside of them.
+_GUARDS = frozenset(("add", "clamp", "clamp_min", "rsub", "sub"))
+
+
 class CastGraph(LoweredGraph):
     """A lowered graph that computes in fp16 or bf16, with float32 inputs and outputs.
 
@@ -54,9 +58,11 @@ class CastGraph(LoweredGraph):
     def __init__(
         self, graph: GraphModule, precision: str, *, keep: Collection[str] = (), is_emulated: bool = False
     ) -> None:
-        self.dtype, self.is_emulated = CAST_TYPES[precision], is_emulated
+        self.precision, self.dtype, self.is_emulated = precision, CAST_TYPES[precision], is_emulated
         self.kept = frozenset(keep) | _nodes_beyond_range(graph, LARGEST_FINITE[precision])
-        super().__init__(graph if is_emulated else _with_cast_weights(graph, self.dtype, self.kept))
+        super().__init__(
+            _with_cast_weights(graph, precision, self.kept, dtype=torch.float32 if is_emulated else self.dtype)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the outputs for a batch of images, (batch, 3, height, width)."""
@@ -72,11 +78,12 @@ class _CastingInterpreter(LoweringInterpreter):
 
     def __init__(self, cast: CastGraph) -> None:
         super().__init__(cast.body)
-        self._cast, self._is_kept = cast, False
+        self._cast, self._is_kept, self._is_guard = cast, False, False
 
     def run_node(self, n: Node) -> Any:
-        """Run a node, after noting whether it is kept in float32."""
+        """Run a node, after noting whether it is kept in float32, and whether its numbers must not become zero."""
         self._is_kept = n.name in self._cast.kept
+        self._is_guard = not self._is_kept and operator_name(n) in _GUARDS
         return super().run_node(n)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,6 +95,8 @@ class _CastingInterpreter(LoweringInterpreter):
         def convert(value: Any) -> Any:
             if isinstance(value, Tensor) and value.dtype in (torch.float32, low):
                 return _cast(_cast(value, low) if is_rounded else value, computed)
+            if self._is_guard and isinstance(value, float):
+                return nonzero(value, self._cast.precision)
             return computed if value is torch.float32 else value
 
         args, kwargs = pytree.tree_map(convert, (args, kwargs))
@@ -153,14 +162,16 @@ def _largest_finite(weight: Tensor) -> float:
     return float(weight.nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
-def _with_cast_weights(graph: GraphModule, dtype: torch.dtype, kept: Collection[str]) -> GraphModule:
-    """Copy a graph with float32 weights in `dtype`, where no kept node reads them."""
+def _with_cast_weights(graph: GraphModule, precision: str, kept: Collection[str], *, dtype: torch.dtype) -> GraphModule:
+    """Copy a graph with float32 weights in `dtype`, where no kept node reads them; single numbers stay nonzero."""
     nodes = copy.deepcopy(graph.graph)
     weights: dict[str, Any] = {}
     for node in nodes.nodes:
         weight = weight_of(graph, node)
         if node.op == "get_attr" and weight is not None:
             if weight.dtype == torch.float32 and not any(user.name in kept for user in node.users):
+                if weight.numel() == 1:
+                    weight = torch.full_like(weight, nonzero(float(weight), precision))
                 weight, node.target = weight.to(dtype), f"{node.target}_cast".replace(".", "_")
             weights[str(node.target)] = weight
         elif node.op in ("get_attr", "call_module"):

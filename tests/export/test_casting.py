@@ -73,6 +73,14 @@ def test_bf16_rounds_to_eight_bits(tmp_path: Path):
     assert rounded.ravel().tolist() == torch.tensor([1.01, 3.3, 0.0]).bfloat16().float().tolist()
 
 
+def test_a_number_that_guards_a_division_is_not_rounded_to_zero(tmp_path: Path):
+    nodes = [node("Max", "images", "eps", output="divisor"), node("Div", "images", "divisor")]
+    graph = write_graph(tmp_path / "graph.onnx", nodes, {"eps": np.array(1e-12, np.float32)}, shape=("batch", 3, 1, 1))
+    cast, images = cast_graph(onnx.load(graph), "fp16"), np.array([[[[0.0]], [[3.0]], [[2.0**-10]]]], "f4")
+    for session in (open_rounding_emulation(cast), open_session(cast, threads=1, is_optimised=False)):
+        assert answers(session, images).ravel().tolist() == [0.0, 1.0, 1.0]
+
+
 def test_a_layer_whose_weights_do_not_fit_stays_float(tmp_path: Path):
     cast = cast_graph(write_overflowing_graph(tmp_path / "large.onnx", weight=1e5), "fp16")
     weights = {tensor.name: tensor.data_type for tensor in cast.graph.initializer}

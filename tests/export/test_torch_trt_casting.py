@@ -137,6 +137,28 @@ def test_kept_layers_and_numbers_beyond_the_range_stay_float32(images: Tensor):
     torch.testing.assert_close(cast(images), network(images), rtol=1e-2, atol=1e-2)
 
 
+class Normalizing(nn.Module):
+    """Divides by lengths, mean squares and sums, which numbers below those of fp16 keep from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eps = nn.Parameter(torch.tensor(1e-10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.nn.functional.normalize(images, dim=1)
+        y = images / (images.square().mean(1, keepdim=True) + 1e-9)
+        return (x + y + images / (images.abs().sum(1, keepdim=True) + self.eps)).flatten(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_emulated", [False, True])
+def test_numbers_that_guard_a_division_are_not_rounded_to_zero(is_emulated: bool, images: Tensor):
+    network, dark = Normalizing().eval(), images.clone()
+    dark[:, :, :4] = 0.0
+    outputs = CastGraph(prepared(network), "fp16", is_emulated=is_emulated)(dark)
+    torch.testing.assert_close(outputs, network(dark), rtol=1e-2, atol=1e-2)
+
+
 @torch.no_grad()
 def test_an_overflow_shows_in_the_emulation(images: Tensor):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Flatten()).eval()
