@@ -38,6 +38,10 @@ def markdown(document: Mapping[str, Any]) -> str:
                 lines.append(f"- {key}, {precision}: {problem}")
     if lines[-1] == "":
         lines.append("None of those that were run.")
+    infinite = [key for key, job in jobs.items() if job.get("fp16", {}).get("difference") == float("inf")]
+    if infinite:
+        lines += ["", "## Not finite in fp16", ""]
+        lines.append("With random weights, whose activations grow from block to block: " + ", ".join(infinite) + ".")
     lines += ["", "## Engines", "", "| network | multiply-adds | weights, MB | engine, MB | as the dry run |"]
     lines += ["|---|---|---|---|---|"]
     for key, job in jobs.items():
