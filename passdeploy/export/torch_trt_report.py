@@ -29,6 +29,7 @@ _PRODUCTS = frozenset(
     convolution conv1d conv2d conv3d conv_transpose2d linear addmm mm bmm matmul baddbmm scaled_dot_product_attention
     """.split()  # noqa: SIM905
 )
+_SMALL_WEIGHTS = 4 << 20  # bytes; below, most of an engine may be code
 _CODE_PER_LAYER = 50_000  # bytes of an engine beside its weights, at most; 5 to 46 kB in `benchmarks.torch_trt`
 
 
@@ -142,7 +143,7 @@ def require_precision(census: Census, precision: str, sizes: list[int], flavour:
         raise ExportError(f"asked {precision}, but most of the weights are not ({found}).")
     # 16 bits that are stored as float32 take as much again; in a small network the code may hide that.
     unexplained = sum(sizes) - total - _CODE_PER_LAYER * census.layers.total()
-    if flavour == "rtx" and 2 * unexplained > total:
+    if flavour == "rtx" and total > _SMALL_WEIGHTS and 2 * unexplained > total:
         raise ExportError(
             f"asked {precision}, whose weights take {total / 1e6:.1f} MB; the engines take {sum(sizes) / 1e6:.1f} MB:\n"
             "the builder has stored them in another type."

@@ -100,12 +100,13 @@ def test_a_program_in_another_precision_is_refused(
 
 @pytest.mark.parametrize(
     ("layers", "weights", "size"),
-    # as built: EfficientNet-B0 with half of its multiply-adds, ShuffleNetV2 1.0x, SqueezeNet 1.0, Swin-T
+    # as built: EfficientNet-B0 with half of its multiply-adds, ShuffleNetV2 1.0x, SqueezeNet 1.0, Swin-T, a tiny ConvNeXt
     [
         (240, 5_800_000, 10_500_000),
         (190, 4_500_000, 7_300_000),
         (68, 2_496_848, 3_131_612),
         (451, 57_634_524, 73_161_260),
+        (20, 40_000, 2_100_000),
     ],
 )
 def test_code_of_many_layers_is_not_taken_for_weights(layers: int, weights: int, size: int):
