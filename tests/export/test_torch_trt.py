@@ -100,7 +100,7 @@ def test_a_program_in_another_precision_is_refused(
 
 @pytest.mark.parametrize(
     ("layers", "weights", "size"),
-    # as built: EfficientNet-B0 with half of its multiply-adds, ShuffleNetV2 1.0x, SqueezeNet 1.0, Swin-T, a tiny ConvNeXt
+    # as built: EfficientNet-B0 with half of its MACs, ShuffleNetV2 1.0x, SqueezeNet 1.0, Swin-T, a tiny ConvNeXt
     [
         (240, 5_800_000, 10_500_000),
         (190, 4_500_000, 7_300_000),
