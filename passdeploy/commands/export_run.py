@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -154,12 +153,9 @@ def export_network(
 
 
 def _remove_drafts(exported: Path) -> None:
-    """Remove what an export that was killed has left; since this process has the run's lock, no other is at work."""
-    for left in exported.glob(".*"):
-        if left.is_dir() and left.name.startswith(DRAFTS):
-            shutil.rmtree(left)
-        elif re.fullmatch(r"\..+\.\d+\.\w+", left.name):  # of `atomic_path`
-            left.unlink()
+    """Remove folders that a killed export has left (files go when a run is opened); this process has the run's lock."""
+    for left in exported.glob(f"{DRAFTS}*"):
+        shutil.rmtree(left)
 
 
 def prefix_of(name: str, settings: ExportSettings) -> str:

@@ -110,14 +110,13 @@ def _hands_on(record: OpRecord) -> bool:
 def _is_handed_on(shape: Sequence[int], dim: int, vector: Tensor, record: OpRecord) -> bool:
     is_view = record.op in _VIEWS
     return any(
-        (vector is other or torch.equal(vector, other))
-        and (not is_view or _keeps_order(shape, dim, new_shape, new_dim))
+        (vector is other or torch.equal(vector, other)) and (not is_view or keeps_order(shape, dim, new_shape, new_dim))
         for new_shape, labels in record.results
         for new_dim, other in labels.items()
     )
 
 
-def _keeps_order(shape: Sequence[int], dim: int, new_shape: Sequence[int], new_dim: int) -> bool:
+def keeps_order(shape: Sequence[int], dim: int, new_shape: Sequence[int], new_dim: int) -> bool:
     """True if a view leaves the dimensions before the channels alone, or those after them, or adds some of size one.
 
     Otherwise a dimension of size one has moved from one side to the other. With a batch of two, the view would mix

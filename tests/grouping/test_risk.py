@@ -10,7 +10,7 @@ from torchvision.models import get_model
 
 from passdeploy import Plan, find_groups, masked, slim, verify
 from passdeploy.grouping.failing_groups import randomised
-from passdeploy.grouping.risk import RequiredCheck, _keeps_order, required_check
+from passdeploy.grouping.risk import RequiredCheck, keeps_order, required_check
 from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
 
@@ -78,7 +78,7 @@ def test_ones_around_channels_require_sizes_alone():
 def test_a_view_keeps_the_order_of_channels(
     shape: tuple[int, ...], dim: int, new_shape: tuple[int, ...], new_dim: int, keeps: bool
 ):
-    assert _keeps_order(shape, dim, new_shape, new_dim) is keeps
+    assert keeps_order(shape, dim, new_shape, new_dim) is keeps
 
 
 class HandMadeDepthwise(nn.Module):
