@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from passdeploy.cli_completion import complete_device, complete_recipe
-from passdeploy.errors import UsageError
+from passdeploy.errors import UsageError, percent
 from passdeploy.runtime.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ProfileInputs:
         if self.files:
             return self._measure_files(backends, batches, threads, seconds, execution, listener)
         from passdeploy.display.tables import sweep_lines
-        from passdeploy.display.units import milliseconds, percent
+        from passdeploy.display.units import milliseconds
 
         document = self._measure_table(backends or (), batches, threads, execution.setting(), allow_code, listener)
         lines = [

@@ -1,4 +1,4 @@
-"""The exceptions of passdeploy, with their exit codes, and helpers for error messages.
+"""The exceptions of passdeploy, with their exit codes, and helpers for messages.
 
     PassDeployError
     ├── UsageError 2        the command line or the recipe
@@ -27,6 +27,8 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+
+UNKNOWN = "–"  # in place of a number
 
 
 class PassDeployError(Exception):
@@ -158,3 +160,12 @@ def clipped(value: object, limit: int = 80) -> str:
     """Write any value as one line of at most `limit` printable characters, for error messages."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Format a fraction in percent.
+
+    >>> percent(0.4567), percent(None)
+    ('45.7 %', '–')
+    """
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"

@@ -17,7 +17,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.channels.width_table import WidthTable
 from passdeploy.channels.widths import STRICT_KINDS, minimum_width
-from passdeploy.errors import BudgetError
+from passdeploy.errors import BudgetError, percent
 
 _SHARE_HALVINGS = 40  # of the share that is kept of every group
 
@@ -101,8 +101,8 @@ def smallest_plan(
         least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
         advice = f"Ask for more, set prune.round_to below {round_to}" if round_to > 1 else "Ask for more"
         raise BudgetError(
-            f"asked for {in_units(budget.kind, budget.limit)} ({budget.limit / whole:.1%} of the dense network's), but "
-            f"the smallest that can be reached is {least} ({smallest / whole:.1%}).\n"
+            f"asked for {in_units(budget.kind, budget.limit)} ({percent(budget.limit / whole)} of the dense "
+            f"network's), but the smallest that can be reached is {least} ({percent(smallest / whole)}).\n"
             f"{advice}, or exclude fewer layers."
         )
     return widths

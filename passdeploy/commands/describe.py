@@ -11,7 +11,8 @@ from passdeploy.channels.allocation import narrowest_widths
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.display.units import percent, quantity
+from passdeploy.display.units import quantity
+from passdeploy.errors import percent
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.models.diagnosis import image_errors

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from passdeploy.display.listing import Listing
-from passdeploy.display.units import UNKNOWN, quantity
+from passdeploy.display.units import quantity
+from passdeploy.errors import UNKNOWN
 from passdeploy.recipe import Recipe, load_recipe, shipped_recipes
 
 # Images that the data sets are trained on.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.display.listing import Listing
-from passdeploy.display.units import UNKNOWN, percent, relative_change
-from passdeploy.errors import PassDeployError
+from passdeploy.display.units import relative_change
+from passdeploy.errors import UNKNOWN, PassDeployError, percent
 from passdeploy.report.run_facts import RunFacts, read_run
 from passdeploy.report.verdict import main_row
 from passdeploy.runs.folder import STATE, RunFolder

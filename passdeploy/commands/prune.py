@@ -21,7 +21,7 @@ from passdeploy.commands.published import with_published_input
 from passdeploy.commands.resume import find_run_to_resume, leaves, require_room_for_runs
 from passdeploy.commands.stages import PruneJob
 from passdeploy.data.splits import ImageData
-from passdeploy.errors import AccuracyError
+from passdeploy.errors import AccuracyError, percent
 from passdeploy.recipe import Recipe, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.determinism import require_cublas_workspace_
@@ -111,8 +111,8 @@ def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
     drop, allowed = summary["dense"]["top1"] - summary["slim"]["top1"], recipe.gates.top1_drop
     if allowed is not None and drop > allowed + 1e-9:
         raise AccuracyError(
-            f"the slim network lost {drop:.2%} of top-1 ({summary['dense']['top1']:.2%} to "
-            f"{summary['slim']['top1']:.2%}), the recipe allows {allowed:.2%} (gates.top1_drop).\n"
+            f"the slim network lost {percent(drop, 2)} of top-1 ({percent(summary['dense']['top1'], 2)} to "
+            f"{percent(summary['slim']['top1'], 2)}), the recipe allows {percent(allowed, 2)} (gates.top1_drop).\n"
             "The run is kept. Ask for a larger budget, or raise prune.steps or finetune.epochs."
         )
 

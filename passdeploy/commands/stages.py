@@ -18,7 +18,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.commands.try_training import TRIAL_IMAGES
-from passdeploy.errors import PassDeployError
+from passdeploy.errors import PassDeployError, percent
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.cloning import deep_copy
@@ -179,7 +179,7 @@ class PruneJob:
             )
         top1 = self._evaluate(self.dense)
         self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
-        progress.text = f"top-1 {top1:.2%}"
+        progress.text = f"top-1 {percent(top1, 2)}"
         return {"top1": top1}
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
@@ -287,9 +287,9 @@ class PruneJob:
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
         achieved = self.costs.of(kind, plan.widths())
         progress.text = (
-            f"{achieved / self.costs.of(kind):.1%} of the {kind}, "
+            f"{percent(achieved / self.costs.of(kind))} of the {kind}, "
             f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "
-            f"top-1 {top1:.2%}"
+            f"top-1 {percent(top1, 2)}"
         )
         return {
             "max_rel_error": equivalence.max_rel_error,
@@ -322,7 +322,7 @@ class PruneJob:
         top1 = self._evaluate(smaller)
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
         self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
-        progress.text = f"top-1 {top1:.2%}"
+        progress.text = f"top-1 {percent(top1, 2)}"
         return {"top1": top1, "prompt": self._top1_with_and_without_prompt(smaller)}
 
     # Shared by the stages

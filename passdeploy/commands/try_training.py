@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy.data.splits import ImageData
-from passdeploy.errors import ModelError, PassDeployError, clipped, first_line
+from passdeploy.errors import ModelError, PassDeployError, clipped, first_line, percent
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.diagnosis import mismatch_of
 from passdeploy.models.modes import evaluating
@@ -200,8 +200,8 @@ def _warn_of_answers(dense: nn.Module, images: Tensor, name: str, listener: List
     if not difference <= AGREEMENT:
         listener(
             Warned(
-                f"{name} answers differently for a sample alone and in a batch (by {difference:.0%} of the largest "
-                f"answer){_batch_layers(dense)}: accuracy and exported files then depend on the batch size."
+                f"{name} answers differently for a sample alone and in a batch (by {percent(difference, 0)} of the "
+                f"largest answer){_batch_layers(dense)}: accuracy and exported files then depend on the batch size."
             )
         )
     if both.ndim == 2 and both.shape[1] > 1 and bool((both >= 0).all() and ((both.sum(1) - 1).abs() < 1e-3).all()):

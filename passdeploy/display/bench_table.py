@@ -7,7 +7,8 @@ from typing import Any
 
 from passdeploy.display.listing import Footnotes, Listing
 from passdeploy.display.tables import notes_of, speedup_text, with_one_busy_note
-from passdeploy.display.units import UNKNOWN, latency, megabytes, percent
+from passdeploy.display.units import latency, megabytes
+from passdeploy.errors import UNKNOWN, percent
 
 
 def bench_table(document: Mapping[str, Any]) -> Listing:

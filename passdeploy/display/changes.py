@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from passdeploy.display.listing import Listing
-from passdeploy.display.units import percent
+from passdeploy.errors import percent
 
 MOST_ROWS = 24  # of groups on a terminal; what is left out is summed up in a line
 _BAR = 12  # characters of a whole width

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from passdeploy.display.listing import Footnotes, Listing
-from passdeploy.display.units import duration, milliseconds, percent
+from passdeploy.display.units import duration, milliseconds
+from passdeploy.errors import percent
 
 
 def latency_lines(latency: Mapping[str, Any] | None) -> list[str]:

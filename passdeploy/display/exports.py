@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from passdeploy.display.listing import Footnotes, Listing
-from passdeploy.display.units import UNKNOWN, megabytes, percent
+from passdeploy.display.units import megabytes
+from passdeploy.errors import UNKNOWN, percent
 
 _PACKAGES = ("triton", "bundle", "sidecar")
 
@@ -71,8 +72,8 @@ def preview_lines(previews: Sequence[Mapping[str, Any]]) -> list[str]:
         what = f"{facts['network']} {facts['precision']}"
         counts = ", ".join(f"{count} {name}" for name, count in facts["census"]["products"].items())
         lines.append(
-            f"{what}: {_engines(facts['engines'])}, {facts['operators']} operators, {facts['coverage']:.1%} of them in "
-            f"engines; convolutions and products: {counts}"
+            f"{what}: {_engines(facts['engines'])}, {facts['operators']} operators, {percent(facts['coverage'])} of "
+            f"them in engines; convolutions and products: {counts}"
         )
         if facts["kept_modules"] or facts["beyond_range"]:
             lines.append(f"{what}: stay fp32: {', '.join((*facts['kept_modules'], *facts['beyond_range']))}")

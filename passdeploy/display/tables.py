@@ -8,15 +8,8 @@ from pathlib import PurePath
 from typing import Any
 
 from passdeploy.display.listing import Footnotes, Listing
-from passdeploy.display.units import (
-    UNKNOWN,
-    latency,
-    milliseconds,
-    percent,
-    quantity,
-    relative_change,
-    three_digits,
-)
+from passdeploy.display.units import latency, milliseconds, quantity, relative_change, three_digits
+from passdeploy.errors import UNKNOWN, percent
 from passdeploy.runtime.intervals import is_measurable
 
 NO_DIFFERENCE = "no measurable difference"
@@ -33,8 +26,8 @@ def sweep_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(f"multiples of {row['round_to']:>3}: {row['refused']}")
         else:
             lines.append(
-                f"multiples of {row['round_to']:>3}: {milliseconds(row['slim_ms'])} ({row['achieved']:.1%} of dense), "
-                f"keeps {row['kept']:.1%} of the score"
+                f"multiples of {row['round_to']:>3}: {milliseconds(row['slim_ms'])} ({percent(row['achieved'])} of "
+                f"dense), keeps {percent(row['kept'])} of the score"
             )
     if reached:
         best = max(reached, key=lambda row: row["kept"])

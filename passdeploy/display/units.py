@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-UNKNOWN = "–"
+from passdeploy.errors import UNKNOWN
 
 
 def three_digits(value: float) -> str:
@@ -52,15 +52,6 @@ def relative_change(before: float | None, after: float | None) -> str:
     if not before or after is None:
         return UNKNOWN
     return f"{100 * (after / before - 1):+.1f} %"
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """Format a fraction in percent.
-
-    >>> percent(0.4567), percent(None)
-    ('45.7 %', '–')
-    """
-    return UNKNOWN if share is None else f"{100 * share:.{digits}f} %"
 
 
 def milliseconds(value: float | None) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.errors import CorruptArtifact, RunError, percent
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
 from passdeploy.export.lint import lint_file
 from passdeploy.export.onnx_graph import INPUT
@@ -188,7 +188,7 @@ def _compared(engine: Artifact, entry: Mapping[str, Any], folder: Path, listener
     )
     with stage("parity", f"{engine.path.name} in TensorRT", listener) as progress:
         engine, parity = require_engine_parity(engine, reference, LIMITS[entry["precision"]])
-        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {percent(parity.top1_agreement)}"
     return engine
 
 

@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import nn
 
+from passdeploy.errors import percent
 from passdeploy.export.artifact import Artifact, BatchRange, file_stem
 from passdeploy.export.conversion import convert_file
 from passdeploy.export.lint import Lint, lint
@@ -174,10 +175,10 @@ def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Lim
 
 def _parity_line(parity: Parity, limits: Limits) -> str:
     """Summarise a comparison in one line: error, agreement, and the accuracies where there are labels."""
-    line = f"error {gated_error(parity, limits):.1e}, top-1 agreement {parity.top1_agreement:.1%}"
+    line = f"error {gated_error(parity, limits):.1e}, top-1 agreement {percent(parity.top1_agreement)}"
     if parity.top1 is None:
         return line
-    return f"{line}, top-1 {parity.top1:.2%} (PyTorch {parity.reference_top1:.2%})"
+    return f"{line}, top-1 {percent(parity.top1, 2)} (PyTorch {percent(parity.reference_top1, 2)})"
 
 
 def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:

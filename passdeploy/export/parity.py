@@ -23,7 +23,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from passdeploy.errors import ParityError, UsageError, first_line
+from passdeploy.errors import ParityError, UsageError, first_line, percent
 from passdeploy.export.casting import emulate_rounding
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.precision import CAST_PRECISIONS, LIMITS, Limits
@@ -274,11 +274,12 @@ def gate_problem(parity: Parity, limits: Limits) -> str | None:
         return None
     one = 1 / parity.real_images + 1e-9
     if parity.top1_agreement + one < limits.top1_agreement:
-        share = f"{parity.top1_agreement:.2%} of {parity.real_images} images (at least {limits.top1_agreement:.1%})"
-        return f"gives the PyTorch model's answer on only {share}"
+        share, least = percent(parity.top1_agreement, 2), percent(limits.top1_agreement)
+        images = f"{share} of {parity.real_images} images (at least {least})"
+        return f"gives the PyTorch model's answer on only {images}"
     if parity.top1_drop is not None and parity.top1_drop > max(limits.top1_drop, one) + 1e-9:
-        accuracy = f"{parity.reference_top1:.2%} to {parity.top1:.2%}"
-        return f"loses {parity.top1_drop:.2%} of top-1, {accuracy} (at most {limits.top1_drop:.2%})"
+        accuracy = f"{percent(parity.reference_top1, 2)} to {percent(parity.top1, 2)}"
+        return f"loses {percent(parity.top1_drop, 2)} of top-1, {accuracy} (at most {percent(limits.top1_drop, 2)})"
     return None
 
 

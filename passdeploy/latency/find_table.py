@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.errors import CorruptArtifact
+from passdeploy.errors import CorruptArtifact, percent
 from passdeploy.latency.cache_folder import cache_folder
 from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
@@ -63,7 +63,8 @@ def find_table(
         with open_sampler(context, dense, channels, images) as sampler:
             table = sample_latency(sampler, channels, context, plan or DEFAULT_SAMPLING, progress)
         typical, largest = table.error
-        progress.text = f"{table.dense_ms:.3g} ms dense; off by {typical:.1%} in the median, {largest:.1%} at most"
+        error = f"off by {percent(typical)} in the median, {percent(largest)} at most"
+        progress.text = f"{table.dense_ms:.3g} ms dense; {error}"
     try:
         table.save(path)
     except OSError as error:  # what was measured serves this run all the same

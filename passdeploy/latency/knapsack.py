@@ -18,7 +18,7 @@ from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.channels.width_table import WidthTable, coordinate_descent
-from passdeploy.errors import BudgetError
+from passdeploy.errors import BudgetError, percent
 from passdeploy.latency.latency_cost import LatencyCost
 
 _HALVINGS = 24
@@ -47,8 +47,8 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
     if knapsack.time(fastest) > within:
         least, whole = cost.value(knapsack.table.widths(fastest)), costs.of("latency")
         raise BudgetError(
-            f"asked for {in_units('latency', limit)} ({limit / whole:.1%} of the dense network's), but the fastest "
-            f"that can be reached is {in_units('latency', least)} ({least / whole:.1%}).\n"
+            f"asked for {in_units('latency', limit)} ({percent(limit / whole)} of the dense network's), but the "
+            f"fastest that can be reached is {in_units('latency', least)} ({percent(least / whole)}).\n"
             f"Ask for more{f', set prune.round_to below {round_to}' if round_to > 1 else ''}, or exclude fewer layers."
         )
     return knapsack.table.plan(knapsack.best_within(within, fastest))

@@ -19,7 +19,7 @@ from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.errors import BudgetError, UsageError
+from passdeploy.errors import BudgetError, UsageError, percent
 from passdeploy.latency.knapsack import adjust, allocate, allocate_fastest
 from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
 from passdeploy.latency.network_timing import SLOW_TO_BUILD, LatencySampler
@@ -64,7 +64,7 @@ class LatencyGoal:
         return share if self.ms is None else slim_ms
 
     def __str__(self) -> str:
-        return f"{self.share:.1%} of the dense network's latency" if self.ms is None else f"{self.ms:g} ms"
+        return f"{percent(self.share)} of the dense network's latency" if self.ms is None else f"{self.ms:g} ms"
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ def _best_of(trials: Sequence[MeasuredPlan], goal: LatencyGoal) -> MeasuredPlan:
         nearest = min(trials, key=lambda trial: trial.excess)
         raise BudgetError(
             f"asked for {goal}, but the fastest that can be reached is {nearest.slim_ms:.3g} ms, "
-            f"{nearest.slim_ms / nearest.dense_ms:.1%} of the dense network's {nearest.dense_ms:.3g} ms: "
+            f"{percent(nearest.slim_ms / nearest.dense_ms)} of the dense network's {nearest.dense_ms:.3g} ms: "
             f"the nearest of {len(trials)} plans that were measured.\n"
             "Ask for more, or measure on a quieter machine."
         )

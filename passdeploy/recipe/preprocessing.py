@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from passdeploy.errors import percent
 from passdeploy.recipe.base import Section
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; most pretrained networks expect this normalisation
@@ -37,5 +38,5 @@ class PreprocessingSpec(Section):
     def text(self) -> str:
         """The preprocessing in words."""
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
-        square = "the largest square" if self.crop == 1 else f"{100 * self.crop:.1f} % of the largest square"
+        square = "the largest square" if self.crop == 1 else f"{percent(self.crop)} of the largest square"
         return f"{square} in the centre, {self.interpolation}, mean {mean}, std {std}"

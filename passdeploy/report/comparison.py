@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from passdeploy.display.listing import Listing
-from passdeploy.display.units import UNKNOWN, milliseconds, percent, quantity
-from passdeploy.errors import UsageError
+from passdeploy.display.units import milliseconds, quantity
+from passdeploy.errors import UNKNOWN, UsageError, percent
 from passdeploy.report.charts import Point, scatter_chart
 from passdeploy.report.page import Grid, style_sheet, templates
 from passdeploy.report.run_facts import RunFacts

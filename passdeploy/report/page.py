@@ -20,7 +20,8 @@ from passdeploy.display.changes import widths_table
 from passdeploy.display.exports import exports_table
 from passdeploy.display.listing import Footnotes, Listing
 from passdeploy.display.tables import group_table, latency_rows, summary_table
-from passdeploy.display.units import duration, percent, quantity, three_digits
+from passdeploy.display.units import duration, quantity, three_digits
+from passdeploy.errors import percent
 from passdeploy.report.charts import Line, bar, line_chart, range_strip, two_bars
 from passdeploy.report.pictures import Picture, prompt_pictures
 from passdeploy.report.run_facts import Curve, RunFacts

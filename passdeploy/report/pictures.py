@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from passdeploy.errors import percent
 from passdeploy.report.run_facts import RunFacts
 
 _LOSSLESS_UP_TO = 96  # pixels; larger pictures are JPEG, so that a report stays small
@@ -40,7 +41,7 @@ def prompt_pictures(facts: RunFacts) -> list[Picture]:
     largest = float(np.abs(prompt).max()) or 1.0
     return [
         _picture(pixels, "a test image"),
-        _picture(0.5 + prompt / (2 * largest), f"the prompt; its largest value is {100 * largest:.1f} % of white"),
+        _picture(0.5 + prompt / (2 * largest), f"the prompt; its largest value is {percent(largest)} of white"),
         _picture(pixels + prompt, "what the network sees: their sum"),
     ]
 

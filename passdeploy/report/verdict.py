@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from passdeploy.display.units import percent, relative_change
+from passdeploy.display.units import relative_change
+from passdeploy.errors import percent
 from passdeploy.report.run_facts import RunFacts
 from passdeploy.runtime.intervals import accuracy_change_interval, is_measurable
 

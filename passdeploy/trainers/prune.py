@@ -16,7 +16,7 @@ from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import TrainingError, UsageError, clipped
+from passdeploy.errors import TrainingError, UsageError, clipped, percent
 from passdeploy.export.artifact import Artifact
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.target import LatencyTarget, meet_target, prepare_target
@@ -72,7 +72,7 @@ class Pruned:
 
     def __str__(self) -> str:
         shares = [
-            f"{after:,} of {before:,} {name} ({after / max(before, 1):.0%})"
+            f"{after:,} of {before:,} {name} ({percent(after / max(before, 1), 0)})"
             for name, before, after in (
                 ("multiply-adds", self.before.macs, self.after.macs),
                 ("parameters", self.before.params, self.after.params),

@@ -190,7 +190,7 @@ def test_a_dry_run_is_told_in_lines():
         "engines_with_fixed_batch": 1,
     }
     assert preview_lines([facts]) == [
-        "slim fp16: 2 engines, 200 operators, 99.5% of them in engines; convolutions and products: 52 fp16, 1 fp32",
+        "slim fp16: 2 engines, 200 operators, 99.5 % of them in engines; convolutions and products: 52 fp16, 1 fp32",
         "slim fp16: stay fp32: features.1.0",
         "slim fp16: 1 operators stay in PyTorch, 2 switches: digamma net.py:7",
         "slim fp16: with a fixed batch (--batch N,N,N) 1 engine",

@@ -258,7 +258,7 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         said = " ".join(result.output.split())  # lines end at the width of the terminal
         assert "passdeploy/resnet20_cifar fp16: 1 engine, " in said
-        assert "100.0% of them in engines; convolutions and products: 20 fp16" in said
+        assert "100.0 % of them in engines; convolutions and products: 20 fp16" in said
         assert list(tmp_path.iterdir()) == []
 
     def test_programs_are_named_after_the_flavour_and_another_is_refused(self, tmp_path: Path):

@@ -61,7 +61,7 @@ def test_the_best_channels_stay_in_whole_blocks(
 
 
 def test_what_cannot_be_reached_names_what_can(channels: ChannelMap, costs: CostModel, scores: dict[str, torch.Tensor]):
-    with pytest.raises(BudgetError, match=r"the fastest that can be reached is 0\.\d+ ms \(\d+\.\d%\)"):
+    with pytest.raises(BudgetError, match=r"the fastest that can be reached is 0\.\d+ ms \(\d+\.\d %\)"):
         allocate(scores, channels.prunable, costs, int(0.01 * costs.of("latency")), round_to=16)
 
 
