@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.plan import Plan
+from passdeploy.commands.changed_answers import changed_answers, packed
 from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.commands.try_training import TRIAL_IMAGES
@@ -42,7 +43,7 @@ from passdeploy.sparsity.batches import SeekableBatches
 from passdeploy.sparsity.select import select_channels
 from passdeploy.sparsity.settings import allocation_of
 from passdeploy.training.batch_norm import RECALIBRATION_BATCHES, recalibrate_batch_norm_
-from passdeploy.training.evaluate import evaluate
+from passdeploy.training.evaluate import Accuracy, evaluate
 from passdeploy.training.loop import fit
 
 EQUIVALENCE_IMAGES = 8
@@ -177,10 +178,10 @@ class PruneJob:
                 checkpoint=self.folder.checkpoint("dense"),
                 processes=self.processes,
             )
-        top1 = self._evaluate(self.dense)
+        accuracy = self._evaluate(self.dense)
         self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
-        progress.text = f"top-1 {percent(top1, 2)}"
-        return {"top1": top1}
+        progress.text = f"top-1 {percent(accuracy.top1, 2)}"
+        return {"top1": accuracy.top1, "right": packed(accuracy.right)}
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
         chosen = select_channels(
@@ -275,7 +276,7 @@ class PruneJob:
         with self.processes.synchronised_batch_norm():
             batches = self._to_device(islice(self._training_batches("recalibrate"), RECALIBRATION_BATCHES))
             recalibrate_batch_norm_(smaller, batches)
-        top1, prompted = self._evaluate(smaller), self._top1_with_and_without_prompt(smaller)
+        top1, prompted = self._evaluate(smaller).top1, self._top1_with_and_without_prompt(smaller)
         self.folder.write_json(
             "plan.json",
             plan_to_json(
@@ -319,11 +320,15 @@ class PruneJob:
             checkpoint=self.folder.checkpoint("finetune"),
             processes=self.processes,
         )
-        top1 = self._evaluate(smaller)
+        accuracy = self._evaluate(smaller)
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
         self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
-        progress.text = f"top-1 {percent(top1, 2)}"
-        return {"top1": top1, "prompt": self._top1_with_and_without_prompt(smaller)}
+        progress.text = f"top-1 {percent(accuracy.top1, 2)}"
+        return {
+            "top1": accuracy.top1,
+            "answers": changed_answers(self.folder.result_of("dense").get("right"), accuracy.right),
+            "prompt": self._top1_with_and_without_prompt(smaller),
+        }
 
     # Shared by the stages
 
@@ -374,10 +379,10 @@ class PruneJob:
         prompt.load_pixels_(saved)
         network = without_prompt(smaller)
         prompted = smaller if network is not smaller else with_prompt(network, prompt)
-        return {"top1_with": self._evaluate(prompted), "top1_without": self._evaluate(network)}
+        return {"top1_with": self._evaluate(prompted).top1, "top1_without": self._evaluate(network).top1}
 
-    def _evaluate(self, model: nn.Module) -> float:
-        return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device).top1
+    def _evaluate(self, model: nn.Module) -> Accuracy:
+        return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device)
 
     def _measure_latency(self) -> list[dict[str, Any]]:
         """Measure dense and slim briefly in PyTorch on the run's device; return rows as in `profile.json`.

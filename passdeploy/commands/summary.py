@@ -56,6 +56,7 @@ def summarise(
         "slim": {
             "top1": finetuned["top1"],
             "top1_before_finetune": cut["top1"],
+            "answers": finetuned.get("answers"),  # how many images became right and wrong against the dense network
             **{kind: after for kind, (_, after) in size.items()},
         },
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),

@@ -15,7 +15,10 @@ from passdeploy.runtime.intervals import is_measurable
 NO_DIFFERENCE = "no measurable difference"
 _BUSY = re.compile(r"disturbed: other processes kept ([\d.]+) cores busy")
 _LONG_SETTING = 20  # characters; next to a longer one there is less room for words
-_ABOUT_INTERVALS = "±: 95 % interval of the median; (a–b): 95 % interval of the speed-up"
+_ABOUT_INTERVALS = (
+    "±: 95 % interval of the median; (a–b): that of the speed-up, a mean of ratios of calls in turns, so not quite the "
+    "ratio of the medians"
+)
 
 
 def sweep_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -33,7 +33,7 @@ _MOST_LAYERS = 80  # in the table of layer times; of more, the slowest are shown
 _CURVES = {  # (stage, metric) -> title, label of the heights, whether these are fractions
     ("dense", "loss"): ("Training the dense network", "loss", False),
     ("learn", "loss"): ("Learning which channels matter", "loss", False),
-    ("learn", "budget"): ("The budget's way", "share of the dense cost", True),
+    ("learn", "budget"): ("What is left while channels are let go", "share of the dense cost", True),
     ("finetune", "loss"): ("Fine-tuning the slim network", "loss", False),
 }
 
@@ -67,10 +67,10 @@ def render_markdown(facts: RunFacts) -> str:
     parts += ["\n".join(f"- {tile.label}: {tile.value} ({tile.detail})" for tile in verdict.tiles)]
     parts += ["## What to do", "\n".join(map(_todo_line, verdict.todo))]
     parts += ["## How sure", "\n".join(f"- {_plain(text)}" for text in verdict.sure)]
-    parts += ["## Dense against slim", summary_table(summary, facts.rows).markdown()]
+    parts += ["## Dense against slim", _about_numbers(facts), summary_table(summary, facts.rows).markdown()]
     changes = widths_table(_summary_with_groups(facts), None)
     if changes is not None:
-        parts += ["## What was cut", changes.markdown()]
+        parts += ["## What was cut", replace(changes, title="").markdown()]
     if layers := facts.profile.get("groups"):
         parts += ["## Time by channel group", group_table(layers).markdown()]
     if facts.exports:
@@ -121,9 +121,7 @@ def _subtitle(facts: RunFacts) -> str:
         asked = f"{three_digits(value)} ms"
     else:
         asked = f"{percent(value, 0)} of the {_KINDS[kind]}" if value <= 1 else f"{quantity(value)} {_KINDS[kind]}"
-    return (
-        f"{facts.summary['model']} on {facts.recipe.data.name}, pruned by {facts.summary['method']}: asked for {asked}"
-    )
+    return f"{facts.summary['model']} on {facts.recipe.data.name}, pruned by {facts.summary['method']} to {asked}"
 
 
 _KINDS = {"macs": "multiply-adds", "params": "parameters", "channels": "channels", "latency": "latency"}
@@ -141,12 +139,22 @@ def _numbers_section(facts: RunFacts, summary: Listing) -> dict[str, Any]:
     if timed:
         headings = ("latency", "dense", "slim", "change", "note")
         grids.append(Grid(headings, tuple(timed), "Latency", (*lines, *notes.lines())))
-    budget = facts.summary["budget"]
-    about = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
-    before = facts.summary["slim"].get("top1_before_finetune")
+    return _section("numbers", "Dense against slim", _about_numbers(facts), grids=grids)
+
+
+def _about_numbers(facts: RunFacts) -> str:
+    """Say what was asked for and reached, and how long each network was trained."""
+    budget, before = facts.summary["budget"], facts.summary["slim"].get("top1_before_finetune")
+    text = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
     if before is not None:
-        about += f" Before fine-tuning, the slim network had a top-1 of {percent(before, 2)}."
-    return _section("numbers", "Dense against slim", about, grids=grids)
+        text += f" Before fine-tuning, the slim network had a top-1 of {percent(before, 2)}."
+    steps = {curve.stage: curve.steps[-1] for curve in facts.curves if curve.metric == "loss" and curve.steps}
+    if "finetune" in steps:
+        dense = f"trained for {steps['dense']:,} steps" if "dense" in steps else "there before"
+        learning = f"{steps['learn']:,} steps of choosing and " if "learn" in steps else ""
+        more = f"{learning}{steps['finetune']:,} steps of fine-tuning more"
+        text += f" The dense network was {dense}; the slim one had {more}."
+    return text
 
 
 def _budget_text(budget: Mapping[str, Any], key: str) -> str:
@@ -290,7 +298,7 @@ def _exports_section(facts: RunFacts) -> dict[str, Any]:
     if not facts.exports:
         missing = f"passdeploy export {facts.run_option}"
         return _section("files", "Exported files", "Nothing was exported yet.", missing=missing)
-    about = "Each was compared with the PyTorch model before it got its name, where this machine can run it."
+    about = "Each was checked against the PyTorch model, if this machine can run it."
     grids = [Grid.of(_exports(facts), "Files and their parity")]
     grids += [Grid.of(bench_table(facts.bench), "Every format and precision")] if facts.bench else []
     return _section("files", "Exported files", about, grids=grids)

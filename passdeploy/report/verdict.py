@@ -7,13 +7,13 @@ top-1 within what the recipe allows. What cannot be told with this many images, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from passdeploy.display.units import relative_change
 from passdeploy.errors import percent
 from passdeploy.report.run_facts import RunFacts
-from passdeploy.runtime.intervals import accuracy_change_interval, is_measurable
+from passdeploy.runtime.intervals import accuracy_change_interval, is_measurable, paired_change_interval
 
 # What a network is deployed in comes before what it was trained in.
 PREFERRED = ("tensorrt", "torch-trt", "ort-trt", "ort-cuda", "ort", "compile", "torch")
@@ -131,35 +131,58 @@ def _judge_accuracy(facts: RunFacts) -> _Judged:
     detail = f"{percent(before, 2)} dense, {percent(after, 2)} slim"
     verb = "rose" if change > 0 else "fell"
     words = "top-1 is the same" if change == 0 else f"top-1 {verb} by {abs(100 * change):.2f} points"
-    mood, todo = "good", None
+    mood, tile_mood, todo = "good", "good", None
     if allowed is not None and -change > allowed + 1e-9:
-        mood, words = "bad", f"{words}, more than the {100 * allowed:g} points that the recipe allows"
+        mood = tile_mood = "bad"
+        words += f", more than the {100 * allowed:g} points that the recipe allows"
         todo = Todo("Win accuracy back: a larger prune.target, more prune.steps or more finetune.epochs in the recipe.")
-    interval = None if images is None else accuracy_change_interval(before, after, images)
-    if interval is None or images is None:
+    if images is None:
         sure = "How many images the accuracy was counted on is not known: this run is of an earlier version."
-    else:
-        low, high = interval
-        detail += f"; 95 % interval {_points(low)} to {_points(high)}"
-        sure = (
-            f"Accuracy: counted on {images:,} test images, so the true change of top-1 lies between "
-            f"{_points(low)} and {_points(high)} points (95 % interval)."
+        return _Judged(Tile("top-1", f"{_points(change)} points", detail, tile_mood), mood, words, sure, todo)
+    low, high = _change_interval(facts, images)
+    detail += f"; 95 % interval {_points(low)} to {_points(high)}"
+    sure = f"Accuracy: {_counted(facts, images)}. {_limit_of(allowed)}"
+    bearable = _UNLIMITED_DROP if allowed is None else allowed
+    if mood == "good" and -low > bearable + 1e-9:
+        mood, tile_mood = "unsure", "neutral"
+        sure += " A loss of more than that is not ruled out."
+        todo = Todo("Count accuracy on more test images: four times as many halve the interval.")
+        words = (
+            f"{images:,} test images are too few to rule out that more than {100 * bearable:g} points of top-1 "
+            f"are lost ({_points(change)} were counted)"
         )
-        bearable = _UNLIMITED_DROP if allowed is None else allowed
-        if mood == "good" and -low > bearable + 1e-9:
-            mood = "unsure"
-            limit = f"{100 * bearable:g} points"
-            sure += f" A loss of more than {limit if allowed is None else f'the {limit} that the recipe allows'} "
-            sure += "is not ruled out."
-            todo = Todo("Count accuracy on more test images: four times as many halve the interval.")
-            words = (
-                f"{images:,} test images are too few to rule out that more than {100 * bearable:g} points of top-1 "
-                f"are lost ({_points(change)} were counted)"
-            )
-        elif mood == "good" and low <= 0 <= high:
+    elif mood == "good" and low <= 0 <= high:
+        if change < 0:
+            tile_mood = "neutral"
+            words += f" on {images:,} test images, which may be chance"
+        else:
             words = f"no loss of accuracy shows on {images:,} test images ({_points(change)} points)"
-    tile_mood = {"bad": "bad", "unsure": "neutral"}.get(mood, "good")
     return _Judged(Tile("top-1", f"{_points(change)} points", detail, tile_mood), mood, words, sure, todo)
+
+
+def _change_interval(facts: RunFacts, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of the change of top-1, from the images whose answer changed where these are known."""
+    dense, slim = facts.summary["dense"], facts.summary["slim"]
+    if answers := slim.get("answers"):
+        return paired_change_interval(answers["became_right"], answers["became_wrong"], images)
+    return accuracy_change_interval(dense["top1"], slim["top1"], images)
+
+
+def _counted(facts: RunFacts, images: int) -> str:
+    """Say what was counted, and how far other images like these could take it."""
+    dense, slim = (round(facts.summary[which]["top1"] * images) for which in ("dense", "slim"))
+    low, high = _change_interval(facts, images)
+    text = f"dense {dense:,} and slim {slim:,} of {images:,} test images right"
+    if answers := facts.summary["slim"].get("answers"):
+        text += f" ({answers['became_right']:,} became right, {answers['became_wrong']:,} wrong)"
+    return f"{text}. Other images like these could make it {_points(low)} to {_points(high)} points (95 % interval)"
+
+
+def _limit_of(allowed: float | None) -> str:
+    """Name the loss that is held bearable."""
+    if allowed is None:
+        return f"The recipe sets no limit (gates.top1_drop): {100 * _UNLIMITED_DROP:g} points are held bearable."
+    return f"The recipe allows a loss of {100 * allowed:g} point{'s' if allowed != 0.01 else ''} (gates.top1_drop)."
 
 
 def _judge_speed(facts: RunFacts, row: Mapping[str, Any] | None) -> _Judged:
@@ -195,13 +218,15 @@ def _judge_speed(facts: RunFacts, row: Mapping[str, Any] | None) -> _Judged:
         words = f"it is {speedup:.2f} times as fast ({place}{_other_batches(facts, row)})"
     calls = f"{int(row['n']):,} calls of each network" if row.get("n") else "calls of both networks in turns"
     sure = f"Speed: {calls}, {low:.2f} to {high:.2f} times as fast (95 % interval), on {device_name(facts, row)}."
-    if is_disturbed(row):
-        sure += " Other programs disturbed the measurement, which makes the interval wider."
+    if _has_note(row, "disturbed", "throttled"):
+        sure += " Other programs disturbed the measurement: repeat it on a quiet machine for a narrower interval."
+    elif is_disturbed(row):
+        sure += " Single calls took very different times, which makes the interval wider."
     if not facts.profile.get("rows") and row["backend"] in ("torch", "compile"):
         sure += " What will be deployed was not measured."
         if mood == "good":
-            mood = "unsure"
-            words += ", measured briefly in PyTorch and not yet in what will be deployed"
+            mood, tile = "unsure", replace(tile, mood="neutral")
+            words += " in a short measurement, and the file that will run was not measured"
         if mood == "unsure":
             export = () if facts.exports else (f"passdeploy export {run}",)
             todo = Todo("Measure the file that will run:", (*export, f"passdeploy profile {run}"))
@@ -237,8 +262,12 @@ def _other_batches(facts: RunFacts, row: Mapping[str, Any]) -> str:
 
 
 def is_disturbed(row: Mapping[str, Any]) -> bool:
-    """True if other programs or a throttled clock disturbed a measurement."""
-    return any(str(note).startswith(("disturbed", "throttled", "unstable")) for note in row.get("notes") or ())
+    """True if other programs or a throttled clock disturbed a measurement, or its calls took very different times."""
+    return _has_note(row, "disturbed", "throttled", "unstable")
+
+
+def _has_note(row: Mapping[str, Any], *beginnings: str) -> bool:
+    return any(str(note).startswith(beginnings) for note in row.get("notes") or ())
 
 
 def device_name(facts: RunFacts, row: Mapping[str, Any]) -> str:
@@ -255,8 +284,8 @@ def _sure_of_the_rest(facts: RunFacts) -> list[str]:
     """Say what was checked of the network and its files, and what one run cannot show."""
     error, limit = facts.summary["equivalence"]["max_rel_error"], facts.recipe.gates.equivalence
     sure = [
-        f"Cutting: the slim network gives the same outputs as the masked one, to {_power(error)} of the largest output "
-        f"({_power(limit)} is allowed)."
+        f"Cutting: with the channels taken out, the network computes what it computes with them switched off, to "
+        f"{_power(error)} of the largest output ({_power(limit)} is allowed)."
     ]
     compared = [one["facts"]["parity"] for one in facts.exports.values() if one.get("facts", {}).get("parity")]
     if compared:
@@ -270,7 +299,11 @@ def _sure_of_the_rest(facts: RunFacts) -> list[str]:
                 else f"at least {percent(agreement)} of the answers agree."
             )
         )
-    sure.append(f"One training was run (seed {facts.summary['seed']}); another seed gives another network.")
+    seed = facts.summary["seed"]
+    sure.append(
+        f"One training was run (seed {seed}). How much depends on chance is shown by the same recipe with "
+        f"--set seed={seed + 1}, and by passdeploy compare."
+    )
     return sure
 
 

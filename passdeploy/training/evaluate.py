@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from passdeploy.data.splits import Split
 from passdeploy.models.modes import evaluating
@@ -26,6 +26,7 @@ class Accuracy:
     correct: int
     total: int
     loss: float  # mean cross-entropy
+    right: Tensor = field(repr=False, compare=False)  # (total,) bool: which images, in the split's order
 
 
 def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.device | str | None = None) -> Accuracy:
@@ -40,14 +41,16 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
     device = torch.device(device) if device is not None else device_of(model)
     model.to(device)
     meter, deferred = AccuracyMeter(), DeferredScalars(every=_BATCHES_PER_READ)
+    right: list[Tensor] = []
     with torch.no_grad(), evaluating(model):
         for number, (images, labels) in enumerate(split.batches(batch_size, device=device)):
             logits, labels = logits_of(model(placed_like(model, images, device))), labels.to(device)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            correct = (logits.argmax(dim=1) == labels).sum()
-            meter.add_all(deferred.add(number, loss=loss, correct=correct, count=len(labels)))
+            right.append(logits.argmax(dim=1) == labels)
+            meter.add_all(deferred.add(number, loss=loss, correct=right[-1].sum(), count=len(labels)))
     meter.add_all(deferred.flush())
-    return Accuracy(meter.top1, int(meter.correct), meter.total, meter.loss)
+    which = torch.cat(right).cpu() if right else torch.zeros(0, dtype=torch.bool)
+    return Accuracy(meter.top1, int(meter.correct), meter.total, meter.loss, which)
 
 
 @dataclass

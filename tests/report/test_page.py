@@ -79,7 +79,7 @@ def test_every_part_of_a_run_is_shown(make_run: MakeRun):
         "30.0 %",
         "layer3.1",
         "Learning curves",
-        "The budget's way",
+        "What is left while channels are let go",
         "The learned prompt",
         "no faster because a reason",
         "64×64 → 24×64",

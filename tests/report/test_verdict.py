@@ -79,10 +79,24 @@ def test_what_is_deployed_comes_before_what_was_trained_in(make_run: MakeRun):
     assert "3.00 times as fast (PyTorch" in verdict_of(make_run, *rows, budget=asked).reason
 
 
-def test_no_loss_that_can_be_seen_is_said_to_be_so(make_run: MakeRun):
+def test_a_small_change_is_not_taken_for_a_true_one(make_run: MakeRun):
     images = {"train": {NASTY: 50}, "test": {NASTY: 2000}}
-    verdict = verdict_of(make_run, images=images, slim={"top1": 0.949})
-    assert "no loss of accuracy shows on 2,000 test images (−0.10 points)" in verdict.reason
+    worse = verdict_of(make_run, images=images, slim={"top1": 0.949})
+    assert "top-1 fell by 0.10 points on 2,000 test images, which may be chance" in worse.reason
+    assert (worse.tiles[1].mood, worse.mood) == ("neutral", "good")
+    better = verdict_of(make_run, images=images, slim={"top1": 0.951})
+    assert "no loss of accuracy shows on 2,000 test images (+0.10 points)" in better.reason
+
+
+def test_accuracy_is_told_in_images_with_what_the_recipe_allows(make_run: MakeRun):
+    images = {"train": {NASTY: 50}, "test": {NASTY: 2000}}
+    known = {"top1": 0.949, "answers": {"became_right": 3, "became_wrong": 5}}
+    verdict, paired = (verdict_of(make_run, images=images, slim=slim) for slim in ({"top1": 0.949}, known))
+    assert "dense 1,900 and slim 1,898 of 2,000 test images right. Other images" in verdict.sure[1]
+    assert "of 2,000 test images right (3 became right, 5 wrong). Other images like these" in paired.sure[1]
+    assert "The recipe allows a loss of 2 points (gates.top1_drop)." in paired.sure[1]
+    assert "95 % interval −1.47 to +1.27" in verdict.tiles[1].detail
+    assert "95 % interval −0.41 to +0.21" in paired.tiles[1].detail
 
 
 def test_few_images_are_too_few_where_the_recipe_sets_no_limit_too(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch):
