@@ -23,6 +23,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)  # further figures of the row
+    least: float = 1.0  # share of the trials that must be good
     began_s: float = field(default_factory=perf_counter)
 
     @property
@@ -35,6 +36,11 @@ class Tally:
         """Number of trials that ended as they should."""
         return self.trials - len(self.failures)
 
+    @property
+    def is_good(self) -> bool:
+        """True if as many trials as there must be are good."""
+        return self.good >= self.least * self.trials
+
     def add(self, outcome: str, problem: str | None = None, trial: str = "") -> None:
         """Count a trial; a problem makes it a failure, and `trial` says how to see it again."""
         self.outcomes[outcome if problem is None else "failed"] += 1
@@ -46,6 +52,7 @@ class Tally:
         return {
             "trials": self.trials,
             "good": self.good,
+            **({"least": self.least} if self.least < 1 else {}),
             "outcomes": dict(self.outcomes.most_common()),
             "failures": self.failures[:_MOST_SHOWN],
             "seconds": round(perf_counter() - self.began_s, 1),
