@@ -56,9 +56,9 @@ def summarise(
         "slim": {
             "top1": finetuned["top1"],
             "top1_before_finetune": cut["top1"],
-            "answers": finetuned.get("answers"),  # how many images became right and wrong against the dense network
             **{kind: after for kind, (_, after) in size.items()},
         },
+        "answers": finetuned.get("answers"),  # how many images became right and wrong against the dense network
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},

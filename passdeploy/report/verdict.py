@@ -163,7 +163,7 @@ def _judge_accuracy(facts: RunFacts) -> _Judged:
 def _change_interval(facts: RunFacts, images: int) -> tuple[float, float]:
     """Return the 95 % interval of the change of top-1, from the images whose answer changed where these are known."""
     dense, slim = facts.summary["dense"], facts.summary["slim"]
-    if answers := slim.get("answers"):
+    if answers := facts.summary.get("answers"):
         return paired_change_interval(answers["became_right"], answers["became_wrong"], images)
     return accuracy_change_interval(dense["top1"], slim["top1"], images)
 
@@ -173,7 +173,7 @@ def _counted(facts: RunFacts, images: int) -> str:
     dense, slim = (round(facts.summary[which]["top1"] * images) for which in ("dense", "slim"))
     low, high = _change_interval(facts, images)
     text = f"dense {dense:,} and slim {slim:,} of {images:,} test images right"
-    if answers := facts.summary["slim"].get("answers"):
+    if answers := facts.summary.get("answers"):
         text += f" ({answers['became_right']:,} became right, {answers['became_wrong']:,} wrong)"
     return f"{text}. Other images like these could make it {_points(low)} to {_points(high)} points (95 % interval)"
 

@@ -79,6 +79,9 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
     assert summary["seed"] == 0
     assert summary["dense"].keys() == {"top1", "params", "macs"}
     assert summary["slim"].keys() == {"top1", "top1_before_finetune", "params", "macs"}
+    answers, images = summary["answers"], sum(summary["images"]["test"].values())
+    change = summary["slim"]["top1"] - summary["dense"]["top1"]
+    assert answers["became_right"] - answers["became_wrong"] == round(change * images)
     assert summary["budget"]["kind"] == "macs"
     assert summary["budget"]["requested"] == 0.6
     assert summary["budget"]["achieved"] == summary["slim"]["macs"] / summary["dense"]["macs"] <= 0.6

@@ -90,8 +90,10 @@ def test_a_small_change_is_not_taken_for_a_true_one(make_run: MakeRun):
 
 def test_accuracy_is_told_in_images_with_what_the_recipe_allows(make_run: MakeRun):
     images = {"train": {NASTY: 50}, "test": {NASTY: 2000}}
-    known = {"top1": 0.949, "answers": {"became_right": 3, "became_wrong": 5}}
-    verdict, paired = (verdict_of(make_run, images=images, slim=slim) for slim in ({"top1": 0.949}, known))
+    answers = {"became_right": 3, "became_wrong": 5}
+    verdict, paired = (
+        verdict_of(make_run, images=images, slim={"top1": 0.949}, **known) for known in ({}, {"answers": answers})
+    )
     assert "dense 1,900 and slim 1,898 of 2,000 test images right. Other images" in verdict.sure[1]
     assert "of 2,000 test images right (3 became right, 5 wrong). Other images like these" in paired.sure[1]
     assert "The recipe allows a loss of 2 points (gates.top1_drop)." in paired.sure[1]
