@@ -48,6 +48,7 @@ def test_a_plan_is_written_and_read():
 def test_a_replacement_is_written_and_read():
     for one in (*OUTER.replacements, *INNER.replacements):
         assert Replacement.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert Replacement("a", "identity").to_json() == ["a", "identity", 0, 0]
 
 
 def test_what_is_inside_of_a_skipped_block_goes_with_it_once():

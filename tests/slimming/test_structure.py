@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from passdeploy.channels.blocks import Block, Replacement
+from passdeploy.channels.groups import ChannelGroup, Slot
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.size_attributes import update_size_attributes_
 from passdeploy.slimming.structure import storage_of, structure_fault
+from passdeploy.slimming.tensors import Removed
 
 NOTHING = Plan({})
 STATED: dict[str, tuple[nn.Module, tuple[str, ...]]] = {  # -> attributes that state the sizes of its tensors
@@ -73,10 +76,78 @@ def test_sizes_are_read_from_the_tensors_of_a_file(kind: str):
     assert layer.extra_repr() == cut.extra_repr()
 
 
+LOSING: dict[str, tuple[nn.Module, list[int], dict[str, int]]] = {  # -> what went of dimension 0, and what is left
+    "a group of two": (nn.Conv2d(4, 8, 1, groups=2), [0, 1, 2, 3], {"groups": 1, "in_channels": 2, "out_channels": 4}),
+    "a place in each of two groups": (
+        nn.Conv2d(4, 8, 1, groups=2),
+        [0, 4],
+        {"groups": 2, "in_channels": 4, "out_channels": 6},
+    ),
+    "nothing of two groups": (nn.Conv2d(4, 8, 1, groups=2), [], {"groups": 2, "in_channels": 4, "out_channels": 8}),
+    "a transposed group of two": (
+        nn.ConvTranspose2d(4, 8, 1, groups=2),
+        [2, 3],
+        {"groups": 1, "in_channels": 2, "out_channels": 4},
+    ),
+    "a normalised group of two": (nn.GroupNorm(2, 4), [0, 1], {"num_groups": 1, "num_channels": 2}),
+    "a place in each of two normalised groups": (nn.GroupNorm(2, 4), [1, 2], {"num_groups": 2, "num_channels": 2}),
+}
+
+
+@pytest.mark.parametrize("what", LOSING)
+def test_which_channels_went_tells_whether_a_layer_has_fewer_groups(what: str):
+    layer, gone, sizes = LOSING[what]
+    layer, removed = copy.deepcopy(layer), Removed()
+    removed.add(torch.arange(layer.weight.size(0))[:, None], torch.tensor(gone, dtype=torch.int64))
+    stay = [index for index in range(layer.weight.size(0)) if index not in gone]
+    layer.weight = nn.Parameter(layer.weight[stay])
+    update_size_attributes_(layer, lambda weight: removed if weight is layer.weight else None)
+    assert {name: getattr(layer, name) for name in sizes} == sizes
+
+
 def test_a_module_that_is_missing_is_a_fault():
     whole, other = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Sequential(nn.Linear(2, 3))
     other.load_state_dict(whole.state_dict())
     assert structure_fault(whole, other, (), NOTHING) == "module 1 is missing"
+
+
+BLOCK = Block("1", replacements=(Replacement("1", "identity"),), tensors=("1.0.weight", "1.0.bias"))
+SKIPPED = Plan({}, ("1",))
+
+
+def three(middle: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 2), middle, nn.Linear(2, 3))
+
+
+def test_what_is_left_of_a_skipped_block_is_a_fault():
+    whole = three(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    smaller = copy.deepcopy(whole)
+    smaller[1] = nn.Identity()
+    assert structure_fault(whole, smaller, (), SKIPPED, (BLOCK,)) == ""
+    assert structure_fault(whole, smaller, (), NOTHING, (BLOCK,)).startswith("1.0.bias exists, or is shared, in one")
+    smaller[1] = copy.deepcopy(whole[1])
+    assert structure_fault(whole, smaller, (), SKIPPED, (BLOCK,)) == "1.0.weight is left of a block that is skipped"
+    smaller[1] = nn.Sequential(nn.ReLU())
+    assert structure_fault(whole, smaller, (), SKIPPED, (BLOCK,)) == "module 1.0 is left of a block that is skipped"
+
+
+def test_a_fault_behind_a_skipped_block_is_found():
+    whole = three(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    smaller = copy.deepcopy(whole)
+    smaller[1] = nn.Identity()
+    smaller[2].eval()
+    assert structure_fault(whole, smaller, (), SKIPPED, (BLOCK,)).startswith("2 is in another mode")
+    smaller[2].train()
+    smaller[1].eval()
+    assert structure_fault(whole, smaller, (), SKIPPED, (BLOCK,)).startswith("1 is in another mode")
+
+
+def test_groups_of_another_network_are_a_fault():
+    slot = Slot("other.weight", 0, torch.arange(2)[:, None], is_output=True, is_input=False)
+    whole = nn.Linear(2, 2)
+    fault = structure_fault(whole, copy.deepcopy(whole), (ChannelGroup("other", 2, (slot,)),), Plan({"other": (0,)}))
+    assert fault == "the groups name other.weight, which the network does not have"
 
 
 def test_memory_that_is_shared_is_a_fault():

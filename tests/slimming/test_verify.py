@@ -18,7 +18,7 @@ from benchmarks.zoo import randomise_
 from passdeploy.errors import EquivalenceError, ModelError
 from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.outputs import comparable_in, tensors_in
-from passdeploy.slimming.verify import relative_error, removed_slices_zeroed_
+from passdeploy.slimming.verify import check_equivalence, relative_error, removed_slices_zeroed_
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -278,6 +278,50 @@ def test_a_value_that_is_not_a_number_is_an_error():
     for found in ([1.0, float("nan")], [1.0, float("inf")]):
         assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor(found)) == float("inf")
     assert relative_error(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")])) == float("inf")
+
+
+def test_errors_of_several_outputs():
+    assert relative_error(torch.tensor([1.0, 2.0, -4.0]), torch.tensor([1.0, 2.0, -3.0])) == 0.25
+    assert relative_error(torch.tensor([0.0]), torch.tensor([1e-30])) == pytest.approx(1.0)
+    assert relative_error(torch.ones(2), torch.ones(3)) == float("inf")
+    assert relative_error(torch.ones(0), torch.ones(0)) == 0.0
+    assert relative_error(torch.tensor([3 + 4j]), torch.tensor([3 + 0j])) == pytest.approx(0.8)
+    assert relative_error(torch.tensor([3.0]), torch.tensor([3 + 3j])) == pytest.approx(1.0)
+
+
+def test_outputs_of_another_number_or_shape_are_an_error(monkeypatch: pytest.MonkeyPatch):
+    net = Headed(lambda y: (y, y)).eval()
+    groups, plan = plan_for(net)
+    for answer in (lambda y: y, lambda y: (y, y[:, :5])):
+        monkeypatch.setattr("passdeploy.slimming.verify.slim", spoiled(lambda net, a=answer: setattr(net, "answer", a)))
+        with pytest.raises(EquivalenceError, match=r"other shapes than the masked one's.* inputs of shape 2x3x32x32"):
+            pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+
+
+def test_a_slim_network_that_does_not_run_is_an_error_with_its_first_line(monkeypatch: pytest.MonkeyPatch):
+    def failing(_: Tensor) -> Tensor:
+        raise ValueError("no such size\nmore of it")
+
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    monkeypatch.setattr("passdeploy.slimming.verify.slim", spoiled(lambda net: setattr(net, "answer", failing)))
+    with pytest.raises(EquivalenceError, match=r"does not run on inputs of shape 2x3x32x32: .*no such size") as caught:
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+    assert "more of it" not in str(caught.value)
+
+
+def test_equal_answers_are_within_a_tolerance_of_zero():
+    net = Headed(ANSWERS["a tensor"]).eval()
+    assert pd.verify(net, pd.find_groups(net, IMAGES), pd.Plan({}), IMAGES, tolerance=0.0) == 0.0
+
+
+def test_the_sizes_of_a_comparison_are_told():
+    net = Headed(ANSWERS["a tensor"]).eval()
+    groups, plan = plan_for(net)
+    text = check_equivalence(net, groups, plan, IMAGES, tolerance=1e-5).size_text
+    first, second = text.split(" and ")
+    assert first == "2x3x32x32"
+    assert second != first  # another size, which the network takes as well
 
 
 # The second reference

@@ -18,6 +18,8 @@ IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BOXES = [torch.tensor([[0.0, 0.0, 6.0, 6.0]]), torch.tensor([[1.0, 2.0, 7.0, 7.0]])]
 ROWS = torch.tensor([0, 3, 5])
 BACK = torch.tensor([1, 0])
+GRID = 2 * torch.rand(2, 4, 4, 2, generator=torch.Generator().manual_seed(1)) - 1
+FOUR = torch.ones(2, 4, 8, 8)
 Operation = Callable[[Tensor], Tensor]
 
 
@@ -40,6 +42,17 @@ def attended(x: Tensor, scale: float | None = None) -> Tensor:
     """Attention of tokens (batch, tokens, width) to each other, with a single head."""
     x = x[:, None]
     return F.scaled_dot_product_attention(x, x, x, scale=scale)[:, 0]
+
+
+def each_a_head(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention in which every channel is a head, and places are tokens of two numbers."""
+    tokens = torch.stack([x.flatten(2), x.flatten(2).square()], 3)
+    return F.scaled_dot_product_attention(tokens, tokens, tokens, attn_mask=mask)
+
+
+def first(x: Tensor) -> Tensor:
+    """Channels in front: (channels, batch, places)."""
+    return x.transpose(0, 1).flatten(2)
 
 
 FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
@@ -73,6 +86,54 @@ FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
     "times their maximum, which stays a dimension": (lambda x: x * x.max(1, keepdim=True).values, 8),
     "products of each two": (lambda x: (x.flatten(2) @ x.flatten(2).mT)[..., None], 8),
     "products of each two places": (lambda x: torch.bmm(x.flatten(2).mT, x.flatten(2))[..., None], 8),
+    "products in a batch of channels": (lambda x: torch.bmm(first(x), first(x).mT).permute(1, 0, 2)[..., None], 8),
+    "rows of a product": (lambda x: (x.mean((2, 3)).T @ torch.ones(2, 2)).T[..., None, None], 8),
+    "rows of a sum with a product": (
+        lambda x: torch.addmm(x.mean((2, 3)).T, x.mean((2, 3)).T, torch.ones(2, 2)).T[..., None, None],
+        8,
+    ),
+    "rows times a vector": (
+        lambda x: torch.mv(x.mean((2, 3)).T, torch.ones(2)).expand(2, -1)[..., None, None],
+        8,
+    ),
+    "summed up with a vector of theirs": (
+        lambda x: x * torch.mv(x.mean((2, 3)), x.mean((0, 2, 3)))[:, None, None, None],
+        8,
+    ),
+    "a product of two vectors": (lambda x: x * torch.dot(x.mean((0, 2, 3)), x.amax((0, 2, 3))), 8),
+    "others behind them cropped": (lambda x: F.pad(torch.cat([x, FOUR], 1), (0, 0, 0, 0, 0, -4)), 8),
+    "others before them cropped": (lambda x: F.pad(torch.cat([FOUR, x], 1), (0, 0, 0, 0, -4, 0)), 8),
+    "some before them cropped, and zeros behind": (
+        lambda x: F.pad(torch.cat([FOUR, x], 1), (0, 0, 0, 0, -3, 2)),
+        8,
+    ),
+    "rows and columns padded and cropped": (lambda x: F.pad(x, (1, 2, -1, 3)), 8),
+    "images padded and cropped": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)), 8),
+    "sampled on a grid": (lambda x: F.grid_sample(x, GRID, align_corners=False), 8),
+    "each a head": (each_a_head, 8),
+    "each a head with a mask of its own": (
+        lambda x: each_a_head(x, x.flatten(2)[:, :, None].expand(-1, -1, 64, -1)),
+        8,
+    ),
+    "each a head with one mask for all": (lambda x: each_a_head(x, torch.ones(64, 64)), 8),
+    "windows of rows": (lambda x: x.unfold(2, 3, 2).flatten(3), 8),
+    "pixels as channels": (lambda x: F.pixel_unshuffle(x, 2), 8),
+    "each twice": (lambda x: x.repeat_interleave(2, 1), 8),
+    "the diagonal": (lambda x: x.diagonal(0, 2, 3)[..., None], 8),
+    "one row and one column": (lambda x: torch.stack([x.select(2, 3), x.select(3, 1)], 2), 8),
+    "the best rows": (lambda x: x * x.topk(2, 2).values.mean(2, keepdim=True), 8),
+    "by the largest of all": (lambda x: x / x.abs().max(), 8),
+    "by their norm": (lambda x: x / (1 + x.norm(dim=1, keepdim=True)), 8),
+    "by the norm of all": (lambda x: x / x.norm(), 8),
+    "softmax": (lambda x: x.softmax(1), 8),
+    "the sum of rows": (lambda x: x.sum(2), 8),
+    "times their mean": (lambda x: x * x.mean(-3, keepdim=True), 8),
+    "less their mean": (lambda x: x - torch.var_mean(x, 1, keepdim=True, correction=0)[1], 8),
+    "by the unbiased variance of places": (lambda x: x / (1 + x.var((2, 3), keepdim=True)), 8),
+    "less their minimum": (lambda x: x - x.aminmax(dim=1, keepdim=True).min, 8),
+    "normalised by the batch": (lambda x: F.batch_norm(x, None, None, training=True), 8),
+    "gated rows": (lambda x: F.glu(x, 2), 8),
+    "plus a map of places": (lambda x: x + torch.ones(8, 8), 8),
     "attention with a scale of its own": (lambda x: attended(x.flatten(2).mT, scale=0.5).mT[..., None], 8),
 }
 
@@ -97,7 +158,17 @@ def counted(network: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", ["backwards", "products of each two", "products of each two places", "attention with a scale of its own"]
+    "name",
+    [
+        "backwards",
+        "products of each two",
+        "products of each two places",
+        "products in a batch of channels",
+        "rows of a product",
+        "rows of a sum with a product",
+        "each a head",
+        "attention with a scale of its own",
+    ],
 )
 def test_multiply_adds_are_those_that_torch_counts_before_and_after_a_cut(name: str):
     network = Through(FOLLOWED[name][0]).eval()
@@ -129,6 +200,49 @@ PROTECTED: dict[str, tuple[Operation, str]] = {  # -> words of the reason
     "a group norm without a scale": (
         lambda x: F.group_norm(x, 2),
         "a statistic over these channels depends on their number",
+    ),
+    "the last one": (lambda x: x[:, -1::2], "every few of these channels are picked"),
+    "a batch of channels times fixed weights": (
+        lambda x: torch.bmm(first(x), torch.ones(8, 64, 3)).transpose(0, 1)[..., None],
+        "meets a weight that cannot be cut",
+    ),
+    "fixed weights times a batch of channels": (
+        lambda x: torch.bmm(torch.ones(8, 3, 2), first(x)).transpose(0, 1)[..., None],
+        "belongs to an input that cannot be cut",
+    ),
+    "each a head with a fixed mask": (
+        lambda x: each_a_head(x, torch.ones(8, 64, 64)),
+        "meets a tensor whose size cannot change",
+    ),
+    "places as channels of a convolution": (
+        lambda x: F.conv1d(x.flatten(2).mT, torch.ones(64, 1, 3), groups=64).mT[..., None],
+        "a window slides along",
+    ),
+    "taken one by one": (lambda x: torch.stack(x.unbind(1), 1), "cannot be removed from a box"),
+    "pairs of them": (
+        lambda x: (x[:, None] * x[:, :, None]).flatten(1, 2),
+        "two kinds of channels share one dimension",
+    ),
+    "selected by a mask": (lambda x: x * x.masked_select(x > 0).mean(), "picked by an index"),
+    "images and columns by an index": (lambda x: x[BACK, :, ROWS[:2]][..., None], "picked by an index"),
+    "sorted": (lambda x: x * x.sort(1).values, "a statistic over these channels depends on their number"),
+    "multiplied up": (lambda x: x * x.prod(1, keepdim=True), "a statistic over these channels depends on their number"),
+    "the logarithm of a softmax": (
+        lambda x: x.log_softmax(1),
+        "a statistic over these channels depends on their number",
+    ),
+    "an unbiased deviation of all": (lambda x: x / (1 + x.std()), "an unbiased variance"),
+    "normalised by fixed statistics": (
+        lambda x: F.batch_norm(x, torch.zeros(8), torch.ones(8)),
+        "meets a weight that cannot be cut",
+    ),
+    "a group norm with a fixed scale": (
+        lambda x: F.group_norm(x, 2, torch.ones(8)),
+        "a statistic over these channels depends on their number",
+    ),
+    "of another shape in place": (
+        lambda x: (x + 0).as_strided_((2, 8, 8), (512, 64, 1))[..., None],
+        "given another shape in place",
     ),
     "sums so far": (lambda x: x.cumsum(1), "a statistic over these channels depends on their number"),
     "an unbiased deviation": (lambda x: x / (1 + x.std(1, keepdim=True)), "an unbiased variance"),
