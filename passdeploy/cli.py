@@ -200,7 +200,12 @@ def export(
     "with these options are taken from profile.json.",
 )
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="With --layers: only the N slowest.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV (with --layers those of the layers).")
+@click.option(
+    "--csv",
+    "as_csv",
+    is_flag=True,
+    help="Print the rows as CSV on stdout: --csv > rows.csv (with --layers those of the layers).",
+)
 @execution_options
 @profile_input_options
 @common_options
@@ -288,7 +293,7 @@ def profile(
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Measure each at least this long."
 )
-@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV on stdout: --csv > rows.csv.")
 @common_options
 def bench(
     run_dir: Path,
