@@ -16,6 +16,7 @@ from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.wrappers import COMPILED_CALL
+from passdeploy.slimming.tensors import storage_of
 
 _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -59,14 +60,6 @@ def _skipping_fault(smaller: nn.Module, tensors: Mapping[str, Tensor], skipped: 
         (name for name, _ in smaller.named_modules() if name.startswith(tuple(f"{one}." for one in skipped))), ""
     )
     return f"module {left} is left of a block that is skipped" if left else ""
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory; 0 if it has none, as sparse and meta tensors."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -125,12 +125,19 @@ def _staying_masks(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str
     return stays
 
 
+def storage_of(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; 0 if it has none, as sparse and meta tensors."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
 def like(old: Tensor, values: Tensor) -> Tensor:
     """Make `values` what `old` is: a parameter with the same `requires_grad`, or a buffer; in memory of its own."""
-    values = values.detach()
-    if values is old or (not values.is_meta and values.data_ptr() == old.data_ptr()):
-        values = values.clone()
-    return nn.Parameter(values, old.requires_grad) if isinstance(old, nn.Parameter) else values
+    is_shared = values is old or storage_of(values) == storage_of(old) != 0
+    own = values.detach().clone() if is_shared else values.detach()
+    return nn.Parameter(own, old.requires_grad) if isinstance(old, nn.Parameter) else own
 
 
 def _kept_indices(size: int, removed: Tensor) -> Tensor:

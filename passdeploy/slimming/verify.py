@@ -33,9 +33,9 @@ from passdeploy.slimming.masked_branches import additions_of, muted_branches
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
-from passdeploy.slimming.structure import storage_of, structure_fault
+from passdeploy.slimming.structure import structure_fault
 from passdeploy.slimming.substitutes import replace_modules_
-from passdeploy.slimming.tensors import like, removed_indices
+from passdeploy.slimming.tensors import like, removed_indices, storage_of
 
 _REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
 

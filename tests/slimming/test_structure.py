@@ -12,8 +12,8 @@ from passdeploy.channels.blocks import Block, Replacement
 from passdeploy.channels.groups import ChannelGroup, Slot
 from passdeploy.channels.plan import Plan
 from passdeploy.slimming.size_attributes import update_size_attributes_
-from passdeploy.slimming.structure import storage_of, structure_fault
-from passdeploy.slimming.tensors import Removed
+from passdeploy.slimming.structure import structure_fault
+from passdeploy.slimming.tensors import Removed, storage_of
 
 NOTHING = Plan({})
 STATED: dict[str, tuple[nn.Module, tuple[str, ...]]] = {  # -> attributes that state the sizes of its tensors

@@ -315,6 +315,24 @@ def test_equal_answers_are_within_a_tolerance_of_zero():
     assert pd.verify(net, pd.find_groups(net, IMAGES), pd.Plan({}), IMAGES, tolerance=0.0) == 0.0
 
 
+class Sparse(Headed):
+    """A classifier that adds up its classes in pairs, with a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__(ANSWERS["a tensor"])
+        self.register_buffer("pairs", torch.eye(10).repeat_interleave(2, 0)[:10].to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.mm(self.pairs, super().forward(x).T).T
+
+
+def test_a_network_with_a_sparse_buffer_is_cut_and_compared():
+    net = Sparse().eval()
+    groups, plan = plan_for(net)
+    assert pd.verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+    assert pd.slim(net, groups, plan).pairs is not net.pairs
+
+
 def test_the_sizes_of_a_comparison_are_told():
     net = Headed(ANSWERS["a tensor"]).eval()
     groups, plan = plan_for(net)
