@@ -27,8 +27,22 @@ _IMMUTABLE_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)}
 _DICT_TYPES = frozenset({dict, OrderedDict})
 _TABLES = ("_parameters", "_buffers", "_modules")
 _COPY_METHODS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
-# These two only convert pickles of old versions of torch; a copy does not need them.
-_IGNORED_COPY_METHODS = (nn.modules.conv._ConvNd.__setstate__, nn.modules.batchnorm._NormBase.__setstate__)
+# The `__setstate__` of these only converts pickles of old versions of torch; a copy does not need that.
+_IGNORED_COPY_METHODS = tuple(
+    cls.__setstate__
+    for cls in (
+        nn.modules.conv._ConvNd,
+        nn.modules.batchnorm._NormBase,
+        nn.AvgPool3d,
+        nn.LogSoftmax,
+        nn.MultiheadAttention,
+        nn.Softmax,
+        nn.Softmin,
+        nn.TransformerDecoderLayer,
+        nn.TransformerEncoderLayer,
+        nn.Upsample,
+    )
+)
 
 
 class ModelCloner(Generic[Network]):

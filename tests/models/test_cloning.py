@@ -7,13 +7,14 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
 from passdeploy.channels.plan import Plan
 from passdeploy.grouping.find import map_channels
-from passdeploy.models.cloning import clone
+from passdeploy.models.cloning import ModelCloner, clone
 from passdeploy.models.modes import evaluating
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.slim import slim
@@ -116,3 +117,27 @@ def test_what_is_dropped_is_gone_at_once() -> None:
             assert reference() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool3d(2),
+        nn.LogSoftmax(dim=1),
+        nn.MultiheadAttention(8, 2),
+        nn.Softmax(dim=1),
+        nn.Softmin(dim=1),
+        nn.TransformerDecoderLayer(8, 2),
+        nn.TransformerEncoderLayer(8, 2),
+        nn.Upsample(scale_factor=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_only_convert_old_pickles_are_copied_quickly(layer: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ModelCloner, "deep_copy", lambda *_: pytest.fail("copied by copy.deepcopy as a whole"))
+    net = nn.Sequential(nn.Linear(8, 8), layer)
+    copied = clone(net, lambda _, tensor: tensor)
+    assert type(copied[1]) is type(layer)
+    expected = copy.deepcopy(layer)
+    assert vars(copied[1]).keys() == vars(expected).keys()
+    assert copied[1].extra_repr() == expected.extra_repr()
