@@ -26,7 +26,16 @@ ReplaceTensor = Callable[[str, Tensor], Tensor]
 _IMMUTABLE_TYPES = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _DICT_TYPES = frozenset({dict, OrderedDict})
 _TABLES = ("_parameters", "_buffers", "_modules")
-_COPY_METHODS = ("__new__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__")
+# What `copy.deepcopy` asks a class for. It calls `__new__`, too, but in the same way as a copy does here.
+_COPY_METHODS = (
+    "__deepcopy__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+    "__getstate__",
+    "__setstate__",
+    "__reduce__",
+    "__reduce_ex__",
+)
 # The `__setstate__` of these only converts pickles of old versions of torch; a copy does not need that.
 _IGNORED_COPY_METHODS = tuple(
     cls.__setstate__

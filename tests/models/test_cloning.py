@@ -119,6 +119,30 @@ def test_what_is_dropped_is_gone_at_once() -> None:
         gc.enable()
 
 
+class Remembering(nn.Module):
+    """A network whose `__new__` sets an attribute, as that of segmentation_models_pytorch does."""
+
+    def __new__(cls, *_: Any) -> Remembering:
+        made = super().__new__(cls)
+        vars(made)["arguments"] = []
+        return made
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+        self.arguments.append(width)
+
+
+def test_a_class_with_a_new_of_its_own_is_copied_as_deepcopy_does(monkeypatch: pytest.MonkeyPatch):
+    expected = copy.deepcopy(Remembering(3))
+    monkeypatch.setattr(ModelCloner, "deep_copy", lambda *_: pytest.fail("copied by copy.deepcopy as a whole"))
+    net = Remembering(3)
+    copied = clone(net, lambda _, tensor: tensor)
+    assert copied.arguments == expected.arguments == [3]
+    assert copied.arguments is not net.arguments
+    assert vars(copied).keys() == vars(expected).keys()
+
+
 @pytest.mark.parametrize(
     "layer",
     [
