@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,16 +34,12 @@ class TestMap:
     seconds: dict[str, float]  # node id -> processor time, with fixtures and the recording of lines; quickest first
     by_line: dict[str, dict[int, frozenset[str]]]  # file -> line -> node ids; an empty one: it runs at import
 
-    def of(self, file: str, lines: Iterable[int]) -> list[str]:
-        """List the tests that run any of these lines, quickest first.
-
-        Of what runs at import, as if there were no lines: the tests that run any line of the file, else all tests.
-        """
+    def of(self, file: str, lines: Sequence[int]) -> list[str]:
+        """List the tests that run any of these lines, quickest first; all tests, where one or all run at import."""
         own = self.by_line.get(file, {})
         found = frozenset[str]().union(*(own.get(line, frozenset()) for line in lines))
-        if not lines or "" in found:
-            found = found.union(*own.values()) - {""} or frozenset(self.seconds)
-        return [test for test in self.seconds if test in found]
+        is_import = not lines or "" in found
+        return [test for test in self.seconds if is_import or test in found]
 
 
 def record_tests(root: Path, source: Sequence[str], tests: Sequence[str], ignored: Sequence[str] = ()) -> TestMap:

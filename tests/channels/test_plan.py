@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, reconcile
 from passdeploy.channels.widths import width_step
@@ -97,6 +97,24 @@ def test_a_budget_below_the_narrowest_network_names_the_smallest_reachable(resid
             scores_of(residual), residual.groups, residual.costs, Budget.of("macs", 0.001, residual.costs), round_to=1
         )
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 8])
+def test_a_budget_that_is_too_small_is_answered_with_what_can_be_changed(residual: ChannelMap, round_to: int):
+    budget = Budget.of("macs", 0.001, residual.costs)
+    with pytest.raises(BudgetError) as caught:
+        choose_channels(scores_of(residual), residual.groups, residual.costs, budget, round_to=round_to)
+    assert (f"set prune.round_to below {round_to}" in str(caught.value)) == (round_to > 1)
+    smallest = residual.costs.of("macs", narrowest_widths(residual.groups, residual.costs, round_to=round_to))
+    assert f"is {smallest:,} (" in str(caught.value)
+    enough = Budget("macs", smallest)
+    plan = choose_channels(scores_of(residual), residual.groups, residual.costs, enough, round_to=round_to)
+    assert residual.costs.of("macs", plan.widths()) == smallest
+
+
+def test_amounts_up_to_one_are_shares(residual: ChannelMap):
+    whole = residual.costs.of("macs")
+    assert [Budget.of("macs", amount, residual.costs).limit for amount in (0.5, 1, 1.5, 7)] == [whole // 2, whole, 1, 7]
 
 
 def test_score_per_cost_prefers_cheap_channels(residual: ChannelMap):

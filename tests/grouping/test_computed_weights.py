@@ -79,3 +79,18 @@ def test_a_normalised_weight_is_cut_and_trains_on(name: str):
 def test_fake_quantisation_says_what_to_do():
     groups = pd.find_groups(quantisation_aware(), torch.rand(1, 1, 12))
     assert all("cut the network first, and prepare the slim one" in group.reason for group in groups[:-1])
+
+
+def test_the_norm_of_a_weight_that_is_computed_protects_its_channels():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.direction, self.magnitude = nn.Parameter(torch.randn(8, 3, 1)), nn.Parameter(torch.ones(8, 1, 1))
+            self.head = nn.Conv1d(8, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = torch._weight_norm(self.direction.tanh(), self.magnitude, 0)
+            return self.head(nn.functional.conv1d(x, weight).relu()).mean(2)
+
+    groups = pd.find_groups(Normed().eval(), torch.rand(1, 3, 12))
+    assert not any(group.is_prunable for group in groups)

@@ -110,6 +110,11 @@ FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
     "rows and columns padded and cropped": (lambda x: F.pad(x, (1, 2, -1, 3)), 8),
     "images padded and cropped": (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)), 8),
     "sampled on a grid": (lambda x: F.grid_sample(x, GRID, align_corners=False), 8),
+    "pooled places": (lambda x: F.max_pool1d(x.flatten(2), 2)[..., None], 8),
+    "pooled boxes": (lambda x: F.avg_pool3d(x[:, :, None], (1, 2, 2))[:, :, 0], 8),
+    "places made more": (lambda x: F.interpolate(x.flatten(2), scale_factor=2)[..., None], 8),
+    "boxes made more": (lambda x: F.interpolate(x[:, :, None], scale_factor=2)[:, :, 0], 8),
+    "the place of a maximum in a window": (lambda x: x[..., :4, :4] * F.max_pool2d(x, 2, return_indices=True)[1], 8),
     "each a head": (each_a_head, 8),
     "each a head with a mask of its own": (
         lambda x: each_a_head(x, x.flatten(2)[:, :, None].expand(-1, -1, 64, -1)),
@@ -180,6 +185,19 @@ def test_multiply_adds_are_those_that_torch_counts_before_and_after_a_cut(name: 
 
 PROTECTED: dict[str, tuple[Operation, str]] = {  # -> words of the reason
     "pooled along channels": (lambda x: F.avg_pool2d(x.permute(0, 2, 3, 1), 2), "a window slides along"),
+    "pooled along channels in one dimension": (
+        lambda x: F.max_pool1d(x.flatten(2).mT, 2).mT[..., None],
+        "a window slides along",
+    ),
+    "pooled along channels in three dimensions": (lambda x: F.avg_pool3d(x[:, None], 2)[:, 0], "a window slides along"),
+    "channels made more": (
+        lambda x: F.interpolate(x.flatten(2).mT, scale_factor=2).mT[..., None],
+        "a window slides along",
+    ),
+    "channels, rows and columns made more": (
+        lambda x: F.interpolate(x[:, None], scale_factor=2)[:, 0],
+        "a window slides along",
+    ),
     "windows along channels": (lambda x: F.unfold(x.permute(0, 2, 1, 3), 2), "a window slides along"),
     "channels by an index": (lambda x: x[:, torch.tensor([4, 1, 0])], "picked by an index"),
     "channels by a mask": (lambda x: x[:, torch.arange(8) % 3 > 0], "picked by an index"),
