@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.mutant_forks import Forks, require_clean
+from benchmarks.reliability.__main__ import markdown
+from benchmarks.reliability.mutant_forks import Forks, Verdict, require_clean
 from benchmarks.reliability.mutant_operators import mutants_of, mutated
 from benchmarks.reliability.mutant_tests import record_tests
-from benchmarks.reliability.mutants import all_mutants, drawn
+from benchmarks.reliability.mutants import all_mutants, drawn, tally_of
 
 CHANGES = {  # statement of a function -> what becomes of it
     "if a < b: return None": {"if a <= b: return None", "if not a < b: return None"},
@@ -66,6 +67,19 @@ def test_mutants_are_drawn_of_each_file_in_proportion():
     assert len(set(chosen)) == 21
     assert drawn(mutants, 21, seed=0) == chosen != drawn(mutants, 21, seed=1)
     assert len(drawn(mutants, 1000, seed=0)) == 80
+
+
+@pytest.mark.parametrize(("found", "is_good"), [(8, True), (7, False)])
+def test_the_row_is_good_with_four_of_five_mutants(found: int, is_good: bool):
+    mutants = mutants_of("x = 1\n" * 5, "passdeploy/channels/one.py")
+    verdicts = [Verdict(mutant, "found" if number < found else "survived") for number, mutant in enumerate(mutants)]
+    tally = tally_of(verdicts, total=10, began_s=0.0)
+    assert (tally.good, tally.trials, tally.is_good) == (found, 10, is_good)
+    assert len(tally.to_json()["survivors"]) == 10 - found
+    row = {**tally.to_json(), "goal": 300, "versions": {"python": "3", "torch": "2", "onnx": "1"}}
+    text = markdown({"rows": {"mutants": row}})
+    assert f"| {found} ({found / 10:.1%}) | 10 | 300 | {found} found, {10 - found} survived |" in text
+    assert ("Failures:" in text) == (not is_good)
 
 
 SOURCE = """
