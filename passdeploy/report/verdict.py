@@ -96,7 +96,7 @@ def judge(facts: RunFacts) -> Verdict:
         )
     ]
     mood, answer = _answer(accuracy.mood, speed.mood)
-    joint = "and" if (speed.mood == "good") == (accuracy.mood == "good") else "but"
+    joint = "and" if (speed.mood == "good") == (accuracy.tile.mood == "good") else "but"
     reason = f"{speed.words}, {joint} {accuracy.words}."
     todo = tuple(one.todo for one in (speed, accuracy) if one.todo) or _deployment(facts, row)
     sure = (speed.sure, accuracy.sure, *_sure_of_the_rest(facts))
