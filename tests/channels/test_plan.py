@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
 from passdeploy.channels.groups import ChannelMap
@@ -110,6 +111,13 @@ def test_a_budget_that_is_too_small_is_answered_with_what_can_be_changed(residua
     enough = Budget("macs", smallest)
     plan = choose_channels(scores_of(residual), residual.groups, residual.costs, enough, round_to=round_to)
     assert residual.costs.of("macs", plan.widths()) == smallest
+
+
+def test_widths_are_multiples_of_eight_if_nothing_is_said():
+    channels = map_channels(nn.Sequential(nn.Conv2d(3, 40, 1), nn.Conv2d(40, 5, 1)), IMAGES)
+    budget = Budget.of("macs", 0.75, channels.costs)
+    plan = choose_channels(scores_of(channels), channels.groups, channels.costs, budget)
+    assert plan.widths() == {"0": 24}
 
 
 def test_amounts_up_to_one_are_shares(residual: ChannelMap):

@@ -148,6 +148,12 @@ def test_standardised_weights_of_which_parts_are_gone(scale: Tensor | None, shif
     assert not found[..., 2:5].any()
 
 
+def test_a_weight_of_which_one_number_is_left_is_its_own_mean():
+    kept = torch.zeros(1, 2, 4)
+    kept[:, :, 1] = 1.0
+    assert not standardise(torch.ones(1, 2, 4), kept, None, None, 0.1).any()
+
+
 def test_a_mask_is_zero_in_every_slice_that_was_removed():
     mask = KeptMask(torch.Size((3, 4)), {0: torch.tensor([1]), 1: torch.tensor([0, 3])})
     found = mask.to(torch.zeros(1, dtype=torch.float64))

@@ -66,6 +66,11 @@ FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
     "rows and columns by an index of two dimensions": (lambda x: x[:, :, ROWS[:, None], ROWS], 8),
     "columns counted from the last": (lambda x: x.index_select(-1, ROWS), 8),
     "images in another order": (lambda x: x[BACK], 8),
+    "images by an index of two dimensions": (lambda x: x[BACK[None]][0], 8),
+    "behind two dimensions that are indexed together": (
+        lambda x: x.permute(0, 2, 1, 3)[BACK, ROWS[:2]][..., None],
+        8,
+    ),
     "one part that is all": (lambda x: x.split(8, 1)[0], 8),
     "every other one": (lambda x: x[:, ::2], 4),
     "every other one from the second on": (lambda x: x[:, 1::2], 4),
