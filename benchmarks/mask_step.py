@@ -1,13 +1,13 @@
 """Benchmark of a step of mask learning against a plain training step of the same network, measured in turns.
 
-    python -m benchmarks.mask_step [--turns 40] [--device cuda] [--out FILE]
+    python -m benchmarks.mask_step [--network mobilenet_v2] [--turns 40] [--device cuda] [--out FILE]
 
 On a CPU mask learning runs its whole schedule, from the dense network to the budget, in turns with plain steps; the
 mean processor times of a step are compared. Plain steps train the dense network with the same loss and the same
 optimizer: the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random
 weights, since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before
 channels are removed, above that of one that takes none. On a GPU: see `mask_step_gpu.py`. Writes
-`benchmarks/results/mask_step.json` or `mask_step_gpu.json`.
+`benchmarks/results/mask_step.json`, where results of networks that are not asked for stay, or `mask_step_gpu.json`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from time import process_time
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import get_model
 
 from benchmarks.mask_step_gpu import WORKLOADS, measure, table
 from passdeploy.grouping.find import map_channels
@@ -46,7 +47,10 @@ RESULTS = Path(__file__).parent / "results" / "mask_step.json"
 RESULTS_GPU = RESULTS.with_name("mask_step_gpu.json")
 BATCH = 64
 Batch = tuple[Tensor, Tensor]
-
+NETWORKS = {  # name -> factory, pixels of its images
+    "resnet20": (resnet20_cifar, 32),
+    "mobilenet_v2": (partial(get_model, "mobilenet_v2", num_classes=10), 64),
+}
 
 PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> weight of the distillation loss
 MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight of the distillation loss
@@ -60,6 +64,7 @@ MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, help="left out: all of them, one after the other")
     parser.add_argument("--turns", type=int, help="on a CPU steps of every kind (40), on a GPU blocks of steps (3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="JSON file to write; left out: one in benchmarks/results/")
@@ -68,25 +73,40 @@ def main() -> None:
     if options.device != "cpu":
         measure_on_gpu(torch.device(options.device), options.turns or 3, options.out or RESULTS_GPU)
         return
-    turns = options.turns or 40
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
-    batch = images, torch.randint(10, (BATCH,))
+    turns, out = options.turns or 40, options.out or RESULTS
     if options.peak_of:
-        for _ in islice(_step_times(options.peak_of, batch, 4), 3) if options.peak_of != "nothing" else ():
+        steps = _step_times(options.peak_of, options.network, 4) if options.peak_of != "nothing" else iter(())
+        for _ in islice(steps, 3):
             pass
         print(_peak_kib())
         return
+    document = json.loads(out.read_text()) if out.is_file() else {"networks": {}}
+    for network in [options.network] if options.network else NETWORKS:
+        document["networks"][network] = {
+            "pixels": NETWORKS[network][1],
+            "batch": BATCH,
+            "threads": 1,
+            "steps": turns - 1,
+            "rows": measure_network(network, turns),
+            "versions": package_versions(),
+        }
+        write_atomically(out, json.dumps(document, indent=1) + "\n")
+    print(out)
+
+
+def measure_network(network: str, turns: int) -> dict[str, dict[str, float]]:
+    """Time the steps of every kind in turns, and compare them with plain ones."""
     times: dict[str, list[float]] = {name: [] for name in (*PLAIN, *MASKS)}
-    timers = {name: _step_times(name, batch, turns) for name in times}
+    timers = {name: _step_times(name, network, turns) for name in times}
     for _ in range(turns):
         for name, timer in timers.items():
             times[name].append(next(timer))
     means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
     first = {name: statistics.mean(values[1:4]) for name, values in times.items()}  # hardly anything has gone yet
-    peaks = {name: _peak_mib(name) for name in ("nothing", *PLAIN, *MASKS)}
+    peaks = {name: _peak_mib(name, network) for name in ("nothing", *PLAIN, *MASKS)}
     rows = {}
+    print(network)
     for name in times:
         plain = "plain, distilled" if name.endswith("distilled") else "plain"
         rows[name] = {
@@ -98,15 +118,7 @@ def main() -> None:
             / _memory_above_baseline(peaks, plain),
         }
         print(f"{name:42} {rows[name]['cpu_ms']:7.1f} ms", *(f"{value:.2f}x" for value in [*rows[name].values()][1:]))
-    document = {
-        "network": f"ResNet-20, batch of {BATCH}, one CPU thread",
-        "steps": turns - 1,
-        "rows": rows,
-        "versions": package_versions(),
-    }
-    out = options.out or RESULTS
-    write_atomically(out, json.dumps(document, indent=1) + "\n")
-    print(out)
+    return rows
 
 
 def measure_on_gpu(device: torch.device, turns: int, out: Path) -> None:
@@ -131,23 +143,29 @@ def _peak_kib() -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def _peak_mib(name: str) -> float:
+def _peak_mib(name: str, network: str) -> float:
     """Measure the peak memory of three steps in a new process."""
-    command = [sys.executable, "-m", "benchmarks.mask_step", "--peak-of", name]
+    command = [sys.executable, "-m", "benchmarks.mask_step", "--peak-of", name, "--network", network]
     root = Path(__file__).parents[1]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout) / 1024
 
 
-def _step_times(name: str, batch: Batch, turns: int) -> Iterator[float]:
+def _step_times(name: str, network: str, turns: int) -> Iterator[float]:
+    """Yield the CPU seconds of each step of a kind of training, of a new network."""
+    torch.manual_seed(0)
+    factory, pixels = NETWORKS[network]
+    images = torch.randn(BATCH, 3, pixels, pixels).to(memory_format=torch.channels_last)
+    batch = images, torch.randint(10, (BATCH,))
+    model = factory().to(memory_format=torch.channels_last)
     if name in PLAIN:
-        return _plain_step_times(batch, turns, distill=PLAIN[name])
+        return _plain_step_times(model, batch, turns, distill=PLAIN[name])
     share, weights, distill = MASKS[name]
-    return _mask_step_times(batch, turns, share=share, weights=weights, distill=distill)
+    return _mask_step_times(model, batch, turns, share=share, weights=weights, distill=distill)
 
 
-def _plain_step_times(batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
+def _plain_step_times(network: nn.Module, batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
     """Yield the CPU seconds of each step of plain training."""
-    network = resnet20_cifar().train().to(memory_format=torch.channels_last)
+    network.train()
     teacher = copy.deepcopy(network).eval()
     optimizer = make_optimizer(network, OptimizerSpec(lr=0.01))
     for _ in range(turns):
@@ -163,9 +181,11 @@ def _plain_step_times(batch: Batch, turns: int, *, distill: float) -> Iterator[f
         yield process_time() - began
 
 
-def _mask_step_times(batch: Batch, turns: int, *, share: float, weights: str, distill: float) -> Iterator[float]:
+def _mask_step_times(
+    network: nn.Module, batch: Batch, turns: int, *, share: float, weights: str, distill: float
+) -> Iterator[float]:
     """Yield the CPU seconds of each step of mask learning; the library's loop runs in a thread, one step at a time."""
-    network = resnet20_cifar().eval().to(memory_format=torch.channels_last)
+    network.eval()
     channels = map_channels(network, batch[0][:1])
     requested_steps: Queue[None] = Queue()
     step_seconds: Queue[float] = Queue()
