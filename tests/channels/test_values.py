@@ -15,7 +15,7 @@ import passdeploy
 from passdeploy.channels.allocation import in_units
 from passdeploy.channels.blocks import Block, Replacement, is_inside, outermost, replacements_of, skipped_in
 from passdeploy.channels.costs import CostModel, Factor, Polynomial, Term
-from passdeploy.channels.groups import ChannelGroup, Slot, cuts_whole_groups
+from passdeploy.channels.groups import ChannelGroup, SizeAttribute, Slot, cuts_whole_groups
 from passdeploy.channels.plan import Plan
 
 
@@ -45,6 +45,8 @@ def test_what_holds_tensors_is_equal_to_itself_alone():
 def test_values_say_what_they_are():
     slot = Slot("a.b.weight", 0, torch.arange(2)[:, None], is_output=True, is_input=False)
     assert slot.layer == "a.b"
+    sizes = ((SizeAttribute("a", "width", None), Factor(0, (("a.b", 1),))),)
+    assert ChannelGroup("a.b", 2, (slot,), size_attributes=sizes).numbers == sizes
     assert repr(ChannelGroup("a.b", 2, (slot,))) == "ChannelGroup('a.b', width=2, prunable)"
     assert repr(ChannelGroup("a.b", 2, (slot,), "text")) == "ChannelGroup('a.b', width=2, protected: text)"
     assert repr(ChannelGroup("a.b", 1, (slot,))) == "ChannelGroup('a.b', width=1, protected: a single channel)"

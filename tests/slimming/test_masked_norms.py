@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from passdeploy import find_groups, masked, verify
 from passdeploy.grouping.trial_cut import random_plan
-from passdeploy.slimming.masked_norms import KeptMask, group_norm, layer_norm, rms_norm, standardise
+from passdeploy.slimming.masked_norms import KeptMask, RestrictedNorms, group_norm, layer_norm, rms_norm, standardise
 
 IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
@@ -152,6 +152,18 @@ def test_a_weight_of_which_one_number_is_left_is_its_own_mean():
     kept = torch.zeros(1, 2, 4)
     kept[:, :, 1] = 1.0
     assert not standardise(torch.ones(1, 2, 4), kept, None, None, 0.1).any()
+
+
+def test_a_mode_knows_whether_it_restricted_anything():
+    scale, other = nn.Parameter(SCALE), nn.Parameter(SCALE)
+    mode = RestrictedNorms([(scale, KEPT)])
+    assert not mode.was_used
+    with mode:
+        F.layer_norm(TOKENS, (6,), other)
+    assert not mode.was_used
+    with mode:
+        F.layer_norm(TOKENS, (6,), scale)
+    assert mode.was_used
 
 
 def test_a_mask_is_zero_in_every_slice_that_was_removed():

@@ -42,6 +42,34 @@ def test_another_course_of_things_is_its_own():
         assert torch.tensor([5.0, 2.0]).topk(1)[1].tolist() == [0]
 
 
+def test_after_another_operation_no_decision_is_taken_over():
+    decisions = DecisionLog()
+    with decisions.recording():
+        torch.tensor([1.0, 2.0]).topk(1)
+        torch.tensor([1.0, 2.0]).argmax()
+    with decisions.replaying():
+        assert torch.tensor([3.0, 1.0]).argmax().item() == 0
+        assert torch.tensor([3.0, 1.0]).argmax().item() == 0  # and not the recorded one
+    with decisions.recording():
+        pass
+    with decisions.replaying():
+        assert torch.tensor([3.0, 1.0]).argmax().item() == 0  # what was recorded before is gone
+
+
+def test_decisions_along_any_dimension_are_taken_over():
+    decisions, first = DecisionLog(), torch.tensor([[1.0, 4.0], [3.0, 2.0]])
+    with decisions.recording():
+        first.sort(0)
+        first.sort()
+        torch.tensor(2.0).sort()
+        _ = first > 2.5
+    with decisions.replaying():
+        assert (-first).sort(0)[0].tolist() == [[-1.0, -2.0], [-3.0, -4.0]]
+        assert (-first).sort()[0].tolist() == [[-1.0, -4.0], [-2.0, -3.0]]
+        assert torch.tensor(5.0).sort()[0].item() == 5.0
+        assert (first > 9).tolist() == [[False, True], [True, False]]
+
+
 def test_only_networks_that_rank_decide():
     assert decides(["aten.convolution", "aten.topk"])
     assert not decides(["aten.convolution", "aten.gt"])
