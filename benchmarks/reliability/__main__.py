@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from passdeploy.errors import percent
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
 
@@ -86,7 +87,7 @@ def markdown(document: dict[str, Any]) -> str:
     for name, row in rows.items():
         outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in row["outcomes"].items())
         goal = "all" if name == "writes" else f"{row['goal']:,}"
-        good = f"{row['good']:,}" + (f" ({row['good'] / row['trials']:.1%})" if "least" in row else "")
+        good = f"{row['good']:,}" + (f" ({percent(row['good'] / row['trials'])})" if "least" in row else "")
         lines.append(f"| {ROWS[name]} | {good} | {row['trials']:,} | {goal} | {outcomes} |")
     failures = [
         f"- {name}: {clean(failure)}"
