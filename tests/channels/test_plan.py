@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
+from passdeploy.channels.allocation import Budget, _greedy, choose_channels, narrowest_widths
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, reconcile
 from passdeploy.channels.widths import width_step
@@ -157,3 +158,15 @@ def test_masks_per_layer_are_reconciled_over_a_stream(residual: ChannelMap):
         reconcile({"steem": torch.ones(8)}, residual.groups)
     with pytest.raises(PlanError, match="at least 8 channels, but 7 values"):
         reconcile({"stem.0": torch.ones(7)}, residual.groups)
+
+
+def test_what_still_fits_is_added_where_a_better_step_is_too_dear():
+    costs, tried = np.array([5, 10, 1]), []
+
+    def fits(choice: np.ndarray) -> bool:
+        tried.append(choice.tolist())
+        return bool(choice @ costs <= 7)
+
+    scores = [np.array([9.0]), np.array([8.0, 7.0, 6.0]), np.array([3.0, 5.0])]
+    assert _greedy(scores, fits).tolist() == [1, 0, 2]
+    assert tried.count([1, 1, 0]) == 2  # by the bisection and after it: then the group is done
