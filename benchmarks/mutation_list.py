@@ -30,6 +30,7 @@ _WRAPPERS, _CALLS = "models/wrappers.py", "models/function_calls.py"
 _TENSORS, _SLIM, _SIZES = "slimming/tensors.py", "slimming/slim.py", "slimming/size_attributes.py"
 _MASKED, _NORMS, _REDUCTIONS = "slimming/masked.py", "slimming/masked_norms.py", "slimming/masked_reductions.py"
 _BLOCKS, _SUBSTITUTES, _BRANCHES = "channels/blocks.py", "slimming/substitutes.py", "slimming/masked_branches.py"
+_OUTPUTS, _SELECTED = "slimming/fixed_outputs.py", "models/selected_channels.py"
 _VERIFY, _STRUCTURE = "slimming/verify.py", "slimming/structure.py"
 
 MUTATIONS = (
@@ -242,6 +243,30 @@ MUTATIONS = (
         _NORMS,
         "        for dim, indices in self.removed.items():\n",
         "        for dim, indices in list(self.removed.items())[:1]:\n",
+    ),
+    Mutation("outputs without weights are not masked", _MASKED, "    mask_outputs_(reference, groups, plan)\n", ""),
+    # Outputs of modules without weights, and plain tensors
+    Mutation("channels of an output are off by one", _OUTPUTS, "stays[gone] = False", "stays[gone - 1] = False"),
+    Mutation(
+        "channels of an output are selected in another order",
+        _SELECTED,
+        "self.register_buffer(name, index)\n\n",
+        "self.register_buffer(name, index.flip(0))\n\n",
+    ),
+    Mutation(
+        "channels of an output are selected along another dimension",
+        _SELECTED,
+        "output.index_select(dim, self.get_buffer(name))",
+        "output.transpose(dim, -1).index_select(-1, self.get_buffer(name))",
+    ),
+    Mutation(
+        "what is selected from a selection is counted anew",
+        _SELECTED,
+        "before[index.to(before.device)]",
+        "index.to(before.device)",
+    ),
+    Mutation(
+        "plain tensors are not cut", _SLIM, "for name in names & plain.keys()}", "for name in names - plain.keys()}"
     ),
     Mutation("a softmax is masked with zero", _REDUCTIONS, "-torch.inf if func in MAX_FUNCTIONS else 0.0", "0.0"),
     Mutation(

@@ -8,7 +8,8 @@ Shapes that do not fit are adapted as real networks do: a branch that is added t
 its width and is resized to its height and width. `build` makes the module, `examine` checks that slimming it keeps its
 function, `shrink` makes a failing network small. Shapes are those of one image: (channels, height, width) for maps,
 (tokens, channels) for tokens, (channels,) for vectors. Beyond its layers a network may have traits: a wrapper, patched
-instances, outputs other than tensors, code that depends on the image size, branches on widths.
+instances, outputs other than tensors, code that depends on the image size, branches on widths, position embeddings
+without weights.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from passdeploy.grouping.find import map_channels
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.size_attributes import size_attributes_after
-from passdeploy.slimming.slim import resize_
+from passdeploy.slimming.slim import hidden_state, resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import Counts
 
@@ -45,7 +46,7 @@ Shape = tuple[int, ...]
 
 CLASSES = 5
 TOLERANCE = 1e-9  # of the relative error of a slim network, in float64
-TRAITS = ("wrapped", "patched", "outputs", "reshapes", "branches")  # that networks are drawn with
+TRAITS = ("wrapped", "patched", "outputs", "reshapes", "branches", "positions")  # that networks are drawn with
 BLOCK_TRAITS = ("blocks", "patched", "outputs")  # where their blocks are left out
 
 
@@ -1022,6 +1023,49 @@ class Position(Layer):
         return Fn(lambda own, x: x + own.table, table=nn.Parameter(torch.zeros(1, *shape)))
 
 
+class _Sines(nn.Module):
+    """A position embedding without weights, for maps or tokens of any size.
+
+    Args:
+        channels: of the embedding.
+        kept: return the same tensor again for the same shape.
+    """
+
+    def __init__(self, channels: int, kept: bool) -> None:
+        super().__init__()
+        self.channels, self.kept = channels, kept
+        self.known: dict[Any, Tensor] = {}
+
+    def forward(self, shape: torch.Size, like: Tensor) -> Tensor:
+        key = shape, like.dtype, like.device
+        if self.kept and key in self.known:
+            return self.known[key]
+        places = torch.arange(math.prod(shape[2:] if len(shape) == 4 else shape[1:2]), device=like.device)
+        waves = torch.arange(1, self.channels + 1, device=like.device).to(like.dtype)
+        table = (places.to(like.dtype)[:, None] / waves).sin()  # (places, channels)
+        table = table.T.reshape(1, self.channels, *shape[2:]) if len(shape) == 4 else table[None]
+        if self.kept:
+            self.known[key] = table
+        return table
+
+
+@layer
+class FixedPosition(Layer):
+    """A position embedding that is no parameter is added to a map or to tokens, or multiplied with it."""
+
+    kind: str = "module"  # or: kept, a module that returns the same tensor again; attribute, a plain tensor
+    operation: str = "add"
+
+    def build(self, shape: Shape) -> nn.Module:
+        operation = {"add": torch.add, "mul": torch.mul}[self.operation]
+        channels = shape[0] if len(shape) == 3 else shape[1]
+        sines = _Sines(channels, self.kind == "kept")
+        if self.kind == "attribute":
+            table = sines(torch.Size((1, *shape)), torch.zeros(1))
+            return Fn(lambda own, x: operation(x, own.table.to(x.device, x.dtype)), table=table)
+        return Fn(lambda own, x: operation(x, own.positions(x.shape, x.new_zeros(1))), positions=sines)
+
+
 @layer
 class SelfAttention(Layer):
     """Self-attention by `nn.MultiheadAttention`."""
@@ -1452,6 +1496,7 @@ def _map_layers(choose: Choose, shape: Shape, depth: int) -> Body:
             (1, True, attention),
             *_traits(choose, shape, depth),
             (3, "reshapes" in choose.traits, reread),
+            (3, "positions" in choose.traits, lambda: (FixedPosition(choose(("module", "kept", "attribute"))),)),
         ],
     )
 
@@ -1463,7 +1508,16 @@ def _into_tokens(choose: Choose, shape: Shape) -> Body:
     layers += (Tokens(),)
     if choose((False, True)):
         layers += (ClassToken(),)
+    if (fixed := _fixed_position(choose)) is not None:
+        return (*layers, fixed)
     return layers + choose(((), (Position(),), (Position(embedding=True),)))
+
+
+def _fixed_position(choose: Choose) -> Layer | None:
+    """Draw a position embedding without weights, one time out of three."""
+    if not choose.trait("positions", (False, False, True)):
+        return None
+    return FixedPosition(choose(("module", "attribute", "kept")), choose(("add", "add", "mul")))
 
 
 def _attention(choose: Choose, shape: Shape) -> Layer:
@@ -1700,7 +1754,8 @@ def examine(network: Network, seed: int) -> Examined:
     assert widths_are_true(smaller) == "", widths_are_true(smaller)
 
     rebuilt = unwrapped(build(network, seed + 1).double())
-    resize_(rebuilt, smaller.state_dict(), size_attributes_after(channels.groups, plan))
+    state = {**smaller.state_dict(), **hidden_state(unwrapped(smaller), channels.groups)}
+    resize_(rebuilt, state, size_attributes_after(channels.groups, plan))
     copied = copy.deepcopy(smaller)
     for twin, what in ((rebuilt, "the rebuilt network"), (copied, "a deep copy")):
         for a, b in zip(found, outputs_of(twin, images), strict=True):

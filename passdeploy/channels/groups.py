@@ -46,6 +46,20 @@ class Statistic:
     channels: Tensor  # (size of the dimension,): number of the channel in its group; -1: it is not in this group
 
 
+@dataclass(frozen=True, eq=False)
+class FixedOutput:
+    """The indices that the channels of a group occupy along one dimension of what a module without weights returns.
+
+    Such a module, which computes a position embedding from sines, goes on putting out all channels; a slim network
+    selects those that stay.
+    """
+
+    module: str
+    dim: int
+    size: int  # of that dimension
+    index: Tensor  # (width, span along this dimension): the indices of each channel, ascending
+
+
 @dataclass(frozen=True)
 class SizeAttribute:
     """An integer attribute of a module, or an entry of a tuple or list attribute, that states a size.
@@ -68,6 +82,7 @@ class ChannelGroup:
     reason: str = ""  # why the channels must stay; empty if they may be cut
     size_attributes: tuple[tuple[SizeAttribute, Factor], ...] = ()  # attributes to update, and the sizes they state
     statistics: tuple[Statistic, ...] = ()  # taken over channels of this group
+    fixed_outputs: tuple[FixedOutput, ...] = ()  # of modules without weights, that meet channels of this group
 
     @property
     def numbers(self) -> tuple[tuple[SizeAttribute, Factor], ...]:

@@ -13,7 +13,7 @@ from passdeploy.grouping.block_trials import BlockTrials
 from passdeploy.grouping.branch_removal import BranchRemover
 from passdeploy.grouping.residual_branches import Branch, BranchFinder
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.models.cloning import named_state
+from passdeploy.models.cloning import named_plain_tensors, named_state
 from passdeploy.tracing.dataflow import DataFlow, record_dataflow
 
 
@@ -79,8 +79,10 @@ def _parameters_in(model: nn.Module, module: str) -> int:
 
 
 def _tensors_inside(model: nn.Module, replacements: Sequence[Replacement]) -> tuple[str, ...]:
-    """Name the parameters and buffers of the modules that are replaced."""
+    """Name the parameters, buffers and plain tensors of the modules that are replaced."""
     modules = [one.module for one in replacements]
     return tuple(
-        name for name, _ in named_state(model) if any(is_inside(name.rpartition(".")[0], module) for module in modules)
+        name
+        for name, _ in (*named_state(model), *named_plain_tensors(model))
+        if any(is_inside(name.rpartition(".")[0], module) for module in modules)
     )

@@ -106,11 +106,10 @@ class Comparison:
 
     def after(self, plan: Plan) -> Comparison:
         """Return comparisons for the network that `plan` left, which `is_exact` kept; a smaller network is faster."""
-        sizes = {name: tuple(tensor.shape) for name, tensor in self._cloner.state.items()}
         assert self._cut_cloner is not None, "is_exact(plan, keep=True) comes first"
         after = copy.copy(self)
         after._cloner = after._original = self._cut_cloner  # constant weights are random already, where they can be
-        after.groups, after._cut_cloner = groups_after(self.groups, plan, sizes), None
+        after.groups, after._cut_cloner = groups_after(self.groups, plan), None
         return after
 
     def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel, Factor, Term
-from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute, Slot, Statistic
+from passdeploy.channels.groups import ChannelGroup, ChannelMap, FixedOutput, SizeAttribute, Slot, Statistic
 from passdeploy.grouping.constraints import Constraints, LabelledSize
 from passdeploy.tracing.labels import NONE, LabelUnionFind
 from passdeploy.tracing.trace import Trace
@@ -28,14 +28,14 @@ class GroupBuilder:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        sizes = [len(state.labels) for state in trace.state]
-        starts = np.array([int(state.labels[0]) for state in trace.state])
-        self._first_outputs = _first_uses(trace.output_labels, starts)
-        self._first_reads = _first_uses(trace.read_labels, starts)
-        # One entry per label of the state: the number of its dimension, and its index along it.
-        self._labels = (
-            torch.cat([state.labels for state in trace.state]) if sizes else torch.zeros(0, dtype=torch.int64)
-        )
+        # Dimensions of parameters, buffers and plain tensors, and then those of fixed outputs.
+        labels = [*(one.labels for one in trace.state), *(one.labels for one in trace.fixed_outputs)]
+        sizes = [len(vector) for vector in labels]
+        starts = np.array([int(vector[0]) for vector in labels])
+        self._first_outputs = _first_uses(trace.output_labels, starts, len(trace.state))
+        self._first_reads = _first_uses(trace.read_labels, starts, len(trace.state))
+        # One entry per label of these: the number of its dimension, and its index along it.
+        self._labels = torch.cat(labels) if sizes else torch.zeros(0, dtype=torch.int64)
         self._dims = np.repeat(np.arange(len(sizes)), sizes)
         self._indices = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0, int)
         self._cache: dict[int, tuple[list[RootedGroup], _SizeFactors]] = {}  # by version of the labels, the last two
@@ -77,7 +77,7 @@ class GroupBuilder:
         """Build groups from labels, in the order in which layers first output them."""
         trace, first_outputs = self._trace, self._first_outputs
         roots = labels.find(self._labels).numpy()
-        is_output = np.zeros(len(trace.state), bool)
+        is_output = np.zeros(len(trace.state) + len(trace.fixed_outputs), bool)
         is_output[list(first_outputs)] = True
         is_channel = np.zeros(labels.size, bool)  # by root
         is_channel[roots[is_output[self._dims]]] = True
@@ -92,17 +92,17 @@ class GroupBuilder:
             lead = min(order, key=lambda dim: (order[dim], dim))
             rows = rows[np.argsort(indices[rows[:, np.flatnonzero(own == lead)[0]]])]
             table = indices[rows]  # (width, labels of one channel)
-            slots = tuple(
-                Slot(
-                    trace.state[dim].tensor,
-                    trace.state[dim].dim,
-                    torch.from_numpy(table[:, own == dim]),
-                    is_output=dim in first_outputs,
-                    is_input=dim in self._first_reads,
-                )
-                for dim in sorted(order, key=lambda dim: (order[dim], dim))
-            )
-            found.append((order[lead], ChannelGroup(slots[0].layer, len(rows), slots, reason), roots[rows[:, 0]]))
+            slots, outputs = list[Slot](), list[FixedOutput]()
+            for dim in sorted(order, key=lambda dim: (order[dim], dim)):
+                index = torch.from_numpy(table[:, own == dim])
+                if dim >= len(trace.state):
+                    fixed = trace.fixed_outputs[dim - len(trace.state)]
+                    outputs.append(FixedOutput(fixed.module, fixed.dim, len(fixed.labels), index))
+                    continue
+                state, is_read = trace.state[dim], dim in self._first_reads
+                slots.append(Slot(state.tensor, state.dim, index, is_output=dim in first_outputs, is_input=is_read))
+            group = ChannelGroup(slots[0].layer, len(rows), tuple(slots), reason, fixed_outputs=tuple(outputs))
+            found.append((order[lead], group, roots[rows[:, 0]]))
         return _with_unique_names(sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))))
 
 
@@ -178,18 +178,20 @@ def _with_size_attributes(
     return tuple(replace(group, size_attributes=tuple(by_group.get(group.name, ()))) for group, _ in groups)
 
 
-def _first_uses(uses: Sequence[Tensor], starts: np.ndarray) -> dict[int, int]:
+def _first_uses(uses: Sequence[Tensor], starts: np.ndarray, count: int) -> dict[int, int]:
     """Map the number of each state dimension to the index of the first use with labels of it.
 
     Args:
         uses: label vectors in order of use.
-        starts: first label of each state dimension, ascending.
+        starts: first label of each dimension, ascending; those of the state come first.
+        count: number of dimensions of the state.
     """
     first: dict[int, int] = {}
     for order, labels in enumerate(uses):
         own = labels[labels != NONE].unique().numpy()
         for dim in np.unique(np.searchsorted(starts, own, side="right") - 1):
-            first.setdefault(int(dim), order)
+            if dim < count:
+                first.setdefault(int(dim), order)
     return first
 
 

@@ -6,18 +6,20 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from passdeploy.tracing.trace import OpRecord
+from passdeploy.tracing.trace import OpRecord, Trace
 
 
-def labels_around(failed: OpRecord, op_log: Sequence[OpRecord], model: nn.Module) -> Iterator[list[Tensor]]:
+def labels_around(failed: OpRecord, trace: Trace, model: nn.Module) -> Iterator[list[Tensor]]:
     """Yield sets of label vectors, each vector once; protecting one of the sets may let the network run.
 
     Args:
         failed: the operation at which the cut network stopped.
-        op_log: all operations of the whole network.
+        trace: of the whole network.
         model: the whole network.
     """
-    for records in _records_around(failed, op_log, model):
+    # A module without weights that computes with a width, which nothing inside of it shows.
+    yield [one.labels for one in trace.fixed_outputs if one.module in failed.modules]
+    for records in _records_around(failed, trace.op_log, model):
         yield list(
             {
                 id(vector): vector

@@ -75,6 +75,8 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
 
     def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op
+        if _meets_fixed_tensor(record, trace):
+            return RequiredCheck.VALUES
         if op in _PER_CHANNEL or op in _SAFE_POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE
         if op == "aten.convolution":  # modules other than torch's state the number of groups themselves
@@ -98,6 +100,14 @@ def states_sizes(trace: Trace) -> bool:
         record.op in _WITH_STATED_SIZES and not record.has_derived_sizes and not _hands_on(record)
         for record in trace.op_log
     )
+
+
+def _meets_fixed_tensor(record: OpRecord, trace: Trace) -> bool:
+    """True if channels of weights meet those of a plain tensor, or of the output of a module without weights."""
+    if trace.union_find.size <= trace.fixed_from:
+        return False
+    known = [bool((vector >= trace.fixed_from).any()) for _, labels in record.inputs for vector in labels.values()]
+    return any(known) and not all(known)
 
 
 def _hands_on(record: OpRecord) -> bool:

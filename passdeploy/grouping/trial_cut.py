@@ -20,6 +20,7 @@ from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import read_size_attribute, size_attributes_after, write_size_attribute_
 from passdeploy.slimming.slim import slim_from
+from passdeploy.tracing.fixed_outputs import copy_outputs_
 from passdeploy.tracing.labels import LabelUnionFind
 
 _FEW = 3  # channels, of which no part is both less than all and more than few
@@ -62,6 +63,7 @@ class TrialCut:
         """
         if self._model is None:
             self._model, self._cut_values = slim_from(self.network.trial_cloner, self._groups, self.plan), {}
+            copy_outputs_(self._model, {output.module for output in self.network.trace.fixed_outputs})
         wanted = dict(size_attributes_after(groups, self.plan))
         for attribute in self._cut_values.keys() - wanted.keys():
             write_size_attribute_(self._model, attribute, self._cut_values[attribute])

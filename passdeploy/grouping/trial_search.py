@@ -196,7 +196,7 @@ class TrialSearch:
         module = failed.modules[-1] if failed.modules else ""
         text = f"the code depends on their number: {stop.error[:120]}"
         reason = Reason(text, failed.op, module, failed.source)
-        for vectors in labels_around(failed, self.network.trace.op_log, self.network.model):
+        for vectors in labels_around(failed, self.network.trace, self.network.model):
             if not vectors:
                 continue
             constraints = trial.constraints.with_protected(torch.cat(vectors), reason)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from passdeploy.models.bound_functions import attributes_to_rebind, copy_attribute
@@ -95,9 +96,20 @@ class ModelCloner(Generic[Network]):
         other.state = dict(state)
         return other
 
-    def copy(self, replace_tensor: ReplaceTensor) -> Network:
-        """Copy the network; its parameters and buffers are those that `replace_tensor` returns."""
+    @cached_property
+    def plain_tensors(self) -> dict[str, Tensor]:
+        """The tensors that are plain attributes of modules, see `named_plain_tensors`."""
+        return dict(named_plain_tensors(self.model))
+
+    def copy(self, replace_tensor: ReplaceTensor, plain_tensors: Mapping[str, Tensor] | None = None) -> Network:
+        """Copy the network; its parameters and buffers are those that `replace_tensor` returns.
+
+        Args:
+            replace_tensor: called with the name of each parameter and buffer, and the tensor.
+            plain_tensors: what the copy has in place of some of `plain_tensors`, by name; the others are copied.
+        """
         memo: dict[int, Any] = {self._ids[name]: replace_tensor(name, old) for name, old in self.state.items()}
+        memo |= {id(self.plain_tensors[name]): new for name, new in (plain_tensors or {}).items()}
         if self._parts is None:
             return self.deep_copy(memo)
         memo |= {id(tensor): tensor.detach().clone() for tensor in self._computed}
@@ -186,6 +198,33 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield (f"{prefix}.{name}" if prefix else name), tensor
+
+
+def named_plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """List the tables of numbers that modules hold as plain attributes, each tensor once, under its first name.
+
+    Such as a sinusoidal position embedding that is neither a parameter nor a buffer: a tensor of floats of two or more
+    dimensions that is not computed from others.
+    """
+    modules = modules_by_name(model)
+    seen = {
+        id(tensor)
+        for _, module in modules
+        for table in (module._parameters, module._buffers)
+        for tensor in table.values()
+    }
+    for prefix, module in modules:
+        for name, value in vars(module).items():
+            if (
+                type(value) is Tensor
+                and id(value) not in seen
+                and value.is_leaf
+                and value.ndim > 1
+                and value.is_floating_point()
+                and value.layout == torch.strided
+            ):
+                seen.add(id(value))
+                yield (f"{prefix}.{name}" if prefix else name), value
 
 
 def modules_by_name(model: nn.Module) -> list[tuple[str, nn.Module]]:

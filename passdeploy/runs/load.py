@@ -9,7 +9,9 @@ from torch import nn
 
 from passdeploy.errors import CorruptArtifact
 from passdeploy.models.build import build_model
+from passdeploy.models.cloning import named_plain_tensors
 from passdeploy.models.prompt import VisualPrompt, with_prompt
+from passdeploy.models.selected_channels import select_channels_named_
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.plan_file import replacements_from_json, sizes_from_json
@@ -68,13 +70,15 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
     network = build_model(document["model"], num_classes=len(document["classes"]), allow_code=allow_code)
     replacements = replacements_from_json(document) if which == "slim" else []
     replace_modules_(network, replacements)
+    select_channels_named_(network, tensors)
     prompt = None
     if which == "slim" and document["prompt"]:
         kind, size = document["prompt"]["kind"], document["prompt"]["size"]
         prompt = VisualPrompt(kind, tuple(document["image_shape"]), size)
         tensors = prompt.load_pixels_(tensors)
     known = network.state_dict().keys()
-    if not known <= tensors.keys() <= known | dict(network.named_buffers()).keys():
+    hidden = {**dict(network.named_buffers()), **dict(named_plain_tensors(network))}.keys()
+    if not known <= tensors.keys() <= known | hidden:
         raise CorruptArtifact(
             f"{which}.safetensors of {folder.path} does not hold the tensors of {document['model']}.\n"
             "It was made with another version of the model's library: install that one (manifest.json)."

@@ -13,6 +13,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.function_calls import CallKey
 from passdeploy.models.wrappers import unwrapped
+from passdeploy.slimming.fixed_outputs import mask_outputs_
 from passdeploy.slimming.masked_branches import additions_of, mute_branches_
 from passdeploy.slimming.masked_norms import KeptMask, restrict_norms_
 from passdeploy.slimming.masked_reductions import KeptAlong
@@ -48,6 +49,7 @@ def masked_from(
                 parameter = parameters[name]
                 parameter.index_fill_(dim, removed.indices.to(parameter.device), 0.0)
                 kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.indices
+    mask_outputs_(reference, groups, plan)
     mute_branches_(reference, additions_of(plan, blocks))
     return restrict_norms_(reference, kept, _existing(groups, plan))
 

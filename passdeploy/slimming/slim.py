@@ -15,9 +15,11 @@ from passdeploy.channels.blocks import Block, Replacement, replacements_of, tens
 from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.bound_functions import rebind_to_tensors_
-from passdeploy.models.cloning import ModelCloner, modules_by_name, named_state
+from passdeploy.models.cloning import ModelCloner, modules_by_name, named_plain_tensors, named_state
+from passdeploy.models.selected_channels import select_channels_named_
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
+from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices
@@ -63,7 +65,8 @@ def slim_from(
         gone[id(new)] = removed.get((name, 0), NOTHING)
         return new
 
-    smaller = cloner.copy(cut)
+    smaller = cloner.copy(cut, _cut_plain_tensors(cloner, removed))
+    select_outputs_(smaller, groups, plan)
     replace_modules_(smaller, replacements_of(blocks, plan.skipped))
     for _, module in modules_by_name(smaller):
         update_size_attributes_(module, lambda weight: gone.get(id(weight)))
@@ -72,10 +75,20 @@ def slim_from(
     return smaller
 
 
+def _cut_plain_tensors(cloner: ModelCloner[nn.Module], removed: Mapping[tuple[str, int], Removed]) -> dict[str, Tensor]:
+    """Cut the tensors that are plain attributes of modules, by name; only those that lose something."""
+    names = {name for name, _ in removed} - cloner.state.keys()
+    plain = cloner.plain_tensors if names else {}
+    return cut_tensors({name: plain[name] for name in names & plain.keys()}, removed)
+
+
 def hidden_state(smaller: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, Tensor]:
-    """Collect the buffers of a slim network that were cut and are not in its state dict; a rebuild needs them too."""
+    """Collect the tensors of a slim network that were cut and are not in its state dict; a rebuild needs them too.
+
+    These are buffers that are not saved, and plain attributes of modules.
+    """
     known = smaller.state_dict().keys()
-    buffers = dict(smaller.named_buffers())
+    buffers = {**dict(smaller.named_buffers()), **dict(named_plain_tensors(smaller))}
     names = {slot.tensor for group in groups if group.is_prunable for slot in group.slots} - known
     return {name: buffers[name] for name in sorted(names & buffers.keys())}  # others went with a skipped block
 
@@ -101,6 +114,7 @@ def resize_(
     """
     model = unwrapped(model)
     replace_modules_(model, replacements)
+    select_channels_named_(model, state)
     new = {
         id(old): like(old, state[name].to(old.device, old.dtype)) if name in state else old
         for name, old in named_state(model)
@@ -111,6 +125,11 @@ def resize_(
                 if old is not None:
                     table[attribute] = new[id(old)]  # type: ignore[assignment]
         update_size_attributes_(module, lambda _: None)
-    rebind_to_tensors_(model, new)
+    plain = {id(old): like(old, state[name].to(old)) for name, old in named_plain_tensors(model) if name in state}
+    for module in model.modules() if plain else ():
+        for attribute, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and id(value) in plain:
+                setattr(module, attribute, plain[id(value)])
+    rebind_to_tensors_(model, {**new, **plain})
     for size_attribute, value in size_attributes:
         write_size_attribute_(model, size_attribute, value)

@@ -7,7 +7,7 @@ network's tensor that the plan keeps, and nothing may be left inside of the modu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.models.cloning import named_plain_tensors
+from passdeploy.models.selected_channels import SelectedChannels, is_index_name
 from passdeploy.models.wrappers import COMPILED_CALL
 from passdeploy.slimming.tensors import storage_of
 
@@ -25,14 +27,17 @@ def structure_fault(
     model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()
 ) -> str:
     """Describe the first difference of `smaller` from `model` that `plan` does not ask for; empty if there is none."""
-    whole, cut = _tensors_of(model), _tensors_of(smaller)
+    removed = _removed_places(groups, plan)
+    cut_names = {name for name, _ in removed}
+    whole, cut = _tensors_of(model, cut_names), _tensors_of(smaller, cut_names)
     skipped = [module for block in blocks if block.name in plan.skipped for module in block.modules]
     skipped += [one.module for one in replacements_of(blocks, plan.skipped)]
     if fault := _skipping_fault(smaller, cut, skipped):
         return fault
     inside = tuple(f"{module}." for module in skipped)
-    removed = _removed_places(groups, plan)
-    if unknown := sorted({name for name, _ in removed} - whole.keys()):
+    if fault := _selection_fault(model, smaller, groups, plan, inside):
+        return fault
+    if unknown := sorted(cut_names - whole.keys()):
         return f"the groups name {unknown[0]}, which the network does not have"
     whole = {name: tensor for name, tensor in whole.items() if not name.startswith(inside)}
     if whole.keys() != cut.keys():
@@ -40,8 +45,8 @@ def structure_fault(
     for name, old in whole.items():
         if fault := _tensor_fault(old, cut[name], {dim: gone for (of, dim), gone in removed.items() if of == name}):
             return f"{name} {fault}"
-    modules = dict(smaller.named_modules())
-    for name, module in model.named_modules():
+    modules = _modules_of(smaller)
+    for name, module in _modules_of(model).items():
         if name.startswith(inside) or (name in skipped and name not in modules):
             continue
         if name not in modules:
@@ -62,8 +67,67 @@ def _skipping_fault(smaller: nn.Module, tensors: Mapping[str, Tensor], skipped: 
     return f"module {left} is left of a block that is skipped" if left else ""
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _tensors_of(model: nn.Module, cut_names: Collection[str]) -> dict[str, Tensor]:
+    plain = {name: tensor for name, tensor in named_plain_tensors(model) if name in cut_names}
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers()), **plain}
+    return {name: tensor for name, tensor in named.items() if not is_index_name(name)}
+
+
+def _modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Name the modules as if none had been wrapped to select channels of what it puts out."""
+    found, wrappers = dict[str, nn.Module](), list[str]()
+    for name, module in model.named_modules():
+        if isinstance(module, SelectedChannels):
+            wrappers.append(name)
+            continue
+        for wrapper in wrappers:
+            if name == f"{wrapper}.whole" or name.startswith(f"{wrapper}.whole."):
+                name = wrapper + name.removeprefix(f"{wrapper}.whole")
+        found[name] = module
+    return found
+
+
+def _selection_fault(
+    model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, inside: tuple[str, ...]
+) -> str:
+    """Describe the first output of which other channels are selected than a plan keeps; empty if there is none.
+
+    Args:
+        model: the network before.
+        smaller: the slim network.
+        groups: of `model`.
+        plan: of these groups.
+        inside: beginnings of the names of modules that went with skipped blocks.
+    """
+    gone: dict[tuple[str, int], set[int]] = {}
+    expected, found = _selections_in(model), _selections_in(smaller)
+    for group in groups:
+        kept = set(plan.kept.get(group.name, range(group.width)))
+        for one in group.fixed_outputs if len(kept) < group.width else ():
+            places = (place for channel, row in enumerate(one.index.tolist()) if channel not in kept for place in row)
+            gone.setdefault((one.module, one.dim), set()).update(places)
+            expected.setdefault((one.module, one.dim), list(range(one.size)))
+    for module, dim in expected.keys() | found.keys():
+        if f"{module}.".startswith(inside):
+            continue
+        left = [
+            index
+            for place, index in enumerate(expected.get((module, dim), ()))
+            if place not in gone.get((module, dim), ())
+        ]
+        if found.get((module, dim)) != left:
+            return f"of the output of {module} other channels are selected along dimension {dim} than the plan keeps"
+    return ""
+
+
+def _selections_in(model: nn.Module) -> dict[tuple[str, int], list[int]]:
+    """Map modules of which channels are selected, with the dimension, to these channels."""
+    return {
+        (name, dim): module.get_buffer(buffer).tolist()
+        for name, module in model.named_modules()
+        if isinstance(module, SelectedChannels)
+        for buffer, dim, _ in module.selections
+    }
 
 
 def _removed_places(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int], set[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.blocks import Block, Replacement, tensors_of
+from passdeploy.channels.blocks import Block, Replacement, is_inside, replacements_of, tensors_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 
@@ -122,8 +122,17 @@ def groups_left(groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Blo
     A group whose slots all go is gone; `plan` may still name it.
     """
     gone = tensors_of(blocks, plan.skipped)
+    if not gone:
+        return tuple(groups)
+    modules = [one.module for one in replacements_of(blocks, plan.skipped)]
     left = [
-        replace(group, slots=tuple(slot for slot in group.slots if slot.tensor not in gone)) if gone else group
+        replace(
+            group,
+            slots=tuple(slot for slot in group.slots if slot.tensor not in gone),
+            fixed_outputs=tuple(
+                one for one in group.fixed_outputs if not any(is_inside(one.module, name) for name in modules)
+            ),
+        )
         for group in groups
     ]
     return tuple(group for group in left if group.slots)

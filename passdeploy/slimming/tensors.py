@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.slimming.fixed_outputs import removed_outputs
 
 
 class Removed:
@@ -80,37 +81,40 @@ def put_back_(
                 whole.copy_(smaller[name])
 
 
-def groups_after(
-    groups: Sequence[ChannelGroup], plan: Plan, sizes: Mapping[str, Sequence[int]]
-) -> tuple[ChannelGroup, ...]:
+def groups_after(groups: Sequence[ChannelGroup], plan: Plan) -> tuple[ChannelGroup, ...]:
     """Describe the groups of the slim network.
 
     Args:
         groups: of the network before, with all that are cut.
         plan: of these groups.
-        sizes: name -> shape of the tensors before.
     """
-    new_index = {}
-    for (name, dim), removed in removed_indices(groups, plan).items():
-        stays = torch.ones(sizes[name][dim], dtype=torch.int64)
-        stays[removed.indices] = 0
-        new_index[name, dim] = stays.cumsum(0) - 1
+    gone = {place: removed.indices.sort().values for place, removed in removed_indices(groups, plan).items()}
+    gone_outputs = removed_outputs(groups, plan)
     stays_of = _staying_masks(groups, plan)
     after = []
     for group in groups:
         kept = torch.tensor(plan.kept.get(group.name, range(group.width)))
-        slots = []
-        for slot in group.slots:
-            indices = new_index.get((slot.tensor, slot.dim))
-            slots.append(slot if indices is None else replace(slot, index=indices[slot.index[kept]]))
+        slots = tuple(
+            replace(slot, index=_renumbered(slot.index[kept], gone.get((slot.tensor, slot.dim))))
+            for slot in group.slots
+        )
+        outputs = []
+        for one in group.fixed_outputs:
+            lost = gone_outputs.get((one.module, one.dim, one.size), torch.zeros(0, dtype=torch.int64))
+            outputs.append(replace(one, size=one.size - len(lost), index=_renumbered(one.index[kept], lost)))
         number = torch.full((group.width + 1,), -1)  # of the channel among those that stay; the last: of none, -1
         number[kept] = torch.arange(len(kept))
         statistics = tuple(
             replace(one, channels=number[one.channels[stays_of[one.module, one.call_index, one.dim]]])
             for one in group.statistics
         )
-        after.append(replace(group, width=len(kept), slots=tuple(slots), statistics=statistics))
+        after.append(replace(group, width=len(kept), slots=slots, statistics=statistics, fixed_outputs=tuple(outputs)))
     return tuple(after)
+
+
+def _renumbered(index: Tensor, gone: Tensor | None) -> Tensor:
+    """Count indices anew, without those that are gone, which are ascending."""
+    return index if gone is None else index - torch.searchsorted(gone, index)
 
 
 def _staying_masks(groups: Sequence[ChannelGroup], plan: Plan) -> dict[tuple[str, int, int], Tensor]:

@@ -23,11 +23,13 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
-from passdeploy.models.cloning import ModelCloner, named_state
+from passdeploy.models.cloning import ModelCloner, named_plain_tensors, named_state
 from passdeploy.models.input_sizes import first_taken, shapes_of
 from passdeploy.models.modes import evaluating
 from passdeploy.models.outputs import comparable_in
+from passdeploy.models.selected_channels import is_index_name
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
+from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.masked_branches import additions_of, muted_branches
 from passdeploy.slimming.replay import DecisionLog
@@ -256,15 +258,23 @@ def _rebuilt(
     model: nn.Module, smaller: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block]
 ) -> nn.Module:
     """Build the slim network another way: Python's own copy of the dense one, around the slim one's tensors."""
-    state, removed = dict(named_state(smaller)), removed_indices(groups, plan)
+    removed = removed_indices(groups, plan)
+    state = {name: tensor for name, tensor in named_state(smaller) if not is_index_name(name)}
     new = {name: like(old, state[name]) if name in state else old for name, old in named_state(model)}
+    plain = dict(named_plain_tensors(smaller))
+    cut = {
+        id(old): plain[name]
+        for name, old in named_plain_tensors(model)
+        if any((name, dim) in removed for dim in range(old.ndim))
+    }
     lost = {id(new[name]): removed.get((name, 0), NOTHING) for name in new}
     try:
-        rebuilt = ModelCloner(model).deep_copy({id(old): new[name] for name, old in named_state(model)})
+        rebuilt = ModelCloner(model).deep_copy({**{id(old): new[name] for name, old in named_state(model)}, **cut})
     except (RuntimeError, TypeError) as error:  # an attribute may refuse to be copied
         raise EquivalenceError(
             f"the network cannot be copied, so the slim one cannot be checked: {first_line(error)}"
         ) from error
+    select_outputs_(rebuilt, groups, plan)
     replace_modules_(rebuilt, replacements_of(blocks, plan.skipped))
     for module in rebuilt.modules():
         update_size_attributes_(module, lambda weight: lost.get(id(weight)))

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from passdeploy.channels.blocks import presence, tensors_of
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import deep_copy, named_state
+from passdeploy.slimming.fixed_outputs import mask_outputs_
 from passdeploy.slimming.masked_norms import KeptMask, RestrictedNorms
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.substitutes import groups_left
@@ -67,6 +69,7 @@ class ShrinkingNetwork:
         self._has_norms = True  # that depend on which channels there are, such as layer norms; unless none is met
         self.kept = self._present.clone()  # those of them that no mask has removed yet; on the CPU
         self._kept_apart = self._present.clone()  # the same, but for what is inside of removed blocks
+        self._masked_outputs: list[RemovableHandle] = []  # where a module without weights returns removed channels
         self._use_network_(co_trained.network if co_trained else deep_copy(model), self._groups)
 
     def demote_removed(self, scores: Tensor) -> Tensor:
@@ -155,7 +158,6 @@ class ShrinkingNetwork:
     def _cut_(self, left: Tensor) -> None:
         """Slim the network to what a mask leaves of it."""
         relative = self._relative(left)
-        sizes = {name: tensor.shape for name, tensor in self._tensors(self._network).items()}
         if self._co_trained:
             self._co_trained.slim_(self._network_groups, relative, self._blocks)
             network = self._co_trained.network
@@ -163,7 +165,7 @@ class ShrinkingNetwork:
             network = slim(self._network, self._network_groups, relative, self._blocks)
         groups = groups_left(self._network_groups, relative, self._blocks)
         self._present = left
-        self._use_network_(network, groups_after(groups, relative, sizes))
+        self._use_network_(network, groups_after(groups, relative))
 
     def restored(self) -> nn.Module:
         """Copy the original network, with the trained weights of what was never removed."""
@@ -205,6 +207,9 @@ class ShrinkingNetwork:
         if not removed:
             return
         self._unmasked = left
+        for handle in self._masked_outputs:
+            handle.remove()
+        self._masked_outputs = mask_outputs_(self._evaluated, self._network_groups, relative)
         # Onto the device in one copy.
         joined = torch.cat([*removed.values()]).to(next(iter(parameters.values())).device, non_blocking=True)
         by_name: dict[str, dict[int, Tensor]] = {}
@@ -244,6 +249,7 @@ class ShrinkingNetwork:
         self._parameters = [*parameters.values()]
         self._gradients = ChannelGradients(parameters, groups, columns, self.channels.total)
         self._gates = BlockGates(self._blocks, self._parameters[0].device)
+        self._masked_outputs = []
         self._norms, self._unmasked = None, self._present  # nothing is masked: no slices are set to zero
 
     @staticmethod

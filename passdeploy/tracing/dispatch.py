@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from passdeploy.models.modes import unfused_attention, unfused_rnns
 from passdeploy.models.reduction_calls import REDUCTION_FUNCTIONS
+from passdeploy.models.selected_channels import indices_in
 from passdeploy.tracing.dispatch_mode import UncompiledMode
 from passdeploy.tracing.meta_model import run_on_meta
 from passdeploy.tracing.op_call import OpCall, aten
@@ -165,6 +166,7 @@ class OpObserver(UncompiledMode):
     def __init__(self, *, is_meta: bool) -> None:
         super().__init__()
         self.is_meta = is_meta
+        self._selecting: frozenset[int] = frozenset()  # of channels of a fixed output: no operation of the model's code
 
     def on_op(self, call: OpCall) -> None:
         """Handle one operation that has run, with its results."""
@@ -180,7 +182,8 @@ class OpObserver(UncompiledMode):
             self.on_alias(args[0], before)
             reported = (before, *args[1:])
         result = run_on_meta(func, args, given) if self.is_meta else func(*args, **given)
-        self.on_op(OpCall(func, reported, given, result))
+        if not (func is aten.index_select.default and id(args[2]) in self._selecting):
+            self.on_op(OpCall(func, reported, given, result))
         return result
 
     def on_alias(self, tensor: Tensor, alias: Tensor) -> None:
@@ -196,6 +199,7 @@ class OpObserver(UncompiledMode):
             self.on_attention_weights,
             is_meta=self.is_meta,
         )
+        self._selecting = indices_in(model)
         with unfused_attention(), composites, self:
             return model(*inputs)
 

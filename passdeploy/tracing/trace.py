@@ -22,6 +22,15 @@ class StateDim:
 
 
 @dataclass(frozen=True)
+class OutputDim:
+    """One dimension of what a module without weights returns, and its labels."""
+
+    module: str
+    dim: int
+    labels: Tensor  # shape (size,)
+
+
+@dataclass(frozen=True)
 class OpMacs:
     """Multiply-adds of one operation, and the dimensions they grow with."""
 
@@ -75,6 +84,8 @@ class Trace:
     union_find: LabelUnionFind
     state: tuple[StateDim, ...]
     parameters: dict[str, int]  # name -> number of elements
+    fixed_outputs: list[OutputDim] = field(default_factory=list)  # in order of their labels, which are the last ones
+    fixed_from: int = 0  # the first label that belongs to a plain tensor attribute or a fixed output
     output_labels: list[Tensor] = field(default_factory=list)  # output channels of layers, in order of use
     read_labels: list[Tensor] = field(default_factory=list)  # weight slices that read channels, in order of use
     op_macs: list[OpMacs] = field(default_factory=list)

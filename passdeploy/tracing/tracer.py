@@ -12,7 +12,7 @@ code as the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -22,12 +22,13 @@ from torch.utils._pytree import tree_leaves
 
 from passdeploy.errors import ModelError
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
-from passdeploy.models.cloning import named_state
+from passdeploy.models.cloning import named_plain_tensors, named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.tracing.dispatch import OpObserver, source_line
-from passdeploy.tracing.labels import LabelUnionFind, Reason
+from passdeploy.tracing.fixed_outputs import contiguous_copy, following_outputs, modules_without_weights
+from passdeploy.tracing.labels import NONE, LabelUnionFind, Reason
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import (
     DimChoice,
@@ -36,6 +37,7 @@ from passdeploy.tracing.trace import (
     LabelledShape,
     OpMacs,
     OpRecord,
+    OutputDim,
     ReductionRecord,
     StateDim,
     Trace,
@@ -74,10 +76,15 @@ class ChannelTracer(OpObserver):
         self._current_reduction: CallKey | None = None
         self._used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
-        self.trace = Trace(self.union_find, tuple(self._label_state(model)), sizes, is_meta=is_meta, outputs=outputs)
+        state = tuple(self._label_state(list(named_state(model))))
+        fixed_from = self.union_find.size
+        state += tuple(self._label_state(list(named_plain_tensors(model))))
+        self.trace = Trace(self.union_find, state, sizes, fixed_from=fixed_from, is_meta=is_meta, outputs=outputs)
+        self._modules_without_weights = modules_without_weights(model)
+        self._fixed: dict[str, DimLabels] = {}  # module without weights -> labels of its output
+        self._returned: list[tuple[Tensor, int, DimLabels]] = []  # such an output or its copy, its version, the labels
 
-    def _label_state(self, model: nn.Module) -> Iterator[StateDim]:
-        state = list(named_state(model))
+    def _label_state(self, state: Sequence[tuple[str, Tensor]]) -> Iterator[StateDim]:
         # A dimension of size one has nothing to remove.
         dims = [
             (name, tensor, dim, size) for name, tensor in state for dim, size in enumerate(tensor.shape) if size > 1
@@ -105,6 +112,11 @@ class ChannelTracer(OpObserver):
         for dim in single:
             self.protect(labels[dim], "picked out alone")
         self._labels[tensor] = {dim: vector for dim, vector in labels.items() if dim not in single}
+
+    def is_fixed(self, labels: Tensor) -> bool:
+        """True if all of these labels are of tensors that no weight is part of, see `Trace.fixed_from`."""
+        fixed_from = self.trace.fixed_from
+        return fixed_from < self.union_find.size and bool(((labels == NONE) | (labels >= fixed_from)).all())
 
     def is_state(self, tensor: Tensor | None) -> bool:
         """Test whether `tensor` is a parameter or buffer of the model, not computed from one."""
@@ -172,9 +184,49 @@ class ChannelTracer(OpObserver):
 
     # Used by `trace_channels`
 
-    def tracking_modules(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Keep track of the module that is running, with hooks that are removed on leaving."""
-        return self._calls.hooked_into(model)
+    @contextmanager
+    def tracking_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of the module that is running and of fixed outputs, with hooks that are removed on leaving."""
+        with (
+            self._calls.hooked_into(model),
+            following_outputs(self._modules_without_weights, self._label_fixed_output),
+        ):
+            yield
+
+    def _label_fixed_output(self, module: str, output: Tensor, may_be_channels: bool) -> Tensor | None:
+        """Give the output of a module without weights labels of its own, unless it has some or is an activation.
+
+        Args:
+            module: its name.
+            output: what it returns.
+            may_be_channels: True if it has the shape of something that the module was given.
+        """
+        known = self._labels.get(output)
+        if known or (known is not None and may_be_channels):
+            return None
+        first = self._fixed.get(module)
+        if first is None:
+            sizes = {dim: size for dim, size in enumerate(output.shape) if size > 1}
+            vectors = self.union_find.new_labels(sum(sizes.values())).split([*sizes.values()])
+            first = self._fixed[module] = dict(zip(sizes, vectors, strict=True))
+            self.trace.fixed_outputs += [OutputDim(module, dim, vector) for dim, vector in first.items()]
+        labels = {dim: vector for dim, vector in first.items() if output.shape[dim : dim + 1] == vector.shape}
+        for dim in first.keys() - labels.keys():
+            self.protect(first[dim], "the size of this output changes from call to call")
+        copied = contiguous_copy(output)
+        self._labels[copied] = labels
+        self._returned += [(tensor, tensor._version, labels) for tensor in (output, copied)]
+        return copied
+
+    def _protect_overwritten_outputs(self) -> None:
+        """Protect the channels of fixed outputs that were changed in place: a slim network would change a copy."""
+        for output, version, labels in self._returned:
+            if output._version != version:
+                for vector in labels.values():
+                    self.union_find.protect(
+                        vector, Reason("the output of a module without weights is changed in place")
+                    )
+        self._returned.clear()
 
     def run_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Trace one forward pass and protect the channels of the model's outputs that count."""
@@ -186,6 +238,7 @@ class ChannelTracer(OpObserver):
                 self._labels[leaf] = {}
         outputs = self.run_model(model, inputs)
         self._current_call = None
+        self._protect_overwritten_outputs()
         return outputs
 
     def _protect_outputs(self, outputs: Any) -> None:
@@ -243,7 +296,8 @@ class ChannelTracer(OpObserver):
 
         Joins, protections, output and read labels are kept. Costs and operations are not: this pass is not deployed.
         """
-        main, scratch = self.trace, Trace(self.union_find, self.trace.state, self.trace.parameters)
+        main = self.trace
+        scratch = Trace(self.union_find, main.state, main.parameters, main.fixed_outputs, main.fixed_from)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
         doubled = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
         used = [state.labels for state in main.state if state.tensor in self._used_parameters]

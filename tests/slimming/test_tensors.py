@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from passdeploy import Plan, slim, verify
 from passdeploy.grouping.find import map_channels
 from passdeploy.grouping.trial_cut import random_plan
-from passdeploy.models.cloning import named_state
 from passdeploy.slimming.tensors import groups_after
 from tests import nets
 
@@ -51,9 +50,8 @@ def test_a_cut_of_a_cut_is_exact_and_is_one_cut_of_both(kind: type[nn.Module]):
         net = nets.randomise_(kind()).eval()
     groups = map_channels(net, IMAGES.float()).groups
     net = net.double()
-    sizes = {name: tuple(tensor.shape) for name, tensor in named_state(net)}
     first = random_plan(groups, 0)
-    once, left = slim(net, groups, first), groups_after(groups, first, sizes)
+    once, left = slim(net, groups, first), groups_after(groups, first)
     second = Plan({group.name: tuple(range(1, group.width)) for group in left if group.is_prunable})
     assert second.kept
     assert verify(once, left, second, IMAGES, tolerance=1e-12) < 1e-12

@@ -47,6 +47,8 @@ def join_operands(tracer: ChannelTracer, operands: Sequence[tuple[Sequence[int],
             tracer.join(labelled[0], vector, "meets channels that must stay")
         if len(labelled) < len(vectors):
             tracer.protect(labelled[0], "meets a tensor whose size cannot change")
+            if all(map(tracer.is_fixed, labelled)):
+                continue  # a place of a position embedding: nothing to follow any further
         result[dim] = labelled[0]
     return result
 
