@@ -108,14 +108,14 @@ MUTATIONS = (
     Mutation(
         "requires_grad is lost",
         _TENSORS,
-        "nn.Parameter(values, old.requires_grad)",
-        "nn.Parameter(values)",
+        "nn.Parameter(own, old.requires_grad)",
+        "nn.Parameter(own)",
     ),
     Mutation(
         "tensors that are not cut share memory with the original",
         _TENSORS,
-        "        values = values.clone()\n",
-        "        pass\n",
+        "own = values.detach().clone() if is_shared else values.detach()",
+        "own = values.detach()",
     ),
     Mutation(
         "after a cut, statistics count removed channels",
