@@ -2,14 +2,14 @@
 
 The outcome depends on the code, not on the weights. So weights that would hide an error, such as layer scales of a
 millionth or gains that start at zero, are replaced by random ones, and rectifiers leak. Errors in float32 decide most
-cases; those between the two bounds, and at another input size all, are decided in float64.
+cases; those between the two bounds, and at another input size all, are decided in float64 where a network runs in it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,10 @@ MAX_FLOAT64_PARAMETERS = 100_000_000  # larger networks are compared in float32 
 MAX_BISECTION_TRIALS = 60  # comparisons of parts of a cut
 
 
+class _RunsInFloat32AloneError(Exception):
+    """A network that cannot be compared in float64."""
+
+
 class Comparison:
     """Comparisons of cut with masked copies of one network.
 
@@ -63,7 +67,7 @@ class Comparison:
         self._cloner, self._original, self.inputs = cloner.with_state(randomised(cloner.state)), cloner, inputs
         self.groups, self._blocks = groups, blocks
         self._decides, self._choice = decides([record.op for record in trace.op_log]), trace.outputs
-        self._is_strict = False
+        self._is_strict, self._runs_in_float64 = False, False  # the latter: it is known to
         self._leaks = not blocks  # `relu(x + branch)` is `relu(x)` without the branch, since a ReLU twice is one
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
         self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS
@@ -86,14 +90,34 @@ class Comparison:
 
     def _agrees(self, plan: Plan, *, keep: bool) -> bool:
         if self._is_strict and not self.is_large:
-            return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
+            with suppress(_RunsInFloat32AloneError):
+                return self._error_in_float64(plan) <= FLOAT64_TOLERANCE
         error = self._error_of(plan, None, keep=keep)
         if self.is_large or not FLOAT32_BOUNDS[0] < error < FLOAT32_BOUNDS[1]:
             return error < FLOAT32_BOUNDS[1]
         return self._error_of(plan, torch.float64) <= FLOAT64_TOLERANCE
 
+    def _error_in_float64(self, plan: Plan) -> float:
+        """Return the error in float64.
+
+        Raises:
+            _RunsInFloat32AloneError: not even the whole network runs in float64, such as one that makes a position
+                embedding in float32 and multiplies it by a weight.
+        """
+        try:
+            return self._error_of(plan, torch.float64)
+        except Exception as error:
+            if not self._runs_in_float64:
+                whole = masked_from(self._cloner, self.groups, Plan({}), self._blocks)
+                try:
+                    self._outputs_of(whole, torch.float64, nullcontext())
+                except Exception:
+                    raise _RunsInFloat32AloneError from error
+                self._runs_in_float64 = True
+            raise
+
     def strict(self) -> Comparison:
-        """Return comparisons of the same network that are all made in float64, unless the network is large."""
+        """Return comparisons of the same network that are all made in float64, if it is not large and runs in that."""
         other = copy.copy(self)
         other._is_strict, other._cut_cloner = True, None
         return other

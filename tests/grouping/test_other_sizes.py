@@ -142,6 +142,25 @@ def test_what_holds_at_every_size_stays_prunable():
     assert groups["stem"].is_prunable
 
 
+class InFloat32Alone(nn.Module):
+    """A network that does not run in float64: it makes numbers in float32, whatever its weights are."""
+
+    def __init__(self, network: Reshaping) -> None:
+        super().__init__()
+        self.network, self.shift = network, nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) + self.shift(torch.arange(4, dtype=torch.float32))
+
+
+def test_a_network_that_does_not_run_in_float64_is_compared_in_float32():
+    with pytest.raises(RuntimeError):
+        InFloat32Alone(Transposing()).double()(IMAGES.double())
+    for network, is_prunable in ((Transposing(), True), (Reshaping(), False)):
+        groups = {group.name: group for group in pd.find_groups(InFloat32Alone(network), IMAGES)}
+        assert groups["network.stem"].is_prunable == is_prunable
+
+
 def test_verify_finds_a_group_that_holds_at_the_size_of_its_inputs_only():
     """Without channels in `other` the mean over a window of 16 x 16 is a mean over the image."""
 
