@@ -387,8 +387,14 @@ MUTATIONS = (
     Mutation(
         "a module goes whole although one of its blocks stays",
         _BLOCKS,
-        "    stay = {block.chain for block in blocks if block.name not in skipped}\n",
+        "    stay = {chain for block in blocks if block.name not in gone for chain in block.chains}\n",
         "    stay = set()\n",
+    ),
+    Mutation(
+        "a module goes whole although a block stays that has a smaller module of its own",
+        _BLOCKS,
+        "if block.name not in gone for chain in block.chains}",
+        "if block.name not in gone for chain in block.chains[:1]}",
     ),
     Mutation(
         "the last skipped block is forgotten",
@@ -399,8 +405,8 @@ MUTATIONS = (
     Mutation(
         "only the last module of a block is replaced",
         _BLOCKS,
-        "[block.chain] if is_whole and block.chain else block.replacements",
-        "[block.chain] if is_whole and block.chain else block.replacements[-1:]",
+        "whole[:1] or block.replacements",
+        "whole[:1] or block.replacements[-1:]",
     ),
     Mutation("a skipped block still costs", _PLAN, "presence(name): 0 for", "presence(name): 1 for"),
     Mutation(

@@ -65,7 +65,8 @@ class Block:
     tensors: tuple[str, ...] = ()  # parameters and buffers that go, by name
     groups: tuple[str, ...] = ()  # channel groups all of whose slots are in these tensors: they go as well
     contains: tuple[str, ...] = ()  # blocks inside the branch, which go with it
-    chain: Replacement | None = None  # of the module that is nothing but this block and others, if all of them go
+    # Of the modules around it that are nothing but this block and others, if all of these go: from the inside out.
+    chains: tuple[Replacement, ...] = ()
 
     @property
     def is_prunable(self) -> bool:
@@ -141,11 +142,13 @@ def skipped_blocks(blocks: Sequence[Block], skipped: Collection[str]) -> list[Bl
 
 def replacements_of(blocks: Sequence[Block], skipped: Collection[str]) -> list[Replacement]:
     """List the replacements that skip these blocks; none of a module inside of another one that goes."""
-    stay = {block.chain for block in blocks if block.name not in skipped}
+    going = skipped_blocks(blocks, skipped)
+    gone = {block.name for block in going}.union(*(block.contains for block in going))
+    stay = {chain for block in blocks if block.name not in gone for chain in block.chains}
     found: dict[Replacement, None] = {}
-    for block in outermost(skipped_blocks(blocks, skipped)):
-        is_whole = block.chain is not None and block.chain not in stay
-        found.update(dict.fromkeys([block.chain] if is_whole and block.chain else block.replacements))
+    for block in outermost(going):
+        whole = [chain for chain in block.chains if chain not in stay]
+        found.update(dict.fromkeys(whole[:1] or block.replacements))
     return list(found)
 
 

@@ -1,6 +1,7 @@
 """Try to leave blocks out: what computes something else than with branches of zero, or fails, must stay.
 
-All blocks are left out together, then every second one while channels are cut as well, then the others. Without blocks
+All blocks are left out together, then some by chance, then every second one while channels are cut as well, then the
+others. Without blocks
 a network must also run in training mode, and as anybody calls it: torch has faster code for attention, which other
 trials avoid and which looks at other attributes. Only where a trial fails are blocks left out one by one.
 """
@@ -21,6 +22,7 @@ from passdeploy.grouping.failing_groups import Comparison
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.modes import evaluating
+from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.slim import slim_from
 from passdeploy.tracing.meta_model import MetaMode
 
@@ -46,8 +48,8 @@ class BlockTrials:
             failed = next((faults for plan, trial in self._trials() if (faults := _faults(plan, trial))), {})
             if not failed:
                 break
-            if any(block.chain for block in self._blocks):  # they may fail where each block alone does not
-                self._blocks = tuple(replace(block, chain=None) for block in self._blocks)
+            if any(block.chains for block in self._blocks):  # they may fail where each block alone does not
+                self._blocks = tuple(replace(block, chains=()) for block in self._blocks)
                 continue
             self._blocks = tuple(
                 replace(block, reason=failed[block.name]) if block.name in failed else block for block in self._blocks
@@ -64,6 +66,10 @@ class BlockTrials:
             yield Plan({}, names), self._training_fault
         other = self._network.noise_of_other_size
         elsewhere = comparison if other is None else comparison.at(other)
+        draw = generator("blocks", len(names))
+        some = tuple(name for name in names if float(torch.rand((), generator=draw)) < 0.5)
+        if 0 < len(some) < len(names):
+            yield Plan({}, some), comparison.fault_of
         for number in (0, 1):
             yield Plan(random_plan(self._groups, number).kept, names[number::2]), elsewhere.fault_of
             yield Plan({}, names[number::2]), self._calling_fault

@@ -52,7 +52,7 @@ def blocks_of(network: TracedNetwork, groups: Sequence[ChannelGroup]) -> tuple[B
                 replacements=removal,
                 tensors=going[branch],
                 contains=tuple(other for other, inner, _ in found if inner.joining in branch.region),
-                chain=remover.chain(branch, going),
+                chains=remover.chains(branch, going),
             )
         )
     return BlockTrials(network, groups, blocks).checked()

@@ -118,14 +118,16 @@ class BranchRemover:
                 return f"{op.name} at {op.source} computes with {read[0]}"
         return ""
 
-    def chain(self, branch: Branch, branches: Mapping[Branch, Collection[str]]) -> Replacement | None:
-        """Return what takes the place of the module that computes nothing but branches, once all of them are left out.
+    def chains(self, branch: Branch, branches: Mapping[Branch, Collection[str]]) -> tuple[Replacement, ...]:
+        """Return what takes the place of modules that compute nothing but branches, once all of these are left out.
+
+        The modules are those around `branch`, from the inside out.
 
         Args:
             branch: one of the branches inside that module.
             branches: all that can be left out, each with the tensors that go with it.
         """
-        flow = self._flow
+        flow, found = self._flow, list[Replacement]()
         for call in (flow.calls[number] for number in reversed(flow.ops[branch.joining].calls)):
             inside = [one for one in branches if call.first <= one.joining < call.end]
             sums = {one.input: flow.ops[one.joining].outputs[0] for one in inside}
@@ -142,8 +144,8 @@ class BranchRemover:
             if needed or is_left or is_overwritten or self._why_fixed(call.name):
                 continue
             takes_one = len(call.arguments) == 1 and not call.keywords
-            return Replacement(call.name, "identity" if takes_one else "first")
-        return None
+            found.append(Replacement(call.name, "identity" if takes_one else "first"))
+        return tuple(found)
 
     def _owner(self, branch: Branch) -> str:
         """Name the module whose code adds the branch."""

@@ -81,8 +81,8 @@ def test_modules_inside_of_others():
 
 def test_a_chain_of_blocks_is_replaced_as_one_where_all_of_them_go():
     whole = Replacement("stage", "identity")
-    one = Block("stage.0", replacements=(Replacement("stage.0", "identity"),), chain=whole)
-    two = Block("stage.1", replacements=(Replacement("stage.1", "identity"),), chain=whole)
+    one = Block("stage.0", replacements=(Replacement("stage.0", "identity"),), chains=(whole,))
+    two = Block("stage.1", replacements=(Replacement("stage.1", "identity"),), chains=(whole,))
     other = Block("other", replacements=(Replacement("other", "identity"),))
     blocks = (one, two, other)
     assert replacements_of(blocks, ("stage.0", "stage.1", "other")) == [whole, *other.replacements]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from passdeploy import Block, Plan, find_blocks, verify
-from passdeploy.channels.blocks import Replacement
+from passdeploy.channels.blocks import Replacement, replacements_of
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
+from passdeploy.slimming.verify import check_equivalence
 from tests import nets
 from tests.random_networks import Fn
 
@@ -84,8 +86,27 @@ def test_both_branches_of_a_transformer_block_are_found():
     ways = [("ln_1", "first"), ("self_attention", "first"), ("dropout", "zero")]
     assert shown(blocks[0]) == [(f"{layer}.{part}", by) for part, by in ways]
     assert blocks[0].replacements[1].entries == 2  # nn.MultiheadAttention returns its weights as well
-    assert [block.chain for block in blocks] == [Replacement(layer, "identity")] * 2  # where both go
+    assert [block.chains[0] for block in blocks] == [Replacement(layer, "identity")] * 2  # where both go
     assert f"{layer}.mlp.0" in blocks[1].groups
+
+
+def test_a_module_of_three_branches_stays_where_one_of_them_is_a_module_of_its_own():
+    def forward(own: Any, x: Tensor) -> Tensor:
+        x = own.local(x)
+        x = x + own.attention(x)
+        return x + own.linear(x)
+
+    local = Fn(lambda own, x: x + own.conv(x), conv=conv())
+    model = Around(Fn(forward, local=local, attention=conv(), linear=conv())).eval()
+    channels = map_channels(model, IMAGES, with_blocks=True)
+    names = [block.name for block in channels.blocks]
+    assert names == ["block.local", "block.attention", "block.linear"]
+    for count in (1, 2, 3):
+        for skipped in itertools.combinations(names, count):
+            check_equivalence(model, channels.groups, Plan({}, skipped), IMAGES, tolerance=1e-6, blocks=channels.blocks)
+    whole = Replacement("block", "identity")
+    assert replacements_of(channels.blocks, names[1:]) != [whole]
+    assert whole in replacements_of(channels.blocks, names)
 
 
 def test_code_between_modules_that_needs_shapes_gets_the_input():
