@@ -5,9 +5,10 @@
     python -m benchmarks.blocks random [--networks 500] [--first 0]
 
 Of each network every block is left out alone, and ten random plans leave out blocks and cut channels together; the slim
-network is compared with the masked one, in float64 where float32 leaves it open. Random networks have residual branches of every form, see
-tests/random_networks.py. Results are added to benchmarks/results/blocks.json, and all of them are written as tables to
-blocks.md. Exits with 4 if a slim network differs from the masked one by more than 1e-5 (relative), or does not run.
+network is compared with the masked one, in float64 where float32 leaves it open. Random networks have residual branches
+of every form, see tests/random_networks.py. Results are added to benchmarks/results/blocks.json, and all of them are
+written as tables to blocks.md. Exits with 4 if a slim network differs from the masked one by more than 1e-5 (relative),
+or does not run.
 """
 
 from __future__ import annotations
