@@ -8,8 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # onnxruntime or onnxruntime-gpu, never both: EXTRAS=gpu,rtx,... on a machine with an NVIDIA GPU.
 EXTRAS ?= cpu,rtx,timm,demo,dev
-# A process for each core, four at most since each takes 1.5 GB, and one thread in each; the tests of a file stay together.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A process for each core, four at most since each takes 1.5 GB, and one thread in each; the tests of a file stay together,
+# and files keep their order: sorted by the number of tests, the few long ones would come last and be waited for.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Packages of which 95 % of the lines must be run by the tests: what decides over right and wrong cuts.
 COVERED := channels grouping slimming tracing
 FLOOR := .venv-floor
