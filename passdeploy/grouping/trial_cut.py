@@ -124,6 +124,8 @@ def random_plan(groups: Sequence[ChannelGroup], trial_index: int, *, with_odd_wi
             is_wide = (number + trial_index) % 2 == 1
             # Of two channels few are one and many are often one too: then neighbours would be equal after all.
             share = 1.0 if is_wide and group.width <= _FEW else (0.1, 0.7)[is_wide] + 0.2 * share
+        elif trial_index == 3 and group.width <= _FEW:  # groups that are two apart were alike in the two plans before
+            share = float(number // 2 % 2)
         elif trial_index < 0 and group.width % -trial_index == 0:
             share = 1 / -trial_index
         # After the first trial small groups may stay whole: if two groups lose one channel each, their sizes cannot

@@ -30,6 +30,7 @@ from tests.random_networks import (
     SelfAttention,
     Shuffle,
     Split,
+    Tied,
     Tokens,
     WidthBranch,
     describe,
@@ -157,3 +158,8 @@ ODD_SIZES = [(78, ("reshapes",)), *((seed, ("reshapes", "branches")) for seed in
 @pytest.mark.parametrize(("seed", "traits"), [*MEETING, *ODD_SIZES])
 def test_networks_that_hold_for_most_widths_and_sizes_only(seed: int, traits: tuple[str, ...]):
     examine(network_of_seed(seed, traits), seed)
+
+
+def test_groups_of_two_channels_that_must_be_cut_alike_are_told_from_others():
+    attention = Split(((Linear(2),), (SelfAttention(heads=2),)))  # of a stream as wide as its heads
+    examine(Network((3, 8, 8), (Conv(2), BatchNorm(), Conv(4), Tokens(), attention, Tied(2))), 70123)
