@@ -1,4 +1,4 @@
-"""What a slim network has in the place of a module without weights whose output loses channels.
+"""Stand-in, in a slim network, for a module without weights whose output loses channels.
 
 A position embedding that is computed from sines has nothing to cut. The module goes on computing all of its channels,
 and those that stay are selected from them.
