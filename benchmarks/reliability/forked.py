@@ -11,55 +11,30 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from benchmarks.reliability.waiting import WaitingProcess
 
 ROOT = Path(__file__).parents[2]
 
 
-class Forked:
+class Forked(WaitingProcess):
     """The waiting process; a context manager ends it."""
 
     def __init__(self, *imported: str) -> None:
         """Start the process; it imports these modules beside those of `passdeploy prune`."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reliability.forked", *imported],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-            text=True,
-        )
-
-    def __enter__(self) -> Forked:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+        module = "benchmarks.reliability.forked"
+        super().__init__(module, *imported, folder=ROOT, PYTHONPATH=str(ROOT), NO_COLOR="1")
 
     def start(self, arguments: list[str], log: Path, **environment: str) -> Command:
         """Start a command; what it prints goes to `log`, which is written anew."""
-        pid = self._ask(start=arguments, log=str(log), environment=environment)
+        pid = self.ask(start=arguments, log=str(log), environment=environment)
         return Command(self, int(pid), log)
-
-    def _ask(self, **request: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
 
 
 @contextmanager
@@ -87,13 +62,13 @@ class Command:
     def poll(self) -> int | None:
         """Return the exit code, negative after a signal; None while it runs."""
         if self._status is None:
-            self._status = self._forked._ask(poll=self.pid)
+            self._status = self._forked.ask(poll=self.pid)
         return self._status
 
     def wait(self) -> int:
         """Wait for the end, and return the exit code."""
         if self._status is None:
-            self._status = int(self._forked._ask(wait=self.pid))
+            self._status = int(self._forked.ask(wait=self.pid))
         return self._status
 
     @property

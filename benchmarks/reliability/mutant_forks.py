@@ -10,7 +10,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from bisect import bisect_right
@@ -23,13 +22,14 @@ from importlib.util import spec_from_file_location
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.reliability.mutant_operators import Mutant, mutated
 from benchmarks.reliability.mutant_tests import TestMap
+from benchmarks.reliability.waiting import WaitingProcess
 
 SECONDS = 10.0  # of processor time of tests for each mutant, by what they take without one
 _FIRST = 40  # tests of a mutant, the quickest ones; the others run if these pass
@@ -67,7 +67,7 @@ class Verdict:
         }
 
 
-class Forks:
+class Forks(WaitingProcess):
     """The process whose forks try mutants; a context manager ends it."""
 
     def __init__(self, root: Path, tests: Sequence[str], grace_s: float = 20.0) -> None:
@@ -77,26 +77,7 @@ class Forks:
         """
         self._grace_s = grace_s
         path = os.pathsep.join([str(root), str(Path(__file__).parents[2])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.reliability.mutant_forks", *tests],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-
-    def __enter__(self) -> Forks:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
+        super().__init__("benchmarks.reliability.mutant_forks", *tests, folder=root, PYTHONPATH=path)
 
     def examine(self, mutant: Mutant, tests: TestMap) -> Verdict:
         """Run the tests of a mutant until one fails."""
@@ -117,16 +98,11 @@ class Forks:
         """Run tests with a mutant; return pytest's exit code, None if it had no end, and the test that failed."""
         files = list(dict.fromkeys(test.partition("::")[0] for test in chosen))  # a file's fixtures are made once
         ordered = sorted(chosen, key=lambda test: files.index(test.partition("::")[0]))
-        request = {
-            "tests": ordered,
-            "limit_s": ceil(self._grace_s + 4 * sum(tests.seconds[test] for test in chosen)),
-            "place": None if mutant is None else (mutant.file, mutant.place, mutant.choice),
-        }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        answer: dict[str, Any] = self.ask(
+            tests=ordered,
+            limit_s=ceil(self._grace_s + 4 * sum(tests.seconds[test] for test in chosen)),
+            place=None if mutant is None else (mutant.file, mutant.place, mutant.choice),
+        )
         return answer
 
 

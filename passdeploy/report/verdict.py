@@ -141,7 +141,7 @@ def _judge_accuracy(facts: RunFacts) -> _Judged:
         return _Judged(Tile("top-1", f"{_points(change)} points", detail, tile_mood), mood, words, sure, todo)
     low, high = _change_interval(facts, images)
     detail += f"; 95 % interval {_points(low)} to {_points(high)}"
-    sure = f"Accuracy: {_counted(facts, images)}. {_limit_of(allowed)}"
+    sure = f"Accuracy: {_counted(facts, images, low, high)}. {_limit_of(allowed)}"
     bearable = _UNLIMITED_DROP if allowed is None else allowed
     if mood == "good" and -low > bearable + 1e-9:
         mood, tile_mood = "unsure", "neutral"
@@ -168,10 +168,9 @@ def _change_interval(facts: RunFacts, images: int) -> tuple[float, float]:
     return accuracy_change_interval(dense["top1"], slim["top1"], images)
 
 
-def _counted(facts: RunFacts, images: int) -> str:
+def _counted(facts: RunFacts, images: int, low: float, high: float) -> str:
     """Say what was counted, and how far other images like these could take it."""
     dense, slim = (round(facts.summary[which]["top1"] * images) for which in ("dense", "slim"))
-    low, high = _change_interval(facts, images)
     text = f"dense {dense:,} and slim {slim:,} of {images:,} test images right"
     if answers := facts.summary.get("answers"):
         text += f" ({answers['became_right']:,} became right, {answers['became_wrong']:,} wrong)"
