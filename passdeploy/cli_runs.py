@@ -53,7 +53,8 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> No
     from passdeploy.runs.folder import RunFolder
     from passdeploy.runtime.files import write_for_user
 
-    facts = [read_run(RunFolder.open(path)) for path in runs] if runs else finished_runs(Path("runs"))
+    asked = dict.fromkeys(path.resolve() for path in runs)  # once each: `runs/*` names the newest by its link, too
+    facts = [read_run(RunFolder.open(path)) for path in asked] if asked else finished_runs(Path("runs"))
     comparison = compare_runs(facts)
     write_for_user(out, render_comparison(comparison))
     Output(as_json, quiet).show(

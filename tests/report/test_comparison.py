@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from passdeploy.cli import main
 from passdeploy.errors import UsageError
 from passdeploy.report.comparison import compare, render_comparison
 from passdeploy.report.run_facts import RunFacts, read_run
@@ -60,3 +65,12 @@ def test_the_page_needs_nothing_else_and_escapes_names(make_run: MakeRun):
     assert "://" not in html
     assert html.count('<svg class="chart"') == 2
     assert "one-0001" in page.text
+
+
+def test_a_run_that_is_named_twice_is_shown_once(make_run: MakeRun, tmp_path: Path):
+    run, link = make_run(), tmp_path / "latest"
+    link.symlink_to(run)
+    answer = CliRunner().invoke(main, ["compare", str(link), str(run), "--json", "--out", str(tmp_path / "page.html")])
+    once = CliRunner().invoke(main, ["compare", str(run), "--json", "--out", str(tmp_path / "page.html")])
+    assert answer.exit_code == 0
+    assert json.loads(answer.stdout) == json.loads(once.stdout)
