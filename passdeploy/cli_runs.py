@@ -53,8 +53,9 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> No
     from passdeploy.runs.folder import RunFolder
     from passdeploy.runtime.files import write_for_user
 
-    asked = dict.fromkeys(path.resolve() for path in runs)  # once each: `runs/*` names the newest by its link, too
-    facts = [read_run(RunFolder.open(path)) for path in asked] if asked else finished_runs(Path("runs"))
+    opened = (RunFolder.open(path) for path in runs)
+    once = {run.path: run for run in opened}  # `runs/*` names the newest by its link, too
+    facts = [read_run(run) for run in once.values()] if once else finished_runs(Path("runs"))
     comparison = compare_runs(facts)
     write_for_user(out, render_comparison(comparison))
     Output(as_json, quiet).show(
