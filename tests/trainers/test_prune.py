@@ -17,6 +17,7 @@ from passdeploy.latency import find_table
 from passdeploy.latency.sampling import SamplingPlan
 from passdeploy.runtime.events import StageFinished
 from passdeploy.sparsity.settings import PassSettings
+from tests.latency.fakes import SteadySampler
 from tests.trainers.networks import Detector, batches, loss
 
 SETTINGS = PassSettings(steps=4, prompt_kind="none", round_to=1)
@@ -175,6 +176,9 @@ def test_batches_of_another_form_are_said():
 
 def test_a_latency_target_is_planned_for_by_a_table_and_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(find_table, "DEFAULT_SAMPLING", SamplingPlan(networks=4, repeats=1, seconds=0.0))
+    monkeypatch.setattr(
+        find_table, "make_sampler", lambda _, dense, channels, images, **setting: SteadySampler(channels)
+    )
     monkeypatch.setattr("passdeploy.trainers.prune.meet_target", lambda target, scores, dense, progress: _half(scores))
     result = pruned(target={"latency": 0.9}, measure={"backend": "torch", "batch": 1, "threads": 1})
     assert result.latency == {"achieved": 0.5}
