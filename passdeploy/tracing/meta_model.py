@@ -1,8 +1,9 @@
 """Meta-device copies of networks: channels are traced by shapes alone, which costs almost no time and memory.
 
 Floating-point tensors of the copy are on torch's meta device, where tensors have shapes but no values. Integer tensors
-keep their values, because they are indices, which rules read. Where a network branches on values (detectors do), or a
-rule needs them, the run ends with an error, and the caller runs the original network instead.
+keep their values, because they are indices, which rules read; so do constants (see meta_constants.py). Where a network
+branches on other values (detectors do), or a rule needs them, the run ends with an error, and the caller runs the
+original network instead.
 
 For the most frequent operations torch finds the result's shape by decomposing them, which takes longer than computing
 a small one; their shapes are computed here.
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_map
 
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.tracing.dispatch_mode import UncompiledMode
+from passdeploy.tracing.meta_constants import run_with_constants
 from passdeploy.tracing.op_call import aten
 
 
@@ -66,6 +68,11 @@ def _is_float_or_complex(tensor: Tensor) -> bool:
 
 
 def run_on_meta(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call `func` on meta tensors, and follow the values of constants through it (see `meta_constants`)."""
+    return run_with_constants(_run_on_shapes, func, args, kwargs)
+
+
+def _run_on_shapes(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Call `func` on meta tensors, with the shape functions below where they apply and torch's own elsewhere."""
     first = args[0] if args else None
     if isinstance(first, list) and first:
