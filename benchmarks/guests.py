@@ -16,6 +16,7 @@ Results are kept in a JSON file with a table beside it, and a second call measur
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -108,6 +109,7 @@ def _measure(guest: Guest) -> dict[str, Any]:
     except MissingPackage as error:
         return {"status": "skipped", "error": str(error)}
     try:
+        untouched = copy.deepcopy(model)  # what a network keeps of a run in float32 does not suit one in float64
         start = time.process_time()
         channels = map_channels(model, inputs, outputs=outputs)
         row: dict[str, Any] = {"seconds": round(time.process_time() - start, 2)}
@@ -118,7 +120,7 @@ def _measure(guest: Guest) -> dict[str, Any]:
         return row | {"status": "protected"}
     for kind, plan in (("half", half(channels.prunable)), ("random", random_widths(channels.prunable, guest.key))):
         try:
-            row[kind] = _compared(model, channels, plan, inputs, outputs)
+            row[kind] = _compared(untouched, channels, plan, inputs, outputs)
         except EquivalenceError as error:
             return row | {"status": "WRONG", "error": f"{kind}: {str(error).splitlines()[0][:300]}"}
         except Exception as error:
@@ -127,20 +129,20 @@ def _measure(guest: Guest) -> dict[str, Any]:
 
 
 def _compared(
-    model: torch.nn.Module, channels: ChannelMap, plan: Plan, inputs: Sequence[Any], outputs: OutputChoice | None
+    untouched: torch.nn.Module, channels: ChannelMap, plan: Plan, inputs: Sequence[Any], outputs: OutputChoice | None
 ) -> dict[str, Any]:
     """Compare slim and masked network in float32, and in float64 where that is too coarse."""
     costs, widths = channels.costs, plan.widths()
     row = {f"{kind}_gone": round(1 - costs.of(kind, widths) / costs.of(kind), 3) for kind in ("params", "macs")}
     try:
-        found = check_equivalence(model, channels.groups, plan, inputs, tolerance=TOLERANCE, outputs=outputs)
+        found = check_equivalence(
+            copy.deepcopy(untouched), channels.groups, plan, inputs, tolerance=TOLERANCE, outputs=outputs
+        )
         precision = "float32"
     except EquivalenceError:
-        model.double()
-        wide = [tensor.double() for tensor in inputs]
-        found = check_equivalence(model, channels.groups, plan, wide, tolerance=FLOAT64_TOLERANCE, outputs=outputs)
+        wide_model, wide = copy.deepcopy(untouched).double(), [tensor.double() for tensor in inputs]
+        found = check_equivalence(wide_model, channels.groups, plan, wide, tolerance=FLOAT64_TOLERANCE, outputs=outputs)
         precision = "float64"
-        model.float()
     return {**row, "rel_error": found.max_rel_error, "precision": precision, "sizes": found.input_shapes}
 
 

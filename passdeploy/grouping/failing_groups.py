@@ -229,24 +229,36 @@ _ONE_SIZE = "they can be told apart at one input size only: positions and channe
 
 
 class FailingGroups:
-    """Bisection for the groups of a plan that make the cut network differ from the masked one."""
+    """Binary search for the groups of a plan that make the cut network differ from the masked one."""
 
     def __init__(self, comparison: Comparison, plan: Plan) -> None:
         self._comparison, self._plan, self._trials_left = comparison, plan, MAX_BISECTION_TRIALS
 
     def names(self) -> list[str]:
-        """Run the comparisons and return the names of the groups."""
-        return self._bisect(list(self._plan.kept))
+        """Run the comparisons and return the names of the groups: without them the rest of the plan is exact.
 
-    def _bisect(self, names: Sequence[str]) -> list[str]:
-        if len(names) == 1 or self._trials_left <= 0:
-            return list(names)
-        self._trials_left -= 2
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        failing = [half for half in halves if not self._is_exact(half)]
-        return [name for half in failing for name in self._bisect(half)] or list(names)
+        Groups are cut together from the first one on. The one with which the network first differs has a part in the
+        difference, even if it differs only where others are cut as well.
+        """
+        found, rest = list[str](), list(self._plan.kept)
+        exact, failing = 0, len(rest)  # numbers of groups that can be cut together, and that cannot
+        while self._trials_left > 0:
+            if failing - exact > 1:
+                middle = (exact + failing) // 2
+                exact, failing = (middle, failing) if self._is_exact(rest[:middle]) else (exact, middle)
+                continue
+            found.append(rest.pop(exact))
+            if exact == len(rest):
+                return found
+            failing = exact + 1  # groups that fail are often neighbours
+            if self._is_exact(rest[:failing]):
+                if failing == len(rest) or self._is_exact(rest):
+                    return found
+                exact, failing = failing, len(rest)
+        return found + rest
 
     def _is_exact(self, names: Sequence[str]) -> bool:
+        self._trials_left -= 1
         return self._comparison.is_exact(Plan({name: self._plan.kept[name] for name in names}))
 
 

@@ -83,7 +83,8 @@ def map_channels(
 
     def search_with(chosen: Mapping[DimChoiceKey, int]) -> TrialSearch:
         trace = trace_channels(model, inputs, choose=chosen, meta_model=meta_model, outputs=outputs)
-        return TrialSearch(TracedNetwork.of(model, inputs, meta_model, trace), remedies)
+        network = TracedNetwork.of(model, inputs, meta_model, trace)
+        return TrialSearch(network, remedies, {module for module, *_ in chosen})
 
     best, chosen = search_with({}), dict[DimChoiceKey, int]()
     best.settle_sizes()

@@ -59,16 +59,18 @@ class TrialSearch:
     Args:
         network: the network with its trace.
         remedies: what helped in earlier searches; what helps in this one is added.
+        chosen_in: modules in which other dimensions are chosen than in the first of them.
     """
 
-    def __init__(self, network: TracedNetwork, remedies: Remedies | None = None) -> None:
-        self.network, self._remedies = network, remedies or Remedies()
+    def __init__(self, network: TracedNetwork, remedies: Remedies | None = None, chosen_in: Iterable[str] = ()) -> None:
+        self.network, self._remedies, self._chosen_in = network, remedies or Remedies(), frozenset(chosen_in)
         self.constraints = Constraints(network.trace.union_find, stated_norm_widths(network.model, network.trace))
         self.was_repaired = False  # the constraints are no longer those of the trace
         self._repairs_left, self._attempts_left = MAX_REPAIRS, MAX_ATTEMPTS
         self._attribute_fixes = AttributeFixes(network.model, network.trace.op_log)
         self._failed_fixes: set[tuple[Any, ...]] = set()
         self._failed_equalities: set[tuple[str, ...]] = set()
+        self._failed_at: dict[TrialResult, list[int]] = {}  # trial -> positions where its attribute fixes failed
         self._has_settled_values = False
         self._trials_to_compare: dict[PlanKey, None] = {}  # cuts that ran other operations than the whole network
         self._turning: tuple[Constraints, list[PlanKey]] | None = None  # see `_turning_keys`
@@ -142,13 +144,17 @@ class TrialSearch:
 
     def _repair(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Extend the constraints so that the network gets past `stop`, and return the trial in which it did."""
+        if self._remedies.none_helps(stop, self._chosen_in):
+            return self._protect(trial, stop)
         remedy = self._remedies.of(stop)
+        self._failed_at.clear()
         attempts = [self._fix_attributes, self._equalise_widths]
         if isinstance(remedy, tuple):  # widths were made equal
             attempts.reverse()
         for attempt in attempts:
             if (repaired := attempt(trial, stop, remedy)) is not None:
                 return repaired
+        self._remedies.give_up(stop)
         return self._protect(trial, stop)
 
     def _fix_attributes(self, trial: TrialResult, stop: Stop, known: Remedy | None = None) -> TrialResult | None:
@@ -165,6 +171,7 @@ class TrialSearch:
                 self._remedies.remember(stop, _attributes_of(sizes))
                 return after
             self._failed_fixes.add(attempt)
+            self._failed_at.setdefault(trial, []).append(after.stop.position if after.stop else stop.position)
         cut.discard_model()
         return None
 
@@ -184,11 +191,26 @@ class TrialSearch:
                 self._remedies.remember(stop, equality.key)
                 return after
             # Now that the widths are equal, an attribute may state them.
-            if after.stop and (fixed := self._fix_attributes(after, after.stop)):
+            would_fail = self._fixes_fail_alike(trial, stop, after)
+            if after.stop and not would_fail and (fixed := self._fix_attributes(after, after.stop)):
                 self._remedies.remember(stop, equality.key)
                 return fixed
             self._failed_equalities.add(equality.key)
         return None
+
+    def _fixes_fail_alike(self, trial: TrialResult, stop: Stop, after: TrialResult) -> bool:
+        """True if attribute fixes failed before widths were made equal, and meet the same error and sizes after it."""
+        if after.stop is None or trial not in self._failed_at:
+            return False
+        same_stop = after.stop.position == stop.position and after.stop.error == stop.error
+        places = {stop.position, *self._failed_at[trial]}
+        return same_stop and all(self._sizes_at(place, trial) == self._sizes_at(place, after) for place in places)
+
+    def _sizes_at(self, position: int, trial: TrialResult) -> list[int]:
+        """List the sizes after the cut of what an operation reads and computes, as far as channels lie along them."""
+        record = self.network.trace.op_log[position]
+        tensors = (*record.inputs, *record.results)
+        return [trial.cut.size_of(labels) for _, by_dim in tensors for labels in (by_dim or {}).values()]
 
     def _protect(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Protect the channels around an operation, as few as get the network further; all if nothing does."""
