@@ -12,8 +12,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ def serve() -> None:
 
     import passdeploy.commands.prune
     import passdeploy.report.write  # noqa: F401
+    from benchmarks.reliability.tiny import shortened
     from passdeploy.cli import main
 
     for module in sys.argv[1:]:
@@ -94,7 +95,7 @@ def serve() -> None:
         if "start" in request:
             answer: int | None = os.fork()
             if answer == 0:
-                _run(main, request)
+                _run(main, request, shortened)
         else:
             pid, status = os.waitpid(request.get("wait") or request["poll"], 0 if "wait" in request else os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
@@ -102,10 +103,8 @@ def serve() -> None:
         answers.flush()
 
 
-def _run(main: Any, request: dict[str, Any]) -> None:
+def _run(main: Any, request: dict[str, Any], shortened: Callable[[], AbstractContextManager[None]]) -> None:
     """Run a command in this process, and end it."""
-    from benchmarks.reliability.tiny import shortened
-
     log = os.open(request["log"], os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):

@@ -102,7 +102,8 @@ def _kill(
         return f"{kill.name}: it ran on for {took:.1f} s", where
     if "Traceback" in command.text:
         return f"{kill.name}: {command.text[-500:]}", where
-    if code not in (0, 130) and not (code == -kill and where == "before"):  # before it listens
+    is_early = code == -kill and (where == "before" or not command.text)  # before it listens
+    if code not in (0, 130) and not is_early:
         return f"{kill.name}: exit code {code}", where
     if code == 130 and where != "before" and "go on with: passdeploy prune" not in command.text:
         return f"{kill.name}: it does not say how to go on: {command.text[-300:]}", where
