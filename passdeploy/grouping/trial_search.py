@@ -210,7 +210,7 @@ class TrialSearch:
         """List the sizes after the cut of what an operation reads and computes, as far as channels lie along them."""
         record = self.network.trace.op_log[position]
         tensors = (*record.inputs, *record.results)
-        return [trial.cut.size_of(labels) for _, by_dim in tensors for labels in (by_dim or {}).values()]
+        return [trial.cut.size_of(labels) for _, by_dim in tensors for labels in by_dim.values()]
 
     def _protect(self, trial: TrialResult, stop: Stop) -> TrialResult:
         """Protect the channels around an operation, as few as get the network further; all if nothing does."""
