@@ -44,7 +44,7 @@ def write_image_folder(root: Path, *, classes: int = 2, images: int = 24, size: 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count the lines that the tests of `COVERED` run, and of no other test: counting slows a test down by a third."""
+    """Count the lines that the tests of `COVERED` run, and those of no other test, since counting takes time."""
     for item in items:
         if not item.nodeid.startswith(COVERED) or "random_networks" in item.nodeid:
             item.add_marker("no_cover")

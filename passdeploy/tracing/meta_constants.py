@@ -50,7 +50,7 @@ def _with_values(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[Sequence[Any], Mapping[str, Any]] | None:
     """Return the arguments with CPU tensors instead of constants; None if tensors without values have a part in it."""
-    if func.overloadpacket in _FILLING and args[0].numel() <= MAX_ELEMENTS:  # of its first argument it takes the shape
+    if func.overloadpacket in _FILLING and args[0].numel() <= MAX_ELEMENTS:  # values of the first argument do not count
         args = (torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:])
     elif args and isinstance(first := args[0], Tensor) and first.is_meta and first not in _values:
         return None  # as nearly always
