@@ -3,6 +3,7 @@
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
     python -m benchmarks.latency targets --backend compile --device cuda --precision fp16 --channels-last --cuda-graph
     python -m benchmarks.latency targets --blocks   whole blocks may be skipped too
+    python -m benchmarks.latency reach              the fastest network of widths alone, and of widths and blocks
     python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
     python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
     python -m benchmarks.latency same               the same file as dense and as slim, 100 times; a little smaller one
@@ -38,6 +39,7 @@ from benchmarks.latency_accuracy import ACCURACY_NETWORKS, accuracy
 from benchmarks.latency_report import NETWORKS, report
 from benchmarks.latency_rows import MEASURE, Rows, measure_pair
 from passdeploy.channels.groups import ChannelMap
+from passdeploy.channels.plan import Scores
 from passdeploy.channels.widths import candidate_widths
 from passdeploy.errors import PassDeployError
 from passdeploy.export.onnx_graph import export_onnx
@@ -102,8 +104,10 @@ class BenchmarkCase:
             self.backend, self.model, self.channels, self.images, threads=self.threads, setting=self.setting
         )
 
-    def table(self, sampler: LatencySampler, folder: Path) -> tuple[LatencyTable, float]:
-        """Read the latency table from `folder`, or measure it and write it there.
+    def table(
+        self, sampler: LatencySampler, folder: Path, plan: SamplingPlan | None = None
+    ) -> tuple[LatencyTable, float]:
+        """Read the latency table from `folder`, or measure it (by `plan`) and write it there.
 
         Returns:
             The table, and the seconds that it took; nan if it was read.
@@ -114,9 +118,14 @@ class BenchmarkCase:
         if path.is_file():
             return LatencyTable.load(path), float("nan")
         began = perf_counter()
-        table = sample_latency(sampler, self.channels, self.context, SamplingPlan(most_seconds=180.0))
+        table = sample_latency(sampler, self.channels, self.context, plan or SamplingPlan(most_seconds=180.0))
         table.save(path)
         return table, perf_counter() - began
+
+    def scores(self) -> Scores:
+        """Score channels and blocks by the norm of their weights."""
+        scores = magnitude_scores(self.model, self.channels.groups, norm="l2")
+        return with_block_sums(scores, self.channels.costs.blocks)
 
     def uniform(self, share: float) -> dict[str, int]:
         """Return widths with the same share of every group, rounded to the block size of ONNX Runtime."""
@@ -151,13 +160,7 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
         seconds=3.0,
         device=case.device,
     )
-    blocks, round_to = case.channels.costs.blocks, block_of(case.backend, case.setting)
-    scores = with_block_sums(magnitude_scores(case.model, case.channels.groups, norm="l2"), blocks)
-    costs, dense = with_latency(case.channels.costs, table), partial(sampler.runner, {}, "dense")
-    reach = {
-        label: table.predict_ms(allocate_fastest(scores, case.channels.groups, by, round_to=round_to).widths())
-        for label, by in (("widths", costs.without_blocks()), ("blocks", costs))
-    }
+    scores, dense = case.scores(), partial(sampler.runner, {}, "dense")
     sessions = 1 if case.backend in BUILT_ONCE else SESSIONS
     for share in SHARES:
         row = {
@@ -166,7 +169,6 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
             "asked": share,
             "table_error": table.error,
             "table_seconds": seconds,
-            "reach": {label: ms / table.dense_ms for label, ms in reach.items()},
         }
         try:
             result = search.find(scores, LatencyGoal(share=share))
@@ -191,6 +193,24 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
                 "seconds": round(perf_counter() - began, 1),
             }
         )
+
+
+def reach(options: argparse.Namespace, rows: Rows) -> None:
+    """Measure the fastest network by the latency table, of widths alone, and of widths and blocks."""
+    for case in pending_cases(options, rows, "reach", 1, blocks=True):
+        sampler = case.sampler()
+        table, _ = case.table(sampler, options.tables, SamplingPlan(repeats=1, most_seconds=60.0))
+        costs, row = with_latency(case.channels.costs, table), dict[str, Any]()
+        for kind, by in (("widths alone", costs.without_blocks()), ("widths and blocks", costs)):
+            plan = allocate_fastest(case.scores(), case.channels.groups, by, round_to=block_of("ort"))
+            times = measure_pair(partial(sampler.runner, {}, "dense"), partial(sampler.runner, plan.widths(), "slim"))
+            row[kind] = {
+                "predicted": table.predict_ms(plan.widths()) / table.dense_ms,
+                "found": 1 / times["speedup"],
+                "skipped": len(plan.skipped),
+                **times,
+            }
+        rows.add({"part": "reach", **case.key, **row})
 
 
 def backend_label(backend: str, setting: Setting, *, blocks: bool = False) -> str:
@@ -368,6 +388,7 @@ def pending_cases(
 
 _PARTS = {
     "targets": targets,
+    "reach": reach,
     "halving": halving,
     "peer": against_torch_pruning,
     "same": same_network,
