@@ -72,13 +72,9 @@ def accuracy(options: argparse.Namespace, rows: Rows) -> None:
     torch.set_num_threads(1)
     for name, network in ACCURACY_NETWORKS.items():
         if name in options.subjects:
-            data = _load_images(options.cifar, network)
-            weights = (
-                options.weights if name == "resnet20" else options.weights.with_name(f"{name}-cifar10.safetensors")
-            )
-            if not weights.is_file():
-                train_dense(_build(network, None), data, weights, steps=DENSE_STEPS)
-            setting = AccuracySetting.of(name, _build(network, weights), data)
+            data = load_images(options.cifar, network)
+            weights = dense_weights(name, data, options.weights)
+            setting = AccuracySetting.of(name, build_network(network, weights), data)
             scores = {seed: _scores(setting, seed) for seed in options.seeds}
             for batch in options.batches:
                 _plan(name, batch, setting, scores, options, rows)
@@ -174,10 +170,19 @@ def _scores(setting: AccuracySetting, seed: int) -> Scores:
     return taylor_scores(copy.deepcopy(setting.dense), setting.channels.prunable, batches, F.cross_entropy)
 
 
-def _load_images(root: Path, network: AccuracyNetwork) -> ImageData:
+def dense_weights(name: str, data: ImageData, resnet20: Path) -> Path:
+    """Return the file of a dense network's weights; those that are not given are trained and kept beside them."""
+    weights = resnet20 if name == "resnet20" else resnet20.with_name(f"{name}-cifar10.safetensors")
+    if not weights.is_file():
+        train_dense(build_network(ACCURACY_NETWORKS[name], None), data, weights, steps=DENSE_STEPS)
+    return weights
+
+
+def load_images(root: Path, network: AccuracyNetwork) -> ImageData:
     """Load a folder of images; they are decoded once and kept in memory as uint8."""
     return load_data(DataSpec(name="imagefolder", root=str(root), image_size=network.pixels, batch_size=DENSE_BATCH))
 
 
-def _build(network: AccuracyNetwork, weights: Path | None) -> nn.Module:
+def build_network(network: AccuracyNetwork, weights: Path | None) -> nn.Module:
+    """Build a network for ten classes, with random weights where none are given."""
     return build_model(network.model, num_classes=10, weights=None if weights is None else str(weights))
