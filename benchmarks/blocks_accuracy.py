@@ -57,7 +57,6 @@ from passdeploy.training.evaluate import evaluate
 RESULTS = Path(__file__).parent / "results" / "blocks_accuracy.json"
 KINDS, METHODS = ("widths", "blocks"), ("taylor", "pass")
 BACKENDS = ("made-up", "ort")
-DEFAULTS = {"backend": "made-up", "network": "resnet20"}  # not written to rows
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class LatencyPlanner:
         """Plan for `share` of the dense latency; returns the plan and the share that it was found to take."""
         if not self.is_measured:
             costs = channels.costs
-            plan = allocate(scores, channels.prunable, costs, _limit(costs.of("latency"), share), round_to=ROUND_TO)
+            limit = Budget.of("latency", share, costs).limit
+            plan = allocate(scores, channels.prunable, costs, limit, round_to=ROUND_TO)
             return plan, costs.of("latency", plan.widths()) / costs.of("latency")
         search = LatencySearch(self.sampler, channels, self.table, round_to=ROUND_TO, seconds=2.0)
         best = search.find(scores, LatencyGoal(share=share)).best
@@ -82,8 +82,8 @@ class LatencyPlanner:
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)
 @click.option("--cifar", type=click.Path(path_type=Path, exists=True), required=True, help="Images by class.")
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True, help="Of the dense ResNet-20.")
-@click.option("--network", type=click.Choice(list(ACCURACY_NETWORKS)), default=DEFAULTS["network"], show_default=True)
-@click.option("--backend", type=click.Choice(BACKENDS), default=DEFAULTS["backend"], show_default=True)
+@click.option("--network", type=click.Choice(list(ACCURACY_NETWORKS)), default="resnet20", show_default=True)
+@click.option("--backend", type=click.Choice(BACKENDS), default=BACKENDS[0], show_default=True)
 @click.option("--launch", default=0.4, show_default=True, help="Share of launches in the made-up dense latency.")
 @click.option("--shares", default="0.5", show_default=True, help="Of the dense latency, separated by commas.")
 @click.option("--seeds", default="0,1,2", show_default=True)
@@ -114,17 +114,21 @@ def main(
     channels = map_channels(dense, torch.zeros(1, *data.image_shape), with_blocks=True)
     planner = _planner(backend, dense, channels, tuple(data.image_shape), launch)
     with_blocks = replace(channels, costs=with_latency(channels.costs, planner.table))
-    known = {"backend": backend, "network": network}
     rows = Rows(out)
     for share, seed, method, kind in product(
         map(float, shares.split(",")), map(int, seeds.split(",")), methods.split(","), kinds.split(",")
     ):
-        key = {"share": share, "seed": seed, "method": method, "kind": kind, "steps": steps}
-        key |= {name: value for name, value in known.items() if value != DEFAULTS[name]}
-        if backend == "made-up":
-            key["launch"] = launch
-        if method == "pass" and fade != PassSettings.fade_steps:
-            key["fade"] = fade
+        key = {
+            "network": network,
+            "backend": backend,
+            "launch": launch if backend == "made-up" else None,
+            "share": share,
+            "seed": seed,
+            "method": method,
+            "kind": kind,
+            "steps": steps,
+            "fade": fade if (method, kind) == ("pass", "blocks") else None,
+        }
         if rows.find(key):
             continue
         costs = with_blocks.costs if kind == "blocks" else with_blocks.costs.without_blocks()
@@ -148,10 +152,6 @@ def _planner(
         return LatencyPlanner(made_up, table, is_measured=False)
     sampler = make_sampler(backend, dense, channels, image, threads=1)
     return LatencyPlanner(sampler, sample_latency(sampler, channels, context), is_measured=True)
-
-
-def _limit(dense: float, share: float) -> int:
-    return int(share * dense)
 
 
 def pruned(
@@ -178,7 +178,7 @@ def pruned(
             lambda: setting.stream("learn", seed),
             F.cross_entropy,
             costs=costs,
-            budget=Budget("latency", _limit(costs.of("latency"), share)),
+            budget=Budget.of("latency", share, costs),
             settings=replace(settings, prompt_size=2),
         )
         scores, source = learned.scores, learned.weights or dense
@@ -215,10 +215,9 @@ class Rows:
 
     def _report(self) -> list[str]:
         cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+        columns = "network", "backend", "launch", "share", "method", "steps", "kind", "fade"
         for row in self._rows:
-            fade = row.get("fade", PassSettings.fade_steps) if (row["method"], row["kind"]) == ("pass", "blocks") else 0
-            where = row.get("network", DEFAULTS["network"]), row.get("backend", DEFAULTS["backend"])
-            cells[where, row.get("launch"), row["share"], row["method"], row["steps"], row["kind"], fade].append(row)
+            cells[tuple(row[column] for column in columns)].append(row)
         lines = [
             "# Blocks and widths against widths alone, at equal latency",
             "",
@@ -229,7 +228,7 @@ class Rows:
             "| blocks skipped |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for (where, launch, share, method, steps, kind, fade), rows in sorted(
+        for (network, backend, launch, share, method, steps, kind, fade), rows in sorted(
             cells.items(), key=lambda item: str(item[0])
         ):
             made = [row for row in rows if "top1" in row]
@@ -237,9 +236,9 @@ class Rows:
             macs = f"{mean(row['macs'] for row in made):.1%}" if made else ""
             skipped = ", ".join(str(len(row["skipped"])) for row in made)
             fading = f"{fade} steps" if fade else ""
-            machine = f"{launch:.0%} launches" if where[1] == "made-up" else where[1]
+            machine = f"{launch:.0%} launches" if backend == "made-up" else backend
             took = f"{mean(row['found'] for row in made):.1%}" if made else ""
-            asked = f"{where[0]} | {machine} | {share:.0%} | {took} | {method} | {steps} | {kind} | {fading}"
+            asked = f"{network} | {machine} | {share:.0%} | {took} | {method} | {steps} | {kind} | {fading}"
             found = f"{asked} | {top1} | {len(rows)} | {macs} | {skipped}"
             lines.append(f"| {found} |")
         return lines
