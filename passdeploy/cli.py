@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,6 +35,9 @@ from passdeploy.display.output import Output
 from passdeploy.errors import UsageError
 from passdeploy.runtime.names import PRECISIONS
 from passdeploy.runtime.versions import __version__
+
+if TYPE_CHECKING:
+    from passdeploy.commands.prune import RunResult
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,14 +117,35 @@ def prune(
         raise
     if not result.is_first:
         return
-    path = relative_to_cwd(result.path)
+    path, document = relative_to_cwd(result.path), {"run": str(result.path), "summary": result.summary}
+    if result.larger:
+        _show_several(Output(as_json, quiet), document, result)
+        return
     changes = widths_table(result.summary)
     Output(as_json, quiet).show(
-        {"run": str(result.path), "summary": result.summary},
+        document,
         *([changes] if changes else []),
         summary_table(result.summary, result.summary["latency"]),
         paths=[path],
         next_step=f"passdeploy export --onnx{next_run_option(path)}   (--trt for a TensorRT engine)",
+    )
+
+
+def _show_several(output: Output, document: dict[str, Any], result: RunResult) -> None:
+    """Print the runs of several targets side by side."""
+    from passdeploy.report.comparison import compare as compare_runs
+    from passdeploy.report.run_facts import read_run
+    from passdeploy.runs.folder import RunFolder
+
+    runs = [result, *result.larger]
+    paths = [relative_to_cwd(each.path) for each in runs]
+    larger = [{"run": str(each.path), "summary": each.summary} for each in result.larger]
+    output.show(
+        {**document, "larger": larger},
+        compare_runs([read_run(RunFolder.open(each.path)) for each in runs]).table(),
+        paths=paths,
+        next_step=f"passdeploy export --onnx --run {shlex.quote(str(paths[-1]))}, or another of them",
+        or_step=shlex.join(["passdeploy", "compare", *map(str, paths)]),
     )
 
 

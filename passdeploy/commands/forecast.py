@@ -16,6 +16,7 @@ from passdeploy.training.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from passdeploy.commands.prepare import Prepared
+    from passdeploy.recipe import PruneSpec
 
 SMALL_BATCH = 8  # images of the first timed steps; a whole batch of a large network could take too long
 TIMED_STEPS, MAX_SECONDS = 4, 3.0  # timing ends after this many steps or seconds, whichever comes first
@@ -25,8 +26,8 @@ BACKWARD_FACTOR = 2.0  # a backward pass takes about as long as two forward pass
 def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
     """Estimate the seconds of each stage: `dense` (evaluation only if its weights are trained), `learn`, `finetune`.
 
-    Fine-tuning is counted at the size of the dense network, so it will be faster. The measurements of a latency target
-    are not counted.
+    Fine-tuning is counted at the size of the dense network, so it will be faster; with several targets it is that of
+    all their runs. The measurements of a latency target are not counted.
 
     Args:
         prepared: the recipe with its network and data.
@@ -37,13 +38,22 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
     with_teacher = 1 + 1 / (1 + BACKWARD_FACTOR)  # factor of the teacher's forward pass
     batch = min(recipe.prune.batch_size or recipe.data.batch_size, len(data.train))
     epoch, test = per_image * len(data.train), per_image * len(data.test) / (1 + BACKWARD_FACTOR)
-    is_learned = recipe.prune.method in ("pass", "growing") and not recipe.prune.takes_plan
+    is_taken = recipe.prune.takes_plan or recipe.prune.takes_snapshot
+    is_learned = recipe.prune.method in ("pass", "growing") and not is_taken
     learn = recipe.prune.steps * per_image * batch * (with_teacher if recipe.prune.distill else 1)
+    finetune = 2 * test + recipe.finetune.epochs * epoch * (with_teacher if recipe.finetune.distill else 1)
+    larger = recipe.prune.larger_targets
     return {
         "dense": test + (0 if prepared.is_trained else recipe.train.epochs * epoch),
         "learn": learn if is_learned else 0.0,
-        "finetune": 2 * test + recipe.finetune.epochs * epoch * (with_teacher if recipe.finetune.distill else 1),
+        "finetune": (1 + len(larger)) * finetune + sum(_left_after(recipe.prune, share) * learn for share in larger),
     }
+
+
+def _left_after(prune: PruneSpec, share: float) -> float:
+    """Return the share of mask learning that is left when its budget passes a larger one (`MaskObjective.limit_at`)."""
+    excess = (share - prune.target.value) / (1 - prune.target.value)
+    return float(1 - prune.anneal * (1 - excess ** (1 / 3)))
 
 
 def _seconds_per_image(prepared: Prepared, device: torch.device) -> float:

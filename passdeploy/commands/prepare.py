@@ -36,7 +36,7 @@ class Prepared:
     budget: Budget
     round_to: int
     target: LatencyTarget | None = None  # None if the budget is not a latency
-    reused: ReusedRun | None = None  # plan or hypernetwork of the run that `prune.from_run` names
+    reused: ReusedRun | None = None  # parts of the run that `prune.from_run` names
 
     @property
     def image(self) -> Tensor:
@@ -46,7 +46,13 @@ class Prepared:
     @property
     def is_trained(self) -> bool:
         """True if the weights were trained on these classes; otherwise the run trains the dense network first."""
-        return _comes_trained(self.recipe, self.data)
+        return _comes_trained(self.recipe, self.data) or (self.reused is not None and self.reused.dense is not None)
+
+    @property
+    def larger_budgets(self) -> dict[float, Budget]:
+        """The budgets that the shrinking one passes (`prune.targets`), by their share of the dense cost."""
+        kind = self.budget.kind
+        return {share: Budget.of(kind, share, self.channels.costs) for share in self.recipe.prune.larger_targets}
 
     @property
     def text(self) -> str:
@@ -116,7 +122,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
         round_to = 8 if recipe.prune.round_to == "auto" else int(recipe.prune.round_to)
     if not recipe.prune.takes_plan:
         smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
-    reused = read_reused_run(recipe, channels) if recipe.prune.from_run is not None else None
+    reused = read_reused_run(recipe, channels, dense) if recipe.prune.from_run is not None else None
     return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 
 

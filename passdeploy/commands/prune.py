@@ -3,7 +3,8 @@
     recipe -> data, dense network -> channel groups -> scores -> plan -> slim network -> summary
 
 The recipe is checked as far as that is possible without training before a run folder is made. With `resume`, finished
-stages are read from the folder, and an interrupted one continues from its checkpoint.
+stages are read from the folder, and an interrupted one continues from its checkpoint. With several budgets
+(`prune.targets`) the run of the smallest one learns masks, and those of the others go on from its snapshots.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from passdeploy.commands.prepare import prepare
 from passdeploy.commands.published import with_published_input
-from passdeploy.commands.resume import find_run_to_resume, leaves, require_room_for_runs
+from passdeploy.commands.resume import can_be_resumed, find_run_to_resume, leaves, require_room_for_runs
+from passdeploy.commands.snapshots import epochs_left
 from passdeploy.commands.stages import PruneJob
 from passdeploy.data.splits import ImageData
-from passdeploy.errors import AccuracyError, percent
-from passdeploy.recipe import Recipe, load_recipe
+from passdeploy.errors import AccuracyError, UsageError, percent
+from passdeploy.recipe import Recipe, Target, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.determinism import require_cublas_workspace_
 from passdeploy.runtime.devices import find_device, unused_gpu
@@ -38,6 +42,7 @@ class RunResult:
     path: Path
     summary: dict[str, Any]  # content of summary.json
     is_first: bool = True  # true in the process that writes and prints; false in the others of a distributed run
+    larger: tuple[RunResult, ...] = ()  # of the larger ones of `prune.targets`, the largest first
 
 
 def run(
@@ -51,7 +56,7 @@ def run(
     trackers: Sequence[str] = (),
     tell: Listener = silent,
 ) -> RunResult:
-    """Prune the network of `recipe` and write the result to a new folder in `out`.
+    """Prune the network of `recipe` and write the result to a new folder in `out`; with `prune.targets`, to one each.
 
     Args:
         recipe: a recipe, or the name or path of one.
@@ -69,6 +74,12 @@ def run(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
     recipe = with_published_input(recipe)
+    shares = recipe.prune.larger_targets
+    if shares and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "prune.targets makes several runs one after another, in one process.\n"
+            "Start it without torchrun, or make one run for each target."
+        )
     torch_device = find_device(device)
     if recipe.deterministic and torch_device.type == "cuda":
         require_cublas_workspace_(tell)  # before anything starts CUDA
@@ -80,22 +91,71 @@ def run(
             find_run_to_resume(Path(out), recipe)
         else:
             require_room_for_runs(Path(out))
-    with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
-        prepared = prepare(recipe, device=str(torch_device), allow_code=allow_code, listener=tell)
-        progress.text = prepared.text
-        _warn_of_left_out(prepared.data, tell)
-    with process_group(torch_device) as processes, _open_folder(processes, Path(out), recipe, resume) as folder:
-        if not folder.has("recipe.resolved.yaml"):
-            folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
-        listener = broadcast(tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener())
-        wanted = tuple(trackers) if processes.is_first else ()
-        facts = dict(leaves(recipe.model_dump(mode="json")))
-        with tracking(wanted, folder.path, folder.path.name, facts, tell=listener) as track:
-            told = broadcast(listener, track)
-            summary = PruneJob(prepared, folder, torch_device, allow_code, told, processes).run_stages()
-        path = processes.broadcast_object(folder.path)
-    _check_accuracy(recipe, summary)
-    return RunResult(path, summary, processes.is_first)
+    runner = _Runner(Path(out), torch_device, allow_code, tuple(trackers), tell)
+    result = runner.run(recipe, resume=resume)
+    larger = list[RunResult]()
+    for share in shares:
+        own = _with_larger_target(recipe, share, result.path)
+        larger.append(runner.run(own, resume=resume and can_be_resumed(Path(out), own)))
+    for each in (result, *larger):
+        _check_accuracy(recipe, each, is_one_of_several=bool(larger))
+    return replace(result, larger=tuple(larger))
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Makes runs in one folder, on one device."""
+
+    out: Path
+    device: torch.device
+    allow_code: bool
+    trackers: tuple[str, ...]
+    tell: Listener
+
+    def run(self, recipe: Recipe, *, resume: bool) -> RunResult:
+        """Make the run of one budget, or go on with it."""
+        tell = self.tell
+        with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
+            prepared = prepare(recipe, device=str(self.device), allow_code=self.allow_code, listener=tell)
+            progress.text = prepared.text
+            _warn_of_left_out(prepared.data, tell)
+        with process_group(self.device) as processes, _open_folder(processes, self.out, recipe, resume) as folder:
+            if not folder.has("recipe.resolved.yaml"):
+                folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
+            listener = broadcast(
+                tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener()
+            )
+            wanted = self.trackers if processes.is_first else ()
+            facts = dict(leaves(recipe.model_dump(mode="json")))
+            with tracking(wanted, folder.path, folder.path.name, facts, tell=listener) as track:
+                told = broadcast(listener, track)
+                job = PruneJob(prepared, folder, self.device, self.allow_code, told, processes)
+                summary = job.run_stages()
+            path = processes.broadcast_object(folder.path)
+        return RunResult(path, summary, processes.is_first)
+
+
+def _with_larger_target(recipe: Recipe, share: float, learned: Path) -> Recipe:
+    """Return the recipe of a larger budget, which goes on from a snapshot of the run at `learned`.
+
+    Where mask learning trains the weights that stay, the larger network is fine-tuned for what was left of it, too (in
+    whole epochs): it has then been trained for as many steps as if it had learned masks of its own.
+    """
+    epochs = recipe.finetune.epochs
+    if recipe.prune.weights == "trained":
+        epochs += round(epochs_left(RunFolder.open(learned), share))
+    update = {
+        "target": Target.model_validate({recipe.prune.target.kind: share}),
+        "targets": (),
+        "from_run": str(learned.resolve()),
+        "reuse": "snapshot",
+    }
+    return recipe.model_copy(
+        update={
+            "prune": recipe.prune.model_copy(update=update),
+            "finetune": recipe.finetune.model_copy(update={"epochs": epochs}),
+        }
+    )
 
 
 def _warn_of_left_out(data: ImageData, tell: Listener) -> None:
@@ -107,14 +167,17 @@ def _warn_of_left_out(data: ImageData, tell: Listener) -> None:
         tell(Warned("not used of the data: " + "; ".join(data.contents.left_out) + "."))
 
 
-def _check_accuracy(recipe: Recipe, summary: dict[str, Any]) -> None:
-    drop, allowed = summary["dense"]["top1"] - summary["slim"]["top1"], recipe.gates.top1_drop
-    if allowed is not None and drop > allowed + 1e-9:
-        raise AccuracyError(
-            f"the slim network lost {percent(drop, 2)} of top-1 ({percent(summary['dense']['top1'], 2)} to "
-            f"{percent(summary['slim']['top1'], 2)}), the recipe allows {percent(allowed, 2)} (gates.top1_drop).\n"
-            "The run is kept. Ask for a larger budget, or raise prune.steps or finetune.epochs."
-        )
+def _check_accuracy(recipe: Recipe, result: RunResult, *, is_one_of_several: bool) -> None:
+    dense, slim = result.summary["dense"]["top1"], result.summary["slim"]["top1"]
+    drop, allowed = dense - slim, recipe.gates.top1_drop
+    if allowed is None or drop <= allowed + 1e-9:
+        return
+    where, kept = (f"{result.path.name}: ", "All runs are") if is_one_of_several else ("", "The run is")
+    raise AccuracyError(
+        f"{where}the slim network lost {percent(drop, 2)} of top-1 ({percent(dense, 2)} to {percent(slim, 2)}), "
+        f"the recipe allows {percent(allowed, 2)} (gates.top1_drop).\n"
+        f"{kept} kept. Ask for a larger budget, or raise prune.steps or finetune.epochs."
+    )
 
 
 @contextmanager

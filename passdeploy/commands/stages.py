@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.changed_answers import changed_answers, packed
 from passdeploy.commands.prepare import Prepared
+from passdeploy.commands.snapshots import SnapshotWriter
 from passdeploy.commands.summary import images_per_class, summarise
 from passdeploy.commands.try_training import TRIAL_IMAGES
 from passdeploy.errors import PassDeployError, percent
@@ -166,7 +167,10 @@ class PruneJob:
     # The stages
 
     def _train_dense(self, progress: Stage) -> dict[str, Any]:
-        if not self.prepared.is_trained:
+        reused = self.prepared.reused
+        if reused is not None and reused.dense is not None:
+            self.dense.load_state_dict(reused.dense)
+        elif not self.prepared.is_trained:
             fit(
                 self.dense,
                 self.data,
@@ -184,6 +188,8 @@ class PruneJob:
         return {"top1": accuracy.top1, "right": packed(accuracy.right)}
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
+        larger = self.prepared.larger_budgets
+        snapshots = SnapshotWriter(self.folder, larger, self.recipe.prune.steps, self._mask_batch, len(self.data.train))
         chosen = select_channels(
             self.recipe,
             self.prepared.channels,
@@ -195,6 +201,8 @@ class PruneJob:
             processes=self.processes,
             reused=self.prepared.reused,
             checkpoint=self.folder.checkpoint("learn"),
+            larger_budgets=tuple(larger.values()),
+            on_larger_budget=snapshots.write,
         )
         tensors = {f"scores.{name}": values for name, values in chosen.scores.items()}
         if chosen.prompt is not None:
@@ -206,7 +214,7 @@ class PruneJob:
         if chosen.weights is not None:
             self.folder.write_tensors("trained.safetensors", chosen.weights.state_dict())
         progress.text = chosen.text
-        return {}
+        return {"steps_before": chosen.steps_before}
 
     def _plan_for_latency(self, progress: Stage) -> dict[str, Any]:
         """Choose channels by the scores for a latency target; plans are measured and corrected until one meets it."""
@@ -337,12 +345,17 @@ class PruneJob:
         self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
         return self.dense.to(self.device)
 
+    @property
+    def _mask_batch(self) -> int:
+        """Images per step of mask learning."""
+        return min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
+
     def _training_batches(self, purpose: str, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield training batches endlessly, from the one of this number.
 
         The purpose seeds their order, so it is the same after a resume.
         """
-        size = min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
+        size = self._mask_batch
         first_epoch, seen = divmod(first, len(self.data.train) // size)
         for epoch in count_from(first_epoch):
             yield from self.data.train.batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.channels.blocks import presence, skipped_blocks
@@ -61,6 +62,7 @@ def summarise(
         "answers": finetuned.get("answers"),  # how many images became right and wrong against the dense network
         "prompt": _prompt_result(recipe, cut["prompt"], finetuned["prompt"]),
         "budget": _budget_result(folder, recipe, costs, target, cut["achieved"]),
+        **_snapshot(folder, recipe),
         "equivalence": {"max_rel_error": cut["max_rel_error"], "input_shapes": cut.get("input_shapes", [])},
         **_changes(costs, document["groups"], plan, blocks),
         "images": dict(images),
@@ -69,6 +71,14 @@ def summarise(
         "versions": package_versions(),
         "environment": dict(environment),
     }
+
+
+def _snapshot(folder: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Return `snapshot`, the run whose mask learning this one goes on from and its steps; nothing if there is none."""
+    if not recipe.prune.takes_snapshot:
+        return {}
+    steps = folder.result_of("learn")["steps_before"]
+    return {"snapshot": {"run": Path(str(recipe.prune.from_run)).name, "steps": steps}}
 
 
 def images_per_class(data: ImageData) -> dict[str, dict[str, int]]:

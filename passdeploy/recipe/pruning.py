@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field, model_serializer, model_validator
 
-from passdeploy.recipe.base import FilePath, Section, Share, ShareOrCount
+from passdeploy.recipe.base import FilePath, KeyConflict, Section, Share, ShareOrCount
 from passdeploy.recipe.training import DistillSpec, PruneOptimizerSpec
 
 Method = Literal["pass", "random", "uniform", "magnitude", "bn_scale", "taylor", "growing"]
 TargetKind = Literal["macs", "params", "channels", "latency", "latency_ms"]
+_SHARE_KINDS = frozenset({"macs", "params", "channels", "latency"})  # of which a target may be a share
 
 
 class Target(Section):
@@ -148,6 +149,14 @@ class PruneSpec(Section):
         "auto: uniform for method uniform, else global.",
     )
     target: Target = Field(default=Target(macs=0.5), description="Budget of the slim model.")
+    targets: tuple[Share, ...] = Field(
+        default=(),
+        strict=False,
+        description="Several budgets from one mask learning: shares of the dense model, in place of the number in "
+        "`target`, which says of what. One run each: the first learns for the smallest share, and the others go on "
+        "from the plan and the weights that it had when its shrinking budget passed theirs; they are fine-tuned for "
+        "what was left of mask learning, too. For method pass. []: one run, for `target`.",
+    )
     measure: MeasureSpec = Field(default=MeasureSpec(), description="Backend and device of a latency target.")
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto",
@@ -183,10 +192,12 @@ class PruneSpec(Section):
         default=None,
         description="A run of the same network, possibly on other data, from which `reuse` is taken.",
     )
-    reuse: Literal["plan", "hypernetwork"] = Field(
+    reuse: Literal["plan", "hypernetwork", "snapshot"] = Field(
         default="plan",
         description="plan: keep the channels that that run kept; nothing is learned and `target` is ignored. "
-        "hypernetwork: start from its trained hypernetwork (`steps: 0` takes its scores as they are).",
+        "hypernetwork: start from its trained hypernetwork (`steps: 0` takes its scores as they are). "
+        "snapshot: go on from the plan and the weights that its mask learning had when its budget passed `target`, "
+        "one of that run's `targets`; nothing is learned, and model and data are the same.",
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Images per step of mask learning; null: as data.batch_size."
@@ -224,6 +235,41 @@ class PruneSpec(Section):
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")
     hypernet: HypernetSpec = Field(default=HypernetSpec(), description="The network that computes the scores.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _learns_for_the_smallest_target(cls, section: Any) -> Any:
+        """Put the smallest of several targets in the place of the number in `target`."""
+        shares = section.get("targets") if isinstance(section, dict) else None
+        if not isinstance(shares, list | tuple) or not shares or not all(isinstance(share, float) for share in shares):
+            return section  # there are none, or their own rule says what is wrong with them
+        target = section.get("target", {"macs": 0.5})
+        target = target.model_dump() if isinstance(target, Target) else target
+        if not isinstance(target, dict) or len(target) != 1 or not set(target) <= _SHARE_KINDS:
+            return section
+        return {**section, "target": dict.fromkeys(target, min(shares))}
+
+    @model_validator(mode="after")
+    def _targets_are_learned(self) -> PruneSpec:
+        if not self.targets:
+            return self
+        path = ("prune", "targets")
+        if self.target.kind not in _SHARE_KINDS:
+            raise KeyConflict(
+                path,
+                f"these are shares of the dense model, but prune.target is {self.target.kind}.\n"
+                "Set prune.target to {latency: 0.5}; its number is replaced by the smallest of them.",
+            )
+        if self.method != "pass":
+            raise KeyConflict(path, f"several budgets come from one mask learning; method {self.method} learns none.")
+        if self.from_run is not None and self.reuse != "hypernetwork":
+            raise KeyConflict(path, "several budgets come from one mask learning, but from_run takes that of a run.")
+        if self.anneal == 0 or (self.steps == 0 and self.epochs is None):
+            raise KeyConflict(
+                path,
+                "a budget that does not shrink passes no other one.\nLet prune.steps and prune.anneal be above 0.",
+            )
+        return self
+
     def counted(self, images: int, batch_size: int) -> PruneSpec:
         """Return the section with `steps` as `epochs` asks for, where it does.
 
@@ -243,5 +289,15 @@ class PruneSpec(Section):
 
     @property
     def takes_plan(self) -> bool:
-        """True if the channels are taken from another run, and nothing is learned."""
+        """True if the plan of another run is kept, whatever its budget was."""
         return self.from_run is not None and self.reuse == "plan"
+
+    @property
+    def takes_snapshot(self) -> bool:
+        """True if plan and weights are those of another run's mask learning."""
+        return self.from_run is not None and self.reuse == "snapshot"
+
+    @property
+    def larger_targets(self) -> tuple[float, ...]:
+        """Those of `targets` that the budget passes on its way to `target`, the largest first."""
+        return tuple(sorted({share for share in self.targets if share > self.target.value}, reverse=True))

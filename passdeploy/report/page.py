@@ -152,6 +152,8 @@ def _about_numbers(facts: RunFacts) -> str:
     if "finetune" in steps:
         dense = f"trained for {steps['dense']:,} steps" if "dense" in steps else "there before"
         learning = f"{steps['learn']:,} steps of choosing and " if "learn" in steps else ""
+        if snapshot := facts.summary.get("snapshot"):
+            learning = f"{snapshot['steps']:,} steps of choosing in {snapshot['run']} and "
         more = f"{learning}{steps['finetune']:,} steps of fine-tuning more"
         text += f" The dense network was {dense}; the slim one had {more}."
     return text

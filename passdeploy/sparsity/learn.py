@@ -14,7 +14,7 @@ co-trained with the masks (`weight_trainer.py`) unless they are to be frozen, as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -50,12 +50,12 @@ from passdeploy.training.step import divergence, gradient_step_
 
 @dataclass(frozen=True)
 class Learned:
-    """Result of mask learning."""
+    """Result of mask learning, at its end or where its budget passed a larger one."""
 
     scores: dict[str, Tensor]  # group name -> (width,) in (0, 1); `presence` of a block -> (1,)
     prompt: VisualPrompt | None
     hypernetwork: Hypernetwork
-    losses: tuple[float, ...]  # one per step
+    losses: tuple[float, ...]  # one per step that was made
     plan: Plan  # the channels that the scores keep under the budget
     weights: nn.Module | None = None  # the co-trained copy, if the settings keep it; removed channels as in the model
 
@@ -68,6 +68,8 @@ def learn_masks(
     *,
     costs: CostModel | None = None,
     budget: Budget | Mapping[str, float] | None = None,
+    larger_budgets: Sequence[Budget] = (),
+    on_larger_budget: Callable[[Budget, Learned], None] | None = None,
     settings: PassSettings | None = None,
     start: Mapping[str, Tensor] | None = None,
     teacher: nn.Module | None = None,
@@ -87,6 +89,9 @@ def learn_masks(
         loss: of the network's output and a target, a mean over the batch; or a `BatchLoss`, which runs the network.
         costs: of the groups' widths; None: traces the network once more, with one of the inputs.
         budget: cost limit of the masked network at the end, as a `Budget` or as `{"macs": 0.5}`; None: half the MACs.
+        larger_budgets: of the same kind, which the shrinking budget passes on its way.
+        on_larger_budget: called when it is about to pass one of them, with that budget and what is learned so far: its
+            plan meets it. Prompt and hypernetwork are trained further afterwards; copy what is to stay.
         settings: steps, optimiser, prompt, hypernetwork and so on; None: the defaults, without a prompt if the loss is
             a `BatchLoss`.
         start: `state_dict` of a trained hypernetwork to start from.
@@ -140,16 +145,45 @@ def learn_masks(
     elif start is not None:
         _load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
+    on_way = _BudgetsOnTheWay(tuple(larger_budgets), on_larger_budget)
     with saving(checkpoint, processes) as saves:
-        _train_(state, repeated(batches, state.step), stage, processes, saves)
-    learned = state.scores().detach().cpu()
-    kept = objective.network.restored() if settings.weights == "trained" else None
-    plan = objective.plan(learned, budget.limit)
-    by_group = {name: values.clone() for name, values in channels.split(learned).items()}
-    return Learned(by_group, prompt, hypernetwork, tuple(state.losses), plan, kept)
+        _train_(state, repeated(batches, state.step), stage, processes, saves, on_way)
+    return _learned(state, budget, state.scores())
 
 
-def _train_(state: LearningState, batches: Iterator[Any], stage: Stage, processes: Processes, saves: Saving) -> None:
+def _learned(state: LearningState, budget: Budget, scores: Tensor) -> Learned:
+    """Plan for a budget by the scores of now, and return it with everything that is learned."""
+    network, learned = state.objective.network, scores.detach().cpu()
+    kept = network.restored() if state.settings.weights == "trained" else None
+    plan = state.objective.plan(learned, budget.limit)
+    by_group = {name: values.clone() for name, values in network.channels.split(learned).items()}
+    return Learned(by_group, state.prompt, state.hypernetwork, tuple(state.losses), plan, kept)
+
+
+@dataclass(frozen=True)
+class _BudgetsOnTheWay:
+    """Budgets that the shrinking one passes, and who hears of it."""
+
+    budgets: tuple[Budget, ...]
+    listener: Callable[[Budget, Learned], None] | None
+
+    def report(self, state: LearningState, new_limit: int, scores: Tensor) -> None:
+        """Report the budgets between that of the newest plan and a smaller limit, the largest first."""
+        if self.listener is None:
+            return
+        for budget in sorted(self.budgets, key=lambda budget: -budget.limit):
+            if new_limit < budget.limit <= state.limit:
+                self.listener(budget, _learned(state, budget, scores))
+
+
+def _train_(
+    state: LearningState,
+    batches: Iterator[Any],
+    stage: Stage,
+    processes: Processes,
+    saves: Saving,
+    on_way: _BudgetsOnTheWay,
+) -> None:
     """Make all steps that are left, from which everything in `state` follows."""
     objective, importance, settings = state.objective, state.importance, state.settings
     co_trained, network, device = objective.co_trained, objective.network, importance.scores.device
@@ -159,6 +193,7 @@ def _train_(state: LearningState, batches: Iterator[Any], stage: Stage, processe
         scores = state.scores()
         if new_limit is not None:
             reports.flush()  # a diverged network makes no plan
+            on_way.report(state, new_limit, scores)
             state.limit = new_limit
             network.shrink_(objective.plan(scores, new_limit))
             importance.set_kept_(network.kept)

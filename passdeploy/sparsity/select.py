@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from passdeploy.sparsity.baselines import (
 from passdeploy.sparsity.batches import SeekableBatches
 from passdeploy.sparsity.growing import grow_penalty
 from passdeploy.sparsity.hypernet import Hypernetwork
-from passdeploy.sparsity.learn import learn_masks
+from passdeploy.sparsity.learn import Learned, learn_masks
 from passdeploy.sparsity.settings import PassSettings, allocation_of, weights_optimizer_of
 from passdeploy.training.losses import DistillationLoss, logits_of
 from passdeploy.training.saving import Checkpoint
@@ -47,6 +48,7 @@ class Selection:
     prompt: VisualPrompt | None = None
     hypernetwork: Hypernetwork | None = None
     weights: nn.Module | None = None  # of PASS that keeps its co-trained copy, and of growing regularisation
+    steps_before: int = 0  # of mask learning in another run, from whose snapshot this comes
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class ReusedRun:
 
     plan: Plan | None = None
     hypernetwork: dict[str, Tensor] | None = None
+    snapshot: Selection | None = None  # what its mask learning had when its budget passed this run's
+    dense: dict[str, Tensor] | None = None  # the weights that the snapshot was learned from
 
 
 def select_channels(
@@ -69,6 +73,8 @@ def select_channels(
     processes: Processes = SINGLE_PROCESS,
     reused: ReusedRun | None = None,
     checkpoint: Checkpoint | None = None,
+    larger_budgets: Sequence[Budget] = (),
+    on_larger_budget: Callable[[Budget, int, Selection], None] | None = None,
 ) -> Selection:
     """Select the channels to keep as `recipe.prune` says.
 
@@ -83,9 +89,14 @@ def select_channels(
         processes: that select together, each with its part of every batch.
         reused: parts of another run, where the recipe names one.
         checkpoint: that learning and growing go on from.
+        larger_budgets: that the shrinking budget of mask learning passes on its way.
+        on_larger_budget: called when it is about to pass one, with that budget, the steps that were made, and what
+            would be selected for it now.
     """
     prune, groups = recipe.prune, channels.prunable
     reused = reused or ReusedRun()
+    if reused.snapshot is not None:
+        return reused.snapshot
     if reused.plan is not None:
         scores = {group.name: _as_mask(reused.plan, group.name, group.width) for group in groups}
         return Selection(reused.plan, scores, f"{len(groups)} groups as in {prune.from_run}")
@@ -96,6 +107,11 @@ def select_channels(
     if blocks := channels.costs.blocks:
         text = f"{len(groups)} groups and {len(blocks)} blocks scored by {prune.method}"
     if prune.method == "pass":
+
+        def pass_on(larger: Budget, learned: Learned) -> None:
+            if on_larger_budget is not None:
+                on_larger_budget(larger, len(learned.losses), _selection(learned, text))
+
         learned = learn_masks(
             dense,
             groups,
@@ -103,14 +119,15 @@ def select_channels(
             _cross_entropy,
             costs=channels.costs,
             budget=budget,
+            larger_budgets=larger_budgets,
+            on_larger_budget=pass_on,
             settings=PassSettings.from_recipe(recipe, round_to=round_to),
             start=reused.hypernetwork,
             stage=stage,
             processes=processes,
             checkpoint=checkpoint,
         )
-        weights = None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format)
-        return Selection(learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork, weights)
+        return _selection(learned, text)
     scores = _baseline_scores(recipe, channels, dense, stream, processes)
     plan = choose_channels(
         scores,
@@ -141,6 +158,12 @@ def select_channels(
         checkpoint=checkpoint,
     )
     return Selection(plan, scores, text, weights=grown)
+
+
+def _selection(learned: Learned, text: str) -> Selection:
+    """Make a selection of what was learned; its weights are in the memory order of files."""
+    weights = None if learned.weights is None else learned.weights.to(memory_format=torch.contiguous_format)
+    return Selection(learned.plan, learned.scores, text, learned.prompt, learned.hypernetwork, weights)
 
 
 def _growing_distillation(recipe: Recipe, dense: nn.Module) -> DistillationLoss | None:
