@@ -1,6 +1,7 @@
 """Benchmark of accuracy at equal cost: PASS against the baselines, with the same budget and fine-tuning for all.
 
-    python benchmarks/accuracy.py --cifar CIFAR-FOLDER --weights RESNET20.safetensors [--signs FOLDER] [--quick]
+    python -m benchmarks.accuracy --cifar CIFAR-FOLDER --weights RESNET20.safetensors [--signs FOLDER] [--quick]
+    python -m benchmarks.accuracy --cifar CIFAR-FOLDER --weights RESNET20.safetensors --long --extra
 
 Three settings. `home`: ResNet-20 with weights trained on the CIFAR-10 images it is pruned on. `signs`: the same weights
 with a new head, first fine-tuned on photographs of hands. `halves`: a ResNet-20 trained on the first half of the CIFAR
@@ -15,12 +16,16 @@ growing regularisation, which trains its weights for as many steps before it cut
 others by Taylor scores per MAC or by L1 with the same share of every group; `distilled` ones also learn from the dense
 network.
 
+`scratch, widths of PASS` trains the network that PASS made, from random weights, for as many steps as PASS takes in all
+and with the same teacher; it needs the row of PASS.
+
 `iterative Taylor` is PASS without its hypernetwork and prompt: a Taylor score that is measured again in every step
 while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut with their own
 scores, groups and slimming; of this network they can cut the inner channels of the blocks only.
 
 Finished rows are kept in the results file, and a second call measures the missing ones. `--quick` asks for fewer rows
-and fewer steps, which the results state.
+and fewer steps, which the results state. `--long` is a schedule that a user would train: `home` alone, 1,500 steps of
+mask learning and as many of fine-tuning, in batches of 128 images, with results of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +47,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.accuracy_report import report
-from benchmarks.accuracy_settings import BATCH, SETTINGS, TRAINING, AccuracySetting, FirstImages, Workload, train_
+from benchmarks.accuracy_settings import (
+    BATCH,
+    FROM_SCRATCH,
+    SETTINGS,
+    TRAINING,
+    AccuracySetting,
+    FirstImages,
+    Workload,
+    train_,
+)
 from passdeploy import count as count_model
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan
@@ -82,8 +96,8 @@ class Method:
 
     @property
     def has_mask_steps(self) -> bool:
-        """True if the method trains before fine-tuning: mask learning or growing regularisation."""
-        return self.score in ("pass", "growing")
+        """True if the method takes all steps anyway: mask learning, growing regularisation, training from scratch."""
+        return self.score in ("pass", "growing", "scratch")
 
     @property
     def uses_torch_pruning(self) -> bool:
@@ -91,6 +105,7 @@ class Method:
         return self.score in TORCH_PRUNING_METHODS
 
 
+SCRATCH = "scratch, widths of PASS"
 TORCH_PRUNING_METHODS = ("group norm", "group Taylor", "group Hessian")
 METHODS = {
     "random": Method("random"),
@@ -121,6 +136,7 @@ METHODS = {
     "PASS, free scores": Method("pass", per_mac=True, hypernet="none"),
     "PASS, uniform": Method("pass", uniform=True),
     "PASS, labels alone": Method("pass", per_mac=True, distill=0.0),
+    SCRATCH: Method("scratch"),
     "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * TRAINING.optimizer.lr),
 }
 MAIN_METHODS = (
@@ -134,6 +150,8 @@ MAIN_METHODS = (
 
 FULL = Workload(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Workload(100, 100, 3000, (0,), (0.3,), ("home",))
+LONG = Workload(1500, 1500, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home",), batch=128)
+LONG_METHODS = ("taylor per MAC", "growing, taylor per MAC, distilled", "PASS", SCRATCH)
 
 
 def main() -> None:
@@ -142,6 +160,7 @@ def main() -> None:
     parser.add_argument("--signs", type=Path, help="folder with train/CLASS and test/CLASS, for the setting signs")
     parser.add_argument("--weights", type=Path, required=True, help="of ResNet-20, trained on the CIFAR-10 images")
     parser.add_argument("--quick", action="store_true", help="one setting, seed and budget, fewer methods and steps")
+    parser.add_argument("--long", action="store_true", help="1,500 + 1,500 steps of 128 images, at home")
     parser.add_argument("--settings", type=_list_of(str), help="of home, signs, halves")
     parser.add_argument("--shares", type=_list_of(float), help="of the MACs, such as 0.5,0.3,0.15")
     parser.add_argument("--seeds", type=_list_of(int))
@@ -150,15 +169,16 @@ def main() -> None:
     parser.add_argument("--extra", action="store_true", help="baselines also with PASS's mask steps as fine-tuning")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    size = QUICK if options.quick else FULL
+    size = QUICK if options.quick else LONG if options.long else FULL
     changes = {key: value for key in ("settings", "shares", "seeds") if (value := getattr(options, key))}
     if options.steps:
         changes |= {"mask_steps": options.steps, "finetune_steps": options.steps}
     size = replace(size, **changes)
-    names = MAIN_METHODS
+    names = LONG_METHODS if options.long else MAIN_METHODS
     if options.methods:
         names = tuple(METHODS) if options.methods == "all" else tuple(options.methods.split(";"))
-    out = options.out or (RESULTS.with_stem("accuracy-quick") if options.quick else RESULTS)
+    suffix = "-quick" if options.quick else "-long" if options.long else ""
+    out = options.out or RESULTS.with_stem(f"accuracy{suffix}")
     torch.set_num_threads(1)  # one thread: the same sums in the same order, so the same figures
     rows = [row for row in _read_rows(out) if row["size"] == _workload_key(size)]
     for name in size.settings:
@@ -184,14 +204,18 @@ def main() -> None:
                 "extra": has_extra_steps,
                 "size": _workload_key(size),
             }
-            row |= _measure(setting, METHODS[method], share, seed, has_extra_steps, size)
+            if method == SCRATCH:
+                made = [row for row in rows if _row_key(row) == (name, share, seed, "PASS", False)]
+                row |= _train_from_scratch(setting, made[0]["widths"], seed, size) if made else sys.exit("PASS first")
+            else:
+                row |= _measure(setting, METHODS[method], share, seed, has_extra_steps, size)
             rows.append(row)
             print(
                 f"{name} {share:.0%} seed {seed} {method}{' + extra' if has_extra_steps else ''}: {row['top1']:.2%}",
                 flush=True,
             )
             _write_rows(out, size, [*(r for r in _read_rows(out) if r["size"] != _workload_key(size)), *rows])
-    print(report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images))
+    print(report(rows, size.mask_steps, size.finetune_steps, size.batch, size.test_images))
     print(out)
 
 
@@ -218,6 +242,27 @@ def _measure(
         "top1_before_finetune": before,
         "macs": macs / setting.channels.costs.of("macs"),
         "seconds_to_choose": round(chosen - began, 1),
+        "seconds": round(perf_counter() - began, 1),
+        "widths": widths,
+    }
+
+
+def _train_from_scratch(setting: AccuracySetting, widths: dict[str, int], seed: int, size: Workload) -> dict[str, Any]:
+    """Train a network of these widths from random weights, for as many steps as PASS takes in all."""
+    began, plan = perf_counter(), Plan({name: tuple(range(width)) for name, width in widths.items()})
+    smaller = slim(setting.dense, setting.channels.groups, plan)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in smaller.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    steps = size.mask_steps + size.finetune_steps
+    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher, spec=FROM_SCRATCH)
+    return {
+        "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,
+        "top1_before_finetune": 1 / setting.data.num_classes,
+        "macs": setting.channels.costs.of("macs", widths) / setting.channels.costs.of("macs"),
+        "seconds_to_choose": 0.0,
         "seconds": round(perf_counter() - began, 1),
         "widths": widths,
     }
@@ -359,7 +404,7 @@ def _write_rows(out: Path, size: Workload, rows: list[dict[str, Any]]) -> None:
     out.parent.mkdir(exist_ok=True)
     write_atomically(out, json.dumps(document, indent=1) + "\n")
     write_atomically(
-        out.with_suffix(".md"), report(rows, size.mask_steps, size.finetune_steps, BATCH, size.test_images)
+        out.with_suffix(".md"), report(rows, size.mask_steps, size.finetune_steps, size.batch, size.test_images)
     )
 
 
@@ -368,7 +413,8 @@ def _read_rows(out: Path) -> list[dict[str, Any]]:
 
 
 def _workload_key(size: Workload) -> list[Any]:
-    return [size.mask_steps, size.finetune_steps, size.test_images]
+    others = [] if size.batch == BATCH else [size.batch]  # rows of before have no batch
+    return [size.mask_steps, size.finetune_steps, size.test_images, *others]
 
 
 def _row_key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ ABLATIONS = (
     "PASS, prompt not kept",
     "PASS, labels alone",
     "PASS, twice the rate",
+    "scratch, widths of PASS",
 )
 FROZEN = ("iterative Taylor, frozen", "PASS, frozen, no prompt")
 ONCE, GROWING, LONGER = "once", "growing", "longer"  # kinds of baselines, by what they do before fine-tuning
@@ -61,7 +62,8 @@ def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_im
             "",
             *least_macs_lines(rows),
             "",
-            "Every method; spread is the largest minus the smallest over the seeds:",
+            "Every method; spread is the largest minus the smallest over the seeds. Seconds (mean) are those of",
+            "choosing and training together; rows were made beside others, so they only say the order of magnitude:",
             "",
             *results_table(rows),
             "",
@@ -98,8 +100,8 @@ def _best_baseline(here: Rows, mine: dict[int, float], kinds: set[str]) -> tuple
 
 
 def _kind(row: dict[str, Any]) -> str | None:
-    """Return the kind of a baseline (ONCE, GROWING, LONGER); None for forms of PASS."""
-    if row["method"].startswith(("PASS", "iterative")):
+    """Return the kind of a baseline (ONCE, GROWING, LONGER); None for forms of PASS, and for a control."""
+    if row["method"].startswith(("PASS", "iterative", "scratch")):
         return None
     if row["method"].startswith("growing"):
         return GROWING
@@ -149,22 +151,24 @@ def _crossing(line: list[tuple[float, float]], wanted: float) -> tuple[float, st
 
 
 def results_table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Build one line per setting, budget and method: mean top-1, spread and every seed."""
+    """Build one line per setting, budget and method: mean top-1, spread, mean seconds and every seed."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["setting"], row["share"], row["extra"], row["method"]), []).append(row)
     lines = [
-        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | seeds |",
-        "|" + "---|" * 8,
+        "| setting | MACs | method | extra steps | top-1 | spread | before fine-tuning | s | seeds |",
+        "|" + "---|" * 9,
     ]
     order = sorted(cells, key=lambda c: (c[0], -c[1], c[2], -statistics.mean(r["top1"] for r in cells[c])))
     for setting, share, extra, method in order:
         seed_rows = sorted(cells[setting, share, extra, method], key=lambda row: row["seed"])
         values = [row["top1"] for row in seed_rows]
         before = statistics.mean(row["top1_before_finetune"] for row in seed_rows)
+        seconds = statistics.mean(row["seconds"] for row in seed_rows)
         lines.append(
             f"| {setting} | {share:.0%} | {method} | {'yes' if extra else 'no'} | {statistics.mean(values):.2%} | "
-            f"{max(values) - min(values):.2%} | {before:.2%} | {' '.join(f'{value:.2%}' for value in values)} |"
+            f"{max(values) - min(values):.2%} | {before:.2%} | {seconds:.0f} | "
+            f"{' '.join(f'{value:.2%}' for value in values)} |"
         )
     return lines
 

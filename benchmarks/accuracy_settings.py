@@ -30,6 +30,7 @@ DENSE_BATCH = 64
 DENSE_FACTOR = 16  # steps of training a dense network in a transfer setting for one of fine-tuning a pruned one
 DENSE_TRAINING = TrainSpec(epochs=1, warmup_epochs=0.05, optimizer=OptimizerSpec(lr=0.1))
 TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
+FROM_SCRATCH = FinetuneSpec(epochs=1, warmup_epochs=0.05, optimizer=FinetuneOptimizerSpec(lr=0.1))
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Workload:
     seeds: tuple[int, ...]
     shares: tuple[float, ...]
     settings: tuple[str, ...]
+    batch: int = BATCH
 
 
 class FixedSteps:
@@ -94,16 +96,18 @@ class AccuracySetting:
     top1: float
     channels: ChannelMap
     teacher: nn.Module | None = None
+    most_images: int = BATCH  # in a batch
 
     @classmethod
-    def of(cls, name: str, dense: nn.Module, data: ImageData) -> AccuracySetting:
+    def of(cls, name: str, dense: nn.Module, data: ImageData, batch: int = BATCH) -> AccuracySetting:
         """Find the groups of a network and evaluate it."""
         channels = map_channels(dense, torch.zeros(1, *data.image_shape))
-        return cls(name, dense, data, evaluate(dense, data.test, batch_size=256).top1, channels, CachedTeacher(dense))
+        top1 = evaluate(dense, data.test, batch_size=256).top1
+        return cls(name, dense, data, top1, channels, CachedTeacher(dense), batch)
 
     @property
     def batch(self) -> int:
-        return min(BATCH, len(self.data.train) // 8)
+        return min(self.most_images, len(self.data.train) // 8)
 
     def stream(self, purpose: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield training batches endlessly, in the memory format of training (channels-last)."""
@@ -111,10 +115,18 @@ class AccuracySetting:
             yield images.to(memory_format=torch.channels_last), labels
 
 
-def train_(model: nn.Module, setting: AccuracySetting, steps: int, seed: int, *, teacher: nn.Module | None) -> None:
-    """Train for a number of steps; dense networks, PASS and baselines all get this training."""
+def train_(
+    model: nn.Module,
+    setting: AccuracySetting,
+    steps: int,
+    seed: int,
+    *,
+    teacher: nn.Module | None,
+    spec: FinetuneSpec = TRAINING,
+) -> None:
+    """Train for a number of steps; dense networks, PASS and baselines all get the same training."""
     part = replace(setting.data, train=FixedSteps(setting.data.train, steps, setting.batch))
-    fit(model, part, TRAINING, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
+    fit(model, part, spec, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
 def train_dense(network: nn.Module, data: ImageData, weights: Path, *, steps: int) -> None:
@@ -132,9 +144,8 @@ def _save_weights(network: nn.Module, weights: Path) -> None:
 
 def _home_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
     data = _load_images(options.cifar, size)
-    return AccuracySetting.of(
-        "home", build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(options.weights)), data
-    )
+    dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(options.weights))
+    return AccuracySetting.of("home", dense, data, size.batch)
 
 
 def _signs_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
@@ -176,7 +187,7 @@ def _transfer_setting(
         train_(dense, before, steps, 0, teacher=None)
         _save_weights(dense, trained)
     dense.load_state_dict(safetensors.torch.load_file(trained))
-    return AccuracySetting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data)
+    return AccuracySetting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data, size.batch)
 
 
 SETTINGS = {"home": _home_setting, "signs": _signs_setting, "halves": _halves_setting}
