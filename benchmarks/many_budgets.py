@@ -1,6 +1,6 @@
 """Benchmark of `prune.targets`: several budgets from one mask learning, against a mask learning for each.
 
-    python -m benchmarks.many_budgets --cifar FOLDER --weights FILE [--seeds 0,1,2] [--images 640] [--set KEY=VALUE]
+    python -m benchmarks.many_budgets --cifar FOLDER --weights FILE [--seeds 0,1,2] [--images 320] [--set KEY=VALUE]
 
 ResNet-20 is pruned as `resnet20-cifar10.yaml` says, on the first images of every class, with batches of 32 and two
 passes each of mask learning and of fine-tuning, unless `--set` says otherwise. Seconds are those of both. A row that is
@@ -35,7 +35,7 @@ OWN, SHARED = "its own", "one for all"
 @click.option("--weights", type=click.Path(path_type=Path, exists=True), required=True, help="Of the dense network.")
 @click.option("--shares", default="0.5,0.3,0.15", show_default=True, help="Of the multiply-adds.")
 @click.option("--seeds", default="0,1,2", show_default=True)
-@click.option("--images", default=640, show_default=True, help="Training images of every class; 0: all.")
+@click.option("--images", default=320, show_default=True, help="Training images of every class; 0: all.")
 @click.option("--set", "overrides", multiple=True, help="Of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
@@ -91,6 +91,7 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "top1": summary["slim"]["top1"],
         "dense_top1": summary["dense"]["top1"],
         "macs": summary["budget"]["achieved"],
+        "steps_before": summary.get("snapshot", {}).get("steps", 0),  # in the run that learned
         "learn_steps": sum(step["stage"] == "learn" for step in steps),
         "finetune_steps": sum(step["stage"] == "finetune" for step in steps),
         "seconds": summary["seconds"]["learn"] + summary["seconds"]["finetune"],
@@ -106,7 +107,7 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         "# Several budgets from one mask learning, against a mask learning for each",
         "",
         "ResNet-20 on CIFAR-10 as JPEG (`benchmarks.many_budgets`); means over seeds. Steps are those of mask learning "
-        "and of fine-tuning. With one mask learning for all budgets, the run of the smallest one makes its steps.",
+        "and of fine-tuning, in brackets those before the run of the smallest budget passed the larger one.",
         "",
         "| images | MACs | learning of its own | steps | s | one for all | steps | s | difference | of single seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -125,7 +126,10 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _text(rows: list[dict[str, Any]]) -> str:
+    before = mean(row.get("steps_before", 0) for row in rows)
     steps = f"{mean(row['learn_steps'] for row in rows):.0f} + {mean(row['finetune_steps'] for row in rows):.0f}"
+    if before:
+        steps = f"({before:.0f}) + {steps}"
     return f"{mean(row['top1'] for row in rows):.2%} | {steps} | {mean(row['seconds'] for row in rows):.0f}"
 
 

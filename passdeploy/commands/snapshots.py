@@ -49,16 +49,16 @@ class SnapshotWriter:
 
     def write(self, budget: Budget, step: int, selection: Selection) -> None:
         """Write the snapshot of a budget, taken after `step` steps; one that is there is replaced."""
-        share = next(share for share, larger in self.budgets.items() if larger == budget)
         tensors = prefixed("scores", selection.scores)
         if selection.prompt is not None:
             tensors[PROMPT_KEY] = selection.prompt.pixels().detach()
         if selection.weights is not None:
             tensors |= prefixed("weights", selection.weights.state_dict())
-        self.folder.write_tensors(_file(share, "safetensors"), tensors, kind="snapshot")
         left = (self.steps - step) * self.images_per_step / self.images
         facts = {"step": step, "steps": self.steps, "epochs_left": left, "plan": selection.plan.to_json()}
-        self.folder.write_json(_file(share, "json"), facts, kind="snapshot")
+        for share in (share for share, larger in self.budgets.items() if larger == budget):
+            self.folder.write_tensors(_file(share, "safetensors"), tensors, kind="snapshot")
+            self.folder.write_json(_file(share, "json"), facts, kind="snapshot")
 
 
 def epochs_left(folder: RunFolder, share: float) -> float:
