@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from passdeploy.channels.plan import Plan
+from passdeploy.cli import _show_several
 from passdeploy.commands import prune
+from passdeploy.commands.forecast import _left_after
+from passdeploy.display.output import Output
 from passdeploy.errors import AccuracyError, RecipeError, RunError, UsageError
-from passdeploy.recipe import Recipe, load_recipe
+from passdeploy.recipe import PruneSpec, Recipe, load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import Step
 from tests.command_line import call_command
@@ -77,32 +80,24 @@ def test_larger_networks_start_with_the_weights_of_their_snapshot(several: prune
     assert "the slim one had 1 steps of choosing in tiny-0001 and " in " ".join(report.split())
 
 
-@pytest.mark.parametrize(
-    ("stage", "number", "runs"),
-    [("learn", 4, 1), ("finetune", 6 + 2, 2)],  # after both snapshots; in the second run
-)
-def test_an_interrupted_run_goes_on_with_the_same_bits(
-    stage: str,
-    number: int,
-    runs: int,
-    several: prune.RunResult,
-    tiny_run: prune.RunResult,
-    tiny_recipe: Path,
-    tmp_path: Path,
+def test_runs_that_are_interrupted_twice_go_on_with_the_same_bits(
+    several: prune.RunResult, tiny_run: prune.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
-    seen = list[str]()
-
-    def interrupt(event: object) -> None:
-        if isinstance(event, Step):
-            seen.append(event.stage)
-            if event.stage == stage and seen.count(stage) == number:
-                raise KeyboardInterrupt
-
     weights = f"model.weights={tiny_run.path / 'dense.safetensors'}"
     recipe = load_recipe(tiny_recipe, [weights, "prune.targets=[0.75, 0.6, 0.9]"])
-    with pytest.raises(KeyboardInterrupt):
-        prune.run(recipe, out=tmp_path, tell=interrupt)
-    assert len(list(tmp_path.glob("tiny-*"))) == runs
+    # in mask learning, after both snapshots; in the second run, after the six steps of fine-tuning of the first
+    for stage, number, runs in (("learn", 4, 1), ("finetune", 6 + 2, 2)):
+        steps = 0
+
+        def interrupt(event: object, stage: str = stage, number: int = number) -> None:
+            nonlocal steps
+            steps += isinstance(event, Step) and event.stage == stage
+            if steps == number:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            prune.run(recipe, out=tmp_path, resume=runs > 1, tell=interrupt)
+        assert len(list(tmp_path.glob("tiny-*"))) == runs
     resumed = prune.run(recipe, out=tmp_path, resume=True)
     assert [run.path.name for run in (resumed, *resumed.larger)] == ["tiny-0001", "tiny-0002", "tiny-0003"]
     for ours, theirs in zip((resumed, *resumed.larger), (several, *several.larger), strict=True):
@@ -160,25 +155,35 @@ def test_several_processes_are_told_to_make_the_runs_one_by_one(
         prune.run(tiny_recipe, out=tmp_path, overrides=["prune.targets=[0.9, 0.6]"])
 
 
-def test_the_command_lays_the_runs_side_by_side_and_a_gate_names_the_one_that_failed(
-    tiny_run: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+def test_the_command_lays_the_runs_side_by_side(
+    several: prune.RunResult,
+    tiny_run: prune.RunResult,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
-    weights = f"model.weights={tiny_run.path / 'dense.safetensors'}"
-    quick = ["--set", weights, "--set", "prune.targets=[0.9, 0.6]", "--set", "finetune.epochs=0", "--out", tmp_path]
-    called = call_command("prune", "--recipe", tiny_recipe, *quick)
+    _show_several(Output(), {}, several)
+    printed = capsys.readouterr()
+    assert all(name in printed.out for name in ("tiny-0001", "tiny-0002", "tiny-0003"))
+    assert "passdeploy compare" in printed.err
+
+    changes = [f"model.weights={tiny_run.path / 'dense.safetensors'}", "prune.targets=[0.9, 0.6]", "finetune.epochs=0"]
+    options = [part for change in changes for part in ("--set", change)]
+    called = call_command("prune", "--recipe", tiny_recipe, *options, "--out", tmp_path, "--json")
     assert called.exit_code == 0, called.output
-    for name in ("tiny-0001", "tiny-0002"):
-        assert f"{name}" in called.stdout
-    assert "passdeploy compare" in called.stderr
-    assert "--resume" not in called.stderr
-    as_json = call_command("prune", "--recipe", tiny_recipe, *quick, "--resume", "--json")
-    document = json.loads(as_json.stdout)
+    document = json.loads(called.stdout)
     assert [document["run"], document["larger"][0]["run"]] == [str(tmp_path / f"tiny-000{n}") for n in (1, 2)]
     assert document["larger"][0]["summary"]["budget"]["requested"] == 0.9
 
-    checked = call_command("check", "--recipe", tiny_recipe, "--set", weights, "--set", "prune.targets=[0.9, 0.6]")
-    assert checked.exit_code == 0, checked.output
 
+def test_a_forecast_counts_the_fine_tuning_of_every_run():
+    prune_section = PruneSpec(targets=(0.5, 0.125))
+    assert _left_after(prune_section, 0.999999) == pytest.approx(1, abs=1e-3)
+    assert _left_after(prune_section, 0.125) == pytest.approx(0.1)
+    assert 0.1 < _left_after(prune_section, 0.5) < 1
+
+
+def test_a_gate_names_the_run_that_failed(tiny_recipe: Path, tmp_path: Path):
     result = prune.RunResult(tmp_path / "tiny-0007", {"dense": {"top1": 0.9}, "slim": {"top1": 0.5}})
     recipe = load_recipe(tiny_recipe, ["gates.top1_drop=0.1"])
     with pytest.raises(AccuracyError, match=r"tiny-0007: the slim network lost 40\.00 %.*\nAll runs are kept"):
