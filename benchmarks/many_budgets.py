@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -106,8 +106,9 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "# Several budgets from one mask learning, against a mask learning for each",
         "",
-        "ResNet-20 on CIFAR-10 as JPEG (`benchmarks.many_budgets`); means over seeds. Steps are those of mask learning "
-        "and of fine-tuning, in brackets those before the run of the smallest budget passed the larger one.",
+        "ResNet-20 on CIFAR-10 as JPEG (`benchmarks.many_budgets`); means over seeds, medians for the "
+        "seconds. Steps are those of mask learning and of fine-tuning, in brackets those before the run of the smallest "
+        "budget passed the larger one.",
         "",
         "| images | MACs | learning of its own | steps | s | one for all | steps | s | difference | of single seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -130,7 +131,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
     steps = f"{mean(row['learn_steps'] for row in rows):.0f} + {mean(row['finetune_steps'] for row in rows):.0f}"
     if before:
         steps = f"({before:.0f}) + {steps}"
-    return f"{mean(row['top1'] for row in rows):.2%} | {steps} | {mean(row['seconds'] for row in rows):.0f}"
+    return f"{mean(row['top1'] for row in rows):.2%} | {steps} | {median(row['seconds'] for row in rows):.0f}"
 
 
 if __name__ == "__main__":
