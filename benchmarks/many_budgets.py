@@ -107,8 +107,8 @@ def report(rows: list[dict[str, Any]]) -> list[str]:
         "# Several budgets from one mask learning, against a mask learning for each",
         "",
         "ResNet-20 on CIFAR-10 as JPEG (`benchmarks.many_budgets`); means over seeds, medians for the "
-        "seconds. Steps are those of mask learning and of fine-tuning, in brackets those before the run of the smallest "
-        "budget passed the larger one.",
+        "seconds. Steps are those of mask learning and of fine-tuning, in brackets those before the run of the "
+        "smallest budget passed the larger one.",
         "",
         "| images | MACs | learning of its own | steps | s | one for all | steps | s | difference | of single seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
