@@ -44,6 +44,7 @@ def choose_channels(
     round_to: int = 8,
     per_cost: bool = True,
     allocation: str = "global",
+    priced_at: Mapping[str, int] | None = None,
 ) -> Plan:
     """Keep the channels with the best scores that fit the budget.
 
@@ -54,10 +55,11 @@ def choose_channels(
         costs: of the network, as a function of widths.
         budget: upper limit of what the slim network costs.
         round_to: layer widths become multiples of this; a layer narrower than twice that goes in smaller steps.
-        per_cost: rank channels by score per unit of cost instead of by score alone. The cost of a channel is taken
-            in the dense network, so the ranking does not depend on what else is cut.
+        per_cost: rank channels by score per unit of cost instead of by score alone.
         allocation: `global` (one threshold for all groups) or `uniform` (the same share of every group, and every
             block).
+        priced_at: widths at which the cost of one channel is taken, by group; what is not named, and None: the dense
+            ones. The ranking depends on these alone, not on what else is cut.
 
     Raises:
         BudgetError: even the narrowest network that `round_to` allows costs more.
@@ -75,7 +77,7 @@ def choose_channels(
 
     if allocation == "uniform":
         return table.plan(_largest_uniform_share(table, fits))
-    item_cost = cost.gradient(table.full)[table.columns] if per_cost else table.channel_counts()
+    item_cost = cost.gradient(costs.vector(priced_at or {}))[table.columns] if per_cost else table.channel_counts()
     return table.plan(_greedy(table.marginal_score(item_cost), fits))
 
 

@@ -68,6 +68,10 @@ class MaskObjective:
     def plan(self, scores: Tensor, limit: int) -> Plan:
         """Choose the channels and blocks with the highest scores, of those that were not removed before.
 
+        Scores are compared per unit of what a channel costs in the network of now. In the dense network a channel of a
+        residual stream costs what all the wide layers on it cost; once these are narrow it costs a fraction, and by
+        its dense price whole streams would go.
+
         Args:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
             limit: of the budget.
@@ -81,8 +85,16 @@ class MaskObjective:
             round_to=self.settings.round_to,
             per_cost=self.settings.per_cost,
             allocation=self.settings.allocation,
+            priced_at=self._widths_of_now(),
         )
         return self.network.without_removed(plan)
+
+    def _widths_of_now(self) -> dict[str, int] | None:
+        """Return the widths that are left; None for a latency, whose table says little of single narrow channels."""
+        if self.budget.kind == "latency":
+            return None
+        masks = self.network.channels.split(self.network.kept)
+        return {name: max(1, int(mask.sum())) for name, mask in masks.items()}  # at no channel there is no price
 
     def plan_limits(self) -> list[int | None]:
         """Return the budget of the plan at every step that makes a new one, None for all others.

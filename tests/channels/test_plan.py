@@ -134,6 +134,18 @@ def test_score_per_cost_prefers_cheap_channels(residual: ChannelMap):
     assert shares["stem.0"] < shares["inner.0.0.0"]  # the stream costs more than a block's inside
 
 
+def test_a_channel_costs_what_it_costs_at_the_widths_that_are_given(residual: ChannelMap):
+    equal = {group.name: torch.full((group.width,), 0.5) for group in residual.prunable}
+    budget = Budget.of("macs", 0.5, residual.costs)
+    narrow = {group.name: 1 for group in residual.prunable if group.name != "stem.0"}
+    plans = [
+        choose_channels(equal, residual.groups, residual.costs, budget, round_to=1, priced_at=widths)
+        for widths in (None, {}, narrow)
+    ]
+    assert plans[0] == plans[1]
+    assert len(plans[2].kept["stem.0"]) > len(plans[0].kept["stem.0"])  # layers on the stream are narrow: it is cheap
+
+
 def test_the_gradient_of_a_cost_is_its_slope(residual: ChannelMap):
     full = residual.costs.vector({})
     for position in range(len(full)):

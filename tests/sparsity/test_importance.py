@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from passdeploy.channels.allocation import Budget
+from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.plan import Plan
 from passdeploy.errors import TrainingError
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
@@ -90,11 +93,35 @@ def test_a_rate_at_which_weights_diverge_is_an_error_that_names_the_step():
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def objective_of(net: nn.Module, **settings: object) -> MaskObjective:
+def objective_of(net: nn.Module, kind: str = "macs", **settings: object) -> MaskObjective:
     channels = map_channels(net, IMAGE)
-    budget = Budget.of("macs", 0.5, channels.costs)
+    costs = replace(channels.costs, latency=channels.costs.macs)  # a nanosecond for a multiply-add
+    budget = Budget.of(kind, 0.5, costs)
     chosen_settings = PassSettings(**{"round_to": 1, **settings})
-    return MaskObjective(net, channels.prunable, F.cross_entropy, channels.costs, budget, chosen_settings, net)
+    return MaskObjective(net, channels.prunable, F.cross_entropy, costs, budget, chosen_settings, net)
+
+
+def test_a_plan_prices_channels_in_the_network_of_now_and_by_a_latency_in_the_dense_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    prices = []
+
+    def choose(*args: Any, priced_at: dict[str, int] | None, **options: Any) -> Plan:
+        prices.append(priced_at)
+        return choose_channels(*args, priced_at=priced_at, **options)
+
+    monkeypatch.setattr("passdeploy.sparsity.objective.choose_channels", choose)
+    objective = objective_of(HalfUseless().eval())
+    channels, dense = objective.network.channels, objective.dense_cost
+    widths = {name: len(mask) for name, mask in channels.split(objective.network.kept).items()}
+    plan = objective.plan(torch.rand(channels.total), dense // 2)
+    objective.network.shrink_(plan)
+    objective.plan(torch.rand(channels.total), dense // 3)
+    assert prices == [widths, plan.widths()]
+    assert plan.widths() != widths
+    timed = objective_of(HalfUseless().eval(), kind="latency")
+    timed.plan(torch.rand(channels.total), dense // 2)
+    assert prices[2] is None
 
 
 def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():
