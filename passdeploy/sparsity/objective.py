@@ -69,8 +69,8 @@ class MaskObjective:
         """Choose the channels and blocks with the highest scores, of those that were not removed before.
 
         Scores are compared per unit of what a channel costs in the network of now. In the dense network a channel of a
-        residual stream costs what all the wide layers on it cost; once these are narrow it costs a fraction, and its dense
-        price would leave the stream too narrow.
+        residual stream costs what all the wide layers on it cost; once these are narrow it costs a fraction, and its
+        dense price would leave the stream too narrow.
 
         Args:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
