@@ -6,8 +6,9 @@ On a CPU mask learning runs its whole schedule, from the dense network to the bu
 mean processor times of a step are compared. Plain steps train the dense network with the same loss and the same
 optimizer: the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random
 weights, since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before
-channels are removed, above that of one that takes none. On a GPU: see `mask_step_gpu.py`. Writes
-`benchmarks/results/mask_step.json`, where results of networks that are not asked for stay, or `mask_step_gpu.json`.
+channels are removed, above that of one that takes none, but has found the groups if its steps learn masks. On a GPU:
+see `mask_step_gpu.py`. Writes `benchmarks/results/mask_step.json`, where results of networks that are not asked for
+stay, or `mask_step_gpu.json`.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ NETWORKS = {  # name -> factory, pixels of its images
     "mobilenet_v2": (partial(get_model, "mobilenet_v2", num_classes=10), 64),
 }
 
+NOTHING, GROUPS = NO_STEPS = "nothing", "groups"
 PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> weight of the distillation loss
 MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight of the distillation loss
     "masks to 50%, weights frozen": (0.5, "frozen", 0.0),
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, help="on a CPU steps of every kind (40), on a GPU blocks of steps (3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="JSON file to write; left out: one in benchmarks/results/")
-    parser.add_argument("--peak-of", choices=("nothing", *PLAIN, *MASKS), help="print the peak of this process, in KiB")
+    parser.add_argument("--peak-of", choices=(*NO_STEPS, *PLAIN, *MASKS), help="print the peak of this process, in KiB")
     options = parser.parse_args()
     if options.device != "cpu":
         measure_on_gpu(torch.device(options.device), options.turns or 3, options.out or RESULTS_GPU)
@@ -76,12 +78,15 @@ def main() -> None:
     torch.set_num_threads(1)
     turns, out = options.turns or 40, options.out or RESULTS
     if options.peak_of:
-        steps = _step_times(options.peak_of, options.network, 4) if options.peak_of != "nothing" else iter(())
-        for _ in islice(steps, 3):
-            pass
+        if options.peak_of == GROUPS:
+            model, images = _network_and_images(options.network)
+            map_channels(model.eval(), images[:1])
+        elif options.peak_of != NOTHING:
+            for _ in islice(_step_times(options.peak_of, options.network, 4), 3):
+                pass
         print(_peak_kib())
         return
-    document = json.loads(out.read_text()) if out.is_file() else {"networks": {}}
+    document = {"networks": {}, **(json.loads(out.read_text()) if out.is_file() else {})}
     for network in [options.network] if options.network else NETWORKS:
         document["networks"][network] = {
             "pixels": NETWORKS[network][1],
@@ -104,7 +109,7 @@ def measure_network(network: str, turns: int) -> dict[str, dict[str, float]]:
             times[name].append(next(timer))
     means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
     first = {name: statistics.mean(values[1:4]) for name, values in times.items()}  # hardly anything has gone yet
-    peaks = {name: _peak_mib(name, network) for name in ("nothing", *PLAIN, *MASKS)}
+    peaks = {name: _peak_mib(name, network) for name in (*NO_STEPS, *PLAIN, *MASKS)}
     rows = {}
     print(network)
     for name in times:
@@ -134,7 +139,7 @@ def measure_on_gpu(device: torch.device, turns: int, out: Path) -> None:
 
 
 def _memory_above_baseline(peaks: dict[str, float], name: str) -> float:
-    return peaks[name] - peaks["nothing"]
+    return peaks[name] - peaks[NOTHING if name in PLAIN else GROUPS]
 
 
 def _peak_kib() -> int:
@@ -152,15 +157,20 @@ def _peak_mib(name: str, network: str) -> float:
 
 def _step_times(name: str, network: str, turns: int) -> Iterator[float]:
     """Yield the CPU seconds of each step of a kind of training, of a new network."""
-    torch.manual_seed(0)
-    factory, pixels = NETWORKS[network]
-    images = torch.randn(BATCH, 3, pixels, pixels).to(memory_format=torch.channels_last)
+    model, images = _network_and_images(network)
     batch = images, torch.randint(10, (BATCH,))
-    model = factory().to(memory_format=torch.channels_last)
     if name in PLAIN:
         return _plain_step_times(model, batch, turns, distill=PLAIN[name])
     share, weights, distill = MASKS[name]
     return _mask_step_times(model, batch, turns, share=share, weights=weights, distill=distill)
+
+
+def _network_and_images(network: str) -> tuple[nn.Module, Tensor]:
+    """Make a network with random weights, and a batch of noise."""
+    torch.manual_seed(0)
+    factory, pixels = NETWORKS[network]
+    images = torch.randn(BATCH, 3, pixels, pixels).to(memory_format=torch.channels_last)
+    return factory().to(memory_format=torch.channels_last), images
 
 
 def _plain_step_times(network: nn.Module, batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
