@@ -70,7 +70,8 @@ def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
 def _reach_report(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "The smallest latency that can be planned, whatever weights are worth, in ONNX Runtime: shares of the dense "
-        "network's latency, with channels in multiples of 8.",
+        "network's latency, with channels in multiples of 8. Where no block is skipped both are the same network, and the "
+        "last column shows how far two measurements of it lie apart.",
         "",
         *_heading(
             "network",
