@@ -6,9 +6,9 @@ On a CPU mask learning runs its whole schedule, from the dense network to the bu
 mean processor times of a step are compared. Plain steps train the dense network with the same loss and the same
 optimizer: the labels alone, or in half of the loss the outputs of a frozen copy (distilled). The networks have random
 weights, since neither time nor memory depends on them. Memory is the peak of a process that takes three steps, before
-channels are removed, above that of one that takes none, but has found the groups if its steps learn masks. On a GPU:
-see `mask_step_gpu.py`. Writes `benchmarks/results/mask_step.json`, where results of networks that are not asked for
-stay, or `mask_step_gpu.json`.
+channels are removed (finding the groups included), above that of one that takes none; the median of three processes.
+On a GPU: see `mask_step_gpu.py`. Writes `benchmarks/results/mask_step.json`, where results of networks that are not
+asked for stay, or `mask_step_gpu.json`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -53,7 +54,8 @@ NETWORKS = {  # name -> factory, pixels of its images
     "mobilenet_v2": (partial(get_model, "mobilenet_v2", num_classes=10), 64),
 }
 
-NOTHING, GROUPS = NO_STEPS = "nothing", "groups"
+NOTHING = "nothing"
+_SCHEDULE = 300  # steps of a schedule whose first three remove hardly anything
 PLAIN = {"plain": 0.0, "plain, distilled": 0.5}  # name -> weight of the distillation loss
 MASKS = {  # name -> share of the multiply-adds to keep, `prune.weights`, weight of the distillation loss
     "masks to 50%, weights frozen": (0.5, "frozen", 0.0),
@@ -70,7 +72,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, help="on a CPU steps of every kind (40), on a GPU blocks of steps (3)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="JSON file to write; left out: one in benchmarks/results/")
-    parser.add_argument("--peak-of", choices=(*NO_STEPS, *PLAIN, *MASKS), help="print the peak of this process, in KiB")
+    parser.add_argument("--peak-of", choices=(NOTHING, *PLAIN, *MASKS), help="print the peak of this process, in KiB")
     options = parser.parse_args()
     if options.device != "cpu":
         measure_on_gpu(torch.device(options.device), options.turns or 3, options.out or RESULTS_GPU)
@@ -78,11 +80,8 @@ def main() -> None:
     torch.set_num_threads(1)
     turns, out = options.turns or 40, options.out or RESULTS
     if options.peak_of:
-        if options.peak_of == GROUPS:
-            model, images = _network_and_images(options.network)
-            map_channels(model.eval(), images[:1])
-        elif options.peak_of != NOTHING:
-            for _ in islice(_step_times(options.peak_of, options.network, 4), 3):
+        if options.peak_of != NOTHING:
+            for _ in islice(_step_times(options.peak_of, options.network, _SCHEDULE), 3):
                 pass
         print(_peak_kib())
         return
@@ -109,7 +108,7 @@ def measure_network(network: str, turns: int) -> dict[str, dict[str, float]]:
             times[name].append(next(timer))
     means = {name: statistics.mean(values[1:]) for name, values in times.items()}  # the first one warms up
     first = {name: statistics.mean(values[1:4]) for name, values in times.items()}  # hardly anything has gone yet
-    peaks = {name: _peak_mib(name, network) for name in (*NO_STEPS, *PLAIN, *MASKS)}
+    peaks = {name: _peak_mib(name, network) for name in (NOTHING, *PLAIN, *MASKS)}
     rows = {}
     print(network)
     for name in times:
@@ -139,7 +138,7 @@ def measure_on_gpu(device: torch.device, turns: int, out: Path) -> None:
 
 
 def _memory_above_baseline(peaks: dict[str, float], name: str) -> float:
-    return peaks[name] - peaks[NOTHING if name in PLAIN else GROUPS]
+    return peaks[name] - peaks[NOTHING]
 
 
 def _peak_kib() -> int:
@@ -149,28 +148,28 @@ def _peak_kib() -> int:
 
 
 def _peak_mib(name: str, network: str) -> float:
-    """Measure the peak memory of three steps in a new process."""
+    """Measure the peak memory of three steps in new processes, the median of three.
+
+    Masks are learned in a thread here. The C library would give it a heap of its own, and pages that the other heap has
+    freed would count twice.
+    """
     command = [sys.executable, "-m", "benchmarks.mask_step", "--peak-of", name, "--network", network]
-    root = Path(__file__).parents[1]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout) / 1024
+    environment, root = os.environ | {"MALLOC_ARENA_MAX": "1"}, Path(__file__).parents[1]
+    run = partial(subprocess.run, command, capture_output=True, text=True, check=True, cwd=root, env=environment)
+    return statistics.median(int(run().stdout) / 1024 for _ in range(3))
 
 
 def _step_times(name: str, network: str, turns: int) -> Iterator[float]:
     """Yield the CPU seconds of each step of a kind of training, of a new network."""
-    model, images = _network_and_images(network)
+    torch.manual_seed(0)
+    factory, pixels = NETWORKS[network]
+    images = torch.randn(BATCH, 3, pixels, pixels).to(memory_format=torch.channels_last)
     batch = images, torch.randint(10, (BATCH,))
+    model = factory().to(memory_format=torch.channels_last)
     if name in PLAIN:
         return _plain_step_times(model, batch, turns, distill=PLAIN[name])
     share, weights, distill = MASKS[name]
     return _mask_step_times(model, batch, turns, share=share, weights=weights, distill=distill)
-
-
-def _network_and_images(network: str) -> tuple[nn.Module, Tensor]:
-    """Make a network with random weights, and a batch of noise."""
-    torch.manual_seed(0)
-    factory, pixels = NETWORKS[network]
-    images = torch.randn(BATCH, 3, pixels, pixels).to(memory_format=torch.channels_last)
-    return factory().to(memory_format=torch.channels_last), images
 
 
 def _plain_step_times(network: nn.Module, batch: Batch, turns: int, *, distill: float) -> Iterator[float]:
