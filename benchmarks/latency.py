@@ -3,7 +3,8 @@
     python -m benchmarks.latency targets --networks resnet18,mobilenet_v2 --batches 1,8 --threads 1
     python -m benchmarks.latency targets --backend compile --device cuda --precision fp16 --channels-last --cuda-graph
     python -m benchmarks.latency targets --blocks   whole blocks may be skipped too
-    python -m benchmarks.latency reach              the fastest network of widths alone, and of widths and blocks
+    python -m benchmarks.latency reach              the fastest network of widths alone, and of widths and blocks; also
+                                                    with --backend compile --device cuda ..., as targets
     python -m benchmarks.latency halving            uniform halving of all widths, against the inverse of the MACs ratio
     python -m benchmarks.latency peer               against torch-pruning at the same kept MACs
     python -m benchmarks.latency same               the same file as dense and as slim, 100 times; a little smaller one
@@ -13,8 +14,8 @@
     python -m benchmarks.latency show               the tables of all that was measured
 
 Every row is written at once to `results/latency.json`; rows that are there are not measured again. Networks have random
-weights and take images of 224 pixels. They run in ONNX Runtime on the CPU, except targets of another `--backend`.
-Nothing else should run on the machine.
+weights and take images of 224 pixels. They run in ONNX Runtime on the CPU, except targets and reach of another
+`--backend`. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -197,20 +198,32 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
 
 def reach(options: argparse.Namespace, rows: Rows) -> None:
     """Measure the fastest network by the latency table, of widths alone, and of widths and blocks."""
-    for case in pending_cases(options, rows, "reach", 1, blocks=True):
-        sampler = case.sampler()
-        table, _ = case.table(sampler, options.tables, SamplingPlan(repeats=1, most_seconds=60.0))
-        costs, row = with_latency(case.channels.costs, table), dict[str, Any]()
-        for kind, by in (("widths alone", costs.without_blocks()), ("widths and blocks", costs)):
-            plan = allocate_fastest(case.scores(), case.channels.groups, by, round_to=block_of("ort"))
-            times = measure_pair(partial(sampler.runner, {}, "dense"), partial(sampler.runner, plan.widths(), "slim"))
-            row[kind] = {
-                "predicted": table.predict_ms(plan.widths()) / table.dense_ms,
-                "found": 1 / times["speedup"],
-                "skipped": len(plan.skipped),
-                **times,
-            }
-        rows.add({"part": "reach", **case.key, **row})
+    setting = Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
+    for case in pending_cases(options, rows, "reach", 1, backend=options.backend, setting=setting, blocks=True):
+        with side_stream(case.device):
+            rows.add({"part": "reach", **case.key, **_measure_reach(case, options)})
+
+
+def _measure_reach(case: BenchmarkCase, options: argparse.Namespace) -> dict[str, Any]:
+    sampler, sessions = case.sampler(), 1 if case.backend in BUILT_ONCE else SESSIONS
+    table, _ = case.table(sampler, options.tables, SamplingPlan(repeats=1, most_seconds=60.0))
+    costs, measured = with_latency(case.channels.costs, table), dict[str, Any]()
+    for kind, by in (("widths alone", costs.without_blocks()), ("widths and blocks", costs)):
+        round_to = block_of(case.backend, case.setting)
+        plan = allocate_fastest(case.scores(), case.channels.groups, by, round_to=round_to)
+        times = measure_pair(
+            partial(sampler.runner, {}, "dense"),
+            partial(sampler.runner, plan.widths(), "slim"),
+            clock=clock_for(case.device),
+            sessions=sessions,
+        )
+        measured[kind] = {
+            "predicted": table.predict_ms(plan.widths()) / table.dense_ms,
+            "found": 1 / times["speedup"],
+            "skipped": len(plan.skipped),
+            **times,
+        }
+    return measured
 
 
 def backend_label(backend: str, setting: Setting, *, blocks: bool = False) -> str:
@@ -403,7 +416,7 @@ def main() -> None:
     parser.add_argument("--networks", type=_list_of(str), default=NETWORKS)
     parser.add_argument("--batches", type=_list_of(int), default=(1, 8))
     parser.add_argument("--threads", type=_list_of(int), default=(1, 2))
-    parser.add_argument("--backend", choices=("ort", "torch", "compile"), default="ort", help="of the part targets")
+    parser.add_argument("--backend", choices=("ort", "torch", "compile"), default="ort", help="of targets and reach")
     parser.add_argument("--blocks", action="store_true", help="skip blocks too, in the part targets")
     parser.add_argument("--device", default="cpu", help="of torch and compile")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of torch and compile")

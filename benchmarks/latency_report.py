@@ -68,10 +68,19 @@ def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _reach_report(rows: list[dict[str, Any]]) -> list[str]:
+    """Build a table for every backend and setting."""
+    lines: list[str] = []
+    for on in dict.fromkeys(row["on"] for row in rows):
+        lines += [*_reach_on(on.removesuffix(", blocks"), [row for row in rows if row["on"] == on]), ""]
+    return lines[:-1]
+
+
+def _reach_on(backend: str, rows: list[dict[str, Any]]) -> list[str]:
+    title = "ONNX Runtime" if backend == "ort" else backend
     lines = [
-        "The smallest latency that can be planned, whatever weights are worth, in ONNX Runtime: shares of the dense "
-        "network's latency, with channels in multiples of 8. Where no block is skipped both are the same network, and the "
-        "last column shows how far two measurements of it lie apart.",
+        f"The smallest latency that can be planned, whatever weights are worth, in {title}: shares of the dense "
+        "network's latency, with channels in multiples of 8. Where no block is skipped both are the same network, and "
+        "the last column shows how far two measurements of it lie apart.",
         "",
         *_heading(
             "network",
