@@ -123,6 +123,15 @@ class BenchmarkCase:
         table.save(path)
         return table, perf_counter() - began
 
+    def measure(self, sampler: LatencySampler, widths: dict[str, int]) -> dict[str, Any]:
+        """Measure the network of `widths` in turns with the dense one; what is compiled is built once."""
+        return measure_pair(
+            partial(sampler.runner, {}, "dense"),
+            partial(sampler.runner, widths, "slim"),
+            clock=clock_for(self.device),
+            sessions=1 if self.backend in BUILT_ONCE else SESSIONS,
+        )
+
     def scores(self) -> Scores:
         """Score channels and blocks by the norm of their weights."""
         scores = magnitude_scores(self.model, self.channels.groups, norm="l2")
@@ -139,9 +148,14 @@ class BenchmarkCase:
 
 def targets(options: argparse.Namespace, rows: Rows) -> None:
     """Plan for three latencies, and measure the resulting networks again."""
-    setting = Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
     cases = pending_cases(
-        options, rows, "target", len(SHARES), backend=options.backend, setting=setting, blocks=options.blocks
+        options,
+        rows,
+        "target",
+        len(SHARES),
+        backend=options.backend,
+        setting=_setting_of(options),
+        blocks=options.blocks,
     )
     for case in cases:
         with side_stream(case.device):
@@ -161,8 +175,7 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
         seconds=3.0,
         device=case.device,
     )
-    scores, dense = case.scores(), partial(sampler.runner, {}, "dense")
-    sessions = 1 if case.backend in BUILT_ONCE else SESSIONS
+    scores = case.scores()
     for share in SHARES:
         row = {
             "part": "target",
@@ -177,9 +190,7 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
             rows.add({**row, "refused": str(error)})
             continue
         widths = result.best.plan.widths()
-        times = measure_pair(
-            dense, partial(sampler.runner, widths, "slim"), clock=clock_for(case.device), sessions=sessions
-        )
+        times = case.measure(sampler, widths)
         first = result.trials[0]
         rows.add(
             {
@@ -198,25 +209,19 @@ def _measure_targets(case: BenchmarkCase, options: argparse.Namespace, rows: Row
 
 def reach(options: argparse.Namespace, rows: Rows) -> None:
     """Measure the fastest network by the latency table, of widths alone, and of widths and blocks."""
-    setting = Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
-    for case in pending_cases(options, rows, "reach", 1, backend=options.backend, setting=setting, blocks=True):
+    backend, setting = options.backend, _setting_of(options)
+    for case in pending_cases(options, rows, "reach", 1, backend=backend, setting=setting, blocks=True):
         with side_stream(case.device):
             rows.add({"part": "reach", **case.key, **_measure_reach(case, options)})
 
 
 def _measure_reach(case: BenchmarkCase, options: argparse.Namespace) -> dict[str, Any]:
-    sampler, sessions = case.sampler(), 1 if case.backend in BUILT_ONCE else SESSIONS
+    sampler, round_to = case.sampler(), block_of(case.backend, case.setting)
     table, _ = case.table(sampler, options.tables, SamplingPlan(repeats=1, most_seconds=60.0))
     costs, measured = with_latency(case.channels.costs, table), dict[str, Any]()
     for kind, by in (("widths alone", costs.without_blocks()), ("widths and blocks", costs)):
-        round_to = block_of(case.backend, case.setting)
         plan = allocate_fastest(case.scores(), case.channels.groups, by, round_to=round_to)
-        times = measure_pair(
-            partial(sampler.runner, {}, "dense"),
-            partial(sampler.runner, plan.widths(), "slim"),
-            clock=clock_for(case.device),
-            sessions=sessions,
-        )
+        times = case.measure(sampler, plan.widths())
         measured[kind] = {
             "predicted": table.predict_ms(plan.widths()) / table.dense_ms,
             "found": 1 / times["speedup"],
@@ -224,6 +229,10 @@ def _measure_reach(case: BenchmarkCase, options: argparse.Namespace) -> dict[str
             **times,
         }
     return measured
+
+
+def _setting_of(options: argparse.Namespace) -> Setting:
+    return Setting(options.device, options.precision, options.channels_last, options.cuda_graph)
 
 
 def backend_label(backend: str, setting: Setting, *, blocks: bool = False) -> str:
@@ -237,7 +246,7 @@ def halving(options: argparse.Namespace, rows: Rows) -> None:
     """Halve every width and compare the speed-up with the ratio of the MACs."""
     for case in pending_cases(options, rows, "halving", 1):
         sampler, widths = case.sampler(), case.uniform(0.5)
-        times = measure_pair(partial(sampler.runner, {}, "dense"), partial(sampler.runner, widths, "slim"))
+        times = case.measure(sampler, widths)
         ideal = case.macs / case.channels.costs.of("macs", widths)
         rows.add({"part": "halving", **case.key, **times, "ideal": ideal})
 

@@ -23,20 +23,25 @@ def report(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _target_report(rows: list[dict[str, Any]]) -> list[str]:
-    """Build a table for every backend and setting."""
+    return _by_backend(rows, _targets_on)
+
+
+def _by_backend(rows: list[dict[str, Any]], write: Callable[[str, list[dict[str, Any]]], list[str]]) -> list[str]:
+    """Write a table for every backend and setting."""
     lines: list[str] = []
     for on in dict.fromkeys(row["on"] for row in rows):
-        title = "ONNX Runtime on the CPU" if on == "ort" else on
-        lines += [f"{title}:", "", *_targets_on([row for row in rows if row["on"] == on]), ""]
+        lines += [*write(on, [row for row in rows if row["on"] == on]), ""]
     return lines[:-1]
 
 
-def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
+def _targets_on(on: str, rows: list[dict[str, Any]]) -> list[str]:
     met = [row for row in rows if "found" in row]
     hit = sum(row["found"] <= row["asked"] * (1 + TOLERANCE) for row in met)
     close = sum(abs(row["found"] / row["asked"] - 1) <= TOLERANCE for row in met)
     off = [abs(row["predicted"] / row["first_found"] - 1) for row in met] or [float("nan")]
     lines = [
+        f"{'ONNX Runtime on the CPU' if on == 'ort' else on}:",
+        "",
         f"Targets: {hit} of {len(rows)} within 3 % of what was asked, or faster, and {close} within 3 % either way, "
         f"measured again after the plan was made. The table's first plan against its measurement: median "
         f"{statistics.median(off):.1%}, largest "
@@ -68,15 +73,11 @@ def _targets_on(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _reach_report(rows: list[dict[str, Any]]) -> list[str]:
-    """Build a table for every backend and setting."""
-    lines: list[str] = []
-    for on in dict.fromkeys(row["on"] for row in rows):
-        lines += [*_reach_on(on.removesuffix(", blocks"), [row for row in rows if row["on"] == on]), ""]
-    return lines[:-1]
+    return _by_backend(rows, _reach_on)
 
 
-def _reach_on(backend: str, rows: list[dict[str, Any]]) -> list[str]:
-    title = "ONNX Runtime" if backend == "ort" else backend
+def _reach_on(on: str, rows: list[dict[str, Any]]) -> list[str]:
+    title = "ONNX Runtime" if on == "ort, blocks" else on.removesuffix(", blocks")
     lines = [
         f"The smallest latency that can be planned, whatever weights are worth, in {title}: shares of the dense "
         "network's latency, with channels in multiples of 8. Where no block is skipped both are the same network, and "
