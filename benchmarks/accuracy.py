@@ -25,7 +25,8 @@ scores, groups and slimming; of this network they can cut the inner channels of 
 
 Finished rows are kept in the results file, and a second call measures the missing ones. `--quick` asks for fewer rows
 and fewer steps, which the results state. `--long` is a schedule that a user would train: `home` alone, 1,500 steps of
-mask learning and as many of fine-tuning, in batches of 128 images, with results of its own.
+mask learning and as many of fine-tuning, in batches of 128 images, with results of its own. Its rate is 0.02, as a
+recipe's default; growing regularisation trains at 0.01 before it cuts, where it ends better (`accuracy-trials.md`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from benchmarks.accuracy_report import report
 from benchmarks.accuracy_settings import (
     BATCH,
     FROM_SCRATCH,
+    LR,
     SETTINGS,
     TRAINING,
     AccuracySetting,
@@ -60,6 +62,7 @@ from passdeploy import count as count_model
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan
 from passdeploy.models.prompt import VisualPrompt, with_prompt
+from passdeploy.recipe import FinetuneSpec
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.runtime.versions import package_versions
@@ -89,7 +92,7 @@ class Method:
     hypernet: str = "lstm"
     lr: float = PassSettings.lr
     weights: str = "trained"
-    weights_lr: float = TRAINING.optimizer.lr
+    weights_lr: float | None = None  # None: the rate of fine-tuning
     distill: float = 0.5
     chosen_by: str = ""  # growing: the score that chooses the channels to remove
 
@@ -115,9 +118,9 @@ METHODS = {
     },
     **{f"torch-pruning, {name}": Method(name) for name in TORCH_PRUNING_METHODS},
     "growing": Method("growing", per_mac=True, chosen_by="l1", distill=0.0, weights_lr=0.02),
-    "growing, taylor per MAC": Method("growing", per_mac=True, chosen_by="taylor", distill=0.0),
-    "growing, taylor per MAC, distilled": Method("growing", per_mac=True, chosen_by="taylor"),
-    "growing, l1 uniform, distilled": Method("growing", uniform=True, chosen_by="l1"),
+    "growing, taylor per MAC": Method("growing", per_mac=True, chosen_by="taylor", distill=0.0, weights_lr=LR),
+    "growing, taylor per MAC, distilled": Method("growing", per_mac=True, chosen_by="taylor", weights_lr=LR),
+    "growing, l1 uniform, distilled": Method("growing", uniform=True, chosen_by="l1", weights_lr=LR),
     "iterative Taylor": Method("pass", per_mac=True, prompt="none", hypernet="none", lr=0.0),
     "iterative Taylor, rehearsed": Method(
         "pass", per_mac=True, prompt="none", hypernet="none", lr=0.0, weights="rehearsed"
@@ -136,7 +139,7 @@ METHODS = {
     "PASS, uniform": Method("pass", uniform=True),
     "PASS, labels alone": Method("pass", per_mac=True, distill=0.0),
     SCRATCH: Method("scratch"),
-    "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * TRAINING.optimizer.lr),
+    "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * LR),
 }
 MAIN_METHODS = (
     "l1 uniform",
@@ -149,7 +152,7 @@ MAIN_METHODS = (
 
 FULL = Workload(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Workload(100, 100, 3000, (0,), (0.3,), ("home",))
-LONG = Workload(1500, 1500, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home",), batch=128)
+LONG = Workload(1500, 1500, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home",), batch=128, lr=0.02)
 LONG_METHODS = ("taylor per MAC", "growing, taylor per MAC, distilled", "PASS", SCRATCH)
 
 
@@ -235,7 +238,7 @@ def _measure(
     recalibrate_batch_norm_(smaller, islice(setting.stream("recalibrate", seed), RECALIBRATION_BATCHES))
     before = evaluate(smaller, FirstImages(setting.data.test, QUICK_TEST_IMAGES), batch_size=250).top1
     steps = size.finetune_steps + (size.mask_steps if has_extra_steps else 0)
-    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher)
+    train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher, spec=_finetuning(size.lr))
     return {
         "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,
         "top1_before_finetune": before,
@@ -244,6 +247,10 @@ def _measure(
         "seconds": round(setting.seconds() - began, 1),
         "widths": widths,
     }
+
+
+def _finetuning(lr: float) -> FinetuneSpec:
+    return TRAINING.model_copy(update={"optimizer": TRAINING.optimizer.model_copy(update={"lr": lr})})
 
 
 def _train_from_scratch(setting: AccuracySetting, widths: dict[str, int], seed: int, size: Workload) -> dict[str, Any]:
@@ -292,7 +299,7 @@ def _choose(
             allocation=allocation,
             weights=method.weights,
             seed=seed,
-            weights_optimizer=TRAINING.optimizer.model_copy(update={"lr": method.weights_lr}),
+            weights_optimizer=_finetuning(method.weights_lr or size.lr).optimizer,
         )
         learned = learn_masks(
             dense,
@@ -316,7 +323,7 @@ def _choose(
             setting.stream("learn", seed),
             F.cross_entropy,
             steps=size.mask_steps,
-            lr=method.weights_lr,
+            lr=method.weights_lr or size.lr,
             distillation=DistillationLoss(setting.teacher, method.distill) if method.distill else None,
         )
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
@@ -412,7 +419,7 @@ def _read_rows(out: Path) -> list[dict[str, Any]]:
 
 
 def _workload_key(size: Workload) -> list[Any]:
-    others = [] if size.batch == BATCH else [size.batch]  # rows of before have no batch
+    others = [] if size.batch == BATCH else [size.batch, size.lr]  # rows of before have neither
     return [size.mask_steps, size.finetune_steps, size.test_images, *others]
 
 

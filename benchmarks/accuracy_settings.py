@@ -26,11 +26,11 @@ from passdeploy.runtime.seeds import seed_of
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
 
-BATCH = 32
+BATCH, LR = 32, 0.01
 DENSE_BATCH = 64
 DENSE_FACTOR = 16  # steps of training a dense network in a transfer setting for one of fine-tuning a pruned one
 DENSE_TRAINING = TrainSpec(epochs=1, warmup_epochs=0.05, optimizer=OptimizerSpec(lr=0.1))
-TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=0.01))
+TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=LR))
 FROM_SCRATCH = FinetuneSpec(epochs=1, warmup_epochs=0.05, optimizer=FinetuneOptimizerSpec(lr=0.1))
 
 
@@ -45,6 +45,7 @@ class Workload:
     shares: tuple[float, ...]
     settings: tuple[str, ...]
     batch: int = BATCH
+    lr: float = LR  # of fine-tuning, for all methods, and of the weights that PASS trains along
 
 
 class FixedSteps:
