@@ -92,7 +92,8 @@ class Method:
     hypernet: str = "lstm"
     lr: float = PassSettings.lr
     weights: str = "trained"
-    weights_lr: float | None = None  # None: the rate of fine-tuning
+    weights_lr: float | None = None  # None: `times_lr` times the rate of fine-tuning
+    times_lr: float = 1.0
     distill: float = 0.5
     chosen_by: str = ""  # growing: the score that chooses the channels to remove
 
@@ -105,6 +106,10 @@ class Method:
     def uses_torch_pruning(self) -> bool:
         """True if torch-pruning scores and cuts."""
         return self.score in TORCH_PRUNING_METHODS
+
+    def lr_of_weights(self, finetuning: float) -> float:
+        """Return the rate of weights that are trained before the cut, given that of fine-tuning."""
+        return self.weights_lr or self.times_lr * finetuning
 
 
 SCRATCH = "scratch, widths of PASS"
@@ -139,7 +144,7 @@ METHODS = {
     "PASS, uniform": Method("pass", uniform=True),
     "PASS, labels alone": Method("pass", per_mac=True, distill=0.0),
     SCRATCH: Method("scratch"),
-    "PASS, twice the rate": Method("pass", per_mac=True, weights_lr=2 * LR),
+    "PASS, twice the rate": Method("pass", per_mac=True, times_lr=2.0),
 }
 MAIN_METHODS = (
     "l1 uniform",
@@ -299,7 +304,7 @@ def _choose(
             allocation=allocation,
             weights=method.weights,
             seed=seed,
-            weights_optimizer=_finetuning(method.weights_lr or size.lr).optimizer,
+            weights_optimizer=_finetuning(method.lr_of_weights(size.lr)).optimizer,
         )
         learned = learn_masks(
             dense,
@@ -323,7 +328,7 @@ def _choose(
             setting.stream("learn", seed),
             F.cross_entropy,
             steps=size.mask_steps,
-            lr=method.weights_lr or size.lr,
+            lr=method.lr_of_weights(size.lr),
             distillation=DistillationLoss(setting.teacher, method.distill) if method.distill else None,
         )
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()
