@@ -45,6 +45,7 @@ def choose_channels(
     per_cost: bool = True,
     allocation: str = "global",
     priced_at: Mapping[str, int] | None = None,
+    is_last: bool = True,
 ) -> Plan:
     """Keep the channels with the best scores that fit the budget.
 
@@ -60,6 +61,8 @@ def choose_channels(
             block).
         priced_at: widths at which the cost of one channel is taken, by group; what is not named, and None: the dense
             ones. The ranking depends on these alone, not on what else is cut.
+        is_last: False: a plan for a smaller budget will follow. Then an expensive channel that is just below the
+            threshold is removed although cheap ones would do for now; they would do every time.
 
     Raises:
         BudgetError: even the narrowest network that `round_to` allows costs more.
@@ -78,7 +81,7 @@ def choose_channels(
     if allocation == "uniform":
         return table.plan(_largest_uniform_share(table, fits))
     item_cost = cost.gradient(costs.vector(priced_at or {}))[table.columns] if per_cost else table.channel_counts()
-    return table.plan(_greedy(table.marginal_score(item_cost), fits))
+    return table.plan(_greedy(table.marginal_score(item_cost), fits, table.score if is_last else None))
 
 
 def narrowest_widths(
@@ -119,19 +122,41 @@ def in_units(kind: str, amount: int) -> str:
     return f"{amount / 1e6:.3g} ms" if kind == "latency" else f"{amount:,} {kind}"
 
 
-def _greedy(marginal_score: list[np.ndarray], fits: Callable[[np.ndarray], bool]) -> np.ndarray:
+def _greedy(
+    marginal_score: list[np.ndarray],
+    fits: Callable[[np.ndarray], bool],
+    score: Callable[[np.ndarray], float] | None = None,
+) -> np.ndarray:
     """Widen groups step by step, best score first over all groups, until the budget is spent.
+
+    The first step that does not fit may be so expensive that much of the budget is left without it, where cheaper steps
+    before it could have made room. Given a `score`, that is tried as well, and what keeps more of it is taken.
 
     Args:
         marginal_score: per group, the score of each step from one candidate width to the next.
         fits: tests whether a choice keeps to the budget.
+        score: adds up the scores that a choice keeps.
 
     Returns:
         The choice: an index into the candidates of every group.
     """
-    steps = _steps_best_first(marginal_score)
-    count = _most_steps(steps, len(marginal_score), fits)
-    return _add_what_fits(_after(steps[:count], len(marginal_score)), steps[count:], fits)
+    steps, groups = _steps_best_first(marginal_score), len(marginal_score)
+    choice, count = _spend(steps, groups, fits)
+    if score is None or count == len(steps):
+        return choice
+    is_first = (steps == steps[count]) & (np.arange(len(steps)) <= count)  # with the narrower ones of its group
+    other, _ = _spend(np.concatenate([steps[is_first], steps[~is_first]]), groups, fits)
+    return other if score(other) > score(choice) else choice
+
+
+def _spend(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], bool]) -> tuple[np.ndarray, int]:
+    """Take as many of the first `steps` as fit together, and of the others in order what still fits.
+
+    Returns:
+        The choice, and the number of first steps that fit together.
+    """
+    count = _most_steps(steps, groups, fits)
+    return _add_what_fits(_after(steps[:count], groups), steps[count:], fits), count
 
 
 def _steps_best_first(marginal_score: list[np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.channels.plan import Plan
+from passdeploy.channels.plan import Plan, Scores
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import VisualPrompt
 from passdeploy.recipe import OptimizerSpec
@@ -76,9 +76,17 @@ class MaskObjective:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
             limit: of the budget.
         """
-        ranked = self.network.demote_removed(scores.detach().cpu())
+        ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu()))
+        plan = self._choose(ranked, limit, is_last=False)
+        if (
+            self._costs.of(self.budget.kind, plan.widths()) < self.budget.limit
+        ):  # nothing that was saved too much returns
+            plan = self._choose(ranked, limit, is_last=True)
+        return plan
+
+    def _choose(self, ranked: Scores, limit: int, *, is_last: bool) -> Plan:
         plan = choose_channels(
-            self.network.channels.split(ranked),
+            ranked,
             self.groups,
             self._costs,
             Budget(self.budget.kind, limit),
@@ -86,6 +94,7 @@ class MaskObjective:
             per_cost=self.settings.per_cost,
             allocation=self.settings.allocation,
             priced_at=self._widths_of_now(),
+            is_last=is_last,
         )
         return self.network.without_removed(plan)
 

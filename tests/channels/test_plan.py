@@ -41,6 +41,21 @@ def test_a_plan_keeps_to_its_budget_and_uses_it(residual: ChannelMap, kind: str,
     assert spent > 0.7 * budget.limit
 
 
+def test_no_expensive_channel_is_cut_for_a_little_that_cheap_ones_can_save(residual: ChannelMap):
+    """A channel of the stream is worth the least for its cost, but cutting one saves far more than is asked."""
+    costs = residual.costs
+    channel_cost = dict(zip(costs.widths, costs.cost_of("macs").gradient(costs.vector({})), strict=True))
+    assert channel_cost["stem.0"] > 1.5 * channel_cost["inner.0.0.0"]
+    scores = {
+        group.name: torch.full((group.width,), channel_cost[group.name] * (1.0 if group.name == "stem.0" else 1.1))
+        for group in residual.prunable
+    }
+    limit = int(costs.of("macs") - channel_cost["inner.0.0.0"])
+    plan = choose_channels(scores, residual.groups, costs, Budget("macs", limit), round_to=1)
+    assert len(plan.kept["stem.0"]) == 8
+    assert costs.of("macs", plan.widths()) > limit - channel_cost["inner.0.0.0"]
+
+
 def test_one_threshold_is_shared_by_every_group(residual: ChannelMap):
     scores = {
         "stem.0": torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.85, 0.75, 0.65]),
@@ -180,5 +195,5 @@ def test_what_still_fits_is_added_where_a_better_step_is_too_dear():
         return bool(choice @ costs <= 7)
 
     scores = [np.array([9.0]), np.array([8.0, 7.0, 6.0]), np.array([3.0, 5.0])]
-    assert _greedy(scores, fits).tolist() == [1, 0, 2]
+    assert _greedy(scores, fits, score=lambda choice: float(choice @ [45, 80, 3])).tolist() == [1, 0, 2]
     assert tried.count([1, 1, 0]) == 2  # by the bisection and after it: then the group is done

@@ -114,14 +114,31 @@ def test_a_plan_prices_channels_in_the_network_of_now_and_by_a_latency_in_the_de
     objective = objective_of(HalfUseless().eval())
     channels, dense = objective.network.channels, objective.dense_cost
     widths = {name: len(mask) for name, mask in channels.split(objective.network.kept).items()}
-    plan = objective.plan(torch.rand(channels.total), dense // 2)
+    plan = objective.plan(torch.rand(channels.total), int(0.9 * dense))
     objective.network.shrink_(plan)
-    objective.plan(torch.rand(channels.total), dense // 3)
+    objective.plan(torch.rand(channels.total), int(0.7 * dense))
     assert prices == [widths, plan.widths()]
     assert plan.widths() != widths
     timed = objective_of(HalfUseless().eval(), kind="latency")
-    timed.plan(torch.rand(channels.total), dense // 2)
+    timed.plan(torch.rand(channels.total), int(0.9 * dense))
     assert prices[2] is None
+
+
+def test_expensive_channels_are_removed_on_the_way_but_not_at_the_end_where_cheap_ones_do():
+    """Late plans save little each, for which a few cheap channels are always enough."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(), nn.Conv2d(4, 5, 1)).eval()
+    objective = objective_of(net)
+    cost = objective._costs.cost_of("macs")
+    expensive, cheap = cost.gradient(objective._costs.vector({}))[:2].tolist()
+    assert expensive > 2 * cheap
+    scores = torch.cat([torch.full((8,), 1.0 * expensive), torch.full((4,), 1.1 * cheap)])  # by cost: 1.0 and 1.1
+
+    def widths_at(limit: float) -> list[int]:
+        return list(objective.plan(scores, int(limit)).widths().values())
+
+    assert widths_at(objective.dense_cost - cheap) == [7, 4]
+    objective.budget = Budget("macs", int(objective.dense_cost - cheap))
+    assert widths_at(objective.budget.limit) == [8, 3]
 
 
 def test_the_budget_falls_fast_at_first_and_is_met_before_the_end():

@@ -70,6 +70,7 @@ def learn(
     checkpoint: Memory | None,
     loss: Any,
     stage: Stage | None = None,
+    budget: float = 0.3,
     **settings: Any,
 ) -> Learned:
     torch.manual_seed(int(checkpoint is None))  # must not matter
@@ -79,7 +80,7 @@ def learn(
         BATCHES,
         loss,
         costs=channels.costs,
-        budget={"macs": 0.3},
+        budget={"macs": budget},
         settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, **settings}),
         stage=stage,
         checkpoint=checkpoint,
@@ -129,7 +130,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     ),
     "frozen": (nets.Grouped, F.cross_entropy, {"weights": "frozen", "optimizer": "sgd"}),
     "frozen blocks": (Stack, F.cross_entropy, {"weights": "frozen", "fade_steps": 3}),
-    "rehearsed blocks": (Stack, F.cross_entropy, {"weights": "rehearsed", "fade_steps": 4}),
+    "rehearsed blocks": (Stack, F.cross_entropy, {"weights": "rehearsed", "fade_steps": 4, "budget": 0.2}),
     "blocks": (Stack, F.cross_entropy, {"fade_steps": 4, "hypernet_kind": "none", "memory": 0.5}),
     "norms": (Normed, F.cross_entropy, {"steps": 20}),
     "channels last": (lambda: nets.Depthwise().to(memory_format=torch.channels_last), F.cross_entropy, {}),
