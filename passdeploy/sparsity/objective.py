@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,9 +69,9 @@ class MaskObjective:
     def plan(self, scores: Tensor, limit: int) -> Plan:
         """Choose the channels and blocks with the highest scores, of those that were not removed before.
 
-        Scores are compared per unit of what a channel costs in the network of now. In the dense network a channel of a
-        residual stream costs what all the wide layers on it cost; once these are narrow it costs a fraction, and its
-        dense price would leave the stream too narrow.
+        Scores are compared per unit of what a channel costs. In the dense network a channel of a residual stream costs
+        what all the wide layers on it cost; once these are narrow it costs a fraction, and its dense price would leave
+        the stream too narrow; see `_price_widths`.
 
         Args:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
@@ -93,17 +94,22 @@ class MaskObjective:
             round_to=self.settings.round_to,
             per_cost=self.settings.per_cost,
             allocation=self.settings.allocation,
-            priced_at=self._widths_of_now(),
+            priced_at=self._price_widths(),
             is_last=is_last,
         )
         return self.network.without_removed(plan)
 
-    def _widths_of_now(self) -> dict[str, int] | None:
-        """Return the widths that are left; None for a latency, whose table says little of single narrow channels."""
+    def _price_widths(self) -> dict[str, int] | None:
+        """Return the widths at which a channel is priced: half-way, on a logarithmic scale, from dense ones to those left.
+
+        Where training is short, dense prices end best, and where it is long, those of the network that is left; these
+        end as well as the better of the two in both (`benchmarks/results/accuracy-trials.md`). A latency is priced in the
+        dense network (None): its table says little of single narrow channels.
+        """
         if self.budget.kind == "latency":
             return None
         masks = self.network.channels.split(self.network.kept)
-        return {name: max(1, int(mask.sum())) for name, mask in masks.items()}  # at no channel there is no price
+        return {name: max(1, round(math.sqrt(len(mask) * int(mask.sum())))) for name, mask in masks.items()}
 
     def plan_limits(self) -> list[int | None]:
         """Return the budget of the plan at every step that makes a new one, None for all others.

@@ -101,7 +101,7 @@ def objective_of(net: nn.Module, kind: str = "macs", **settings: object) -> Mask
     return MaskObjective(net, channels.prunable, F.cross_entropy, costs, budget, chosen_settings, net)
 
 
-def test_a_plan_prices_channels_in_the_network_of_now_and_by_a_latency_in_the_dense_one(
+def test_a_plan_prices_channels_between_dense_widths_and_those_left_and_by_a_latency_in_the_dense_network(
     monkeypatch: pytest.MonkeyPatch,
 ):
     prices = []
@@ -117,8 +117,9 @@ def test_a_plan_prices_channels_in_the_network_of_now_and_by_a_latency_in_the_de
     plan = objective.plan(torch.rand(channels.total), int(0.9 * dense))
     objective.network.shrink_(plan)
     objective.plan(torch.rand(channels.total), int(0.7 * dense))
-    assert prices == [widths, plan.widths()]
-    assert plan.widths() != widths
+    left = plan.widths()
+    assert prices == [widths, {name: round((widths[name] * left[name]) ** 0.5) for name in widths}]
+    assert prices[1] != widths
     timed = objective_of(HalfUseless().eval(), kind="latency")
     timed.plan(torch.rand(channels.total), int(0.9 * dense))
     assert prices[2] is None
