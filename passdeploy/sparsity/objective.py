@@ -79,11 +79,9 @@ class MaskObjective:
         """
         ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu()))
         plan = self._choose(ranked, limit, is_last=False)
-        if (
-            self._costs.of(self.budget.kind, plan.widths()) < self.budget.limit
-        ):  # nothing that was saved too much returns
-            plan = self._choose(ranked, limit, is_last=True)
-        return plan
+        if self._costs.of(self.budget.kind, plan.widths()) >= self.budget.limit:
+            return plan
+        return self._choose(ranked, limit, is_last=True)  # what goes beyond the target never comes back
 
     def _choose(self, ranked: Scores, limit: int, *, is_last: bool) -> Plan:
         plan = choose_channels(
@@ -100,11 +98,11 @@ class MaskObjective:
         return self.network.without_removed(plan)
 
     def _price_widths(self) -> dict[str, int] | None:
-        """Return the widths at which a channel is priced: half-way, on a logarithmic scale, from dense ones to those left.
+        """Return the widths at which channels are priced: the geometric mean of the dense ones and those left.
 
-        Where training is short, dense prices end best, and where it is long, those of the network that is left; these
-        end as well as the better of the two in both (`benchmarks/results/accuracy-trials.md`). A latency is priced in the
-        dense network (None): its table says little of single narrow channels.
+        Where training is short, prices of the dense network end best, and where it is long, those of the network that
+        is left. Between them it ends as well as the better of the two in both (`benchmarks/results/accuracy-trials.md`). A
+        latency is priced in the dense network (None): its table says little of single narrow channels.
         """
         if self.budget.kind == "latency":
             return None
