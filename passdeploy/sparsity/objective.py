@@ -101,7 +101,7 @@ class MaskObjective:
         """Return the widths at which channels are priced: the geometric mean of the dense ones and those left.
 
         Where training is short, prices of the dense network end best, and where it is long, those of the network that
-        is left. Between them it ends as well as the better of the two in both (`benchmarks/results/accuracy-trials.md`). A
+        is left; between them it ends as well as the better of the two (`benchmarks/results/accuracy-trials.md`). A
         latency is priced in the dense network (None): its table says little of single narrow channels.
         """
         if self.budget.kind == "latency":
