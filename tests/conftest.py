@@ -22,7 +22,7 @@ name: tiny
 model: {{name: passdeploy/resnet20_cifar}}
 data: {{name: imagefolder, root: {root}, image_size: 16, batch_size: 16}}
 train: {{epochs: 2, optimizer: {{lr: 0.05}}}}
-prune: {{target: {{macs: 0.6}}, round_to: 1, steps: 6, prompt: {{size: 2}}, hypernet: {{hidden: 8}}}}
+prune: {{target: {{macs: 0.6}}, round_to: 1, steps: 6, anneal: 0.9, prompt: {{size: 2}}, hypernet: {{hidden: 8}}}}
 finetune: {{epochs: 2}}
 gates: {{top1_drop: null}}
 """

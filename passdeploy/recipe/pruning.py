@@ -210,7 +210,7 @@ class PruneSpec(Section):
         description="Learn masks (and grow penalties) from the dense model's answers too; null: from the labels alone.",
     )
     anneal: float = Field(
-        default=0.9,
+        default=0.5,
         ge=0,
         le=1,
         description="Share of the steps over which the budget tightens from the dense model to the target, "

@@ -18,7 +18,7 @@ class PassSettings:
     weight_decay: float = 0.0
     optimizer: str = "adamw"
     momentum: float = 0.9
-    anneal: float = 0.9  # share of the steps over which the budget shrinks from the dense cost to the target
+    anneal: float = 0.5  # share of the steps over which the budget shrinks from the dense cost to the target
     prior_batches: int = 8  # batches that the first Taylor importance is estimated on
     memory: float = 0.95  # weight of the past in the running Taylor importance; 1: the first values stay
     weights: str = "trained"  # frozen; rehearsed: a copy is co-trained and thrown away; trained: the copy is kept

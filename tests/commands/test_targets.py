@@ -179,8 +179,8 @@ def test_the_command_lays_the_runs_side_by_side(
 def test_a_forecast_counts_the_fine_tuning_of_every_run():
     prune_section = PruneSpec(targets=(0.5, 0.125))
     assert _left_after(prune_section, 0.999999) == pytest.approx(1, abs=1e-3)
-    assert _left_after(prune_section, 0.125) == pytest.approx(0.1)
-    assert 0.1 < _left_after(prune_section, 0.5) < 1
+    assert _left_after(prune_section, 0.125) == pytest.approx(0.5)
+    assert 0.5 < _left_after(prune_section, 0.5) < 1
 
 
 def test_a_gate_names_the_run_that_failed(tiny_recipe: Path, tmp_path: Path):

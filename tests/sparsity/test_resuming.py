@@ -81,7 +81,9 @@ def learn(
         loss,
         costs=channels.costs,
         budget={"macs": budget},
-        settings=PassSettings(**{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, **settings}),
+        settings=PassSettings(
+            **{"steps": 12, "round_to": 1, "prompt_size": 1, "hidden": 8, "lr": 0.01, "anneal": 0.9, **settings}
+        ),
         stage=stage,
         checkpoint=checkpoint,
     )
