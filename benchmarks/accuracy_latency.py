@@ -12,12 +12,11 @@ import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.accuracy_report import report
-from benchmarks.accuracy_settings import BATCH
+from benchmarks.accuracy_settings import Workload
 from benchmarks.latency_rows import measure_pair
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.resized_networks import make_sampler
@@ -53,9 +52,7 @@ def main() -> None:
             )
         row["latency"] = known[key]
     write_atomically(options.rows, json.dumps(document, indent=1) + "\n")
-    size: dict[str, Any] = document["size"]
-    text = report(document["rows"], size["mask_steps"], size["finetune_steps"], BATCH, size["test_images"])
-    write_atomically(options.rows.with_suffix(".md"), text)
+    write_atomically(options.rows.with_suffix(".md"), report(document["rows"], Workload(**document["size"])))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.accuracy_settings import Workload
+
 Rows = Sequence[dict[str, Any]]
 LOSS = 0.01  # of top-1; methods are compared by the least MACs at which they lose no more
 MOST_GAP = 0.8  # no interpolation between the whole network and a measured share below this
@@ -26,13 +28,14 @@ FROZEN = ("iterative Taylor, frozen", "PASS, frozen, no prompt")
 ONCE, GROWING, LONGER = "once", "growing", "longer"  # kinds of baselines, by what they do before fine-tuning
 
 
-def report(rows: Rows, mask_steps: int, finetune_steps: int, batch: int, test_images: int | None) -> str:
+def report(rows: Rows, size: Workload) -> str:
     """Build all tables, after a line that describes the runs."""
-    tested = "all test images" if test_images is None else f"{test_images:,} of the test images (a subset)"
+    tested = "all test images" if size.test_images is None else f"{size.test_images:,} of the test images (a subset)"
     return "\n".join(
         [
-            f"ResNet-20, {mask_steps} steps of mask learning, {finetune_steps} of fine-tuning, batches of {batch}, "
-            f"{tested}; one CPU thread. Differences are points of top-1, of the means and of every seed.",
+            f"{size.network}, {size.mask_steps} steps of mask learning, {size.finetune_steps} of fine-tuning, "
+            f"batches of {size.batch}, {tested}; one CPU thread. Differences are points of top-1, of the means and of "
+            "every seed.",
             "",
             "At equal fine-tuning steps, against the best of the baselines that choose once (`PASS` has trained its",
             "weights while it learned masks; `PASS, rehearsed` takes nothing but the plan and the prompt out of that),",

@@ -7,7 +7,6 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import count, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,20 +15,28 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy_networks import (
+    ACCURACY_NETWORKS,
+    AccuracyNetwork,
+    build_network,
+    dense_weights,
+    load_images,
+    save_weights,
+    train_dense,
+)
+from benchmarks.accuracy_splits import FirstImages, FixedSteps, endless_batches, select_classes
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.data.splits import ImageData, load_data
+from passdeploy.data.splits import ImageData
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.models.classifier import replace_classifier_
-from passdeploy.recipe import DataSpec, FinetuneOptimizerSpec, FinetuneSpec, OptimizerSpec, TrainSpec
+from passdeploy.recipe import FinetuneOptimizerSpec, FinetuneSpec
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.training.evaluate import evaluate
 from passdeploy.training.loop import fit
 
 BATCH, LR = 32, 0.01
-DENSE_BATCH = 64
 DENSE_FACTOR = 16  # steps of training a dense network in a transfer setting for one of fine-tuning a pruned one
-DENSE_TRAINING = TrainSpec(epochs=1, warmup_epochs=0.05, optimizer=OptimizerSpec(lr=0.1))
 TRAINING = FinetuneSpec(epochs=1, warmup_epochs=0.1, optimizer=FinetuneOptimizerSpec(lr=LR))
 FROM_SCRATCH = FinetuneSpec(epochs=1, warmup_epochs=0.05, optimizer=FinetuneOptimizerSpec(lr=0.1))
 
@@ -46,32 +53,7 @@ class Workload:
     settings: tuple[str, ...]
     batch: int = BATCH
     lr: float = LR  # of fine-tuning, for all methods, and of the weights that PASS trains along
-
-
-class FixedSteps:
-    """A split limited to a number of training steps; after the end of the data it starts again."""
-
-    def __init__(self, split: Any, steps: int, batch: int) -> None:
-        self._split, self._steps, self._batch, self.num_classes = split, steps, batch, split.num_classes
-
-    def __len__(self) -> int:
-        return self._steps * self._batch
-
-    def batches(self, batch_size: int, *, epoch: int = 0, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(_endless_batches(self._split, batch_size, **options), self._steps)
-
-
-class FirstImages:
-    """A split limited to its first images, in a fixed shuffled order."""
-
-    def __init__(self, split: Any, images: int) -> None:
-        self._split, self._images, self.num_classes = split, min(images, len(split)), split.num_classes
-
-    def __len__(self) -> int:
-        return self._images
-
-    def batches(self, batch_size: int, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return islice(self._split.batches(batch_size, epoch=0), -(-self._images // batch_size))
+    network: str = "ResNet-20"
 
 
 class CachedTeacher(nn.Module):
@@ -138,7 +120,7 @@ class AccuracySetting:
 
     def stream(self, purpose: str, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield training batches endlessly, in the memory format of training (channels-last)."""
-        for images, labels in _endless_batches(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
+        for images, labels in endless_batches(self.data.train, self.batch, seed=seed_of(purpose, seed), augment=True):
             yield images.to(memory_format=torch.channels_last), labels
 
 
@@ -156,19 +138,6 @@ def train_(
     fit(model, part, spec, batch_size=setting.batch, seed=seed, device="cpu", teacher=teacher)
 
 
-def train_dense(network: nn.Module, data: ImageData, weights: Path, *, steps: int) -> None:
-    """Train a network from random weights and write the result to `weights`."""
-    network.to(memory_format=torch.channels_last)
-    part = replace(data, train=FixedSteps(data.train, steps, DENSE_BATCH))
-    fit(network, part, DENSE_TRAINING, batch_size=DENSE_BATCH, seed=0, device="cpu")
-    _save_weights(network, weights)
-
-
-def _save_weights(network: nn.Module, weights: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    safetensors.torch.save_file(tensors, weights)
-
-
 def _home_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
     data = _load_images(options.cifar, size)
     dense = build_model("passdeploy/resnet20_cifar", num_classes=10, weights=str(options.weights))
@@ -184,7 +153,7 @@ def _signs_setting(options: argparse.Namespace, size: Workload) -> AccuracySetti
 
 def _halves_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
     first, second = (
-        _select_classes(_load_images(options.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5)
+        select_classes(_load_images(options.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5)
     )
     model = "passdeploy/resnet20_cifar"
     weights = options.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
@@ -212,36 +181,21 @@ def _transfer_setting(
     if not trained.is_file():
         before = AccuracySetting(name, dense, data, 0.0, map_channels(dense, torch.zeros(1, *data.image_shape)))
         train_(dense, before, steps, 0, teacher=None)
-        _save_weights(dense, trained)
+        save_weights(dense, trained)
     dense.load_state_dict(safetensors.torch.load_file(trained))
     return AccuracySetting.of(name, dense.to(memory_format=torch.contiguous_format).eval(), data, size.batch)
 
 
-SETTINGS = {"home": _home_setting, "signs": _signs_setting, "halves": _halves_setting}
+def _mobilenet_setting(options: argparse.Namespace, size: Workload) -> AccuracySetting:
+    network = ACCURACY_NETWORKS["mobilenet_v2"]
+    data = _load_images(options.cifar, size, network)
+    weights = dense_weights("mobilenet_v2", data, options.weights)
+    return AccuracySetting.of("mobilenet", build_network(network, weights), data, size.batch)
 
 
-def _load_images(root: Path, size: Workload) -> ImageData:
-    """Load a folder of images; they are decoded once and kept in memory as uint8."""
-    data = load_data(DataSpec(name="imagefolder", root=str(root), image_size=32, batch_size=BATCH))
+SETTINGS = {"home": _home_setting, "signs": _signs_setting, "halves": _halves_setting, "mobilenet": _mobilenet_setting}
+
+
+def _load_images(root: Path, size: Workload, network: AccuracyNetwork = ACCURACY_NETWORKS["resnet20"]) -> ImageData:
+    data = load_images(root, network)
     return data if size.test_images is None else replace(data, test=FirstImages(data.test, size.test_images))
-
-
-def _select_classes(data: ImageData, low: int, high: int) -> ImageData:
-    """Select the classes from `low` to `high` - 1 and renumber them from 0."""
-    return replace(
-        data,
-        classes=data.classes[low:high],
-        train=_select_labels(data.train, low, high),
-        test=_select_labels(data.test, low, high),
-    )
-
-
-def _select_labels(split: Any, low: int, high: int) -> Any:
-    part = split.subset(((split.labels >= low) & (split.labels < high)).nonzero().flatten())
-    part.labels, part.num_classes = part.labels - low, high - low
-    return part
-
-
-def _endless_batches(split: Any, batch: int, *, seed: int, augment: bool, **_: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for epoch in count():
-        yield from split.batches(batch, epoch=epoch, seed=seed, augment=augment, drop_last=True)

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks.accuracy_networks import ACCURACY_NETWORKS, build_network, dense_weights, load_images
 from benchmarks.accuracy_settings import AccuracySetting, train_
-from benchmarks.latency_accuracy import ACCURACY_NETWORKS, build_network, dense_weights, load_images
 from benchmarks.launch_sampler import ROUND_TO, LaunchSampler
 from passdeploy.channels.allocation import Budget
 from passdeploy.channels.groups import ChannelMap

@@ -35,8 +35,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from benchmarks.accuracy_networks import ACCURACY_NETWORKS
 from benchmarks.fastest_widths import fastest_widths
-from benchmarks.latency_accuracy import ACCURACY_NETWORKS, accuracy
+from benchmarks.latency_accuracy import accuracy
 from benchmarks.latency_report import NETWORKS, report
 from benchmarks.latency_rows import MEASURE, Rows, measure_pair
 from passdeploy.channels.groups import ChannelMap

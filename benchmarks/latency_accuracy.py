@@ -10,29 +10,24 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, product
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from benchmarks.accuracy_settings import DENSE_BATCH, AccuracySetting, train_, train_dense
+from benchmarks.accuracy_networks import ACCURACY_NETWORKS, build_network, dense_weights, load_images
+from benchmarks.accuracy_settings import AccuracySetting, train_
 from benchmarks.latency_rows import Rows, measure_pair
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.data.splits import ImageData, load_data
 from passdeploy.errors import BudgetError
 from passdeploy.latency.measurement_context import MeasurementContext, block_of
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
 from passdeploy.latency.search import LatencyGoal, LatencySearch
 from passdeploy.latency.table import LatencyTable
-from passdeploy.models.build import build_model
 from passdeploy.profiling.interleaved import TimeBudget
-from passdeploy.recipe import DataSpec
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.slimming.slim import slim
 from passdeploy.sparsity.baselines import taylor_scores
@@ -42,22 +37,6 @@ from passdeploy.training.evaluate import evaluate
 TAYLOR_IMAGES = 1024  # that scores are taken over
 SHARE = 0.5
 KINDS = ("latency", "macs")  # what is planned for
-DENSE_STEPS = 4000  # of training MobileNetV2
-
-
-@dataclass(frozen=True)
-class AccuracyNetwork:
-    """A network with the size of its images."""
-
-    model: str
-    pixels: int
-    title: str
-
-
-ACCURACY_NETWORKS = {
-    "resnet20": AccuracyNetwork("passdeploy/resnet20_cifar", 32, "ResNet-20"),
-    "mobilenet_v2": AccuracyNetwork("torchvision/mobilenet_v2", 64, "MobileNetV2 (64 pixels)"),
-}
 
 
 def accuracy(options: argparse.Namespace, rows: Rows) -> None:
@@ -168,21 +147,3 @@ def _plan_with_most_macs(setting: AccuracySetting, scores: Scores, is_fast_enoug
 def _scores(setting: AccuracySetting, seed: int) -> Scores:
     batches = islice(setting.stream("learn", seed), TAYLOR_IMAGES // setting.batch)
     return taylor_scores(copy.deepcopy(setting.dense), setting.channels.prunable, batches, F.cross_entropy)
-
-
-def dense_weights(name: str, data: ImageData, resnet20: Path) -> Path:
-    """Return the file of a dense network's weights; those that are not given are trained and kept beside them."""
-    weights = resnet20 if name == "resnet20" else resnet20.with_name(f"{name}-cifar10.safetensors")
-    if not weights.is_file():
-        train_dense(build_network(ACCURACY_NETWORKS[name], None), data, weights, steps=DENSE_STEPS)
-    return weights
-
-
-def load_images(root: Path, network: AccuracyNetwork) -> ImageData:
-    """Load a folder of images; they are decoded once and kept in memory as uint8."""
-    return load_data(DataSpec(name="imagefolder", root=str(root), image_size=network.pixels, batch_size=DENSE_BATCH))
-
-
-def build_network(network: AccuracyNetwork, weights: Path | None) -> nn.Module:
-    """Build a network for ten classes, with random weights where none are given."""
-    return build_model(network.model, num_classes=10, weights=None if weights is None else str(weights))
