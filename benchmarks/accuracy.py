@@ -49,6 +49,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.accuracy_networks import ACCURACY_NETWORKS
 from benchmarks.accuracy_report import report
 from benchmarks.accuracy_settings import (
     BATCH,
@@ -161,7 +162,9 @@ MAIN_METHODS = (
 FULL = Workload(200, 200, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home", "signs", "halves"))
 QUICK = Workload(100, 100, 3000, (0,), (0.3,), ("home",))
 LONG = Workload(1500, 1500, None, (0, 1, 2), (0.5, 0.3, 0.15), ("home",), batch=128, lr=0.02)
-MOBILENET = Workload(600, 600, None, (0, 1), (0.5, 0.3, 0.15), ("mobilenet",), network="MobileNetV2 (64 pixels)")
+MOBILENET = Workload(
+    600, 600, None, (0, 1), (0.5, 0.3, 0.15), ("mobilenet",), network=ACCURACY_NETWORKS["mobilenet_v2"].title
+)
 LONG_METHODS = ("taylor per MAC", "growing, taylor per MAC, distilled", "PASS", SCRATCH)
 
 
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one setting, seed and budget, fewer methods and steps")
     parser.add_argument("--long", action="store_true", help="1,500 + 1,500 steps of 128 images, at home")
     parser.add_argument("--mobilenet", action="store_true", help="MobileNetV2, 600 + 600 steps")
-    parser.add_argument("--settings", type=_list_of(str), help="of home, signs, halves")
+    parser.add_argument("--settings", type=_list_of(str), help="of home, signs, halves, mobilenet")
     parser.add_argument("--shares", type=_list_of(float), help="of the MACs, such as 0.5,0.3,0.15")
     parser.add_argument("--seeds", type=_list_of(int))
     parser.add_argument("--methods", help="names divided by ;, or all")

@@ -53,7 +53,7 @@ class Workload:
     settings: tuple[str, ...]
     batch: int = BATCH
     lr: float = LR  # of fine-tuning, for all methods, and of the weights that PASS trains along
-    network: str = "ResNet-20"
+    network: str = ACCURACY_NETWORKS["resnet20"].title
 
 
 class CachedTeacher(nn.Module):
