@@ -18,7 +18,8 @@ others by Taylor scores per MAC or by L1 with the same share of every group; `di
 network.
 
 `scratch, widths of PASS` trains the network that PASS made, from random weights, for as many steps as PASS takes in all
-and with the same teacher; it needs the row of PASS.
+and with the same teacher; with extra steps, also for as many images as the dense network was trained on before, where
+that was done here. It needs the row of PASS.
 
 `iterative Taylor` is PASS without its hypernetwork and prompt: a Taylor score that is measured again in every step
 while the network shrinks and learns (Molchanov et al., arXiv:1906.10771). torch-pruning's pruners cut with their own
@@ -50,12 +51,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.accuracy_networks import ACCURACY_NETWORKS
-from benchmarks.accuracy_report import report
+from benchmarks.accuracy_report import SCRATCH, report
 from benchmarks.accuracy_settings import (
     BATCH,
     FROM_SCRATCH,
     LR,
     SETTINGS,
+    TRAINED_HERE,
     TRAINING,
     AccuracySetting,
     Workload,
@@ -116,7 +118,6 @@ class Method:
         return self.weights_lr or self.times_lr * finetuning
 
 
-SCRATCH = "scratch, widths of PASS"
 TORCH_PRUNING_METHODS = ("group norm", "group Taylor", "group Hessian")
 METHODS = {
     "random": Method("random"),
@@ -203,7 +204,7 @@ def main() -> None:
             for share in size.shares
             for seed in size.seeds
             for method in names
-            for has_extra_steps in ((False, True) if options.extra and not METHODS[method].has_mask_steps else (False,))
+            for has_extra_steps in ((False, True) if options.extra and _can_take_longer(method, name) else (False,))
             if (name, share, seed, method, has_extra_steps) not in {_row_key(row) for row in rows}
         ]
         if not wanted:
@@ -222,7 +223,8 @@ def main() -> None:
             }
             if method == SCRATCH:
                 made = [row for row in rows if _row_key(row) == (name, share, seed, "PASS", False)]
-                row |= _train_from_scratch(setting, made[0]["widths"], seed, size) if made else sys.exit("PASS first")
+                widths = made[0]["widths"] if made else sys.exit("PASS first")
+                row |= _train_from_scratch(setting, widths, seed, size, is_as_long_as_dense=has_extra_steps)
             else:
                 row |= _measure(setting, METHODS[method], share, seed, has_extra_steps, size)
             rows.append(row)
@@ -233,6 +235,11 @@ def main() -> None:
             _write_rows(out, size, [*(r for r in _read_rows(out) if r["size"] != _workload_key(size)), *rows])
     print(report(rows, size))
     print(out)
+
+
+def _can_take_longer(method: str, setting: str) -> bool:
+    """Return True if there are rows with extra steps: of what takes fewer steps, or fewer than dense training took."""
+    return setting in TRAINED_HERE if method == SCRATCH else not METHODS[method].has_mask_steps
 
 
 def _measure(
@@ -267,8 +274,14 @@ def _finetuning(lr: float) -> FinetuneSpec:
     return TRAINING.model_copy(update={"optimizer": TRAINING.optimizer.model_copy(update={"lr": lr})})
 
 
-def _train_from_scratch(setting: AccuracySetting, widths: dict[str, int], seed: int, size: Workload) -> dict[str, Any]:
-    """Train a network of these widths from random weights, for as many steps as PASS takes in all."""
+def _train_from_scratch(
+    setting: AccuracySetting, widths: dict[str, int], seed: int, size: Workload, *, is_as_long_as_dense: bool
+) -> dict[str, Any]:
+    """Train a network of these widths from random weights, for as many steps as PASS takes in all.
+
+    Args:
+        is_as_long_as_dense: also for as many images as the dense network was trained on.
+    """
     began, plan = setting.seconds(), Plan({name: tuple(range(width)) for name, width in widths.items()})
     smaller = slim(setting.dense, setting.channels.groups, plan)
     with torch.random.fork_rng():
@@ -277,6 +290,8 @@ def _train_from_scratch(setting: AccuracySetting, widths: dict[str, int], seed: 
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
     steps = size.mask_steps + size.finetune_steps
+    if is_as_long_as_dense:
+        steps += round(setting.dense_images / setting.batch)
     train_(smaller, setting, steps, seed_of("finetune", seed), teacher=setting.teacher, spec=FROM_SCRATCH)
     return {
         "top1": evaluate(smaller, setting.data.test, batch_size=256).top1,

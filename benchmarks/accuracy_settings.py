@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy_networks import (
     ACCURACY_NETWORKS,
+    DENSE_BATCH,
+    DENSE_STEPS,
     AccuracyNetwork,
     build_network,
     dense_weights,
@@ -102,6 +104,7 @@ class AccuracySetting:
     channels: ChannelMap
     teacher: CachedTeacher | None = None
     most_images: int = BATCH  # in a batch
+    dense_images: int = 0  # on which the dense network was trained here, from random weights; 0: elsewhere
 
     @classmethod
     def of(cls, name: str, dense: nn.Module, data: ImageData, batch: int = BATCH) -> AccuracySetting:
@@ -156,12 +159,13 @@ def _halves_setting(options: argparse.Namespace, size: Workload) -> AccuracySett
         select_classes(_load_images(options.cifar, replace(size, test_images=None)), low, low + 5) for low in (0, 5)
     )
     model = "passdeploy/resnet20_cifar"
-    weights = options.weights.with_name(f"resnet20-first-half-{15 * size.finetune_steps}.safetensors")
+    steps = 15 * size.finetune_steps
+    weights = options.weights.with_name(f"resnet20-first-half-{steps}.safetensors")
     if not weights.is_file():
-        train_dense(build_model(model, num_classes=5), first, weights, steps=15 * size.finetune_steps)
-    return _transfer_setting(
-        "halves", options.weights, build_model(model, num_classes=5, weights=str(weights)), 5, second, size
-    )
+        train_dense(build_model(model, num_classes=5), first, weights, steps=steps)
+    dense = build_model(model, num_classes=5, weights=str(weights))
+    setting = _transfer_setting("halves", options.weights, dense, 5, second, size)
+    return replace(setting, dense_images=steps * DENSE_BATCH + DENSE_FACTOR * size.finetune_steps * setting.batch)
 
 
 def _transfer_setting(
@@ -190,10 +194,12 @@ def _mobilenet_setting(options: argparse.Namespace, size: Workload) -> AccuracyS
     network = ACCURACY_NETWORKS["mobilenet_v2"]
     data = _load_images(options.cifar, size, network)
     weights = dense_weights("mobilenet_v2", data, options.weights)
-    return AccuracySetting.of("mobilenet", build_network(network, weights), data, size.batch)
+    setting = AccuracySetting.of("mobilenet", build_network(network, weights), data, size.batch)
+    return replace(setting, dense_images=DENSE_STEPS * DENSE_BATCH)
 
 
 SETTINGS = {"home": _home_setting, "signs": _signs_setting, "halves": _halves_setting, "mobilenet": _mobilenet_setting}
+TRAINED_HERE = ("halves", "mobilenet")  # from random weights
 
 
 def _load_images(root: Path, size: Workload, network: AccuracyNetwork = ACCURACY_NETWORKS["resnet20"]) -> ImageData:
