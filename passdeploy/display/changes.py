@@ -46,9 +46,13 @@ def widths_table(summary: Mapping[str, Any], most: int | None = MOST_ROWS) -> Li
     if rest := len(groups) - len(shown):
         notes.append(f"{rest} more groups saved less; the report shows them all")
     if blocks := summary.get("blocks"):
-        gone = ", ".join(f"{block['name']} ({_savings(block)})" for block in blocks)
-        notes.append(f"blocks that went: {gone}")
+        notes.append(f"blocks that went: {blocks_text(blocks)}")
     return Listing(headings, tuple(rows), "what was cut", tuple(notes), left=frozenset({0, 3}))
+
+
+def blocks_text(blocks: Sequence[Mapping[str, Any]]) -> str:
+    """List skipped blocks, each with what it saved."""
+    return ", ".join(f"{block['name']} ({_savings(block)})" for block in blocks)
 
 
 def _savings(block: Mapping[str, Any]) -> str:

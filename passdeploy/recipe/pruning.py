@@ -229,7 +229,9 @@ class PruneSpec(Section):
     )
     per_cost: bool = Field(
         default=True,
-        description="true: compare channels by score per unit of the target's cost (such as MACs). "
+        description="true: compare channels by score per unit of the target's cost (such as MACs). Method pass takes "
+        "a cost midway between that in the dense network and that in what is left of it, unless the target is a "
+        "latency. "
         "false: by score alone, as in the paper.",
     )
     prompt: PromptSpec = Field(default=PromptSpec(), description="Learned pixels that are added to every image.")

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from passdeploy.display.bench_table import bench_table
-from passdeploy.display.changes import widths_table
+from passdeploy.display.changes import blocks_text, widths_table
 from passdeploy.display.exports import exports_table
 from passdeploy.display.listing import Footnotes, Listing
 from passdeploy.display.tables import group_table, latency_rows, summary_table
@@ -150,13 +150,17 @@ def _about_numbers(facts: RunFacts) -> str:
         text += f" Before fine-tuning, the slim network had a top-1 of {percent(before, 2)}."
     steps = {curve.stage: curve.steps[-1] for curve in facts.curves if curve.metric == "loss" and curve.steps}
     if "finetune" in steps:
-        dense = f"trained for {steps['dense']:,} steps" if "dense" in steps else "there before"
-        learning = f"{steps['learn']:,} steps of choosing and " if "learn" in steps else ""
+        dense = f"trained for {_steps_text(steps['dense'])}" if "dense" in steps else "there before"
+        learning = f"{_steps_text(steps['learn'])} of choosing and " if "learn" in steps else ""
         if snapshot := facts.summary.get("snapshot"):
-            learning = f"{snapshot['steps']:,} steps of choosing in {snapshot['run']} and "
-        more = f"{learning}{steps['finetune']:,} steps of fine-tuning more"
+            learning = f"{_steps_text(snapshot['steps'])} of choosing in {snapshot['run']} and "
+        more = f"{learning}{_steps_text(steps['finetune'])} of fine-tuning more"
         text += f" The dense network was {dense}; the slim one had {more}."
     return text
+
+
+def _steps_text(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps:,} steps"
 
 
 def _budget_text(budget: Mapping[str, Any], key: str) -> str:
@@ -208,13 +212,12 @@ def _cut_section(facts: RunFacts) -> dict[str, Any]:
         )
     headings = ["channel group", "channels", "kept", "MACs saved"]
     headings += [*(["time saved"] if has_time else []), *(["scores, low to high"] if all_scores else [])]
-    gone = [str(block["name"]) for block in facts.summary.get("blocks") or ()]
-    gone += [] if gone else list(facts.plan.get("skipped") or ())
+    gone = blocks_text(facts.summary.get("blocks") or ()) or ", ".join(facts.plan.get("skipped") or ())
     about = (
         "One row for each group of channels that must go together, in the order of the network. What a group saved is "
         "its share of the dense network's multiply-adds; the shares add up to the whole saving. "
     )
-    about += f"Blocks that were taken out: {', '.join(gone)}." if gone else "No block was taken out."
+    about += f"Blocks that were taken out: {gone}." if gone else "No block was taken out."
     if all_scores:
         about += " Scores: a line over all channels, a box over the middle half, a tick at the median"
         about += " (logarithmic)." if is_log else "."
@@ -239,11 +242,11 @@ def _curves_section(facts: RunFacts) -> dict[str, Any] | None:
 
 
 def _curve_title(title: str, curve: Curve) -> str:
-    return f"{title}, {len(curve.steps):,} steps"
+    return f"{title}, {_steps_text(len(curve.steps))}"
 
 
 def _draw(title: str, curve: Curve, label: str, is_share: bool, mark: float | None) -> Markup:
-    text = f"{title}: {label} from {curve.values[0]:.3g} to {curve.values[-1]:.3g} over {curve.steps[-1]:,} steps"
+    text = f"{title}: {label} from {curve.values[0]:.3g} to {curve.values[-1]:.3g} over {_steps_text(curve.steps[-1])}"
     lines = [Line(label, curve.steps, curve.values)]
     return line_chart(text, lines, x_label="step", y_label=label, mark=mark, is_share=is_share)
 

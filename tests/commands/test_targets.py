@@ -77,7 +77,7 @@ def test_larger_networks_start_with_the_weights_of_their_snapshot(several: prune
     assert [run.summary["snapshot"] for run in several.larger] == [{"run": "tiny-0001", "steps": n} for n in (0, 1)]
     assert "snapshot" not in several.summary
     report = (several.larger[1].path / "report.md").read_text()
-    assert "the slim one had 1 steps of choosing in tiny-0001 and " in " ".join(report.split())
+    assert "the slim one had 1 step of choosing in tiny-0001 and " in " ".join(report.split())
 
 
 def test_runs_that_are_interrupted_twice_go_on_with_the_same_bits(

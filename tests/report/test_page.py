@@ -102,6 +102,13 @@ def test_what_was_not_measured_says_how_to_measure_it(make_run: MakeRun):
     assert "passdeploy export --run runs/made-0001" in page.text
 
 
+def test_blocks_that_were_taken_out_are_named_with_what_they_saved(make_run: MakeRun):
+    html, markdown = report_of(make_run(blocks=[{"name": "layer3.1", "macs_saved": 0.04, "params_saved": 0.1}]))
+    assert "Blocks that were taken out: layer3.1 (4.0 % of the MACs)." in html
+    assert "blocks that went: layer3.1 (4.0 % of the MACs)" in markdown
+    assert "No block was taken out." in report_of(make_run())[0]
+
+
 def test_names_of_the_user_are_text_and_never_markup(make_run: MakeRun):
     html, markdown = report_of(make_run(model=NASTY, blocks=[{"name": NASTY, "macs_saved": 0.0}]))
     page = Page(html)
