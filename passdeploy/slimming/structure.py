@@ -16,6 +16,7 @@ from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import named_plain_tensors
+from passdeploy.models.memory_order import memory_order
 from passdeploy.models.selected_channels import SelectedChannels, is_index_name
 from passdeploy.models.wrappers import COMPILED_CALL
 from passdeploy.slimming.tensors import storage_of
@@ -153,19 +154,14 @@ def _tensor_fault(old: Tensor, new: Tensor, removed: Mapping[int, set[int]]) -> 
         return "has another dtype, device or layout than before"
     if isinstance(old, nn.Parameter) and not (isinstance(new, nn.Parameter) and new.requires_grad == old.requires_grad):
         return "is no longer a parameter with the same requires_grad"
-    if _is_channels_last(old) and not new.is_contiguous(memory_format=torch.channels_last):
+    order = memory_order(old)
+    if order != torch.contiguous_format and not new.is_contiguous(memory_format=order):
         return "is no longer in channels-last order"
     if old.layout != torch.strided or old.is_meta:
         return ""
     if storage_of(new) == storage_of(old) != 0:
         return "shares memory with the dense network"
     return "" if _equal(new.detach(), expected) else "has other values than what the plan keeps of the dense tensor"
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    if tensor.ndim != 4 or tensor.is_contiguous():
-        return False
-    return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.models.memory_order import memory_order
 from passdeploy.slimming.fixed_outputs import removed_outputs
 
 
@@ -53,11 +54,8 @@ def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Re
             sizes.setdefault(name, list(whole.shape))[dim] -= len(removed)
             continue
         indices = _kept_indices(whole.size(dim), removed.indices)
-        is_last = (
-            whole.ndim == 4 and not whole.is_contiguous() and whole.is_contiguous(memory_format=torch.channels_last)
-        )
-        order = torch.channels_last if is_last else torch.contiguous_format
-        cut[name] = whole.index_select(dim, indices.to(whole.device, non_blocking=True)).contiguous(memory_format=order)
+        smaller = whole.index_select(dim, indices.to(whole.device, non_blocking=True))
+        cut[name] = smaller.contiguous(memory_format=memory_order(whole))
     return cut | {name: cut[name].new_empty(left) for name, left in sizes.items()}
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from passdeploy.models.memory_order import memory_order
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the first parameter; the CPU for a network without any."""
@@ -15,18 +17,14 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def placed_like(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
-    """Move images (batch, channels, height, width) to `device`, and to the model's dtype and memory order."""
+    """Move images (batch, channels, height, width) to `device`, and to the model's dtype and memory order.
+
+    The order is channels-last if any convolution weight is stored so.
+    """
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
-    return images.to(device, weight.dtype, memory_format=memory_order_of(model))
-
-
-def memory_order_of(model: nn.Module) -> torch.memory_format:
-    """Return channels-last if any convolution weight is stored in that order, else contiguous."""
-    is_last = any(
-        p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
-        for p in model.parameters()
-    )
-    return torch.channels_last if is_last else torch.contiguous_format
+    orders = {memory_order(p) for p in model.parameters() if p.ndim == images.ndim}
+    order = next(iter(orders - {torch.contiguous_format}), torch.contiguous_format)
+    return images.to(device, weight.dtype, memory_format=order)
 
 
 @contextmanager

@@ -181,6 +181,18 @@ def test_memory_order_and_trainability_stay():
     assert [p.requires_grad for p in smaller.parameters()] == [p.requires_grad for p in net.parameters()]
 
 
+def test_the_memory_order_of_videos_stays():
+    net = nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), nn.Conv3d(8, 6, 3), nn.Flatten()).eval()
+    net.to(memory_format=torch.channels_last_3d)
+    videos = torch.randn(2, 3, 6, 6, 6)
+    groups = find_groups(net, videos)
+    plan = Plan({"0": (0, 1, 5)})
+    for layer in (slim(net, groups, plan)[0], slim(net, groups, plan)[2]):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last_3d)
+        assert not layer.weight.is_contiguous()
+    assert verify(net, groups, plan, videos, tolerance=1e-5) <= 1e-5
+
+
 def test_a_plan_takes_the_named_channels_and_no_others():
     """Read the plan a second time, by hand: the removed rows and columns are gone and all others are as before."""
     net = built(nets.Residual)
