@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from passdeploy.commands.crowded_cores import crowded_cores
 from passdeploy.commands.prepare import prepare
 from passdeploy.commands.published import with_published_input
 from passdeploy.commands.resume import can_be_resumed, find_run_to_resume, leaves, require_room_for_runs
@@ -84,6 +85,8 @@ def run(
     if recipe.deterministic and torch_device.type == "cuda":
         require_cublas_workspace_(tell)  # before anything starts CUDA
     if device == "auto" and (reason := unused_gpu()):
+        tell(Warned(reason))
+    if torch_device.type == "cpu" and (reason := crowded_cores()):
         tell(Warned(reason))
     if os.environ.get("RANK", "0") == "0":  # the others never see the folder
         require_trackers(trackers)

@@ -50,10 +50,14 @@ def usable_cpus() -> frozenset[int]:
 def physical_cores() -> int:
     """Count the cores that this process may use: hyper-threads count once, a container's CPU quota is the limit."""
     cores = len(_core_ids(_text_or_none(_CPUINFO) or "", usable_cpus())) or len(usable_cpus())
-    quota = (_text_or_none(_CPU_QUOTA) or "max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
+    quota = cpu_quota()
+    return cores if quota is None else min(cores, max(1, int(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Return how many cores' time a container may use; None without a limit."""
+    fields = (_text_or_none(_CPU_QUOTA) or "max").split()
+    return int(fields[0]) / int(fields[1]) if len(fields) == 2 and fields[0].isdigit() else None
 
 
 def default_threads() -> int:
