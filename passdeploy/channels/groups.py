@@ -32,6 +32,11 @@ class Slot:
         """Name of the module that holds the tensor."""
         return self.tensor.rpartition(".")[0]
 
+    @property
+    def output_name(self) -> str:
+        """Name of what puts out the channels: the layer, or a parameter that the network itself holds."""
+        return self.layer or self.tensor
+
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
@@ -76,7 +81,7 @@ class SizeAttribute:
 class ChannelGroup:
     """Channels that occupy the same tensors, each of which can be removed without the others."""
 
-    name: str  # the first layer that produces the channels
+    name: str  # the first layer that produces the channels; the parameter, where the network itself holds it
     width: int  # number of independently removable channels
     slots: tuple[Slot, ...]  # the first one is the output dimension of that layer
     reason: str = ""  # why the channels must stay; empty if they may be cut
@@ -137,7 +142,7 @@ class ChannelMap:
 
 def _exclusion_reason(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Return why the recipe's patterns protect a group, or "": one excluded output layer protects the whole group."""
-    for layer in dict.fromkeys(slot.layer for slot in group.slots if slot.is_output):
+    for layer in dict.fromkeys(slot.output_name for slot in group.slots if slot.is_output):
         for pattern in exclude:
             if fnmatchcase(layer, pattern):
                 return f"excluded by {pattern!r} ({layer})"

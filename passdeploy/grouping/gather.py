@@ -101,7 +101,7 @@ class GroupBuilder:
                     continue
                 state, is_read = trace.state[dim], dim in self._first_reads
                 slots.append(Slot(state.tensor, state.dim, index, is_output=dim in first_outputs, is_input=is_read))
-            group = ChannelGroup(slots[0].layer, len(rows), tuple(slots), reason, fixed_outputs=tuple(outputs))
+            group = ChannelGroup(slots[0].output_name, len(rows), tuple(slots), reason, fixed_outputs=tuple(outputs))
             found.append((order[lead], group, roots[rows[:, 0]]))
         return _with_unique_names(sorted(found, key=lambda item: (item[0], int(item[1].slots[0].index[0, 0]))))
 

@@ -168,6 +168,24 @@ def test_excluded_layers_stay_and_name_the_pattern():
     assert only["stem.0"].reason == "not included (stem.0)"
 
 
+class OwnWeights(nn.Module):
+    """A network that holds its weights itself, without layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x.mean((2, 3)) @ self.first.T) @ self.second.T
+
+
+def test_weights_that_the_network_itself_holds_have_their_own_names():
+    net = OwnWeights()
+    assert list(groups_of(net)) == ["first", "second"]
+    assert map_channels(net, IMAGES, exclude=["fir*"]).groups[0].reason == "excluded by 'fir*' (first)"
+    assert map_channels(net, IMAGES, include=["first"]).groups[0].is_prunable
+
+
 def test_following_changes_neither_mode_nor_statistics():
     net = nets.Residual().train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
