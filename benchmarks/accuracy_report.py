@@ -125,9 +125,10 @@ def least_macs_lines(rows: Rows) -> list[str]:
     """Build one line per setting, method and number of steps measured at several budgets, the least share first."""
     tops: dict[tuple[Any, ...], dict[float, list[float]]] = {}
     times: dict[tuple[Any, ...], dict[float, float]] = {}  # slim over dense latency, where it was measured
-    dense = {row["setting"]: row["dense_top1"] for row in rows}
+    dense: dict[tuple[Any, ...], float] = {}  # a dense network may have been trained again between methods
     for row in rows:
         key = row["setting"], row["method"], row["extra"]
+        dense[key] = row["dense_top1"]
         tops.setdefault(key, {}).setdefault(row["share"], []).append(row["top1"])
         if "latency" in row:
             times.setdefault(key, {})[row["share"]] = row["latency"]
@@ -135,7 +136,8 @@ def least_macs_lines(rows: Rows) -> list[str]:
     for (setting, method, extra), by_share in tops.items():
         line = sorted((share, statistics.mean(values)) for share, values in by_share.items())
         if len(line) > 1:
-            share, words = _crossing([*line, (1.0, dense[setting])], dense[setting] - LOSS)
+            whole = dense[setting, method, extra]
+            share, words = _crossing([*line, (1.0, whole)], whole - LOSS)
             time = _between({**times.get((setting, method, extra), {}), 1.0: 1.0}, share)
             words += f" | {time:.0%}" if time and words[0].isdigit() else " | "
             seed_rows.append((setting, share, f"| {setting} | {method}{', extra steps' if extra else ''} | {words} |"))
