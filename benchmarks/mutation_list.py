@@ -102,8 +102,8 @@ MUTATIONS = (
     Mutation(
         "the memory order is lost",
         _TENSORS,
-        "order = torch.channels_last if is_last else torch.contiguous_format",
-        "order = torch.contiguous_format",
+        "smaller.contiguous(memory_format=memory_order(whole))",
+        "smaller.contiguous()",
     ),
     Mutation(
         "requires_grad is lost",
