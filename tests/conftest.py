@@ -14,7 +14,8 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from passdeploy.commands import prune, stages
+from passdeploy.commands import prune
+from tests.short_measurements import shorten_measurements
 
 RECIPE = """
 version: 1
@@ -84,9 +85,9 @@ def operators_are_read_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def short_measurements() -> Iterator[None]:
-    """Measure the latency at the end of a run for a moment instead of two seconds; no test looks at its precision."""
+    """Measure for a moment; see `shorten_measurements`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "LATENCY_SECONDS", 0.05)
+        shorten_measurements(patch)
         yield
 
 

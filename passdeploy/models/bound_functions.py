@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dis import get_instructions
-from functools import partial
+from functools import lru_cache, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ref
@@ -188,10 +188,11 @@ def _obstacle_in_method(method: MethodType, own: frozenset[int]) -> str | None:
     return _obstacle(method.__func__, own) if isinstance(method.__func__, FunctionType) else None
 
 
-def _global_names(code: CodeType) -> set[str]:
+@lru_cache(maxsize=4096)  # a code never changes, and every copy of a network asks for the same ones again
+def _global_names(code: CodeType) -> frozenset[str]:
     own = {str(step.argval) for step in get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     nested = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return own.union(*map(_global_names, nested))
+    return frozenset(own).union(*map(_global_names, nested))
 
 
 def _reaches(value: Any, own: frozenset[int], seen: set[int]) -> bool:

@@ -158,8 +158,8 @@ def test_a_run_of_another_version_is_refused_in_words(finished: prune.RunResult,
 def test_the_same_recipe_in_another_process_gives_the_same_plan_and_weights(
     finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
 ):
-    short = "from passdeploy.commands import prune, stages; stages.LATENCY_SECONDS = 0.05; "
-    code = f"{short}prune.run({str(tiny_recipe)!r}, out={str(tmp_path)!r})"
+    short = "from tests.short_measurements import shorten_measurements; shorten_measurements(); "
+    code = f"{short}from passdeploy.commands import prune; prune.run({str(tiny_recipe)!r}, out={str(tmp_path)!r})"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
     for name in ("plan.json", "slim.safetensors", "dense.safetensors"):

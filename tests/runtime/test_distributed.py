@@ -18,8 +18,8 @@ from passdeploy.runtime.distributed import SINGLE_PROCESS, _synchronised_batch_n
 RUN = """
 import sys
 from passdeploy.cli import main
-from passdeploy.commands import stages
-stages.LATENCY_SECONDS = 0.05
+from tests.short_measurements import shorten_measurements
+shorten_measurements()
 main(["prune", "--recipe", sys.argv[1], "--out", sys.argv[2], "--json", *sys.argv[3:]])
 """
 
