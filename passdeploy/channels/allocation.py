@@ -46,6 +46,7 @@ def choose_channels(
     allocation: str = "global",
     priced_at: Mapping[str, int] | None = None,
     is_last: bool = True,
+    keep: Mapping[str, int] | None = None,
 ) -> Plan:
     """Keep the channels with the best scores that fit the budget.
 
@@ -63,6 +64,8 @@ def choose_channels(
             ones. The ranking depends on these alone, not on what else is cut.
         is_last: False: a plan for a smaller budget will follow. Then an expensive channel that is just below the
             threshold is removed although cheap ones would do for now; they would do every time.
+        keep: widths that come first, whatever scores say, as far as they fit: of groups, and 1 for the `presence` of a
+            block. None, and for a uniform allocation: none do.
 
     Raises:
         BudgetError: even the narrowest network that `round_to` allows costs more.
@@ -75,13 +78,16 @@ def choose_channels(
     table = WidthTable.build(scores, cut, costs, round_to=round_to, is_strict=budget.kind in STRICT_KINDS)
     cost = costs.cost_of(budget.kind)
 
-    def fits(choice: np.ndarray) -> bool:
-        return cost.value(table.widths(choice)) <= budget.limit
+    def value(choice: np.ndarray) -> float:
+        return cost.value(table.widths(choice))
 
     if allocation == "uniform":
-        return table.plan(_largest_uniform_share(table, fits))
+        return table.plan(_largest_uniform_share(table, lambda choice: value(choice) <= budget.limit))
     item_cost = cost.gradient(costs.vector(priced_at or {}))[table.columns] if per_cost else table.channel_counts()
-    return table.plan(_greedy(table.marginal_score(item_cost), fits, table.score if is_last else None))
+    steps = _steps_best_first(table.marginal_score(item_cost))
+    if keep is not None:
+        steps = _with_first(steps, table.choice_of({name: keep.get(name, 0) for name in table.names}))
+    return table.plan(_greedy(steps, len(table.names), value, budget.limit, table.score if is_last else None))
 
 
 def narrowest_widths(
@@ -104,13 +110,22 @@ def smallest_plan(
     smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
     if smallest > budget.limit:
         least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
-        advice = f"Ask for more, set prune.round_to below {round_to}" if round_to > 1 else "Ask for more"
         raise BudgetError(
             f"asked for {in_units(budget.kind, budget.limit)} ({percent(budget.limit / whole)} of the dense "
             f"network's), but the smallest that can be reached is {least} ({percent(smallest / whole)}).\n"
-            f"{advice}, or exclude fewer layers."
+            f"{advice_for_budget(round_to)}"
         )
     return widths
+
+
+def advice_for_budget(round_to: int) -> str:
+    """Say what to do about a budget that cannot be reached.
+
+    >>> advice_for_budget(8)
+    'Ask for more, set prune.round_to below 8, or let more layers be cut (include, exclude).'
+    """
+    narrower = f", set prune.round_to below {round_to}" if round_to > 1 else ""
+    return f"Ask for more{narrower}, or let more layers be cut (include, exclude)."
 
 
 def in_units(kind: str, amount: int) -> str:
@@ -123,40 +138,56 @@ def in_units(kind: str, amount: int) -> str:
 
 
 def _greedy(
-    marginal_score: list[np.ndarray],
-    fits: Callable[[np.ndarray], bool],
+    steps: np.ndarray,
+    groups: int,
+    value: Callable[[np.ndarray], float],
+    limit: float,
     score: Callable[[np.ndarray], float] | None = None,
 ) -> np.ndarray:
-    """Widen groups step by step, best score first over all groups, until the budget is spent.
+    """Widen groups step by step until the budget is spent.
 
     The first step that does not fit may be so expensive that much of the budget is left without it, where cheaper steps
     before it could have made room. Given a `score`, that is tried as well, and what keeps more of it is taken.
 
     Args:
-        marginal_score: per group, the score of each step from one candidate width to the next.
-        fits: tests whether a choice keeps to the budget.
+        steps: the group that each step widens, in the order in which steps are taken, shape (steps,).
+        groups: their number.
+        value: cost of a choice.
+        limit: of the cost.
         score: adds up the scores that a choice keeps.
 
     Returns:
         The choice: an index into the candidates of every group.
     """
-    steps, groups = _steps_best_first(marginal_score), len(marginal_score)
-    choice, count = _spend(steps, groups, fits)
+    choice, count = _spend(steps, groups, value, limit)
     if score is None or count == len(steps):
         return choice
     is_first = (steps == steps[count]) & (np.arange(len(steps)) <= count)  # with the narrower ones of its group
-    other, _ = _spend(np.concatenate([steps[is_first], steps[~is_first]]), groups, fits)
+    other, _ = _spend(np.concatenate([steps[is_first], steps[~is_first]]), groups, value, limit)
     return other if score(other) > score(choice) else choice
 
 
-def _spend(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], bool]) -> tuple[np.ndarray, int]:
+def _with_first(steps: np.ndarray, choice: np.ndarray) -> np.ndarray:
+    """Take the steps that lead to a choice first, in their order; shape (steps,)."""
+    by_group = np.argsort(steps, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(steps, minlength=len(choice)))])
+    number = np.empty(len(steps), np.int64)  # of each step among those of its group
+    number[by_group] = np.arange(len(steps)) - starts[steps[by_group]]
+    is_first = number < choice[steps]
+    ordered: np.ndarray = np.concatenate([steps[is_first], steps[~is_first]])
+    return ordered
+
+
+def _spend(
+    steps: np.ndarray, groups: int, value: Callable[[np.ndarray], float], limit: float
+) -> tuple[np.ndarray, int]:
     """Take as many of the first `steps` as fit together, and of the others in order what still fits.
 
     Returns:
         The choice, and the number of first steps that fit together.
     """
-    count = _most_steps(steps, groups, fits)
-    return _add_what_fits(_after(steps[:count], groups), steps[count:], fits), count
+    count = _most_steps(steps, groups, lambda choice: value(choice) <= limit)
+    return _add_what_fits(_after(steps[:count], groups), steps[count:], value, limit), count
 
 
 def _steps_best_first(marginal_score: list[np.ndarray]) -> np.ndarray:
@@ -176,16 +207,34 @@ def _most_steps(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], boo
     return low
 
 
-def _add_what_fits(choice: np.ndarray, steps: np.ndarray, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
-    """Take further steps in order; once a step of a group does not fit, skip the wider ones of that group."""
-    finished = set[int]()
-    for group in steps.tolist():
-        if group not in finished:
+def _add_what_fits(
+    choice: np.ndarray, steps: np.ndarray, value: Callable[[np.ndarray], float], limit: float
+) -> np.ndarray:
+    """Take further steps in order; once a step of a group does not fit, skip the wider ones of that group.
+
+    Steps inside of a skipped block cost nothing. They wait for the others: were they taken first, the block would have
+    to fit at its full widths to be kept.
+    """
+    finished, cost = set[int](), value(choice)
+    while len(steps):
+        waiting = list[int]()
+        for group in steps.tolist():
+            if group in finished:
+                continue
             choice[group] += 1
-            if not fits(choice):
-                choice[group] -= 1
+            if (wider := value(choice)) > limit:
                 finished.add(group)
-    return choice
+            elif wider > cost:
+                cost = wider
+                continue
+            else:
+                waiting.append(group)
+            choice[group] -= 1
+        if len(waiting) == len(steps):
+            break
+        steps = np.array(waiting, np.int64)
+    widened: np.ndarray = choice + _after(steps, len(choice))
+    return widened
 
 
 def _after(steps: np.ndarray, groups: int) -> np.ndarray:

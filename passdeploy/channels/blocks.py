@@ -115,14 +115,22 @@ def is_inside(module: str, other: str) -> bool:
 
 
 def chosen_blocks(
-    blocks: Sequence[Block], *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    blocks: Sequence[Block], *, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), layers: Sequence[str] = ()
 ) -> tuple[Block, ...]:
-    """Protect the blocks that `include` leaves out or `exclude` names; both are patterns as in `fnmatch`."""
+    """Protect the blocks that `include` leaves out, and those that `exclude` names or that hold what it names.
+
+    Args:
+        blocks: of the network.
+        include: patterns, as in `fnmatch`, of the blocks that may be skipped.
+        exclude: patterns of blocks and layers that must stay.
+        layers: names of the layers that `exclude` may mean.
+    """
 
     def reason_of(block: Block) -> str:
+        names = (block.name, *block.contains, *(layer for layer in layers if block.holds(layer)))
         for pattern in exclude:
-            if fnmatchcase(block.name, pattern):
-                return f"excluded by {pattern!r}"
+            if name := next((name for name in names if fnmatchcase(name, pattern)), ""):
+                return f"excluded by {pattern!r}" + (f" ({name})" if name != block.name else "")
         return "" if any(fnmatchcase(block.name, pattern) for pattern in include) else "not included"
 
     return tuple(replace(block, reason=block.reason or reason_of(block)) for block in blocks)

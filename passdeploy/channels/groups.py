@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from passdeploy.channels.blocks import Block
+from passdeploy.channels.blocks import Block, chosen_blocks
 from passdeploy.channels.costs import CostModel, Factor
+from passdeploy.errors import UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +125,25 @@ class ChannelMap:
     blocks: tuple[Block, ...] = ()  # in the order of the forward pass; none where they were not looked for
 
     def chosen(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> ChannelMap:
-        """Protect the groups that `include` leaves out or `exclude` names.
+        """Protect the groups and blocks that `include` leaves out or `exclude` names.
 
         Args:
-            include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
-            exclude: patterns of the layers whose output channels must stay, even if `include` matches.
+            include: patterns (as in `fnmatch`) of the layers whose output channels may be cut, and of blocks.
+            exclude: patterns of the layers whose output channels must stay, and of blocks, even if `include` matches. A
+                block stays with any such layer or block inside of it.
+
+        Raises:
+            UsageError: a pattern matches no layer whose output channels were followed, and no block.
         """
-        groups = (
+        _require_matches(self, [*include, *exclude])
+        groups = tuple(
             replace(group, reason=group.reason or _exclusion_reason(group, include, exclude)) for group in self.groups
         )
-        return replace(self, groups=tuple(groups))
+        outputs = [layer for group in self.groups for layer in _output_layers(group)]
+        blocks = chosen_blocks(self.blocks, include=include, exclude=exclude, layers=outputs)
+        kept = {block.name for block in blocks if not block.is_prunable}
+        costs = replace(self.costs, blocks=tuple(block for block in self.costs.blocks if block.name not in kept))
+        return replace(self, groups=groups, blocks=blocks, costs=costs)
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
@@ -140,15 +151,36 @@ class ChannelMap:
         return tuple(group for group in self.groups if group.is_prunable)
 
 
+def _output_layers(group: ChannelGroup) -> list[str]:
+    """List the layers whose output channels a group holds, each once."""
+    return list(dict.fromkeys(slot.output_name for slot in group.slots if slot.is_output))
+
+
 def _exclusion_reason(group: ChannelGroup, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Return why the recipe's patterns protect a group, or "": one excluded output layer protects the whole group."""
-    for layer in dict.fromkeys(slot.output_name for slot in group.slots if slot.is_output):
+    for layer in _output_layers(group):
         for pattern in exclude:
             if fnmatchcase(layer, pattern):
                 return f"excluded by {pattern!r} ({layer})"
         if not any(fnmatchcase(layer, pattern) for pattern in include):
             return f"not included ({layer})"
     return ""
+
+
+def _require_matches(channel_map: ChannelMap, patterns: Sequence[str]) -> None:
+    """Raise a UsageError for the first pattern that matches nothing: it would be left out in silence."""
+    layers = [layer for group in channel_map.groups for layer in _output_layers(group)]
+    names = [*layers, *(block.name for block in channel_map.blocks)]
+    for pattern in patterns:
+        if pattern == "*" or any(fnmatchcase(name, pattern) for name in names):
+            continue
+        inside = f"{pattern}.*"
+        close = [inside] if any(fnmatchcase(name, inside) for name in names) else get_close_matches(pattern, names, 1)
+        or_block = ", and no block" if channel_map.blocks else ""
+        raise UsageError(
+            f"include or exclude: {pattern!r} matches no layer whose output channels can be followed{or_block}.\n"
+            + (f"Did you mean {close[0]!r}?" if close else "* stands for any characters, as in fnmatch.")
+        )
 
 
 def cuts_whole_groups(groups: int, inputs_per_group: int) -> bool:

@@ -41,12 +41,15 @@ def forecast(prepared: Prepared, device: torch.device) -> dict[str, float]:
     is_taken = recipe.prune.takes_plan or recipe.prune.takes_snapshot
     is_learned = recipe.prune.method in ("pass", "growing") and not is_taken
     learn = recipe.prune.steps * per_image * batch * (with_teacher if recipe.prune.distill else 1)
-    finetune = 2 * test + recipe.finetune.epochs * epoch * (with_teacher if recipe.finetune.distill else 1)
+    teaching = epoch * (with_teacher if recipe.finetune.distill else 1)
+    finetune = 2 * test + recipe.finetune.epochs * teaching
     larger = recipe.prune.larger_targets
+    learned = recipe.prune.steps * batch / len(data.train) if recipe.prune.weights == "trained" else 0.0  # epochs
+    epochs_more = sum(round(_left_after(recipe.prune, share) * learned) for share in larger)
     return {
         "dense": test + (0 if prepared.is_trained else recipe.train.epochs * epoch),
         "learn": learn if is_learned else 0.0,
-        "finetune": (1 + len(larger)) * finetune + sum(_left_after(recipe.prune, share) * learn for share in larger),
+        "finetune": (1 + len(larger)) * finetune + epochs_more * teaching,
     }
 
 

@@ -141,8 +141,8 @@ class _Runner:
 def _with_larger_target(recipe: Recipe, share: float, learned: Path) -> Recipe:
     """Return the recipe of a larger budget, which goes on from a snapshot of the run at `learned`.
 
-    Where mask learning trains the weights that stay, the larger network is fine-tuned for what was left of it, too (in
-    whole epochs): it has then been trained for as many steps as if it had learned masks of its own.
+    Where mask learning trains the weights that stay, the larger network is fine-tuned for what was left of it, too, in
+    whole epochs: it has then been trained for about as many steps as if it had learned masks of its own.
     """
     epochs = recipe.finetune.epochs
     if recipe.prune.weights == "trained":

@@ -48,6 +48,7 @@ from passdeploy.training.evaluate import Accuracy, evaluate
 from passdeploy.training.loop import fit
 
 EQUIVALENCE_IMAGES = 8
+SPENT_AT_LEAST = 0.95  # of a budget; a plan that leaves more of it is warned of
 LATENCY_SECONDS = 2.0  # for both networks together, at the end of a run
 _STAGE_TEXTS = {
     "dense": "the network to prune",
@@ -165,6 +166,20 @@ class PruneJob:
             self.listener(Warned(f"{len(new)} images cannot be read; others of their class stood in:{reasons}"))
 
     # The stages
+
+    def _warn_of_unspent(self, achieved: int) -> None:
+        """Warn where a plan that was made for a budget leaves much of it."""
+        budget, whole = self.prepared.budget, self.costs.of(self.prepared.budget.kind)
+        is_asked_for = self.prepared.target is None and not self.recipe.prune.takes_plan
+        if is_asked_for and achieved < SPENT_AT_LEAST * budget.limit:
+            kept, asked = percent(achieved / whole), percent(budget.limit / whole)
+            self.listener(
+                Warned(
+                    f"the plan has {kept} of the {budget.kind} where {asked} were asked for: what is left is too "
+                    "little for the next step of a width.\n"
+                    f"A smaller prune.round_to than {self.prepared.round_to} comes closer."
+                )
+            )
 
     def _train_dense(self, progress: Stage) -> dict[str, Any]:
         reused = self.prepared.reused
@@ -295,6 +310,7 @@ class PruneJob:
         self.folder.write_tensors("cut.safetensors", state_with_prompt(smaller))
         kind = "macs" if self.prepared.target is not None else self.prepared.budget.kind
         achieved = self.costs.of(kind, plan.widths())
+        self._warn_of_unspent(achieved)
         progress.text = (
             f"{percent(achieved / self.costs.of(kind))} of the {kind}, "
             f"equal to the masked network to {equivalence.max_rel_error:.1e} at {equivalence.size_text}, "
@@ -362,7 +378,7 @@ class PruneJob:
                 size,
                 epoch=epoch,
                 seed=seed_of(purpose, self.recipe.seed),
-                augment=self.recipe.train.random_changes,
+                augment=self.recipe.finetune.random_changes,
                 drop_last=True,
                 part=self.processes.part,
                 device=self.device,
@@ -370,8 +386,8 @@ class PruneJob:
             )
 
     def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Move batches to the device, images in the memory format of training."""
-        memory_format = torch.channels_last if self.recipe.train.channels_last else torch.contiguous_format
+        """Move batches to the device, images in the memory format of fine-tuning."""
+        memory_format = torch.channels_last if self.recipe.finetune.channels_last else torch.contiguous_format
         for images, labels in batches:
             yield images.to(self.device, memory_format=memory_format), labels.to(self.device)
 

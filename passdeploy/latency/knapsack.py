@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passdeploy.channels.allocation import in_units
+from passdeploy.channels.allocation import advice_for_budget, in_units
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
@@ -49,7 +49,7 @@ def allocate(scores: Scores, groups: Sequence[ChannelGroup], costs: CostModel, l
         raise BudgetError(
             f"asked for {in_units('latency', limit)} ({percent(limit / whole)} of the dense network's), but the "
             f"fastest that can be reached is {in_units('latency', least)} ({percent(least / whole)}).\n"
-            f"Ask for more{f', set prune.round_to below {round_to}' if round_to > 1 else ''}, or exclude fewer layers."
+            f"{advice_for_budget(round_to)}"
         )
     return knapsack.table.plan(knapsack.best_within(within, fastest))
 

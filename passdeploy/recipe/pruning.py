@@ -155,7 +155,8 @@ class PruneSpec(Section):
         description="Several budgets from one mask learning: shares of the dense model, in place of the number in "
         "`target`, which says of what. One run each: the first learns for the smallest share, and the others go on "
         "from the plan and the weights that it had when its shrinking budget passed theirs; they are fine-tuned for "
-        "what was left of mask learning, too. For method pass. []: one run, for `target`.",
+        "what was left of mask learning, too, in whole epochs: not for less than half of one. For method pass. []: one "
+        "run, for `target`.",
     )
     measure: MeasureSpec = Field(default=MeasureSpec(), description="Backend and device of a latency target.")
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -167,13 +168,14 @@ class PruneSpec(Section):
     include: tuple[str, ...] = Field(
         default=("*",),
         strict=False,
-        description="Layers whose output channels may be cut; * stands for any characters.",
+        description="Layers whose output channels may be cut, and blocks that may be skipped; * stands for any "
+        "characters. A pattern that matches none is an error.",
     )
     exclude: tuple[str, ...] = Field(
         default=(),
         strict=False,
         description="Layers whose output channels are kept, like those of all layers that share these channels; "
-        "and blocks that are kept.",
+        "and blocks that are kept, as is a block with any of these inside.",
     )
     blocks: bool | Literal["auto"] = Field(
         default="auto",

@@ -145,7 +145,10 @@ def _numbers_section(facts: RunFacts, summary: Listing) -> dict[str, Any]:
 def _about_numbers(facts: RunFacts) -> str:
     """Say what was asked for and reached, and how long each network was trained."""
     budget, before = facts.summary["budget"], facts.summary["slim"].get("top1_before_finetune")
-    text = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
+    if facts.recipe.prune.takes_plan:
+        text = f"The plan is that of {Path(str(facts.recipe.prune.from_run)).name}, of any target."
+    else:
+        text = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
     if before is not None:
         text += f" Before fine-tuning, the slim network had a top-1 of {percent(before, 2)}."
     steps = {curve.stage: curve.steps[-1] for curve in facts.curves if curve.metric == "loss" and curve.steps}

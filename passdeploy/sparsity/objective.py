@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
+from passdeploy.channels.blocks import presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
@@ -24,6 +26,7 @@ from passdeploy.training.losses import DistillationLoss
 
 _PLANS = 30  # made while masks are learned, at least
 _LONGEST_INTERVAL = 10  # steps between two plans
+_SPENT = 0.98  # of the budget: a plan that leads to less is made with more care
 
 
 class MaskObjective:
@@ -73,17 +76,35 @@ class MaskObjective:
         what all the wide layers on it cost; once these are narrow it costs a fraction, and its dense price would leave
         the stream too narrow; see `_price_widths`.
 
+        What is removed never comes back, and where widths go in coarse steps the cheap channels may run out before the
+        target is met: the last plan would have to remove a whole step of a stream and leave much of the budget unspent.
+        So a plan that would end like that keeps what a plan for the target itself, made now, would keep.
+
         Args:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
             limit: of the budget.
         """
         ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu()))
         plan = self._choose(ranked, limit, is_last=False)
-        if self._costs.of(self.budget.kind, plan.widths()) >= self.budget.limit:
-            return plan
-        return self._choose(ranked, limit, is_last=True)  # what goes beyond the target never comes back
+        if self._cost(plan) < self.budget.limit:
+            return self._choose(ranked, limit, is_last=True)  # what goes beyond the target never comes back
+        if self._last_cost(scores, plan) < _SPENT * self.budget.limit:
+            goal = self._choose(ranked, self.budget.limit, is_last=True)
+            careful = self._choose(ranked, limit, is_last=False, keep=_widths_of(goal, self._costs))
+            plan = max(plan, careful, key=partial(self._last_cost, scores))
+        return plan
 
-    def _choose(self, ranked: Scores, limit: int, *, is_last: bool) -> Plan:
+    def _last_cost(self, scores: Tensor, plan: Plan) -> int:
+        """Return what a plan for the target would cost that is made by the same scores, of what `plan` keeps."""
+        kept = self.network.kept & self.network.channels.mask(plan)
+        ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu(), kept))
+        last = self._choose(ranked, self.budget.limit, is_last=True)
+        return self._cost(self.network.channels.plan(self.network.channels.mask(last) & kept))
+
+    def _cost(self, plan: Plan) -> int:
+        return self._costs.of(self.budget.kind, plan.widths())
+
+    def _choose(self, ranked: Scores, limit: int, *, is_last: bool, keep: Mapping[str, int] | None = None) -> Plan:
         plan = choose_channels(
             ranked,
             self.groups,
@@ -94,6 +115,7 @@ class MaskObjective:
             allocation=self.settings.allocation,
             priced_at=self._price_widths(),
             is_last=is_last,
+            keep=keep,
         )
         return self.network.without_removed(plan)
 
@@ -155,6 +177,12 @@ class MaskObjective:
         if self._distillation:
             loss = self._distillation.loss_of_output(loss, output, images, targets)
         return loss
+
+
+def _widths_of(plan: Plan, costs: CostModel) -> dict[str, int]:
+    """Return the widths that a plan keeps, and 1 for the `presence` of every block that it does not skip."""
+    there = {presence(block.name): 1 for block in costs.blocks if block.name not in plan.skipped}
+    return {**{name: len(kept) for name, kept in plan.kept.items()}, **there}
 
 
 def _distillation_loss(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:

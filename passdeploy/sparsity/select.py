@@ -101,7 +101,7 @@ def select_channels(
         scores = {group.name: _as_mask(reused.plan, group.name, group.width) for group in groups}
         return Selection(reused.plan, scores, f"{len(groups)} groups as in {prune.from_run}")
     dense = deep_copy(dense)
-    if recipe.train.channels_last:
+    if recipe.finetune.channels_last:
         dense = dense.to(memory_format=torch.channels_last)
     text = f"{len(groups)} groups scored by {prune.method}"
     if blocks := channels.costs.blocks:

@@ -72,9 +72,14 @@ class ShrinkingNetwork:
         self._masked_outputs: list[RemovableHandle] = []  # where a module without weights returns removed channels
         self._use_network_(co_trained.network if co_trained else deep_copy(model), self._groups)
 
-    def demote_removed(self, scores: Tensor) -> Tensor:
-        """Copy the scores, on the CPU and (channels,), with those of removed channels far below all others."""
-        return torch.where(self.kept, scores, scores * _REMOVED_FACTOR)
+    def demote_removed(self, scores: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Copy the scores, on the CPU and (channels,), with those of removed channels far below all others.
+
+        Args:
+            scores: of all channels and blocks.
+            kept: those that are not removed, boolean, (channels,); None: those that are left now.
+        """
+        return torch.where(self.kept if kept is None else kept, scores, scores * _REMOVED_FACTOR)
 
     def without_removed(self, plan: Plan) -> Plan:
         """Copy `plan` without the channels that were removed before."""

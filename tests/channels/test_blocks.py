@@ -64,7 +64,10 @@ def test_names_of_modules_are_not_taken_for_those_they_begin():
 
 def test_patterns_protect_blocks():
     chosen = chosen_blocks(BLOCKS, include=("outer*",), exclude=("*.inner",))
-    assert [block.reason for block in chosen] == ["", "excluded by '*.inner'", "the shape changes"]
+    inner = "excluded by '*.inner'"
+    assert [block.reason for block in chosen] == [f"{inner} (outer.inner)", inner, "the shape changes"]
+    by_layer = chosen_blocks(BLOCKS, exclude=("*.fc",), layers=("outer.fc", "stage.fc"))
+    assert [block.reason for block in by_layer] == ["excluded by '*.fc' (outer.fc)", "", "the shape changes"]
     assert chosen_blocks(BLOCKS, include=("stage",))[0].reason == "not included"
 
 

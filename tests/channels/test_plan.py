@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from passdeploy.channels.allocation import Budget, _greedy, choose_channels, narrowest_widths
+from passdeploy.channels.allocation import (
+    Budget,
+    _add_what_fits,
+    _greedy,
+    _steps_best_first,
+    _with_first,
+    choose_channels,
+    narrowest_widths,
+)
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, reconcile
 from passdeploy.channels.widths import width_step
@@ -190,10 +198,28 @@ def test_masks_per_layer_are_reconciled_over_a_stream(residual: ChannelMap):
 def test_what_still_fits_is_added_where_a_better_step_is_too_dear():
     costs, tried = np.array([5, 10, 1]), []
 
-    def fits(choice: np.ndarray) -> bool:
+    def value(choice: np.ndarray) -> float:
         tried.append(choice.tolist())
-        return bool(choice @ costs <= 7)
+        return float(choice @ costs)
 
     scores = [np.array([9.0]), np.array([8.0, 7.0, 6.0]), np.array([3.0, 5.0])]
-    assert _greedy(scores, fits, score=lambda choice: float(choice @ [45, 80, 3])).tolist() == [1, 0, 2]
+    steps = _steps_best_first(scores)
+    assert _greedy(steps, 3, value, 7.0, score=lambda choice: float(choice @ [45, 80, 3])).tolist() == [1, 0, 2]
     assert tried.count([1, 1, 0]) == 2  # by the bisection and after it: then the group is done
+
+
+def test_a_block_is_kept_at_narrow_widths_rather_than_skipped_for_wide_ones():
+    """Item 1 is inside of the block that is item 2: it costs nothing while the block is skipped."""
+    steps = np.array([0, 0, 1, 1, 1, 2])  # after the first, which is all that fits with them
+
+    def value(choice: np.ndarray) -> float:
+        return float(4 * choice[0] + choice[2] * (1 + 2 * choice[1]))
+
+    assert _add_what_fits(np.array([1, 0, 0]), steps[1:], value, 7.0).tolist() == [1, 1, 1]
+    assert _add_what_fits(np.array([1, 0, 0]), steps[1:], value, 4.0).tolist() == [1, 3, 0]
+
+
+def test_what_is_kept_comes_first():
+    steps = np.array([2, 0, 0, 1, 2, 0])
+    assert _with_first(steps, np.array([2, 0, 1])).tolist() == [2, 0, 0, 1, 2, 0]
+    assert _with_first(steps, np.array([0, 1, 2])).tolist() == [2, 1, 2, 0, 0, 0]

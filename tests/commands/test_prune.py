@@ -318,6 +318,9 @@ def test_growing_chooses_by_the_score_it_is_given(run_baseline: Callable[..., pr
         (["model.name=passdeploy/resnet21_cifar"], UsageError),
         (["model.name=torchvision/vgg11_bn", "data.image_size=8", "prune.prompt.size=1"], UsageError),
         (["prune.exclude=['*']"], UsageError),
+        (["prune.exclude=[layer3]"], UsageError),
+        (["prune.target.macs=20000000"], BudgetError),
+        (["prune.targets=[0.3, 0.30000001]"], UsageError),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_folder_is_made(
@@ -327,6 +330,32 @@ def test_what_cannot_work_is_refused_before_a_folder_is_made(
         prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
     assert len(str(caught.value).splitlines()) <= 3
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_budget_that_is_hardly_spent_is_warned_of(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
+    heard = list[str]()
+
+    def note(event: object) -> None:
+        if isinstance(event, Warned):
+            heard.append(event.text)
+
+    weights = f"model.weights={finished.path / 'dense.safetensors'}"
+    few = [weights, "prune.steps=2", "finetune.epochs=0", "prune.round_to=64", "prune.target.macs=0.37"]
+    achieved = prune.run(tiny_recipe, out=tmp_path, overrides=few, tell=note).summary["budget"]["achieved"]
+    assert achieved < 0.95 * 0.37
+    assert any("where 37.0 % were asked for" in text and "prune.round_to than 64" in text for text in heard), heard
+
+
+def test_weights_that_learn_along_see_the_images_of_fine_tuning(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path
+):
+    few = [f"model.weights={finished.path / 'dense.safetensors'}", "prune.steps=2", "finetune.epochs=0"]
+    plain, other_training, other_tuning = (
+        (prune.run(tiny_recipe, out=tmp_path, overrides=[*few, *more]).path / "scores.safetensors").read_bytes()
+        for more in ([], ["train.augment=none"], ["finetune.augment=none"])
+    )
+    assert plain == other_training
+    assert plain != other_tuning
 
 
 def test_one_class_or_a_damaged_image_is_bad_data(tiny_recipe: Path, tmp_path: Path):
@@ -450,6 +479,7 @@ def test_a_plan_is_taken_over_for_other_data(finished: prune.RunResult, tiny_rec
     plans = [json.loads((path / "plan.json").read_text())["groups"] for path in (finished.path, result.path)]
     assert plans[0] == plans[1]
     assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
+    assert f"The plan is that of {finished.path.name}" in (result.path / "report.md").read_text()
 
 
 def test_a_hypernetwork_is_taken_over_and_without_steps_gives_the_scores_it_had(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.errors import PlanError, UsageError
 from passdeploy.grouping.find import find_groups, map_channels
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.verify import verify
@@ -166,6 +167,30 @@ def test_excluded_layers_stay_and_name_the_pattern():
     only = {group.name: group for group in map_channels(nets.Residual(), IMAGES, include=["inner.*.0.0"]).groups}
     assert [name for name, group in only.items() if group.is_prunable] == ["inner.0.0.0", "inner.1.0.0"]
     assert only["stem.0"].reason == "not included (stem.0)"
+
+
+def test_excluded_blocks_are_not_skipped_by_any_plan():
+    channels = map_channels(nets.Residual(), IMAGES, with_blocks=True)
+    free = [block.name for block in channels.costs.blocks]
+    assert "inner.1" in free
+    chosen = map_channels(nets.Residual(), IMAGES, exclude=["inner.1.*"], with_blocks=True)
+    assert [block.name for block in chosen.costs.blocks] == [name for name in free if name != "inner.1"]
+    assert {block.name: block.is_prunable for block in chosen.blocks}["inner.1"] is False
+    with pytest.raises(PlanError, match=r"must stay: excluded by 'inner\.1\.\*'"):
+        Plan({}, ("inner.1",)).check(chosen.groups, chosen.blocks)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "advice"),
+    [
+        ({"exclude": ["inner.1"]}, r"'inner.1' matches no layer .* followed.\nDid you mean 'inner.1.\*'\?"),
+        ({"exclude": ["stem*", "ster.0"]}, r"'ster.0' matches .*\nDid you mean 'stem.0'\?"),
+        ({"include": ["nothing*"]}, r"'nothing\*' matches .*\n\* stands for any characters"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error(patterns: dict[str, list[str]], advice: str):
+    with pytest.raises(UsageError, match=advice):
+        map_channels(nets.Residual(), IMAGES, **patterns)
 
 
 class OwnWeights(nn.Module):

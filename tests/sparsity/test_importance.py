@@ -107,7 +107,8 @@ def test_a_plan_prices_channels_between_dense_widths_and_those_left_and_by_a_lat
     prices = []
 
     def choose(*args: Any, priced_at: dict[str, int] | None, **options: Any) -> Plan:
-        prices.append(priced_at)
+        if priced_at not in prices:
+            prices.append(priced_at)
         return choose_channels(*args, priced_at=priced_at, **options)
 
     monkeypatch.setattr("passdeploy.sparsity.objective.choose_channels", choose)
