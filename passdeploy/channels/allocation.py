@@ -118,6 +118,16 @@ def smallest_plan(
     return widths
 
 
+def require_below_dense(budget: Budget, costs: CostModel) -> None:
+    """Raise a BudgetError where a budget is not below what the dense network costs."""
+    kind, whole = budget.kind, costs.of(budget.kind)
+    if budget.limit >= whole:
+        raise BudgetError(
+            f"asked for {in_units(kind, budget.limit)}, but the dense network has {in_units(kind, whole)}: "
+            "nothing would be cut.\nAsk for less, or for a share of the dense network: a number below 1."
+        )
+
+
 def advice_for_budget(round_to: int) -> str:
     """Say what to do about a budget that cannot be reached.
 

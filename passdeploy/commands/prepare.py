@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from passdeploy.channels.allocation import Budget, in_units, smallest_plan
+from passdeploy.channels.allocation import Budget, in_units, require_below_dense, smallest_plan
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands.published import with_published_input
 from passdeploy.commands.reuse import read_reused_run
 from passdeploy.commands.try_training import try_training
 from passdeploy.data.splits import ImageData, load_data
-from passdeploy.errors import BudgetError, DataError, UsageError
+from passdeploy.errors import DataError, UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency.target import LatencyTarget, prepare_target
 from passdeploy.models.build import build_model, comes_trained
@@ -123,24 +123,19 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     if not recipe.prune.takes_plan:
         smallest_plan(channels.prunable, channels.costs, budget, round_to=round_to)
         if target is None:
-            _require_less(recipe, channels, budget)
+            require_below_dense(budget, channels.costs)
+            _require_other_targets(recipe, channels, budget)
     reused = read_reused_run(recipe, channels, dense) if recipe.prune.from_run is not None else None
     return Prepared(recipe, data, dense, channels, budget, round_to, target, reused)
 
 
-def _require_less(recipe: Recipe, channels: ChannelMap, budget: Budget) -> None:
-    """Raise an error where the budget is not below what the dense network costs, or larger ones are not above it."""
-    kind, whole = budget.kind, channels.costs.of(budget.kind)
-    if budget.limit >= whole:
-        raise BudgetError(
-            f"asked for {in_units(kind, budget.limit)}, but the dense network has {in_units(kind, whole)}: nothing "
-            "would be cut.\nAsk for less, or for a share of the dense network: a number below 1."
-        )
+def _require_other_targets(recipe: Recipe, channels: ChannelMap, budget: Budget) -> None:
+    """Raise a UsageError where a larger one of `prune.targets` is the same number as the smallest."""
     for share in recipe.prune.larger_targets:
-        if Budget.of(kind, share, channels.costs).limit == budget.limit:
+        if Budget.of(budget.kind, share, channels.costs).limit == budget.limit:
+            same = in_units(budget.kind, budget.limit)
             raise UsageError(
-                f"prune.targets: {share} and {recipe.prune.target.value} are the same {in_units(kind, budget.limit)}.\n"
-                "Leave one of them out."
+                f"prune.targets: {share} and {recipe.prune.target.value} are the same {same}.\nLeave one of them out."
             )
 
 

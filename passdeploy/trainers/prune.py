@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from passdeploy.channels.allocation import Budget
+from passdeploy.channels.allocation import Budget, require_below_dense
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
@@ -245,7 +245,10 @@ def _costs_and_budget(
 ) -> tuple[CostModel, Budget]:
     if target is not None:
         return target.channels.costs, target.budget
-    return channels.costs, Budget.of(kind, amount, channels.costs)
+    budget = Budget.of(kind, amount, channels.costs)
+    if amount > 1:  # a share of 1 asks for no cut, to see what the rest does
+        require_below_dense(budget, channels.costs)
+    return channels.costs, budget
 
 
 def _trained(network: nn.Module, finetune: Finetune) -> nn.Module:

@@ -75,6 +75,8 @@ def test_one_call_goes_from_a_network_to_a_trained_slim_one(kind: str):
 def test_without_the_choice_of_outputs_feature_maps_are_protected():
     with pytest.raises(BudgetError):
         pruned(outputs=None, target={"macs": 0.1})
+    with pytest.raises(BudgetError, match=r"but the dense network has .*: nothing would be cut"):
+        pruned(target={"macs": 10**12})
     result = pruned(target={"macs": 0.1})
     assert result.after.macs <= 0.1 * result.before.macs
 
