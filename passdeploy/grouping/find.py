@@ -72,10 +72,13 @@ def map_channels(
     Args:
         model: any network; it is run in evaluation mode and left as it was.
         example_inputs: one tensor or several, sized as in use.
-        include: patterns (as in `fnmatch`) of the layers whose output channels may be cut.
-        exclude: patterns of the layers whose output channels must stay, even if `include` matches.
+        include: patterns (as in `fnmatch`) of the layers whose output channels may be cut, and of blocks.
+        exclude: patterns of the layers whose output channels must stay, and of blocks; see `ChannelMap.chosen`.
         with_blocks: find the blocks as well.
         outputs: which of the model's outputs count, as for `find_groups`.
+
+    Raises:
+        UsageError: a pattern matches nothing.
     """
     model = unwrapped(model)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -146,7 +146,7 @@ def _about_numbers(facts: RunFacts) -> str:
     """Say what was asked for and reached, and how long each network was trained."""
     budget, before = facts.summary["budget"], facts.summary["slim"].get("top1_before_finetune")
     if facts.recipe.prune.takes_plan:
-        text = f"The plan is that of {Path(str(facts.recipe.prune.from_run)).name}, of any target."
+        text = f"The plan is that of {Path(str(facts.recipe.prune.from_run)).name}, whatever the target."
     else:
         text = f"Asked for {_budget_text(budget, 'requested')}, reached {_budget_text(budget, 'achieved')}."
     if before is not None:

@@ -117,8 +117,9 @@ def prune(
         finetune: trains the slim network that it is given, in place; or it returns the trained network.
         outputs: which of the network's outputs count, as for `find_groups`.
         example_inputs: the arguments that networks are traced and compared with; None: two inputs of the first batch.
-        include: patterns of the layers whose output channels may be cut.
-        exclude: patterns of the layers whose output channels must stay.
+        include: patterns of the layers whose output channels may be cut, and of blocks that may be skipped.
+        exclude: patterns of the layers whose output channels must stay, and of blocks; one with such a layer inside
+            stays as well.
         blocks: leave out whole blocks as well.
         settings: of mask learning; None: the defaults without a prompt.
         measure: for a latency target, what it is measured on: the keys of `prune.measure` of a recipe.
@@ -131,7 +132,7 @@ def prune(
         listener: receives progress events.
 
     Raises:
-        UsageError: an argument makes no sense; no output of that name.
+        UsageError: an argument makes no sense; no output of that name; a pattern that matches no layer.
         BudgetError: the target cannot be reached.
         EquivalenceError: the slim network differs from the masked one.
         TrainingError: mask learning diverged, or the trainer returned something else than the slim network.
