@@ -172,8 +172,8 @@ def _greedy(
     choice, count = _spend(steps, groups, value, limit)
     if score is None or count == len(steps):
         return choice
-    is_first = (steps == steps[count]) & (np.arange(len(steps)) <= count)  # with the narrower ones of its group
-    other, _ = _spend(np.concatenate([steps[is_first], steps[~is_first]]), groups, value, limit)
+    first = np.where(np.arange(groups) == steps[count], _after(steps[: count + 1], groups), 0)
+    other, _ = _spend(_with_first(steps, first), groups, value, limit)
     return other if score(other) > score(choice) else choice
 
 

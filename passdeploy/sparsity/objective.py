@@ -84,20 +84,22 @@ class MaskObjective:
             scores: of all of them, as `FlatChannels` orders them; they are copied to the host.
             limit: of the budget.
         """
-        ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu()))
+        scores = scores.detach().cpu()
+        ranked = self.network.channels.split(self.network.demote_removed(scores))
         plan = self._choose(ranked, limit, is_last=False)
         if self._cost(plan) < self.budget.limit:
             return self._choose(ranked, limit, is_last=True)  # what goes beyond the target never comes back
         if self._last_cost(scores, plan) < _SPENT * self.budget.limit:
             goal = self._choose(ranked, self.budget.limit, is_last=True)
-            careful = self._choose(ranked, limit, is_last=False, keep=_widths_of(goal, self._costs))
+            there = {presence(block.name): 1 for block in self._costs.blocks}
+            careful = self._choose(ranked, limit, is_last=False, keep=there | goal.widths())
             plan = max(plan, careful, key=partial(self._last_cost, scores))
         return plan
 
     def _last_cost(self, scores: Tensor, plan: Plan) -> int:
         """Return what a plan for the target would cost that is made by the same scores, of what `plan` keeps."""
         kept = self.network.kept & self.network.channels.mask(plan)
-        ranked = self.network.channels.split(self.network.demote_removed(scores.detach().cpu(), kept))
+        ranked = self.network.channels.split(self.network.demote_removed(scores, kept))
         last = self._choose(ranked, self.budget.limit, is_last=True)
         return self._cost(self.network.channels.plan(self.network.channels.mask(last) & kept))
 
@@ -177,12 +179,6 @@ class MaskObjective:
         if self._distillation:
             loss = self._distillation.loss_of_output(loss, output, images, targets)
         return loss
-
-
-def _widths_of(plan: Plan, costs: CostModel) -> dict[str, int]:
-    """Return the widths that a plan keeps, and 1 for the `presence` of every block that it does not skip."""
-    there = {presence(block.name): 1 for block in costs.blocks if block.name not in plan.skipped}
-    return {**{name: len(kept) for name, kept in plan.kept.items()}, **there}
 
 
 def _distillation_loss(teacher: nn.Module, settings: PassSettings) -> DistillationLoss:

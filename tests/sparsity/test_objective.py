@@ -25,7 +25,7 @@ def shrink(channels: ChannelMap, share: float, round_to: int, seed: int, *, stre
 
     Every plan must keep to its own limit. The scores of the stream are `stream` times as high.
     """
-    costs = channels.costs.without_blocks()
+    costs = channels.costs
     budget = Budget.of("macs", share, costs)
     settings = PassSettings(steps=30, round_to=round_to, prompt_kind="none", weights="frozen")
     planned = MaskObjective(
