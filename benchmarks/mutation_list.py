@@ -193,16 +193,14 @@ MUTATIONS = (
     Mutation(
         "masking also clears buffers",
         _MASKED,
-        "            if name in parameters:  #",
-        "            if name not in parameters:\n"
-        "                reference.get_buffer(name).index_fill_(dim, removed.indices, 0.0)\n"
-        "            if name in parameters:  #",
+        "            if isinstance(state.get(name), nn.Parameter):  #",
+        "            if name in state:  #",
     ),
     Mutation(
         "masking leaves the inputs of consumers",
         _MASKED,
-        "            if name in parameters:  #",
-        "            if name in parameters and dim == 0:  #",
+        "            if isinstance(state.get(name), nn.Parameter):  #",
+        "            if isinstance(state.get(name), nn.Parameter) and dim == 0:  #",
     ),
     Mutation(
         "norms go over removed channels",

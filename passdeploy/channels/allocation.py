@@ -17,7 +17,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
 from passdeploy.channels.width_table import WidthTable
 from passdeploy.channels.widths import STRICT_KINDS, minimum_width
-from passdeploy.errors import BudgetError, percent
+from passdeploy.errors import BudgetError, UsageError, percent
 
 _SHARE_HALVINGS = 40  # of the share that is kept of every group
 
@@ -69,7 +69,10 @@ def choose_channels(
 
     Raises:
         BudgetError: even the narrowest network that `round_to` allows costs more.
+        UsageError: an allocation of that name is not known.
     """
+    if allocation not in ("global", "uniform"):
+        raise UsageError(f"allocation={allocation!r} is unknown.\nIt is 'global' or 'uniform'.")
     if allocation == "uniform":  # a share of a block cannot be kept
         costs = costs.without_blocks()
     costs = replace(costs, blocks=tuple(block for block in costs.blocks if presence(block.name) in scores))

@@ -150,6 +150,12 @@ class ChannelMap:
         """Groups that may be cut."""
         return tuple(group for group in self.groups if group.is_prunable)
 
+    def require_prunable(self, network: str) -> None:
+        """Raise a UsageError, which names the network and a reason, unless something may be cut."""
+        if not self.prunable:
+            reason = next((group.reason for group in self.groups if group.reason), "it has no channels to follow")
+            raise UsageError(f"nothing of {network} can be cut: {reason}.")
+
 
 def _output_layers(group: ChannelGroup) -> list[str]:
     """List the layers whose output channels a group holds, each once."""

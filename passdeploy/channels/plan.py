@@ -15,7 +15,7 @@ from torch import Tensor
 
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
-from passdeploy.errors import PlanError
+from passdeploy.errors import PlanError, UsageError
 
 Scores = Mapping[str, Tensor]  # group name -> importance, shape (width,), higher is better
 
@@ -122,11 +122,14 @@ def reconcile(
         Group name -> value per channel, shape (width,), of the kind that was given; a `mean` of masks is a share.
 
     Raises:
-        PlanError: a layer is unknown, or its values are not one per channel.
+        PlanError: a layer is unknown, or has more channels than values.
+        UsageError: a way to combine of that name is not known.
     """
-    layers = {slot.layer: len(slot.index) for group in groups for slot in group.slots if slot.is_output}
+    if how not in ("union", "intersection", "mean"):
+        raise UsageError(f"how={how!r} is unknown.\nIt is 'union', 'intersection' or 'mean'.")
+    layers = list(dict.fromkeys(slot.layer for group in groups for slot in group.slots if slot.is_output))
     if unknown := sorted(set(by_layer) - set(layers)):
-        raise PlanError(f"no layer {unknown[0]!r} puts out channels; known are {', '.join(list(layers)[:5])}, ...")
+        raise PlanError(f"no layer {unknown[0]!r} puts out channels; known are {', '.join(layers[:5])}, ...")
     pooled = {}
     for group in groups:
         layer_values = []

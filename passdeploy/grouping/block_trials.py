@@ -18,7 +18,7 @@ from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import first_line
-from passdeploy.grouping.failing_groups import Comparison
+from passdeploy.grouping.comparison import Comparison
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.modes import evaluating

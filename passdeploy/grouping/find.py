@@ -16,6 +16,8 @@ from passdeploy.grouping.remedies import Remedies
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_search import TrialSearch
 from passdeploy.models.chosen_outputs import OutputChoice
+from passdeploy.models.modes import outside_inference_mode
+from passdeploy.models.positional import positional
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.tracing.meta_model import MetaModel
@@ -38,7 +40,8 @@ def find_groups(
             function of what the model returns. None: all.
 
     Raises:
-        UsageError: the model returns nothing of that name or at that index.
+        UsageError: the model returns nothing of that name or at that index; the example inputs are a dictionary or of
+            another type than a tensor or a list of arguments.
         ModelError: the model returns nothing that can be compared, or cannot be copied.
     """
     return map_channels(model, example_inputs, outputs=outputs).groups
@@ -58,6 +61,7 @@ def find_blocks(
 
 
 @garbage_collection_paused()  # hundreds of thousands of small objects, hardly any of them garbage
+@outside_inference_mode()
 def map_channels(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -81,7 +85,7 @@ def map_channels(
         UsageError: a pattern matches nothing.
     """
     model = unwrapped(model)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = positional(example_inputs)
     meta_model, remedies = MetaModel.of(model, inputs), Remedies()
 
     def search_with(chosen: Mapping[DimChoiceKey, int]) -> TrialSearch:

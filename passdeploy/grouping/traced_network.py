@@ -49,9 +49,11 @@ class TracedNetwork:
     @cached_property
     def noise_of_other_size(self) -> tuple[Any, ...] | None:
         """Random inputs of another image size and batch size; None if the network runs at the example's sizes only."""
+        # One that runs with values is the user's own, which may keep what it computed: a copy runs.
+        model = self.trial_cloner.model if self.trace.is_meta else self.trial_cloner.deep_copy()
         for other in other_sizes(self.noise):
             inputs, mode = (tree_map(to_meta, list(other)), MetaMode()) if self.trace.is_meta else (other, None)
-            if takes(self.trial_cloner.model, inputs, mode):
+            if takes(model, inputs, mode):
                 return other
         return None
 

@@ -21,8 +21,9 @@ import torch
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute
+from passdeploy.grouping.comparison import Comparison
 from passdeploy.grouping.constraints import Constraints, LabelledSize
-from passdeploy.grouping.failing_groups import Comparison, Failure, find_failing_groups
+from passdeploy.grouping.failing_groups import Failure, find_failing_groups
 from passdeploy.grouping.norm_sizes import stated_norm_widths
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.remedies import Remedies, Remedy

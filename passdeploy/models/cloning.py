@@ -16,7 +16,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from passdeploy.errors import ModelError, first_line
 from passdeploy.models.bound_functions import attributes_to_rebind, copy_attribute
 from passdeploy.models.wrappers import COMPILED_CALL
 
@@ -66,7 +68,8 @@ class ModelCloner(Generic[Network]):
             shared in the same places of a copy.
 
     Raises:
-        ModelError: a copy would go on using the original, see `attributes_to_rebind`.
+        ModelError: a copy would go on using the original, see `attributes_to_rebind`; copies raise it for an attribute
+            that refuses to be copied.
     """
 
     def __init__(self, model: Network) -> None:
@@ -87,7 +90,8 @@ class ModelCloner(Generic[Network]):
         ]
         self._compiled = [module for module, name, _ in attributes if name == COMPILED_CALL]
         # Copies of tensors in the middle of a graph, such as a weight that a hook computes anew in every call.
-        self._computed = [value for _, _, value in attributes if isinstance(value, Tensor) and not value.is_leaf]
+        leaves = (leaf for _, _, value in attributes for leaf in tree_leaves(value))
+        self._computed = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf]
         self._bound = attributes_to_rebind(model, (item for item in attributes if item[1] != COMPILED_CALL))
 
     def with_state(self, state: Mapping[str, Tensor]) -> ModelCloner[Network]:
@@ -123,7 +127,10 @@ class ModelCloner(Generic[Network]):
     def deep_copy(self, memo: dict[int, Any] | None = None) -> Network:
         """Copy the network with `copy.deepcopy`; `memo` maps the ids of tensors to others that take their place."""
         memo = {**(memo or {}), **{id(tensor): tensor.detach().clone() for tensor in self._computed}}
-        network = copy.deepcopy(self.model, memo)
+        try:
+            network = copy.deepcopy(self.model, memo)
+        except Exception as error:  # an attribute may refuse to be copied in any way
+            raise _not_copied(type(self.model).__name__, error) from error
         memo[id(self.model)] = network
         copies = dict(modules_by_name(network))
         for name, module in modules_by_name(self.model):  # torchvision's feature extractors are copied in training mode
@@ -170,7 +177,17 @@ class _ModuleCopier:
         for name, dict_type, ids in self._tables:
             attributes[name] = dict_type((key, None if old_id is None else memo[old_id]) for key, old_id in ids)
         for name, value in self._others:
-            attributes[name] = copy.deepcopy(value, memo)
+            try:
+                attributes[name] = copy.deepcopy(value, memo)
+            except Exception as error:  # it may refuse in any way
+                raise _not_copied(f"attribute {name!r} of a {self.cls.__name__}", error) from error
+
+
+def _not_copied(what: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"{what} cannot be copied: {type(error).__name__}: {first_line(error)}.\n"
+        "Make it where it is used, or give its class a __deepcopy__."
+    )
 
 
 def clone(model: Network, replace_tensor: ReplaceTensor) -> Network:

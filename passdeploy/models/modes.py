@@ -34,12 +34,25 @@ def unfused_rnns() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(was_enabled)
 
 
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Leave `torch.inference_mode` in a block or a decorated function; gradients stay off.
+
+    In it torch runs composite operations as a whole, which no rule knows, and makes tensors that cannot be trained.
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _set_training(module: nn.Module, training: bool) -> None:
     """Do what `module.train(training)` does, faster: it skips `nn.Module.__setattr__`, which searches all tables.
 
     A module that overrides `train` has its own method called, which then decides about the modules inside.
     """
-    if type(module).train is not nn.Module.train or "train" in vars(module):
+    if _overrides_train(module):
         module.train(training)
         return
     object.__setattr__(module, "training", training)
@@ -47,14 +60,24 @@ def _set_training(module: nn.Module, training: bool) -> None:
         _set_training(child, training)
 
 
+def _overrides_train(module: nn.Module) -> bool:
+    return type(module).train is not nn.Module.train or "train" in vars(module)
+
+
 @contextmanager
 def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Put every module into evaluation mode, or training mode; afterwards each gets its former mode back."""
+    """Put every module into evaluation mode, or training mode; afterwards each gets its former mode back.
+
+    A module that overrides `train`, such as one that merges weights for evaluation, is told of both changes.
+    """
     before = [(module, module.training) for _, module in modules_by_name(model)]
     _set_training(model, training)  # even if all are in it already: some modules clear a cache when `train` is called
     try:
         yield
     finally:
+        for module, was_training in before:
+            if module.training is not was_training and _overrides_train(module):
+                module.train(was_training)
         for module, was_training in before:
             if module.training is not was_training:
                 module.training = was_training

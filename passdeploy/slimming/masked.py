@@ -12,14 +12,16 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.models.cloning import ModelCloner, named_state
 from passdeploy.models.function_calls import CallKey
+from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.slimming.fixed_outputs import mask_outputs_
 from passdeploy.slimming.masked_branches import additions_of, mute_branches_
 from passdeploy.slimming.masked_norms import KeptMask, restrict_norms_
 from passdeploy.slimming.masked_reductions import KeptAlong
-from passdeploy.slimming.tensors import like, removed_indices
+from passdeploy.slimming.tensors import like, removed_indices, require_groups_of
 
 
+@outside_inference_mode()
 def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> nn.Module:
     """Copy `model` so that dropped channels and skipped blocks contribute nothing to any consumer; every shape stays.
 
@@ -30,9 +32,12 @@ def masked(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks:
         blocks: its blocks; only needed where the plan skips some.
 
     Raises:
-        PlanError: the plan does not fit the groups or the blocks.
+        PlanError: the plan does not fit the groups or the blocks, or the groups not the network.
     """
-    return masked_from(ModelCloner(unwrapped(model)), groups, plan, blocks)
+    cloner = ModelCloner(unwrapped(model))
+    plan.check(groups, blocks)
+    require_groups_of({**cloner.plain_tensors, **cloner.state}, groups, plan)
+    return masked_from(cloner, groups, plan, blocks)
 
 
 def masked_from(
@@ -41,14 +46,13 @@ def masked_from(
     """Do what `masked` does, for a network that is copied many times."""
     plan.check(groups, blocks)
     reference = cloner.copy(lambda _, old: like(old, old))
-    parameters = {name: tensor for name, tensor in named_state(reference) if isinstance(tensor, nn.Parameter)}
-    kept: dict[str, KeptMask] = {}
+    state, kept = dict(named_state(reference)), dict[str, KeptMask]()
     with torch.no_grad():
         for (name, dim), removed in removed_indices(groups, plan).items():
-            if name in parameters:  # running statistics are divided by: they stay as they are
-                parameter = parameters[name]
-                parameter.index_fill_(dim, removed.indices.to(parameter.device), 0.0)
-                kept.setdefault(name, KeptMask(parameter.shape)).removed[dim] = removed.indices
+            if name in state:
+                kept.setdefault(name, KeptMask(state[name].shape)).removed[dim] = removed.indices
+            if isinstance(state.get(name), nn.Parameter):  # running statistics are divided by: they stay as they are
+                state[name].index_fill_(dim, removed.indices.to(state[name].device), 0.0)
     mask_outputs_(reference, groups, plan)
     mute_branches_(reference, additions_of(plan, blocks))
     return restrict_norms_(reference, kept, _existing(groups, plan))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from passdeploy.models.cloning import named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.slimming.masked_reductions import KeptAlong, RestrictedStatistics
 
@@ -83,7 +84,7 @@ class RestrictedNorms(TorchFunctionMode):
     """Mode in which norms whose scale is in `kept`, and standardised weights, use only what is kept.
 
     Args:
-        kept: parameters, each with the part that exists: a mask, or a tensor of its shape that is 1 where it exists.
+        kept: parameters and buffers, each with the part that exists: a mask, or a tensor of its shape that is 1 there.
     """
 
     def __init__(self, kept: Sequence[tuple[Tensor, KeptMask | Tensor]]) -> None:
@@ -159,7 +160,7 @@ def restrict_norms_(
 
     Args:
         model: changed in place.
-        kept: name of a parameter -> the part of it that exists.
+        kept: name of a parameter or buffer -> the part of it that exists.
         statistics: other reductions over channels, each with the channels that exist.
     """
     if kept or statistics:
@@ -178,12 +179,12 @@ class _Restriction:
 
     def enter(self, model: nn.Module, _: Any) -> None:
         """Enter the modes before the forward pass."""
-        parameters, stack = dict(model.named_parameters()), ExitStack()
+        state, stack = dict(named_state(model)), ExitStack()
         if self._statistics:
             tracker = FunctionCallTracker()
             stack.enter_context(tracker.hooked_into(model, with_root=False))
             stack.enter_context(RestrictedStatistics(tracker, self._statistics))
-        stack.enter_context(RestrictedNorms([(parameters[name], exists) for name, exists in self._kept.items()]))
+        stack.enter_context(RestrictedNorms([(state[name], exists) for name, exists in self._kept.items()]))
         self._entered.append(stack)
 
     def leave(self, *_: Any) -> None:

@@ -61,6 +61,9 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         module.hidden_size = module.get_parameter("weight_hh_l0").size(0) // _GATES.get(module.mode, 1)
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
         return
+    if isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.size(1), module.weight_hh.size(1)
+        return
     weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale and shift
         weight = getattr(module, "running_mean", None)

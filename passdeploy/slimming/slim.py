@@ -16,18 +16,20 @@ from passdeploy.channels.groups import ChannelGroup, SizeAttribute
 from passdeploy.channels.plan import Plan
 from passdeploy.models.bound_functions import rebind_to_tensors_
 from passdeploy.models.cloning import ModelCloner, modules_by_name, named_plain_tensors, named_state
+from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.selected_channels import select_channels_named_
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.substitutes import replace_modules_
-from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices
+from passdeploy.slimming.tensors import Removed, cut_tensors, like, removed_indices, require_groups_of
 
 NOTHING = Removed()
 
 
 @garbage_collection_paused()
+@outside_inference_mode()
 def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: Sequence[Block] = ()) -> nn.Module:
     """Build a new network of the same classes without what `plan` drops; `model` is untouched.
 
@@ -41,10 +43,13 @@ def slim(model: nn.Module, groups: Sequence[ChannelGroup], plan: Plan, blocks: S
         blocks: its blocks; only needed where the plan skips some.
 
     Raises:
-        PlanError: the plan does not fit the groups or the blocks.
+        PlanError: the plan does not fit the groups or the blocks, or the groups not the network.
         ModelError: the network cannot be copied, such as TorchScript.
     """
-    return slim_from(ModelCloner(unwrapped(model)), groups, plan, blocks)
+    cloner = ModelCloner(unwrapped(model))
+    plan.check(groups, blocks)
+    require_groups_of({**cloner.plain_tensors, **cloner.state}, groups, plan)
+    return slim_from(cloner, groups, plan, blocks)
 
 
 def slim_from(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
+from passdeploy.errors import PlanError
 from passdeploy.models.memory_order import memory_order
 from passdeploy.slimming.fixed_outputs import removed_outputs
 
@@ -57,6 +58,32 @@ def cut_tensors(tensors: Mapping[str, Tensor], gone: Mapping[tuple[str, int], Re
         smaller = whole.index_select(dim, indices.to(whole.device, non_blocking=True))
         cut[name] = smaller.contiguous(memory_format=memory_order(whole))
     return cut | {name: cut[name].new_empty(left) for name, left in sizes.items()}
+
+
+def require_groups_of(tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], plan: Plan) -> None:
+    """Check that a network has the tensors that a plan cuts, and that they are long enough.
+
+    Args:
+        tensors: of the network, by name.
+        groups: its groups, or so the caller says.
+        plan: of these groups.
+
+    Raises:
+        PlanError: the groups are of another network.
+    """
+    for group in groups:
+        for slot in group.slots if len(plan.removed(group)) else ():
+            tensor = tensors.get(slot.tensor)
+            if tensor is None:
+                problem = "the network has no such tensor"
+            elif slot.dim >= tensor.ndim or int(slot.index.max()) >= tensor.size(slot.dim):
+                problem = f"it has the shape {list(tensor.shape)} here"
+            else:
+                continue
+            raise PlanError(
+                f"group {group.name!r} cuts {slot.tensor} along dimension {slot.dim}, but {problem}.\n"
+                "Find the groups of the network that is cut: find_groups(model, example_inputs)."
+            )
 
 
 def put_back_(

@@ -25,8 +25,9 @@ from passdeploy.errors import EquivalenceError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import ModelCloner, named_plain_tensors, named_state
 from passdeploy.models.input_sizes import first_taken, shapes_of
-from passdeploy.models.modes import evaluating
+from passdeploy.models.modes import evaluating, outside_inference_mode
 from passdeploy.models.outputs import comparable_in
+from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.fixed_outputs import select_outputs_
@@ -55,7 +56,8 @@ def verify(
     """Compare `slim` with `masked` on real inputs and return the largest relative error.
 
     The error of an output is its largest difference divided by its largest absolute value. A detector's boxes are
-    ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way. Where
+    ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
+    it would have decided otherwise, the error of what it decided by counts as well. Where
     the network takes another image size and batch size (see `input_sizes.other_sizes`), both are compared there, too.
 
     Args:
@@ -73,6 +75,7 @@ def verify(
             stated sizes are not those of the network without the removed channels; or a copy without any cut answers
             otherwise.
         ModelError: the network cannot be copied.
+        PlanError: the plan does not fit the groups, or the groups not the network.
     """
     return check_equivalence(
         model, groups, plan, inputs, tolerance=tolerance, blocks=blocks, outputs=outputs
@@ -92,6 +95,7 @@ class Equivalence:
         return " and ".join(", ".join("x".join(map(str, shape)) for shape in run) for run in self.input_shapes)
 
 
+@outside_inference_mode()
 def check_equivalence(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
@@ -104,7 +108,7 @@ def check_equivalence(
 ) -> Equivalence:
     """Do what `verify` does, and also return the sizes at which the networks were compared."""
     model = unwrapped(model)
-    arguments = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    arguments = positional(inputs)
     run = _Run(arguments, outputs)
     reference, smaller = masked(model, groups, plan, blocks), slim(model, groups, plan, blocks)
     fault = structure_fault(model, smaller, groups, plan, blocks)  # now: some networks change buffers when they run
@@ -152,7 +156,7 @@ class _Run:
             raise EquivalenceError(
                 f"the slim network does not run on inputs of shape {shapes}: {first_line(error)}\n" + _REPORT
             ) from error
-        return _largest_error(expected, found), found
+        return max(_largest_error(expected, found), decisions.error), found
 
     def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
         """Run a network in evaluation mode and list what can be compared of its outputs."""
@@ -268,12 +272,7 @@ def _rebuilt(
         if any((name, dim) in removed for dim in range(old.ndim))
     }
     lost = {id(new[name]): removed.get((name, 0), NOTHING) for name in new}
-    try:
-        rebuilt = ModelCloner(model).deep_copy({**{id(old): new[name] for name, old in named_state(model)}, **cut})
-    except (RuntimeError, TypeError) as error:  # an attribute may refuse to be copied
-        raise EquivalenceError(
-            f"the network cannot be copied, so the slim one cannot be checked: {first_line(error)}"
-        ) from error
+    rebuilt = ModelCloner(model).deep_copy({**{id(old): new[name] for name, old in named_state(model)}, **cut})
     select_outputs_(rebuilt, groups, plan)
     replace_modules_(rebuilt, replacements_of(blocks, plan.skipped))
     for module in rebuilt.modules():

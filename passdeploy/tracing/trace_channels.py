@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.models.chosen_outputs import OutputChoice
-from passdeploy.models.modes import evaluating
+from passdeploy.models.cloning import deep_copy
+from passdeploy.models.modes import evaluating, outside_inference_mode
+from passdeploy.models.positional import positional
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.rules import find_rule
@@ -17,6 +19,7 @@ from passdeploy.tracing.trace import DimChoiceKey, Trace
 from passdeploy.tracing.tracer import ChannelTracer
 
 
+@outside_inference_mode()
 def trace_channels(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Tensor],
@@ -38,12 +41,13 @@ def trace_channels(
         outputs: those of the model's outputs that count (see `choose_outputs`); None: all.
     """
     model = unwrapped(model)
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    inputs = positional(example_inputs)
     try:
         meta_model = meta_model or MetaModel.of(model, inputs)
         return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True, outputs=outputs)
     except Exception:  # the network needs values, or is broken; then the run with values raises
-        return _run_tracer(model, inputs, choose or {}, is_meta=False, outputs=outputs)
+        # It may count its calls or keep what it computed, so a copy runs.
+        return _run_tracer(deep_copy(model), inputs, choose or {}, is_meta=False, outputs=outputs)
 
 
 def _run_tracer(

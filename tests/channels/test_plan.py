@@ -19,7 +19,7 @@ from passdeploy.channels.allocation import (
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan, reconcile
 from passdeploy.channels.widths import width_step
-from passdeploy.errors import BudgetError, PlanError
+from passdeploy.errors import BudgetError, PlanError, UsageError
 from passdeploy.grouping.find import map_channels
 from tests import nets
 
@@ -193,6 +193,14 @@ def test_masks_per_layer_are_reconciled_over_a_stream(residual: ChannelMap):
         reconcile({"steem": torch.ones(8)}, residual.groups)
     with pytest.raises(PlanError, match="at least 8 channels, but 7 values"):
         reconcile({"stem.0": torch.ones(7)}, residual.groups)
+    with pytest.raises(UsageError, match="how='unoin'"):
+        reconcile({"stem.0": torch.ones(8)}, residual.groups, how="unoin")
+
+
+def test_an_unknown_allocation_is_refused(residual: ChannelMap):
+    scores = {group.name: torch.ones(group.width) for group in residual.prunable}
+    with pytest.raises(UsageError, match="allocation='unifrom'"):
+        choose_channels(scores, residual.groups, residual.costs, Budget("macs", 1), allocation="unifrom")
 
 
 def test_what_still_fits_is_added_where_a_better_step_is_too_dear():

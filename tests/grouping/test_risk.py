@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from passdeploy import Plan, find_groups, masked, slim, verify
-from passdeploy.grouping.failing_groups import randomised
+from passdeploy.grouping.comparison import randomised
 from passdeploy.grouping.risk import RequiredCheck, keeps_order, required_check
 from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets

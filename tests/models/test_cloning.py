@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from passdeploy.channels.plan import Plan
+from passdeploy.errors import ModelError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cloning import ModelCloner, clone
 from passdeploy.models.modes import evaluating
@@ -165,3 +167,21 @@ def test_layers_that_only_convert_old_pickles_are_copied_quickly(layer: nn.Modul
     expected = copy.deepcopy(layer)
     assert vars(copied[1]).keys() == vars(expected).keys()
     assert copied[1].extra_repr() == expected.extra_repr()
+
+
+def test_what_cannot_be_copied_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)).eval()
+    network[1].lock = threading.Lock()
+    for copies in (ModelCloner(network).deep_copy, lambda: clone(network, lambda _, old: old)):
+        with pytest.raises(ModelError, match=r"cannot be copied: TypeError: .*lock"):
+            copies()
+    with pytest.raises(ModelError, match=r"attribute 'lock' of a ReLU"):
+        map_channels(network, torch.zeros(1, 3, 8, 8))
+
+
+def test_features_that_a_training_step_left_behind_are_copied():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)).eval()
+    network.features = {"last": [network(torch.zeros(1, 3, 8, 8))]}
+    for twin in (ModelCloner(network).deep_copy(), clone(network, lambda _, old: old)):
+        assert torch.equal(twin.features["last"][0], network.features["last"][0])
+    assert map_channels(network, torch.zeros(1, 3, 8, 8)).prunable

@@ -38,6 +38,19 @@ class Twice(nn.Module):
         return x + self.body(x)
 
 
+class FixedLayerNorm(nn.Module):
+    """A layer norm whose scale and shift are buffers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(1)
+        self.register_buffer("weight", torch.rand(width, generator=draw) + 0.5)
+        self.register_buffer("bias", torch.randn(width, generator=draw))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-6)
+
+
 def drawn(*layers: nn.Module) -> nn.Module:
     """A chain of layers, all of whose parameters are random."""
     draw = torch.Generator().manual_seed(0)
@@ -50,6 +63,10 @@ def drawn(*layers: nn.Module) -> nn.Module:
 
 NORMED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "layer norm": (lambda: drawn(nn.Linear(6, 12), nn.Sigmoid(), nn.LayerNorm(12), nn.Linear(12, 5)), TOKENS),
+    "layer norm of fixed scale": (
+        lambda: drawn(nn.Linear(6, 12), nn.Sigmoid(), FixedLayerNorm(12), nn.Linear(12, 5)),
+        TOKENS,
+    ),
     "RMS norm": (lambda: drawn(nn.Linear(6, 12), nn.Sigmoid(), nn.RMSNorm(12), nn.Linear(12, 5)), TOKENS),
     "group norm": (
         lambda: drawn(nn.Conv2d(3, 12, 3), nn.Sigmoid(), nn.GroupNorm(2, 12), nn.Conv2d(12, 5, 1)),

@@ -136,6 +136,28 @@ def test_a_recurrent_layer_states_its_new_sizes(kind: type[nn.RNNBase]):
     assert verify(net, groups, plan, SEQUENCE, tolerance=1e-5) <= 1e-5
 
 
+class CellReader(nn.Module):
+    """A recurrent cell that reads pooled features."""
+
+    def __init__(self, kind: type[nn.RNNCellBase]) -> None:
+        super().__init__()
+        self.stem, self.cell, self.classify = nn.Conv2d(3, 16, 3), kind(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(self.stem(x).relu().mean((2, 3)))
+        return self.classify(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_a_recurrent_cell_states_its_new_sizes(kind: type[nn.RNNCellBase]):
+    net = CellReader(kind).eval()
+    groups = find_groups(net, IMAGES)
+    plan = Plan({"stem": (0, 2, 5)})
+    smaller = slim(net, groups, plan)
+    assert (smaller.cell.input_size, smaller.cell.hidden_size) == (3, 8)
+    assert verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+
+
 def test_an_embedding_states_its_new_width():
     class Placed(nn.Module):
         def __init__(self) -> None:
@@ -285,6 +307,17 @@ def test_a_plan_that_does_not_fit_is_refused(kept: dict[str, tuple[int, ...]], l
     net = built(nets.Residual)
     with pytest.raises(PlanError, match=lesson):
         slim(net, find_groups(net, IMAGES), Plan(kept))
+
+
+def test_groups_of_another_network_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 3)).eval()
+    wide = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 5, 3)).eval()
+    groups = find_groups(nn.Sequential(net), IMAGES)
+    for cut in (slim, masked):
+        with pytest.raises(PlanError, match="has no such tensor"):
+            cut(net, groups, half_of(groups))
+        with pytest.raises(PlanError, match="it has the shape"):
+            cut(net, find_groups(wide, IMAGES), Plan({"0": (0, 1)}))
 
 
 FAMILIES = {

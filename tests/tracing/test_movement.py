@@ -80,3 +80,55 @@ def test_a_strided_slice_picks_the_same_channels_after_any_cut(start: int, prote
     for channel in range(4):
         plan = pd.Plan({group.name: (channel,) for group in groups if group.is_prunable})
         assert pd.verify(network, groups, plan, images, tolerance=1e-5) <= 1e-5
+
+
+def test_a_channel_shuffle_is_followed_through_its_groups():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ChannelShuffle(2), nn.Conv2d(16, 5, 3)).eval()
+    images = torch.randn(2, 3, 12, 12)
+    groups = pd.find_groups(net, images)
+    assert [(group.name, group.width, group.is_prunable) for group in groups[:1]] == [("0", 8, True)]
+    plan = pd.Plan({"0": (1, 2, 6)})
+    assert pd.verify(net, groups, plan, images, tolerance=1e-5) <= 1e-5
+    assert pd.slim(net, groups, plan)[0].out_channels == 6
+
+
+class Warp(nn.Module):
+    """Features that are sampled where a predicted flow points to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.flow = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.flow(x).tanh().permute(0, 2, 3, 1)
+        return self.head(nn.functional.grid_sample(self.stem(x), grid, align_corners=False))
+
+
+def test_predicted_coordinates_stay_and_what_they_sample_can_be_cut():
+    groups = {group.name: group for group in pd.find_groups(Warp().eval(), torch.randn(2, 3, 12, 12))}
+    assert groups["stem"].is_prunable
+    assert "coordinates" in groups["flow"].reason
+
+
+class Counting(nn.Module):
+    """A network that counts its calls, in a buffer and in an attribute, and branches on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.classify = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+        self.register_buffer("count", torch.zeros(1))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls += 1
+        x = self.stem(x)
+        return self.classify((x.relu() if x.abs().sum() > 0 else x).mean((2, 3)))
+
+
+def test_a_network_that_needs_values_is_left_as_it_was():
+    net, images = Counting().eval(), torch.randn(2, 3, 12, 12)
+    assert pd.find_groups(net, images)[0].is_prunable
+    pd.count(net, images)
+    assert (net.count.item(), net.calls) == (0, 0)

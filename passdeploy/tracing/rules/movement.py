@@ -27,7 +27,9 @@ def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Compute the labels of the results by applying the operation to the labels."""
     source, labels = call.tensors[0], tracer.labels(call.tensors[0])
     if call.packet in (aten.split, aten.unsafe_split):
-        _join_equal_parts(tracer, call)
+        _join_equal_parts(tracer, call, call["dim"], call["split_size"])
+    if call.packet in (aten.channel_shuffle, aten.native_channel_shuffle):
+        _join_equal_parts(tracer, call, 1, source.size(1) // call["groups"])
     if call.packet is aten.slice and call["step"] > 1:
         _join_strides(tracer, call)
     result_labels: list[DimLabels] = [{} for _ in call.results]
@@ -48,10 +50,12 @@ def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
         tracer.set_labels(result, dims)
 
 
-def _join_equal_parts(tracer: ChannelTracer, call: OpCall) -> None:
-    """Join the channels at the same index of every part of a `chunk` or `split`: slim networks split equally, too."""
-    dim = call["dim"] % call.tensors[0].ndim
-    vector, size = tracer.labels(call.tensors[0]).get(dim), call["split_size"]
+def _join_equal_parts(tracer: ChannelTracer, call: OpCall, dim: int, size: int) -> None:
+    """Join the channels at the same index of every part of a `chunk`, `split` or channel shuffle.
+
+    Slim networks split equally, too.
+    """
+    vector = tracer.labels(call.tensors[0]).get(dim % call.tensors[0].ndim)
     if vector is not None and len(vector) > size:
         if len(vector) % size:
             tracer.protect(vector, "split into parts of unequal size")
@@ -176,7 +180,12 @@ def stack_rule(tracer: ChannelTracer, call: OpCall) -> None:
 
 @rule("index", "index_select", "gather", "embedding", "take", "masked_select", "_unsafe_index")
 def index_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Keep the labels of dimensions without an index, and protect those of the indexed ones."""
+    """Keep the labels of dimensions without an index, and protect those of the indexed ones and of the indices."""
+    _label_picked(tracer, call)
+    tracer.protect_all(call.tensors[1:], "used as an index")
+
+
+def _label_picked(tracer: ChannelTracer, call: OpCall) -> None:
     if call.packet is aten.embedding:
         table, index = call["weight"], call["indices"]
         labels = tracer.labels(table)

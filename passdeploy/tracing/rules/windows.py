@@ -25,8 +25,9 @@ _SPATIAL_DIMS = {  # number of spatial dimensions, which are a tensor's last one
 
 @rule(*_SPATIAL_DIMS)
 def window_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Keep the labels in front of the spatial dimensions of pooling, resizing or mirrored padding."""
+    """Keep the labels in front of the spatial dimensions of pooling, resizing, mirrored padding, sampling by a grid."""
     source = call.tensors[0]
+    tracer.protect_all(call.tensors[1:], "coordinates at which others are sampled")
     space = source.ndim - _SPATIAL_DIMS[call.name.removeprefix("aten.")]
     for dim, vector in tracer.labels(source).items():
         if dim >= space:
@@ -38,6 +39,7 @@ def window_rule(tracer: ChannelTracer, call: OpCall) -> None:
 def regions_rule(tracer: ChannelTracer, call: OpCall) -> None:
     """Keep the channel labels of a feature map of which regions are resampled (RoI align, RoI pool)."""
     labels = tracer.labels(call["input"])
+    tracer.protect_all(call.tensors[1:], "coordinates at which others are sampled")
     for dim, vector in labels.items():
         if dim != 1:
             tracer.protect(vector, "regions are taken along these channels")
