@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from passdeploy.channels.allocation import Budget, in_units, require_below_dense, smallest_plan
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands.published import with_published_input
+from passdeploy.commands.rebuildable import require_rebuildable
 from passdeploy.commands.reuse import read_reused_run
 from passdeploy.commands.try_training import try_training
 from passdeploy.data.splits import ImageData, load_data
@@ -99,6 +100,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
             f"{recipe.model.name} answers with shape {tuple(logits.shape)}, but the data has {data.num_classes} "
             "classes.\nA classifier must give one score for each class."
         )
+    require_rebuildable(dense, recipe, image=image, num_classes=data.num_classes, allow_code=allow_code)
     try_training(dense, recipe, data, is_trained=_comes_trained(recipe, data), device=device, listener=listener)
     with_blocks = recipe.prune.skips_blocks or recipe.prune.takes_plan  # a plan that is taken over may skip some
     channels = map_channels(
@@ -110,9 +112,7 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     )
     if not with_blocks:
         channels = replace(channels, costs=channels.costs.without_blocks())
-    if not channels.prunable:
-        reason = next((str(group.reason) for group in channels.groups if group.reason), "it has no channels to follow")
-        raise UsageError(f"nothing of {recipe.model.name} can be cut: {reason}.")
+    channels.require_prunable(recipe.model.name)
     target = None
     if recipe.prune.target.kind in ("latency", "latency_ms"):
         target = prepare_target(recipe.prune, dense, channels, data.image_shape, device=device, listener=listener)

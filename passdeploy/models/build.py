@@ -37,6 +37,7 @@ def build_model(
     num_classes: int,
     weights: str | None = None,
     new_head: bool = False,
+    as_pretrained: bool = False,
     allow_code: bool = False,
     seed: int = 0,
     listener: Listener | None = None,
@@ -50,6 +51,8 @@ def build_model(
         weights: None (random), "pretrained" (the library's own; where those are for another number of
             classes the final classifier is new), or the path of a file of weights.
         new_head: leave the final classifier of `weights` out, even if its number of classes fits; it starts at random.
+        as_pretrained: build it as for the library's own weights, which are not loaded: some networks are others for
+            them, such as GoogLeNet, which then changes its input first.
         allow_code: allow `package.module:factory` to be imported and called.
         seed: random weights depend on it alone; the state of the global generator is restored.
         listener: is told what is not used of a file of weights; None: that is a Python warning.
@@ -69,7 +72,10 @@ def build_model(
             f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
         )
     with seeded_global_generators("model", seed, device=torch.device("cpu")):
-        model = _create(name, num_classes, weights == PRETRAINED, allow_code)
+        if as_pretrained and weights is None:
+            model = _create(name, num_classes, pretrained=False, allow_code=allow_code, **_pretrained_arguments(name))
+        else:
+            model = _create(name, num_classes, pretrained=weights == PRETRAINED, allow_code=allow_code)
         if new_head and weights == PRETRAINED:
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:
@@ -94,12 +100,13 @@ def comes_trained(name: str, *, num_classes: int, weights: str | None, new_head:
     return weights != PRETRAINED or _published_classes(name) in (None, num_classes)
 
 
-def _create(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> nn.Module:
+def _create(name: str, num_classes: int, *, pretrained: bool, allow_code: bool, **arguments: Any) -> nn.Module:
+    """Build a network; `arguments` go to torchvision's builder."""
     if ":" in name:
         return _from_code(name, num_classes, pretrained, allow_code)
     source, slash, short = name.partition("/")
     if slash and source in _SOURCES:
-        return _SOURCES[source](short, num_classes, pretrained)
+        return _SOURCES[source](short, num_classes, pretrained, **arguments)
     import torchvision
 
     known = [f"torchvision/{known}" for known in _torchvision_names(torchvision)]
@@ -108,7 +115,19 @@ def _create(name: str, num_classes: int, pretrained: bool, allow_code: bool) -> 
     raise _unknown_model(name, known, advice)
 
 
-def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Module:
+def _pretrained_arguments(name: str) -> dict[str, Any]:
+    """Look up what torchvision's builder sets for published weights and not without; empty for other libraries."""
+    source, _, short = name.partition("/")
+    if source == "torchvision" and short in ("googlenet", "inception_v3"):
+        return {"transform_input": True}
+    if source == "torchvision" and short.startswith("vit_"):
+        import torchvision
+
+        return {"image_size": torchvision.models.get_model_weights(short).DEFAULT.meta["min_size"][0]}
+    return {}
+
+
+def _from_torchvision(name: str, num_classes: int, pretrained: bool, **arguments: Any) -> nn.Module:
     import torchvision
 
     names = _torchvision_names(torchvision)
@@ -116,7 +135,10 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool) -> nn.Modul
         raise _unknown_model(f"torchvision/{name}", [f"torchvision/{known}" for known in names])
     if not pretrained:
         # Their auxiliary classifiers only help training from scratch; init_weights=None would warn.
-        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        extra: dict[str, Any] = {}
+        if name in ("googlenet", "inception_v3"):
+            extra = {"aux_logits": False, "init_weights": True}
+        extra.update(arguments)
         return _as_module(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **extra))
     with _downloading(f"torchvision/{name}"):
         model = _as_module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
@@ -170,7 +192,7 @@ def _from_networks(name: str, num_classes: int, pretrained: bool) -> nn.Module:
     return NETWORKS[name](num_classes)
 
 
-_SOURCES: Mapping[str, Callable[[str, int, bool], nn.Module]] = {
+_SOURCES: Mapping[str, Callable[..., nn.Module]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "passdeploy": _from_networks,

@@ -12,6 +12,7 @@ from passdeploy.models.build import build_model
 from passdeploy.models.cloning import named_plain_tensors
 from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.models.selected_channels import select_channels_named_
+from passdeploy.models.weights import PRETRAINED
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.plan_file import replacements_from_json, sizes_from_json
@@ -67,7 +68,7 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
     """Load a network as `load` does, from a run folder that is open."""
     document = read_plan_document(folder)
     tensors = folder.read_tensors(f"{which}.safetensors")
-    network = build_model(document["model"], num_classes=len(document["classes"]), allow_code=allow_code)
+    network = rebuild_dense(recipe_of(folder), len(document["classes"]), allow_code=allow_code)
     replacements = replacements_from_json(document) if which == "slim" else []
     replace_modules_(network, replacements)
     select_channels_named_(network, tensors)
@@ -85,6 +86,17 @@ def load_network(folder: RunFolder, which: str, allow_code: bool) -> nn.Module:
         )
     resize_(network, tensors, sizes_from_json(document) if which == "slim" else ())
     return with_prompt(network, prompt).eval()
+
+
+def rebuild_dense(recipe: Recipe, num_classes: int, *, allow_code: bool) -> nn.Module:
+    """Build the dense network of a recipe as it was for pruning, with random weights: tensors of a run replace them."""
+    return build_model(
+        recipe.model.name,
+        num_classes=num_classes,
+        as_pretrained=recipe.model.weights == PRETRAINED,
+        allow_code=allow_code,
+        seed=recipe.seed,
+    )
 
 
 def recipe_of(folder: RunFolder) -> Recipe:

@@ -225,6 +225,46 @@ def test_pretrained_weights_get_a_new_classifier_for_other_classes(published):
     assert not torch.equal(other.fc.weight, published["fc.weight"])
 
 
+def simple_values(model: nn.Module) -> dict[str, object]:
+    """Collect what a network keeps beside its tensors: the kinds of its modules, and their numbers and texts."""
+    kept: dict[str, object] = {}
+    for name, module in model.named_modules():
+        values = {
+            key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str | tuple)
+        }
+        kept[name] = type(module), {**values, "training": False}
+    return kept
+
+
+# Those of RegNet compute their widths with tensors, which have no values on the meta device.
+NAMES = [name for name in torchvision.models.list_models(module=torchvision.models) if not name.startswith("regnet")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_without_its_pretrained_weights_can_be_built_as_with_them(name, monkeypatch):
+    # On the meta device, since some have billions of parameters.
+    kinds = type(torchvision.models.get_model_weights(name).DEFAULT)
+    monkeypatch.setattr(kinds, "get_state_dict", lambda *args, **options: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *args, **options: None)
+    with torch.device("meta"):
+        trained = build._create(f"torchvision/{name}", 1000, pretrained=True, allow_code=False)
+        arguments = build._pretrained_arguments(f"torchvision/{name}")
+        alike = build._create(f"torchvision/{name}", 1000, pretrained=False, allow_code=False, **arguments)
+    assert simple_values(alike) == simple_values(trained)
+    shapes = {key: tensor.shape for key, tensor in trained.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in alike.state_dict().items()} == shapes
+
+
+def test_googlenet_changes_its_input_only_as_for_pretrained_weights():
+    plain, alike = (
+        build_model("torchvision/googlenet", num_classes=3, as_pretrained=as_pretrained)
+        for as_pretrained in (False, True)
+    )
+    images = torch.rand(1, 3, 64, 64)
+    assert torch.equal(plain._transform_input(images), images)
+    assert not torch.allclose(alike._transform_input(images), images, atol=0.1)
+
+
 @pytest.mark.parametrize("error", [URLError("no network"), TimeoutError(), RuntimeError("invalid hash value")])
 def test_a_failed_download_says_what_to_do(monkeypatch, error):
     def fail(*args: object, **options: object) -> None:
