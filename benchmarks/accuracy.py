@@ -68,7 +68,7 @@ from passdeploy import count as count_model
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.plan import Plan
 from passdeploy.models.prompt import VisualPrompt, with_prompt
-from passdeploy.recipe import FinetuneSpec
+from passdeploy.recipe import FinetuneSpec, OptimizerSpec
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.seeds import seed_of
 from passdeploy.runtime.versions import package_versions
@@ -352,7 +352,7 @@ def _choose(
             setting.stream("learn", seed),
             F.cross_entropy,
             steps=size.mask_steps,
-            lr=method.lr_of_weights(size.lr),
+            optimizer=OptimizerSpec(lr=method.lr_of_weights(size.lr), weight_decay=0.0),
             distillation=DistillationLoss(setting.teacher, method.distill) if method.distill else None,
         )
         return plan, None, dense.to(memory_format=torch.contiguous_format).eval()

@@ -132,7 +132,7 @@ class _Task:
             repeat(self.batch),
             F.cross_entropy,
             steps=steps + 10,
-            lr=0.01,
+            optimizer=OptimizerSpec(lr=0.01),
             distillation=teacher,
             stage=watch,
         )

@@ -83,12 +83,14 @@ class MeasureSpec(Section):
     cuda_graph: bool = Field(default=False, description="One launch for a whole network, on a GPU.")
     table: FilePath | None = Field(
         default=None,
-        description="A latency table that `passdeploy profile --table` made on the target machine; "
+        description="A latency table that `passdeploy profile --table` made of this network on the target machine. If "
+        "nothing else is set here, the settings are those of the table; otherwise they must agree with it. "
         "null: measured here, or taken from the cache.",
     )
     force: bool = Field(
         default=False,
-        description="Use a table of another machine all the same; the plan is then not measured. Same as --force.",
+        description="Use a table of another machine (other processor or versions) all the same; the plan is then not "
+        "measured. Same as --force.",
     )
 
 
@@ -226,8 +228,8 @@ class PruneSpec(Section):
     )
     weights_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="Learning rate of that copy, or of the weights that growing trains; "
-        "null: as finetune.optimizer.lr.",
+        description="Learning rate of that copy, or of the weights that growing trains, in place of "
+        "finetune.optimizer.lr; null: that one.",
     )
     per_cost: bool = Field(
         default=True,

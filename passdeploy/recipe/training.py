@@ -43,8 +43,13 @@ class FinetuneOptimizerSpec(OptimizerSpec):
 class PruneOptimizerSpec(OptimizerSpec):
     """Optimizer of mask learning: it updates the hypernetwork and the prompt, never the weights."""
 
-    name: Literal["sgd", "adamw"] = Field(default="adamw", description=OptimizerSpec.model_fields["name"].description)
-    lr: float = Field(default=0.001, gt=0, description=OptimizerSpec.model_fields["lr"].description)
+    name: Literal["sgd", "adamw"] = Field(default="adamw", description="sgd: with momentum. adamw: AdamW.")
+    lr: float = Field(
+        default=0.001,
+        gt=0,
+        description="Learning rate of the first step; it falls to zero along a cosine. "
+        "Where `name` is given and lr is not: 0.05 for sgd, 0.001 for adamw.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay per step.")
 
 
@@ -71,7 +76,9 @@ class TrainSpec(Section):
     epochs: int = Field(default=8, ge=0, description="Passes over the training images; 0 skips this training.")
     optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="What moves the weights.")
     warmup_epochs: float = Field(
-        default=1.0, ge=0, description="Epochs over which the learning rate rises from near zero to its peak."
+        default=1.0,
+        ge=0,
+        description="Epochs over which the learning rate rises from near zero to its peak, at most half of all.",
     )
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of every label given to all classes.")
     mixup: float = Field(

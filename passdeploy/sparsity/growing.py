@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,13 @@ from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.sparsity.batches import Loss, Stream, started
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.losses import DistillationLoss
+from passdeploy.training.optimizers import make_optimizer
 from passdeploy.training.saving import Checkpoint, saving
 from passdeploy.training.state import TrainState
 from passdeploy.training.step import divergence, gradient_step_
+
+if TYPE_CHECKING:
+    from passdeploy.recipe import OptimizerSpec
 
 
 def grow_penalty(
@@ -39,7 +44,7 @@ def grow_penalty(
     loss: Loss,
     *,
     steps: int,
-    lr: float,
+    optimizer: OptimizerSpec,
     ceiling: float = 1.0,
     ramp: float = 0.75,
     distillation: DistillationLoss | None = None,
@@ -57,8 +62,8 @@ def grow_penalty(
         plan: the channels that will be kept.
         batches: (inputs, targets) on the model's device, at least `steps` of them.
         loss: of the network's output and a target.
-        steps: of SGD with Nesterov momentum of 0.9 at the constant rate `lr`.
-        lr: learning rate.
+        steps: of training.
+        optimizer: of the weights; its learning rate stays the same.
         ceiling: the penalty's factor at the end; it adds `factor * weight` to a gradient.
         ramp: share of the steps over which the factor grows, in a straight line.
         distillation: adds the outputs of a teacher to the loss; only for networks that classify.
@@ -82,9 +87,16 @@ def grow_penalty(
     gone = tensors_of(blocks, plan.skipped)
     removed |= {p: torch.ones_like(p, requires_grad=False) for name, p in trained.named_parameters() if name in gone}
     parameters = list(trained.parameters())
-    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True)
-    settings = {"steps": steps, "lr": lr, "ceiling": ceiling, "ramp": ramp, "seed": seed, "plan": plan.to_json()}
-    state = TrainState(trained, optimizer, settings)
+    updates, lr = make_optimizer(trained, optimizer), optimizer.lr
+    settings = {
+        "steps": steps,
+        "optimizer": optimizer.model_dump(mode="json"),
+        "ceiling": ceiling,
+        "ramp": ramp,
+        "seed": seed,
+        "plan": plan.to_json(),
+    }
+    state = TrainState(trained, updates, settings)
     if saved := checkpoint.load() if checkpoint else None:
         state.load_state_dict(*saved)
     device = parameters[0].device
@@ -92,7 +104,7 @@ def grow_penalty(
     with saving(checkpoint, processes) as saves:
         left = islice(started(batches, state.step), steps - state.step)
         for step, (images, targets) in enumerate(left, start=state.step):
-            optimizer.zero_grad()
+            updates.zero_grad()
             with seeded_global_generators("grow", seed, step, processes.rank, device=device):
                 with processes.synchronised_batch_norm():
                     output = trained(images)
@@ -103,14 +115,14 @@ def grow_penalty(
                 mean_loss = processes.mean_over_batch(value.detach(), len(images))
                 _report(deferred.add(step, loss=mean_loss, penalty=factor), stage, steps, lr)
                 penalise_ = partial(_add_penalty_gradient_, removed, factor)
-                gradient_step_(value, {optimizer: parameters}, processes, change_gradients_=penalise_)
+                gradient_step_(value, {updates: parameters}, processes, change_gradients_=penalise_)
             state.step += 1
             if saves.is_wanted(deferred):
                 _report(deferred.flush(), stage, steps, lr)
                 saves.save(state)
     _report(deferred.flush(), stage, steps, lr)
     _require_convergence(divergence(0.0, parameters), steps - 1, lr)
-    optimizer.zero_grad()
+    updates.zero_grad()
     return trained.train(model.training)
 
 

@@ -147,7 +147,7 @@ def select_channels(
         stream,
         _cross_entropy,
         steps=prune.steps,
-        lr=weights_optimizer_of(recipe).lr,
+        optimizer=weights_optimizer_of(recipe),
         ceiling=prune.growing.ceiling,
         ramp=prune.growing.ramp,
         distillation=_growing_distillation(recipe, dense),

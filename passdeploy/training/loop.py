@@ -79,8 +79,9 @@ def fit(
     model.to(device)
     batch_size = min(batch_size, len(data.train))
     steps_per_epoch = len(data.train) // batch_size
-    warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
-    schedule = Schedule(spec.optimizer.lr, warmup_steps, spec.epochs * steps_per_epoch)
+    steps = spec.epochs * steps_per_epoch
+    warmup_steps = min(round(spec.warmup_epochs * steps_per_epoch), steps // 2)  # the rate falls, even in one epoch
+    schedule = Schedule(spec.optimizer.lr, warmup_steps, steps)
     settings = {
         "spec": spec.model_dump(mode="json"),
         "batch_size": batch_size,

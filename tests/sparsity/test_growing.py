@@ -14,6 +14,7 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import DataError, TrainingError
 from passdeploy.grouping.find import map_channels
+from passdeploy.recipe import OptimizerSpec
 from passdeploy.slimming.masked import masked
 from passdeploy.sparsity import shrinking
 from passdeploy.sparsity.baselines import magnitude_scores
@@ -47,7 +48,7 @@ def test_removed_channels_shrink_and_kept_ones_do_not():
     net = HalfUseless()
     plan = Plan({"features": tuple(range(6))})
     groups = map_channels(net, IMAGE).groups
-    grown = grow_penalty(net, groups, plan, BATCHES * 15, F.cross_entropy, steps=60, lr=0.05)
+    grown = grow_penalty(net, groups, plan, BATCHES * 15, F.cross_entropy, steps=60, optimizer=OptimizerSpec(lr=0.05))
     removed, kept = (
         (grown.features.weight[part].norm() / net.features.weight[part].norm()).item()
         for part in (slice(6, 12), slice(0, 6))
@@ -57,11 +58,22 @@ def test_removed_channels_shrink_and_kept_ones_do_not():
     assert net.features.weight[6:].eq(5.0).all()  # the network itself is left as it was
 
 
+def test_growing_takes_the_optimizer_that_it_is_given():
+    """AdamW moves every weight by about its rate in the first step, whatever the gradient; SGD does not."""
+    net = HalfUseless()
+    spec = OptimizerSpec(name="adamw", lr=0.001, weight_decay=0.0)
+    grown = grow_penalty(
+        net, map_channels(net, IMAGE).groups, Plan({}), BATCHES, F.cross_entropy, steps=1, optimizer=spec
+    )
+    moved = (grown.features.weight - net.features.weight).abs()
+    torch.testing.assert_close(moved[moved > 0].median(), torch.tensor(0.001), rtol=0.05, atol=0.0)
+
+
 def test_growing_stops_at_a_loss_that_is_not_a_number():
     net = HalfUseless()
     nn.init.constant_(net.head.bias, float("nan"))
     with pytest.raises(TrainingError, match=r"step 1 of growing regularisation, with a learning rate of 0\.05"):
-        grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, lr=0.05)
+        grow_penalty(net, (), Plan({}), BATCHES, F.cross_entropy, steps=4, optimizer=OptimizerSpec(lr=0.05))
 
 
 def test_growing_stops_at_weights_that_are_not_finite_after_the_last_step():
@@ -69,7 +81,7 @@ def test_growing_stops_at_weights_that_are_not_finite_after_the_last_step():
         return 1e10 * F.cross_entropy(output, targets)
 
     with pytest.raises(TrainingError, match="a weight is not a number at step 1 of growing"):
-        grow_penalty(HalfUseless(), (), Plan({}), BATCHES, steep, steps=1, lr=1e38)
+        grow_penalty(HalfUseless(), (), Plan({}), BATCHES, steep, steps=1, optimizer=OptimizerSpec(lr=1e38))
 
 
 def test_with_alpha_one_only_the_teacher_counts_in_growing():
@@ -82,7 +94,11 @@ def test_with_alpha_one_only_the_teacher_counts_in_growing():
     moved = [
         max((own - dense).abs().max().item() for own, dense in zip(grown.parameters(), net.parameters(), strict=True))
         for distillation in (DistillationLoss(teacher, alpha=1.0), None)
-        for grown in [grow_penalty(net, groups, whole, BATCHES, steep, steps=4, lr=0.01, distillation=distillation)]
+        for grown in [
+            grow_penalty(
+                net, groups, whole, BATCHES, steep, steps=4, optimizer=OptimizerSpec(lr=0.01), distillation=distillation
+            )
+        ]
     ]
     assert teacher.batch_sizes == [32] * 4
     assert moved[0] < 0.1 < moved[1]  # no channel is removed and the teacher is the network; labels have no weight

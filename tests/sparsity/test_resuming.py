@@ -188,7 +188,9 @@ def test_growing_goes_on_with_the_same_bits():
 
     def grow(memory: Memory | None) -> dict[str, Tensor]:
         torch.manual_seed(int(memory is None))
-        grown = grow_penalty(net, groups, plan, BATCHES, F.cross_entropy, steps=5, lr=0.05, checkpoint=memory)
+        grown = grow_penalty(
+            net, groups, plan, BATCHES, F.cross_entropy, steps=5, optimizer=OptimizerSpec(lr=0.05), checkpoint=memory
+        )
         return dict(grown.state_dict())
 
     memory = Memory()

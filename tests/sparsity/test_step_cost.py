@@ -183,7 +183,14 @@ def test_a_loss_that_is_not_a_number_is_found_later_and_named_by_its_step(
         )
     with pytest.raises(TrainingError, match=f"the loss is nan at step {diverges_at + 1} of growing"):
         growing.grow_penalty(
-            student, channels.groups, Plan({}), batches, F.cross_entropy, steps=26, lr=0.01, stage=stage
+            student,
+            channels.groups,
+            Plan({}),
+            batches,
+            F.cross_entropy,
+            steps=26,
+            optimizer=OptimizerSpec(lr=0.01),
+            stage=stage,
         )
     assert [done for done, _ in reported] == 2 * list(range(1, diverges_at + 1))
     assert all(math.isfinite(loss) for _, loss in reported)
@@ -196,6 +203,15 @@ def test_growing_reads_nothing_between_its_reports(monkeypatch: pytest.MonkeyPat
     halves = Plan({group.name: tuple(range(0, group.width, 2)) for group in groups})
     with Operations() as operations:
         watched = Steps(operations)
-        growing.grow_penalty(student, groups, halves, repeat(BATCH), F.cross_entropy, steps=20, lr=0.01, stage=watched)
+        growing.grow_penalty(
+            student,
+            groups,
+            halves,
+            repeat(BATCH),
+            F.cross_entropy,
+            steps=20,
+            optimizer=OptimizerSpec(lr=0.01),
+            stage=watched,
+        )
     assert watched.done == list(range(1, 21))
     assert sum(watched.read[1:]) == watched.read[0] - watched.read[10] == 0

@@ -194,6 +194,18 @@ def test_every_step_is_reported_with_its_learning_rate(digits: ImageData):
     assert rates[5:] == sorted(rates[5:], reverse=True)
 
 
+def test_the_learning_rate_falls_even_in_a_single_epoch(digits: ImageData):
+    events: list[Event] = []
+    asked = spec(1, warmup_epochs=1.0)
+    fit(small_net(), digits, asked, batch_size=144, seed=0, device="cpu", stage=Stage("finetune", events.append))
+    rates = [event.metrics["lr"] for event in events if isinstance(event, Step)]
+    half = len(rates) // 2
+    assert half > 1
+    assert rates[:half] == pytest.approx([0.1 * (step + 1) / half for step in range(half)])
+    assert rates[half:] == sorted(rates[half:], reverse=True)
+    assert rates[-1] < 0.03
+
+
 def test_a_loss_that_is_not_finite_names_the_step_and_the_learning_rate(digits: ImageData):
     net = small_net()
     with torch.no_grad():
