@@ -1260,6 +1260,7 @@ OUTPUT_KINDS: dict[str, Callable[[list[Tensor]], Any]] = {
     "named tuple": lambda found: Pair(found[0], found[1:]),
     "arrays": lambda found: [one.detach().numpy() for one in found],
     "lists": lambda found: {"out": found[0].tolist(), "more": found[1:]},
+    "labels alone": lambda found: {"label": found[0].argmax(1), "more": found[1:]},
     "labels": lambda found: {"logits": found[0], "label": found[0].argmax(1), "more": found[1:]},
 }
 

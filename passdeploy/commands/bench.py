@@ -1,7 +1,8 @@
 """Every format and precision that this machine can export and run, in one table.
 
 Each slim file is measured in turns with the dense network in fp32 in the same backend, so that a speed-up is what
-pruning and precision bring together. What cannot be exported or run here is listed with the reason.
+pruning and precision bring together. What cannot be exported or run here is listed with the reason. The files are in a
+folder of their own in the run, since they are made for other batch sizes than those that the user has exported.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document, summary_of
 from passdeploy.runtime.events import Listener, silent
 from passdeploy.runtime.names import PRECISIONS
+
+BENCH_FILES = "bench"  # folder of the measured files, in the run folder
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class _Bench:
             {
                 "format": format_name,
                 "precision": precision,
-                "file": weights.name if artifact is None else f"export/{artifact.path.name}",
+                "file": weights.name if artifact is None else f"{BENCH_FILES}/{artifact.path.name}",
                 "size_bytes": weights.stat().st_size if artifact is None else artifact.size_bytes,
                 "top1": summary["slim"]["top1"] if artifact is None else parity.get("top1"),
                 "images": images if artifact is None else parity.get("real_images"),
@@ -96,6 +99,8 @@ def bench_run(
     listener: Listener = silent,
 ) -> dict[str, Any]:
     """Export a run in every format and precision that this machine can, measure each, and write `bench.json`.
+
+    The files go into the folder `bench` of the run; those of `passdeploy export` stay as they are.
 
     Args:
         run: the run folder.
@@ -122,9 +127,9 @@ def bench_run(
         bench.attempt(
             "PyTorch", "fp32", lambda: bench.add("PyTorch", "fp32", None, bench.measure("torch", dense, slim))
         )
-        baseline = _export(bench, "dense", ExportSettings(batch=_batches(batch)))
+        baseline = _export_baseline(bench)
         for precision in precisions:
-            _bench_onnx(bench, precision, baseline[0])
+            _bench_onnx(bench, precision, baseline)
         for precision in precisions:
             _bench_engine(bench, precision)
         for precision in precisions:
@@ -150,14 +155,24 @@ def _batches(batch: int) -> tuple[int, int, int]:
 
 def _export(bench: _Bench, name: str, settings: ExportSettings) -> list[Artifact]:
     samples = samples_of(bench.folder, replace(settings, precisions=PRECISIONS))  # the same images for every precision
-    return export_network(bench.folder, name, settings, samples, bench.allow_code, bench.listener)
+    return export_network(bench.folder, name, settings, samples, bench.allow_code, bench.listener, home=BENCH_FILES)
 
 
-def _bench_onnx(bench: _Bench, precision: str, baseline: Artifact) -> None:
+def _export_baseline(bench: _Bench) -> Artifact | PassDeployError:
+    """Export the dense network in fp32, which every ONNX file is measured against; return why, where that fails."""
+    try:
+        return _export(bench, "dense", ExportSettings(batch=_batches(bench.batch)))[0]
+    except PassDeployError as error:
+        return error
+
+
+def _bench_onnx(bench: _Bench, precision: str, baseline: Artifact | PassDeployError) -> None:
     """Measure the ONNX file of a precision in ONNX Runtime."""
     backend = "ort-cuda" if bench.setting.device.startswith("cuda") else "ort"
 
     def work() -> None:
+        if isinstance(baseline, PassDeployError):
+            raise baseline
         settings = ExportSettings(precisions=(precision,), batch=_batches(bench.batch))
         artifact = _export(bench, "slim", settings)[0]
         pair = Candidate("dense", onnx=baseline.path), Candidate("slim", onnx=artifact.path)
@@ -185,17 +200,16 @@ def _bench_engine(bench: _Bench, precision: str) -> None:
 
 
 def _bench_program(bench: _Bench, precision: str) -> None:
-    """Compile the Torch-TensorRT program of a precision, and measure it."""
+    """Compile the Torch-TensorRT program of a precision, and measure it in turns with the dense one in fp32."""
+
+    def program(name: str, precision: str) -> Artifact:
+        settings = ExportSettings(("torch-trt",), (precision,), _batches(bench.batch))
+        return next(one for one in _export(bench, name, settings) if one.kind == "program")
 
     def work() -> None:
         load_torch_trt(None)  # before the exports, which take longer
-        settings = ExportSettings(("torch-trt",), (precision,), _batches(bench.batch))
-        pair = []
-        for name in ("dense", "slim"):
-            programs = [one for one in _export(bench, name, settings) if one.kind == "program"]
-            pair.append(programs[0])
-        dense, slim = (Candidate(name, program=one.path) for name, one in zip(("dense", "slim"), pair, strict=True))
-        row = bench.measure("torch-trt", dense, slim, precision)
-        bench.add("Torch-TensorRT", precision, pair[1], row)
+        dense, slim = program("dense", "fp32"), program("slim", precision)
+        pair = Candidate("dense", program=dense.path), Candidate("slim", program=slim.path)
+        bench.add("Torch-TensorRT", precision, slim, bench.measure("torch-trt", *pair, precision))
 
     bench.attempt("Torch-TensorRT", precision, work)

@@ -13,17 +13,18 @@ def packed(right: Tensor) -> str:
     return base64.b85encode(np.packbits(right.numpy()).tobytes()).decode("ascii")
 
 
-def changed_answers(before: str | None, after: Tensor) -> dict[str, int] | None:
+def changed_answers(before: str | None, after: Tensor, *, images: int | None) -> dict[str, int] | None:
     """Count the images whose answer changed between two networks.
 
     Args:
         before: the answers of the first network, from `packed`; None where a run of an earlier version has none.
         after: those of the second one, (images,) bool.
+        images: that `before` is of; None where a run of an earlier version has not written it down.
 
     Returns:
         `became_right` and `became_wrong`, numbers of images; None without `before`, or if that is of other images.
     """
-    if before is None:
+    if before is None or images not in (None, len(after)):
         return None
     bits = np.frombuffer(base64.b85decode(before), dtype=np.uint8)
     if len(bits) != (len(after) + 7) // 8:

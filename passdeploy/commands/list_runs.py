@@ -35,12 +35,12 @@ def finished_runs(out: Path) -> list[RunFacts]:
     """Read every finished run in `out`, in the order of their names; damaged and unfinished ones are left out."""
     facts = []
     for path in list_runs(out):
-        folder = RunFolder.open(path)
-        if folder.has("summary.json"):
-            try:
+        try:
+            folder = RunFolder.open(path)
+            if folder.has("summary.json"):
                 facts.append(read_run(folder))
-            except PassDeployError:
-                continue
+        except PassDeployError:
+            continue
     return facts
 
 

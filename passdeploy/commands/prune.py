@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,14 @@ import torch
 from passdeploy.commands.crowded_cores import crowded_cores
 from passdeploy.commands.prepare import prepare
 from passdeploy.commands.published import with_published_input
-from passdeploy.commands.resume import can_be_resumed, find_run_to_resume, leaves, require_room_for_runs
+from passdeploy.commands.resume import (
+    DATA,
+    can_be_resumed,
+    find_run_to_resume,
+    leaves,
+    require_room_for_runs,
+    require_same_data,
+)
 from passdeploy.commands.snapshots import epochs_left
 from passdeploy.commands.stages import PruneJob
 from passdeploy.data.splits import ImageData
@@ -66,7 +73,7 @@ def run(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         resume: continue the newest run in `out` that was made with exactly this recipe.
         allow_code: let the recipe name a model factory, which runs its module's code.
-        trackers: `tensorboard`, `mlflow`, to which the metrics are passed on.
+        trackers: names of `tensorboard` and `mlflow`, to which the metrics are passed on.
         tell: a listener, which receives an event for every stage, step and warning.
 
     Raises:
@@ -122,20 +129,51 @@ class _Runner:
             prepared = prepare(recipe, device=str(self.device), allow_code=self.allow_code, listener=tell)
             progress.text = prepared.text
             _warn_of_left_out(prepared.data, tell)
-        with process_group(self.device) as processes, _open_folder(processes, self.out, recipe, resume) as folder:
-            if not folder.has("recipe.resolved.yaml"):
-                folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
+        with (
+            process_group(self.device) as processes,
+            _open_folder(processes, self.out, recipe, resume) as folder,
+            ExitStack() as open_trackers,
+        ):
             listener = broadcast(
                 tell if processes.is_first else silent, folder.metrics_listener(), folder.log_listener()
             )
-            wanted = self.trackers if processes.is_first else ()
-            facts = dict(leaves(recipe.model_dump(mode="json")))
-            with tracking(wanted, folder.path, folder.path.name, facts, tell=listener) as track:
-                told = broadcast(listener, track)
-                job = PruneJob(prepared, folder, self.device, self.allow_code, told, processes)
-                summary = job.run_stages()
+            with _discarded_on_error(folder, is_new=not resume):
+                _write_identity(folder, recipe, prepared.data)
+                wanted = self.trackers if processes.is_first else ()
+                facts = dict(leaves(recipe.model_dump(mode="json")))
+                track = open_trackers.enter_context(
+                    tracking(wanted, folder.path, folder.path.name, facts, tell=listener)
+                )
+            told = broadcast(listener, track)
+            summary = PruneJob(prepared, folder, self.device, self.allow_code, told, processes).run_stages()
             path = processes.broadcast_object(folder.path)
         return RunResult(path, summary, processes.is_first)
+
+
+def _write_identity(folder: RunFolder, recipe: Recipe, data: ImageData) -> None:
+    """Write the recipe of a run, and what tells its data from others; of a run that goes on, check its data.
+
+    Raises:
+        RunError: the data has changed.
+    """
+    if not folder.has("recipe.resolved.yaml"):
+        folder.write_text("recipe.resolved.yaml", recipe.to_yaml(), kind="recipe")
+    if data.identity is None:
+        return
+    require_same_data(folder, data.identity)
+    if not folder.has(DATA):  # a new run, or one of an earlier version
+        folder.write_json(DATA, data.identity.to_json(), kind="data")
+
+
+@contextmanager
+def _discarded_on_error(folder: RunFolder, *, is_new: bool) -> Iterator[None]:
+    """Delete a new run, in which nothing was trained yet, if the block fails."""
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            folder.discard()
+        raise
 
 
 def _with_larger_target(recipe: Recipe, share: float, learned: Path) -> Recipe:

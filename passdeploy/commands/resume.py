@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import PassDeployError, RunError, UsageError
+from passdeploy.data.identity import DataIdentity
+from passdeploy.errors import CorruptArtifact, PassDeployError, RunError, UsageError
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.numbering import list_runs
 from passdeploy.runtime.files import require_writable
 
+DATA = "data.json"  # the `DataIdentity` of a run
 _MOST_KEYS = 3  # that an error names
 
 
 def find_run_to_resume(out: Path, recipe: Recipe) -> Path:
     """Find the newest run in `out` that was made with this recipe, and check that nobody else is writing to it.
 
+    Runs whose recipe is damaged are left out; they are named where no other run is found.
+
     Raises:
         RunError: there is none, and the message names the keys that differ; or another process is writing to it.
+        CorruptArtifact: the only runs of this name are damaged.
     """
     found = [path for path in list_runs(out) if path.name.rpartition("-")[0] == recipe.name]
-    texts = {path: _recipe_text(path) for path in found}
-    named = [path for path in found if texts[path]]
+    texts, damaged = _recipe_texts(found)
+    named = [path for path, text in texts.items() if text]
     for path in reversed(named):
         if texts[path] == recipe.to_yaml():
             RunFolder.open(path, write=True).close()
             return path
-    if found and not named:
+    if damaged and not texts:
+        raise list(damaged.values())[-1]
+    unread = f"Damaged, and not looked at: {', '.join(path.name for path in damaged)}.\n" if damaged else ""
+    if texts and not named:
         raise RunError(
-            f"{found[-1]} was stopped before it had begun, so there is nothing to resume.\nLeave --resume out."
+            f"{list(texts)[-1]} was stopped before it had begun, so there is nothing to resume.\n{unread}"
+            "Leave --resume out."
         )
     if not named:
         raise RunError(
@@ -38,7 +47,7 @@ def find_run_to_resume(out: Path, recipe: Recipe) -> Path:
             "Give the same recipe, --set options and --out as before, or leave --resume out."
         )
     raise RunError(
-        f"{named[-1]} was made with another recipe: {_differences(named[-1], recipe)}.\n"
+        f"{named[-1]} was made with another recipe: {_differences(texts[named[-1]], recipe)}.\n{unread}"
         "Give the same recipe and --set options as before, or leave --resume out."
     )
 
@@ -65,15 +74,38 @@ def require_room_for_runs(out: Path) -> None:
         raise RunError(f"cannot make a run folder in {out}: {reason}\nChoose another place with --out DIR.") from error
 
 
-def _recipe_text(path: Path) -> str:
-    folder = RunFolder.open(path)
-    return folder.read_text("recipe.resolved.yaml") if folder.has("recipe.resolved.yaml") else ""
+def require_same_data(folder: RunFolder, identity: DataIdentity) -> None:
+    """Check that the data is what a run was begun with; runs of earlier versions have not written that down.
+
+    Raises:
+        RunError: it is not; the message says what has changed.
+    """
+    if not folder.has(DATA):
+        return
+    if changes := identity.changes_since(DataIdentity.from_json(folder.read_json(DATA))):
+        raise RunError(
+            f"the data has changed since {folder.path.name} was begun: {'; '.join(changes)}.\n"
+            "Put the images back as they were, or leave --resume out to start a new run."
+        )
 
 
-def _differences(path: Path, recipe: Recipe) -> str:
+def _recipe_texts(runs: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, CorruptArtifact]]:
+    """Read the recipes of runs, empty for those that have none yet; and the errors of those that are damaged."""
+    texts: dict[Path, str] = {}
+    damaged: dict[Path, CorruptArtifact] = {}
+    for path in runs:
+        try:
+            folder = RunFolder.open(path)
+            texts[path] = folder.read_text("recipe.resolved.yaml") if folder.has("recipe.resolved.yaml") else ""
+        except CorruptArtifact as error:
+            damaged[path] = error
+    return texts, damaged
+
+
+def _differences(text: str, recipe: Recipe) -> str:
     """Name the keys in which a run's recipe differs: `prune.steps is 300 there, 200 here`."""
     try:
-        there = dict(leaves(parse_recipe(_recipe_text(path), "recipe.resolved.yaml").model_dump(mode="json")))
+        there = dict(leaves(parse_recipe(text, "recipe.resolved.yaml").model_dump(mode="json")))
     except PassDeployError:
         return "it was written by another version of passdeploy"
     here = dict(leaves(recipe.model_dump(mode="json")))

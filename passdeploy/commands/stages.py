@@ -200,7 +200,7 @@ class PruneJob:
         accuracy = self._evaluate(self.dense)
         self.folder.write_tensors("dense.safetensors", self.dense.state_dict())
         progress.text = f"top-1 {percent(accuracy.top1, 2)}"
-        return {"top1": accuracy.top1, "right": packed(accuracy.right)}
+        return {"top1": accuracy.top1, "right": packed(accuracy.right), "images": len(accuracy.right)}
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
         larger = self.prepared.larger_budgets
@@ -344,13 +344,13 @@ class PruneJob:
             checkpoint=self.folder.checkpoint("finetune"),
             processes=self.processes,
         )
-        accuracy = self._evaluate(smaller)
+        accuracy, before = self._evaluate(smaller), self.folder.result_of("dense")
         hidden = hidden_state(without_prompt(smaller), self.channels.groups)
         self.folder.write_tensors("slim.safetensors", {**state_with_prompt(smaller), **hidden})
         progress.text = f"top-1 {percent(accuracy.top1, 2)}"
         return {
             "top1": accuracy.top1,
-            "answers": changed_answers(self.folder.result_of("dense").get("right"), accuracy.right),
+            "answers": changed_answers(before.get("right"), accuracy.right, images=before.get("images")),
             "prompt": self._top1_with_and_without_prompt(smaller),
         }
 

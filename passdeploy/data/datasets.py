@@ -1,8 +1,8 @@
 """Find the images of a data set on disk by its name: one function per layout (ImageNet, Food-101, CIFAR, ...).
 
 Each function expects the folders and lists that the data set's own archive unpacks to; the error for a missing folder
-says what to download and how it must be laid out. Image files are not decoded here. Nothing is downloaded, except by
-the `datasets` library for `hf/NAME`.
+says what to download and how it must be laid out. Image files are not decoded here. Nothing is downloaded, except for
+`hf/NAME` (`hub.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from passdeploy.data.hub import find_hub_images
 from passdeploy.data.image_files import folders_in
 from passdeploy.data.image_folder import ListedImages, list_classes, list_image_folder
 from passdeploy.data.images import Augmentation, Frame, ImageSource, RawDataset, crop_and_resize
-from passdeploy.errors import DataError, RecipeError, UsageError, first_line, require
+from passdeploy.errors import DataError, RecipeError, UsageError, require
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def find_images(spec: DataSpec) -> RawDataset:
         DataError: a class without images, or a file that is not what the layout says.
     """
     if spec.name.startswith("hf/"):
-        return _hugging_face(spec, frame_of(spec))
+        return find_hub_images(spec, frame_of(spec))
     if spec.name not in _LOADERS:
         raise UsageError(f"data.name is {spec.name!r}, which cannot be loaded.\nKnown: {', '.join(sorted(_LOADERS))}.")
     return _LOADERS[spec.name](spec, frame_of(spec))
@@ -54,10 +55,12 @@ def frame_of(spec: DataSpec) -> Frame:
 
 def _split_off_test_set(labels: Sequence[int]) -> tuple[list[int], list[int]]:
     """Split indices into train and test: a fixed random fifth of every class, at least one image, is for testing."""
+    of_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels):
+        of_class.setdefault(label, []).append(index)
     train: list[int] = []
     test: list[int] = []
-    for label in sorted(set(labels)):
-        members = [index for index, other in enumerate(labels) if other == label]
+    for label, members in sorted(of_class.items()):
         shuffled = torch.randperm(len(members), generator=generator(*_SPLIT_KEY, label)).tolist()
         count = max(1, round(TEST_SHARE * len(members)))
         test += [members[i] for i in shuffled[:count]]
@@ -236,39 +239,6 @@ def _stanford_cars(spec: DataSpec, frame: Frame) -> RawDataset:
     train = source("cars_train", home / "devkit" / "cars_train_annos.mat")
     test = source("cars_test", home / "cars_test_annos_withlabels.mat")
     return RawDataset(classes, train, test)
-
-
-def _hugging_face(spec: DataSpec, frame: Frame) -> RawDataset:
-    """Load an image classification set from the Hugging Face hub, or from a local folder in its format (data.root)."""
-    library = require("datasets", extra="hf")
-    name = spec.root or spec.name.removeprefix("hf/")
-    try:
-        parts = library.load_dataset(name)
-    except Exception as error:  # the library raises its own, urllib's and pyarrow's errors
-        raise DataError(
-            f"the data set {spec.name!r} cannot be loaded: {first_line(error, longest=120)}.\n"
-            "Go online once (it is kept), or set data.root to a folder that holds it."
-        ) from error
-    held_out = next((part for part in ("test", "validation") if part in parts), None)
-    if "train" not in parts or held_out is None:
-        raise DataError(
-            f"the data set {spec.name!r} has the parts {', '.join(parts)}.\nNeeded are train, and test or validation."
-        )
-    features = parts["train"].features
-    kinds = {key: type(feature).__name__ for key, feature in features.items()}
-    image, label = (
-        next((key for key, kind in kinds.items() if kind == wanted), None) for wanted in ("Image", "ClassLabel")
-    )
-    if image is None or label is None:
-        raise DataError(
-            f"the data set {spec.name!r} has the columns {', '.join(kinds)}.\nNeeded are an Image and a ClassLabel."
-        )
-
-    def source(part: Any) -> ImageSource:
-        labels = tuple(int(number) for number in part[label])
-        return ImageSource(lambda i: crop_and_resize(part[i][image], frame), labels)
-
-    return RawDataset(tuple(features[label].names), source(parts["train"]), source(parts[held_out]))
 
 
 def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str], frame: Frame) -> ImageSource:

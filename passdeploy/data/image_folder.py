@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from passdeploy.data.image_files import FolderId, ImageLister, folder_id, folders_in, images_in
 from passdeploy.errors import DataError, RecipeError
@@ -20,7 +21,7 @@ from passdeploy.errors import DataError, RecipeError
 _NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
 _ALIKE = {"train": {"trn"}, "test": {"tst"}, "val": {"dev", "eval", "evaluation"}}
 _ALSO_CLASSES = {"valid", "dev", "eval"}  # splits only beside training images
-_LAYOUT = "Expected train/CLASS/ and test/CLASS/ (or val/CLASS/), or one folder per class in data.root."
+_LAYOUT = "Expected train/CLASS/ and test/CLASS/ (or val/CLASS/), or one folder per class."
 
 
 @dataclass(frozen=True)
@@ -144,15 +145,17 @@ def _split_folders(
     if (alike["train"] and not train) or (train and not held_out and (alike["test"] or alike["val"])):
         first, second = train or alike["train"][0], next(iter([*held_out, *alike["test"], *alike["val"]]), "TEST")
         odd = [name for name in (first, second) if name not in (train, *held_out) and name in folders]
+        in_recipe = [quote(f"data.{split}_folder={name}") for split, name in (("train", first), ("test", second))]
         raise DataError(
             f"{root} has {' and '.join(f'{name}/' for name in odd)}, which {'are' if len(odd) > 1 else 'is'} neither "
             "a class nor called train, test or val.\n"
-            f"Rename the folder, or name it: --set data.train_folder={first} --set data.test_folder={second}"
+            f"Rename the folder, or name both: --set {in_recipe[0]} --set {in_recipe[1]}\n"
+            f"For init: --train-folder {quote(first)} --test-folder {quote(second)}"
         )
     if train and not held_out:
         raise DataError(
             f"{root} has {train}/ but neither test/ nor val/.\n"
-            f"Add one, or set data.root to {root / train}: a fixed fifth of each class is then held out."
+            f"Add one, or give {root / train} instead: a fixed fifth of each class is then held out."
         )
     # test/ has no class folders where its labels are secret
     return (train, next((name for name in held_out if folders_in(root / name)), held_out[0])) if train else None
@@ -182,12 +185,12 @@ def _refuse_other_layouts(root: Path, folders: Sequence[str]) -> None:
         if "train" in kinds and len(kinds) > 1:
             raise DataError(
                 f"{root / name} holds {inside[0]}/ and {inside[-1]}/: the splits lie inside, so {name!r} is no class.\n"
-                + (f"Set data.root to {root / name}." if len(folders) == 1 else _LAYOUT)
+                + (f"Give {root / name} instead." if len(folders) == 1 else _LAYOUT)
             )
     if len(folders) == 1 and len(folders_in(root / folders[0])) > 1:
         raise DataError(
             f"{root} holds one folder, {folders[0]}/, which would be the only class.\n"
-            f"If the classes lie in it, set data.root to {root / folders[0]}."
+            f"If the classes lie in it, give {root / folders[0]} instead."
         )
 
 

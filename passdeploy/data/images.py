@@ -124,7 +124,10 @@ def decode_file(path: str | Path, frame: Frame) -> Pixels:
         with Image.open(path) as image:
             return crop_and_resize(image, frame)
     except Exception as error:  # decoders raise almost anything on damaged bytes
-        reason = "Pillow knows no format like it" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(
-            f"{path} cannot be read as an image: {reason}.\nReplace the file, or take it out of its folder."
-        ) from error
+        raise unreadable(str(path), error, "Replace the file, or take it out of its folder.") from error
+
+
+def unreadable(image: str, error: Exception, advice: str) -> DataError:
+    """Make the error that says why an image cannot be decoded, from what the decoder raised."""
+    reason = "Pillow knows no format like it" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    return DataError(f"{image} cannot be read as an image: {reason}.\n{advice}")

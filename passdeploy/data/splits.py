@@ -26,6 +26,7 @@ from passdeploy.data.contents import DataContents
 from passdeploy.data.datasets import find_images
 from passdeploy.data.decoding_threads import DecodingThreads
 from passdeploy.data.feeding import BatchPlan, DeviceFeed, is_fed
+from passdeploy.data.identity import DataIdentity
 from passdeploy.data.images import Augmentation, ImageSource, RawDataset
 from passdeploy.data.reading import PixelReader, worker_count
 from passdeploy.data.stand_ins import StandIns
@@ -92,6 +93,7 @@ class ImageData:
     skipped: tuple[str, ...] = ()  # images that could not be read and were left out, with the reason
     unreadable: list[str] = field(default_factory=list)  # images that others of their class stood in for, so far
     contents: DataContents | None = None  # None: not a data set on disk
+    identity: DataIdentity | None = None  # None: as above
     preprocessing: PreprocessingSpec = field(
         default_factory=PreprocessingSpec
     )  # of all images; its mean and std are the ones above
@@ -155,6 +157,7 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
         skipped=tuple(skipped),
         unreadable=unreadable,
         contents=DataContents.of(loaded, skipped),
+        identity=DataIdentity.of(loaded, spec.root),
         preprocessing=preprocessing,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from passdeploy.profiling.runners import Runner
-from passdeploy.profiling.statistics import LatencySummary, Speedup, is_measurable
+from passdeploy.profiling.statistics import LatencySummary, Speedup
 
 NO_DIFFERENCE = "no measurable difference"
 _UNSTABLE_ABOVE = 0.03  # relative half-width of the median's 95 % interval
@@ -49,11 +49,6 @@ class Row:
     enqueue_ms: float | None
     copy_ms: float | None
     memory_mb: float | None
-
-    @property
-    def is_faster(self) -> bool:
-        """True if it is measurably faster than the network it was compared with."""
-        return self.speedup_ci[0] > 1.0 and is_measurable(*self.speedup_ci)
 
     @property
     def in_words(self) -> str:

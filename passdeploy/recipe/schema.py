@@ -14,6 +14,7 @@ from passdeploy.recipe.strict_yaml import dump
 from passdeploy.recipe.training import FinetuneSpec, TrainSpec
 
 SCHEMA_FILE = "recipe.schema.json"  # beside recipes, which name it in their first line
+_PRETRAINED = "pretrained"  # as in models/weights.py, which imports torch
 
 DATASETS = (
     "digits",
@@ -167,13 +168,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        prompt, size = self.prune.prompt, self.data.image_size
-        if prompt.kind == "padding" and 2 * prompt.size >= size:
-            raise KeyConflict(
-                ("prune", "prompt", "size"),
-                f"a border of {prompt.size} pixels leaves nothing of an image of {size}; "
-                f"the widest is {(size - 1) // 2}, and kind: full has no border.",
-            )
+        if self._knows_image_size and (problem := self.border_problem):
+            raise KeyConflict(("prune", "prompt", "size"), problem)
         if self.prune.measure.table is not None and self.prune.target.kind not in ("latency", "latency_ms"):
             raise KeyConflict(
                 ("prune", "measure", "table"),
@@ -183,6 +179,22 @@ class Recipe(Section):
         if self.train.distill is not None:
             raise KeyConflict(("train", "distill"), "dense training has no teacher; distill belongs under finetune.")
         return self
+
+    @property
+    def _knows_image_size(self) -> bool:
+        """False where images get the size of pretrained weights, which are looked up later."""
+        return "image_size" in self.data.model_fields_set or self.model.weights != _PRETRAINED
+
+    @property
+    def border_problem(self) -> str | None:
+        """What is wrong with a border of the prompt that leaves nothing of the images; None if it fits."""
+        prompt, size = self.prune.prompt, self.data.image_size
+        if prompt.kind != "padding" or 2 * prompt.size < size:
+            return None
+        return (
+            f"a border of {prompt.size} pixels leaves nothing of an image of {size}; "
+            f"the widest is {(size - 1) // 2}, and kind: full has no border."
+        )
 
     def to_yaml(self) -> str:
         """Write this recipe as YAML with every default filled in; loading it gives an equal Recipe."""

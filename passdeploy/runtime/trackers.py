@@ -11,19 +11,22 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from passdeploy.errors import MissingError, first_line, require
+from passdeploy.errors import MissingError, UsageError, clipped, first_line, require
 from passdeploy.runtime.events import Event, Listener, StageFinished, Step, Warned, broadcast, silent
 
 TRACKERS = ("tensorboard", "mlflow")
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Check, before anything is trained, that trackers are installed and that MLflow finds where to write.
+    """Check, before anything is trained, that trackers are known and installed and that MLflow finds where to write.
 
     Raises:
+        UsageError: there is no tracker of that name.
         MissingExtra: a tracker is not installed.
         MissingError: MLflow cannot write to where its environment says.
     """
+    if unknown := [name for name in names if name not in TRACKERS]:
+        raise UsageError(f"there is no tracker {clipped(unknown[0])!r}.\nKnown: {', '.join(TRACKERS)}.")
     if "tensorboard" in names:
         require("tensorboard", extra="tensorboard")
     if "mlflow" in names:
@@ -48,28 +51,28 @@ def tracking(
         tell: is warned of a tracker that fails; it then gets nothing more.
 
     Raises:
-        MissingExtra, MissingError: as `require_trackers` does, and where MLflow starts no run.
+        UsageError, MissingExtra, MissingError: as `require_trackers` does, and where MLflow starts no run.
     """
     require_trackers(names)
     listeners: list[Listener] = []
     closings: list[Callable[[str], object]] = []  # called with how the run ended, in MLflow's words
-    if "tensorboard" in names:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder / "tensorboard"))
-        listeners.append(_until_it_fails("TensorBoard", _tensorboard(writer), tell))
-        closings.append(lambda _: writer.close())
-    if "mlflow" in names:
-        mlflow: Any = require("mlflow", extra="mlflow")
-        try:
-            mlflow.start_run(run_name=run_name)
-            mlflow.log_params(dict(facts))
-        except Exception as error:
-            raise _mlflow_error(mlflow, "start a run at", error) from error
-        listeners.append(_until_it_fails("MLflow", _mlflow(mlflow), tell))
-        closings.append(mlflow.end_run)
     ended = "FINISHED"
     try:
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(folder / "tensorboard"))
+            closings.append(lambda _: writer.close())
+            listeners.append(_until_it_fails("TensorBoard", _tensorboard(writer), tell))
+        if "mlflow" in names:
+            mlflow: Any = require("mlflow", extra="mlflow")
+            try:
+                mlflow.start_run(run_name=run_name)
+                closings.append(mlflow.end_run)
+                mlflow.log_params(dict(facts))
+            except Exception as error:
+                raise _mlflow_error(mlflow, "start a run at", error) from error
+            listeners.append(_until_it_fails("MLflow", _mlflow(mlflow), tell))
         yield broadcast(*listeners)
     except KeyboardInterrupt:
         ended = "KILLED"

@@ -117,5 +117,5 @@ def require_same_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> N
     if changed:
         raise RunError(
             f"the checkpoint was made with other settings: {', '.join(changed)} changed since.\n"
-            "Resume with the recipe of the run, or start a new run without --resume."
+            "Resume with the recipe and the images of the run, or start a new run without --resume."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from passdeploy.commands.list_runs import find_runs, finished_runs
 from passdeploy.runs.folder import RunFolder
 from tests.command_line import call_command
 from tests.report.conftest import MakeRun, make_run  # noqa: F401 - a fixture
@@ -57,3 +58,10 @@ def test_finished_runs_are_compared_without_naming_them(project: Path):
     document = json.loads(call_command("compare", "runs/done-0001", "--out", "other.html", "--json").stdout)
     assert [one["name"] for one in document["networks"]] == ["dense resnet18", "done-0001"]
     assert call_command("compare", "--out", "nowhere.html/x.html", "runs/stopped-0001").exit_code == 2
+
+
+def test_a_damaged_manifest_leaves_a_run_out_of_the_comparison_and_no_more(project: Path):
+    (project / "runs" / "stopped-0001" / "manifest.json").write_text("{}")
+    assert [facts.name for facts in finished_runs(project / "runs")] == ["done-0001"]
+    states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
+    assert states == {"done-0001": "finished", "stopped-0001": "damaged", "broken-0001": "damaged"}

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
 
 import onnx
 import pytest
@@ -48,6 +50,7 @@ STAGES = ["dense", "learn", "slim", "finetune"]
 RUN_FILES = {
     "checkpoints",
     "chosen.json",
+    "data.json",
     "dense.safetensors",
     "hypernetwork.safetensors",
     "manifest.json",
@@ -82,6 +85,7 @@ def test_the_summary_holds_what_the_design_promises(finished: prune.RunResult):
     answers, images = summary["answers"], sum(summary["images"]["test"].values())
     change = summary["slim"]["top1"] - summary["dense"]["top1"]
     assert answers["became_right"] - answers["became_wrong"] == round(change * images)
+    assert RunFolder.open(finished.path).result_of("dense")["images"] == images
     assert summary["budget"]["kind"] == "macs"
     assert summary["budget"]["requested"] == 0.6
     assert summary["budget"]["achieved"] == summary["slim"]["macs"] / summary["dense"]["macs"] <= 0.6
@@ -251,6 +255,28 @@ def test_a_place_that_cannot_hold_runs_is_known_before_anything_is_loaded(tiny_r
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file is a file"):
         prune.run(tiny_recipe, out=tmp_path / "file" / "runs", tell=lambda event: pytest.fail(str(event)))
+
+
+def test_a_tracker_that_does_not_start_leaves_no_folder_behind(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Down(ModuleType):
+        MlflowClient = MagicMock()
+
+        def start_run(self, **_: object) -> None:
+            raise ConnectionError("the server is down")
+
+        def get_tracking_uri(self) -> str:
+            return "http://nowhere"
+
+    monkeypatch.setitem(sys.modules, "mlflow", Down("mlflow"))
+    with pytest.raises(MissingError, match="cannot start a run at http://nowhere: the server is down"):
+        prune.run(tiny_recipe, out=tmp_path / "runs", trackers=["mlflow"])
+    assert not (tmp_path / "runs").exists()
+    heard: list[object] = []
+    with pytest.raises(UsageError, match="no tracker 'wandb'"):
+        prune.run(tiny_recipe, out=tmp_path, trackers=["wandb"], tell=heard.append)
+    assert not any(isinstance(event, StageStarted) for event in heard)
 
 
 @pytest.fixture(scope="module")
@@ -456,6 +482,7 @@ def test_an_engine_of_an_earlier_file_is_marked(finished: prune.RunResult, tmp_p
         facts = {"onnx": "model.onnx", "onnx_sha256": "of an earlier file"}
         engine = {"kind": "engine", "precision": "fp32", "size_bytes": 1, "sha256": "x", "facts": facts}
         records["model.engine"] = engine
+        (copied / "export" / "model.engine").write_bytes(b"native code")
         folder.write_json("export/artifacts.json", records)
     export_run(copied, ExportSettings(batch=(1, 2, 4)))
     records = json.loads((copied / "export" / "artifacts.json").read_text())

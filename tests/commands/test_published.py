@@ -23,8 +23,13 @@ from passdeploy.models.published_input import published_input
 from passdeploy.recipe import DataSpec, PreprocessingSpec, Recipe, parse_recipe
 
 
-def recipe(model: str, weights: str | None = "pretrained", **data: object) -> Recipe:
-    document = {"version": 1, "model": {"name": model, "weights": weights}, "data": {"name": "digits", **data}}
+def recipe(model: str, weights: str | None = "pretrained", border: int = 8, **data: object) -> Recipe:
+    document = {
+        "version": 1,
+        "model": {"name": model, "weights": weights},
+        "data": {"name": "digits", **data},
+        "prune": {"prompt": {"size": border}},
+    }
     return parse_recipe(json.dumps(document), "r.yaml")
 
 
@@ -60,9 +65,28 @@ def test_a_recipe_says_in_full_what_its_pretrained_weights_expect():
     assert parse_recipe(whole.to_yaml(), "r.yaml") == whole
     assert with_published_input(whole) == whole
     assert with_published_input(recipe("torchvision/efficientnet_b0", image_size=96)).data.image_size == 96
+    same = recipe("torchvision/efficientnet_b0", weights=None)
+    assert with_published_input(same) == same
+
+
+def test_size_and_preprocessing_are_filled_in_each_by_itself():
     own = recipe("torchvision/efficientnet_b0", preprocessing={"interpolation": "nearest"})
-    for same in (own, recipe("torchvision/efficientnet_b0", weights=None)):
-        assert with_published_input(same) == same
+    whole = with_published_input(own)
+    assert (whole.data.image_size, whole.data.preprocessing) == (224, own.data.preprocessing)
+    assert with_published_input(whole) == whole
+    both = recipe("torchvision/efficientnet_b0", preprocessing={"interpolation": "nearest"}, image_size=96)
+    assert with_published_input(both) == both
+
+
+def test_the_border_of_the_prompt_must_fit_into_images_of_the_size_that_is_used():
+    assert with_published_input(recipe("torchvision/efficientnet_b0", border=40)).data.image_size == 224
+    with pytest.raises(RecipeError, match=r"prune\.prompt\.size: a border of 112 pixels .* the widest is 111"):
+        with_published_input(recipe("torchvision/efficientnet_b0", border=112))
+    with pytest.raises(RecipeError, match="the widest is 31"):  # nothing is published, so the default is used
+        with_published_input(recipe("passdeploy/resnet20_cifar", border=40))
+    for keys in ({"weights": None}, {"image_size": 64}):
+        with pytest.raises(RecipeError, match="the widest is 31"):
+            recipe("torchvision/efficientnet_b0", border=40, **keys)
 
 
 def test_a_spread_of_zero_is_refused():

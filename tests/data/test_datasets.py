@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,8 +13,9 @@ import torch
 from PIL import Image
 
 from passdeploy.channels.allocation import Budget, smallest_plan
+from passdeploy.data.datasets import _split_off_test_set
 from passdeploy.data.splits import load_data
-from passdeploy.errors import DataError, MissingExtra, RecipeError
+from passdeploy.errors import DataError, RecipeError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.recipe import DATASETS, DataSpec, load_recipe, shipped_recipes
@@ -161,29 +160,22 @@ def test_unreadable_images_are_skipped_and_listed_if_the_recipe_says_so(tmp_path
         load_data(spec)
 
 
-def test_a_hugging_face_data_set_is_read_by_the_kinds_of_its_columns(monkeypatch: pytest.MonkeyPatch):
-    class ClassLabel:
-        names = CLASSES
+class CountedLabels(list[int]):
+    """Labels that count how often somebody goes through them."""
 
-    class Part(list):
-        features: ClassVar = {"picture": type("Image", (), {})(), "kind": ClassLabel()}
+    passes = 0
 
-        def __getitem__(self, key):
-            return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        return super().__iter__()
 
-    rows = [{"picture": Image.new("L", (9, 9), 60 * number), "kind": number} for number in (0, 1)]
-    library = ModuleType("datasets")
-    library.load_dataset = lambda name: {"train": Part(rows), "validation": Part(rows[::-1])}
-    monkeypatch.setitem(sys.modules, "datasets", library)
-    data = load_data(DataSpec(name="hf/someone/insects", image_size=8))
-    assert data.classes == CLASSES
-    assert next(iter(data.test.batches(2)))[1].tolist() == [1, 0]
-    library.load_dataset = lambda name: {"all": Part(rows)}
-    with pytest.raises(DataError, match="has the parts all"):
-        load_data(DataSpec(name="hf/someone/insects", image_size=8))
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtra, match=r"passdeploy\[hf\]"):
-        load_data(DataSpec(name="hf/someone/insects", image_size=8))
+
+def test_images_are_held_out_in_one_pass_however_many_classes_there_are():
+    labels = CountedLabels(number % 50 for number in range(500))
+    train, test = _split_off_test_set(labels)
+    assert labels.passes == 1
+    assert sorted(train + test) == list(range(500))
+    assert set(Counter(labels[index] for index in test).values()) == {2}
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if "imagenet" in name or "-" in name])

@@ -133,8 +133,8 @@ def link_test_to_train(root: Path) -> None:
     [
         (move_images_out_of_their_classes, "train holds images, but no class folder"),
         (turn_inside_out, "the splits lie inside, so 'ant' is no class"),
-        (wrap, r"Set data\.root to .*unpacked"),
-        (wrap_classes, r"one folder, photos/, which would be the only class.\nIf .* set data\.root to .*photos"),
+        (wrap, r"Give .*unpacked instead"),
+        (wrap_classes, r"one folder, photos/, which would be the only class.\nIf .* give .*photos instead"),
         (lose_training_images, "has test/ but no train/, so test/ would count as a class"),
         (link_test_to_train, "are the same folder"),
     ],

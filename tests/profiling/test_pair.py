@@ -83,7 +83,6 @@ def test_the_same_times_are_no_measurable_difference(monkeypatch: pytest.MonkeyP
     profile = profile_pair(DENSE, SLIM, image_shape=(3, 4, 4), backends=["ort"], batches=[1], threads=1, clock=clock)
     slim = profile.rows[1]
     assert slim.notes[0] == "no measurable difference"
-    assert not slim.is_faster
 
 
 def test_scatter_is_reported_as_unstable(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):

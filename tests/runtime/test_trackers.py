@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from passdeploy.errors import MissingError, MissingExtra
+from passdeploy.errors import MissingError, MissingExtra, UsageError
 from passdeploy.runtime.events import StageFinished, Step, Warned
 from passdeploy.runtime.trackers import require_trackers, tracking
 
@@ -94,6 +94,28 @@ def test_a_place_that_mlflow_cannot_write_to_is_known_at_once(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "mlflow", Nowhere())  # type: ignore[arg-type]
     with pytest.raises(MissingError, match=r"sqlite:///mlflow\.db: unsupported URI\nSet MLFLOW_TRACKING_URI"):
         require_trackers(("mlflow",))
+
+
+def test_a_tracker_that_nobody_knows_is_an_error_that_names_the_known_ones():
+    with pytest.raises(UsageError, match=r"there is no tracker 'wandb'\.\nKnown: tensorboard, mlflow\."):
+        require_trackers(("tensorboard", "wandb"))
+
+
+def test_trackers_that_were_opened_are_closed_where_another_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full(Calls):
+        def log_params(self, _: Any) -> None:
+            raise OSError("No space left on device")
+
+    mlflow, writer = Full(), Calls()
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = lambda place: writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorboard", ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    with pytest.raises(MissingError, match="No space left"), tracking(("tensorboard", "mlflow"), tmp_path, "x", {}):
+        pass
+    assert writer.made == [("close",)]
+    assert mlflow.made[-1] == ("end_run", "FAILED")
 
 
 def test_a_run_that_mlflow_does_not_start_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
