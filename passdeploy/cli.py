@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from passdeploy.cli_completion import complete_backends, complete_device, complete_precisions
+from passdeploy.cli_execution import ExecutionOptions, execution_options
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_group import CommandGroup
 from passdeploy.cli_options import (
     common_options,
+    csv_rule,
+    load_typed_recipe,
     next_run_option,
     parse_batch_sizes,
     recipe_name,
@@ -26,13 +29,12 @@ from passdeploy.cli_options import (
     relative_to_cwd,
     run_folder_options,
     terminal_listener,
-    with_force,
 )
-from passdeploy.cli_profile import ExecutionOptions, ProfileInputs, execution_options, profile_input_options
+from passdeploy.cli_profile import ProfileInputs, profile_input_options
 from passdeploy.cli_recipes import check, init, inspect, recipes
 from passdeploy.cli_runs import compare, report, runs
+from passdeploy.cli_typed import reject_ineffective, typed_command
 from passdeploy.display.output import Output
-from passdeploy.errors import UsageError
 from passdeploy.runtime.names import PRECISIONS
 from passdeploy.runtime.versions import __version__
 
@@ -89,9 +91,7 @@ def prune(
     quiet: bool,
 ) -> None:
     """Learn which channels matter, cut them exactly, fine-tune, and write a run folder."""
-    from passdeploy.recipe import load_recipe
-
-    recipe = load_recipe(recipe_name(recipe_option, recipe_argument), with_force(overrides))
+    recipe = load_typed_recipe(recipe_name(recipe_option, recipe_argument), overrides)
 
     from passdeploy.commands.prune import run
     from passdeploy.commands.published import with_published_input
@@ -119,19 +119,19 @@ def prune(
         return
     path, document = relative_to_cwd(result.path), {"run": str(result.path), "summary": result.summary}
     if result.larger:
-        _show_several(Output(as_json, quiet), document, result)
+        _show_several(Output(as_json, quiet), document, result, allow_code)
         return
-    changes = widths_table(result.summary)
+    changes, of_run = widths_table(result.summary), next_run_option(path, allow_code=allow_code)
     Output(as_json, quiet).show(
         document,
         *([changes] if changes else []),
         summary_table(result.summary, result.summary["latency"]),
         paths=[path],
-        next_step=f"passdeploy export --onnx{next_run_option(path)}   (--trt for a TensorRT engine)",
+        next_step=f"passdeploy export --onnx{of_run}   # add --trt for a TensorRT engine",
     )
 
 
-def _show_several(output: Output, document: dict[str, Any], result: RunResult) -> None:
+def _show_several(output: Output, document: dict[str, Any], result: RunResult, allow_code: bool) -> None:
     """Print the runs of several targets side by side."""
     from passdeploy.report.comparison import compare as compare_runs
     from passdeploy.report.run_facts import read_run
@@ -139,13 +139,14 @@ def _show_several(output: Output, document: dict[str, Any], result: RunResult) -
 
     runs = [result, *result.larger]
     paths = [relative_to_cwd(each.path) for each in runs]
+    step = typed_command("export", "--onnx", "--run", str(paths[-1]), allow_code=allow_code)
     larger = [{"run": str(each.path), "summary": each.summary} for each in result.larger]
     output.show(
         {**document, "larger": larger},
         compare_runs([read_run(RunFolder.open(each.path)) for each in runs]).table(),
         paths=paths,
-        next_step=f"passdeploy export --onnx --run {shlex.quote(str(paths[-1]))}, or another of them",
-        or_step=shlex.join(["passdeploy", "compare", *map(str, paths)]),
+        next_step=f"{step}   # or another of them",
+        or_step=typed_command("compare", *map(str, paths)),
     )
 
 
@@ -182,9 +183,11 @@ def export(
     """Write ONNX and, with --trt, engines of a run's slim network or of any model, each checked against PyTorch."""
     request.reject_ineffective_options()
     if request.check_engine is not None:
-        document = check_engine(request.check_engine, request.trust_engine)
+        with terminal_listener(quiet) as listener:
+            document = check_engine(request.check_engine, request.trust_engine, listener)
         loaded = f"{request.check_engine} loads: {document['census']['layers']}"
-        Output(as_json, quiet).show(document, loaded, next_step="passdeploy profile")
+        step = typed_command("profile", str(request.check_engine), trust_engine=request.trust_engine)
+        Output(as_json, quiet).show(document, loaded, next_step=step)
         return
     from passdeploy.display.exports import exports_table, preview_lines
 
@@ -196,7 +199,7 @@ def export(
         {"run": str(exported.run), "artifacts": artifacts, "previews": [dict(facts) for facts in exported.previews]},
         *(preview_lines(exported.previews) if request.dry_run else [table]),
         paths=[relative_to_cwd(artifact.path) for artifact in exported.artifacts],
-        next_step=request.next_step(next_run_option(run_dir)),
+        next_step=request.next_step(next_run_option(run_dir, allow_code=allow_code), allow_code),
     )
 
 
@@ -209,20 +212,30 @@ def export(
     help="Backends: torch, compile, ort, ort-cuda, ort-trt, tensorrt, torch-trt. For a run, if left out: torch,ort; "
     "on a GPU torch,compile,ort-cuda and what was exported for TensorRT, as far as they run here.",
 )
-@click.option("--batch", default="1,8", show_default=True, callback=parse_batch_sizes, help="Images per call.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
+@click.option(
+    "--batch",
+    default="1,8",
+    show_default=True,
+    callback=parse_batch_sizes,
+    help="Images per call; for --table and --sweep-round one number.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="CPU threads; if left out OMP_NUM_THREADS, or all physical cores; for a latency table 1.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0.1),
     default=4.0,
     show_default=True,
-    help="Measure at least this long per backend and batch.",
+    help="For a run or FILEs: measure at least this long per backend and batch.",
 )
 @click.option(
     "--layers",
     is_flag=True,
-    help="For a run: show the time by layer and by channel group, in the first backend; latencies that were measured "
-    "with these options are taken from profile.json.",
+    help="For a run: show the time by layer and by channel group, in the first backend that has it; latencies measured "
+    "here with these options are taken from profile.json.",
 )
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="With --layers: only the N slowest.")
 @click.option(
@@ -250,15 +263,16 @@ def profile(
     quiet: bool,
 ) -> None:
     """Measure dense and slim of a run in turns on this machine, with intervals; or one or two FILEs; or a table."""
-    backends = tuple(part.strip() for part in backend.split(",")) if backend else None
-    if top is not None and not layers:
-        raise UsageError("--top says how many layers are shown: add --layers.")
+    reject_ineffective(((("top",), layers, "says how many layers are shown: add --layers."), csv_rule(as_json)))
+    inputs.check(layers=layers)
+    backends = tuple(part.strip() for part in backend.split(",")) if backend is not None else None
+    setting = execution.setting()
     if inputs.are_given:
-        if layers:
-            raise UsageError("--layers lays two networks of a run side by side: give --run, and no files.")
         with terminal_listener(quiet) as listener:
-            result = inputs.measure(backends, batch, threads, seconds, allow_code, execution, listener)
-        rows = result.document.get("rows", []) if as_csv else None
+            result = inputs.measure(
+                backends, batch, threads, seconds, allow_code, setting, execution.trust_engine, listener
+            )
+        rows = result.document["rows"] if as_csv else None
         Output(as_json, quiet).show(
             result.document, *result.parts, paths=result.paths, next_step=result.next_step, rows=rows
         )
@@ -273,7 +287,7 @@ def profile(
             backends=backends,
             batches=batch,
             threads=threads,
-            setting=execution.setting(),
+            setting=setting,
             seconds=seconds,
             layers=layers,
             fresh=inputs.fresh,
@@ -282,6 +296,7 @@ def profile(
             listener=listener,
         )
     written = relative_to_cwd(run_dir.resolve() / "profile.json")
+    of_run = next_run_option(run_dir, allow_code=allow_code)
     tables = [summary_table(summary_of(run_dir), document["rows"])]
     if layers:
         tables = [layer_table(document["layers"], top), group_table(document["groups"], top), *tables]
@@ -291,7 +306,7 @@ def profile(
         *tables,
         paths=[written],
         next_step=f"open {written.with_name('report.html')} in a browser",
-        or_step=f"passdeploy export --trt{next_run_option(run_dir)}, on the machine with the GPU",
+        or_step=f"passdeploy export --trt{of_run}   # on the machine with the GPU",
         rows=rows if as_csv else None,
     )
 
@@ -307,7 +322,7 @@ def profile(
     help="Precisions to try.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all physical cores if left out.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; if left out OMP_NUM_THREADS, or all cores.")
 @click.option(
     "--device",
     default="auto",
@@ -332,7 +347,11 @@ def bench(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Export and measure a run in every format and precision that this machine can, in one table."""
+    """Export and measure a run in every format and precision that this machine can, in one table.
+
+    The files are in bench/ of the run; those of `passdeploy export` stay as they are.
+    """
+    reject_ineffective((csv_rule(as_json),))
     from passdeploy.commands.bench import bench_run
     from passdeploy.display.bench_table import bench_table
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from passdeploy.cli_completion import complete_precisions
+from passdeploy.cli_typed import flag_of, reject_ineffective, typed_command, typed_options
+from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from passdeploy.commands.export_run import Exported
@@ -51,8 +53,8 @@ _OPTIONS = (
         "--max-drop",
         type=click.FloatRange(0, 1),
         metavar="SHARE",
-        help="Largest loss of top-1 in a lower precision, a fraction (0.005: half a point); layers that lose "
-        "more stay fp32. Default: 0.005 for fp16 and bf16, 0.01 for int8 and fp8.",
+        help="Largest loss of top-1, a fraction (0.005: half a point); layers that lose more stay fp32. Default: 0.001 "
+        "for fp32, 0.005 for fp16 and bf16, 0.01 for int8 and fp8. A larger one lets as many answers differ.",
     ),
     click.option(
         "--quantiser",
@@ -96,7 +98,12 @@ _OPTIONS = (
     ),
     click.option("--from-bundle", type=_PATH, metavar="DIR", help="Build the engines of a bundle, on the target."),
     click.option("--check-engine", type=_PATH, metavar="FILE", help="Only load an engine on this machine's GPU."),
-    click.option("--trust-engine", is_flag=True, help="Load an engine whose sidecar is missing or does not match."),
+    click.option(
+        "--trust-engine",
+        is_flag=True,
+        help="Load an engine whose sidecar is missing or does not match, and run the host code of version-compatible "
+        "ones.",
+    ),
     click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory of TensorRT's builder."),
     click.option(
         "--optimization-level",
@@ -259,45 +266,47 @@ class ExportRequest:
             listener=listener,
         )
 
-    def next_step(self, run_option: str) -> str:
-        """Return the command to type after this export."""
+    def next_step(self, run_option: str, allow_code: bool) -> str:
+        """Return the command to type after this export; `run_option` is what names the run in it."""
         if self.bundle is not None:
             return "copy the bundle to the target, and there: sh build.sh"
         if self.from_bundle is not None:
-            return f"passdeploy export --check-engine {self.from_bundle}/NAME.engine"
+            return typed_command("export", "--check-engine", f"{self.from_bundle}/NAME.engine")
         if self.dry_run:
             return "the same command without --dry-run"
-        return f"passdeploy inspect {self.model}" if self.model is not None else f"passdeploy profile{run_option}"
+        if self.model is not None:
+            return typed_command("inspect", self.model, allow_code=allow_code)
+        return f"passdeploy profile{run_option}"
 
     def reject_ineffective_options(self) -> None:
         """Raise if an option was typed that has no effect with the others.
 
         Raises:
-            click.UsageError: names the first such option.
+            UsageError: names the first such option.
         """
-        typed = _typed_options() - {"as_json", "quiet", "allow_code"}
+        typed = typed_options() - {"as_json", "quiet", "allow_code"}
         builds = self.trt or self.bundle is not None
         for alone, others in (("check_engine", {"trust_engine"}), ("from_bundle", {"flavour"})):
             if alone in typed and (ineffective := typed - others - {alone}):
-                raise click.UsageError(f"{_flag(min(ineffective))} does not go with {_flag(alone)}.")
+                raise UsageError(f"{flag_of(min(ineffective))} does not go with {flag_of(alone)}.")
         is_quantised = any(precision in self.precision for precision in ("int8", "fp8"))
-        for names, has_effect, advice in (
-            (_MODEL_OPTIONS, self.model is not None, "goes with --model; a run knows its own."),
-            (_RUN_OPTIONS, self.model is None, "goes with a run, not with --model."),
-            (("trust_engine",), self.check_engine is not None, "goes with --check-engine."),
+        reject_ineffective(
             (
-                ("flavour",),
-                builds or self.torch_trt or self.from_bundle is not None,
-                "says what engines are for: add --trt or --bundle.",
-            ),
-            (("dry_run",), self.torch_trt and not builds, "goes with --torch-trt, without --trt and --bundle."),
-            (("triton",), not self.dry_run, "writes files: leave it out of a --dry-run."),
-            (_ENGINE_OPTIONS, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
-            (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
-            (("quantiser",), is_quantised, "is for --precision int8 or fp8."),
-        ):
-            if not has_effect and (ineffective := typed.intersection(names)):
-                raise click.UsageError(f"{_flag(min(ineffective))} {advice}")
+                (_MODEL_OPTIONS, self.model is not None, "goes with --model; a run knows its own."),
+                (_RUN_OPTIONS, self.model is None, "goes with a run, not with --model."),
+                (("trust_engine",), self.check_engine is not None, "goes with --check-engine."),
+                (
+                    ("flavour",),
+                    builds or self.torch_trt or self.from_bundle is not None,
+                    "says what engines are for: add --trt or --bundle.",
+                ),
+                (("dry_run",), self.torch_trt and not builds, "goes with --torch-trt, without --trt and --bundle."),
+                (("triton", "fresh", "opset"), not self.dry_run, "is of files, which a --dry-run does not write."),
+                (_ENGINE_OPTIONS, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
+                (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
+                (("quantiser",), is_quantised, "is for --precision int8 or fp8."),
+            )
+        )
 
 
 _MODEL_OPTIONS = ("weights", "classes", "images", "out")
@@ -314,23 +323,11 @@ _ENGINE_OPTIONS = (
 )
 
 
-def _typed_options() -> set[str]:
-    """Return the names of the options that were typed, not left at their defaults."""
-    context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    return {name for name in context.params if context.get_parameter_source(name) is not default}
-
-
-def _flag(name: str) -> str:
-    """Return the flag of a parameter: `--json` for `as_json`."""
-    return "--" + {"run_dir": "run", "as_json": "json", "tf32": "no-tf32"}.get(name, name).replace("_", "-")
-
-
-def check_engine(path: Path, trust_engine: bool) -> dict[str, Any]:
+def check_engine(path: Path, trust_engine: bool, listener: Listener) -> dict[str, Any]:
     """Load an engine on this machine's GPU, and return its TensorRT version and layer-precision counts."""
     from passdeploy.export.trt_layer_precisions import count_engine_layers
     from passdeploy.export.trt_sidecar import load_engine
 
-    trt, engine = load_engine(path, trust_engine=trust_engine)
+    trt, engine = load_engine(path, trust_engine=trust_engine, listener=listener)
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     return {"path": str(path), "tensorrt": trt.__version__, "census": count_engine_layers(text)}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from passdeploy.cli_completion import complete_recipe
+from passdeploy.cli_typed import Rule, flag_of, typed_options
+from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from passdeploy.display.progress import TerminalListener
+    from passdeploy.recipe import Recipe
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,15 +76,34 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _store_force(context: click.Context, _: click.Parameter, is_forced: bool) -> None:
-    """Store the value of `--force` in click's context, for `with_force`."""
-    context.obj = {**(context.obj or {}), "force": is_forced}
+def _store_force(context: click.Context, _: click.Parameter, was_typed: bool) -> None:
+    """Store the value of `--force` in click's context, for `is_forced`."""
+    context.obj = {**(context.obj or {}), "force": was_typed}
 
 
-def with_force(overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Append the recipe key that `--force` sets to the overrides of `--set`."""
-    is_forced = (click.get_current_context().obj or {}).get("force", False)
-    return (*overrides, "prune.measure.force=true") if is_forced else overrides
+def is_forced() -> bool:
+    """Test whether `--force` was typed."""
+    return bool((click.get_current_context().obj or {}).get("force", False))
+
+
+def load_typed_recipe(name: str, overrides: tuple[str, ...]) -> Recipe:
+    """Load a recipe with the keys that `--set` and `--force` change.
+
+    Raises:
+        RecipeError: the recipe is not there, or has wrong keys.
+        UsageError: `--force` was typed, and there is no latency table that it could be about.
+    """
+    from passdeploy.recipe import load_recipe
+
+    if not is_forced():
+        return load_recipe(name, overrides)
+    recipe = load_recipe(name, (*overrides, "prune.measure.force=true"))
+    if recipe.prune.measure.table is None:
+        raise UsageError(
+            "--force is for a latency table of another machine, and prune.measure.table names none.\n"
+            "Leave it out: a new run never replaces an earlier one."
+        )
+    return recipe
 
 
 def recipe_name(option: str | None, argument: str | None) -> str:
@@ -101,6 +124,11 @@ def parse_batch_sizes(_: click.Context, parameter: click.Parameter, value: str) 
     return numbers
 
 
+def csv_rule(as_json: bool) -> Rule:
+    """Return the rule that `--csv` does not go with `--json`."""
+    return ("as_csv",), not as_json, "and --json both say what is printed: leave one of them out."
+
+
 def terminal_listener(quiet: bool) -> TerminalListener:
     """Return a listener that shows progress on stderr, but not with `--quiet`."""
     from passdeploy.display.progress import TerminalListener
@@ -116,7 +144,25 @@ def relative_to_cwd(path: Path) -> Path:
         return path
 
 
-def next_run_option(run_dir: Path) -> str:
-    """Return the `--run` option to show in the next command; empty where `runs/latest` is that run."""
+def next_run_option(run_dir: Path, *, allow_code: bool = False) -> str:
+    """Return the options to show in the next command: `--run` unless `runs/latest` is that run, and `--allow-code`."""
     latest = Path("runs/latest")
-    return "" if run_dir == latest or run_dir.resolve() == latest.resolve() else f" --run {run_dir}"
+    is_latest = run_dir == latest or run_dir.resolve() == latest.resolve()
+    return ("" if is_latest else f" --run {quote(str(run_dir))}") + (" --allow-code" if allow_code else "")
+
+
+def list_or_pass_on(context: click.Context, listing: click.Command) -> None:
+    """Do what a group of commands does: list, where it was typed alone; else pass its options on to the command.
+
+    Raises:
+        UsageError: the command has no such option.
+    """
+    name = context.invoked_subcommand
+    if name is None:
+        context.invoke(listing, **context.params)
+        return
+    assert isinstance(context.command, click.Group)
+    typed, known = typed_options(), {parameter.name for parameter in context.command.commands[name].params}
+    if foreign := typed - known:
+        raise UsageError(f"{flag_of(min(foreign))} goes with `{context.info_name} {listing.name}`, not with {name}.")
+    context.default_map = {name: {option: context.params[option] for option in typed}}

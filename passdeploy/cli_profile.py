@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from passdeploy.cli_completion import complete_device, complete_recipe
+from passdeploy.cli_completion import complete_recipe
+from passdeploy.cli_typed import reject_ineffective, typed_command
 from passdeploy.errors import UsageError, percent
-from passdeploy.runtime.names import PRECISIONS
 
 if TYPE_CHECKING:
     from passdeploy.display.listing import Listing
@@ -24,28 +24,7 @@ if TYPE_CHECKING:
     from passdeploy.profiling import Setting
     from passdeploy.runtime.events import Listener
 
-
-@dataclass(frozen=True)
-class ExecutionOptions:
-    """The options of `passdeploy profile` that say how networks are run, as typed."""
-
-    device: str
-    precision: str
-    channels_last: bool
-    cuda_graph: bool
-    trust_engine: bool
-
-    def setting(self) -> Setting:
-        """Return the setting to measure in; its device may still be `auto`.
-
-        Raises:
-            UsageError, MissingError: the device is unknown or not in this machine.
-        """
-        from passdeploy.profiling import Setting
-        from passdeploy.runtime.devices import find_device
-
-        find_device(self.device)
-        return Setting(self.device, self.precision, self.channels_last, self.cuda_graph)
+_TIMING_OPTIONS = ("as_csv", "seconds", "trust_engine")
 
 
 @dataclass(frozen=True)
@@ -90,34 +69,55 @@ class ProfileInputs:
         threads: int | None,
         seconds: float,
         allow_code: bool,
-        execution: ExecutionOptions,
+        setting: Setting,
+        trust_engine: bool,
         listener: TerminalListener,
     ) -> Measured:
         """Measure the files, or the table and the sweep."""
-        self.check()
         if self.files:
-            return self._measure_files(backends, batches, threads, seconds, execution, listener)
+            return self._measure_files(backends, batches, threads, seconds, setting, trust_engine, listener)
         from passdeploy.display.tables import sweep_lines
         from passdeploy.display.units import milliseconds
 
-        document = self._measure_table(backends or (), batches, threads, execution.setting(), allow_code, listener)
+        document = self._measure_table(backends or (), batches, threads, setting, allow_code, listener)
         lines = [
             f"{milliseconds(document['dense_ms'])} dense; the table is off by {percent(document['error']['median'])} "
             "in the median",
             *sweep_lines(document.get("sweep", ())),
         ]
         path = document.get("path")
-        step = f"passdeploy prune --set prune.measure.table={path}" if path else ""
-        return Measured(document, tuple(lines), (path,) if path else (), step)
+        return Measured(document, tuple(lines), (path,) if path else (), self._planning_command(path, allow_code))
 
-    def check(self) -> None:
-        """Check that the options go together.
+    def check(self, *, layers: bool) -> None:
+        """Check that the options go together, and that none of those that were typed is without effect.
+
+        Args:
+            layers: whether `--layers` was typed.
 
         Raises:
-            UsageError: they do not.
+            UsageError: they do not, or one is.
         """
         if self.files and self.wants_table:
             raise UsageError("a table is of a network, not of a file: give --recipe or --model, and no files.")
+        if self.are_given and layers:
+            raise UsageError("--layers lays two networks of a run side by side: give --run, and no files.")
+        for path in self.files:
+            if path.is_dir():
+                command = typed_command("profile", "--run", str(path))
+                raise UsageError(f"{path} is a folder.\nFor a run: {command}")
+        has_sizes = bool(self.files) or self.model is not None
+        reject_ineffective(
+            (
+                (("recipe", "model"), self.wants_table, "goes with --table or --sweep-round; a run is named by --run."),
+                (("run_dir",), not self.are_given, "names a run: leave it out beside FILEs, --table or --sweep-round."),
+                (("classes",), self.model is not None, "goes with --model."),
+                (("image_size",), has_sizes, "goes with --model or FILEs; a run and a recipe know theirs."),
+                (("shapes",), bool(self.files), "goes with FILEs."),
+                (("share",), bool(self.sweep), "goes with --sweep-round."),
+                (("fresh",), layers or self.wants_table, "goes with --layers, --table or --sweep-round."),
+                (_TIMING_OPTIONS, not self.wants_table, "goes with a run or FILEs, not with --table or --sweep-round."),
+            )
+        )
         if self.wants_table and (self.recipe is None) == (self.model is None):
             raise UsageError(
                 "say which network: --recipe FILE, or --model torchvision/resnet50.\n"
@@ -126,13 +126,21 @@ class ProfileInputs:
         if not 0 < self.share < 1:
             raise UsageError(f"--share {self.share:g} makes no sense: it is of the dense latency, between 0 and 1.")
 
+    def _planning_command(self, table: str | None, allow_code: bool) -> str:
+        """Return the command that plans by the table that was written; empty where none was."""
+        if table is None:
+            return ""
+        words = ("prune", "--recipe", self.recipe or "RECIPE", "--set", f"prune.measure.table={table}")
+        return typed_command(*words, allow_code=allow_code)
+
     def _measure_files(
         self,
         backends: Sequence[str] | None,
         batches: Sequence[int],
         threads: int | None,
         seconds: float,
-        execution: ExecutionOptions,
+        setting: Setting,
+        trust_engine: bool,
         listener: TerminalListener,
     ) -> Measured:
         from passdeploy.display.tables import profile_table
@@ -147,15 +155,15 @@ class ProfileInputs:
             batches=None if batch_source is ParameterSource.DEFAULT else batches,
             backend=backends[0] if backends else None,
             threads=threads,
-            setting=execution.setting(),
+            setting=setting,
             seconds=seconds,
             image_size=self.image_size,
             shapes=self.shapes,
-            trust_engine=execution.trust_engine,
+            trust_engine=trust_engine,
             trusted=[path for path in self.files if is_file_of_a_run(path)],
             listener=listener,
         ).to_json()
-        return Measured(document, (profile_table(document["rows"]),), next_step="passdeploy profile, for a run")
+        return Measured(document, (profile_table(document["rows"]),), next_step="passdeploy profile   # for a run")
 
     def _measure_table(
         self,
@@ -194,38 +202,6 @@ class ProfileInputs:
         )
 
 
-def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how networks are run; the command gets them as one argument, `execution`."""
-
-    @wraps(command)
-    def wrapped(**options: Any) -> Any:
-        fields = {name: options.pop(name) for name in ExecutionOptions.__dataclass_fields__}
-        return command(execution=ExecutionOptions(**fields), **options)
-
-    decorated: Callable[..., Any] = wrapped
-    for option in (
-        click.option("--trust-engine", is_flag=True, help="Run engines without a sidecar; they are native code."),
-        click.option("--cuda-graph", is_flag=True, help="One launch for a whole network (torch, compile, tensorrt)."),
-        click.option("--channels-last", is_flag=True, help="Memory format of images and weights (torch, compile)."),
-        click.option(
-            "--precision",
-            type=click.Choice(PRECISIONS),
-            default="fp32",
-            show_default=True,
-            help="torch and compile convert the network to it; the other backends take the run's files in it.",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            shell_complete=complete_device,
-            help="auto (the GPU where there is one), cpu, cuda or cuda:N.",
-        ),
-    ):
-        decorated = option(decorated)
-    return decorated
-
-
 def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name what is measured; the command gets them as one argument, `inputs`."""
 
@@ -239,7 +215,7 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--fresh",
             is_flag=True,
-            help="Measure again what the cache has, or with --layers profile.json.",
+            help="Measure again what the cache has (--table, --sweep-round), or what profile.json has (--layers).",
         ),
         click.option(
             "--shape",
@@ -250,7 +226,9 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="With FILEs: the whole shape of an input that they leave open, and that is no image.",
         ),
         click.option(
-            "--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out with --model: 224."
+            "--image-size",
+            type=click.IntRange(min=8),
+            help="With --model or FILEs: height and width in pixels; for --model, 224 if left out.",
         ),
         click.option(
             "--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="With --model: its outputs."
@@ -295,7 +273,7 @@ def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _parse_multiples(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
     """Parse a list such as `1,8,16`; empty where the option is left out."""
     try:
-        multiples = tuple(int(part) for part in value.split(",")) if value else ()
+        multiples = tuple(int(part) for part in value.split(",")) if value is not None else ()
     except ValueError:
         multiples = (0,)
     if multiples and min(multiples) < 1:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 
 import click
 
 from passdeploy.cli_completion import complete_recipe
-from passdeploy.cli_options import common_options, recipe_name, recipe_options, terminal_listener, with_force
+from passdeploy.cli_options import (
+    common_options,
+    is_forced,
+    list_or_pass_on,
+    load_typed_recipe,
+    recipe_name,
+    recipe_options,
+    terminal_listener,
+)
+from passdeploy.cli_typed import typed_command
 from passdeploy.display.output import Output
 
 
@@ -24,10 +32,8 @@ def check(
     quiet: bool,
 ) -> None:
     """Load the model and data of a recipe, find its channel groups and forecast the run time, without training."""
-    from passdeploy.recipe import load_recipe
-
     name = recipe_name(recipe_option, recipe_argument)
-    recipe = load_recipe(name, with_force(overrides))
+    recipe = load_typed_recipe(name, overrides)
 
     from passdeploy.commands.describe import describe, describe_run
     from passdeploy.commands.forecast import forecast
@@ -51,8 +57,8 @@ def check(
         *latency_lines(document["latency"]),
         run_time_line(document["seconds"]),
     ]
-    changes = "".join(f" --set {quote(override)}" for override in overrides)
-    step = f"passdeploy prune --recipe {quote(name)}{changes}"
+    changes = [word for override in overrides for word in ("--set", override)]
+    step = typed_command("prune", "--recipe", name, *changes, force=is_forced(), allow_code=allow_code)
     Output(as_json, quiet).show(document, groups_table(document), *lines, next_step=step)
 
 
@@ -87,21 +93,36 @@ def inspect(
             model, num_classes=classes, image_size=image_size, weights=weights, allow_code=allow_code
         )
         document = {"model": model, "image_size": image_size, **describe(channels, round_to=round_to)}
+    own_weights = ("--weights", weights) if weights else ()
+    step = typed_command("init", "--model", model, "--data", "DIR", *own_weights, allow_code=allow_code)
     Output(as_json, quiet).show(
         document,
         groups_table(document),
         *([blocks] if (blocks := blocks_table(document)) else []),
         *document["words"],
-        next_step=f"passdeploy init --model {model} --data DIR, for a recipe to prune it with",
+        next_step=f"{step}   # for a recipe to prune it with",
     )
 
 
 @click.command()
 @click.option("--model", required=True, help="torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory.")
-@click.option("--data", required=True, help="A folder with a folder of images per class, or the name of a data set.")
+@click.option(
+    "--data",
+    required=True,
+    help="A folder of images, with train/CLASS/ and test/CLASS/ or just CLASS/; or the name of a data set, or hf/NAME.",
+)
 @click.option("--root", help="The folder of the data set that --data names.")
-@click.option("--weights", help="pretrained, none, or a .safetensors file. Left out: pretrained where there are some.")
-@click.option("--image-size", type=click.IntRange(min=8), help="Height and width in pixels; left out: the network's.")
+@click.option("--train-folder", metavar="NAME", help="The folder in --data to train on, if it is not called train.")
+@click.option("--test-folder", metavar="NAME", help="The one to test on, if it is not called test or val.")
+@click.option(
+    "--weights",
+    help="pretrained, none, or a .safetensors, .pt or .pth file. Left out: pretrained where there are some.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(8, 4096),
+    help="Height and width in pixels; left out: the data set's or the network's.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -116,6 +137,8 @@ def init(
     model: str,
     data: str,
     root: str | None,
+    train_folder: str | None,
+    test_folder: str | None,
     weights: str | None,
     image_size: int | None,
     out: Path,
@@ -132,6 +155,8 @@ def init(
         data,
         out,
         root=root,
+        train_folder=train_folder,
+        test_folder=test_folder,
         weights=weights,
         image_size=image_size,
         allow_code=allow_code,
@@ -141,21 +166,21 @@ def init(
         {"recipe": str(new.path), "schema": str(new.schema), "classes": list(new.contents.train)},
         *new.contents.lines,
         paths=[new.path, new.schema],
-        next_step=f"passdeploy check --recipe {new.path}",
+        next_step=typed_command("check", "--recipe", str(new.path), allow_code=allow_code),
     )
 
 
 @click.group(invoke_without_command=True, short_help="List and show the recipes that come with passdeploy.")
+@common_options
 @click.pass_context
-def recipes(context: click.Context) -> None:
+def recipes(context: click.Context, /, **_: object) -> None:
     """List and show the recipes that come with passdeploy, and describe the keys of a recipe."""
-    if context.invoked_subcommand is None:
-        context.invoke(list_recipes)
+    list_or_pass_on(context, list_recipes)
 
 
 @recipes.command("list")
 @common_options
-def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
+def list_recipes(as_json: bool, quiet: bool) -> None:
     """List the recipes: model, data set, image size, target, and the images that training goes through."""
     from passdeploy.commands.list_recipes import describe_recipes, recipes_table
 
@@ -164,7 +189,7 @@ def list_recipes(as_json: bool = False, quiet: bool = False) -> None:
         {"recipes": [recipe["file"] for recipe in found], "details": found},
         recipes_table(found),
         next_step="passdeploy recipes show mobilenetv2.yaml",
-        or_step="passdeploy init --model NAME --data DIR, for a recipe of your own",
+        or_step="passdeploy init --model NAME --data DIR   # for a recipe of your own",
     )
 
 
@@ -185,7 +210,7 @@ def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
         return
     click.echo(text.rstrip("\n"))  # as it is in the file, whatever the width of the terminal
     if not quiet:
-        click.echo(f"next: passdeploy check --recipe {name}", err=True)
+        click.echo("next: " + typed_command("check", "--recipe", name), err=True)
 
 
 @recipes.command("schema")

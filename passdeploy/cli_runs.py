@@ -6,9 +6,14 @@ from pathlib import Path
 
 import click
 
-from passdeploy.cli_options import common_options, next_run_option, relative_to_cwd, run_option
+from passdeploy.cli_options import common_options, list_or_pass_on, next_run_option, relative_to_cwd, run_option
+from passdeploy.cli_typed import typed_command
 from passdeploy.display.output import Output
 from passdeploy.errors import RunError
+
+_out_option = click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
+)
 
 
 @click.command(short_help="Write the report of a run: one HTML page, and Markdown.")
@@ -30,7 +35,7 @@ def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
         *(todo.lines for todo in verdict.todo),
         paths=paths,
         next_step=f"open {paths[0]} in a browser",
-        or_step="passdeploy compare, to lay several runs side by side",
+        or_step="passdeploy compare   # lays several runs side by side",
     )
 
 
@@ -67,26 +72,26 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool, quiet: bool) -> No
 
 
 @click.group(invoke_without_command=True)
+@_out_option
+@common_options
 @click.pass_context
-def runs(context: click.Context) -> None:
+def runs(context: click.Context, /, **_: object) -> None:
     """List the runs of a folder, and show one of them."""
-    if context.invoked_subcommand is None:
-        context.invoke(list_all_runs)
+    list_or_pass_on(context, list_all_runs)
 
 
 @runs.command("list")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="The folder of all runs."
-)
+@_out_option
 @common_options
-def list_all_runs(out: Path = Path("runs"), as_json: bool = False, quiet: bool = False) -> None:
+def list_all_runs(out: Path, as_json: bool, quiet: bool) -> None:
     """List every run with its state, accuracy and speed-up, the newest last."""
     from passdeploy.commands.list_runs import find_runs, runs_table
 
     found = find_runs(out)
     if not found:
         raise RunError(f"there are no runs in {out}.\nMake one: passdeploy prune --recipe mobilenetv2.yaml")
-    Output(as_json, quiet).show({"runs": found}, runs_table(found), next_step=f"passdeploy runs show {out}/NAME")
+    step = typed_command("runs", "show", str(out / "NAME"))
+    Output(as_json, quiet).show({"runs": found}, runs_table(found), next_step=step)
 
 
 @runs.command("show")

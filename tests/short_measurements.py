@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from passdeploy.commands import stages
+from passdeploy.commands import closing_latency
 from passdeploy.profiling import TimeBudget, interleaved, pair
 
 
@@ -16,6 +16,6 @@ def shorten_measurements(patch: pytest.MonkeyPatch | None = None) -> None:
     On a busy machine two windows hardly ever agree, and every warm-up would take five times its shortest time.
     """
     patch = patch or pytest.MonkeyPatch()
-    patch.setattr(stages, "LATENCY_SECONDS", 0.05)
+    patch.setattr(closing_latency, "LATENCY_SECONDS", 0.05)
     patch.setattr(pair, "TimeBudget", partial(TimeBudget, warm_up_ms=1.0, block_ms=2.0, stable_within=1.0))
     patch.setattr(interleaved, "_WINDOW_MS", 5.0)

@@ -27,7 +27,7 @@ def channels() -> ChannelMap:
 
 @pytest.fixture(scope="module")
 def costs(channels: ChannelMap) -> CostModel:
-    latency = LatencyCost(table_of(FakeSampler(layer_ms), channels), list(channels.costs.widths))
+    latency = LatencyCost(table_of(FakeSampler(layer_ms), channels), channels.costs.widths)
     return replace(channels.costs, latency=latency)
 
 

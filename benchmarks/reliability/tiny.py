@@ -64,7 +64,7 @@ def shortened() -> Iterator[None]:
     from passdeploy.training import saving
 
     with (
-        patch.object(stages.PruneJob, "_measure_latency", lambda _: []),
+        patch.object(stages.PruneJob, "_latency_rows", lambda _: []),
         patch.object(files, "_sync", lambda _: None),
         patch.object(saving, "EVERY_S", 0.0),
         patch.object(saving, "_LARGEST_SHARE", float("inf")),

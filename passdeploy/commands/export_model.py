@@ -59,8 +59,9 @@ def export_model(
     Raises:
         UsageError: the network does not take images of this size, or does not give one score per class.
     """
-    settings = settings or ExportSettings()
+    settings, packaging = settings or ExportSettings(), packaging or Packaging()
     require_possible(settings)
+    packaging.require_possible(settings)
     short_name = name.rpartition("/")[2].replace(":", ".")
     folder = out or Path("exports") / short_name
     require_writable(folder)
@@ -98,20 +99,14 @@ def export_model(
     if settings.is_dry_run:
         previews = preview_programs(model, samples, settings, listener=listener)
         return Exported(folder, (), tuple({"network": name, **facts} for facts in previews))
+    prefix = "model-pixels" if settings.takes_pixels else "model"
     written = list(
-        export_artifacts(
-            model,
-            samples,
-            folder,
-            settings,
-            metadata=metadata,
-            prefix="model-pixels" if settings.takes_pixels else "model",
-            listener=listener,
-        )
+        export_artifacts(model, samples, folder, settings, metadata=metadata, prefix=prefix, listener=listener)
     )
-    if packaging is not None:
-        written += packaging.write(folder, written, settings, samples, name=short_name)
-    return Exported(folder, tuple(written))
+    packages = packaging.write(
+        folder, written, settings, samples, name=short_name, networks={prefix: model}, listener=listener
+    )
+    return Exported(folder, (*written, *packages))
 
 
 def _samples_of(data: ImageData, settings: ExportSettings, outputs: int) -> Samples:

@@ -13,8 +13,10 @@ from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.export import Artifact, ExportSettings
 from passdeploy.export.artifact import file_stem
 from passdeploy.export.trt_api import load_trt
+from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.cuda_driver import probe_driver
 from passdeploy.runtime.events import Listener, Warned
 from passdeploy.runtime.versions import package_versions
 
@@ -51,6 +53,7 @@ def fingerprint(
 
 def find_unchanged(
     folder: RunFolder,
+    home: str,
     records: Mapping[str, Mapping[str, Any]],
     prefix: str,
     settings: ExportSettings,
@@ -62,6 +65,7 @@ def find_unchanged(
 
     Args:
         folder: the run.
+        home: folder of the files in it.
         records: content of `artifacts.json`.
         prefix: first part of the file names.
         settings: of the export.
@@ -88,7 +92,7 @@ def find_unchanged(
             return None
         found.append(engine_name)
     try:
-        paths = [folder.verified(f"export/{file}") for file in found]
+        paths = [folder.verified(f"{home}/{file}") for file in found]
     except (RunError, CorruptArtifact):  # deleted or damaged: it is made again
         return None
     fields = ("kind", "precision", "sha256", "size_bytes", "facts")
@@ -98,33 +102,48 @@ def find_unchanged(
 
 
 def _is_current(facts: Mapping[str, Any], onnx_sha256: str, settings: ExportSettings) -> bool:
-    """True if an engine was built from this ONNX file, with these options, by the TensorRT that is here."""
+    """True if an engine was built from this ONNX file, with these options, by the TensorRT and for the GPU here.
+
+    One that was built for this machine's GPU must have been compared, too, where PyTorch can use the GPU now.
+    """
     return bool(
         facts.get("onnx_sha256") == onnx_sha256
         and facts.get("options") == settings.engine.to_json()
         and facts.get("batch") == list(settings.batch)
         and facts.get("tensorrt") == load_trt(settings.engine_flavour).__version__
+        and (settings.engine_flavour == "rtx" or (_fits_gpu(facts) and ("parity" in facts or not has_gpu_of_torch())))
     )
+
+
+def _fits_gpu(facts: Mapping[str, Any]) -> bool:
+    """True if an engine runs on the GPU here: it was built on one of the same name, or for several generations."""
+    if facts["options"]["hardware_compatible"]:
+        return True
+    driver = probe_driver()
+    built_on = facts.get("gpus") or [None]  # TensorRT builds on the first GPU that it sees
+    return driver is not None and list(driver.devices[:1]) == built_on[:1]
 
 
 def mark_stale_(folder: RunFolder, records: dict[str, dict[str, Any]], listener: Listener) -> None:
     """Mark engines, bundles and Triton repositories that were made from earlier files, and warn of them.
 
-    An engine gets the key `stale` in its record, a folder a file `STALE.txt`; both go once it is made again.
+    An engine gets the key `stale` in its record, a folder a file `STALE.txt`; both go once it is made again. The export
+    that has outdated an engine warns of it by itself; here only the later ones do.
     """
     for name, record in records.items():
         source = records.get(str(record["facts"].get("onnx")))
-        record.pop("stale", None)
+        was_stale = record.pop("stale", None) is not None
         if source is not None and record["facts"].get("onnx_sha256") != source["sha256"]:
             record["stale"] = f"built from an earlier {record['facts']['onnx']}: build it again with --trt"
-            listener(Warned(f"{name} was {record['stale']}."))
+            if was_stale:
+                listener(Warned(f"{name} was {record['stale']}."))
     hashes = {record["sha256"] for record in records.values()}
     roots: dict[str, bool] = {}
     for file, entry in folder.manifest().items():
         path = PurePosixPath(file)
         if entry["kind"] in _PACKAGES and path.suffix in (".onnx", ".plan") and (folder.path / file).is_file():
-            home = str(path.parent if entry["kind"] == "bundle" else path.parents[2])
-            roots[home] = roots.get(home, False) or entry["sha256"] not in hashes
+            home = path.parent if entry["kind"] == "bundle" else path.parent.parent.parent  # of MODEL/1/model.onnx
+            roots[str(home)] = roots.get(str(home), False) or entry["sha256"] not in hashes
     for root, is_stale in roots.items():
         mark = f"{root}/{STALE}"
         if is_stale and (folder.path / root).is_dir():

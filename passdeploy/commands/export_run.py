@@ -10,18 +10,20 @@ from typing import Any
 
 from passdeploy.commands.export_reuse import find_unchanged, fingerprint, mark_stale_
 from passdeploy.data.splits import load_data
-from passdeploy.errors import UsageError
+from passdeploy.errors import PassDeployError, UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
-from passdeploy.export.exporter import DRAFTS, preview_programs
+from passdeploy.export.drafts import DRAFTS
+from passdeploy.export.exporter import preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document, recipe_of
+from passdeploy.runs.numbering import name_without_number
 from passdeploy.runtime.events import Listener, StageFinished, silent
 
-EXPORTED = "export/artifacts.json"
+EXPORTS = "export"  # folder of the exported files, in the run folder
 _INPUT_FACTS = ("model", "classes", "mean", "std", "preprocessing")  # of plan.json, written into exported files
 
 
@@ -57,36 +59,44 @@ def export_run(
         allow_code: let the recipe name a model factory, which runs its module's code.
         listener: receives progress events and warnings.
     """
-    settings = settings or ExportSettings()
+    settings, packaging = settings or ExportSettings(), packaging or Packaging()
     require_possible(settings)
+    packaging.require_possible(settings)
+    names = ("slim", "dense") if dense else ("slim",)
     with RunFolder.open(Path(run), write=True) as folder:
+        settings = _with_gates(settings, folder)
         samples = samples_of(folder, settings, image_size)
         if settings.is_dry_run:
             previews = [
                 {"network": name, **facts}
-                for name in (("slim", "dense") if dense else ("slim",))
+                for name in names
                 for facts in preview_programs(
                     load_network(folder, name, allow_code), samples, settings, listener=listener
                 )
             ]
             return Exported(folder.path, (), tuple(previews))
-        written = [
-            artifact
-            for name in (("slim", "dense") if dense else ("slim",))
-            for artifact in export_network(folder, name, settings, samples, allow_code, listener, fresh=fresh)
-        ]
-        if packaging is not None:
-            name = folder.path.name.rpartition("-")[0]
-            packages = packaging.write(folder.path, written, settings, samples, name=name)
-            for artifact in packages:
-                if artifact.path.is_relative_to(folder.path):
-                    folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
-            written += packages
-        if records := _records(folder):
-            mark_stale_(folder, records, listener)
-            folder.write_json(EXPORTED, records)
+        try:
+            written = [
+                artifact
+                for name in names
+                for artifact in export_network(folder, name, settings, samples, allow_code, listener, fresh=fresh)
+            ]
+        except PassDeployError:  # files of before may now be beside newer ones that they were not made from
+            _renew_records(folder, listener)
+            raise
+        networks = {
+            prefix_of(name, settings): load_network(folder, name, allow_code) for name in names if packaging.bundle
+        }
+        run_name = name_without_number(folder.path.name)
+        packages = packaging.write(
+            folder.path, written, settings, samples, name=run_name, networks=networks, listener=listener
+        )
+        for artifact in packages:
+            if artifact.path.is_relative_to(folder.path):
+                folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
+        _renew_records(folder, listener)
         renew_report(folder)
-        return Exported(folder.path, tuple(written))
+        return Exported(folder.path, (*written, *packages))
 
 
 FILE_PREFIX = {"dense": "dense", "slim": "model"}  # network -> first part of the names of its exported files
@@ -101,14 +111,15 @@ def export_network(
     listener: Listener,
     *,
     fresh: bool = False,
+    home: str = EXPORTS,
 ) -> list[Artifact]:
-    """Export one network of a run; each file is recorded in the manifest and in `artifacts.json` once it is written.
+    """Export one network of a run into its folder `home`.
 
-    Files that are there and were made as it is asked for now are returned as they are, unless `fresh`.
+    Each file is recorded in the manifest and in `artifacts.json` of that folder once it is written. Files that are
+    there and were made as it is asked for now are returned as they are, unless `fresh`.
     """
-    _remove_drafts(folder.path / "export")
-    facts, recipe = read_plan_document(folder), recipe_of(folder)
-    settings = replace(settings, fp32_tolerance=recipe.gates.parity)
+    _remove_drafts(folder.path / home)
+    facts, settings = read_plan_document(folder), _with_gates(settings, folder)
     manifest = folder.manifest()
     metadata: dict[str, Any] = {
         **{key: facts[key] for key in _INPUT_FACTS if key in facts},  # runs of earlier versions have fewer
@@ -123,7 +134,14 @@ def export_network(
     made: dict[str, list[Artifact]] = {}
     for precision in settings.precisions if not fresh else ():
         found = find_unchanged(
-            folder, _records(folder), prefix, settings, precision, made_from[precision], len(samples.images)
+            folder,
+            home,
+            _records(folder, home),
+            prefix,
+            settings,
+            precision,
+            made_from[precision],
+            len(samples.images),
         )
         if found is not None:
             made[precision] = found
@@ -133,23 +151,36 @@ def export_network(
         for artifact in export_artifacts(
             load_network(folder, name, allow_code),
             samples,
-            folder.path / "export",
+            folder.path / home,
             replace(settings, precisions=missing),
             metadata=metadata,
             prefix=prefix,
-            replacing=lambda path: folder.unrecord(f"export/{path.name}"),
+            replacing=lambda path: folder.unrecord(f"{home}/{path.name}"),
             listener=listener,
         ):
-            folder.record_existing(f"export/{artifact.path.name}", artifact.kind)
+            folder.record_existing(f"{home}/{artifact.path.name}", artifact.kind)
             if artifact.kind == "engine":
-                folder.record_existing(f"export/{sidecar_path(artifact.path).name}", "sidecar")
-            records = _records(folder)
+                folder.record_existing(f"{home}/{sidecar_path(artifact.path).name}", "sidecar")
+            records = _records(folder, home)
             records[artifact.path.name] = {"network": name, **artifact.to_json()}
             if artifact.kind == "onnx":
                 records[artifact.path.name]["made_from"] = made_from[artifact.precision]
-            folder.write_json(EXPORTED, records)
+            folder.write_json(_records_name(home), records)
             made.setdefault(artifact.precision, []).append(artifact)
     return [artifact for precision in settings.precisions for artifact in made.get(precision, ())]
+
+
+def _renew_records(folder: RunFolder, listener: Listener) -> None:
+    """Drop the records of exported files that are gone, and mark what was made from earlier files."""
+    if records := _records(folder):
+        there = {name: record for name, record in records.items() if (folder.path / EXPORTS / name).is_file()}
+        mark_stale_(folder, there, listener)
+        folder.write_json(_records_name(EXPORTS), there)
+
+
+def _with_gates(settings: ExportSettings, folder: RunFolder) -> ExportSettings:
+    """Take the tolerance of fp32 files from the recipe of a run."""
+    return replace(settings, fp32_tolerance=recipe_of(folder).gates.parity)
 
 
 def _remove_drafts(exported: Path) -> None:
@@ -163,11 +194,16 @@ def prefix_of(name: str, settings: ExportSettings) -> str:
     return FILE_PREFIX[name] + ("-pixels" if settings.takes_pixels else "")
 
 
-def _records(folder: RunFolder) -> dict[str, Any]:
+def _records_name(home: str) -> str:
+    return f"{home}/artifacts.json"
+
+
+def _records(folder: RunFolder, home: str = EXPORTS) -> dict[str, Any]:
     """Read the records of the exported files; empty where there are none, or a user has deleted the file."""
-    if not folder.has(EXPORTED) or not (folder.path / EXPORTED).is_file():
+    name = _records_name(home)
+    if not folder.has(name) or not (folder.path / name).is_file():
         return {}
-    records: dict[str, Any] = folder.read_json(EXPORTED)
+    records: dict[str, Any] = folder.read_json(name)
     return records
 
 

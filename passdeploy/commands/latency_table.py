@@ -27,6 +27,7 @@ from passdeploy.profiling.inputs import example_images
 from passdeploy.recipe import load_recipe
 from passdeploy.runtime.device_memory import memory_errors
 from passdeploy.runtime.events import Listener
+from passdeploy.runtime.files import require_writable
 from passdeploy.sparsity.baselines import magnitude_scores
 
 
@@ -92,7 +93,12 @@ def measure_table(
 
     Returns:
         The document that `passdeploy profile --table --json` prints.
+
+    Raises:
+        UsageError: no file can be written at `path`.
     """
+    if path is not None:
+        require_writable(path.parent)  # before the measurement, which takes minutes
     dense, channels, shape = network.dense, network.channels, network.image_shape
     context = MeasurementContext.here(backend=backend, threads=threads, batch=batch, image_shape=shape, setting=setting)
     images = example_images(batch, shape)

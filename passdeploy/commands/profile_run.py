@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from passdeploy.commands.export_run import FILE_PREFIX, export_network, samples_of
-from passdeploy.errors import PassDeployError, RunError
+from passdeploy.errors import CorruptArtifact, PassDeployError, RunError
 from passdeploy.export import ExportSettings
 from passdeploy.export.artifact import file_stem
 from passdeploy.export.ort_session import require_provider
@@ -19,12 +19,12 @@ from passdeploy.export.torch_trt_release import installed_flavour
 from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_sidecar import engine_path_for
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency.measurement_context import block_of
+from passdeploy.latency.measurement_context import UNKNOWN_CPU, MeasurementContext, block_of
 from passdeploy.profiling import Candidate, Setting, default_threads, profile_pair
 from passdeploy.profiling.execution import default_backends
 from passdeploy.profiling.inputs import example_images
 from passdeploy.profiling.layer_times import by_group, compare_layers
-from passdeploy.profiling.layer_traces import require_traceable, trace_layers
+from passdeploy.profiling.layer_traces import first_traceable, trace_layers
 from passdeploy.profiling.report import SkippedBackend
 from passdeploy.profiling.runners import PROVIDERS, torch_threads
 from passdeploy.report.write import renew_report
@@ -32,6 +32,7 @@ from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import LATEST, load_network, read_plan_document
 from passdeploy.runs.plan_file import replacements_from_json
 from passdeploy.runtime.events import Listener, StageFinished, Warned, silent, stage
+from passdeploy.runtime.versions import package_versions
 
 
 def profile_run(
@@ -50,9 +51,10 @@ def profile_run(
 ) -> dict[str, Any]:
     """Measure the dense and the slim network of a run, in turns, on this machine, and write `profile.json`.
 
-    Without a device, that is the GPU where there is one. The ONNX files in fp32 are exported first if they are missing;
+    Without a device, that is the GPU where there is one. ONNX files in fp32 are exported first if they are missing;
     files in another precision, engines and programs must exist. With `layers`, the document also has the time of each
-    layer (`layers`) and of each channel group (`groups`), traced in the first backend at the first batch size.
+    layer (`layers`) and of each channel group (`groups`), traced in the first backend that shows them, and at the first
+    batch size.
 
     Args:
         run: the run folder.
@@ -64,7 +66,8 @@ def profile_run(
             may be `auto`.
         seconds: to measure per backend and batch, at least.
         layers: trace the layers of both networks as well; the latencies, and the layers, are taken from
-            `profile.json` where they were measured with these arguments.
+            `profile.json` where they were measured with these arguments (or for longer) on this machine, with the same
+            versions and in the same files.
         fresh: with `layers`, measure again all the same.
         trust_engine: load engines that have no sidecar, or that run code of their own.
         allow_code: let the recipe name a model factory, which runs its module's code.
@@ -78,28 +81,35 @@ def profile_run(
     if named:
         setting.require_possible(named)
         if layers:
-            require_traceable(named[0])
+            first_traceable(named)
     threads = threads or default_threads()
     with RunFolder.open(Path(run), write=True) as folder:
         shape = tuple(read_plan_document(folder)["image_shape"])
         wanted = named or _default_backends(folder, setting)
         weights = {name: str(folder.manifest()[f"{name}.safetensors"]["sha256"]) for name in FILE_PREFIX}
-        asked = {
+
+        def circumstances() -> dict[str, Any]:
+            return {backend: _circumstances(folder, backend, setting) for backend in wanted}
+
+        asked: dict[str, Any] = {
             "backends": list(wanted),
             "batches": list(batches),
             "threads": threads,
+            "seconds": seconds,
             "setting": asdict(setting),
             "weights": weights,
+            "circumstances": circumstances(),
         }
-        before = _earlier_profile(folder, weights)
+        before = _earlier_profile(folder, weights, listener)
         is_measured = layers and not fresh and _includes(before.get("asked"), asked)
-        traced = {"backend": wanted[0], "batch": batches[0], "threads": threads, "setting": asked["setting"]}
-        if is_measured and before.get("layers_of") == traced:
+        if is_measured and before.get("layers_of") == _trace_of(before, asked):
             listener(StageFinished("profile", "latencies and layers of profile.json", 0.0, is_skipped=True))
             return before
         forms = _load_forms(folder, wanted, () if named else wanted, setting, allow_code, listener)
         candidates = [replace(candidate, trust_engine=trust_engine) for candidate in forms.candidates]
         backends = forms.backends
+        if layers:
+            first_traceable(backends)  # before the measurement, which takes longer
         if is_measured:
             listener(StageFinished("profile", "latencies of profile.json", 0.0, is_skipped=True))
             document = before
@@ -117,31 +127,79 @@ def profile_run(
             )
             document = profile.to_json()
             document["skipped"] = [*map(asdict, forms.skipped), *document["skipped"]]
+            asked["circumstances"] = circumstances()  # with the files that were exported for it
             document["asked"] = asked
-            document |= {key: before[key] for key in ("layers", "groups", "layers_of") if key in before}
+            if _is_still_true(before.get("layers_of"), folder):
+                document |= {key: before[key] for key in ("layers", "groups", "layers_of")}
         if layers:
-            with stage("layers", f"{backends[0]}, batch {batches[0]}", listener):
-                document |= _trace(folder, candidates, backends[0], batches[0], shape, threads, setting, allow_code)
-            document["layers_of"] = traced
+            of = _trace_of(document, asked)
+            with stage("layers", f"{of['backend']}, batch {of['batch']}", listener):
+                document |= _trace(folder, candidates, of["backend"], of["batch"], shape, threads, setting, allow_code)
+            document["layers_of"] = of
         folder.write_json("profile.json", document, kind="profile")
         renew_report(folder)
         return document
 
 
-def _earlier_profile(folder: RunFolder, weights: dict[str, str]) -> dict[str, Any]:
-    """Return the run's profile if it is of these weights; otherwise nothing."""
+def _earlier_profile(folder: RunFolder, weights: dict[str, str], listener: Listener) -> dict[str, Any]:
+    """Return the run's profile if it is of these weights; otherwise nothing. A damaged one is warned of."""
     if not folder.has("profile.json") or not (folder.path / "profile.json").is_file():
         return {}
-    document: dict[str, Any] = folder.read_json("profile.json")
+    try:
+        document: dict[str, Any] = folder.read_json("profile.json")
+    except CorruptArtifact:
+        listener(Warned(f"{folder.path / 'profile.json'} was damaged or edited: it is not used, and is written anew."))
+        return {}
     return document if document.get("asked", {}).get("weights") == weights else {}
 
 
-def _includes(measured: dict[str, Any] | None, asked: dict[str, Any]) -> bool:
-    """True if a profile was measured with the backends and batches that are asked for now, and all else is the same."""
-    lists = ("backends", "batches")
-    return measured is not None and all(
-        set(asked[key]) <= set(measured[key]) if key in lists else asked[key] == measured[key] for key in asked
+def _circumstances(folder: RunFolder, backend: str, setting: Setting) -> dict[str, Any]:
+    """Return what times depend on besides what was asked for: the processor, the software and the measured files."""
+    here = MeasurementContext.here(backend=backend, threads=1, batch=1, image_shape=(), setting=setting)
+    recorded = folder.manifest()
+    files = (
+        next((name for name in _file_names(backend, network, setting) if name in recorded), None)
+        for network in FILE_PREFIX
     )
+    hashes = {name: recorded[name]["sha256"] for name in files if name is not None}
+    return {"processor": here.processor, "versions": package_versions(), "files": hashes}
+
+
+def _are_same(then: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    """Test whether circumstances are those of before; a processor that is not known is another one."""
+    return then == now and now["processor"] != UNKNOWN_CPU
+
+
+def _includes(measured: dict[str, Any] | None, asked: dict[str, Any]) -> bool:
+    """True if a profile has at least the backends, batches and seconds that are asked for, and all else is the same."""
+    if measured is None or not measured.keys() >= asked.keys():
+        return False
+    return (
+        all(set(asked[key]) <= set(measured[key]) for key in ("backends", "batches"))
+        and asked["seconds"] <= measured["seconds"]
+        and all(asked[key] == measured[key] for key in ("threads", "setting", "weights"))
+        and all(_are_same(measured["circumstances"].get(name), now) for name, now in asked["circumstances"].items())
+    )
+
+
+def _trace_of(document: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what the layers of a profile are traced in: its first backend that can be, and the first batch.
+
+    Raises:
+        UsageError: none of the backends that it measured can be traced.
+    """
+    measured = {row["backend"] for row in document["rows"]}
+    backend = first_traceable([name for name in asked["backends"] if name in measured])
+    common = {key: asked[key] for key in ("threads", "setting")}
+    return {"backend": backend, "batch": asked["batches"][0], **common, **asked["circumstances"][backend]}
+
+
+def _is_still_true(trace: dict[str, Any] | None, folder: RunFolder) -> bool:
+    """Test whether layers were traced on this machine, with this software and in the files of now."""
+    if trace is None or "processor" not in trace:  # an earlier version did not say it
+        return False
+    now = _circumstances(folder, trace["backend"], Setting(**trace["setting"]))
+    return _are_same({key: trace.get(key) for key in now}, now)
 
 
 def _trace(
@@ -177,11 +235,10 @@ class _Forms:
 
 def _default_backends(folder: RunFolder, setting: Setting) -> tuple[str, ...]:
     """Return the backends to measure a run in if none is named."""
-    files = file_stem(FILE_PREFIX["slim"], setting.precision)
     return default_backends(
         torch.device(setting.device),
-        has_engine=any(map(folder.has, _engine_names(files))),
-        has_program=folder.has(_program_name(files)),
+        has_engine=any(map(folder.has, _file_names("tensorrt", "slim", setting))),
+        has_program=any(map(folder.has, _file_names("torch-trt", "slim", setting))),
     )
 
 
@@ -220,35 +277,36 @@ def _with_form(
     candidate: Candidate, folder: RunFolder, backend: str, setting: Setting, allow_code: bool, listener: Listener
 ) -> Candidate:
     """Add the form that `backend` needs to a network of a run: a module, an ONNX file, an engine or a program."""
-    name = candidate.name
-    files = file_stem(FILE_PREFIX[name], setting.precision)
+    name, names = candidate.name, _file_names(backend, candidate.name, setting)
     if backend in ("torch", "compile") and candidate.module is None:
         return replace(candidate, module=load_network(folder, name, allow_code))
     if backend in PROVIDERS and candidate.onnx is None:
-        onnx = f"export/{files}.onnx"
-        if setting.precision == "fp32" and not folder.has(onnx):
+        if setting.precision == "fp32" and not folder.has(names[0]):
             if backend != "ort":
                 require_provider(PROVIDERS[backend])  # before the export, which takes longer
             settings = ExportSettings()
             export_network(folder, name, settings, samples_of(folder, settings), allow_code, listener)
-        return replace(candidate, onnx=_verified_file(folder, (onnx,), f"--onnx --precision {setting.precision}"))
+        return replace(candidate, onnx=_verified_file(folder, names, f"--onnx --precision {setting.precision}"))
     if backend == "tensorrt":
-        file = _verified_file(folder, _engine_names(files), f"--trt --precision {setting.precision}")
-        return replace(candidate, engine=file)
+        return replace(candidate, engine=_verified_file(folder, names, f"--trt --precision {setting.precision}"))
     if backend == "torch-trt":
-        file = _verified_file(folder, (_program_name(files),), f"--torch-trt --precision {setting.precision}")
-        return replace(candidate, program=file)
+        return replace(candidate, program=_verified_file(folder, names, f"--torch-trt --precision {setting.precision}"))
     return candidate
 
 
-def _engine_names(files: str) -> list[str]:
-    """Return the names that the engines of an ONNX file have in the run, one for each flavour of TensorRT."""
-    return [engine_path_for(Path("export") / f"{files}.onnx", flavour).as_posix() for flavour in FLAVOURS]
+def _file_names(backend: str, network: str, setting: Setting) -> list[str]:
+    """Return the names that the file of a network may have in a run; none for a backend that runs the module.
 
-
-def _program_name(files: str) -> str:
-    """Return the name that a program of the installed Torch-TensorRT has in the run."""
-    return program_path_for(Path("export"), files, installed_flavour() or "tensorrt").as_posix()
+    An engine has one for each flavour of TensorRT; a program is of the Torch-TensorRT that is installed.
+    """
+    files = file_stem(FILE_PREFIX[network], setting.precision)
+    if backend in PROVIDERS:
+        return [f"export/{files}.onnx"]
+    if backend == "tensorrt":
+        return [engine_path_for(Path("export") / f"{files}.onnx", flavour).as_posix() for flavour in FLAVOURS]
+    if backend == "torch-trt":
+        return [program_path_for(Path("export"), files, installed_flavour() or "tensorrt").as_posix()]
+    return []
 
 
 def _verified_file(folder: RunFolder, names: Sequence[str], options: str) -> Path:

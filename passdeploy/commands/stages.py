@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count as count_from
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.changed_answers import changed_answers, packed
+from passdeploy.commands.closing_latency import measure_closing_latency
+from passdeploy.commands.mask_batches import MaskBatches
 from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.snapshots import SnapshotWriter
 from passdeploy.commands.summary import images_per_class, summarise
@@ -25,13 +26,11 @@ from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt, with_prompt, without_prompt
-from passdeploy.profiling import Candidate, Setting, profile_pair
 from passdeploy.profiling.environment import cpu_model, physical_cores
 from passdeploy.report.pictures import encode_sample
 from passdeploy.report.run_facts import SAMPLE
 from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import load_network
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
 from passdeploy.runtime.determinism import deterministic_algorithms, reproducibility_facts
 from passdeploy.runtime.device_memory import memory_errors
@@ -49,7 +48,6 @@ from passdeploy.training.loop import fit
 
 EQUIVALENCE_IMAGES = 8
 SPENT_AT_LEAST = 0.95  # of a budget; a plan that leaves more of it is warned of
-LATENCY_SECONDS = 2.0  # for both networks together, at the end of a run
 _STAGE_TEXTS = {
     "dense": "the network to prune",
     "learn": "which channels matter",
@@ -77,6 +75,7 @@ class PruneJob:
         self.recipe, self.data, self.channels = prepared.recipe, prepared.data, prepared.channels
         self.costs = prepared.channels.costs
         self.batch = prepared.recipe.data.batch_size
+        self.batches = MaskBatches(self.recipe, self.data, device, processes.part)
         self.dense = prepared.dense
         self._warned = 0  # of unreadable images
 
@@ -98,7 +97,7 @@ class PruneJob:
             costs=self.costs,
             blocks=self.channels.blocks,
             target=self.prepared.target,
-            latency=self._measure_latency(),
+            latency=self._latency_rows(),
             environment={
                 **reproducibility_facts(self.recipe.deterministic, self.device),
                 "cpu": cpu_model(),
@@ -204,14 +203,16 @@ class PruneJob:
 
     def _learn_masks(self, progress: Stage) -> dict[str, Any]:
         larger = self.prepared.larger_budgets
-        snapshots = SnapshotWriter(self.folder, larger, self.recipe.prune.steps, self._mask_batch, len(self.data.train))
+        snapshots = SnapshotWriter(
+            self.folder, larger, self.recipe.prune.steps, self.batches.size, len(self.data.train)
+        )
         chosen = select_channels(
             self.recipe,
             self.prepared.channels,
             self.prepared.budget,
             self.prepared.round_to,
             self._load_dense(),
-            SeekableBatches(lambda first: self._to_device(self._training_batches("learn", first))),
+            SeekableBatches(lambda first: self.batches.of("learn", first)),
             stage=progress,
             processes=self.processes,
             reused=self.prepared.reused,
@@ -297,8 +298,7 @@ class PruneJob:
             prompt.load_pixels_(saved)
         smaller = with_prompt(slim(dense, self.channels.groups, plan, self.channels.blocks), prompt).to(self.device)
         with self.processes.synchronised_batch_norm():
-            batches = self._to_device(islice(self._training_batches("recalibrate"), RECALIBRATION_BATCHES))
-            recalibrate_batch_norm_(smaller, batches)
+            recalibrate_batch_norm_(smaller, islice(self.batches.of("recalibrate"), RECALIBRATION_BATCHES))
         top1, prompted = self._evaluate(smaller).top1, self._top1_with_and_without_prompt(smaller)
         self.folder.write_json(
             "plan.json",
@@ -361,36 +361,6 @@ class PruneJob:
         self.dense.load_state_dict(self.folder.read_tensors("dense.safetensors"))
         return self.dense.to(self.device)
 
-    @property
-    def _mask_batch(self) -> int:
-        """Images per step of mask learning."""
-        return min(self.recipe.prune.batch_size or self.batch, len(self.data.train))
-
-    def _training_batches(self, purpose: str, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield training batches endlessly, from the one of this number.
-
-        The purpose seeds their order, so it is the same after a resume.
-        """
-        size = self._mask_batch
-        first_epoch, seen = divmod(first, len(self.data.train) // size)
-        for epoch in count_from(first_epoch):
-            yield from self.data.train.batches(
-                size,
-                epoch=epoch,
-                seed=seed_of(purpose, self.recipe.seed),
-                augment=self.recipe.finetune.random_changes,
-                drop_last=True,
-                part=self.processes.part,
-                device=self.device,
-                first=seen if epoch == first_epoch else 0,
-            )
-
-    def _to_device(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Move batches to the device, images in the memory format of fine-tuning."""
-        memory_format = torch.channels_last if self.recipe.finetune.channels_last else torch.contiguous_format
-        for images, labels in batches:
-            yield images.to(self.device, memory_format=memory_format), labels.to(self.device)
-
     def _new_prompt(self) -> VisualPrompt | None:
         """Build an untrained prompt for the slim network; None if the recipe learns or keeps none."""
         prune, spec = self.recipe.prune, self.recipe.prune.prompt
@@ -413,27 +383,12 @@ class PruneJob:
     def _evaluate(self, model: nn.Module) -> Accuracy:
         return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device)
 
-    def _measure_latency(self) -> list[dict[str, Any]]:
-        """Measure dense and slim briefly in PyTorch on the run's device; return rows as in `profile.json`.
-
-        With a latency target, the rows are those of its last measurement.
-        """
+    def _latency_rows(self) -> list[dict[str, Any]]:
+        """Return rows as in `profile.json`: of the last measurement for a latency target, else of a new one."""
         if not self.processes.is_first:
             return []
         if self.prepared.target is not None:
             return self.prepared.target.rows(self.folder.result_of("time")["timed"])
-        pair = [
-            Candidate(name, load_network(self.folder, name, self.allow_code), weights=f"{name}.safetensors")
-            for name in ("dense", "slim")
-        ]
-        profile = profile_pair(
-            *pair,
-            image_shape=self.data.image_shape,
-            backends=("torch",),
-            batches=(8,),
-            setting=Setting(device=str(self.device)),
-            seconds=LATENCY_SECONDS,
-            listener=self.listener,
+        return measure_closing_latency(
+            self.folder, self.data.image_shape, self.device, allow_code=self.allow_code, listener=self.listener
         )
-        rows: list[dict[str, Any]] = profile.to_json()["rows"]
-        return rows

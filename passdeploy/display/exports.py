@@ -10,6 +10,7 @@ from passdeploy.display.units import megabytes
 from passdeploy.errors import UNKNOWN, percent
 
 _PACKAGES = ("triton", "bundle", "sidecar")
+_PYTORCH = "the PyTorch model"  # that files are compared with, as in export/reference.py, which imports torch
 
 
 def exports_table(artifacts: Iterable[Mapping[str, Any]]) -> Listing:
@@ -100,7 +101,7 @@ def _accuracy_text(parity: Mapping[str, Any]) -> str:
 
 
 def _notes_of(artifact: Mapping[str, Any]) -> list[str]:
-    """Return what should be known of a file: layers that stayed fp32, and that nothing was compared."""
+    """Return what should be known of a file: layers that stayed fp32, and what was not compared."""
     facts, texts = artifact["facts"], [str(artifact["stale"])] if artifact.get("stale") else []
     if kept := facts.get("kept_modules") or facts.get("kept"):
         texts.append(f"{len(kept)} layer{'s' if len(kept) > 1 else ''} kept in fp32: {', '.join(kept)}")
@@ -110,6 +111,11 @@ def _notes_of(artifact: Mapping[str, Any]) -> list[str]:
         texts.append(
             "not compared: it runs on a GPU; its ONNX file was compared" if is_engine else "not compared with PyTorch"
         )
-    elif parity.get("top1") is None:
-        texts.append("compared on noise only: give real images")
+        return texts
+    compared_with = parity.get("compared_with", _PYTORCH)
+    if compared_with != _PYTORCH:
+        texts.append(f"compared with {compared_with} instead of {_PYTORCH}, from which it may differ more")
+    if parity.get("top1") is None:
+        is_real = bool(parity.get("real_images"))
+        texts.append("accuracy was not compared: no labels" if is_real else "compared on noise only: give real images")
     return texts

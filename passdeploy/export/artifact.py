@@ -75,9 +75,9 @@ class BatchRange:
 
     @property
     def parity_sizes(self) -> list[int]:
-        """Batch sizes at which a file is compared with its model: both ends, and 1 and 2 if they are in the range."""
+        """Batch sizes at which a file is compared with its model: all three, and 1 and 2 if they are in the range."""
         small = {size for size in (1, 2) if self.smallest <= size <= self.largest}
-        return sorted(small | {self.smallest, self.largest})
+        return sorted(small | set(self.as_list()))
 
     def as_list(self) -> list[int]:
         """Return `[min, opt, max]`, the form in which it is written to metadata."""

@@ -2,37 +2,42 @@
 
     <bundle>/model.onnx  model-fp16.onnx  ...    ONNX files that passed their parity check
     <bundle>/samples.safetensors                 images to check and to calibrate on, in the form the graphs accept,
-                                                 and what each ONNX file answers to them
-    <bundle>/manifest.json                       hashes, batch sizes, options, and the commands of build.sh
+                                                 and what the PyTorch models answer to them
+    <bundle>/manifest.json                       hashes, batch sizes, limits, options, and the commands of build.sh
     <bundle>/build.sh                            the passdeploy command, and trtexec's for each file as a comment
 
-`passdeploy export --from-bundle` verifies every hash before it builds, and compares each engine with its ONNX file.
+`passdeploy export --from-bundle` verifies every hash before it builds, and compares each engine with its PyTorch model.
+Bundles of earlier versions have the answers of the ONNX files alone, and the limits are those of the precisions.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
-from passdeploy.errors import CorruptArtifact, RunError, percent
-from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
+from passdeploy.errors import CorruptArtifact, RunError
+from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact, file_stem
+from passdeploy.export.drafts import folder_of_drafts
 from passdeploy.export.lint import lint_file
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.parity import compute_answers, reference_from_answers
-from passdeploy.export.precision import LIMITS
+from passdeploy.export.parity import compute_answers_of_file, summary_line
+from passdeploy.export.precision import LIMITS, Limits
+from passdeploy.export.preprocessing import OnPixels
+from passdeploy.export.reference import ONNX_FILE, PYTORCH, Reference, compute_answers, reference_from_answers
 from passdeploy.export.trt_api import Flavour, load_trt
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_build_apart import build_engine_apart
 from passdeploy.export.trt_engine import EngineOptions
 from passdeploy.export.trt_parity import require_engine_parity
-from passdeploy.export.trt_sidecar import engine_path_for
+from passdeploy.export.trt_sidecar import engine_path_for, name_engine
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.runtime.files import atomic_path, sha256_of, write_atomically
 from passdeploy.runtime.onnx_examiner import OnnxExaminer
@@ -44,11 +49,27 @@ if TYPE_CHECKING:
 
 MANIFEST, SAMPLES, SCRIPT = "manifest.json", "samples.safetensors", "build.sh"
 _VERSION = 2  # of the manifest; from 2 on it is sealed
-_ANSWERS = "answers/"  # prefix of the names of tensors
+# Prefixes of the names of tensors: the answers of a PyTorch model, followed by the first part of the names of its ONNX
+# files; those of an ONNX file, followed by its name, where the model was not given.
+_ANSWERS, _ANSWERS_OF_FILE = "pytorch/", "answers/"
+
+
+def require_buildable(settings: ExportSettings) -> None:
+    """Raise unless the target can build engines with these options, so that no bundle is written in vain.
+
+    Raises:
+        UsageError: see `EngineOptions.require_possible`.
+    """
+    replace(settings.engine, timing_cache=None).require_possible(settings.engine_flavour)  # bundles have no cache
 
 
 def write_bundle(
-    folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples
+    folder: Path,
+    artifacts: Sequence[Artifact],
+    settings: ExportSettings,
+    samples: Samples,
+    *,
+    networks: Mapping[str, nn.Module] | None = None,
 ) -> list[Artifact]:
     """Write a bundle of the ONNX files among `artifacts`.
 
@@ -57,10 +78,16 @@ def write_bundle(
         artifacts: exported files, of which only the ONNX files are copied.
         settings: of the export.
         samples: the normalised images that were given to `export_artifacts`.
+        networks: that the files were exported from, by the `prefix` that was given to `export_artifacts`. Engines are
+            compared with them; those of another file with the answers of that file.
 
     Returns:
         Every file of the bundle, its manifest last.
+
+    Raises:
+        UsageError: see `require_buildable`.
     """
+    require_buildable(settings)
     folder.mkdir(parents=True, exist_ok=True)
     samples = samples.as_graph_inputs(settings)
     files: list[dict[str, Any]] = []
@@ -76,12 +103,13 @@ def write_bundle(
                 "input": {INPUT: list(artifact.facts["input"])},
                 "input_values": artifact.facts.get("input_values"),
                 "parity": artifact.facts.get("parity"),
+                "limits": asdict(settings.limits(artifact.precision)),
             }
         )
     tensors = {"images": samples.images, "calibration": samples.calibration}
     if samples.labels is not None:
         tensors["labels"] = samples.labels
-    tensors |= _recorded_answers([folder / entry["file"] for entry in files], files, samples, settings)
+    tensors |= _recorded_answers(folder, files, samples, settings, networks or {})
     content = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     write_atomically(folder / SAMPLES, safetensors.torch.save(content))
     commands = _script_lines(files, settings)
@@ -116,6 +144,7 @@ def build_bundle(
         RunError: `folder` is not a bundle.
         CorruptArtifact: a file is missing or has changed since it was bundled, or crashes what parses it.
         MissingError, ExportError: see `build_engine`.
+        ParityError: an engine differs from its model by more than the limits of the bundle allow.
     """
     manifest = _read_verified_manifest(folder)
     chosen_flavour: Flavour = flavour or manifest["flavour"]
@@ -130,18 +159,20 @@ def build_bundle(
     for entry in manifest["models"]:
         source = folder / entry["file"]
         path = engine_path_for(source, chosen_flavour)
-        with stage("engine", f"{path.name} ({chosen_flavour})", listener) as progress:
-            engine = build_engine_apart(
-                source,
-                path,
-                flavour=chosen_flavour,
-                batch=entry["batch"],
-                precision=entry["precision"],
-                options=chosen_options,
-                listener=listener,
-            )
-            progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
-        yield _compared(engine, entry, folder, listener)
+        with folder_of_drafts(folder) as drafts:
+            with stage("engine", f"{path.name} ({chosen_flavour})", listener) as progress:
+                engine = build_engine_apart(
+                    source,
+                    drafts / path.name,
+                    flavour=chosen_flavour,
+                    batch=entry["batch"],
+                    precision=entry["precision"],
+                    options=chosen_options,
+                    listener=listener,
+                )
+                progress.text = f"{path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
+            engine = name_engine(_compared(engine, path, entry, folder, listener), path)
+        yield engine
 
 
 def _examine(sources: Sequence[Path]) -> None:
@@ -153,43 +184,79 @@ def _examine(sources: Sequence[Path]) -> None:
 
 
 def _recorded_answers(
-    paths: Sequence[Path], entries: Sequence[Mapping[str, Any]], samples: Samples, settings: ExportSettings
-) -> dict[str, torch.Tensor]:
-    """Compute what each ONNX file answers to the images, or to noise where there are none: key -> tensor."""
-    if find_spec("onnxruntime") is None:
-        return {}
-    images, recorded = samples.images, dict[str, torch.Tensor]()
+    folder: Path,
+    entries: Sequence[Mapping[str, Any]],
+    samples: Samples,
+    settings: ExportSettings,
+    networks: Mapping[str, nn.Module],
+) -> dict[str, Tensor]:
+    """Compute what the networks answer to the images, or to noise where there are none: name of a tensor -> tensor.
+
+    A file whose network is not among them answers itself, where ONNX Runtime is installed.
+    """
+    images, recorded = samples.images, dict[str, Tensor]()
     if not len(images):
         recorded["noise"] = images = samples.noise(settings)
-    for path, entry in zip(paths, entries, strict=True):
-        recorded[_ANSWERS + entry["file"]] = compute_answers(
-            path, entry["precision"], images, batch=BatchRange.of(entry["batch"]).largest
-        )
+    for entry in entries:
+        prefix, batch = _prefix_of(entry), BatchRange.of(entry["batch"]).largest
+        network = networks.get(prefix)
+        if network is None:
+            if find_spec("onnxruntime") is not None:
+                recorded[_ANSWERS_OF_FILE + entry["file"]] = compute_answers_of_file(
+                    folder / entry["file"], entry["precision"], images, batch=batch
+                )
+        elif _ANSWERS + prefix not in recorded:
+            asked = OnPixels(network, samples.mean, samples.std) if settings.takes_pixels else network
+            recorded[_ANSWERS + prefix] = compute_answers(asked, images, batch=batch)
     return recorded
 
 
-def _compared(engine: Artifact, entry: Mapping[str, Any], folder: Path, listener: Listener) -> Artifact:
-    """Compare an engine with the recorded answers of its ONNX file; engines for RTX GPUs are built anywhere."""
+def _prefix_of(entry: Mapping[str, Any]) -> str:
+    """Return the first part of a file's name, which all files of a network have in common: `model`, `dense`."""
+    return Path(entry["file"]).stem.removesuffix(file_stem("", entry["precision"]))
+
+
+def _compared(engine: Artifact, final: Path, entry: Mapping[str, Any], folder: Path, listener: Listener) -> Artifact:
+    """Compare an engine with the recorded answers of its model; engines for RTX GPUs are built anywhere."""
     if engine.facts["flavour"] == "rtx":
         return engine
-    samples = safetensors.torch.load_file(folder / SAMPLES)
-    answers = samples.get(_ANSWERS + entry["file"])
-    if answers is None or not has_gpu_of_torch():
-        why = "this PyTorch cannot use the GPU" if answers is not None else "the bundle has no answers to compare with"
-        listener(Warned(f"{engine.path.name} was not compared with {entry['file']}: {why}."))
+    reference = _recorded_reference(folder, entry)
+    if reference is None or not has_gpu_of_torch():
+        why = "the bundle has no answers to compare with" if reference is None else "this PyTorch cannot use the GPU"
+        listener(Warned(f"{final.name} was not compared with its model: {why}."))
         return engine
+    if reference.answered_by == ONNX_FILE:
+        text = f"the bundle has no answers of PyTorch: {final.name} is compared with {entry['file']}"
+        listener(Warned(f"{text}, and what that file loses comes on top."))
+    limits = _limits_of(entry)
+    with stage("parity", f"{final.name} in TensorRT", listener) as progress:
+        engine, parity = require_engine_parity(engine, reference, limits, final=final)
+        progress.text = summary_line(parity, limits)
+    return engine
+
+
+def _recorded_reference(folder: Path, entry: Mapping[str, Any]) -> Reference | None:
+    """Read what the model of a file answers, or the file itself in a bundle without the model's; None without both."""
+    samples = safetensors.torch.load_file(folder / SAMPLES)
+    answers, answered_by = samples.get(_ANSWERS + _prefix_of(entry)), PYTORCH
+    if answers is None:
+        answers, answered_by = samples.get(_ANSWERS_OF_FILE + entry["file"]), ONNX_FILE
+    if answers is None:
+        return None
     is_real = "noise" not in samples
-    reference = reference_from_answers(
+    return reference_from_answers(
         samples["images"] if is_real else samples["noise"],
         answers,
         samples.get("labels") if is_real else None,
         batch_sizes=BatchRange.of(entry["batch"]).parity_sizes,
         is_real=is_real,
+        answered_by=answered_by,
     )
-    with stage("parity", f"{engine.path.name} in TensorRT", listener) as progress:
-        engine, parity = require_engine_parity(engine, reference, LIMITS[entry["precision"]])
-        progress.text = f"error {parity.max_rel_error:.1e}, top-1 agreement {percent(parity.top1_agreement)}"
-    return engine
+
+
+def _limits_of(entry: Mapping[str, Any]) -> Limits:
+    """Return the limits that a file was exported with; in a bundle of an earlier version those of its precision."""
+    return Limits(**entry["limits"]) if "limits" in entry else LIMITS[entry["precision"]]
 
 
 def _read_verified_manifest(folder: Path) -> dict[str, Any]:
@@ -203,6 +270,8 @@ def _read_verified_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_sealed(path.read_bytes(), version_key="version", sealed_from=_VERSION)
         hashes = {**{entry["file"]: entry["sha256"] for entry in manifest["models"]}, **manifest["sha256"]}
         EngineOptions(**manifest["options"])
+        for entry in manifest["models"]:
+            _limits_of(entry)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptArtifact(f"{path} is not the manifest of a bundle.\nCopy the whole bundle again.") from error
     for name, sha256 in hashes.items():

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from passdeploy.errors import ExportError, ParityError
 from passdeploy.export.artifact import Artifact
+from passdeploy.export.batches import run_in_batches
 from passdeploy.export.casting import cast_graph, castable_nodes
 from passdeploy.export.layer_ranking import Converted, convert_until_it_passes
 from passdeploy.export.onnx_graph import write_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import Reference, gate_problem, measure_parity, open_rounding_emulation, open_unoptimised
+from passdeploy.export.parity import gate_problem, measure_parity, open_rounding_emulation, open_unoptimised
 from passdeploy.export.precision import CAST_PRECISIONS, QUANTISED_PRECISIONS, Limits
 from passdeploy.export.quantise import Conversion, Quantiser, int8_conversion, modelopt_conversion, quantisable_nodes
+from passdeploy.export.reference import Reference
 from passdeploy.runtime.events import Stage
 
 _RANKING_IMAGES = 32
@@ -125,14 +127,13 @@ def _convert_within_limits(
         except ParityError as error:
             return str(error)
 
-    images = (calibration if len(calibration) else reference.batches[-1].images)[:_RANKING_IMAGES].numpy()
+    images = (calibration if len(calibration) else reference.batches[-1].images)[:_RANKING_IMAGES]
     exact = open_session(source, threads=torch.get_num_threads())
-    name = exact.get_inputs()[0].name
-    (expected,) = exact.run(None, {name: images})
+    expected = run_in_batches(exact, images, usual=_RANKING_IMAGES)
 
     def measure_error(model: ModelProto) -> float:
-        (actual,) = open_converted(model).run(None, {name: images})
-        error = float(torch.from_numpy(actual - expected).norm())
+        actual = run_in_batches(open_converted(model), images, usual=_RANKING_IMAGES)
+        error = float((actual - expected).norm())
         return error if error == error else float("inf")  # NaN cannot be sorted
 
     return convert_until_it_passes(convert, layers, find_problem, measure_error, progress=progress)

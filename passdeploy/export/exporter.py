@@ -1,15 +1,13 @@
 """Export one model in all requested formats and precisions, checking each file before the next step uses it.
 
 For each precision: write the ONNX file, compare it with the PyTorch model, then build the TensorRT engine from it.
-An ONNX file gets its final name only after it passed the comparison, and only such a file becomes an engine.
+A file gets its name only after it passed the comparison (drafts.py), and only such an ONNX file becomes an engine.
 Settings that this machine cannot carry out are refused before anything is written.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,22 +16,15 @@ import onnx
 import torch
 from torch import nn
 
-from passdeploy.errors import percent
 from passdeploy.export.artifact import Artifact, BatchRange, file_stem
 from passdeploy.export.conversion import convert_file
+from passdeploy.export.drafts import Replacing, folder_of_drafts, name_file, replacing_freely, set_aside
 from passdeploy.export.lint import Lint, lint
 from passdeploy.export.onnx_graph import export_onnx
-from passdeploy.export.parity import (
-    Parity,
-    Reference,
-    compute_reference,
-    gated_error,
-    rejected_path,
-    require_parity,
-    set_aside,
-)
+from passdeploy.export.parity import require_parity, summary_line
 from passdeploy.export.precision import Limits, choose_opset
 from passdeploy.export.preprocessing import NORMALISED, PIXELS, OnPixels
+from passdeploy.export.reference import Reference, compute_reference
 from passdeploy.export.settings import ExportSettings, Samples, require_possible
 from passdeploy.export.torch_trt import compile_program, preview_program
 from passdeploy.export.torch_trt_program import program_path_for
@@ -43,10 +34,8 @@ from passdeploy.export.trt_api import FLAVOURS
 from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.export.trt_engine import build_engine
 from passdeploy.export.trt_parity import require_engine_parity
-from passdeploy.export.trt_sidecar import engine_path_for, is_outdated, sidecar_path
+from passdeploy.export.trt_sidecar import engine_path_for, is_outdated, name_engine
 from passdeploy.runtime.events import Listener, Warned, silent, stage
-
-DRAFTS = ".unproven-"  # first part of the name of a folder with files that were not compared yet
 
 
 def export_artifacts(
@@ -57,7 +46,7 @@ def export_artifacts(
     *,
     metadata: Mapping[str, Any] | None = None,
     prefix: str = "model",
-    replacing: Callable[[Path], None] = lambda path: None,
+    replacing: Replacing = replacing_freely,
     listener: Listener = silent,
 ) -> Iterator[Artifact]:
     """Write `<prefix>.onnx`, `<prefix>-fp16.onnx`, `<prefix>-fp16.engine`, ... into `folder`, one after the other.
@@ -87,15 +76,15 @@ def export_artifacts(
     reference = _reference(model, samples, settings, listener)
 
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=DRAFTS) as drafts:
+    with folder_of_drafts(folder) as drafts:
         sources: dict[int, Path] = {}  # opset -> the float32 file that the other precisions are converted from
         for precision in settings.precisions:
-            draft = Path(drafts) / f"{file_stem(prefix, precision)}.onnx"
+            draft = drafts / f"{file_stem(prefix, precision)}.onnx"
             opset = choose_opset(precision, settings.opset)
             with stage("export", draft.name, listener) as progress:
                 is_source = precision == "fp32"
                 if is_source or opset not in sources:
-                    source = draft if is_source else Path(drafts) / f"opset{opset}.onnx"
+                    source = draft if is_source else drafts / f"opset{opset}.onnx"
                     artifact = export_onnx(model, example, source, opset=opset, batch=settings.batch, metadata=known)
                     sources[opset] = source
                 if not is_source:
@@ -118,26 +107,35 @@ def export_artifacts(
             if is_source:
                 sources[opset] = artifact.path
             yield artifact
-            if "trt" in settings.kinds:
-                engine_path = engine_path_for(artifact.path, settings.engine_flavour)
-                for path in (engine_path, sidecar_path(engine_path)):
-                    replacing(path)
-                yield _build_engine_of(artifact, settings, reference, listener)
-            _warn_of_outdated_engines(artifact, listener)
-    if "torch-trt" in settings.kinds:
-        yield from _compile_programs(model, samples, folder, settings, prefix, replacing, listener)
+            try:
+                engine = None
+                if "trt" in settings.kinds:
+                    engine = _build_engine_of(artifact, drafts, settings, reference, replacing, listener)
+            finally:  # where it failed, too: the one of before is still there
+                _warn_of_outdated_engines(artifact, listener)
+            if engine is not None:
+                yield engine
+        if "torch-trt" in settings.kinds:
+            reference = reference or _answers_to(samples, model, settings)
+            yield from _compile_programs(model, reference, folder, drafts, settings, prefix, replacing, listener)
 
 
 def _reference(model: nn.Module, samples: Samples, settings: ExportSettings, listener: Listener) -> Reference | None:
     """Compute the model's answers to compare with; None, with a warning, where ONNX Runtime is not installed."""
-    sizes = BatchRange.of(settings.batch)
     if find_spec("onnxruntime") is None:
         listener(Warned("onnxruntime is not installed: the ONNX file was not compared with the PyTorch model."))
         return None
+    if not len(samples.images):
+        listener(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
+    return _answers_to(samples, model, settings)
+
+
+def _answers_to(samples: Samples, model: nn.Module, settings: ExportSettings) -> Reference:
+    """Compute the model's answers to the real images, with their labels, or to noise where there are none."""
+    sizes = BatchRange.of(settings.batch).parity_sizes
     if len(samples.images):
-        return compute_reference(model, samples.images, samples.labels, batch_sizes=sizes.parity_sizes)
-    listener(Warned("there are no real images (--images): parity is checked on noise alone, without accuracy."))
-    return compute_reference(model, samples.noise(settings), batch_sizes=sizes.parity_sizes, is_real=False)
+        return compute_reference(model, samples.images, samples.labels, batch_sizes=sizes)
+    return compute_reference(model, samples.noise(settings), batch_sizes=sizes, is_real=False)
 
 
 def _check_and_name(
@@ -146,7 +144,7 @@ def _check_and_name(
     report: Lint,
     reference: Reference | None,
     settings: ExportSettings,
-    replacing: Callable[[Path], None],
+    replacing: Replacing,
     listener: Listener,
 ) -> Artifact:
     """Check the precision and parity of a file, then move it to `final`, or to `<final>.rejected` if it fails."""
@@ -159,26 +157,15 @@ def _check_and_name(
         )
     if reference is not None:
         draft = _with_parity(draft, final, reference, settings.limits(precision), listener)
-    replacing(final)
-    draft.path.replace(final)
-    rejected_path(final).unlink(missing_ok=True)  # a file that failed in an earlier export
-    return replace(draft, path=final)
+    return name_file(draft, final, replacing)
 
 
 def _with_parity(draft: Artifact, final: Path, reference: Reference, limits: Limits, listener: Listener) -> Artifact:
     """Compare a file with the reference, and add the result to its facts; a file that fails is set aside."""
     with stage("parity", f"{final.name} in ONNX Runtime", listener) as progress:
         parity = require_parity(draft.path, reference, draft.precision, limits, final=final)
-        progress.text = _parity_line(parity, limits)
+        progress.text = summary_line(parity, limits)
         return draft.with_facts(parity=parity.to_json())
-
-
-def _parity_line(parity: Parity, limits: Limits) -> str:
-    """Summarise a comparison in one line: error, agreement, and the accuracies where there are labels."""
-    line = f"error {gated_error(parity, limits):.1e}, top-1 agreement {percent(parity.top1_agreement)}"
-    if parity.top1 is None:
-        return line
-    return f"{line}, top-1 {percent(parity.top1, 2)} (PyTorch {percent(parity.reference_top1, 2)})"
 
 
 def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
@@ -190,14 +177,19 @@ def _warn_of_outdated_engines(graph: Artifact, listener: Listener) -> None:
 
 
 def _build_engine_of(
-    artifact: Artifact, settings: ExportSettings, reference: Reference | None, listener: Listener
+    artifact: Artifact,
+    drafts: Path,
+    settings: ExportSettings,
+    reference: Reference | None,
+    replacing: Replacing,
+    listener: Listener,
 ) -> Artifact:
-    """Build the TensorRT engine of an ONNX file, beside it, and compare it with the model if this GPU can run it."""
+    """Build the TensorRT engine of an ONNX file, compare it if this GPU can run it, and put it beside the file."""
     path = engine_path_for(artifact.path, settings.engine_flavour)
     with stage("engine", f"{path.name} ({settings.engine_flavour})", listener) as progress:
         engine = build_engine(
             artifact.path,
-            path,
+            drafts / path.name,
             flavour=settings.engine_flavour,
             batch=settings.batch,
             precision=artifact.precision,
@@ -205,49 +197,49 @@ def _build_engine_of(
             listener=listener,
         )
         progress.text = f"{engine.path.name} {engine.size_bytes / 1e6:.1f} MB, {engine.facts['layers']} layers"
-    if settings.engine_flavour == "rtx" or reference is None:  # engines for RTX GPUs are built on machines without one
-        return engine
-    if not has_gpu_of_torch():
-        listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
-        return engine
-    limits = settings.limits(artifact.precision)
-    with stage("parity", f"{path.name} in TensorRT", listener) as progress:
-        engine, parity = require_engine_parity(engine, reference, limits)
-        progress.text = _parity_line(parity, limits)
-    return engine
+    # Engines for RTX GPUs are built on machines without one.
+    if settings.engine_flavour != "rtx" and reference is not None:
+        if has_gpu_of_torch():
+            limits = settings.limits(artifact.precision)
+            with stage("parity", f"{path.name} in TensorRT", listener) as progress:
+                engine, parity = require_engine_parity(engine, reference, limits, final=path)
+                progress.text = summary_line(parity, limits)
+        else:
+            listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
+    return name_engine(engine, path, replacing)
 
 
 def _compile_programs(
     model: nn.Module,
-    samples: Samples,
+    reference: Reference,
     folder: Path,
+    drafts: Path,
     settings: ExportSettings,
     prefix: str,
-    replacing: Callable[[Path], None],
+    replacing: Replacing,
     listener: Listener,
 ) -> Iterator[Artifact]:
     """Compile a Torch-TensorRT program in each precision, and yield each when it is checked."""
-    images = samples.images if len(samples.images) else samples.noise(settings)
     _, flavour = load_torch_trt(settings.flavour)
     for precision in settings.precisions:
         path = program_path_for(folder, file_stem(prefix, precision), flavour)
-        replacing(path)
         with stage("torch-trt", path.name, listener) as progress:
             program = compile_program(
                 model,
-                images,
-                path,
+                reference,
+                drafts / path.name,
                 precision=precision,
                 batch=settings.batch,
                 options=settings.engine,
                 limits=settings.limits(precision),
                 flavour=flavour,
+                final=path,
                 progress=progress,
             )
             progress.text = f"{path.name} {program.size_bytes / 1e6:.1f} MB, {describe(program.facts)}"
         if "parity" not in program.facts:
             listener(Warned(f"{path.name} was not compared with the PyTorch model: this PyTorch cannot use the GPU."))
-        yield program
+        yield name_file(program, path, replacing)
 
 
 def preview_programs(
@@ -271,13 +263,13 @@ def preview_programs(
     samples = samples.as_graph_inputs(settings)
     if settings.takes_pixels:
         model = OnPixels(model, samples.mean, samples.std)
-    images = samples.images if len(samples.images) else samples.noise(settings)
+    reference = _answers_to(samples, model, settings)
     previews = []
     for precision in settings.precisions:
         with stage("torch-trt", f"dry run, {precision}", listener) as progress:
             facts = preview_program(
                 model,
-                images,
+                reference,
                 precision=precision,
                 batch=settings.batch,
                 options=settings.engine,

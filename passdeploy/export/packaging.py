@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from passdeploy.export.artifact import Artifact
-from passdeploy.export.bundle import write_bundle
+from passdeploy.export.bundle import require_buildable, write_bundle
 from passdeploy.export.settings import ExportSettings, Samples
 from passdeploy.export.triton import write_repository
+from passdeploy.runtime.events import Listener, silent
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,25 @@ class Packaging:
     triton: Path | None = None
     bundle: Path | None = None
 
+    def require_possible(self, settings: ExportSettings) -> None:
+        """Raise where the target could not build what a bundle asks it for; to be called before the export.
+
+        Raises:
+            UsageError: see `require_buildable`.
+        """
+        if self.bundle is not None:
+            require_buildable(settings)
+
     def write(
-        self, folder: Path, artifacts: Sequence[Artifact], settings: ExportSettings, samples: Samples, *, name: str
+        self,
+        folder: Path,
+        artifacts: Sequence[Artifact],
+        settings: ExportSettings,
+        samples: Samples,
+        *,
+        name: str,
+        networks: Mapping[str, nn.Module],
+        listener: Listener = silent,
     ) -> list[Artifact]:
         """Write the Triton repository and the bundle that are asked for, and return every file written.
 
@@ -30,10 +50,12 @@ class Packaging:
             settings: of the export.
             samples: normalised images, for the bundle.
             name: of the model in Triton.
+            networks: that the files were exported from, for the bundle, by the first part of the files' names.
+            listener: receives warnings.
         """
         written: list[Artifact] = []
         if self.triton is not None:
-            written += write_repository(folder / self.triton, artifacts, name=name)
+            written += write_repository(folder / self.triton, artifacts, name=name, listener=listener)
         if self.bundle is not None:
-            written += write_bundle(folder / self.bundle, artifacts, settings, samples)
+            written += write_bundle(folder / self.bundle, artifacts, settings, samples, networks=networks)
         return written

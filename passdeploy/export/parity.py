@@ -1,8 +1,7 @@
 """Parity check: compare the outputs of an exported file with those of its PyTorch model.
 
-Both run on the same images, real ones and noise, at several batch sizes, since a branch that depends on the batch,
-or a fixed batch in the graph, shows only there. A file that fails is renamed with the suffix `.rejected`, so that
-nobody deploys it by accident.
+Both run on the same images, see reference.py. A file that fails is renamed with the suffix `.rejected`, so that nobody
+deploys it by accident.
 
 The error is relative to the range of the outputs: max |a - b| / max |b| over one batch, where a is the
 exported graph's output and b the model's. A logit near zero then does not count as a large error.
@@ -23,38 +22,20 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from passdeploy.errors import ParityError, UsageError, first_line, percent
+from passdeploy.errors import ParityError, first_line, percent
+from passdeploy.export.batches import run_in_batches
 from passdeploy.export.casting import emulate_rounding
+from passdeploy.export.drafts import set_aside
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.precision import CAST_PRECISIONS, LIMITS, Limits
-from passdeploy.models.modes import evaluating
+from passdeploy.export.reference import PYTORCH, Reference, compute_reference
 
 _SMALLEST_RANGE = 1e-30  # outputs that are all zero have no range to be relative to
 
 
 @dataclass(frozen=True)
-class ReferenceBatch:
-    """One batch of images and the PyTorch model's outputs for it."""
-
-    images: Tensor  # (batch, 3, height, width)
-    expected: Tensor  # (batch, classes)
-    labels: Tensor | None  # (batch,)
-    counted: int  # number of images, from the first on, that count for agreement and accuracy: each real one only once
-    is_real: bool  # False: noise
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The PyTorch model's outputs on all batches, computed once for all artifacts made from it."""
-
-    batches: tuple[ReferenceBatch, ...]
-    batch_sizes: tuple[int, ...]
-    top1: float | None  # accuracy of the model on the labelled images
-
-
-@dataclass(frozen=True)
 class Parity:
-    """Differences between an exported graph and its model, over all images compared."""
+    """Differences between an exported file and its model, over all images compared."""
 
     max_abs_error: float
     max_rel_error: float  # relative to the largest output of the batch
@@ -66,6 +47,7 @@ class Parity:
     real_images: int
     batch_sizes: tuple[int, ...]
     ran: str = "onnxruntime on the CPU"
+    compared_with: str = PYTORCH  # or reference.ONNX_FILE
 
     @property
     def top1_drop(self) -> float | None:
@@ -77,76 +59,14 @@ class Parity:
         return {**asdict(self), "batch_sizes": list(self.batch_sizes), "top1_drop": self.top1_drop}
 
 
-def compute_reference(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor | None = None,
-    *,
-    batch_sizes: Sequence[int] = (1, 2, 32),
-    is_real: bool = True,
-    seed: int = 0,
-) -> Reference:
-    """Run `model` in eval mode on real images and on noise, at every batch size.
-
-    Args:
-        model: on the CPU; not changed.
-        images: real images, shape (n, 3, height, width); at the largest batch size every one is used.
-        labels: of the images, shape (n,).
-        batch_sizes: each gets a batch of real images, and one of noise with their mean and standard deviation.
-        is_real: False if `images` are noise too, so that agreement and accuracy do not count.
-        seed: of the noise.
-    """
-    if len(images) == 0:
-        raise UsageError("parity needs at least one image to compare on.")
-    batches = []
-    with torch.no_grad(), evaluating(model):
-        for inputs, indices, counted in _make_batches(images.detach().cpu().float(), batch_sizes, seed):
-            known = labels[indices] if labels is not None and indices is not None else None
-            batches.append(ReferenceBatch(inputs, model(inputs), known, counted, is_real and indices is not None))
-    correct = [_count_matching_labels(batch.expected, batch) for batch in batches if batch.labels is not None]
-    top1 = sum(correct) / len(images) if labels is not None else None
-    return Reference(tuple(batches), tuple(batch_sizes), top1)
-
-
-def reference_from_answers(
-    images: Tensor,
-    answers: Tensor,
-    labels: Tensor | None = None,
-    *,
-    batch_sizes: Sequence[int],
-    is_real: bool = True,
-) -> Reference:
-    """Make a reference of recorded answers, one for each image, without a model.
-
-    Args:
-        images: (n, 3, height, width), on the CPU.
-        answers: of the model to each of them, (n, classes).
-        labels: of the images, (n,).
-        batch_sizes: a batch of images is made for each; at the largest every image is used.
-        is_real: False if `images` are noise.
-    """
-    batches = []
-    for inputs, indices, counted in _make_batches(images, batch_sizes, seed=0):
-        if indices is not None:  # the noise that is added to real images has no recorded answers
-            known = None if labels is None else labels[indices]
-            batches.append(ReferenceBatch(inputs, answers[indices], known, counted, is_real))
-    top1 = float((answers.argmax(1) == labels).float().mean()) if labels is not None else None
-    return Reference(tuple(batches), tuple(batch_sizes), top1)
-
-
-def compute_answers(onnx_path: Path, precision: str, images: Tensor, *, batch: int) -> Tensor:
+def compute_answers_of_file(onnx_path: Path, precision: str, images: Tensor, *, batch: int) -> Tensor:
     """Run an ONNX file in ONNX Runtime on the CPU, with rounding as on the target, and return (n, classes).
 
     Raises:
         MissingExtra: onnxruntime is not installed.
     """
     *_, (session, _) = _open_sessions(onnx_path, precision)
-    name, rows = session.get_inputs()[0].name, []
-    for first in range(0, len(images), batch):
-        indices = torch.arange(first, first + batch) % len(images)  # a fixed batch is always full
-        (output,) = session.run(None, {name: images[indices].contiguous().numpy()})
-        rows.append(torch.from_numpy(output)[: len(images) - first])
-    return torch.cat(rows)
+    return run_in_batches(session, images, usual=batch)
 
 
 def check_parity(
@@ -236,7 +156,7 @@ def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran)
         if batch.is_real:
             max_rel_real = max(max_rel_real, relative)
             agreeing += int(same[: batch.counted].sum())
-            correct += _count_matching_labels(actual, batch)
+            correct += batch.count_correct(actual)
         else:
             agreeing_noise += int(same.sum())
     total = sum(len(batch.images) for batch in reference.batches)
@@ -252,6 +172,7 @@ def measure_parity(session: Any, reference: Reference, *, ran: str = Parity.ran)
         real_images=real,
         batch_sizes=reference.batch_sizes,
         ran=ran,
+        compared_with=reference.answered_by,
     )
 
 
@@ -262,6 +183,15 @@ def gated_error(parity: Parity, limits: Limits) -> float:
     return parity.max_rel_error_real
 
 
+def summary_line(parity: Parity, limits: Limits) -> str:
+    """Summarise a comparison in one line: error, agreement, and the accuracies where there are labels."""
+    line = f"error {gated_error(parity, limits):.1e}, top-1 agreement {percent(parity.top1_agreement)}"
+    if parity.top1 is None:
+        return line
+    model = "PyTorch" if parity.compared_with == PYTORCH else "ONNX"
+    return f"{line}, top-1 {percent(parity.top1, 2)} ({model} {percent(parity.reference_top1, 2)})"
+
+
 def gate_problem(parity: Parity, limits: Limits) -> str | None:
     """Describe the first limit that is exceeded, or return None; agreement and accuracy may miss theirs by one image.
 
@@ -269,14 +199,14 @@ def gate_problem(parity: Parity, limits: Limits) -> str | None:
     """
     error = gated_error(parity, limits)
     if not error <= limits.rel_error:
-        return f"differs from the PyTorch model by {error:.1e} (limit {limits.rel_error:.0e})"
+        return f"differs from {parity.compared_with} by {error:.1e} (limit {limits.rel_error:.0e})"
     if not parity.real_images:
         return None
     one = 1 / parity.real_images + 1e-9
     if parity.top1_agreement + one < limits.top1_agreement:
         share, least = percent(parity.top1_agreement, 2), percent(limits.top1_agreement)
         images = f"{share} of {parity.real_images} images (at least {least})"
-        return f"gives the PyTorch model's answer on only {images}"
+        return f"gives {parity.compared_with}'s answer on only {images}"
     if parity.top1_drop is not None and parity.top1_drop > max(limits.top1_drop, one) + 1e-9:
         accuracy = f"{percent(parity.reference_top1, 2)} to {percent(parity.top1, 2)}"
         return f"loses {percent(parity.top1_drop, 2)} of top-1, {accuracy} (at most {percent(limits.top1_drop, 2)})"
@@ -305,40 +235,3 @@ def errors_between(actual: Tensor, expected: Tensor) -> tuple[float, float]:
         return inf, inf
     absolute = float((actual - expected).abs().max())
     return absolute, absolute / max(_SMALLEST_RANGE, float(expected.abs().max()))
-
-
-def rejected_path(path: Path) -> Path:
-    """Return the path that a file gets when it fails its parity check."""
-    return path.with_name(path.name + ".rejected")
-
-
-def set_aside(path: Path, problem: str, final: Path | None = None) -> ParityError:
-    """Rename a file to `<final>.rejected`, and return the error that states its problem."""
-    final = final or path
-    rejected = rejected_path(final)
-    path.replace(rejected)
-    return ParityError(f"{final.name} {problem}.\nThe file was set aside as {rejected}; do not deploy it.")
-
-
-def _count_matching_labels(outputs: Tensor, batch: ReferenceBatch) -> int:
-    """Count those of the batch's counted images whose top-1 class is their label; 0 without labels."""
-    if batch.labels is None:
-        return 0
-    return int((outputs.argmax(1) == batch.labels)[: batch.counted].sum())
-
-
-def _make_batches(images: Tensor, sizes: Sequence[int], seed: int) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-    """Yield batches of real images, and one of noise for each size: (inputs, indices of the images, counted).
-
-    The indices are None for noise. All images are used and counted at the largest size, none is counted elsewhere.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    dims = (0, 2, 3)
-    mean, std = images.mean(dims, keepdim=True), images.std(dims, keepdim=True, correction=0).clamp_min(1e-3)
-    for size in sizes:
-        rounds = -(-len(images) // size) if size == max(sizes) else 1
-        for first in range(0, rounds * size, size):
-            indices = torch.arange(first, first + size) % len(images)
-            counted = max(0, min(size, len(images) - first)) if size == max(sizes) else 0
-            yield images[indices].contiguous(), indices, counted
-        yield torch.randn(size, *images.shape[1:], generator=generator) * std + mean, None, 0

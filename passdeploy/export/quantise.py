@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto
 from torch import Tensor
 
 from passdeploy.errors import ExportError, UsageError, first_line, require
+from passdeploy.export.batches import cut_into_batches, fixed_batch
 from passdeploy.export.onnx_graph import INPUT
 from passdeploy.export.quiet import quietly
 
@@ -29,7 +31,7 @@ Quantiser = Literal["ort", "modelopt"]
 Conversion = Callable[[Collection[str]], ModelProto]  # names of nodes to keep in float32 -> the converted graph
 
 QUANTISED_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
-_CALIBRATION_BATCH = 16  # images; all activations of one batch are in memory at the same time
+_CALIBRATION_BATCH = 16  # images, where the batch is open; all activations of one batch are in memory at the same time
 
 
 def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
@@ -55,7 +57,7 @@ def int8_conversion(onnx_path: Path, images: Tensor) -> Conversion:
             calibrate_method=quantization.CalibrationMethod.MinMax,
             extra_options={"symmetric": True},
         )
-        calibrator.collect_data(_CalibrationReader(images))
+        calibrator.collect_data(_CalibrationReader(images, fixed_batch(source)))
         ranges = calibrator.compute_data()
         del calibrator
     return lambda keep: _insert_quantisers(source, ranges, keep)
@@ -125,6 +127,9 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
     require("onnxruntime.quantization", extra="cpu")
     with quietly(), _undo_monkeypatching("onnxruntime.quantization"):
         quantization = require("modelopt.onnx.quantization", extra="quant")
+    # ModelOpt cuts them into batches itself; they fit a fixed batch only where there is a whole number of batches.
+    fixed = fixed_batch(onnx.load(onnx_path))
+    content = torch.cat(tuple(cut_into_batches(images, fixed, usual=len(images)))).numpy()
 
     def convert(keep: Collection[str]) -> ModelProto:
         with tempfile.TemporaryDirectory() as scratch:
@@ -134,7 +139,7 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
                     quantization.quantize(
                         onnx_path=str(onnx_path),
                         quantize_mode=precision,
-                        calibration_data={INPUT: images.numpy()},
+                        calibration_data={INPUT: content},
                         calibration_method="max",
                         calibration_eps=["cpu"],
                         high_precision_dtype="fp32",
@@ -182,8 +187,8 @@ class _CalibrationReader:
     It does not inherit from that class, so that this module imports without ONNX Runtime.
     """
 
-    def __init__(self, images: Tensor) -> None:
-        self._batches: Iterator[Tensor] = iter(images.split(_CALIBRATION_BATCH))
+    def __init__(self, images: Tensor, fixed: int | None) -> None:
+        self._batches = cut_into_batches(images, fixed, usual=_CALIBRATION_BATCH)
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch as {input name: images}, None after the last."""

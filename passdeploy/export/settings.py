@@ -37,7 +37,7 @@ class ExportSettings:
     opset: int | None = None  # None: the default for the precision
     takes_pixels: bool = False  # True: normalisation inside the graph
     fp32_tolerance: float = LIMITS["fp32"].rel_error
-    max_drop: float | None = None  # largest loss of top-1, a fraction; None: the default for the precision
+    max_drop: float | None = None  # largest loss of top-1, and share of other answers; None: those of the precision
     quantiser: Quantiser = "ort"
     flavour: Flavour | None = None  # None: TensorRT for engines, and for programs whichever Torch-TensorRT is installed
     engine: EngineOptions = field(default_factory=EngineOptions)
@@ -49,11 +49,17 @@ class ExportSettings:
         return self.flavour or "tensorrt"
 
     def limits(self, precision: str) -> Limits:
-        """Return the largest differences from the model that a file of this precision may have."""
+        """Return the largest differences from the model that a file of this precision may have.
+
+        A file that may lose more accuracy than usual may give as many other answers.
+        """
         limits = LIMITS[precision]
         if precision == "fp32":
             limits = replace(limits, rel_error=self.fp32_tolerance)
-        return limits if self.max_drop is None else replace(limits, top1_drop=self.max_drop)
+        if self.max_drop is None:
+            return limits
+        agreement = min(limits.top1_agreement, 1 - self.max_drop)
+        return replace(limits, top1_drop=self.max_drop, top1_agreement=agreement)
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from passdeploy.errors import ExportError, ParityError, UsageError, first_line
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
+from passdeploy.export.drafts import set_aside
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.parity import compute_reference, gate_problem, measure_parity, set_aside
+from passdeploy.export.parity import gate_problem, measure_parity
 from passdeploy.export.precision import Limits
 from passdeploy.export.quiet import quietly
+from passdeploy.export.reference import Reference
 from passdeploy.export.torch_trt_lowering import is_operator
 from passdeploy.export.torch_trt_network import ModuleSession, export_network
 from passdeploy.export.torch_trt_program import write_program
@@ -42,7 +44,7 @@ _SMALLEST_ENGINE = 5  # operators; fewer between two that stay in PyTorch are no
 
 def compile_program(
     model: nn.Module,
-    images: Tensor,
+    reference: Reference,
     path: Path,
     *,
     precision: str = "fp32",
@@ -50,19 +52,21 @@ def compile_program(
     options: EngineOptions | None = None,
     limits: Limits,
     flavour: Flavour | None = None,
+    final: Path | None = None,
     progress: Stage | None = None,
 ) -> Artifact:
     """Compile `model` for this machine's GPU, save it as `path` (.pt2) and compare it with the model.
 
     Args:
         model: on the CPU; not changed.
-        images: real images or noise, (n, 3, height, width).
+        reference: its answers, at batch sizes within `batch`.
         path: where to write; a program that fails its parity check is renamed to `<name>.rejected`.
         precision: fp32, fp16 or bf16.
         batch: (min, opt, max).
         options: engine options, of those that Torch-TensorRT has too.
         limits: the largest allowed differences from the model.
         flavour: of the Torch-TensorRT to compile with; None: the one that is installed.
+        final: the path that the file will get if it passes; None: `path`.
         progress: receives a step for each layer that is measured, where fp16 or bf16 fails its limits.
 
     Returns:
@@ -75,9 +79,7 @@ def compile_program(
     """
     torch_trt, flavour = load_torch_trt(flavour)
     sizes, options = BatchRange.of(batch), options or EngineOptions()
-    settings = compile_settings(options, flavour)
-    reference = compute_reference(model, images, batch_sizes=sizes.parity_sizes)
-    image_shape = tuple(images.shape[1:])
+    settings, image_shape = compile_settings(options, flavour), reference.image_shape
     network = export_network(model, image_shape, sizes, precision, reference, limits, progress=progress)
     census = Census()
     observer = import_module("torch_tensorrt.dynamo.conversion._TRTInterpreter").TRT_INTERPRETER_CALL_PRE_OBSERVER
@@ -111,13 +113,13 @@ def compile_program(
             except ParityError as error:
                 problem = str(error)
             if problem is not None:
-                raise set_aside(draft, problem, path)
+                raise set_aside(draft, problem, final or path)
     return describe_artifact(path, kind="program", precision=precision, facts=facts)
 
 
 def preview_program(
     model: nn.Module,
-    images: Tensor,
+    reference: Reference,
     *,
     precision: str = "fp32",
     batch: Sequence[int] = (1, 8, 32),
@@ -126,6 +128,8 @@ def preview_program(
     flavour: Flavour | None = None,
 ) -> dict[str, Any]:
     """Tell what `compile_program` with these arguments would make, without building anything.
+
+    The reference must have answers at the batch size that the program would be tuned for, too.
 
     Returns:
         See `partition_report`; and `operators` in all, `coverage` (the share of them in engines), `census`, `kept`,
@@ -138,8 +142,7 @@ def preview_program(
     torch_trt, flavour = load_torch_trt(flavour)
     sizes, options = BatchRange.of(batch), options or EngineOptions()
     settings = compile_settings(options, flavour) | {"dryrun": True}
-    image_shape, name = tuple(images.shape[1:]), type(model).__name__
-    reference = compute_reference(model, images, batch_sizes=sizes.parity_sizes)
+    image_shape, name = reference.image_shape, type(model).__name__
     network = export_network(model, image_shape, sizes, precision, reference, limits)
     dry = run_compiler(torch_trt, network.program, image_shape, sizes, settings, name)
     census = Census.of(dry)
@@ -159,8 +162,7 @@ def preview_program(
     }
     if report["torch_operations"] and not sizes.is_fixed:
         fixed = BatchRange(sizes.typical, sizes.typical, sizes.typical)
-        reference = compute_reference(model, images, batch_sizes=fixed.parity_sizes)
-        network = export_network(model, image_shape, fixed, precision, reference, limits)
+        network = export_network(model, image_shape, fixed, precision, reference.at(sizes.typical), limits)
         fixed_report = partition_report(run_compiler(torch_trt, network.program, image_shape, fixed, settings, name))
         facts["engines_with_fixed_batch"] = fixed_report["engines"]
     return facts

@@ -16,9 +16,10 @@ from passdeploy.errors import ExportError, ParityError, first_line
 from passdeploy.export.artifact import BatchRange
 from passdeploy.export.layer_ranking import Converted, convert_until_it_passes
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.parity import Reference, gate_problem, measure_parity
+from passdeploy.export.parity import gate_problem, measure_parity
 from passdeploy.export.precision import Limits
 from passdeploy.export.quiet import quietly
+from passdeploy.export.reference import Reference
 from passdeploy.export.torch_trt_casting import CAST_TYPES, CastGraph, castable_layers, prepare_for_casting
 from passdeploy.export.torch_trt_lowering import (
     LoweredGraph,
@@ -31,7 +32,7 @@ from passdeploy.export.trt_binding import has_gpu_of_torch
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.events import Stage
 
-_RANKING_IMAGES = 32
+_RANKING_IMAGES = 32  # a fixed batch is not cut
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def export_network(
         if precision in CAST_TYPES:
             with quietly():  # torch 2.11 and older warn of themselves where they copy a graph
                 prepared = prepare_for_casting(graph)
-            kept = _layers_to_keep(prepared, precision, reference, limits, progress)
+            ranked_on = reference.batches[-1].images[: None if sizes.is_fixed else _RANKING_IMAGES]
+            kept = _layers_to_keep(prepared, precision, ranked_on, reference, limits, progress)
             kept_modules = tuple(module_of(node) for node in prepared.graph.nodes if node.name in kept)
             with quietly():
                 module = CastGraph(prepared, precision, keep=kept)
@@ -102,14 +104,18 @@ def export_network(
 
 
 def _layers_to_keep(
-    graph: torch.fx.GraphModule, precision: str, reference: Reference, limits: Limits, progress: Stage | None
+    graph: torch.fx.GraphModule,
+    precision: str,
+    images: Tensor,
+    reference: Reference,
+    limits: Limits,
+    progress: Stage | None,
 ) -> tuple[str, ...]:
-    """Names of the fewest, most sensitive nodes that stay float32 so that `limits` are kept.
+    """Names of the fewest nodes, the most sensitive on `images`, that stay float32 so that `limits` are kept.
 
     Raises:
         ParityError: no choice of layers keeps them.
     """
-    images = reference.batches[-1].images[:_RANKING_IMAGES]
     expected = LoweredGraph(graph)(images)
 
     def convert(keep: Any) -> CastGraph:
@@ -131,7 +137,7 @@ def _layers_to_keep(
     if converted.problem is not None:
         raise ParityError(
             f"the {precision} graph for Torch-TensorRT {converted.problem}, whichever layers stay in float32.\n"
-            "Export it in fp32, or raise --max-drop."
+            "Export it in fp32; where it loses accuracy or answers, --max-drop allows more."
         )
     return converted.kept
 

@@ -4,7 +4,8 @@
     <repository>/<model>/1/model.onnx or model.plan
 
 config.pbtxt is written in full, since Triton's own defaults (for ONNX a largest batch of 4) differ from what the
-artifact was made for. Triton does not serve engines of TensorRT for RTX; their ONNX files are used instead.
+artifact was made for. Triton serves neither engines of TensorRT for RTX nor engines without weights; their ONNX files
+are used instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnx
 from onnx import TensorProto, ValueInfoProto
 
 from passdeploy.export.artifact import Artifact, BatchRange, describe_artifact
+from passdeploy.runtime.events import Listener, Warned, silent
 from passdeploy.runtime.files import atomic_path, write_atomically
 
 _QUEUE_MICROSECONDS = 100  # the longest that a request waits for others to share its batch
@@ -31,18 +33,24 @@ _TRITON_TYPES = {
 }
 
 
-def write_repository(folder: Path, artifacts: Sequence[Artifact], *, name: str) -> list[Artifact]:
+def write_repository(
+    folder: Path, artifacts: Sequence[Artifact], *, name: str, listener: Listener = silent
+) -> list[Artifact]:
     """Write a model for each network and precision: its TensorRT engine where one was built, else its ONNX file.
 
     Args:
         folder: the repository; made if it does not exist.
         artifacts: ONNX files, and engines that were built from them in the same folder.
         name: of the model; precision and network are appended.
+        listener: is warned of engines that Triton cannot serve for lack of weights.
 
     Returns:
         Every file that was written.
     """
     plans = {artifact.facts["onnx"]: artifact for artifact in artifacts if _is_plan(artifact)}
+    for stripped in (artifact for artifact in artifacts if _lacks_weights(artifact)):
+        text = "has no weights, which Triton would not put into it: the repository serves its ONNX file"
+        listener(Warned(f"{stripped.path.name} {text}."))
     written: list[Artifact] = []
     for graph in (artifact for artifact in artifacts if artifact.kind == "onnx"):
         served = plans.get(graph.path.name, graph)
@@ -53,7 +61,12 @@ def write_repository(folder: Path, artifacts: Sequence[Artifact], *, name: str) 
 
 def _is_plan(artifact: Artifact) -> bool:
     """True if Triton can serve the artifact as a TensorRT plan."""
-    return artifact.kind == "engine" and artifact.facts["flavour"] == "tensorrt"
+    return artifact.kind == "engine" and artifact.facts["flavour"] == "tensorrt" and not _lacks_weights(artifact)
+
+
+def _lacks_weights(artifact: Artifact) -> bool:
+    """True for an engine that gets its weights from its ONNX file when passdeploy loads it."""
+    return artifact.kind == "engine" and bool(artifact.facts.get("options", {}).get("weight_stripped"))
 
 
 def _write_model(folder: Path, name: str, served: Artifact, graph: Artifact) -> list[Artifact]:

@@ -88,7 +88,7 @@ def build_engine(
         batch: (min, opt, max); opt is the size the engine is tuned for.
         precision: of the graph; it is an error if no convolution of the engine runs in it.
         options: of the builder; None: TensorRT's defaults.
-        listener: is warned if the timing cache cannot be written.
+        listener: is warned of a timing cache that TensorRT refuses, or that cannot be written.
 
     Raises:
         RunError: there is no such ONNX file.
@@ -111,9 +111,8 @@ def build_engine(
     config = builder.create_builder_config()
     _configure(config, trt, options)
     _add_profile(builder, network, config, sizes)
-    cache = options.timing_cache
     began = perf_counter()
-    with _timing_cache(config, cache, listener):
+    with _timing_cache(config, options.timing_cache, listener) as cache:
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ExportError(f"TensorRT cannot build an engine from {onnx_path.name}.\nIt says: {log.last_error()}")
@@ -180,14 +179,26 @@ def _configure(config: tensorrt.IBuilderConfig, trt: TensorRT, options: EngineOp
 
 
 @contextmanager
-def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None, listener: Listener) -> Iterator[None]:
-    """Read the kernel timings of earlier builds from `path`, and write those of this build there, if it takes them."""
+def _timing_cache(config: tensorrt.IBuilderConfig, path: Path | None, listener: Listener) -> Iterator[Path | None]:
+    """Read the kernel timings of earlier builds from `path`, and write those of this build there, if it takes them.
+
+    Yields the file that TensorRT uses. It refuses timings of another release or GPU, whose file then stays as it is.
+    """
     if path is None:
-        yield
+        yield None
         return
     earlier = path.read_bytes() if path.is_file() else b""
-    config.set_timing_cache(config.create_timing_cache(earlier), ignore_mismatch=False)
-    yield
+    timings = config.create_timing_cache(earlier)
+    if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
+        listener(
+            Warned(
+                f"the timing cache {path} is not used: TensorRT refuses it, as it does timings of another release or "
+                "GPU. Name another file to keep those of this one."
+            )
+        )
+        yield None
+        return
+    yield path
     cache = config.get_timing_cache()
     try:
         write_atomically(path, bytes(memoryview(cache.serialize())) if cache is not None else earlier)

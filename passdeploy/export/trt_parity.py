@@ -1,12 +1,13 @@
 """Parity check of TensorRT engines: run an engine on this machine's GPU, and compare it with its PyTorch model.
 
 The reference is the one that the ONNX file was compared with: the model in float32 on the CPU, on real images and on
-noise, at the smallest, a middle and the largest batch size of the engine's optimisation profile.
+noise, at the smallest, the typical and the largest batch size of the engine's optimisation profile, and at 1 and 2.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from passdeploy.errors import ParityError
 from passdeploy.export.artifact import Artifact, describe_artifact
+from passdeploy.export.drafts import set_aside
 from passdeploy.export.onnx_graph import INPUT
-from passdeploy.export.parity import Parity, Reference, gate_problem, measure_parity, set_aside
+from passdeploy.export.parity import Parity, gate_problem, measure_parity
 from passdeploy.export.precision import Limits
+from passdeploy.export.reference import Reference
 from passdeploy.export.trt_api import TensorRT
 from passdeploy.export.trt_binding import BoundEngine
 from passdeploy.export.trt_sidecar import load_engine, sidecar_path, write_sidecar
@@ -36,7 +39,7 @@ def engine_limits(limits: Limits, precision: str, *, tf32: bool) -> Limits:
 
 
 def require_engine_parity(
-    engine: Artifact, reference: Reference, limits: Limits, *, device: str = "cuda"
+    engine: Artifact, reference: Reference, limits: Limits, *, device: str = "cuda", final: Path | None = None
 ) -> tuple[Artifact, Parity]:
     """Compare an engine with its model, and write the result into its sidecar; a failing one is renamed.
 
@@ -46,6 +49,7 @@ def require_engine_parity(
         limits: the largest allowed differences of its ONNX file. A float32 engine that uses TF32 may differ by
             `TF32_REL_ERROR`.
         device: `cuda` or `cuda:N`.
+        final: the path that the engine will get if it passes; None: its own path.
 
     Returns:
         The engine with the result among its facts, and the result.
@@ -57,7 +61,7 @@ def require_engine_parity(
     """
     limits = engine_limits(limits, engine.precision, tf32=engine.facts["options"]["tf32"])
     # Only for an engine that runs code of its own (version compatible) does trust make a difference: it was built here.
-    trt, loaded = load_engine(engine.path, trust_engine=True)
+    trt, loaded = load_engine(engine.path, trust_engine=True, onnx_folder=(final or engine.path).parent)
     try:
         session = _EngineSession(trt, loaded, engine.path.name, device)
         parity = measure_parity(session, reference, ran=f"TensorRT {trt.__version__} on the GPU")
@@ -66,7 +70,7 @@ def require_engine_parity(
         problem = str(error)
     if problem is not None:
         sidecar_path(engine.path).unlink()
-        raise set_aside(engine.path, problem)
+        raise set_aside(engine.path, problem, final)
     checked = describe_artifact(
         engine.path,
         kind=engine.kind,

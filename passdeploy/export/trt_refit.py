@@ -1,8 +1,7 @@
 """Refit of TensorRT engines: put the weights of an ONNX file into an engine, without building it again.
 
-An engine without weights (`--weight-stripped`) is refitted from its ONNX file each time it is loaded. An engine whose
-weights can be replaced (`--refittable`) takes those of another ONNX file of the same graph, for example after further
-training, in seconds.
+An engine without weights (`--weight-stripped`) is refitted from its ONNX file each time it is loaded. No command puts
+other weights into an engine that takes them (`--refittable`): that is for programs of others, with TensorRT's refitter.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ def refit_(
         raise ExportError(f"{name} cannot be refitted.\nTensorRT says: {log.last_error()}")
 
 
-def onnx_path_of_stripped(engine_path: Path, facts: dict[str, object]) -> Path:
-    """Return the ONNX file with the weights of an engine that has none: beside it, under the name in its sidecar.
+def onnx_path_of_stripped(engine_path: Path, facts: dict[str, object], folder: Path) -> Path:
+    """Return the ONNX file with the weights of an engine that has none: in `folder`, under the name in its sidecar.
 
     Raises:
         RunError: the file is not there.
         CorruptArtifact: it is another file than the engine was built from.
     """
-    path = engine_path.with_name(Path(str(facts["onnx"])).name)
+    path = folder / Path(str(facts["onnx"])).name
     if not path.is_file():
         raise RunError(f"{engine_path.name} has no weights, and {path.name} is not beside it.\nCopy both files.")
     if sha256_of(path) != facts["onnx_sha256"]:

@@ -2,7 +2,8 @@
 
 An engine is native code that TensorRT runs without checking it. It is loaded only if its SHA-256 is the one in
 its sidecar, or with --trust-engine. A version-compatible engine also contains code for the host, which runs
-only with --trust-engine, with or without a sidecar.
+only with --trust-engine, with or without a sidecar. What only the sidecar knows is not known without it: the flavour
+is then taken from the engine's name, and one that can be refitted may lack its weights.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunError, UsageError
 from passdeploy.export.artifact import Artifact
+from passdeploy.export.drafts import Replacing, name_file, replacing_freely
 from passdeploy.export.trt_api import Flavour, TensorRT, load_trt
 from passdeploy.export.trt_log import BuilderLog, create_trt_object, make_logger
 from passdeploy.export.trt_refit import onnx_path_of_stripped, refit_
 from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.runtime.events import Listener, Warned, silent
 from passdeploy.runtime.files import sha256_of, write_atomically
 from passdeploy.runtime.garbage import garbage_collection_paused
 from passdeploy.runtime.sealed_json import read_sealed, sealed
@@ -25,11 +28,12 @@ if TYPE_CHECKING:
 
 _VERSION = 2  # of sidecars; from 2 on they are sealed
 _NO_GPU_HINT = "Run it on the machine with the GPU it was built for."
+_RTX_ENDING = "-rtx.engine"
 
 
 def engine_path_for(onnx_path: Path, flavour: Flavour) -> Path:
     """Return the path of the engine of an ONNX file, beside it: `model.engine` or `model-rtx.engine`."""
-    return onnx_path.with_name(onnx_path.stem + ("-rtx.engine" if flavour == "rtx" else ".engine"))
+    return onnx_path.with_name(onnx_path.stem + (_RTX_ENDING if flavour == "rtx" else ".engine"))
 
 
 def sidecar_path(engine_path: Path) -> Path:
@@ -47,6 +51,14 @@ def write_sidecar(engine: Artifact) -> None:
     }
     content = sealed({"version": _VERSION, **identity, **engine.facts})
     write_atomically(sidecar_path(engine.path), content)
+
+
+def name_engine(draft: Artifact, final: Path, replacing: Replacing = replacing_freely) -> Artifact:
+    """Give an engine that passed its name, and its sidecar the name beside it; delete one that failed earlier."""
+    replacing(sidecar_path(final))
+    sidecar_path(draft.path).replace(sidecar_path(final))
+    engine: Artifact = name_file(draft, final, replacing)
+    return engine
 
 
 def read_sidecar(engine_path: Path) -> dict[str, Any]:
@@ -85,16 +97,23 @@ def is_outdated(engine_path: Path, onnx_sha256: str) -> bool:
 
 @garbage_collection_paused()
 def load_engine(
-    engine_path: Path, *, flavour: Flavour | None = None, trust_engine: bool = False
+    engine_path: Path,
+    *,
+    flavour: Flavour | None = None,
+    trust_engine: bool = False,
+    onnx_folder: Path | None = None,
+    listener: Listener = silent,
 ) -> tuple[TensorRT, tensorrt.ICudaEngine]:
     """Load an engine on this machine's GPU, and return it after the TensorRT module that runs it.
 
-    An engine without weights gets them from the ONNX file beside it.
+    An engine without weights gets them from its ONNX file.
 
     Args:
         engine_path: an engine that `build_engine` wrote.
-        flavour: of the TensorRT to load it with; None: that of the sidecar.
+        flavour: of the TensorRT to load it with; None: that of the sidecar, or of the engine's name without one.
         trust_engine: load it without a matching sidecar, and let it run its own code on the host.
+        onnx_folder: of that ONNX file; None: the engine's own.
+        listener: is warned of an engine without a sidecar that may lack its weights.
 
     Raises:
         RunError, CorruptArtifact: see `read_sidecar`; or it has no weights, and its ONNX file is missing or another.
@@ -105,7 +124,7 @@ def load_engine(
     facts = _read_or_trust(engine_path, trust_engine)
     # Without a driver some of TensorRT's libraries crash the process, so it is checked first, for both flavours.
     require_gpu("running an engine", hint=_NO_GPU_HINT)
-    trt = load_trt(flavour or facts.get("flavour", "tensorrt"))
+    trt = load_trt(flavour or facts.get("flavour") or _flavour_by_name(engine_path))
     is_portable = bool(facts.get("options", {}).get("version_compatible"))
     built_with = facts.get("tensorrt")
     if built_with not in (None, trt.__version__) and not is_portable:
@@ -121,15 +140,29 @@ def load_engine(
     log = BuilderLog()
     logger = make_logger(trt, log)
     runtime = create_trt_object(lambda: trt.Runtime(logger), log)
-    if is_portable:
+    if is_portable or not facts:  # whoever trusts an engine without a sidecar trusts the code in it
         runtime.engine_host_code_allowed = True
-    weights = onnx_path_of_stripped(engine_path, facts) if facts.get("options", {}).get("weight_stripped") else None
+    weights = None
+    if facts.get("options", {}).get("weight_stripped"):
+        weights = onnx_path_of_stripped(engine_path, facts, onnx_folder or engine_path.parent)
     engine = runtime.deserialize_cuda_engine(engine_path.read_bytes())
     if engine is None:
         raise ExportError(f"TensorRT cannot load {engine_path.name}.\nIt says: {log.last_error()}")
     if weights is not None:
         refit_(trt, engine, weights, logger, log, engine_path.name)
+    elif not facts and engine.refittable:
+        listener(
+            Warned(
+                f"{engine_path.name} can be refitted and has no sidecar: whether it holds its weights is not known, "
+                "and without them its answers are arbitrary."
+            )
+        )
     return trt, engine
+
+
+def _flavour_by_name(engine_path: Path) -> Flavour:
+    """Return the flavour that `engine_path_for` gives such a name."""
+    return "rtx" if engine_path.name.endswith(_RTX_ENDING) else "tensorrt"
 
 
 def _read_or_trust(engine_path: Path, trust_engine: bool) -> dict[str, Any]:

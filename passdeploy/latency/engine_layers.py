@@ -7,19 +7,16 @@ before it, whose channels it works on; a layer of the network that no name tells
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from passdeploy.channels.costs import Factor
 from passdeploy.profiling.kernel_times import NodeTime, Shape
-from passdeploy.profiling.onnx_layers import OnnxLayer
+from passdeploy.profiling.onnx_layers import OnnxLayer, nodes_named_in
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-_BETWEEN_NAMES = re.compile(r"\.\.\.|[\s+(),\[\]{}]+")
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,9 @@ def spread_over_layers(
     spent = [0.0] * len(layers)
     current, is_told = 0, [False] * len(layers)
     for name, ms in times.items():
-        told = [order[names[word].name] for word in _BETWEEN_NAMES.split(name) if word in names]
-        if told and not name.lower().startswith("reformat"):  # a change of format is named after the layer that follows
+        nodes = nodes_named_in(name.replace("...", " "))  # a long block begins with the first layer that it names
+        told = [order[names[node].name] for node in nodes if node in names]
+        if told:
             current = told[0]
             is_told[current] = True
         spent[current] += ms

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
+from passdeploy.latency.structure import hash_modules, hash_operators
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.cuda import side_stream
 from passdeploy.runtime.events import Listener, Warned, silent, stage
+from passdeploy.runtime.versions import package_versions
 
 
 def cached_table(path: Path) -> LatencyTable | None:
@@ -29,6 +32,8 @@ def cached_table(path: Path) -> LatencyTable | None:
         return None  # it is measured again and overwritten
 
 
+_RUN_MODULES = ("torch", "compile")  # the other backends run a graph
+_EXPORTERS = ("torch", "onnx", "onnxscript")  # that write the graph
 _GPU_METHOD = 2  # part of the key of tables of a GPU: those before had events on another stream than the work
 DEFAULT_SAMPLING: SamplingPlan | None = None  # None: by the backend
 
@@ -53,15 +58,19 @@ def find_table(
         plan: number and length of the measurements.
         fresh: measure the table even if it is in the cache.
         listener: receives progress events.
+
+    Raises:
+        UsageError: nothing of the network can be cut, so that there is nothing to measure.
     """
-    method = () if context.device == "cpu" else (_GPU_METHOD,)
-    path = cache_folder() / f"latency-{context.key(_structure_hash(channels), *method)}.json"
+    channels.require_prunable(type(dense).__name__)
+    path = cache_folder() / f"latency-{_cache_key(context, dense, channels, images[:1])}.json"
     table = None if fresh else cached_table(path)
     if table is not None:
         return table
     with stage("table", f"how long layers take: {context.description}", listener) as progress:
         with open_sampler(context, dense, channels, images) as sampler:
             table = sample_latency(sampler, channels, context, plan or DEFAULT_SAMPLING, progress)
+        table = replace(table, modules=hash_modules(dense, images[:1]))
         typical, largest = table.error
         error = f"off by {percent(typical)} in the median, {percent(largest)} at most"
         progress.text = f"{table.dense_ms:.3g} ms dense; {error}"
@@ -82,8 +91,15 @@ def open_sampler(
         yield make_sampler(context.backend, dense, channels, images, threads=context.threads, setting=context.setting)
 
 
-def _structure_hash(channels: ChannelMap) -> str:
-    """Hash the groups, the blocks and the cost model: networks that agree in all of them share a table."""
+def _cache_key(context: MeasurementContext, dense: nn.Module, channels: ChannelMap, image: Tensor) -> str:
+    """Hash all that a table depends on: the context, the method, the exporter of the graph, and the network."""
+    method = () if context.device == "cpu" else (_GPU_METHOD,)
+    exporter = [] if context.backend in _RUN_MODULES else [package_versions().get(name) for name in _EXPORTERS]
+    return context.key(_hash_groups(channels), hash_operators(dense, image), *method, *exporter)
+
+
+def _hash_groups(channels: ChannelMap) -> str:
+    """Hash the groups, the blocks and the cost model, which say what may be cut."""
     digest = hashlib.sha256()
     for group in channels.groups:
         digest.update(f"{group.name} {group.width} {group.is_prunable} {group.layers}".encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ NS_PER_MS = 1_000_000
 def with_latency(costs: CostModel, table: LatencyTable) -> CostModel:
     """Add the latency of a table to the costs of its network; blocks that the table does not know must stay."""
     blocks = tuple(block for block in costs.blocks if presence(block.name) in table.widths)
-    return replace(costs, latency=LatencyCost(table, list(costs.widths)), blocks=blocks)
+    return replace(costs, latency=LatencyCost(table, costs.widths), blocks=blocks)
 
 
 class LatencyCost:
@@ -26,23 +26,19 @@ class LatencyCost:
 
     Args:
         table: of the network.
-        names: of the groups and blocks, in the order of the cost model's vectors.
+        widths: of the groups and blocks in the dense network, in the order of the cost model's vectors.
 
     Raises:
-        PlanError: the table names a group that the network does not have.
+        PlanError: the table names a group that the network does not have, or has with another width.
     """
 
-    def __init__(self, table: LatencyTable, names: Sequence[str]) -> None:
-        column = {name: number for number, name in enumerate(names)}
-        if unknown := sorted(name for name in table.widths if name not in column and not is_presence(name)):
-            raise PlanError(
-                f"the latency table follows group {unknown[0]!r}, which this network does not have.\n"
-                "It was made for another model, or with other layers excluded."
-            )
+    def __init__(self, table: LatencyTable, widths: Mapping[str, int]) -> None:
+        _require_same_widths(table, widths)
+        column = {name: number for number, name in enumerate(widths)}
         self.table = table
         sizes = [factor for node in table.nodes for factor in node.sizes]
         self._fixed = np.array([factor.fixed for factor in sizes], np.int64)
-        self._spans = np.zeros((len(sizes), len(names)), np.int64)  # of every size of every node
+        self._spans = np.zeros((len(sizes), len(widths)), np.int64)  # of every size of every node
         for row, factor in enumerate(sizes):
             for name, span in factor.spans:
                 self._spans[row, column[name]] = span
@@ -53,7 +49,7 @@ class LatencyCost:
         # A network whose blocks were not looked for has all of them.
         self._blocks = [[column[name] for name in node.blocks if name in column] for node in table.nodes]
         self._is_block = {column for blocks in self._blocks for column in blocks}
-        self._nodes_of_column: list[list[int]] = [[] for _ in names]
+        self._nodes_of_column: list[list[int]] = [[] for _ in widths]
         for node, rows in enumerate(self._rows):
             for group in (*np.flatnonzero(self._spans[rows].any(0)).tolist(), *self._blocks[node]):
                 self._nodes_of_column[group].append(node)
@@ -121,3 +117,15 @@ class LatencyCost:
             row = np.array([sizes], np.int64).reshape(1, -1)
             self._node_cache[key] = float(self.table.model.layers[key[0]].predict(row)[0]) * NS_PER_MS
         return self._node_cache[key]
+
+
+def _require_same_widths(table: LatencyTable, widths: Mapping[str, int]) -> None:
+    """Raise PlanError for a group of a table that the network does not have, or not with this width."""
+    for name, width in table.widths.items():
+        if is_presence(name) or widths.get(name) == width:
+            continue
+        here = f"has {widths[name]} channels in this network" if name in widths else "this network does not have"
+        raise PlanError(
+            f"the latency table follows group {name!r} with {width} channels, which {here}.\n"
+            "It was made for another model, or with other layers excluded."
+        )

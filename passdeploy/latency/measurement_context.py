@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from passdeploy.profiling.environment import cpu_flags, cpu_model
 from passdeploy.profiling.execution import Setting
 from passdeploy.runtime.versions import package_versions
 
+UNKNOWN_CPU = "unknown"
+_OF_MACHINE = ("processor", "architecture", "instructions", "version")  # all else in a context is a setting
 _BACKEND_PACKAGES = {
     "ort": ("onnxruntime", "onnxruntime-gpu"),
     "ort-cuda": ("onnxruntime-gpu", "onnxruntime"),
@@ -50,7 +52,7 @@ class MeasurementContext:
         setting, versions = setting or Setting(), package_versions()
         packages = [name for name in _BACKEND_PACKAGES.get(backend, ()) if name in versions]
         version = f"{packages[0]} {versions[packages[0]]}" if packages else "none"
-        processor, features = cpu_model() or "unknown", instructions()
+        processor, features = cpu_model() or UNKNOWN_CPU, instructions()
         if setting.device_of(backend).type == "cuda":
             processor, features = _describe_gpu(setting.device_of(backend))
             version = f"{version}, CUDA {torch.version.cuda}"
@@ -86,20 +88,43 @@ class MeasurementContext:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
     def differences(self, other: MeasurementContext) -> list[str]:
-        """Describe every difference: `processor: made with A, wanted is B`."""
+        """Describe every difference, first of the machine: `processor: made with A, wanted is B`."""
+        return [*self.differences_of_machine(other), *self.differences_of_settings(other)]
+
+    def differences_of_machine(self, other: MeasurementContext) -> list[str]:
+        """Describe the differences of processor and software; a processor that is not known is never the same."""
+        return self._describe(other, lambda name: name in _OF_MACHINE)
+
+    def differences_of_settings(self, other: MeasurementContext) -> list[str]:
+        """Describe the differences of backend, batch, image, threads and execution."""
+        # devices are compared by their processor, not by their number on this machine
+        return self._describe(other, lambda name: name not in _OF_MACHINE and name != "device")
+
+    def _describe(self, other: MeasurementContext, is_compared: Callable[[str], bool]) -> list[str]:
         ours, theirs = self.to_json(), other.to_json()
         return [
             f"{name}: made with {ours[name]}, wanted is {theirs[name]}"
             for name in ours
-            if name != "device" and ours[name] != theirs[name]
-        ]  # devices are compared by their processor, not by their number on this machine
+            if is_compared(name) and (ours[name] != theirs[name] or (name == "processor" and ours[name] == UNKNOWN_CPU))
+        ]
 
-    def require(self, wanted: MeasurementContext, what: str) -> None:
-        """Raise UsageError, which names the differences, unless `wanted` is this context."""
-        if differences := self.differences(wanted):
+    def require(self, wanted: MeasurementContext, what: str, *, force: bool = False) -> None:
+        """Raise UsageError, which names the differences, unless `wanted` is this context.
+
+        Args:
+            wanted: the context to plan for.
+            what: is of this context, as the message names it.
+            force: whether it may be of another machine; other settings are refused all the same.
+        """
+        if differences := self.differences_of_settings(wanted):
             raise UsageError(
-                f"{what} was made on another machine or with other settings. {'; '.join(differences[:3])}.\n"
-                "Make it again there with passdeploy profile --table, or use it all the same with --force."
+                f"{what} was made with other settings. {'; '.join(differences[:3])}.\n"
+                "Ask for those (prune.measure, data.image_size), or make it again: passdeploy profile --table"
+            )
+        if not force and (differences := self.differences_of_machine(wanted)):
+            raise UsageError(
+                f"{what} was made on another machine. {'; '.join(differences[:3])}.\n"
+                "Make it again here with passdeploy profile --table, or plan by it without measuring: --force"
             )
 
     def to_json(self) -> dict[str, Any]:

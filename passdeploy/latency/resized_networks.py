@@ -100,7 +100,7 @@ def make_sampler(
         )
     in_pytorch = Setting(device=str(device), precision=setting.precision)
     operators = TorchSampler(SlimNetworks(model, channels).at, images, threads=threads, block=block, setting=in_pytorch)
-    load = ort_loader(graphs.at, images, backend=backend, threads=threads)
+    load = ort_loader(graphs.at, images, backend=backend, threads=threads, device=str(device))
     return WholeCallSampler(backend, load, operators, clock=clock_of_backend(backend, device))
 
 

@@ -150,7 +150,7 @@ class LatencySearch:
         self._sampler, self._channels, self._table, self._round_to = sampler, channels, table, round_to
         self._threads, self._time = threads, TimeBudget(seconds=seconds)
         device = device or torch.device("cpu")
-        self._clock, self._is_on_gpu = clock or clock_of_backend(sampler.backend, device), device.type == "cuda"
+        self._device, self._clock = device, clock or clock_of_backend(sampler.backend, device)
         self._sessions = 1 if sampler.backend in BUILT_ONCE else _SESSIONS_OF.get(sampler.backend, _SESSIONS)
         self._allocation, self._confirm = allocation, build_delivered
         self._costs = with_latency(channels.costs, table)
@@ -257,10 +257,10 @@ class LatencySearch:
             partial(self._sampler.runner, {}, "dense"), build or partial(self._sampler.runner, widths, "slim")
         )
         for _ in range(_MAX_ATTEMPTS):
-            before = MachineCounters.now(with_gpus=self._is_on_gpu)
+            before = MachineCounters.now(self._device)
             with torch_threads(self._threads):
                 dense, slim = measure_sessions(both, self._clock, self._time, sessions=self._sessions)
-            if not find_disturbances(before, MachineCounters.now(with_gpus=self._is_on_gpu)):
+            if not find_disturbances(before, MachineCounters.now(self._device)):
                 break
         slim_ms, dense_ms = summarise_times(*slim).median_ms, summarise_times(*dense).median_ms
         speedup = speedup_over_sessions(dense, slim)

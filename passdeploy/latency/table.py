@@ -46,6 +46,7 @@ class LatencyTable:
             a network add up to its call.
         estimated: numbers of the networks of which only the nodes were timed, in another backend; the time of their
             call is estimated from those.
+        modules: hash of the modules of the network (`structure.py`); empty in older files, and where it was not taken.
     """
 
     context: MeasurementContext
@@ -55,6 +56,7 @@ class LatencyTable:
     measurements: tuple[tuple[Mapping[str, int], float], ...]
     times: np.ndarray
     estimated: frozenset[int] = frozenset()
+    modules: str = ""
 
     @classmethod
     def build(
@@ -153,6 +155,7 @@ class LatencyTable:
             ],
             "looks": [{"widths": dict(widths), "ms": ms} for widths, ms in self.measurements],
             "estimated": sorted(self.estimated),
+            "modules": self.modules,
         }
 
     @classmethod
@@ -185,7 +188,8 @@ class LatencyTable:
             raise ValueError(f"a size that follows {sorted(unknown)[0]!r}, which is no group")
         context = MeasurementContext.from_json(document["place"])
         estimated = frozenset(int(number) for number in document.get("estimated", ()))
-        return cls(context, widths, int(document["block"]), nodes, measurements, times, estimated)
+        modules = str(document.get("modules", ""))
+        return cls(context, widths, int(document["block"]), nodes, measurements, times, estimated, modules)
 
     def save(self, path: Path) -> None:
         """Write the table as one JSON file, atomically."""

@@ -15,9 +15,10 @@ from passdeploy.channels.plan import Plan, Scores
 from passdeploy.errors import UsageError
 from passdeploy.latency.find_table import find_table, open_sampler
 from passdeploy.latency.latency_cost import NS_PER_MS, with_latency
-from passdeploy.latency.measurement_context import MeasurementContext, block_of
+from passdeploy.latency.measurement_context import MeasurementContext
 from passdeploy.latency.resized_networks import require_table_support
 from passdeploy.latency.search import LatencyGoal, LatencySearch, MeasuredPlan, plan_by_table
+from passdeploy.latency.structure import require_same_network
 from passdeploy.latency.table import LatencyTable
 from passdeploy.profiling.execution import Setting
 from passdeploy.profiling.inputs import example_images
@@ -36,7 +37,7 @@ class LatencyTarget:
     """Latency to meet, with all that is needed to plan for it."""
 
     goal: LatencyGoal
-    context: MeasurementContext
+    context: MeasurementContext  # machine and settings that the milliseconds of the table are of
     table: LatencyTable
     channels: ChannelMap  # its cost model includes latency
     budget: Budget
@@ -50,7 +51,12 @@ class LatencyTarget:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Backend, device and settings of the measurements, for a summary."""
+        """Processor, backend, device and settings of the measurements, for a summary."""
+        return {"processor": self.context.processor, **self._settings, "round_to": self.round_to}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """Backend, device and settings of the measurements, as in the rows of a profile."""
         context = self.context
         return {
             "backend": context.backend,
@@ -59,25 +65,23 @@ class LatencyTarget:
             "options": list(context.setting.options),
             "batch": context.batch,
             "threads": context.threads,
-            "round_to": self.round_to,
         }
 
     def rows(self, timed: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Convert measured times to rows of a profile, dense and slim; none where nothing was measured."""
         if not timed["is_measured"]:
             return []
-        context = self.context
-        common = {
-            "backend": context.backend,
-            "device": context.device,
-            "precision": context.precision,
-            "batch": context.batch,
-        }
         return [
-            {"model": "dense", **common, "median_ms": timed["dense_ms"], "speedup": 1.0, "speedup_ci": [1.0, 1.0]},
+            {
+                "model": "dense",
+                **self._settings,
+                "median_ms": timed["dense_ms"],
+                "speedup": 1.0,
+                "speedup_ci": [1.0, 1.0],
+            },
             {
                 "model": "slim",
-                **common,
+                **self._settings,
                 "median_ms": timed["slim_ms"],
                 "speedup": timed["speedup"],
                 "speedup_ci": timed["speedup_ci"],
@@ -105,26 +109,29 @@ def prepare_target(
         listener: receives progress events of the table.
 
     Raises:
-        UsageError: the target is not below the dense latency, or the table was made on another machine or with other
-            settings.
+        UsageError: the target is not below the dense latency, nothing can be cut, or the table was made on another
+            machine or with other settings.
         PlanError: the table is of another network.
     """
     measure = prune.measure
     loaded = None if measure.table is None else LatencyTable.load(Path(measure.table))
+    if loaded is not None:
+        measure = _with_settings_of(loaded.context, measure)
     setting = _setting_of(measure, loaded, device, listener)
     require_table_support(measure.backend, setting)
     context = MeasurementContext.here(
         backend=measure.backend, threads=measure.threads, batch=measure.batch, image_shape=image_shape, setting=setting
     )
+    images = example_images(measure.batch, image_shape)
     is_here = True
-    if loaded is not None:
-        table = loaded
-        is_here = not table.context.differences(context)
-        if not measure.force:
-            table.context.require(context, str(measure.table))
-    else:
-        images = example_images(measure.batch, image_shape)
+    if loaded is None:
         table = find_table(context, dense, channels, images, listener=listener)
+    else:
+        table = loaded
+        table.context.require(context, str(measure.table), force=measure.force)
+        require_same_network(table, dense, channels, images[:1])
+        is_here = not table.context.differences_of_machine(context)
+        context = context if is_here else table.context  # all milliseconds are of that machine
     costs = with_latency(channels.costs, table)
     channels = replace(channels, costs=costs)
     goal = LatencyGoal(share=prune.target.latency, ms=prune.target.latency_ms)
@@ -136,8 +143,16 @@ def prepare_target(
             "Ask for less, or do not prune."
         )
     limit = int(goal.ms * NS_PER_MS) if goal.ms is not None else int((goal.share or 1.0) * dense_ns)
-    round_to = block_of(measure.backend, setting) if prune.round_to == "auto" else int(prune.round_to)
+    round_to = table.block if prune.round_to == "auto" else int(prune.round_to)
     return LatencyTarget(goal, context, table, channels, Budget("latency", limit), round_to, is_here)
+
+
+def _with_settings_of(made: MeasurementContext, measure: MeasureSpec) -> MeasureSpec:
+    """Return what a table was measured with, in place of a recipe's `measure` that asks for nothing but the table."""
+    if measure.model_copy(update={"table": None, "force": False}) != type(measure)():
+        return measure
+    settings = ("backend", "batch", "threads", "precision", "channels_last", "cuda_graph")
+    return measure.model_copy(update={name: getattr(made, name) for name in settings})
 
 
 def _setting_of(measure: MeasureSpec, table: LatencyTable | None, device: str, listener: Listener) -> Setting:

@@ -75,10 +75,12 @@ class TorchSampler:
         return self._dense
 
     def _load(self, widths: Mapping[str, int], name: str) -> TorchRunner:
+        """Build and prepare the network, with the threads that it is timed with: the compiler compiles it for those."""
         candidate = Candidate(name, module=self._network_at(widths))
-        runner = make_runner(candidate, self.backend, self._threads, self._setting)
-        assert isinstance(runner, TorchRunner)
-        runner.prepare(self._images)
+        with torch_threads(self._threads):
+            runner = make_runner(candidate, self.backend, self._threads, self._setting)
+            assert isinstance(runner, TorchRunner)
+            runner.prepare(self._images)
         return runner
 
     def measure(self, widths: Mapping[str, int], *, seconds: float) -> NetworkTiming:

@@ -66,7 +66,12 @@ class WholeCallSampler:
 
 
 def ort_loader(
-    graph_at: Callable[[Mapping[str, int]], ModelProto], images: Tensor, *, backend: str, threads: int = 1
+    graph_at: Callable[[Mapping[str, int]], ModelProto],
+    images: Tensor,
+    *,
+    backend: str,
+    threads: int = 1,
+    device: str = "cuda",
 ) -> Callable[[Mapping[str, int], str], Runner]:
     """Return the function that opens an ONNX Runtime session of a network at given widths and binds `images` to it.
 
@@ -75,12 +80,14 @@ def ort_loader(
         images: the batch, shape (batch, 3, height, width).
         backend: of `profiling.runners.PROVIDERS`.
         threads: of operators on the CPU.
+        device: the GPU that a backend other than `ort` runs on, as PyTorch calls it.
     """
     # two graphs: searches compare the dense network with one plan at a time
     kept_graph_at = lru_cache(maxsize=2)(lambda widths: graph_at(dict(widths)))
 
     def load(widths: Mapping[str, int], name: str) -> Runner:
-        runner = OrtRunner(name, kept_graph_at(tuple(widths.items())), threads=threads, backend=backend)
+        graph = kept_graph_at(tuple(widths.items()))
+        runner = OrtRunner(name, graph, threads=threads, backend=backend, device=device)
         runner.prepare(images)
         return runner
 

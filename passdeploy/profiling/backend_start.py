@@ -28,6 +28,7 @@ from torch import nn
 from passdeploy.errors import MissingError, PassDeployError, first_line, require
 from passdeploy.export.ort_session import require_provider
 from passdeploy.export.precision import LIMITS
+from passdeploy.export.reference import compute_reference
 from passdeploy.export.torch_trt import compile_program
 from passdeploy.export.trt_api import load_trt
 from passdeploy.export.trt_engine import build_engine
@@ -147,7 +148,8 @@ def _engine(network: nn.Module, folder: Path) -> Candidate:
 
 def _program(network: nn.Module, folder: Path) -> Candidate:
     program = folder / "tiny.pt2"
-    compile_program(network.eval(), torch.rand(_IMAGE_SHAPE), program, batch=(1, 1, 1), limits=LIMITS["fp32"])
+    reference = compute_reference(network, torch.rand(_IMAGE_SHAPE), batch_sizes=(1,), is_real=False)
+    compile_program(network.eval(), reference, program, batch=(1, 1, 1), limits=LIMITS["fp32"])
     return Candidate("tiny", program=program)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
 
+import torch
+
 from passdeploy.profiling.environment import busy_ticks
 from passdeploy.profiling.nvml import process_text, read_gpus
 
@@ -31,13 +33,13 @@ class MachineCounters:
     own_cpu_s: float  # CPU seconds of this process
     quota_stops: int | None  # times that the container's CPU quota has stopped this process
     heat_throttles: int | None  # times that a core has slowed itself down
-    gpus: tuple[dict[str, Any], ...] = ()  # see `read_gpus`
+    gpu: dict[str, Any] | None = None  # that is measured on, see `read_gpus`; None on a CPU
 
     @classmethod
-    def now(cls, *, with_gpus: bool = False) -> MachineCounters:
-        """Read the counters."""
-        gpus = tuple(read_gpus()) if with_gpus else ()
-        return cls(monotonic(), busy_ticks(), process_time(), _quota_stops(), _heat_throttles(), gpus)
+    def now(cls, device: torch.device | None = None) -> MachineCounters:
+        """Read the counters of the machine, and of the GPU that is `device`; other GPUs disturb nothing."""
+        gpu = _read_gpu(device) if device is not None and device.type == "cuda" else None
+        return cls(monotonic(), busy_ticks(), process_time(), _quota_stops(), _heat_throttles(), gpu)
 
 
 def find_disturbances(before: MachineCounters, after: MachineCounters) -> tuple[str, ...]:
@@ -53,14 +55,19 @@ def find_disturbances(before: MachineCounters, after: MachineCounters) -> tuple[
         notes.append(f"throttled: the container's CPU quota stopped us {stops} times")
     if throttles := _increase(before.heat_throttles, after.heat_throttles):
         notes.append(f"throttled: cores were too hot {throttles} times")
-    for gpu_before, gpu_after in zip(before.gpus, after.gpus, strict=False):
-        notes += _gpu_disturbances(gpu_before, gpu_after)
+    if before.gpu is not None and after.gpu is not None:
+        notes += _gpu_disturbances(before.gpu, after.gpu)
     return tuple(notes)
 
 
 def _increase(before: int | None, after: int | None) -> int:
     """Return by how much a counter has grown; 0 where it cannot be read."""
     return 0 if before is None or after is None else max(after - before, 0)
+
+
+def _read_gpu(device: torch.device) -> dict[str, Any] | None:
+    """Read the state of one GPU; None where the driver does not list it."""
+    return next(iter(read_gpus()[device.index or 0 :]), None)
 
 
 def _gpu_disturbances(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

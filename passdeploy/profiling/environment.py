@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from importlib import import_module
 from pathlib import Path
 from time import sleep
@@ -17,6 +18,8 @@ from passdeploy.runtime.versions import package_versions
 
 _CPUINFO = Path("/proc/cpuinfo")
 _STAT = Path("/proc/stat")
+_BOARD = Path("/proc/device-tree/model")  # ends in a zero byte
+_APPLE_NAME = ("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's share: "200000 100000" is two cores
 
@@ -89,11 +92,40 @@ def busy_ticks() -> int | None:
 
 
 def cpu_model() -> str | None:
-    """Read the model name of the processor."""
-    for line in (_text_or_none(_CPUINFO) or "").splitlines():
-        if line.lower().startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or None
+    """Read the model name of the processor; None where nothing tells it from others.
+
+    Linux gives ARM processors no name, or that of all of one architecture; then it is that of the board, else the
+    numbers of the kinds of its cores, as ARM and the other makers assign them.
+    """
+    if platform.system() == "Darwin":
+        return _apple_model()
+    cpuinfo = _text_or_none(_CPUINFO) or ""
+    if kinds := _arm_cores(cpuinfo):
+        return (_text_or_none(_BOARD) or "").strip("\0 ") or f"ARM cores {', '.join(kinds)}"
+    named = _values_of("model name", cpuinfo)
+    name = named[0] if named else platform.processor()
+    return None if name.lower() in ("", "unknown", platform.machine().lower()) else name
+
+
+def _apple_model() -> str | None:
+    """Ask macOS for the name of the processor, such as "Apple M3 Pro"."""
+    try:
+        done = subprocess.run(_APPLE_NAME, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def _arm_cores(cpuinfo: str) -> list[str]:
+    """List maker and part of every kind of ARM core, `0x41/0xd0c`; none of another processor."""
+    pairs = zip(_values_of("CPU implementer", cpuinfo), _values_of("CPU part", cpuinfo), strict=False)
+    return sorted({f"{maker}/{part}" for maker, part in pairs})
+
+
+def _values_of(key: str, cpuinfo: str) -> list[str]:
+    """List what /proc/cpuinfo says under a key, once for every logical CPU."""
+    fields = (line.partition(":") for line in cpuinfo.splitlines())
+    return [value.strip() for name, _, value in fields if name.strip().lower() == key.lower()]
 
 
 def cpu_flags() -> frozenset[str]:

@@ -8,7 +8,7 @@ Other backends are traced in `profiling/layer_traces.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,12 @@ from passdeploy.profiling.onnx_layers import find_layers, merge_by_layer
 from passdeploy.profiling.ort_profiler import node_times, profile_kernels
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto
 
 _BEHIND_PROMPT = "network."  # prefix of the layer names of a network behind a visual prompt
 ELSEWHERE = "(between layers)"  # pooling, additions, copies: kernels without a weight
+_PASS_THROUGH = ("Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")  # may stand between a weight and its layer
+_QUANTISED = "_quantized"  # suffix of the name of a weight in int8
 _FEWEST_CALLS = 10
 _SHORT_MS = 0.01  # a kernel shorter than this is mostly launch overhead
 _SLOWER_THAN_MACS = 1.25  # relative to the time that the remaining multiply-adds suggest
@@ -70,22 +72,35 @@ def trace_onnx_layers(path: Path, images: Tensor, *, threads: int, seconds: floa
     """
     import onnx
 
-    graph: ModelProto = onnx.load(path)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    reads = {node.name: node for node in graph.graph.node if len(node.input) > 1 and node.input[1] in weights}
-    layers = find_layers(graph.graph, {name: [Factor(size, ()) for size in dims] for name, dims in weights.items()})
+    graph = onnx.load(path).graph
+    weighted = weighted_nodes(graph)
+    sizes = {name: [Factor(size, ()) for size in layer.weight] for name, layer in weighted.items()}
+    layers = find_layers(graph, {node.input[1]: sizes[node.name] for node in graph.node if node.name in weighted})
     events = profile_kernels(path, images, threads=threads, fewest_calls=_FEWEST_CALLS, seconds=seconds)
     times, other_ms = [], 0.0
     for node in merge_by_layer(node_times(events), layers):
         if node.sizes is None:
             other_ms += node.ms
-            continue
-        onnx_node = reads[node.name]
-        shape = weights[onnx_node.input[1]]
-        groups = next((attribute.i for attribute in onnx_node.attribute if attribute.name == "group"), 1)
-        name, is_depthwise = onnx_node.input[1].removesuffix(".weight"), groups > 1 and shape[1] == 1
-        times.append(LayerTime(name, shape, is_depthwise, node.ms))
+        else:
+            times.append(replace(weighted[node.name], ms=node.ms))
     return [*times, LayerTime(ELSEWHERE, (), False, other_ms)]
+
+
+def weighted_nodes(graph: GraphProto) -> dict[str, LayerTime]:
+    """Map the names of ONNX nodes with a weight, also a cast or quantised one, to their layers, with 0 milliseconds."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    origin = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASS_THROUGH}
+    layers = {}
+    for node in graph.node:
+        weight = node.input[1] if len(node.input) > 1 and node.op_type not in _PASS_THROUGH else ""
+        while weight in origin:
+            weight = origin[weight]
+        if len(shapes.get(weight, ())) >= 2:
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            is_depthwise = groups > 1 and shapes[weight][1] == 1
+            name = weight.removesuffix(_QUANTISED).removesuffix(".weight")
+            layers[node.name] = LayerTime(name, shapes[weight], is_depthwise, 0.0)
+    return layers
 
 
 def compare_layers(

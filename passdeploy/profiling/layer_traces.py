@@ -7,12 +7,11 @@ slows the network down, so the times show the shares of the layers, not absolute
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,10 @@ from passdeploy.models.prompt import without_prompt
 from passdeploy.profiling.candidates import Candidate
 from passdeploy.profiling.cuda import side_stream
 from passdeploy.profiling.execution import Setting
-from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, trace_onnx_layers
+from passdeploy.profiling.layer_times import ELSEWHERE, LayerTime, trace_onnx_layers, weighted_nodes
+from passdeploy.profiling.onnx_layers import nodes_named_in
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
 from passdeploy.profiling.trt_runner import EngineRunner, time_engine_layers
-
-if TYPE_CHECKING:
-    from onnx import GraphProto
 
 TRACEABLE = ("torch", "compile", "ort", "tensorrt")
 _TRACED_CALLS = 20
@@ -43,7 +40,6 @@ _WEIGHTED_OPERATORS = {  # operators of PyTorch that read a weight, with the com
     "mkldnn::_convolution_pointwise_",
     "mkldnn::_linear_pointwise",
 }
-_PASS_THROUGH = ("Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")  # may stand between a weight and its layer
 
 
 def trace_layers(
@@ -61,7 +57,7 @@ def trace_layers(
     Raises:
         UsageError: this backend cannot be traced, or the network lacks the form that it needs.
     """
-    require_traceable(backend)
+    first_traceable((backend,))
     setting = replace(setting or Setting(), cuda_graph=False)
     if backend == "ort" and candidate.onnx is not None:
         return trace_onnx_layers(candidate.onnx, images, threads=threads)
@@ -76,10 +72,17 @@ def trace_layers(
     raise UsageError(f"the {candidate.name} network has no form that {backend} can run.")
 
 
-def require_traceable(backend: str) -> None:
-    """Raise UsageError unless the layers of `backend` can be traced."""
-    if backend not in TRACEABLE:
-        raise UsageError(f"--layers looks into {', '.join(TRACEABLE)}, not into {backend}: put one of them first.")
+def first_traceable(backends: Sequence[str]) -> str:
+    """Return the first of some backends whose layers can be traced.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if traceable := [backend for backend in backends if backend in TRACEABLE]:
+        return traceable[0]
+    raise UsageError(
+        f"--layers looks into {', '.join(TRACEABLE)}, not into {', '.join(backends)}.\nAdd one of them to --backend."
+    )
 
 
 def trace_module_layers(runner: TorchRunner, images: Tensor, *, calls: int = _TRACED_CALLS) -> list[LayerTime]:
@@ -140,32 +143,15 @@ def trace_engine_layers(runner: EngineRunner, images: Tensor) -> list[LayerTime]
     return merge_trt_layers(time_engine_layers(runner), weighted_nodes(graph))
 
 
-def weighted_nodes(graph: GraphProto) -> dict[str, LayerTime]:
-    """Map the names of ONNX nodes with a weight, also a cast or quantised one, to their layers, with 0 milliseconds."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    origin = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASS_THROUGH}
-    layers = {}
-    for node in graph.node:
-        weight = node.input[1] if len(node.input) > 1 and node.op_type not in _PASS_THROUGH else ""
-        while weight in origin:
-            weight = origin[weight]
-        if len(shapes.get(weight, ())) >= 2:
-            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-            is_depthwise = groups > 1 and shapes[weight][1] == 1
-            layers[node.name] = LayerTime(weight.removesuffix(".weight"), shapes[weight], is_depthwise, 0.0)
-    return layers
-
-
 def merge_trt_layers(times: Mapping[str, float], layers: Mapping[str, LayerTime]) -> list[LayerTime]:
     """Sum the times of TensorRT's layers (name -> milliseconds) over the layers of the network.
 
-    A fused layer is named after all of its nodes ("conv + relu"). A change of format is named after the layer that it
-    precedes, but does not count as that layer.
+    A fused layer counts as the first layer with a weight that it is named after. A change of format, and a long block
+    of which only the ends are named, count as none.
     """
     merged, other_ms = dict[str, LayerTime](), 0.0
     for name, ms in times.items():
-        words = () if name.lower().startswith("reformat") else re.split(r"[\s+(),\[\]]+", name)
-        layer = next((layers[word] for word in words if word in layers), None)
+        layer = next((layers[node] for node in nodes_named_in(name) if node in layers), None)
         if layer is None:
             other_ms += ms
         else:

@@ -1,4 +1,4 @@
-"""ONNX layers: match the kernels of ONNX Runtime to the layers of an ONNX graph and the channel widths they depend on.
+"""ONNX layers: match the kernels of ONNX Runtime and TensorRT to the layers of an ONNX graph and their channel widths.
 
 ONNX Runtime fuses activations and additions into convolutions and names the fused kernel after the convolution or after
 the last value that was fused; which one depends on the kernel, which is chosen by the number of channels. A layer here
@@ -7,6 +7,7 @@ is a node with a weight, under any of these names; the dimensions of its weight 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "HardSwish")
+_BETWEEN_NAMES = re.compile(r"[\s+(),\[\]{}]+")  # of nodes, in the name of an engine's layer
 _BLOCKED = "_nchwc"  # suffix of the output's name that a kernel of the blocked memory layout is named by
 
 
@@ -81,3 +83,17 @@ def merge_by_layer(nodes: Sequence[NodeTime], layers: Mapping[str, OnnxLayer]) -
             known = merged[layer.name]
             merged[layer.name] = replace(known, ms=known.ms + node.ms)
     return tuple(merged.values())
+
+
+def nodes_named_in(engine_layer: str) -> list[str]:
+    """Split the name of a layer of a TensorRT engine, which is fused from several nodes, into words: names of nodes.
+
+    A change of format has none: it is named after the layer that follows. Of a long block only the ends are named, in
+    one word.
+
+    >>> nodes_named_in("conv_1 + relu_1"), nodes_named_in("{ForeignNode[a...b]}"), nodes_named_in("Reformatting conv_1")
+    (['conv_1', 'relu_1'], ['ForeignNode', 'a...b'], [])
+    """
+    if engine_layer.lower().startswith("reformat"):
+        return []
+    return [word for word in _BETWEEN_NAMES.split(engine_layer) if word]

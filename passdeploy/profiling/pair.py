@@ -160,7 +160,7 @@ class _Comparison:
             clock = self.clock or clock_of_backend(backend, device)
             builder = _SessionBuilder(self, backend, images)
             times = measure_sessions(builder.build_session, clock, self.budget, sessions=self.session_count(backend))
-            notes = find_disturbances(builder.before, MachineCounters.now(with_gpus=device.type == "cuda"))
+            notes = find_disturbances(builder.before, MachineCounters.now(device))
             summaries = [summarise_times(*sessions, seed=self.seed) for sessions in times]
             speedups = [None, *(speedup_over_sessions(times[0], sessions) for sessions in times[1:])]
             extras = [
@@ -209,7 +209,7 @@ class _SessionBuilder:
                 self.memory_mb[number] = memory_mb
         self.runners = [made[number] for number in order]
         if session == 0:  # not earlier: the compiler's own processes would count as disturbances
-            self.before = MachineCounters.now(with_gpus=device.type == "cuda")
+            self.before = MachineCounters.now(device)
         return self.runners
 
 

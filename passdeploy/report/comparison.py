@@ -1,6 +1,7 @@
 """Comparison of runs: accuracy over latency and over multiply-adds, with the networks that no other one beats in both.
 
-Latencies are compared only where they were measured alike: same backend, precision, batch, device and threads.
+Latencies are compared only where they were measured alike: in the same backend, precision, batch, device, threads and
+options.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> 
     """Describe one network of a run."""
     summary, is_slim = facts.summary, which == "slim"
     numbers = summary[which]
-    row = next((row for row in facts.rows if row["model"] == which and _setting_of(row) == setting), None)
+    alike = [row for row in facts.rows if row["model"] == which and _setting_of(row) == setting] if setting else []
+    row = next(iter(alike), None)
     images = facts.test_images
     half = float(row["ci95_rel"]) if row and row.get("ci95_rel") is not None else None
     ms = float(row["median_ms"]) if row else None
@@ -151,13 +153,17 @@ def _dense(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[Ca
     return list(by_name.values())
 
 
-def _setting_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(tuple(row[key]) if isinstance(row.get(key), list) else row.get(key) for key in _ALIKE)
+def _setting_of(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return all that a latency depends on besides the network; None where a row, of an older version, lacks some."""
+    if not row.keys() >= set(_ALIKE):
+        return None
+    return tuple(tuple(row[key]) if isinstance(row[key], list) else row[key] for key in _ALIKE)
 
 
 def _shared_setting(runs: Sequence[RunFacts]) -> tuple[Any, ...] | None:
     """Return the setting in which all runs were measured, the one that is nearest to deployment; None without one."""
-    shared = set.intersection(*({_setting_of(row) for row in facts.rows} for facts in runs))
+    found = [{setting for row in facts.rows if (setting := _setting_of(row)) is not None} for facts in runs]
+    shared = set.intersection(*found)
     ranked = sorted(shared, key=lambda one: (PREFERRED.index(one[0]) if one[0] in PREFERRED else 99, one[2] or 0))
     return ranked[0] if ranked else None
 
@@ -190,8 +196,8 @@ def _notes(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[st
     notes = []
     if setting is None:
         notes.append(
-            "the runs were not measured in the same backend, precision, batch and threads, so latencies cannot be "
-            "compared: passdeploy profile each of them in the same way"
+            "the runs were not measured in the same backend, precision, batch, threads and options, so latencies "
+            "cannot be compared: passdeploy profile each of them in the same way"
         )
     if len(sets := sorted({facts.recipe.data.name for facts in runs})) > 1:
         notes.append(f"these are accuracies on different data ({', '.join(sets)}), which cannot be compared")

@@ -43,6 +43,16 @@ def create_next_folder(out: Path, name: str) -> Path:
             return path
 
 
+def name_without_number(folder_name: str) -> str:
+    """Return the name in `<name>-NNNN`; that of a folder without a number as it is.
+
+    >>> name_without_number("tiny-0001"), name_without_number("tiny-0001-copy"), name_without_number("final")
+    ('tiny', 'tiny-0001-copy', 'final')
+    """
+    numbered = _NUMBERED.fullmatch(folder_name)
+    return numbered["name"] if numbered else folder_name
+
+
 def replace_link(link: Path, target: str) -> None:
     """Point the symbolic link `link` at `target` (relative), atomically. A real folder of that name is left alone."""
     if link.exists() and not link.is_symlink():

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from passdeploy.errors import UsageError, first_line
 from passdeploy.export.artifact import Artifact
+from passdeploy.export.drafts import set_aside
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import set_aside
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import deep_copy
 from passdeploy.models.modes import evaluating

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from passdeploy.recipe import load_recipe, recipe_schema, shipped_recipes
+from passdeploy.commands import init
+from passdeploy.data import datasets
+from passdeploy.data.images import RawDataset
+from passdeploy.recipe import DataSpec, load_recipe, recipe_schema, shipped_recipes
 from tests.command_line import call_command
 from tests.conftest import write_image_folder
 
 ROOT = Path(__file__).parents[2]
+NET = ("--model", "passdeploy/resnet20_cifar")
+FOLDERS = ("--train-folder", "Train", "--test-folder", "Val")
 
 
 @pytest.fixture
@@ -47,7 +53,14 @@ def test_a_recipe_is_made_for_a_network_and_a_folder(folder: Path):
     [
         (("--model", "torchvision/resnet18", "--data", "nowhere"), 2, "there is no folder nowhere"),
         (("--model", "torchvision/resnet19", "--data", "digits"), 2, "resnet18"),
-        (("--model", "torchvision/resnet18", "--data", "cifar10"), 2, "data.root"),
+        (("--model", "torchvision/resnet18", "--data", "cifar10"), 2, "Give it with --root DIR."),
+        ((*NET, "--data", "digits", "--root", "my photos: #1"), 2, "leave out --root"),
+        ((*NET, "--data", "digits", *FOLDERS), 2, "lie in a folder of images, and digits is a data set"),
+        ((*NET, "--data", "my photos: #1", *FOLDERS[:2]), 2, "belong together"),
+        ((*NET, "--data", "my photos: #1", *FOLDERS), 2, "has no folder 'Train'"),
+        ((*NET, "--data", ""), 2, "is empty"),
+        ((*NET, "--data", "hf/"), 2, "Known data sets: digits, "),
+        ((*NET, "--data", "digits", "--weights", "gone.pth"), 2, "there is no file of weights gone.pth"),
         (("--model", "torchvision/resnet18", "--data", "digits", "--out", "no/such/place/x.yaml"), 0, ""),
     ],
 )
@@ -58,12 +71,65 @@ def test_what_cannot_be_made_is_explained(folder: Path, arguments: tuple[str, ..
     assert len(made.stderr.splitlines()) <= 3
 
 
+def test_the_recipe_names_itself_as_it_is_typed(folder: Path):
+    arguments = ("--model", "passdeploy/resnet20_cifar", "--data", "my photos: #1", "--out", "my recipes/one.yaml")
+    made = call_command("init", *arguments, "--allow-code")
+    assert made.exit_code == 0, made.output
+    assert made.stderr == "next: passdeploy check --recipe 'my recipes/one.yaml' --allow-code\n"
+    text = (folder / "my recipes" / "one.yaml").read_text()
+    assert "#   passdeploy prune --recipe 'my recipes/one.yaml' --allow-code\n" in text
+
+
+def test_folders_of_other_names_are_written_into_the_recipe(folder: Path):
+    photos = folder / "my photos: #1"
+    (photos / "train").rename(photos / "Train")
+    (photos / "test").rename(photos / "Val set")
+    arguments = ("init", "--model", "passdeploy/resnet20_cifar", "--data", "my photos: #1")
+    refused = call_command(*arguments)
+    assert refused.exit_code == 5
+    assert "--set data.train_folder=Train" in refused.stderr
+    options = ("--train-folder", "Train", "--test-folder", "Val set")
+    assert f"For init: {shlex.join(options)}\n" in refused.stderr
+    made = call_command(*arguments, *options)
+    assert made.exit_code == 0, made.output
+    data = load_recipe("recipe.yaml").data
+    assert (data.train_folder, data.test_folder) == ("Train", "Val set")
+    assert call_command("check", "recipe.yaml", "--json").exit_code == 0
+
+
+def test_a_data_set_of_the_hub_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def find_images(spec: DataSpec) -> RawDataset:
+        assert spec.name == "hf/someone/digits: new"
+        return datasets.find_images(DataSpec(name="digits", image_size=spec.image_size))
+
+    monkeypatch.setattr(init, "find_images", find_images)
+    arguments = ("--model", "passdeploy/resnet20_cifar", "--data", "hf/someone/digits: new")
+    made = call_command("init", *arguments)
+    assert made.exit_code == 0, made.output
+    assert load_recipe("recipe.yaml").data.name == "hf/someone/digits: new"
+
+
+def test_a_long_path_is_written_whole(folder: Path):
+    long = " ".join(["a long name of a folder"] * 6)
+    write_image_folder(folder / long)
+    made = call_command("init", "--model", "passdeploy/resnet20_cifar", "--data", long)
+    assert made.exit_code == 0, made.output
+    assert load_recipe("recipe.yaml").data.root == long
+
+
 def test_networks_take_the_size_and_the_normalisation_that_they_were_published_for(folder: Path):
     for name, size in (("resnet18", 224), ("efficientnet_b4", 380)):
         arguments = ("--model", f"torchvision/{name}", "--data", "my photos: #1", "--out", f"{name}.yaml")
         assert call_command("init", *arguments).exit_code == 0
         assert load_recipe(f"{name}.yaml").data.image_size == size
     assert "mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225" in (folder / "resnet18.yaml").read_text()
+
+
+def test_networks_without_published_weights_start_at_random(folder: Path):
+    for name, weights in (("botnet26t_256", "pretrained"), ("botnet50ts_256", None)):
+        made = call_command("init", "--model", f"timm/{name}", "--data", "my photos: #1", "--out", f"{name}.yaml")
+        assert made.exit_code == 0, made.output
+        assert load_recipe(f"{name}.yaml").model.weights == weights
 
 
 def test_recipes_are_listed_with_a_line_each():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from passdeploy.display.check_report import groups_table
 from passdeploy.display.exports import exports_table, preview_lines
 from passdeploy.display.listing import Listing, csv_text
 from passdeploy.display.tables import group_table, layer_table, profile_table, summary_table
+from passdeploy.export.reference import ONNX_FILE, PYTORCH
 
 WHY = "its kernel computes 16 channels at a time"
 MEASURED = {"backend": "ort", "precision": "fp32", "batch": 8, "device": "a CPU", "options": [], "threads": 2}
@@ -172,6 +174,26 @@ def test_exported_files_are_one_table_with_the_layers_that_stayed_in_fp32():
     assert "on 512 images" in table.notes[0]
     assert table.notes[-1] == "1 files of a bundle folder"
     assert_narrow(table)
+
+
+@pytest.mark.parametrize(
+    ("parity", "note"),
+    [
+        ({"top1": None, "real_images": 0}, "compared on noise only: give real images"),
+        ({"top1": None, "real_images": 512}, "accuracy was not compared: no labels"),
+        ({"top1": 0.9, "reference_top1": 0.9, "real_images": 512, "compared_with": PYTORCH}, None),
+        (
+            {"top1": 0.9, "reference_top1": 0.9, "real_images": 512, "compared_with": ONNX_FILE},
+            "compared with its ONNX file instead of the PyTorch model, from which it may differ more",
+        ),
+    ],
+)
+def test_what_was_not_compared_with_an_exported_file_is_said(parity: dict[str, Any], note: str | None):
+    facts = {"flavour": "tensorrt", "tensorrt": "11.4", "parity": {"max_rel_error": 1e-6, **parity}}
+    engine = {"name": "model.engine", "kind": "engine", "precision": "fp32", "size_bytes": 1, "facts": facts}
+    table = exports_table([engine])
+    assert table.rows[0][-1] == ("1" if note else "")
+    assert (f"1: {note}" in table.notes) == bool(note)
 
 
 def test_a_dry_run_is_told_in_lines():

@@ -108,6 +108,7 @@ def test_a_failed_gate_exits_with_4_and_leaves_the_file_as_rejected(
         (["--precision", "bf16", "--opset", "20"], 2, "--opset 22"),
         (["--opset", "17"], 2, "opset 17"),
         (["--trt", "--flavour", "rtx", "--refittable"], 2, "--refittable"),
+        (["--bundle", "--flavour", "rtx", "--refittable"], 2, "without --refittable"),
         (["--batch", "8,1,32"], 2, "MIN <= OPT <= MAX"),
         (["--image-size", "2"], 2, "--image-size"),
     ],
@@ -135,7 +136,9 @@ def test_what_cannot_be_done_is_said_in_three_lines(
         (["--flavour", "rtx"], "add --trt or --bundle"),
         (["--dry-run"], "--dry-run goes with --torch-trt, without --trt"),
         (["--dry-run", "--torch-trt", "--trt"], "--dry-run goes with --torch-trt, without --trt"),
-        (["--dry-run", "--torch-trt", "--triton"], "--triton writes files"),
+        (["--dry-run", "--torch-trt", "--triton"], "--triton is of files, which a --dry-run does not write"),
+        (["--dry-run", "--torch-trt", "--fresh"], "--fresh is of files"),
+        (["--dry-run", "--torch-trt", "--opset", "20"], "--opset is of files"),
         (["--onnx", "--refittable"], "add --trt or --bundle"),
         (["--bundle", "--timing-cache", "cache"], "--timing-cache is of the machine that builds"),
         (["--precision", "fp16", "--quantiser", "modelopt"], "--quantiser is for --precision int8 or fp8"),
@@ -155,6 +158,9 @@ def test_what_was_not_compared_is_said(call, tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "has random weights" in result.stderr
     assert "has 2 classes, the network 3: accuracy is not compared" in result.stderr
+    said = " ".join(result.output.split())  # lines end at the width of the terminal
+    assert "accuracy was not compared: no labels" in said
+    assert "noise" not in said
 
 
 def test_a_run_that_is_no_bundle_says_so(call, tmp_path: Path):

@@ -16,13 +16,15 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
-from passdeploy.export import Artifact, export_onnx
+from passdeploy.export import Artifact, BatchRange, export_onnx
+from passdeploy.export.batches import cut_into_batches
 from passdeploy.export.conversion import convert_file
 from passdeploy.export.layer_ranking import convert_until_it_passes
 from passdeploy.export.lint import lint
-from passdeploy.export.parity import compute_reference, require_parity
+from passdeploy.export.parity import require_parity
 from passdeploy.export.precision import LIMITS
 from passdeploy.export.quantise import int8_conversion, modelopt_conversion, quantisable_nodes
+from passdeploy.export.reference import compute_reference
 
 from .nets import node, small_net, write_graph
 
@@ -70,6 +72,13 @@ def test_a_kept_layer_is_not_quantised(exported: Artifact, images: Tensor):
 def test_without_images_there_is_nothing_to_calibrate_on(exported: Artifact, images: Tensor):
     with pytest.raises(UsageError, match="real images"):
         int8_conversion(exported.path, images[:0])
+
+
+def test_a_fixed_batch_is_always_full():
+    images = torch.arange(5)
+    assert [batch.tolist() for batch in cut_into_batches(images, None, usual=4)] == [[0, 1, 2, 3], [4]]
+    assert [batch.tolist() for batch in cut_into_batches(images, 3, usual=4)] == [[0, 1, 2], [3, 4, 0]]
+    assert [batch.tolist() for batch in cut_into_batches(images, 7, usual=4)] == [[0, 1, 2, 3, 4, 0, 1]]
 
 
 class Wide(nn.Module):
@@ -177,10 +186,11 @@ class Overflows(nn.Module):
         return self.net.head(((features + self.net.block(features)) + large * 1e-5).mean((2, 3)))
 
 
-def test_a_layer_that_overflows_is_found_and_kept(images: Tensor, tmp_path: Path):
+@pytest.mark.parametrize("batch", [(1, 2, 4), (4, 4, 4)])
+def test_a_layer_that_overflows_is_found_and_kept(batch: tuple[int, ...], images: Tensor, tmp_path: Path):
     model = Overflows().eval()
-    source = export_onnx(model, images, tmp_path / "model.onnx", batch=(1, 2, 4))
-    reference = compute_reference(model, images, batch_sizes=(1, 4))
+    source = export_onnx(model, images, tmp_path / "model.onnx", batch=batch)
+    reference = compute_reference(model, images, batch_sizes=BatchRange.of(batch).parity_sizes)
     artifact = convert_file(
         source.path,
         tmp_path / "model-fp16.onnx",

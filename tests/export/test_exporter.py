@@ -137,10 +137,27 @@ def test_a_graph_without_the_precision_asked_for_is_refused(
 
 @pytest.mark.parametrize(
     ("batch", "parity_sizes"),
-    [((1, 8, 32), [1, 2, 32]), ((4, 8, 32), [4, 32]), ((2, 2, 2), [2]), ((1, 1, 1), [1])],
+    [((1, 8, 32), [1, 2, 8, 32]), ((4, 8, 32), [4, 8, 32]), ((2, 2, 2), [2]), ((1, 1, 1), [1])],
 )
-def test_artifacts_are_compared_at_1_and_2_and_at_both_ends(batch: tuple[int, ...], parity_sizes: list[int]):
+def test_artifacts_are_compared_at_1_and_2_and_at_all_three_sizes(batch: tuple[int, ...], parity_sizes: list[int]):
     assert BatchRange.of(batch).parity_sizes == parity_sizes
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_every_precision_is_exported_with_a_fixed_batch(size: int, net: SmallNet, images: Tensor, tmp_path: Path):
+    assert len(images) % 4  # the last batch of four is not full
+    written = export(net, images, tmp_path, precisions=("fp16", "bf16", "int8"), batch=(size, size, size))
+    assert [artifact.facts["input"][0] for artifact in written] == [size] * 3
+    assert [artifact.facts["parity"]["real_images"] for artifact in written] == [len(images)] * 3
+
+
+def test_a_larger_loss_allows_as_many_other_answers():
+    def agreement(precision: str, max_drop: float | None) -> float:
+        return ExportSettings(max_drop=max_drop).limits(precision).top1_agreement
+
+    assert [agreement("fp16", drop) for drop in (None, 0.001, 0.02)] == [0.995, 0.995, 0.98]
+    assert agreement("int8", 0.1) == pytest.approx(0.9)
+    assert ExportSettings(max_drop=0.1).limits("fp32").rel_error == 1e-4
 
 
 def test_a_graph_that_fails_parity_never_becomes_an_engine(

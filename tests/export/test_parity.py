@@ -12,8 +12,9 @@ from torch import Tensor
 
 from passdeploy.errors import CorruptArtifact, ParityError, RunError
 from passdeploy.export import Artifact, check_parity
-from passdeploy.export.parity import Parity, compute_reference, errors_between, gate_problem, require_parity
+from passdeploy.export.parity import Parity, errors_between, gate_problem, require_parity
 from passdeploy.export.precision import LIMITS, Limits
+from passdeploy.export.reference import ONNX_FILE, compute_answers, compute_reference, reference_from_answers
 
 from .nets import SmallNet, node, small_net, write_graph
 
@@ -121,6 +122,21 @@ def test_agreement_and_accuracy_count_every_real_image_once(exported: Artifact, 
     labels[0] = (labels[0] + 1) % 5
     result = check_parity(exported.path, net, images, labels, batch_sizes=(1, 2, 4))  # the second four wrap around
     assert (result.real_images, result.top1, result.reference_top1, result.top1_drop) == (5, 0.8, 0.8, 0.0)
+
+
+def test_the_answers_of_an_onnx_file_are_not_taken_for_those_of_the_model(net: SmallNet, images: Tensor):
+    answers = compute_answers(net, images, batch=4)
+    torch.testing.assert_close(answers, net(images))
+    reference = reference_from_answers(images, answers, batch_sizes=(1, 4), answered_by=ONNX_FILE)
+    assert reference.answered_by == ONNX_FILE
+    differing = parity(max_rel_error=0.3, compared_with=ONNX_FILE)
+    assert str(gate_problem(differing, LIMITS["fp16"])).startswith("differs from its ONNX file by 3.0e-01")
+
+
+def test_a_reference_has_the_batches_of_one_size(net: SmallNet, images: Tensor):
+    reference = compute_reference(net, images, batch_sizes=(1, 2, 4)).at(2)
+    assert [len(batch.images) for batch in reference.batches] == [2, 2]  # real images and noise
+    assert (reference.batch_sizes, reference.image_shape) == ((2,), (3, 16, 16))
 
 
 def test_a_loss_of_accuracy_sets_the_file_aside(exported: Artifact, net: SmallNet, images: Tensor, tmp_path: Path):

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import compute_reference, measure_parity
+from passdeploy.export.parity import measure_parity
+from passdeploy.export.reference import compute_reference
 
 from .nets import SmallNet
 

@@ -15,9 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, ParityError, UsageError
-from passdeploy.export import EngineOptions, torch_trt, torch_trt_release
+from passdeploy.export import (
+    EngineOptions,
+    ExportSettings,
+    Samples,
+    export_artifacts,
+    exporter,
+    torch_trt,
+    torch_trt_release,
+)
 from passdeploy.export.precision import LIMITS
-from passdeploy.export.torch_trt import compile_program, compile_settings
+from passdeploy.export.reference import Reference, compute_reference
+from passdeploy.export.torch_trt import compile_program, compile_settings, preview_program
 from passdeploy.export.torch_trt_report import Census, describe, partition_report, require_precision
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.cuda_driver import Driver
@@ -166,7 +175,8 @@ class TestOnAGpuThatIsTheCpu:
     ):
         stand_in = self.imported(monkeypatch, StandIn())
         path = tmp_path / "model-fp16.pt2"
-        artifact = compile_program(net, images, path, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"])
+        reference = compute_reference(net, images, batch_sizes=(1, 2, 4))
+        artifact = compile_program(net, reference, path, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"])
         assert stand_in.input.max_shape == (4, 3, 16, 16)
         assert artifact.facts["parity"]["batch_sizes"] == [1, 2, 4]
         assert artifact.facts["torch_operations"] > 0  # the stand-in left everything in PyTorch
@@ -177,6 +187,73 @@ class TestOnAGpuThatIsTheCpu:
         self, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         self.imported(monkeypatch, StandIn(wrong=True))
+        net = small_net()
+        reference = compute_reference(net, images, batch_sizes=(1, 2, 4))
         with pytest.raises(ParityError, match="do not deploy it"):
-            compile_program(small_net(), images, tmp_path / "model.pt2", batch=(1, 2, 4), limits=LIMITS["fp32"])
+            compile_program(net, reference, tmp_path / "model.pt2", batch=(1, 2, 4), limits=LIMITS["fp32"])
         assert [path.name for path in tmp_path.iterdir()] == ["model.pt2.rejected"]
+
+    @pytest.mark.parametrize("has_onnxruntime", [True, False])
+    def test_programs_are_compared_by_accuracy_with_answers_that_are_computed_once(
+        self,
+        has_onnxruntime: bool,
+        net: SmallNet,
+        images: Tensor,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        self.imported(monkeypatch, StandIn())
+        computed: list[int] = []
+
+        def compute(*arguments: Any, **options: Any) -> Reference:
+            computed.append(len(arguments[1]))
+            return compute_reference(*arguments, **options)
+
+        monkeypatch.setattr(exporter, "compute_reference", compute)
+        if not has_onnxruntime:
+            monkeypatch.setattr(exporter, "find_spec", lambda name: None)
+        labels = net(images).argmax(1)
+        labels[0] = (labels[0] + 1) % 5
+        samples = Samples(images, images, (3, 16, 16), (0.0,) * 3, (1.0,) * 3, labels)
+        settings = ExportSettings(kinds=("onnx", "torch-trt"), precisions=("fp32", "fp16"), batch=(1, 2, 4))
+        *_, whole, half = export_artifacts(net, samples, tmp_path, settings)
+        assert [one.path for one in (whole, half)] == [tmp_path / "model.pt2", tmp_path / "model-fp16.pt2"]
+        for parity in (whole.facts["parity"], half.facts["parity"]):
+            assert (parity["top1"], parity["reference_top1"], parity["real_images"]) == (0.8, 0.8, 5)
+        assert computed == [5]
+
+    def test_noise_is_not_counted_as_real_images(self, net: SmallNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        self.imported(monkeypatch, StandIn())
+        no_samples = Samples.empty((3, 16, 16), (0.0,) * 3, (1.0,) * 3)
+        settings = ExportSettings(kinds=("onnx", "torch-trt"), batch=(1, 2, 4))
+        *_, program = export_artifacts(net, no_samples, tmp_path, settings)
+        assert program.facts["parity"]["real_images"] == 0
+
+    def test_a_program_that_fails_leaves_the_one_that_passed_before(
+        self, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        samples = Samples(images, images, (3, 16, 16), (0.0,) * 3, (1.0,) * 3)
+        settings = ExportSettings(kinds=("onnx", "torch-trt"), batch=(1, 2, 4))
+        (tmp_path / "model.pt2").write_bytes(b"of before")
+        replaced: list[Path] = []
+
+        def export() -> None:
+            list(export_artifacts(small_net(), samples, tmp_path, settings, replacing=replaced.append))
+
+        self.imported(monkeypatch, StandIn(wrong=True))
+        with pytest.raises(ParityError, match=r"model\.pt2 differs"):
+            export()
+        assert replaced == [tmp_path / "model.onnx"]
+        assert (tmp_path / "model.pt2").read_bytes() == b"of before"
+        assert (tmp_path / "model.pt2.rejected").is_file()
+        self.imported(monkeypatch, StandIn())
+        export()
+        assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "model.pt2"}
+
+    def test_a_preview_has_answers_for_a_fixed_batch_too(
+        self, net: SmallNet, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    ):
+        self.imported(monkeypatch, StandIn())
+        reference = compute_reference(net, images, batch_sizes=(1, 2, 4))
+        facts = preview_program(net, reference, precision="fp16", batch=(1, 2, 4), limits=LIMITS["fp16"])
+        assert facts["engines_with_fixed_batch"] == 0  # the stand-in leaves everything in PyTorch

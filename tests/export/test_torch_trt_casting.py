@@ -16,8 +16,8 @@ from passdeploy.export import export_onnx
 from passdeploy.export.artifact import BatchRange
 from passdeploy.export.casting import cast_graph, emulate_rounding
 from passdeploy.export.ort_session import open_session
-from passdeploy.export.parity import compute_reference
 from passdeploy.export.precision import LIMITS
+from passdeploy.export.reference import compute_reference
 from passdeploy.export.torch_trt_casting import CastGraph, castable_layers, prepare_for_casting
 from passdeploy.export.torch_trt_lowering import LoweredGraph, export_graph, functional_graph, operator_name
 from passdeploy.export.torch_trt_network import export_network

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from passdeploy import Plan, find_groups, slim
 from passdeploy.cli import main
 from passdeploy.errors import ExportError, MissingError
-from passdeploy.export import EngineOptions, torch_trt_network
+from passdeploy.export import BatchRange, EngineOptions, torch_trt_network
 from passdeploy.export.precision import LIMITS
+from passdeploy.export.reference import Reference, compute_reference
 from passdeploy.export.torch_trt import compile_program, preview_program
 from passdeploy.export.torch_trt_lowering import LoweredGraph
 from passdeploy.export.torch_trt_program import read_label
@@ -124,12 +125,18 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, str]] = {  # name -> net
 }
 
 
+def answers(network: nn.Module, images: Tensor, batch: tuple[int, ...] = (1, 8, 32)) -> Reference:
+    """Compute what a network answers at the sizes at which a program is compared."""
+    return compute_reference(network, images, batch_sizes=BatchRange.of(batch).parity_sizes)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_becomes_one_engine_for_any_batch(name: str, tmp_path: Path):
     make, size, precision = NETWORKS[name]
     network, path = make(), tmp_path / "model-rtx.pt2"
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    program = compile_program(network, images, path, precision=precision, batch=(1, 4, 8), limits=LIMITS[precision])
+    reference = answers(network, images, (1, 4, 8))
+    program = compile_program(network, reference, path, precision=precision, batch=(1, 4, 8), limits=LIMITS[precision])
     facts = program.facts
     assert (facts["flavour"], facts["engines"], facts["torch_operations"]) == ("rtx", 1, 0)
     assert facts["lowered_difference"] <= 1e-5
@@ -158,12 +165,12 @@ def assert_saved(path: Path, facts: Any, precision: str, engine_bytes: int) -> N
 
 def test_fp16_and_bf16_engines_are_half_as_large(tmp_path: Path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(768, 1024), nn.ReLU(), nn.Linear(1024, 10)).eval()
-    images = torch.randn(2, 3, 16, 16)
+    reference = answers(network, torch.randn(2, 3, 16, 16), (2, 2, 2))
     weights, engines = {}, {}
     for precision in ("fp32", "fp16", "bf16"):
         path = tmp_path / f"{precision}.pt2"
         facts = compile_program(
-            network, images, path, precision=precision, batch=(2, 2, 2), limits=LIMITS[precision]
+            network, reference, path, precision=precision, batch=(2, 2, 2), limits=LIMITS[precision]
         ).facts
         weights[precision] = facts["census"]["weights"][precision]
         (engines[precision],) = facts["engine_bytes"]
@@ -175,10 +182,10 @@ def test_fp16_and_bf16_engines_are_half_as_large(tmp_path: Path):
 def test_a_program_whose_weights_are_not_in_the_precision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch_trt_network, "CastGraph", lambda graph, precision, keep: Uncast(graph))
     monkeypatch.setattr(torch_trt_network, "_layers_to_keep", lambda *_: ())
+    network = small_net()
+    reference = answers(network, torch.randn(2, 3, 16, 16))
     with pytest.raises(ExportError, match=r"asked fp16, found 0 of \d+ products in it \(\d+ fp32\)"):
-        compile_program(
-            small_net(), torch.randn(2, 3, 16, 16), tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"]
-        )
+        compile_program(network, reference, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -199,9 +206,10 @@ class Split(nn.Module):
 
 
 def test_what_stays_in_pytorch_is_named_with_its_line_by_a_dry_run_and_by_the_build(tmp_path: Path):
-    network, images = Split().eval(), torch.randn(2, 3, 16, 16)
-    preview = preview_program(network, images, precision="fp16", limits=LIMITS["fp16"])
-    built = compile_program(network, images, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
+    network = Split().eval()
+    reference = answers(network, torch.randn(2, 3, 16, 16))
+    preview = preview_program(network, reference, precision="fp16", limits=LIMITS["fp16"])
+    built = compile_program(network, reference, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
     line = Split.forward.__code__.co_firstlineno + 1
     assert preview["torch_lines"] == [f"digamma test_torch_trt_real.py:{line}"]
     assert (preview["engines"], preview["torch_parts"], preview["switches"]) == (2, 1, 2)
@@ -215,9 +223,8 @@ def test_what_stays_in_pytorch_is_named_with_its_line_by_a_dry_run_and_by_the_bu
 
 def test_a_network_with_few_operators_becomes_an_engine_too(tmp_path: Path):
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
-    program = compile_program(
-        network, torch.randn(1, 3, 8, 8), tmp_path / "x.pt2", batch=(1, 1, 1), limits=LIMITS["fp32"]
-    )
+    reference = answers(network, torch.randn(1, 3, 8, 8), (1, 1, 1))
+    program = compile_program(network, reference, tmp_path / "x.pt2", batch=(1, 1, 1), limits=LIMITS["fp32"])
     assert (program.facts["engines"], program.facts["torch_operations"]) == (1, 0)
 
 
@@ -226,21 +233,22 @@ def test_layers_that_overflow_stay_float32(tmp_path: Path):
     with torch.no_grad():
         network[1].weight.mul_(3e5)  # its outputs are beyond 65504, its weights are not
         network[2].weight.div_(1e5)
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    program = compile_program(network, images, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
+    reference = answers(network, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    program = compile_program(network, reference, tmp_path / "x.pt2", precision="fp16", limits=LIMITS["fp16"])
     assert program.facts["kept"] == ["conv2d_1", "conv2d_2"]  # the second would read what overflows
     assert program.facts["kept_modules"] == ["1", "2"]
     assert program.facts["census"]["products"] == {"fp16": 2, "fp32": 2}
 
 
 def test_options_reach_the_builder_or_are_refused(tmp_path: Path):
-    network, images = small_net(), torch.randn(2, 3, 16, 16)
+    network = small_net()
+    reference = answers(network, torch.randn(2, 3, 16, 16))
     options = EngineOptions(workspace_bytes=64 << 20, optimization_level=1, tf32=False)
-    program = compile_program(network, images, tmp_path / "x.pt2", options=options, limits=LIMITS["fp32"])
+    program = compile_program(network, reference, tmp_path / "x.pt2", options=options, limits=LIMITS["fp32"])
     assert program.facts["engines"] == 1
     with pytest.raises(Exception, match="--refittable"):
         compile_program(
-            network, images, tmp_path / "y.pt2", options=EngineOptions(refittable=True), limits=LIMITS["fp32"]
+            network, reference, tmp_path / "y.pt2", options=EngineOptions(refittable=True), limits=LIMITS["fp32"]
         )
 
 

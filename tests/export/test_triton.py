@@ -15,6 +15,7 @@ import pytest
 from passdeploy.export import Artifact, BatchRange
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.triton import config_text, write_repository
+from passdeploy.runtime.events import Event, Warned
 
 from .nets import node, write_graph
 
@@ -75,6 +76,20 @@ def test_a_plan_is_served_in_the_place_of_its_onnx_file(exported: Artifact, tmp_
     for_rtx = replace(plan, facts={**plan.facts, "flavour": "rtx"})  # Triton cannot serve it
     write_repository(tmp_path / "other", [exported, for_rtx], name="tiny")
     assert (tmp_path / "other/tiny/1/model.onnx").is_file()
+
+
+def test_an_engine_without_weights_is_not_served(exported: Artifact, tmp_path: Path):
+    path = tmp_path / "model.engine"
+    path.write_bytes(b"a plan without weights")
+    facts = {"flavour": "tensorrt", "onnx": exported.path.name, "options": {"weight_stripped": True}}
+    plan = describe_artifact(path, kind="engine", precision="fp32", facts=facts)
+    heard: list[Event] = []
+    write_repository(tmp_path / "triton", [exported, plan], name="tiny", listener=heard.append)
+    assert [file.name for file in (tmp_path / "triton/tiny/1").iterdir()] == ["model.onnx"]
+    assert 'backend: "onnxruntime"' in (tmp_path / "triton/tiny/config.pbtxt").read_text()
+    (event,) = heard
+    assert isinstance(event, Warned)
+    assert event.text.startswith("model.engine has no weights")
 
 
 @pytest.mark.parametrize(("batch", "shape"), [((4, 4, 4), (4, 3, 8, 8)), ((2, 4, 8), ("batch", 3, 8, 8))])

@@ -130,6 +130,20 @@ def test_every_error_of_the_engine_has_an_exit_code():
     assert ExportError.exit_code == 4
 
 
+@pytest.mark.parametrize(
+    "refusal", [{"set_timing_cache.return_value": False}, {"create_timing_cache.return_value": None}]
+)
+def test_a_timing_cache_that_tensorrt_refuses_is_said_and_stays(refusal: dict[str, Any], tmp_path: Path):
+    path, events = tmp_path / "timing.cache", list[Event]()
+    path.write_bytes(b"of another GPU")
+    with trt_engine._timing_cache(Mock(**refusal), path, events.append) as used:
+        assert used is None
+    (event,) = events
+    assert isinstance(event, Warned)
+    assert "timing.cache is not used" in event.text
+    assert path.read_bytes() == b"of another GPU"
+
+
 def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path):
     (tmp_path / "file").write_text("no folder")
     calls, events = Mock(), list[Event]()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from secrets import token_bytes
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +16,13 @@ from torch import Tensor
 from passdeploy.errors import ParityError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts, exporter, trt_parity
 from passdeploy.export.artifact import describe_artifact
-from passdeploy.export.parity import Reference, compute_reference
+from passdeploy.export.drafts import Replacing, replacing_freely
 from passdeploy.export.precision import LIMITS
+from passdeploy.export.reference import Reference, compute_reference
 from passdeploy.export.trt_parity import TF32_REL_ERROR, require_engine_parity
 from passdeploy.export.trt_sidecar import read_sidecar, sidecar_path, write_sidecar
 from passdeploy.runtime.events import Warned
+from passdeploy.runtime.files import sha256_of
 
 from .fake_engines import FAKE_TRT, FakeEngine
 from .nets import SmallNet
@@ -52,7 +56,7 @@ def computing(net: SmallNet, monkeypatch: pytest.MonkeyPatch, *, off: float = 0.
 
     outputs = net(torch.zeros(1, 3, 16, 16)).size(1)
     engine = FakeEngine(compute, (3, 16, 16), outputs)
-    monkeypatch.setattr(trt_parity, "load_engine", lambda path, trust_engine: (FAKE_TRT, engine))
+    monkeypatch.setattr(trt_parity, "load_engine", lambda path, **_: (FAKE_TRT, engine))
 
 
 def check(engine: Artifact, reference: Reference, precision: str = "fp32") -> Artifact:
@@ -86,7 +90,7 @@ def test_an_engine_that_returns_another_shape_is_set_aside(
     net: SmallNet, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     engine = FakeEngine(lambda images: torch.zeros(len(images), 3), (3, 16, 16), 3)
-    monkeypatch.setattr(trt_parity, "load_engine", lambda path, trust_engine: (FAKE_TRT, engine))
+    monkeypatch.setattr(trt_parity, "load_engine", lambda path, **_: (FAKE_TRT, engine))
     with pytest.raises(ParityError, match="returns shape"):
         check(built(tmp_path), reference)
     assert not sidecar_path(tmp_path / "model.engine").exists()
@@ -118,8 +122,8 @@ def a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("passdeploy.export.settings.load_trt", lambda flavour: None)
 
     def build(source: Path, path: Path, **_: Any) -> Artifact:
-        path.write_bytes(b"native code")
-        facts = {"layers": 3, "options": {"tf32": True}, "onnx_sha256": ""}
+        path.write_bytes(token_bytes(8))
+        facts = {"layers": 3, "options": {"tf32": True}, "onnx_sha256": sha256_of(source)}
         engine = describe_artifact(path, kind="engine", precision="fp32", facts=facts)
         write_sidecar(engine)
         return engine
@@ -127,18 +131,20 @@ def a_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "build_engine", build)
 
 
-def export(net: SmallNet, images: Tensor, folder: Path, heard: list[Any], **settings: Any) -> list[Artifact]:
+def export(
+    net: SmallNet, images: Tensor, folder: Path, heard: list[Any], replacing: Replacing = replacing_freely, **asked: Any
+) -> list[Artifact]:
     samples = Samples(images, images, (3, 16, 16), (0.0,) * 3, (1.0,) * 3)
-    return list(
-        export_artifacts(net, samples, folder, ExportSettings(kinds=("onnx", "trt"), **settings), listener=heard.append)
-    )
+    settings = ExportSettings(kinds=("onnx", "trt"), **asked)
+    return list(export_artifacts(net, samples, folder, settings, replacing=replacing, listener=heard.append))
 
 
 @pytest.mark.usefixtures("a_builder")
 def test_an_export_compares_its_engines(net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     compared: list[str] = []
 
-    def compare(engine: Artifact, reference: Reference, limits: Any) -> Any:
+    def compare(engine: Artifact, reference: Reference, limits: Any, final: Path) -> Any:
+        assert not final.exists()  # it gets its name once it passes
         compared.append(engine.path.name)
         raise ParityError("differs")
 
@@ -148,6 +154,46 @@ def test_an_export_compares_its_engines(net: SmallNet, images: Tensor, tmp_path:
     assert compared == ["model.engine"]
     assert export(net, images, tmp_path, [], flavour="rtx")[-1].kind == "engine"  # not for this machine's GPU
     assert compared == ["model.engine"]
+
+
+@pytest.mark.usefixtures("a_builder")
+def test_an_engine_that_fails_leaves_the_one_that_passed_before(
+    net: SmallNet, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exporter, "require_engine_parity", partial(require_engine_parity, device="cpu"))
+    computing(net, monkeypatch)
+    first = export(net, images, tmp_path, [], batch=(1, 2, 4))[-1]
+    computing(net, monkeypatch, off=0.5)
+    heard: list[Any] = []
+    replaced: list[str] = []
+    with pytest.raises(ParityError, match=r"model\.engine differs"):
+        export(net, images, tmp_path, heard, replacing=lambda path: replaced.append(path.name), batch=(1, 2, 8))
+    assert replaced == ["model.onnx"]
+    assert read_sidecar(tmp_path / "model.engine")["sha256"] == first.sha256
+    names = {"model.onnx", "model.engine", "model.engine.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "model.engine.rejected"}
+    assert any("model.engine was built from an earlier model.onnx" in str(event) for event in heard)
+    computing(net, monkeypatch)
+    second = export(net, images, tmp_path, [], batch=(1, 2, 8))[-1]
+    assert read_sidecar(second.path)["sha256"] == second.sha256 != first.sha256
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_draft_without_weights_gets_them_from_where_it_will_be(
+    net: SmallNet, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "drafts").mkdir()
+    engine = built(tmp_path / "drafts")
+    asked: list[Any] = []
+
+    def load(path: Path, **how: Any) -> Any:
+        asked.append(how["onnx_folder"])
+        return FAKE_TRT, FakeEngine(net, (3, 16, 16), net(torch.zeros(1, 3, 16, 16)).size(1))
+
+    monkeypatch.setattr(trt_parity, "load_engine", load)
+    require_engine_parity(engine, reference, LIMITS["fp32"], device="cpu", final=tmp_path / "model.engine")
+    check(engine, reference)
+    assert asked == [tmp_path, tmp_path / "drafts"]
 
 
 @pytest.mark.usefixtures("a_builder")

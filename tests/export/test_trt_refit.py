@@ -13,7 +13,7 @@ from passdeploy.export import load_engine, trt_sidecar
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_log import BuilderLog
 from passdeploy.export.trt_refit import refit_
-from passdeploy.export.trt_sidecar import write_sidecar
+from passdeploy.export.trt_sidecar import sidecar_path, write_sidecar
 from passdeploy.runtime.files import sha256_of
 
 
@@ -100,6 +100,17 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 def test_an_engine_without_weights_gets_them_from_its_onnx_file(stripped: Path, trt: FakeTensorRT):
     load_engine(stripped)
+    assert trt.done == ["model.onnx", "refitted"]
+
+
+def test_the_onnx_file_of_a_draft_is_in_the_folder_of_the_finished_files(stripped: Path, trt: FakeTensorRT):
+    drafts = stripped.parent / "drafts"
+    drafts.mkdir()
+    for path in (stripped, sidecar_path(stripped)):
+        path.rename(drafts / path.name)
+    with pytest.raises(RunError, match="is not beside it"):
+        load_engine(drafts / stripped.name)
+    load_engine(drafts / stripped.name, onnx_folder=stripped.parent)
     assert trt.done == ["model.onnx", "refitted"]
 
 

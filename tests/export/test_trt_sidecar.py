@@ -13,6 +13,7 @@ from passdeploy.errors import CorruptArtifact, ExportError, MissingError, RunErr
 from passdeploy.export import load_engine, trt_sidecar
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import sidecar_path, write_sidecar
+from passdeploy.runtime.events import Event, Warned
 
 
 class Runtime:
@@ -27,7 +28,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan: bytes) -> object:
         if plan:
-            return SimpleNamespace(plan=plan)
+            return SimpleNamespace(plan=plan, refittable=plan.startswith(b"refittable"))
         self.logger.log(SimpleNamespace(name="ERROR"), "IRuntime: Serialized engine is empty")
         return None
 
@@ -74,6 +75,30 @@ def test_an_engine_without_a_matching_sidecar_needs_trust_engine(damage: str, tm
         load_engine(path)
     assert Runtime.made is None  # TensorRT never saw it
     assert load_engine(path, trust_engine=True)[1] is not None
+    assert Runtime.made.engine_host_code_allowed  # nobody knows whether it has any
+
+
+@pytest.mark.parametrize(("name", "flavour"), [("model.engine", "tensorrt"), ("model-fp16-rtx.engine", "rtx")])
+def test_without_a_sidecar_the_name_says_which_tensorrt_it_is_for(
+    name: str, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[str] = []
+    monkeypatch.setattr(trt_sidecar, "load_trt", lambda flavour: asked.append(flavour) or FAKE)
+    (tmp_path / name).write_bytes(b"native code")
+    load_engine(tmp_path / name, trust_engine=True)
+    assert asked == [flavour]
+
+
+def test_without_a_sidecar_nobody_knows_the_weights_of_an_engine_that_can_be_refitted(tmp_path: Path):
+    heard: list[Event] = []
+    path = engine(tmp_path, content=b"refittable code")
+    load_engine(path, listener=heard.append)
+    assert heard == []
+    sidecar_path(path).unlink()
+    load_engine(path, trust_engine=True, listener=heard.append)
+    (event,) = heard
+    assert isinstance(event, Warned)
+    assert "whether it holds its weights is not known" in event.text
 
 
 def test_the_sidecar_is_checked_before_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -16,7 +17,7 @@ from passdeploy.channels.costs import Factor
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import MissingError, UsageError
 from passdeploy.grouping.find import map_channels
-from passdeploy.latency import cache_folder
+from passdeploy.latency import cache_folder, resized_networks, whole_call_sampler
 from passdeploy.latency.engine_layers import EngineLayer, engine_layers, spread_over_layers
 from passdeploy.latency.engine_sampler import EngineSampler
 from passdeploy.latency.measurement_context import MeasurementContext
@@ -222,6 +223,29 @@ def test_onnx_runtime_is_timed_whole_and_its_layers_in_pytorch(net: nn.Module, c
     }
     assert 0 < table.predict_ms({group.name: 8 for group in channels.prunable}) < table.predict_ms({})
     assert sum(table.node_ms({})) == pytest.approx(table.predict_ms({}))
+
+
+def test_onnx_runtime_runs_on_the_gpu_that_is_asked_for(
+    net: nn.Module, channels: ChannelMap, monkeypatch: pytest.MonkeyPatch
+):
+    devices: list[str] = []
+
+    class Runner:
+        def __init__(self, name: str, graph: ModelProto, *, threads: int, backend: str, device: str = "cuda") -> None:
+            devices.append(device)
+
+        def prepare(self, images: torch.Tensor) -> None:
+            pass
+
+    monkeypatch.setattr(whole_call_sampler, "OrtRunner", Runner)
+    monkeypatch.setattr(resized_networks, "require_backend_here", lambda backend: None)
+    monkeypatch.setattr(resized_networks, "clock_of_backend", lambda backend, device: FakeClock())
+    monkeypatch.setattr(resized_networks, "TorchSampler", lambda *_, block, **__: SimpleNamespace(block=block))
+    monkeypatch.setattr(Setting, "require_possible", lambda setting, backends: None)
+    sampler = make_sampler("ort-cuda", net, channels, IMAGES, threads=1, setting=Setting("cuda:1"))
+    for widths in ({}, {channels.prunable[0].name: 8}):
+        sampler.runner(widths, "network")
+    assert devices == ["cuda:1", "cuda:1"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU here")

@@ -100,16 +100,30 @@ def test_a_file_that_is_no_table_is_refused(table: LatencyTable, tmp_path: Path,
 
 
 def test_a_table_of_another_machine_names_the_difference():
-    other = replace(HERE, processor="Another CPU", threads=4)
-    with pytest.raises(UsageError, match=r"processor: made with Another CPU, wanted is Imaginary CPU.*\n.*--force"):
+    other = replace(HERE, processor="Another CPU", version="2.0")
+    words = r"another machine\. processor: made with Another CPU, wanted is Imaginary CPU; version: .*\n.*--force"
+    with pytest.raises(UsageError, match=words):
         other.require(HERE, "table.json")
+    other.require(HERE, "table.json", force=True)
     assert HERE.differences(HERE) == []
     assert other.key("x") != HERE.key("x") != HERE.key("y")
 
 
+def test_a_table_of_other_settings_is_refused_even_by_force():
+    other = replace(HERE, processor="Another CPU", threads=4, batch=16)
+    words = r"other settings\. threads: made with 4, wanted is 1; batch: made with 16, wanted is 1"
+    with pytest.raises(UsageError, match=words):
+        other.require(HERE, "table.json", force=True)
+
+
+def test_a_processor_that_is_not_known_is_another_one():
+    unknown = replace(HERE, processor="unknown")
+    with pytest.raises(UsageError, match="processor: made with unknown, wanted is unknown"):
+        unknown.require(unknown, "table.json")
+
+
 def test_a_latency_cost_agrees_with_its_table_and_falls_with_the_widths(table: LatencyTable, channels: ChannelMap):
-    names = list(channels.costs.widths)
-    cost = LatencyCost(table, names)
+    cost = LatencyCost(table, channels.costs.widths)
     full = channels.costs.vector({})
     assert cost.value(full) == pytest.approx(1e6 * table.predict_ms({}), abs=1)
     narrow = channels.costs.vector({"0": 16, "2": 16, "4": 16})
@@ -118,12 +132,12 @@ def test_a_latency_cost_agrees_with_its_table_and_falls_with_the_widths(table: L
     # A channel of '2' is read by '4' and made from 64; one of '0' is made from 3 and read by 96.
     expected = blocked_ms(3, 64) + blocked_ms(64, 96) - blocked_ms(3, 32) - blocked_ms(32, 96)
     assert slope[0] == pytest.approx(1e6 * expected / 32, rel=0.1)
-    with pytest.raises(PlanError, match="group '0', which this network does not have"):
-        LatencyCost(table, ["stem"])
+    with pytest.raises(PlanError, match="group '0' with 64 channels, which this network does not have"):
+        LatencyCost(table, {"stem": 64})
 
 
 def test_one_curve_of_a_group_is_the_difference_of_whole_networks(table: LatencyTable, channels: ChannelMap):
-    cost = LatencyCost(table, list(channels.costs.widths))
+    cost = LatencyCost(table, channels.costs.widths)
     full = channels.costs.vector({})
     low, high = cost.curve(full, 1, np.array([24, 96]))
     narrow = full.copy()

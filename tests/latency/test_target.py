@@ -15,7 +15,7 @@ from torch import nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.commands import prune, stages
 from passdeploy.commands.prepare import prepare
-from passdeploy.errors import CorruptArtifact, UsageError
+from passdeploy.errors import CorruptArtifact, PlanError, UsageError
 from passdeploy.latency import find_table, search, target
 from passdeploy.latency.sampling import SamplingPlan
 from passdeploy.profiling import Setting, execution
@@ -29,6 +29,11 @@ from tests.command_line import call_command
 from .fakes import SteadySampler
 
 LATENCY = ["prune.target={latency: 0.7}", "prune.round_to=auto", "prune.measure={backend: torch, batch: 8}"]
+
+
+def named(table: Path, *, force: bool = False) -> list[str]:
+    """Return the overrides of a recipe that name a table."""
+    return [f"prune.measure.table={table}", f"prune.measure.force={str(force).lower()}"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +94,8 @@ def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, tab
     assert budget["achieved"] <= 0.7
     assert budget["achieved"] == pytest.approx(budget["slim_ms"] / budget["dense_ms"])
     assert (budget["backend"], budget["batch"], budget["threads"]) == ("torch", 8, 1)
-    assert [row["model"] for row in result.summary["latency"]] == ["dense", "slim"]
+    rows = result.summary["latency"]
+    assert [(row["model"], row["threads"], row["options"]) for row in rows] == [("dense", 1, []), ("slim", 1, [])]
     assert RunFolder.open(result.path).read_json("timed.json")["kept"].keys() == {
         group.name for group in prepare(recipe).channels.prunable
     }
@@ -139,6 +145,47 @@ def test_a_table_for_another_batch_is_refused(tiny_recipe: Path, table: Path):
     )
     with pytest.raises(UsageError, match="batch: made with 8, wanted is 2"):
         prepare(recipe)
+
+
+def test_a_forced_table_speaks_for_its_own_machine(tiny_recipe: Path, elsewhere: Path):
+    document = json.loads(elsewhere.read_text())
+    document["block"] = 4  # of kernels there
+    document["place"]["threads"] = 6
+    del document[SEAL]
+    elsewhere.write_text(sealed(document))
+    found = prepare(load_recipe(tiny_recipe, [*LATENCY[:2], *named(elsewhere, force=True)])).target
+    assert found is not None
+    assert not found.is_here
+    assert found.conditions == {
+        "processor": "Another CPU",
+        "backend": "torch",
+        "device": "cpu",
+        "precision": "fp32",
+        "options": [],
+        "batch": 8,
+        "threads": 6,
+        "round_to": 4,
+    }
+
+
+@pytest.mark.parametrize("setting", ["batch: 2", "threads: 3", "precision: bf16", "channels_last: true"])
+def test_force_is_for_the_machine_alone(tiny_recipe: Path, elsewhere: Path, setting: str):
+    asked = [*LATENCY, f"prune.measure={{backend: torch, {setting}}}", *named(elsewhere, force=True)]
+    with pytest.raises(UsageError, match=f"was made with other settings. {setting.partition(':')[0]}: made with "):
+        prepare(load_recipe(tiny_recipe, asked))
+
+
+def test_a_table_brings_its_settings_where_a_recipe_names_none(tiny_recipe: Path, table: Path):
+    found = prepare(load_recipe(tiny_recipe, [*LATENCY[:2], *named(table)])).target
+    assert found is not None
+    assert found.is_here
+    assert (found.conditions["backend"], found.conditions["round_to"]) == ("torch", found.table.block)
+
+
+def test_a_table_of_another_network_is_refused(tiny_recipe: Path, table: Path):
+    deeper = [*LATENCY, "model.name=passdeploy/resnet32_cifar", *named(table)]  # it has all groups of the other one
+    with pytest.raises(PlanError, match="is of a network with other layers than this one"):
+        prepare(load_recipe(tiny_recipe, deeper))
 
 
 def test_more_milliseconds_than_the_dense_network_takes_are_refused(tiny_recipe: Path, table: Path):

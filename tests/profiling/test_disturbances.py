@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from passdeploy.profiling import disturbances
 from passdeploy.profiling.disturbances import MachineCounters, find_disturbances
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -59,7 +61,20 @@ def test_what_cannot_be_read_disturbs_nothing():
     ],
 )
 def test_gpus_are_compared_with_what_they_were(changed: dict[str, Any], words: tuple[str, ...]):
-    assert find_disturbances(replace(BEFORE, gpus=(GPU,)), after(gpus=({**GPU, **changed},))) == words
+    assert find_disturbances(replace(BEFORE, gpu=GPU), after(gpu={**GPU, **changed})) == words
+
+
+def test_what_others_do_on_another_gpu_disturbs_nothing(monkeypatch: pytest.MonkeyPatch):
+    busy, idle = {**GPU, "other_processes": OTHERS}, {**GPU, "name": "GPU 1"}
+    monkeypatch.setattr(disturbances, "read_gpus", lambda: [busy, idle])
+
+    def notes(device: str) -> tuple[str, ...]:
+        gpu = MachineCounters.now(torch.device(device)).gpu
+        return find_disturbances(replace(BEFORE, gpu=gpu), after(gpu=gpu))
+
+    assert notes("cuda:1") == notes("cpu") == ()
+    assert notes("cuda") == notes("cuda:0") == ("disturbed: python (process 71, 2,048 MiB) on Imaginary GPU",)
+    assert notes("cuda:7") == ()  # there is no such GPU
 
 
 def test_counters_are_read_where_the_system_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

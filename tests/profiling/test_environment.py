@@ -73,3 +73,44 @@ def test_omp_num_threads_is_honoured(monkeypatch: pytest.MonkeyPatch):
     for unset in ("", "0", "many"):
         monkeypatch.setenv("OMP_NUM_THREADS", unset)
         assert default_threads() == physical_cores()
+
+
+def arm_core(maker: str, part: str) -> str:
+    return f"processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: {maker}\nCPU architecture: 8\nCPU part\t: {part}"
+
+
+def test_arm_processors_are_told_by_their_board_or_their_cores(machine: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "_BOARD", machine / "model")
+    (machine / "cpuinfo").write_text("\n\n".join([arm_core("0x41", "0xd0b"), arm_core("0x41", "0xd05")] * 2))
+    assert environment.cpu_model() == "ARM cores 0x41/0xd05, 0x41/0xd0b"
+    (machine / "cpuinfo").write_text(f"model name\t: ARMv7 Processor rev 4 (v7l)\n{arm_core('0x41', '0xd03')}")
+    assert environment.cpu_model() == "ARM cores 0x41/0xd03"  # that name is that of thousands of boards
+    (machine / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    assert environment.cpu_model() == "NVIDIA Jetson AGX Orin Developer Kit"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor", "expected"),
+    [
+        ("model name\t: Imaginary CPU", "", "Imaginary CPU"),
+        ("", "Intel64 Family 6 Model 154", "Intel64 Family 6 Model 154"),
+        ("", "", None),
+        ("", "aarch64", None),  # the name of an architecture tells no processor from another
+        ("model name\t: unknown", "", None),
+    ],
+)
+def test_a_processor_without_a_name_is_not_known(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, processor: str, expected: str | None
+):
+    (machine / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(environment.platform, "processor", lambda: processor)
+    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
+    assert environment.cpu_model() == expected
+
+
+def test_macos_is_asked_for_the_name_of_the_processor(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(environment, "_APPLE_NAME", ("echo", "Apple M3 Pro"))
+    assert environment.cpu_model() == "Apple M3 Pro"
+    monkeypatch.setattr(environment, "_APPLE_NAME", ("/nowhere/sysctl",))
+    assert environment.cpu_model() is None

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from passdeploy.errors import RunError, UsageError
 from passdeploy.profiling import Candidate, layer_traces
-from passdeploy.profiling.layer_times import ELSEWHERE
+from passdeploy.profiling.layer_times import ELSEWHERE, weighted_nodes
 from passdeploy.profiling.layer_traces import (
+    first_traceable,
     merge_trt_layers,
     trace_engine_layers,
     trace_layers,
     trace_module_layers,
-    weighted_nodes,
 )
 from passdeploy.profiling.runners import CompiledRunner, TorchRunner
 
@@ -94,6 +94,12 @@ def test_layers_of_an_engine_carry_the_names_of_nodes(cast: bool):
     ]
     assert [layer.ms for layer in layers] == [0.5, 0.25, pytest.approx(0.15)]
     assert layers[2].name == ELSEWHERE
+
+
+def test_the_first_backend_that_has_a_tracer_is_traced():
+    assert first_traceable(("ort-cuda", "torch-trt", "tensorrt", "torch")) == "tensorrt"
+    with pytest.raises(UsageError, match=r"not into ort-cuda, torch-trt\.\nAdd one of them to --backend"):
+        first_traceable(("ort-cuda", "torch-trt"))
 
 
 class FakeEngine:

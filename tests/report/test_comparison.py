@@ -54,6 +54,15 @@ def test_latencies_of_other_settings_are_not_compared(make_run: MakeRun):
         compare([])
 
 
+def test_rows_that_do_not_say_their_threads_are_not_compared(make_run: MakeRun):
+    """Latency targets of earlier versions wrote neither threads nor options into their rows."""
+    silent_rows = [{key: value for key, value in row.items() if key not in ("threads", "options")} for row in ROWS]
+    runs = [read_run(RunFolder.open(make_run(name, latency=silent_rows))) for name in ("one", "two")]
+    comparison = compare(runs)
+    assert {one.ms for one in comparison.candidates} == {None}
+    assert "latencies cannot be compared" in comparison.notes[0]
+
+
 def test_the_page_needs_nothing_else_and_escapes_names(make_run: MakeRun):
     runs = [facts_of(make_run, "one", 0.94, 900, 2.0), facts_of(make_run, "two", 0.93, 800, 1.0)]
     summary = {**runs[0].summary, "method": NASTY}
