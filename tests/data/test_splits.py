@@ -228,7 +228,7 @@ def test_one_class_no_class_and_no_test_set_are_refused(folder: Path, tmp_path_f
     with pytest.raises(DataError, match="only one class, 'ant'"):
         images_in(folder)
     (folder / "test").rename(folder / "unused")
-    with pytest.raises(DataError, match=r"set data\.root to .*train"):
+    with pytest.raises(DataError, match=r"or give .*train instead"):
         images_in(folder)
 
 
