@@ -8,6 +8,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 from torch.testing import assert_close
+from torchvision.models import get_model_builder
 
 from passdeploy.errors import MissingError, MissingExtra, ModelError, PassDeployError, RecipeError, WeightsError
 from passdeploy.models import build
@@ -236,8 +237,11 @@ def simple_values(model: nn.Module) -> dict[str, object]:
     return kept
 
 
-# Those of RegNet compute their widths with tensors, which have no values on the meta device.
-NAMES = [name for name in torchvision.models.list_models(module=torchvision.models) if not name.startswith("regnet")]
+# One of each family, and all vision transformers, whose published weights are for several sizes. Those of RegNet compute
+# their widths with tensors, which have no values on the meta device.
+BUILDERS = {name: get_model_builder(name) for name in torchvision.models.list_models(module=torchvision.models)}
+FAMILIES = {builder.__module__: name for name, builder in reversed(BUILDERS.items()) if "regnet" not in name}
+NAMES = sorted({*FAMILIES.values(), *(name for name in BUILDERS if name.startswith("vit_"))})
 
 
 @pytest.mark.parametrize("name", NAMES)
