@@ -237,8 +237,8 @@ def simple_values(model: nn.Module) -> dict[str, object]:
     return kept
 
 
-# One of each family, and all vision transformers, whose published weights are for several sizes. Those of RegNet compute
-# their widths with tensors, which have no values on the meta device.
+# One of each family, and all vision transformers, whose published weights are for several sizes. Those of RegNet
+# compute their widths with tensors, which have no values on the meta device.
 BUILDERS = {name: get_model_builder(name) for name in torchvision.models.list_models(module=torchvision.models)}
 FAMILIES = {builder.__module__: name for name, builder in reversed(BUILDERS.items()) if "regnet" not in name}
 NAMES = sorted({*FAMILIES.values(), *(name for name in BUILDERS if name.startswith("vit_"))})
