@@ -1,4 +1,4 @@
-"""What tells a data set from the same one after a change: its classes, numbers of images, a hash of what is listed.
+"""Identity of a data set, by which a change is noticed: classes, numbers of images, a hash of what is listed.
 
 No image is read for it: a file that was replaced by another one of its name, in the same class, is not noticed.
 """

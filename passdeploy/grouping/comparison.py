@@ -203,7 +203,7 @@ class Comparison:
             return float("inf")
         if not self.has_faint_parts:
             self._known["has_faint_parts"] = any(map(has_faint_parts, expected))
-        return max(error, *map(relative_error, expected, found))
+        return max([error, *map(relative_error, expected, found)])
 
     def _answers_to(
         self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False

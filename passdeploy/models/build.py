@@ -72,10 +72,8 @@ def build_model(
             f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
         )
     with seeded_global_generators("model", seed, device=torch.device("cpu")):
-        if as_pretrained and weights is None:
-            model = _create(name, num_classes, pretrained=False, allow_code=allow_code, **_pretrained_arguments(name))
-        else:
-            model = _create(name, num_classes, pretrained=weights == PRETRAINED, allow_code=allow_code)
+        arguments = _pretrained_arguments(name) if as_pretrained else {}
+        model = _create(name, num_classes, pretrained=weights == PRETRAINED, allow_code=allow_code, **arguments)
         if new_head and weights == PRETRAINED:
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:

@@ -187,7 +187,7 @@ class Recipe(Section):
 
     @property
     def border_problem(self) -> str | None:
-        """What is wrong with a border of the prompt that leaves nothing of the images; None if it fits."""
+        """Problem of a border of the prompt that leaves nothing of the images; None if it fits."""
         prompt, size = self.prune.prompt, self.data.image_size
         if prompt.kind != "padding" or 2 * prompt.size < size:
             return None
