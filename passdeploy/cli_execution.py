@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from passdeploy.cli_completion import complete_device
+from passdeploy.cli_typed import gathered
 from passdeploy.runtime.names import PRECISIONS
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ class ExecutionOptions:
 
 def execution_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how networks are run; the command gets them as one argument, `execution`."""
-
-    @wraps(command)
-    def wrapped(**options: Any) -> Any:
-        fields = {name: options.pop(name) for name in ExecutionOptions.__dataclass_fields__}
-        return command(execution=ExecutionOptions(**fields), **options)
-
-    decorated: Callable[..., Any] = wrapped
+    decorated = gathered(command, ExecutionOptions, "execution")
     for option in (
         click.option("--trust-engine", is_flag=True, help="Run engines without a sidecar; they are native code."),
         click.option("--cuda-graph", is_flag=True, help="One launch for a whole network (torch, compile, tensorrt)."),

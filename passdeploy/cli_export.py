@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from passdeploy.cli_completion import complete_precisions
-from passdeploy.cli_typed import flag_of, reject_ineffective, typed_command, typed_options
+from passdeploy.cli_typed import flag_of, gathered, reject_ineffective, typed_command, typed_options
 from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -130,13 +129,7 @@ _OPTIONS = (
 
 def export_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command, which gets them as one argument `request`."""
-
-    @wraps(command)
-    def with_request(*arguments: Any, **values: Any) -> Any:
-        request = ExportRequest(**{name: values.pop(name) for name in ExportRequest.__dataclass_fields__})
-        return command(*arguments, request=request, **values)
-
-    result: Callable[..., Any] = with_request
+    result = gathered(command, ExportRequest, "request")
     for option in reversed(_OPTIONS):
         result = option(result)
     return result

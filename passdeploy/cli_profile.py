@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from passdeploy.cli_completion import complete_recipe
-from passdeploy.cli_typed import reject_ineffective, typed_command
+from passdeploy.cli_typed import gathered, reject_ineffective, typed_command
 from passdeploy.errors import UsageError, percent
 
 if TYPE_CHECKING:
@@ -204,13 +203,7 @@ class ProfileInputs:
 
 def profile_input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name what is measured; the command gets them as one argument, `inputs`."""
-
-    @wraps(command)
-    def wrapped(**options: Any) -> Any:
-        fields = {name: options.pop(name) for name in ProfileInputs.__dataclass_fields__}
-        return command(inputs=ProfileInputs(**fields), **options)
-
-    decorated: Callable[..., Any] = wrapped
+    decorated = gathered(command, ProfileInputs, "inputs")
     for option in (
         click.option(
             "--fresh",

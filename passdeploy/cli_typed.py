@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
 
 import click
 
@@ -17,6 +19,17 @@ def typed_options() -> set[str]:
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     return {name for name in context.params if context.get_parameter_source(name) is not default}
+
+
+def gathered(command: Callable[..., Any], kind: type[Any], name: str) -> Callable[..., Any]:
+    """Let a command get the options that are fields of a dataclass as one argument of that name."""
+
+    @wraps(command)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        fields = {field: options.pop(field) for field in kind.__dataclass_fields__}
+        return command(*arguments, **{name: kind(**fields)}, **options)
+
+    return wrapped
 
 
 def flag_of(name: str) -> str:
