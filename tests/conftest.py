@@ -21,7 +21,7 @@ from tests.short_measurements import shorten_measurements
 RECIPE = """
 version: 1
 name: tiny
-model: {{name: passdeploy/resnet20_cifar}}
+model: {{name: passdeploy/resnet8_cifar}}
 data: {{name: imagefolder, root: {root}, image_size: 16, batch_size: 16}}
 train: {{epochs: 2, optimizer: {{lr: 0.05}}}}
 prune: {{target: {{macs: 0.6}}, round_to: 1, steps: 6, anneal: 0.9, prompt: {{size: 2}}, hypernet: {{hidden: 8}}}}

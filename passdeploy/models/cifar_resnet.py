@@ -1,4 +1,4 @@
-"""ResNets for CIFAR (depth 20, 32, 44, 56), which neither torchvision nor timm has.
+"""ResNets for CIFAR (depth 8, 20, 32, 44, 56), which neither torchvision nor timm has.
 
 He et al., Deep Residual Learning for Image Recognition (2016), section 4.2: three stages of 16, 32 and
 64 channels on 32x32 images. Shortcuts have no parameters (option A): where a stage halves the image,
@@ -67,6 +67,7 @@ def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.S
 
 # Name in a recipe, after `passdeploy/` -> factory of one argument, num_classes.
 NETWORKS: Mapping[str, Callable[[int], nn.Module]] = {
+    "resnet8_cifar": partial(CifarResNet, 1),
     "resnet20_cifar": partial(CifarResNet, 3),
     "resnet32_cifar": partial(CifarResNet, 5),
     "resnet44_cifar": partial(CifarResNet, 7),

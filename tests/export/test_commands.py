@@ -23,7 +23,7 @@ from passdeploy.runtime import cuda_driver
 from tests.command_line import call_command
 from tests.conftest import write_image_folder
 
-MODEL = "passdeploy/resnet20_cifar"
+MODEL = "passdeploy/resnet8_cifar"
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def test_a_model_is_exported_without_a_run(call, weights: Path, tmp_path: Path):
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     graph, *packaged = document["artifacts"]
-    assert graph["path"] == "exports/resnet20_cifar/model.onnx"
+    assert graph["path"] == "exports/resnet8_cifar/model.onnx"
     assert graph["facts"]["opset"] == 19
     model = onnx.load(tmp_path / graph["path"])
     assert model.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 3  # as many as the weights are for
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert "w.safetensors" in json.loads(metadata["sha256"])
     assert {artifact["kind"] for artifact in packaged} == {"triton", "bundle"}
-    assert (tmp_path / "exports/resnet20_cifar/triton/resnet20_cifar/config.pbtxt").is_file()
-    assert (tmp_path / "exports/resnet20_cifar/bundle/build.sh").is_file()
+    assert (tmp_path / "exports/resnet8_cifar/triton/resnet8_cifar/config.pbtxt").is_file()
+    assert (tmp_path / "exports/resnet8_cifar/bundle/build.sh").is_file()
 
 
 @pytest.mark.rtx

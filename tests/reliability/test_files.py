@@ -37,4 +37,4 @@ def test_broken_onnx_files_are_answered_or_refused():
 @needs_fork
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="pathlib of Python 3.10 keeps the functions that are replaced")
 def test_a_write_that_fails_leaves_the_state_before_it():
-    require_good(writes.measure(20, seed=3), 20)
+    require_good(writes.measure(10, seed=3), 10)

@@ -104,7 +104,7 @@ def test_only_the_first_of_two_processes_writes(tiny_recipe: Path, tmp_path: Pat
     outputs = [process.communicate(timeout=300) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     assert [path.name for path in sorted((tmp_path / "two").iterdir())] == ["latest", "tiny-0001"]
-    assert json.loads(outputs[0][0])["summary"]["model"] == "passdeploy/resnet20_cifar"
+    assert json.loads(outputs[0][0])["summary"]["model"] == "passdeploy/resnet8_cifar"
     assert outputs[1][0] == ""
 
 
