@@ -179,13 +179,11 @@ def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None) -> 
     notes, shown = Footnotes(), _slowest(layers, top)
     rows = []
     for layer in shown:
-        before, after = ("×".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
-        after = after or (before and "gone")  # with its block
         speedup = f"{layer['dense_ms'] / layer['slim_ms']:.2f}x" if layer["slim_ms"] > 0 else UNKNOWN
         rows.append(
             (
                 layer["name"],
-                before if before == after else f"{before} → {after}",
+                layer_channels(layer),
                 three_digits(layer["dense_ms"]),
                 three_digits(layer["slim_ms"]),
                 speedup,
@@ -194,6 +192,13 @@ def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None) -> 
         )
     headings = ("layer", "channels out×in", "dense ms", "slim ms", "speed-up", "note")
     return Listing(headings, tuple(rows), "time by layer (traced)", (*_left_out(layers, shown), *notes.lines()))
+
+
+def layer_channels(layer: Mapping[str, Any]) -> str:
+    """Name the output and input channels of a layer, dense and slim where these differ: `64×64 → 24×64`."""
+    before, after = ("×".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
+    after = after or (before and "gone")  # with its block
+    return before if before == after else f"{before} → {after}"
 
 
 def group_table(groups: Sequence[Mapping[str, Any]], top: int | None = None) -> Listing:

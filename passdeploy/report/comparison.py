@@ -1,7 +1,7 @@
 """Comparison of runs: accuracy over latency and over multiply-adds, with the networks that no other one beats in both.
 
 Latencies are compared only where they were measured alike: in the same backend, precision, batch, device, threads and
-options.
+options, and on the same model of processor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from passdeploy.errors import UNKNOWN, UsageError, percent
 from passdeploy.report.charts import Point, scatter_chart
 from passdeploy.report.page import Grid, style_sheet, templates
 from passdeploy.report.run_facts import RunFacts
-from passdeploy.report.verdict import BACKENDS, PREFERRED, judge
+from passdeploy.report.verdict import BACKENDS, judge, preference
 from passdeploy.runtime.intervals import accuracy_interval
 
 _ALIKE = ("backend", "precision", "batch", "device", "threads", "options")
@@ -122,8 +122,8 @@ def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> 
     """Describe one network of a run."""
     summary, is_slim = facts.summary, which == "slim"
     numbers = summary[which]
-    alike = [row for row in facts.rows if row["model"] == which and _setting_of(row) == setting] if setting else []
-    row = next(iter(alike), None)
+    own = [row for row in facts.rows if row["model"] == which]
+    row = next((row for row in own if setting and _setting_of(row, facts) == setting), None)
     images = facts.test_images
     half = float(row["ci95_rel"]) if row and row.get("ci95_rel") is not None else None
     ms = float(row["median_ms"]) if row else None
@@ -142,37 +142,40 @@ def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> 
 
 def _dense(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[Candidate]:
     """Describe the dense networks of the runs, each once; those of one model are named after a run as well."""
-    by_name: dict[str, Candidate] = {}
+    found: list[tuple[str, Candidate]] = []  # name of the network, without that of a run
     for facts in runs:
         one = _candidate(facts, "dense", setting)
-        same = by_name.get(one.name)
-        if same is None:
-            by_name[one.name] = one
-        elif (same.top1, same.macs) != (one.top1, one.macs):
-            by_name[f"{one.name} of {facts.name}"] = replace(one, name=f"{one.name} of {facts.name}")
-    return list(by_name.values())
+        same_model = [other for name, other in found if name == one.name]
+        if all((other.top1, other.macs) != (one.top1, one.macs) for other in same_model):
+            name = f"{one.name} of {facts.name}" if same_model else one.name
+            found.append((one.name, replace(one, name=name)))
+    return [one for _, one in found]
 
 
-def _setting_of(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def _setting_of(row: Mapping[str, Any], facts: RunFacts) -> tuple[Any, ...] | None:
     """Return all that a latency depends on besides the network; None where a row, of an older version, lacks some."""
     if not row.keys() >= set(_ALIKE):
         return None
-    return tuple(tuple(row[key]) if isinstance(row[key], list) else row[key] for key in _ALIKE)
+    alike = (tuple(row[key]) if isinstance(row[key], list) else row[key] for key in _ALIKE)
+    return (*alike, facts.processor_of(row))
 
 
 def _shared_setting(runs: Sequence[RunFacts]) -> tuple[Any, ...] | None:
-    """Return the setting in which all runs were measured, the one that is nearest to deployment; None without one."""
-    found = [{setting for row in facts.rows if (setting := _setting_of(row)) is not None} for facts in runs]
-    shared = set.intersection(*found)
-    ranked = sorted(shared, key=lambda one: (PREFERRED.index(one[0]) if one[0] in PREFERRED else 99, one[2] or 0))
-    return ranked[0] if ranked else None
+    """Return the setting in which all runs were measured, the one that is nearest to deployment; None without one.
+
+    Of several in one backend and with one batch it is the first of the first run.
+    """
+    first, *others = [[_setting_of(row, facts) for row in facts.rows] for facts in runs]
+    shared = [one for one in first if one is not None and all(one in other for other in others)]
+    return min(shared, key=lambda one: (preference(one[0]), one[2] or 0), default=None)
 
 
 def _setting_text(setting: tuple[Any, ...] | None) -> str:
     if setting is None:
         return ""
-    backend, precision, batch, device, threads, options = setting
-    parts = [BACKENDS.get(backend, backend), precision, f"batch {batch}", device, *(options or ())]
+    backend, precision, batch, device, threads, options, processor = setting
+    place = device if device == "cpu" else processor or device
+    parts = [BACKENDS.get(backend, backend), precision, f"batch {batch}", place, *(options or ())]
     return ", ".join(
         map(str, [*parts, *([f"{threads} thread{'s' if threads > 1 else ''}"] if threads and device == "cpu" else [])])
     )
@@ -196,14 +199,16 @@ def _notes(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[st
     notes = []
     if setting is None:
         notes.append(
-            "the runs were not measured in the same backend, precision, batch, threads and options, so latencies "
-            "cannot be compared: passdeploy profile each of them in the same way"
+            "the runs were not measured on the same processor in the same backend, precision, batch, threads and "
+            "options, so latencies cannot be compared: passdeploy profile each of them in the same way"
         )
     if len(sets := sorted({facts.recipe.data.name for facts in runs})) > 1:
         notes.append(f"these are accuracies on different data ({', '.join(sets)}), which cannot be compared")
     elif len({facts.test_images for facts in runs}) > 1:
         notes.append("accuracies were counted on different numbers of test images")
-    cpus = {(facts.profile.get("environment") or facts.summary.get("environment") or {}).get("cpu") for facts in runs}
-    if setting is not None and len(cpus) > 1:
-        notes.append(f"latencies are of different processors: {', '.join(sorted(map(str, cpus)))}")
+    measured_on = {frozenset(str(facts.processor_of(row)) for row in facts.rows) for facts in runs if facts.rows}
+    if setting is None and len(measured_on) > 1:
+        notes.append(
+            f"they were measured on different processors: {', '.join(sorted(frozenset().union(*measured_on)))}"
+        )
     return notes

@@ -19,7 +19,7 @@ from passdeploy.display.bench_table import bench_table
 from passdeploy.display.changes import blocks_text, widths_table
 from passdeploy.display.exports import exports_table
 from passdeploy.display.listing import Footnotes, Listing
-from passdeploy.display.tables import group_table, latency_rows, summary_table
+from passdeploy.display.tables import group_table, latency_rows, layer_channels, summary_table
 from passdeploy.display.units import duration, quantity, three_digits
 from passdeploy.errors import percent
 from passdeploy.report.charts import Line, bar, line_chart, range_strip, two_bars
@@ -28,7 +28,7 @@ from passdeploy.report.run_facts import Curve, RunFacts
 from passdeploy.report.verdict import Todo, judge
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_CLASSES = 40  # in the table of images by class; of more, the extremes are named
+_MOST_CLASSES = 40  # in the table of images by class; of more, those with the fewest images are shown
 _MOST_LAYERS = 80  # in the table of layer times; of more, the slowest are shown
 _CURVES = {  # (stage, metric) -> title, label of the heights, whether these are fractions
     ("dense", "loss"): ("Training the dense network", "loss", False),
@@ -120,7 +120,7 @@ def _subtitle(facts: RunFacts) -> str:
     if kind == "latency_ms":
         asked = f"{three_digits(value)} ms"
     else:
-        asked = f"{percent(value, 0)} of the {_KINDS[kind]}" if value <= 1 else f"{quantity(value)} {_KINDS[kind]}"
+        asked = f"{100 * value:.3g} % of the {_KINDS[kind]}" if value <= 1 else f"{quantity(value)} {_KINDS[kind]}"
     return f"{facts.summary['model']} on {facts.recipe.data.name}, pruned by {facts.summary['method']} to {asked}"
 
 
@@ -231,13 +231,14 @@ def _cut_section(facts: RunFacts) -> dict[str, Any]:
 
 def _curves_section(facts: RunFacts) -> dict[str, Any] | None:
     charts = []
-    for key, (title, label, is_share) in _CURVES.items():
+    for key, (title, label, has_shares) in _CURVES.items():
         curve = next((one for one in facts.curves if (one.stage, one.metric) == key and len(one.steps) > 1), None)
         if curve is None:
             continue
-        budget = facts.recipe.prune.target
-        mark = float(budget.value) if key[1] == "budget" and budget.value <= 1 else None
-        charts.append((_curve_title(title, curve), _draw(title, curve, label, is_share, mark)))
+        target = facts.recipe.prune.target
+        is_share = target.kind != "latency_ms" and target.value <= 1
+        mark = float(target.value) if key[1] == "budget" and is_share else None
+        charts.append((_curve_title(title, curve), _draw(title, curve, label, has_shares, mark)))
     if not charts:
         return None
     about = "Losses are those of the training batches, averaged over neighbouring steps where there are many."
@@ -276,17 +277,16 @@ def _layers_section(facts: RunFacts) -> dict[str, Any]:
     slowest = sorted(range(len(layers)), key=lambda index: -layers[index]["dense_ms"])[:_MOST_LAYERS]
     notes, rows = Footnotes(), []
     for layer in (layers[index] for index in sorted(slowest)):
-        before, after = ("×".join(map(str, layer[f"{which}_channels"])) for which in ("dense", "slim"))
         times = (
             f"{layer['name']}: {three_digits(layer['dense_ms'])} ms before, {three_digits(layer['slim_ms'])} ms after"
         )
         rows.append(
             (
                 layer["name"],
-                before if before == after else f"{before} → {after}",
+                layer_channels(layer),
                 three_digits(layer["dense_ms"]),
                 three_digits(layer["slim_ms"]),
-                two_bars(layer["dense_ms"], layer["slim_ms"], longest, f"{layer['name']}: {times}"),
+                two_bars(layer["dense_ms"], layer["slim_ms"], longest, times),
                 notes.number_of(layer["why"] and f"no faster because {layer['why']}"),
             )
         )
@@ -294,7 +294,8 @@ def _layers_section(facts: RunFacts) -> dict[str, Any]:
     place = f" ({of['backend']}, batch {of['batch']})" if of else ""
     about = f"Traced, so a little slower than without tracing{place}. Upper bar: dense. Lower bar: slim."
     headings = ("layer", "channels out×in", "dense ms", "slim ms", "", "note")
-    grid = Grid(headings, tuple(rows), "Time of each layer", notes.lines(), frozenset({0, 4}))
+    left_out = (f"the {len(rows)} slowest of {len(layers)} layers",) if len(rows) < len(layers) else ()
+    grid = Grid(headings, tuple(rows), "Time of each layer", (*left_out, *notes.lines()), frozenset({0, 4}))
     return _section("layers", "Time by layer", about, grids=[grid])
 
 
@@ -362,7 +363,8 @@ def _commands(facts: RunFacts) -> list[str]:
     pins = [f"{name}=={versions[name]}" for name in ("passdeploy", "torch", "torchvision") if versions.get(name)]
     recipe = quote(str(facts.shown_path / "recipe.resolved.yaml"))
     device = (facts.summary.get("environment") or {}).get("device", "auto")
-    return [f"pip install {' '.join(pins)}", f"passdeploy prune --recipe {recipe} --device {device}"]
+    allowed = " --allow-code" if ":" in facts.recipe.model.name else ""
+    return [f"pip install {' '.join(pins)}", f"passdeploy prune --recipe {recipe} --device {device}{allowed}"]
 
 
 def _todo_line(todo: Todo) -> str:

@@ -46,7 +46,7 @@ class RunFacts:
     bench: Mapping[str, Any]  # empty before `passdeploy bench`
     curves: tuple[Curve, ...]
     scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
-    prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images
+    prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images; as the slim network has it
     sample: bytes | None = None  # the PNG of a test image; None where the run has none
 
     @property
@@ -75,6 +75,18 @@ class RunFacts:
         """The measured latencies: those of `passdeploy profile`, before that those of `passdeploy prune`."""
         return list(self.profile.get("rows") or self.summary.get("latency") or ())
 
+    def processor_of(self, row: Mapping[str, Any]) -> str | None:
+        """Name the CPU or GPU that one of `rows` was measured on; None where that is not known."""
+        environment = self.profile.get("environment") or self.summary.get("environment") or {}
+        name, _, index = str(row.get("device")).partition(":")
+        if name == "cpu":
+            found = environment.get("cpu")
+        elif gpus := environment.get("gpus"):  # of a profile: all that are visible
+            found = gpus[int(index or 0)]["name"] if int(index or 0) < len(gpus) else None
+        else:
+            found = environment.get("gpu")  # of a run: the one that it was trained on
+        return None if found is None else str(found)
+
 
 def read_run(folder: RunFolder) -> RunFacts:
     """Read the results of a finished run.
@@ -99,7 +111,7 @@ def read_run(folder: RunFolder) -> RunFacts:
         bench=_read_if_there(folder, "bench.json"),
         curves=_read_curves(folder.verified_if_recorded(METRICS)),
         scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},
-        prompt=tensors[PROMPT_KEY][0] if PROMPT_KEY in tensors else None,
+        prompt=_read_prompt(folder, tensors),
         sample=folder.verified(SAMPLE).read_bytes() if folder.has(SAMPLE) else None,
     )
 
@@ -121,15 +133,28 @@ def _read_scores(folder: RunFolder) -> dict[str, NDArray[np.float32]]:
     return dict(load_file(folder.verified("scores.safetensors")))
 
 
+def _read_prompt(folder: RunFolder, learned: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """Read the prompt of the slim network, which fine-tuning has trained further, or that of mask learning."""
+    from safetensors import safe_open
+
+    prompt = learned.get(PROMPT_KEY)
+    name = "slim.safetensors"
+    if prompt is not None and folder.has(name) and (folder.path / name).is_file():
+        with safe_open(folder.verified(name), framework="numpy") as stream:
+            if PROMPT_KEY in set(stream.keys()):
+                prompt = stream.get_tensor(PROMPT_KEY)
+    return None if prompt is None else prompt[0]
+
+
 def _read_curves(path: Path) -> tuple[Curve, ...]:
-    """Read the losses, accuracies and budgets of every stage; of two lines for a step the later one is valid."""
+    """Read the losses and budgets of every stage; of two lines for a step the later one is valid."""
     points: dict[tuple[str, str], dict[int, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
         except ValueError:  # the last line of a process that was killed
             continue
-        for metric in ("loss", "top1", "budget"):
+        for metric in ("loss", "budget"):
             if isinstance(value := row.get(metric), (int, float)):
                 points.setdefault((str(row.get("stage")), metric), {})[int(row.get("step", 0))] = float(value)
     return tuple(

@@ -16,7 +16,6 @@ from passdeploy.report.run_facts import RunFacts
 from passdeploy.runtime.intervals import accuracy_change_interval, is_measurable, paired_change_interval
 
 # What a network is deployed in comes before what it was trained in.
-PREFERRED = ("tensorrt", "torch-trt", "ort-trt", "ort-cuda", "ort", "compile", "torch")
 BACKENDS = {
     "tensorrt": "TensorRT",
     "torch-trt": "Torch-TensorRT",
@@ -26,10 +25,9 @@ BACKENDS = {
     "compile": "torch.compile",
     "torch": "PyTorch",
 }
-
-
 _FILES = {"tensorrt": "engine", "torch-trt": "program", "ort-trt": "onnx", "ort-cuda": "onnx", "ort": "onnx"}
 _UNLIMITED_DROP = 0.05  # of top-1: what must be ruled out where the recipe sets no limit
+_CONDITIONS = ("precision", "threads", "device", "options")  # of a latency target, beside its backend and batch
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,13 @@ def main_row(facts: RunFacts) -> Mapping[str, Any] | None:
     slim = [row for row in facts.rows if row["model"] == "slim" and row.get("speedup")]
     budget = facts.summary["budget"]
     asked = [row for row in slim if row["backend"] == budget.get("backend") and row["batch"] == budget.get("batch")]
-    ranked = sorted(slim, key=lambda row: PREFERRED.index(row["backend"]) if row["backend"] in PREFERRED else 99)
-    return next(iter([*asked, *ranked]), None)
+    asked.sort(key=lambda row: -sum(row.get(key) == budget.get(key) for key in _CONDITIONS))
+    return next(iter([*asked, *sorted(slim, key=lambda row: preference(row["backend"]))]), None)
+
+
+def preference(backend: str) -> int:
+    """Return the rank of a backend, 0 for the one that is nearest to deployment."""
+    return list(BACKENDS).index(backend) if backend in BACKENDS else len(BACKENDS)
 
 
 def where(row: Mapping[str, Any]) -> str:
@@ -132,9 +135,11 @@ def _judge_accuracy(facts: RunFacts) -> _Judged:
     verb = "rose" if change > 0 else "fell"
     words = "top-1 is the same" if change == 0 else f"top-1 {verb} by {abs(100 * change):.2f} points"
     mood, tile_mood, todo = "good", "good", None
-    if allowed is not None and -change > allowed + 1e-9:
+    bearable = _UNLIMITED_DROP if allowed is None else allowed
+    if -change > bearable + 1e-9:
         mood = tile_mood = "bad"
-        words += f", more than the {100 * allowed:g} points that the recipe allows"
+        whose = "are held bearable, for want of a limit in the recipe" if allowed is None else "the recipe allows"
+        words += f", more than the {100 * bearable:g} points that {whose}"
         todo = Todo("Win accuracy back: a larger prune.target, more prune.steps or more finetune.epochs in the recipe.")
     if images is None:
         sure = "How many images the accuracy was counted on is not known: this run is of an earlier version."
@@ -142,7 +147,6 @@ def _judge_accuracy(facts: RunFacts) -> _Judged:
     low, high = _change_interval(facts, images)
     detail += f"; 95 % interval {_points(low)} to {_points(high)}"
     sure = f"Accuracy: {_counted(facts, images, low, high)}. {_limit_of(allowed)}"
-    bearable = _UNLIMITED_DROP if allowed is None else allowed
     if mood == "good" and -low > bearable + 1e-9:
         mood, tile_mood = "unsure", "neutral"
         sure += " A loss of more than that is not ruled out."
@@ -239,7 +243,8 @@ def _deployment(facts: RunFacts, row: Mapping[str, Any] | None) -> tuple[Todo, .
     named = [
         name
         for name, record in facts.exports.items()
-        if record["kind"] == kind and record.get("precision") == row["precision"] and not name.startswith("dense")
+        if (record["kind"], record.get("precision")) == (kind, row["precision"])
+        and not (name.startswith("dense") or record.get("stale"))
     ]
     run = facts.run_option
     what = f"export/{named[0]}" if named else "the slim network of this run, which pd.load reads"
@@ -271,12 +276,12 @@ def _has_note(row: Mapping[str, Any], *beginnings: str) -> bool:
 
 def device_name(facts: RunFacts, row: Mapping[str, Any]) -> str:
     """Name the processor that a row was measured on, with the threads of a CPU."""
-    environment = facts.profile.get("environment") or facts.summary.get("environment") or {}
+    processor = facts.processor_of(row)
     if row.get("device") != "cpu":
-        return str(row.get("device") or "an unknown device")
+        return processor or str(row.get("device") or "an unknown device")
     threads = row.get("threads")
     count = f", {threads} thread{'s' if threads != 1 else ''}" if threads else ""
-    return f"{environment.get('cpu') or 'the CPU'}{count}"
+    return f"{processor or 'the CPU'}{count}"
 
 
 def _sure_of_the_rest(facts: RunFacts) -> list[str]:
@@ -288,10 +293,10 @@ def _sure_of_the_rest(facts: RunFacts) -> list[str]:
     ]
     compared = [one["facts"]["parity"] for one in facts.exports.values() if one.get("facts", {}).get("parity")]
     if compared:
-        agreement = min(parity["top1_agreement"] for parity in compared)
-        images = max(parity["real_images"] for parity in compared)
+        agreement, images = (min(parity[key] for parity in compared) for key in ("top1_agreement", "real_images"))
         sure.append(
-            f"Files: {len(compared)} of {len(facts.exports)} were compared with PyTorch on {images:,} images; "
+            f"Files: {len(compared)} of {len(facts.exports)} were compared with PyTorch on "
+            f"{f'{images:,} images' if images else 'noise alone, not on images'}; "
             + (
                 "all answers are the same."
                 if agreement == 1

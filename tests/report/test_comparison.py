@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ def facts_of(make_run: MakeRun, name: str, top1: float, macs: int, ms: float, **
     rows = [ROWS[0], {**ROWS[1], "median_ms": ms, **row}]
     run = make_run(name, profile={"rows": rows, "environment": {}}, slim={"top1": top1, "macs": macs}, method="taylor")
     return read_run(RunFolder.open(run))
+
+
+def measured(facts: RunFacts, rows: list[dict[str, object]], environment: dict[str, object]) -> RunFacts:
+    return replace(facts, profile={"rows": rows, "environment": environment})
 
 
 def test_networks_that_none_beats_are_on_the_front(make_run: MakeRun):
@@ -52,6 +57,45 @@ def test_latencies_of_other_settings_are_not_compared(make_run: MakeRun):
     assert render_comparison(comparison).count('<svg class="chart"') == 1
     with pytest.raises(UsageError, match="nothing to compare"):
         compare([])
+
+
+@pytest.mark.parametrize(
+    ("device", "one", "other"),
+    [
+        ("cpu", {"cpu": "CPU A"}, {"cpu": "CPU B"}),
+        ("cuda", {"cpu": "CPU", "gpus": [{"name": "GPU A"}]}, {"cpu": "CPU", "gpus": [{"name": "GPU B"}]}),
+    ],
+)
+def test_latencies_of_other_processors_are_not_compared(
+    make_run: MakeRun, device: str, one: dict[str, object], other: dict[str, object]
+):
+    facts = facts_of(make_run, "one", 0.94, 900, 2.0)
+    rows = [{**row, "device": device} for row in ROWS]
+    apart = compare([measured(facts, rows, one), measured(facts, rows, other)])
+    assert {candidate.ms for candidate in apart.candidates} == {None}
+    assert apart.notes[1].startswith("they were measured on different processors: ")
+    assert apart.notes[1].endswith(" A, " + device.upper().replace("CUDA", "GPU") + " B")
+    together = compare([measured(facts, rows, one)] * 2)
+    assert [candidate.ms for candidate in together.candidates] == [4.0, 2.0, 2.0]
+    assert together.notes == ()
+
+
+def test_of_several_settings_that_are_shared_the_first_is_shown(make_run: MakeRun):
+    """A set of settings would be in another order in every process."""
+    options = [f"option {number}" for number in range(8)]
+    rows = [{**row, "options": [option]} for option in options for row in ROWS]
+    facts = facts_of(make_run, "one", 0.94, 900, 2.0)
+    runs = [measured(facts, rows, {}), measured(facts, rows[::-1], {})]
+    assert compare(runs).setting == "ONNX Runtime, fp32, batch 8, cpu, option 0, 1 thread"
+
+
+def test_a_dense_network_that_runs_share_is_shown_once(make_run: MakeRun):
+    runs = [
+        read_run(RunFolder.open(make_run(name, dense={"top1": top1})))
+        for name, top1 in (("one", 0.95), ("two", 0.96), ("three", 0.96), ("four", 0.95))
+    ]
+    dense = [one.name for one in compare(runs).candidates if not one.method]
+    assert dense == ["dense resnet18 of two-0001", "dense resnet18"]
 
 
 def test_rows_that_do_not_say_their_threads_are_not_compared(make_run: MakeRun):

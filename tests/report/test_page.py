@@ -9,11 +9,17 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+import torch
+
 from passdeploy.models.prompt import PROMPT_KEY
+from passdeploy.report import page as run_page
 from passdeploy.report import run_facts
+from passdeploy.report.run_facts import read_run
 from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
-from tests.report.conftest import LAYERS, NASTY, ROWS, MakeRun
+from tests.report import conftest
+from tests.report.conftest import LAYERS, NASTY, RECIPE, ROWS, MakeRun
 
 
 class Page(HTMLParser):
@@ -94,6 +100,51 @@ def test_every_part_of_a_run_is_shown(make_run: MakeRun):
         assert expected in page.text, expected
     for expected in ("64 → 24", "layer3.1", "model.onnx", "passdeploy prune --recipe"):
         assert expected in markdown, expected
+
+
+def test_a_layer_that_went_with_its_block_is_named_and_so_is_how_many_are_left_out(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_page, "_MOST_LAYERS", 1)
+    gone = {**LAYERS[0], "dense_ms": 2.0, "slim_channels": [], "slim_ms": 0.0}
+    html, _ = report_of(make_run(profile={"rows": ROWS, "layers": [gone, *LAYERS], "groups": [], "environment": {}}))
+    assert "64×64 → gone" in html
+    assert "the 1 slowest of 3 layers" in html
+    assert 'aria-label="layer1.0.conv1: 2.00 ms before, 0 ms after"' in html
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "has_mark"),
+    [("{macs: 0.125}", "12.5 % of the multiply-adds", True), ("{latency_ms: 0.8}", "0.800 ms", False)],
+)
+def test_a_target_stands_in_the_subtitle_and_a_share_in_the_curve_of_the_budget(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, target: str, asked: str, has_mark: bool
+):
+    monkeypatch.setattr(conftest, "RECIPE", RECIPE.replace("{macs: 0.5}", target))
+    html, _ = report_of(make_run())
+    assert f"pruned by pass to {asked}</p>" in html
+    assert ('class="mark"' in html) is has_mark
+
+
+def test_the_command_that_repeats_a_run_allows_the_code_of_its_network(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(conftest, "RECIPE", RECIPE.replace("torchvision/resnet18", "package.module:factory"))
+    assert "recipe.resolved.yaml --device cpu --allow-code" in report_of(make_run())[0]
+
+
+def test_the_prompt_is_that_of_the_slim_network(make_run: MakeRun):
+    run = make_run()
+    before = read_run(RunFolder.open(run)).prompt
+    finetuned = torch.rand(1, 3, 32, 32)
+    with RunFolder.open(run, write=True) as folder:
+        folder.write_tensors(
+            "slim.safetensors", {PROMPT_KEY: finetuned, "weight": torch.zeros(1, dtype=torch.bfloat16)}
+        )
+    after = read_run(RunFolder.open(run)).prompt
+    assert before is not None
+    assert after is not None
+    assert after.tolist() == finetuned[0].tolist() != before.tolist()
 
 
 def test_what_was_not_measured_says_how_to_measure_it(make_run: MakeRun):

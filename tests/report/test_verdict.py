@@ -77,6 +77,9 @@ def test_what_is_deployed_comes_before_what_was_trained_in(make_run: MakeRun):
     assert "1.50 times as fast (ONNX Runtime, fp32, batch 1; 1.40 with batch 8)" in verdict_of(make_run, *rows).reason
     asked = {"kind": "latency", "requested": 0.5, "achieved": 0.5, "backend": "torch", "batch": 8}
     assert "3.00 times as fast (PyTorch" in verdict_of(make_run, *rows, budget=asked).reason
+    of_precisions = ({"speedup": 1.2}, {"speedup": 2.5, "precision": "int8"})
+    int8 = {**asked, "backend": "ort", "precision": "int8", "threads": 1}
+    assert "2.50 times as fast (ONNX Runtime, int8" in verdict_of(make_run, *of_precisions, budget=int8).reason
 
 
 def test_a_small_change_is_not_taken_for_a_true_one(make_run: MakeRun):
@@ -107,6 +110,27 @@ def test_few_images_are_too_few_where_the_recipe_sets_no_limit_too(make_run: Mak
     assert verdict.mood == "unsure"
     assert "16 test images are too few to rule out that more than 5 points of top-1 are lost" in verdict.reason
     assert verdict.tiles[1].mood == "neutral"
+    lost = verdict_of(make_run, slim={"top1": 0.75})
+    assert lost.mood == "bad"
+    assert "fell by 20.00 points, more than the 5 points that are held bearable, for want of a limit" in lost.reason
+
+
+def test_a_stale_file_is_not_deployed_and_noise_is_not_called_images(make_run: MakeRun):
+    run = make_run(exports=True, profile={"rows": ROWS, "environment": {}})
+    with RunFolder.open(run, write=True) as folder:
+        records = folder.read_json("export/artifacts.json")
+        records["model.onnx"]["stale"] = "built from an earlier file"
+        records["model.onnx"]["facts"]["parity"]["real_images"] = 0
+        folder.write_json("export/artifacts.json", records)
+    verdict = judge(read_run(RunFolder.open(run)))
+    assert verdict.todo[0].text == "Deploy the slim network of this run, which pd.load reads."
+    assert any("compared with PyTorch on noise alone, not on images;" in text for text in verdict.sure)
+
+
+def test_a_speed_on_a_gpu_names_it(make_run: MakeRun):
+    rows = [{**row, "backend": "tensorrt", "device": "cuda:1"} for row in ROWS]
+    profile = {"rows": rows, "environment": {"gpus": [{"name": "Small GPU"}, {"name": "Large GPU"}]}}
+    assert "(95 % interval), on Large GPU." in judge(read_run(RunFolder.open(make_run(profile=profile)))).sure[0]
 
 
 def test_a_speed_that_could_not_be_told_is_not_called_none(make_run: MakeRun):
