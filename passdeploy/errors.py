@@ -119,7 +119,7 @@ class BudgetError(GateError):
 
 
 class TrainingError(GateError):
-    """A training that diverged: its loss is not finite."""
+    """A training that diverged, or whose result cannot be used: a loss or a weight is not finite, a shape is wrong."""
 
 
 class DataError(PassDeployError):

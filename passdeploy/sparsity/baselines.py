@@ -13,6 +13,8 @@ from torch.nn.functional import cosine_similarity
 
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.errors import TrainingError
+from passdeploy.models.cloning import named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
@@ -21,7 +23,7 @@ from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.batches import Batches, Loss, samples_in
 from passdeploy.sparsity.block_gates import BlockGates, branches_of
 from passdeploy.sparsity.flat import FlatChannels
-from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only
+from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only, producing_slots
 
 
 def random_scores(groups: Sequence[ChannelGroup], *, seed: int) -> dict[str, Tensor]:
@@ -34,13 +36,12 @@ def magnitude_scores(model: nn.Module, groups: Sequence[ChannelGroup], *, norm: 
 
     `l1` as in Li et al. (arXiv:1608.08710), `l2` as in He et al. (soft filter pruning, arXiv:1808.06866).
     """
-    state = dict(model.named_parameters())
+    state = dict(named_state(model))
     scores = {}
     for group in groups:
         norms = [
             _filter_norms(state[slot.tensor].detach(), slot.dim, slot.index, norm)
-            for slot in group.slots
-            if slot.is_output and slot.tensor in state and state[slot.tensor].ndim > 1
+            for slot in producing_slots(group, state)
         ]
         scores[group.name] = torch.stack([values / values.mean().clamp_min(1e-12) for values in norms]).mean(0).cpu()
     return scores
@@ -88,6 +89,9 @@ def taylor_scores(
 
     Returns:
         Group name -> scores, shape (width,), and `presence` of a block -> its score, shape (1,); on the CPU.
+
+    Raises:
+        TrainingError: the loss of the network, or its gradient, is not finite.
     """
     evaluated = batch_statistics_only(model, training=isinstance(loss, BatchLoss))
     channels = FlatChannels.of(groups, blocks)
@@ -112,7 +116,13 @@ def taylor_scores(
             by_gates = torch.cat([by_gates, of_gates])
         total = total + processes.mean_over_batch(by_gates, samples_in(batch, loss)).square()
         count += 1
-    return channels.split((total / max(count, 1)).cpu())
+    scores = (total / max(count, 1)).cpu()
+    if not scores.isfinite().all():
+        raise TrainingError(
+            "the Taylor importance is not a number: the loss of the trained network, or its gradient, is not finite.\n"
+            "Check the weights, the images and the loss."
+        )
+    return channels.split(scores)
 
 
 @torch.no_grad()

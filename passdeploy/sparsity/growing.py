@@ -8,7 +8,7 @@ scale of a filter in front of a batch norm alone changes nothing. As in PASS, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from passdeploy.models.cloning import deep_copy
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Stage, silent
 from passdeploy.runtime.seeds import seeded_global_generators
-from passdeploy.sparsity.batches import Loss, Stream, started
+from passdeploy.sparsity.batches import Stream, repeated
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
 from passdeploy.training.losses import DistillationLoss
 from passdeploy.training.optimizers import make_optimizer
@@ -41,7 +41,7 @@ def grow_penalty(
     groups: Sequence[ChannelGroup],
     plan: Plan,
     batches: Stream,
-    loss: Loss,
+    loss: Callable[[Tensor, Tensor], Tensor],
     *,
     steps: int,
     optimizer: OptimizerSpec,
@@ -60,7 +60,7 @@ def grow_penalty(
         model: the trained network; it is left as it was.
         groups: the network's groups.
         plan: the channels that will be kept.
-        batches: (inputs, targets) on the model's device, at least `steps` of them.
+        batches: (inputs, targets) on the model's device, iterated again and again as by `learn_masks`.
         loss: of the network's output and a target.
         steps: of training.
         optimizer: of the weights; its learning rate stays the same.
@@ -75,6 +75,7 @@ def grow_penalty(
 
     Raises:
         TrainingError: the loss, or a weight after the last step, is not finite.
+        DataError: there are no batches, or they can be walked only once and are too few.
         RunError: the checkpoint was made with other settings.
     """
     stage = stage or Stage("grow", silent)
@@ -102,7 +103,7 @@ def grow_penalty(
     device = parameters[0].device
     deferred = DeferredScalars(every=steps_per_report(device))
     with saving(checkpoint, processes) as saves:
-        left = islice(started(batches, state.step), steps - state.step)
+        left = islice(repeated(batches, state.step), steps - state.step)
         for step, (images, targets) in enumerate(left, start=state.step):
             updates.zero_grad()
             with seeded_global_generators("grow", seed, step, processes.rank, device=device):

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
+from passdeploy.models.cloning import named_state
+from passdeploy.sparsity.mask import producing_slots
 
 
 class PromptEncoder(nn.Module):
@@ -133,15 +135,14 @@ def weight_statistics(model: nn.Module, groups: Sequence[ChannelGroup], blocks: 
 
     They are the input of the hypernetwork (PASS, arXiv:2407.17412, section 3: an embedding of weight statistics).
     """
-    state = dict(model.named_parameters())
+    state = dict(named_state(model))
     statistics = []
     for group in groups:
         logs = []
-        for slot in group.slots:
-            if slot.is_output and slot.tensor in state:
-                weight = state[slot.tensor].detach().float()
-                norm = weight.movedim(slot.dim, 0).flatten(1).norm(dim=1)[slot.index.to(weight.device)].norm(dim=1)
-                logs.append(norm.clamp_min(1e-12).log())
+        for slot in producing_slots(group, state):
+            weight = state[slot.tensor].detach().float()
+            norm = weight.movedim(slot.dim, 0).flatten(1).norm(dim=1)[slot.index.to(weight.device)].norm(dim=1)
+            logs.append(norm.clamp_min(1e-12).log())
         statistics.append(_standardised(torch.stack(logs).mean(0)))
     norms = [
         torch.stack([state[name].detach().float().norm() for name in block.tensors if name in state]).norm()

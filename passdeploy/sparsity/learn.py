@@ -20,6 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from passdeploy.channels.allocation import Budget
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import RunError, TrainingError, UsageError
+from passdeploy.errors import RunError, TrainingError, UsageError, clipped
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.prompt import VisualPrompt
@@ -108,15 +109,19 @@ def learn_masks(
         The scores of the last step, the plan that they make, and the trained prompt, hypernetwork and weights.
 
     Raises:
-        TrainingError: the loss is not a number.
+        TrainingError: the loss, a weight or a score is not a number.
         BudgetError: the budget cannot be reached.
         DataError: there are no batches.
         RunError: `start` comes from a hypernetwork of another network; the checkpoint was made with other settings.
-        UsageError: a `BatchLoss` is asked for what needs images and targets: a prompt, distillation, costs.
+        UsageError: a `BatchLoss` is asked for what needs images and targets: a prompt, distillation, costs; a prompt
+            for inputs that are no images; a `budget` of several kinds or of an unknown one; no group is prunable.
     """
     settings, stage = settings or _default_settings(loss), stage or Stage("learn", silent)
     prunable = [group for group in groups if group.is_prunable]
+    if not prunable:
+        raise UsageError("no channel group can be pruned, so there is nothing to learn.\nEach says why in its reason.")
     first = first_batch(batches)
+    images = None if isinstance(loss, BatchLoss) else inputs_in(first, loss)
     if costs is None:
         if example_inputs is None:
             example_inputs = inputs_in(first, loss)[:1]
@@ -124,8 +129,7 @@ def learn_masks(
     if isinstance(loss, BatchLoss):
         _require_no_images_needed(settings)
     if not isinstance(budget, Budget):
-        kind, amount = next(iter((budget or {"macs": 0.5}).items()))
-        budget = Budget.of(kind, amount, costs)
+        budget = _read_budget({"macs": 0.5} if budget is None else budget, costs)
     objective = MaskObjective(model, prunable, loss, costs, budget, settings, teacher or model)
     channels = objective.network.channels
     saved = checkpoint.load() if checkpoint else None
@@ -138,7 +142,8 @@ def learn_masks(
         prior = saved[0]["importance"]
     importance = TaylorImportance(prior.to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
-    prompt, hypernetwork = _make_scorer(statistics, importance, first, settings)
+    prompted = None if settings.prompt_kind == "none" else images
+    prompt, hypernetwork = _make_scorer(statistics, importance, prompted, settings)
     state = LearningState(objective, importance, prompt, hypernetwork)
     if saved is not None:
         state.load_state_dict(*saved)
@@ -153,11 +158,19 @@ def learn_masks(
 
 def _learned(state: LearningState, budget: Budget, scores: Tensor) -> Learned:
     """Plan for a budget by the scores of now, and return it with everything that is learned."""
-    network, learned = state.objective.network, scores.detach().cpu()
+    network, learned = state.objective.network, _on_host(scores, state)
     kept = network.restored() if state.settings.weights == "trained" else None
     plan = state.objective.plan(learned, budget.limit)
     by_group = {name: values.clone() for name, values in network.channels.split(learned).items()}
     return Learned(by_group, state.prompt, state.hypernetwork, tuple(state.losses), plan, kept)
+
+
+def _on_host(scores: Tensor, state: LearningState) -> Tensor:
+    """Copy scores to the host; raise a TrainingError if one is not finite, as after a gradient that is not."""
+    copied = scores.detach().cpu()
+    problem = None if np.isfinite(copied.numpy()).all() else "a score is not a number"
+    _require_convergence(problem, max(0, state.step - 1), float(state.schedule.get_last_lr()[0]))
+    return copied
 
 
 @dataclass(frozen=True)
@@ -195,7 +208,7 @@ def _train_(
             reports.flush()  # a diverged network makes no plan
             on_way.report(state, new_limit, scores)
             state.limit = new_limit
-            network.shrink_(objective.plan(scores, new_limit))
+            network.shrink_(objective.plan(_on_host(scores, state), new_limit))
             importance.set_kept_(network.kept)
         # The gradients of prompt and weights are those of a part of the batch; those of the hypernetwork follow from
         # their averages.
@@ -275,12 +288,17 @@ def _require_convergence(problem: str | None, step: int, lr: float) -> None:
 
 
 def _make_scorer(
-    statistics: Sequence[Tensor], importance: TaylorImportance, batch: Any, settings: PassSettings
+    statistics: Sequence[Tensor], importance: TaylorImportance, images: Tensor | None, settings: PassSettings
 ) -> tuple[VisualPrompt | None, Hypernetwork]:
-    """Make the prompt and the hypernetwork, untrained, on the device of the importance."""
+    """Make the prompt, where there are images for one, and the hypernetwork, untrained, where the importance is."""
     device, prompt = importance.scores.device, None
-    if settings.prompt_kind != "none":
-        channels, height, width = batch[0].shape[1:]
+    if images is not None:
+        if images.ndim != 4:
+            raise UsageError(
+                f"a prompt is added to images (batch, channels, height, width); these inputs are {images.ndim}-d.\n"
+                "Leave it out of the settings (prompt_kind='none')."
+            )
+        channels, height, width = images.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
     with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
         hypernetwork = Hypernetwork(
@@ -288,7 +306,7 @@ def _make_scorer(
             importance.logits().cpu(),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
-            prompt_channels=batch[0].size(1) if prompt else None,
+            prompt_channels=None if images is None else images.size(1),
         )
     return prompt, hypernetwork.to(device)
 
@@ -313,6 +331,18 @@ def _fits(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -
     """True if a trained tensor has the shape of its counterpart; the widths of the groups must also be the same."""
     one, other = trained[name], own[name]
     return one.shape == other.shape and (name != "widths" or torch.equal(one.cpu(), other.cpu()))
+
+
+def _read_budget(budget: Mapping[str, float], costs: CostModel) -> Budget:
+    """Read a budget such as `{"macs": 0.5}`."""
+    kinds = ["macs", "params", "channels", *([] if costs.latency is None else ["latency"])]
+    if len(budget) != 1 or not budget.keys() <= set(kinds):
+        raise UsageError(
+            f"budget={clipped(dict(budget))}: it needs exactly one of {', '.join(kinds)}.\n"
+            "Give one, such as budget={'macs': 0.5}."
+        )
+    ((kind, amount),) = budget.items()
+    return Budget.of(kind, amount, costs)
 
 
 def _default_settings(loss: Loss) -> PassSettings:

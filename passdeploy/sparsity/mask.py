@@ -81,6 +81,17 @@ def _read_slots(group: ChannelGroup) -> Sequence[Slot]:
     return [slot for slot in group.slots if slot.is_input] or group.slots
 
 
+def producing_slots(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Slot]:
+    """Return the slices of weights, of two or more dimensions, that produce a group; without any, those that read it.
+
+    Args:
+        group: of a network.
+        tensors: parameters and buffers of that network, by name.
+    """
+    slots = [slot for slot in group.slots if slot.tensor in tensors and tensors[slot.tensor].ndim > 1]
+    return [slot for slot in slots if slot.is_output] or slots
+
+
 def batch_statistics_only(model: nn.Module, *, training: bool = False) -> nn.Module:
     """Copy `model` in evaluation mode, with batch norms that use the statistics of the batch and do not store them.
 

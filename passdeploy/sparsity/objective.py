@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from passdeploy.channels.allocation import Budget, choose_channels, narrowest_widths
+from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.blocks import presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
@@ -66,8 +66,6 @@ class MaskObjective:
         )
         self._distillation = _distillation_loss(teacher, settings) if settings.distill else None
         self.dense_cost = costs.of(budget.kind)
-        narrowest = narrowest_widths(groups, costs, round_to=settings.round_to, kind=budget.kind)
-        self._lowest_limit = min(costs.of(budget.kind, narrowest), budget.limit)
 
     def plan(self, scores: Tensor, limit: int) -> Plan:
         """Choose the channels and blocks with the highest scores, of those that were not removed before.
@@ -157,7 +155,7 @@ class MaskObjective:
         """
         ramp = self.settings.anneal * self.settings.steps
         excess = (1 - min(1.0, (step + 1) / ramp)) ** 3 if ramp else 0.0
-        return max(self._lowest_limit, round(self.budget.limit + (self.dense_cost - self.budget.limit) * excess))
+        return round(self.budget.limit + (self.dense_cost - self.budget.limit) * excess)
 
     def samples_in(self, batch: Any) -> int:
         """Count the samples of a batch; see `batches.samples_in`."""
@@ -174,7 +172,7 @@ class MaskObjective:
             value: Tensor = self.network.run_by(lambda network: compute(network, batch))
             return value
         images, targets = batch
-        output = self.network.run(prompt(images) if prompt else images)
+        output = self.network.run(prompt(images).to(images.dtype) if prompt else images)
         loss = compute(output, targets)
         if self._distillation:
             loss = self._distillation.loss_of_output(loss, output, images, targets)

@@ -5,13 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from passdeploy.errors import UsageError, clipped
+
 if TYPE_CHECKING:
     from passdeploy.recipe import OptimizerSpec, PruneSpec, Recipe
+
+_WORDS = {
+    "optimizer": ("adamw", "sgd"),
+    "weights": ("frozen", "rehearsed", "trained"),
+    "prompt_kind": ("padding", "full", "none"),
+    "hypernet_kind": ("lstm", "mlp", "conv", "none"),
+    "allocation": ("global", "uniform"),
+}
+_SHARES = ("anneal", "memory", "distill", "momentum")
+_COUNTS = {"steps": 0, "prior_batches": 0, "prompt_size": 1, "hidden": 1, "fade_steps": 1, "round_to": 1}  # at least
 
 
 @dataclass(frozen=True)
 class PassSettings:
-    """Settings of `learn_masks`; the defaults are those of a recipe, except that nothing is distilled."""
+    """Settings of `learn_masks`; the defaults are those of a recipe, except that nothing is distilled.
+
+    Raises:
+        UsageError: one of them has no meaning.
+    """
 
     steps: int = 300
     lr: float = 0.001
@@ -35,6 +51,17 @@ class PassSettings:
     per_cost: bool = True
     allocation: str = "global"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, words in _WORDS.items():
+            if (word := getattr(self, name)) not in words:
+                raise UsageError(f"{name}={clipped(repr(word))} is unknown.\nIt is one of {', '.join(words)}.")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name}={clipped(getattr(self, name))} is no share.\nIt is a number from 0 to 1.")
+        for name, least in _COUNTS.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"{name}={clipped(getattr(self, name))} is too few.\nIt is at least {least}.")
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, round_to: int) -> PassSettings:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget, choose_channels
 from passdeploy.channels.groups import ChannelMap
-from passdeploy.errors import RunError, TrainingError
+from passdeploy.errors import RunError, TrainingError, UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.prompt import Prompted, VisualPrompt, state_with_prompt
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
-from passdeploy.sparsity.hypernet import Hypernetwork
+from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
 from passdeploy.sparsity.learn import Learned, PassSettings, _load_hypernetwork_, learn_masks
 from passdeploy.sparsity.mask import batch_statistics_only
 from tests import nets
@@ -118,7 +118,54 @@ def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(useless: tuple[nn.
     with torch.no_grad():
         net.head.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"step 1 of mask learning, with a learning rate of 0.01"):
+        learn(net, channels, prior_batches=0)
+    with pytest.raises(TrainingError, match="the Taylor importance is not a number"):
         learn(net, channels)
+
+
+def test_a_gradient_that_is_not_a_number_makes_no_plan(useless: tuple[nn.Module, ChannelMap]):
+    """The loss is finite in every step, and weights that are frozen do not show it."""
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output, targets) + (0 * output.sum()).sqrt()
+
+    net, channels = useless
+    settings = PassSettings(steps=3, round_to=1, hidden=8, prior_batches=0, weights="frozen", prompt_kind="none")
+    with pytest.raises(TrainingError, match="a score is not a number at step 1 of mask learning"):
+        learn_masks(net, channels.groups, stream, loss, costs=channels.costs, settings=settings)
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.5, "params": 0.1}, {"flops": 0.5}, {"latency": 0.5}, {}])
+def test_a_budget_is_of_one_kind_that_is_known(useless: tuple[nn.Module, ChannelMap], budget: dict[str, float]):
+    net, channels = useless
+    with pytest.raises(UsageError, match="needs exactly one of macs, params, channels"):
+        learn_masks(net, channels.groups, stream, F.cross_entropy, costs=channels.costs, budget=budget)
+
+
+def test_what_masks_cannot_be_learned_from_is_refused(useless: tuple[nn.Module, ChannelMap]):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    batch = torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64)
+    groups = map_channels(net, batch[0]).groups
+    with pytest.raises(UsageError, match=r"a prompt is added to images .* these inputs are 2-d"):
+        learn_masks(net, groups, [batch], F.cross_entropy)
+    with pytest.raises(UsageError, match="no channel group can be pruned"):
+        learn_masks(net, groups[-1:], [batch], F.cross_entropy)
+    with pytest.raises(UsageError, match=r"a batch must be \(inputs, targets\)"):
+        learn_masks(useless[0], useless[1].groups, [{"x": batch[0]}], F.cross_entropy, costs=useless[1].costs)
+
+
+def test_weights_that_are_buffers_are_scored_like_parameters():
+    net = HalfUseless().eval()
+    channels = map_channels(net, IMAGE)
+    expected = magnitude_scores(net, channels.prunable), weight_statistics(net, channels.prunable)
+    for name in ("weight", "bias"):
+        tensor = getattr(net.features, name).detach()
+        delattr(net.features, name)
+        net.features.register_buffer(name, tensor)
+    found = magnitude_scores(net, channels.prunable), weight_statistics(net, channels.prunable)
+    torch.testing.assert_close(found, expected)
+    learned = learn(net, map_channels(net, IMAGE), steps=2)
+    assert learned.scores["features"].isfinite().all()
 
 
 def test_taylor_importance_is_the_squared_gradient_of_a_gate():
