@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from passdeploy.models.modes import evaluating, train_without_chance_
+from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.training.placement import device_of, placed_like
 
 RECALIBRATION_BATCHES = 20  # of which the statistics of a slim network are taken
@@ -21,7 +22,8 @@ def recalibrate_batch_norm_(
     """Replace the running statistics of every batch norm by plain averages over `batches`.
 
     Without the removed channels, the inputs of later layers have other means and variances than the
-    statistics say. Weights, modes and momenta stay as they are, and dropout is off.
+    statistics say. Weights, modes and momenta stay as they are, and dropout is off. What a network draws at random
+    follows from the number of the batch, and the global generators keep their state.
 
     Args:
         model: the network.
@@ -43,15 +45,17 @@ def recalibrate_batch_norm_(
             norm.momentum = None  # torch then averages over all batches
             norm.training = True
         try:
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 if not has_batch:
                     for norm in norms:
                         norm.reset_running_stats()
                 has_batch = True
-                if run is None:
-                    model(placed_like(model, batch[0], device))
-                else:
-                    run(model, batch)
+                # a network in training mode may draw at random, as detectors sample their proposals
+                with seeded_global_generators("recalibrate", number, device=device):
+                    if run is None:
+                        model(placed_like(model, batch[0], device))
+                    else:
+                        run(model, batch)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -386,6 +386,23 @@ def test_a_student_learns_from_the_teachers_outputs_alone_and_the_teacher_stays_
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
 
 
+def test_statistics_of_a_network_that_draws_at_random_are_the_same_again():
+    """Detectors in training mode sample proposals."""
+    norm, batches = nn.BatchNorm1d(3), [torch.randn(16, 3) for _ in range(2)]
+
+    def run(network: nn.Module, batch: Tensor) -> None:
+        network(batch[torch.randperm(len(batch))[:4]])
+
+    found = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        recalibrate_batch_norm_(norm, batches, run=run)
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(norm.running_mean.clone())
+        torch.rand(1)
+    assert torch.equal(*found)
+
+
 def test_recalibrated_statistics_are_plain_averages_over_the_batches():
     norm = nn.BatchNorm1d(2, momentum=0.3).eval()
     net = nn.Sequential(norm, nn.Dropout(0.9)).eval()
