@@ -63,10 +63,19 @@ class Processes:
 
     def mean_over_batch(self, value: Tensor, local_samples: int) -> Tensor:
         """Combine means over the parts of a batch, `local_samples` samples here, into the mean over the batch."""
+        return self.over_batch(value, local_samples)[1]
+
+    def over_batch(self, loss: Tensor, local_samples: int) -> tuple[Tensor, Tensor]:
+        """Combine the mean losses of the parts of a batch, `local_samples` samples here.
+
+        Returns:
+            This part's loss, scaled as by `scale_loss`, to differentiate; and the mean over the batch.
+        """
         if self.count == 1:
-            return value
+            return loss, loss.detach()
+        value = loss.detach()
         weighted, samples = self.average([value * local_samples, value.new_full((), float(local_samples))])
-        return weighted / samples
+        return loss * (local_samples / samples), weighted / samples
 
     def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Average each tensor over all processes, in one all-reduce."""

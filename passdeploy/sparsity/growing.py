@@ -113,7 +113,7 @@ def grow_penalty(
                     if distillation:
                         value = distillation.loss_of_output(value, output, images, targets)
                 factor = ceiling * min(1.0, (step + 1) / max(1.0, ramp * steps))
-                mean_loss = processes.mean_over_batch(value.detach(), len(images))
+                value, mean_loss = processes.over_batch(value, len(images))
                 _report(deferred.add(step, loss=mean_loss, penalty=factor), stage, steps, lr)
                 penalise_ = partial(_add_penalty_gradient_, removed, factor)
                 gradient_step_(value, {updates: parameters}, processes, change_gradients_=penalise_)

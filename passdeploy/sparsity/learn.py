@@ -222,7 +222,7 @@ def _train_(
         with seeded_global_generators("learn", settings.seed, step, processes.rank, device=device):
             with processes.synchronised_batch_norm():
                 loss = objective.loss(state.prompt, batch)
-            mean_loss = processes.mean_over_batch(loss.detach(), objective.samples_in(batch))
+            loss, mean_loss = processes.over_batch(loss, objective.samples_in(batch))
             reports.add(step, mean_loss, state.limit, float(state.schedule.get_last_lr()[0]))
             pass_on = partial(_take_channel_gradients_, network, scores, importance, state.hypernetwork, processes)
             gradient_step_(loss, optimizers, processes, change_gradients_=pass_on)

@@ -66,7 +66,7 @@ with process_group(torch.device("cpu")) as processes:
     fit(net, data, TrainSpec(epochs=1), batch_size=250, seed=0, device="cpu", processes=processes)
     channels = map_channels(net, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
     batches = [(images.double(), labels) for images, labels in
-               data.train.batches(100, epoch=0, augment=True, drop_last=True, part=processes.part)]
+               data.train.batches(101, epoch=0, augment=True, drop_last=True, part=processes.part)]
     saving.EVERY_S, saving._LARGEST_SHARE = 0.0, float("inf")
 
     def learn(memory):
@@ -86,7 +86,7 @@ with process_group(torch.device("cpu")) as processes:
 
 
 def test_two_processes_train_and_choose_as_one_does():
-    """Compare training with batches of 250 in parts of 125, and mask learning with batches of 100 in parts of 50."""
+    """Compare training with batches of 250 in equal parts, and mask learning with 101 images in parts of 51 and 50."""
     (alone,), pair = start_processes(STEPS, count=1), start_processes(STEPS)
     outputs = [process.communicate(timeout=300) for process in (alone, *pair)]
     assert [process.returncode for process in (alone, *pair)] == [0, 0, 0], outputs
