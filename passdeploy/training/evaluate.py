@@ -32,6 +32,8 @@ class Accuracy:
 def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.device | str | None = None) -> Accuracy:
     """Measure top-1 accuracy and mean cross-entropy in evaluation mode, over the whole split in its own order.
 
+    An answer that is not a number is wrong.
+
     Args:
         model: its mode is restored afterwards.
         split: images and labels.
@@ -46,7 +48,8 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int, device: torch.d
         for number, (images, labels) in enumerate(split.batches(batch_size, device=device)):
             logits, labels = logits_of(model(placed_like(model, images, device))), labels.to(device)
             loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            right.append(logits.argmax(dim=1) == labels)
+            # the largest of logits that are not numbers would be the first of those
+            right.append((logits.argmax(dim=1) == labels) & ~logits.isnan().any(dim=1))
             meter.add_all(deferred.add(number, loss=loss, correct=right[-1].sum(), count=len(labels)))
     meter.add_all(deferred.flush())
     which = torch.cat(right).cpu() if right else torch.zeros(0, dtype=torch.bool)

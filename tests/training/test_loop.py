@@ -302,6 +302,13 @@ def test_batches_made_for_a_gpu_train_and_evaluate_with_the_same_bits(
     assert found[0] == found[1]
 
 
+def test_an_answer_that_is_not_a_number_is_wrong(digits: ImageData):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(digits.image_shape), 10))
+    nn.init.constant_(net[1].bias, math.nan)  # whose largest is the first class
+    accuracy = evaluate(net, digits.test, batch_size=50)
+    assert (accuracy.top1, accuracy.correct) == (0.0, 0)
+
+
 def test_evaluation_reads_the_device_at_its_end_alone(digits: ImageData):
     net = small_net()
     with DeviceReads(net.state_dict().values()) as reads:
