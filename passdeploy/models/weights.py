@@ -120,12 +120,18 @@ def _without_ignorable(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 def _require_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise WeightsError(
+                f"{path} holds a {kind} tensor '{clipped(name)}'; only plain ones are read.\n"
+                f"Save it as {'tensor.dequantize()' if tensor.is_quantized else 'tensor.to_dense()'}."
+            )
         if not tensor.isfinite().all():
             half = " (float16 ends at 65,504)" if tensor.dtype == torch.float16 else ""
             raise WeightsError(
                 f"{path} holds NaN or infinite values in '{clipped(name)}'{half}; no network works with them."
             )
-        if name.endswith("running_var") and (tensor < 0).any():
+        if name.endswith("running_var") and (tensor.float() < 0).any():  # no comparison is there for 8 bits
             raise WeightsError(f"{path} holds a negative variance in '{clipped(name)}'; no network works with it.")
 
 

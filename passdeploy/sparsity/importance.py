@@ -31,7 +31,7 @@ class TaylorImportance:
 
     def update_(self, gate_gradients: Tensor) -> None:
         """Average one step in: the gradient of the loss by each gate, in the shape of the scores."""
-        averaged = torch.lerp(gate_gradients.square(), self.scores, self.memory)
+        averaged = torch.lerp(gate_gradients.to(self.scores.dtype).square(), self.scores, self.memory)
         self.scores = torch.where(self.is_kept, averaged, self.scores)
 
     def logits(self) -> Tensor:

@@ -71,6 +71,17 @@ NESTED: dict[str, Any] = {
 }
 
 
+def test_weights_of_8_bits_are_read_and_sparse_ones_are_refused(file: Path):
+    torch.save({name: t.to(torch.float8_e4m3fn) if t.is_floating_point() else t for name, t in SAVED.items()}, file)
+    tensors, notes = loaded(file)
+    assert torch.equal(tensors["fc.weight"], SAVED["fc.weight"].to(torch.float8_e4m3fn).float())
+    assert "stored in float8_e4m3fn, used in float32" in notes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of sparse tensors in files
+        torch.save({**SAVED, "fc.weight": SAVED["fc.weight"].to_sparse()}, file)
+        assert "holds a sparse tensor 'fc.weight'; only plain ones are read." in refused(file)
+
+
 @pytest.mark.parametrize("key", NESTED)
 def test_nested_weights_are_found_and_what_is_ignored_is_said(file: Path, key: str):
     saved = state()

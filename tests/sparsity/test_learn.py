@@ -95,6 +95,16 @@ def test_learning_twice_gives_the_same_bits_and_leaves_no_trace(useless: tuple[n
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
+@pytest.mark.parametrize("weights", ["trained", "frozen"])
+def test_masks_are_learned_for_networks_in_half_precision(weights: str):
+    net = HalfUseless().bfloat16().eval()
+    batches = [(images.bfloat16(), labels) for images, labels in (stripes(32, 0), stripes(32, 1))]
+    settings = PassSettings(steps=4, round_to=1, prompt_size=1, hidden=8, weights=weights)
+    groups = map_channels(net, IMAGE.bfloat16()).groups
+    learned = learn_masks(net, groups, batches, F.cross_entropy, settings=settings)
+    assert learned.scores["features"][:6].min() > learned.scores["features"][6:].max()
+
+
 def test_learning_moves_prompt_and_hypernetwork(useless: tuple[nn.Module, ChannelMap]):
     learned = learn(*useless)
     assert learned.prompt is not None
