@@ -97,7 +97,7 @@ class TrainSpec(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
         description="Number format of matrix products and convolutions; weights stay fp32. "
-        "fp16 scales the loss (automatic mixed precision).",
+        "fp16 scales the loss (automatic mixed precision). Masks are always learned in fp32.",
     )
     compile: bool = Field(default=False, description="Run the training step through torch.compile.")
     augment: Literal["auto", "none"] = Field(

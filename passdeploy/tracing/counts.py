@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from passdeploy.models.prompt import without_prompt
 from passdeploy.tracing.trace_channels import trace_channels
 
 
@@ -22,7 +23,8 @@ def count(model: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Counts
     """Count the parameters of `model`, each shared one once, and its multiply-adds on `example_inputs`.
 
     Convolutions, linear layers and matrix products are counted as they run, functional calls included; additions,
-    normalisations and activations are not. For numbers per image use a batch of one.
+    normalisations and activations are not. For numbers per image use a batch of one. The visual prompt in front of a
+    network that `load` returned is left out, as in `summary.json`.
     """
-    trace = trace_channels(model, example_inputs)
+    trace = trace_channels(without_prompt(model), example_inputs)
     return Counts(sum(trace.parameters.values()), sum(one.macs for one in trace.op_macs))

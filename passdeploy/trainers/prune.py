@@ -108,7 +108,7 @@ def prune(
     one, statistics of batch norms are measured again, and the slim network goes to the user's trainer.
 
     Args:
-        model: the trained network, on the device to learn on; it is left as it was.
+        model: the trained network, with its weights, on the device to learn on; it is left as it was.
         batches: (inputs, targets) on the model's device, or with a `BatchLoss` batches of any form: something that can
             be walked more than once, or a function that starts the same stream.
         loss: of the network's output and a target, or a `BatchLoss`, for which the user's code runs the network.

@@ -17,6 +17,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import EquivalenceError, PlanError
 from passdeploy.grouping.find import map_channels
 from passdeploy.grouping.gather import GroupBuilder
+from passdeploy.models.prompt import VisualPrompt, with_prompt
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.trace_channels import trace_channels
@@ -69,6 +70,11 @@ def test_the_cost_model_prices_a_plan_as_the_slim_network_counts(kind: type[nn.M
     assert channels.costs.of("macs", plan.widths()) == counted.macs
     assert channels.costs.of("params", plan.widths()) == counted.params
     assert counted.macs < count(net, IMAGES).macs
+
+
+def test_a_visual_prompt_is_no_part_of_what_a_network_counts():
+    net = built(nets.Residual)
+    assert count(with_prompt(net, VisualPrompt("padding", (3, 16, 16), 2)), IMAGES) == count(net, IMAGES)
 
 
 def test_masking_one_channel_removes_all_it_contributes():
