@@ -5,7 +5,7 @@ The command itself is in cli.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from passdeploy.errors import UsageError
 
 if TYPE_CHECKING:
     from passdeploy.commands.export_run import Exported
-    from passdeploy.export import EngineOptions, ExportSettings
+    from passdeploy.export import Artifact, EngineOptions, ExportSettings
     from passdeploy.export.packaging import Packaging
     from passdeploy.runtime.events import Listener
 
@@ -259,12 +259,12 @@ class ExportRequest:
             listener=listener,
         )
 
-    def next_step(self, run_option: str, allow_code: bool) -> str:
-        """Return the command to type after this export; `run_option` is what names the run in it."""
+    def next_step(self, run_option: str, allow_code: bool, artifacts: Sequence[Artifact]) -> str:
+        """Return the command to type after this export of `artifacts`; `run_option` is what names the run in it."""
         if self.bundle is not None:
             return "copy the bundle to the target, and there: sh build.sh"
         if self.from_bundle is not None:
-            return typed_command("export", "--check-engine", f"{self.from_bundle}/NAME.engine")
+            return typed_command("export", "--check-engine", str(artifacts[0].path))
         if self.dry_run:
             return "the same command without --dry-run"
         if self.model is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -146,9 +145,9 @@ def relative_to_cwd(path: Path) -> Path:
 
 def next_run_option(run_dir: Path, *, allow_code: bool = False) -> str:
     """Return the options to show in the next command: `--run` unless `runs/latest` is that run, and `--allow-code`."""
-    latest = Path("runs/latest")
-    is_latest = run_dir == latest or run_dir.resolve() == latest.resolve()
-    return ("" if is_latest else f" --run {quote(str(run_dir))}") + (" --allow-code" if allow_code else "")
+    from passdeploy.runs.numbering import run_option
+
+    return run_option(run_dir) + (" --allow-code" if allow_code else "")
 
 
 def list_or_pass_on(context: click.Context, listing: click.Command) -> None:

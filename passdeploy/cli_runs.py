@@ -28,7 +28,7 @@ def report(run_dir: Path, as_json: bool, quiet: bool) -> None:
 
     with RunFolder.open(run_dir, write=True) as folder:
         paths = [relative_to_cwd(path) for path in write_report(folder)]
-        verdict = judge(read_run(folder))
+        verdict = judge(read_run(folder, relative_to_cwd(folder.path)))
     Output(as_json, quiet).show(
         {"html": str(paths[0]), "markdown": str(paths[1]), "verdict": verdict.mood, "answer": verdict.sentence},
         verdict.sentence,
@@ -90,7 +90,8 @@ def list_all_runs(out: Path, as_json: bool, quiet: bool) -> None:
     found = find_runs(out)
     if not found:
         raise RunError(f"there are no runs in {out}.\nMake one: passdeploy prune --recipe mobilenetv2.yaml")
-    step = typed_command("runs", "show", str(out / "NAME"))
+    finished = [run["name"] for run in found if run["state"] == "finished"]
+    step = typed_command("runs", "show", str(out / finished[-1])) if finished else ""
     Output(as_json, quiet).show({"runs": found}, runs_table(found), next_step=step)
 
 
@@ -106,7 +107,8 @@ def show_run(run_dir: Path, as_json: bool, quiet: bool) -> None:
     from passdeploy.report.verdict import judge
     from passdeploy.runs.folder import RunFolder
 
-    facts = read_run(RunFolder.open(run_dir))
+    folder = RunFolder.open(run_dir)
+    facts = read_run(folder, relative_to_cwd(folder.path))
     verdict, changes = judge(facts), widths_table(facts.summary)
     exports = {name: dict(record) for name, record in facts.exports.items()}
     Output(as_json, quiet).show(

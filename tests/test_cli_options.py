@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 import passdeploy.cli as cli
+import passdeploy.cli_export as cli_export
 from passdeploy.cli_options import next_run_option
 from passdeploy.cli_typed import typed_command
 from passdeploy.commands import prune
+from passdeploy.commands.export_run import Exported
+from passdeploy.export import Artifact
 from tests.command_line import Called, call_command
 
 
@@ -66,6 +69,13 @@ def test_an_engine_that_loads_is_measured_next(monkeypatch: pytest.MonkeyPatch):
     assert next_command(done) == ["passdeploy", "profile", "my model.engine", "--trust-engine"]
 
 
+def test_an_engine_of_a_bundle_is_loaded_next(monkeypatch: pytest.MonkeyPatch):
+    engine = Artifact(Path("my bundle/model.engine"), "engine", "fp16", "", 1, {"flavour": "rtx"})
+    monkeypatch.setattr(cli_export.ExportRequest, "run", lambda *_: Exported(Path("my bundle"), (engine,)))
+    done = call_command("export", "--from-bundle", "my bundle")
+    assert next_command(done) == ["passdeploy", "export", "--check-engine", "my bundle/model.engine"]
+
+
 def test_a_group_takes_the_options_of_its_list(folder: Path, tiny_run: prune.RunResult):
     out = tiny_run.path.parent
     assert call_command("recipes", "--json").stdout == call_command("recipes", "list", "--json").stdout
@@ -73,7 +83,7 @@ def test_a_group_takes_the_options_of_its_list(folder: Path, tiny_run: prune.Run
     listed = call_command("runs", "list", "--out", out, "--json")
     assert [run["name"] for run in json.loads(listed.stdout)["runs"]] == [tiny_run.path.name]
     assert call_command("runs", "--out", out, "--json").stdout == listed.stdout
-    assert next_command(call_command("runs", "--out", out)) == ["passdeploy", "runs", "show", f"{out}/NAME"]
+    assert next_command(call_command("runs", "--out", out)) == ["passdeploy", "runs", "show", str(tiny_run.path)]
 
 
 def test_a_group_passes_its_options_on(tiny_run: prune.RunResult):

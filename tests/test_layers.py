@@ -22,7 +22,7 @@ LAYERS = (
     ("commands",),
     ("cli_completion", "cli_group", "cli_typed"),
     ("cli_execution", "cli_export", "cli_options", "cli_profile"),
-    ("cli_recipes", "cli_runs"),
+    ("cli_prune", "cli_recipes", "cli_runs"),
     ("cli",),
     ("__main__",),
 )

@@ -8,13 +8,14 @@ folder of their own in the run, since they are made for other batch sizes than t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from passdeploy.commands.export_run import export_network, samples_of
 from passdeploy.errors import PassDeployError
-from passdeploy.export import Artifact, ExportSettings
+from passdeploy.export import Artifact, ExportSettings, Samples
 from passdeploy.export.precision import parse_precisions
 from passdeploy.export.torch_trt import PROGRAM_PRECISIONS
 from passdeploy.export.torch_trt_release import load_torch_trt
@@ -22,7 +23,8 @@ from passdeploy.export.trt_api import Flavour
 from passdeploy.profiling import Candidate, Setting, default_threads, profile_pair, read_environment
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, load_network, read_plan_document, summary_of
+from passdeploy.runs.load import load_network, read_plan_document, summary_of
+from passdeploy.runs.numbering import LATEST
 from passdeploy.runtime.events import Listener, silent
 from passdeploy.runtime.names import PRECISIONS
 
@@ -42,6 +44,11 @@ class _Bench:
     listener: Listener
     rows: list[dict[str, Any]]
     skipped: list[dict[str, str]]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Images of the run's data, the same for every precision."""
+        return samples_of(self.folder, ExportSettings(precisions=PRECISIONS), listener=self.listener)
 
     def attempt(self, format_name: str, precision: str, work: Callable[[], None]) -> None:
         """Do some work for a row of the table; if it cannot be done here, note the reason."""
@@ -144,7 +151,7 @@ def bench_run(
             "skipped": bench.skipped,
         }
         folder.write_json("bench.json", document, kind="bench")
-        renew_report(folder)
+        renew_report(folder, listener)
         return document
 
 
@@ -154,8 +161,9 @@ def _batches(batch: int) -> tuple[int, int, int]:
 
 
 def _export(bench: _Bench, name: str, settings: ExportSettings) -> list[Artifact]:
-    samples = samples_of(bench.folder, replace(settings, precisions=PRECISIONS))  # the same images for every precision
-    return export_network(bench.folder, name, settings, samples, bench.allow_code, bench.listener, home=BENCH_FILES)
+    return export_network(
+        bench.folder, name, settings, bench.samples, bench.allow_code, bench.listener, home=BENCH_FILES
+    )
 
 
 def _export_baseline(bench: _Bench) -> Artifact | PassDeployError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
 from passdeploy.errors import CorruptArtifact, RunError
-from passdeploy.export import Artifact, ExportSettings
+from passdeploy.export import Artifact, ExportSettings, Samples
 from passdeploy.export.artifact import file_stem
 from passdeploy.export.trt_api import load_trt
 from passdeploy.export.trt_binding import has_gpu_of_torch
@@ -25,27 +25,27 @@ _MAKERS = ("passdeploy", "torch", "onnx", "onnxscript", "onnxruntime")  # packag
 _PACKAGES = ("bundle", "triton")
 
 
-def fingerprint(
-    settings: ExportSettings, precision: str, weights: Mapping[str, str], image_shape: Sequence[int]
-) -> str:
+def fingerprint(settings: ExportSettings, precision: str, weights: Mapping[str, str], samples: Samples) -> str:
     """Return a hash of all that the ONNX file of a precision depends on.
 
     Args:
         settings: of the export.
         precision: of the file.
         weights: SHA-256 of the files that the network is rebuilt from.
-        image_shape: (3, height, width).
+        samples: images of the export; conversions to another precision depend on them.
     """
     versions = package_versions()
+    images = () if precision == "fp32" else (samples.images, samples.calibration)
     content = {
         "weights": dict(weights),
-        "image_shape": list(image_shape),
+        "image_shape": list(samples.image_shape),
         "precision": precision,
         "batch": list(settings.batch),
         "opset": settings.opset,
         "takes_pixels": settings.takes_pixels,
         "limits": asdict(settings.limits(precision)),
         "quantiser": settings.quantiser,
+        "images": [hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in images],
         "versions": {name: versions.get(name) for name in _MAKERS},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from passdeploy.commands.export_reuse import find_unchanged, fingerprint, mark_stale_
+from passdeploy.commands.run_data import require_same_classes
 from passdeploy.data.splits import load_data
-from passdeploy.errors import PassDeployError, UsageError
+from passdeploy.errors import CorruptArtifact, PassDeployError, RecipeError, RunError, UsageError
 from passdeploy.export import Artifact, ExportSettings, Samples, export_artifacts
 from passdeploy.export.drafts import DRAFTS
 from passdeploy.export.exporter import preview_programs
@@ -19,9 +20,9 @@ from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.load import LATEST, load_network, read_plan_document, recipe_of
-from passdeploy.runs.numbering import name_without_number
-from passdeploy.runtime.events import Listener, StageFinished, silent
+from passdeploy.runs.load import load_network, read_plan_document, recipe_of
+from passdeploy.runs.numbering import LATEST, name_without_number
+from passdeploy.runtime.events import Listener, StageFinished, Warned, silent
 
 EXPORTS = "export"  # folder of the exported files, in the run folder
 _INPUT_FACTS = ("model", "classes", "mean", "std", "preprocessing")  # of plan.json, written into exported files
@@ -65,7 +66,7 @@ def export_run(
     names = ("slim", "dense") if dense else ("slim",)
     with RunFolder.open(Path(run), write=True) as folder:
         settings = _with_gates(settings, folder)
-        samples = samples_of(folder, settings, image_size)
+        samples = samples_of(folder, settings, image_size, listener=listener)
         if settings.is_dry_run:
             previews = [
                 {"network": name, **facts}
@@ -95,7 +96,7 @@ def export_run(
             if artifact.path.is_relative_to(folder.path):
                 folder.record_existing(artifact.path.relative_to(folder.path).as_posix(), artifact.kind)
         _renew_records(folder, listener)
-        renew_report(folder)
+        renew_report(folder, listener)
         return Exported(folder.path, (*written, *packages))
 
 
@@ -120,23 +121,23 @@ def export_network(
     """
     _remove_drafts(folder.path / home)
     facts, settings = read_plan_document(folder), _with_gates(settings, folder)
-    manifest = folder.manifest()
     metadata: dict[str, Any] = {
         **{key: facts[key] for key in _INPUT_FACTS if key in facts},  # runs of earlier versions have fewer
         "image_shape": list(samples.image_shape),
         "network": name,
         "run": folder.path.name,
-        "sha256": {file: manifest[file]["sha256"] for file in (f"{name}.safetensors", "plan.json")},
+        "sha256": {file: folder.record_of(file)["sha256"] for file in (f"{name}.safetensors", "plan.json")},
     }
     prefix = prefix_of(name, settings)
     weights = {file: str(sha256) for file, sha256 in metadata["sha256"].items()}
-    made_from = {one: fingerprint(settings, one, weights, samples.image_shape) for one in settings.precisions}
+    made_from = {one: fingerprint(settings, one, weights, samples) for one in settings.precisions}
     made: dict[str, list[Artifact]] = {}
+    records = _read_records(folder, home, listener)
     for precision in settings.precisions if not fresh else ():
         found = find_unchanged(
             folder,
             home,
-            _records(folder, home),
+            records,
             prefix,
             settings,
             precision,
@@ -161,7 +162,6 @@ def export_network(
             folder.record_existing(f"{home}/{artifact.path.name}", artifact.kind)
             if artifact.kind == "engine":
                 folder.record_existing(f"{home}/{sidecar_path(artifact.path).name}", "sidecar")
-            records = _records(folder, home)
             records[artifact.path.name] = {"network": name, **artifact.to_json()}
             if artifact.kind == "onnx":
                 records[artifact.path.name]["made_from"] = made_from[artifact.precision]
@@ -172,7 +172,7 @@ def export_network(
 
 def _renew_records(folder: RunFolder, listener: Listener) -> None:
     """Drop the records of exported files that are gone, and mark what was made from earlier files."""
-    if records := _records(folder):
+    if records := _read_records(folder, EXPORTS, listener):
         there = {name: record for name, record in records.items() if (folder.path / EXPORTS / name).is_file()}
         mark_stale_(folder, there, listener)
         folder.write_json(_records_name(EXPORTS), there)
@@ -198,20 +198,32 @@ def _records_name(home: str) -> str:
     return f"{home}/artifacts.json"
 
 
-def _records(folder: RunFolder, home: str = EXPORTS) -> dict[str, Any]:
-    """Read the records of the exported files; empty where there are none, or a user has deleted the file."""
+def _read_records(folder: RunFolder, home: str, listener: Listener) -> dict[str, Any]:
+    """Read the records of the exported files; empty where there are none, or a user has deleted the file.
+
+    A damaged file is removed, with a warning: what it told of is made again when it is exported again.
+    """
     name = _records_name(home)
     if not folder.has(name) or not (folder.path / name).is_file():
         return {}
-    records: dict[str, Any] = folder.read_json(name)
+    try:
+        records: dict[str, Any] = folder.read_json(name)
+    except CorruptArtifact:
+        listener(Warned(f"{folder.path / name} was damaged or edited: it is not used, and is written anew."))
+        folder.remove(name)
+        return {}
     return records
 
 
-def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | None = None) -> Samples:
+def samples_of(
+    folder: RunFolder, settings: ExportSettings, image_size: int | None = None, *, listener: Listener = silent
+) -> Samples:
     """Return images of the run's data to check on and to calibrate on, scaled to `image_size` if one is given.
 
     Raises:
         UsageError: the network has a visual prompt, which fits one image size only.
+        RunError: the images are not here.
+        DataError: the data has other classes than those that the network was trained on.
     """
     facts = read_plan_document(folder)
     if image_size is not None and facts["prompt"] and image_size != facts["image_shape"][1]:
@@ -220,4 +232,12 @@ def samples_of(folder: RunFolder, settings: ExportSettings, image_size: int | No
             "Leave --image-size out; with prune.prompt.keep: false, networks take other sizes too."
         )
     size = {} if image_size is None else {"image_size": image_size}
-    return Samples.of(load_data(recipe_of(folder).data.model_copy(update=size)), settings)
+    try:
+        data = load_data(recipe_of(folder).data.model_copy(update=size))
+    except RecipeError as error:
+        raise RunError(
+            f"the images of {folder.path.name} are not here: {str(error).splitlines()[0]}\n"
+            "Files are compared and calibrated on them: type this where they are, or put them there."
+        ) from error
+    require_same_classes(folder, data.identity, listener)
+    return Samples.of(data, settings)

@@ -22,14 +22,8 @@ import torch
 from passdeploy.commands.crowded_cores import crowded_cores
 from passdeploy.commands.prepare import prepare
 from passdeploy.commands.published import with_published_input
-from passdeploy.commands.resume import (
-    DATA,
-    can_be_resumed,
-    find_run_to_resume,
-    leaves,
-    require_room_for_runs,
-    require_same_data,
-)
+from passdeploy.commands.resume import can_be_resumed, find_run_to_resume, leaves, require_room_for_runs
+from passdeploy.commands.run_data import DATA, require_same_data
 from passdeploy.commands.snapshots import epochs_left
 from passdeploy.commands.stages import PruneJob
 from passdeploy.data.splits import ImageData

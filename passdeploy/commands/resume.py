@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from passdeploy.data.identity import DataIdentity
 from passdeploy.errors import CorruptArtifact, PassDeployError, RunError, UsageError
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.numbering import list_runs
 from passdeploy.runtime.files import require_writable
 
-DATA = "data.json"  # the `DataIdentity` of a run
 _MOST_KEYS = 3  # that an error names
 
 
@@ -72,21 +70,6 @@ def require_room_for_runs(out: Path) -> None:
     except UsageError as error:
         reason = str(error).splitlines()[0].rpartition(": ")[2]
         raise RunError(f"cannot make a run folder in {out}: {reason}\nChoose another place with --out DIR.") from error
-
-
-def require_same_data(folder: RunFolder, identity: DataIdentity) -> None:
-    """Check that the data is what a run was begun with; runs of earlier versions have not written that down.
-
-    Raises:
-        RunError: it is not; the message says what has changed.
-    """
-    if not folder.has(DATA):
-        return
-    if changes := identity.changes_since(DataIdentity.from_json(folder.read_json(DATA))):
-        raise RunError(
-            f"the data has changed since {folder.path.name} was begun: {'; '.join(changes)}.\n"
-            "Put the images back as they were, or leave --resume out to start a new run."
-        )
 
 
 def _recipe_texts(runs: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, CorruptArtifact]]:

@@ -5,8 +5,7 @@ dense -> learn -> (time, for a latency target) -> slim -> finetune -> summary, r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -19,8 +18,8 @@ from passdeploy.commands.closing_latency import measure_closing_latency
 from passdeploy.commands.mask_batches import MaskBatches
 from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.snapshots import SnapshotWriter
+from passdeploy.commands.stage_conditions import stage_conditions
 from passdeploy.commands.summary import images_per_class, summarise
-from passdeploy.commands.try_training import TRIAL_IMAGES
 from passdeploy.errors import PassDeployError, percent
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
@@ -32,8 +31,7 @@ from passdeploy.report.run_facts import SAMPLE
 from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
-from passdeploy.runtime.determinism import deterministic_algorithms, reproducibility_facts
-from passdeploy.runtime.device_memory import memory_errors
+from passdeploy.runtime.determinism import reproducibility_facts
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Listener, Stage, StageFinished, Warned, stage
 from passdeploy.runtime.seeds import seed_of
@@ -124,37 +122,21 @@ class PruneJob:
             result = self.folder.result_of(name)
             self.listener(StageFinished(name, result["text"], result["seconds"], is_skipped=True))
             return
-        with stage(name, _STAGE_TEXTS[name], self.listener) as progress, self._stage_conditions(name, progress):
+        with (
+            stage(name, _STAGE_TEXTS[name], self.listener) as progress,
+            stage_conditions(
+                name,
+                progress,
+                self.recipe,
+                image_shape=self.data.image_shape,
+                network=self.dense,
+                device=self.device,
+                listener=self.listener,
+            ),
+        ):
             result = work(progress)
         self._warn_of_unreadable()
         self.folder.mark_done(name, {**result, "text": progress.text, "seconds": round(progress.seconds, 3)})
-
-    @contextmanager
-    def _stage_conditions(self, name: str, progress: Stage) -> Iterator[None]:
-        """Make a stage deterministic if the recipe asks for it, and report a batch that does not fit the memory.
-
-        Plans for a latency are measured without determinism, as the deployed network will run.
-        """
-        size = self.recipe.prune.batch_size if name == "learn" else None
-        key, batch = ("data.batch_size", self.batch) if size is None else ("prune.batch_size", size)
-        shape = " x ".join(map(str, self.data.image_shape))
-
-        def what() -> str:
-            after = f", after {progress.done} steps" if progress.done else ""
-            return f"stage {name}{after}: a batch of {batch} images of {shape}"
-
-        with (
-            memory_errors(
-                what,
-                self.device,
-                advice=f"Halve it: --set {key}={max(1, batch // 2)}",
-                fitted=lambda: batch if progress.done else TRIAL_IMAGES,
-            ),
-            deterministic_algorithms(
-                self.recipe.deterministic and name != "time", self.device, network=self.dense, listener=self.listener
-            ),
-        ):
-            yield
 
     def _warn_of_unreadable(self) -> None:
         """Warn of images that could not be read since the last warning."""

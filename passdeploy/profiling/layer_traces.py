@@ -7,6 +7,7 @@ slows the network down, so the times show the shares of the layers, not absolute
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -161,13 +162,16 @@ def merge_trt_layers(times: Mapping[str, float], layers: Mapping[str, LayerTime]
 
 
 def _onnx_source(engine: Path) -> Path:
-    """Find the ONNX file that an engine was built from, which its sidecar names."""
+    """Find the ONNX file that an engine of a run was built from, which its sidecar names."""
     facts = read_sidecar(engine)
     path = engine.with_name(str(facts.get("onnx")))
     if not path.is_file():
+        options = ["--trt", "--dense", "--precision", str(facts.get("precision", "fp32"))]
+        options += ["--flavour", "rtx"] if facts.get("flavour") == "rtx" else []
+        command = shlex.join(["passdeploy", "export", *options, "--run", str(engine.parent.parent)])
         raise RunError(
             f"layers of {engine.name} are told by the ONNX file that it was built from: {path.name}, which is gone.\n"
-            "Export again: passdeploy export --trt --dense"
+            f"Export again: {command}"
         )
     return path
 

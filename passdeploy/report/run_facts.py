@@ -16,6 +16,7 @@ from passdeploy.errors import CorruptArtifact
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.logs import METRICS
+from passdeploy.runs.numbering import MANIFEST, run_option
 
 SAMPLE = "sample.png"  # a test image, which the report shows the prompt on
 PROMPT_KEY = "passdeploy.prompt"  # as in models/prompt.py, which imports torch
@@ -48,6 +49,7 @@ class RunFacts:
     scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
     prompt: NDArray[np.float32] | None  # (3, height, width), to add to normalised images; as the slim network has it
     sample: bytes | None = None  # the PNG of a test image; None where the run has none
+    typed_path: Path | None = None  # by which commands name the run; None: as it is named beside the folder of all runs
 
     @property
     def name(self) -> str:
@@ -56,8 +58,8 @@ class RunFacts:
 
     @property
     def shown_path(self) -> Path:
-        """The folder as it is typed: relative, beginning with the folder of all runs."""
-        return Path(self.path.parent.name) / self.path.name
+        """The folder as commands name it: as it was typed, or relative, beginning with the folder of all runs."""
+        return self.typed_path or Path(self.path.parent.name) / self.path.name
 
     @property
     def run_option(self) -> str:
@@ -88,8 +90,12 @@ class RunFacts:
         return None if found is None else str(found)
 
 
-def read_run(folder: RunFolder) -> RunFacts:
+def read_run(folder: RunFolder, typed_path: Path | None = None) -> RunFacts:
     """Read the results of a finished run.
+
+    Args:
+        folder: the run.
+        typed_path: by which commands that are shown name the run; None: relative, from beside the folder of all runs.
 
     Raises:
         RunError: the run is not finished.
@@ -106,21 +112,32 @@ def read_run(folder: RunFolder) -> RunFacts:
         recipe_text=text,
         summary=summary,
         plan=plan,
-        profile=_read_if_there(folder, "profile.json"),
-        exports=_read_if_there(folder, "export/artifacts.json"),
-        bench=_read_if_there(folder, "bench.json"),
+        profile=_read_if_there(folder, "profile.json", "profile"),
+        exports=_read_if_there(folder, "export/artifacts.json", "export"),
+        bench=_read_if_there(folder, "bench.json", "bench"),
         curves=_read_curves(folder.verified_if_recorded(METRICS)),
         scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},
         prompt=_read_prompt(folder, tensors),
         sample=folder.verified(SAMPLE).read_bytes() if folder.has(SAMPLE) else None,
+        typed_path=typed_path,
     )
 
 
-def _read_if_there(folder: RunFolder, name: str) -> dict[str, Any]:
-    """Read a JSON artifact; empty where the run has none, or a user has deleted it."""
+def _read_if_there(folder: RunFolder, name: str, command: str) -> dict[str, Any]:
+    """Read a JSON artifact; empty where the run has none, or a user has deleted it.
+
+    Raises:
+        CorruptArtifact: it was damaged; the message names the command that writes it.
+    """
     if not folder.has(name) or not (folder.path / name).is_file():
         return {}
-    content: dict[str, Any] = folder.read_json(name)
+    try:
+        content: dict[str, Any] = folder.read_json(name)
+    except CorruptArtifact as error:
+        raise CorruptArtifact(
+            f"{folder.path / name} was damaged or edited: its SHA-256 is not the one in {MANIFEST}.\n"
+            f"Put the original back, or write it anew: passdeploy {command}{run_option(folder.path)}"
+        ) from error
     return content
 
 

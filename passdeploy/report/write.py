@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from passdeploy.errors import CorruptArtifact
 from passdeploy.report.page import render_html, render_markdown
 from passdeploy.report.run_facts import read_run
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.events import Listener, Warned, silent
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -25,7 +27,14 @@ def write_report(folder: RunFolder) -> tuple[Path, Path]:
     )
 
 
-def renew_report(folder: RunFolder) -> None:
-    """Write the report anew where the run is finished, after something was added to it."""
-    if folder.has("summary.json"):
+def renew_report(folder: RunFolder, listener: Listener = silent) -> None:
+    """Write the report anew where the run is finished, after something was added to it.
+
+    Where a file that it shows was damaged, that is warned of: what was added stays.
+    """
+    if not folder.has("summary.json"):
+        return
+    try:
         write_report(folder)
+    except CorruptArtifact as error:
+        listener(Warned(f"the report of the run is still the one of before: {error}"))

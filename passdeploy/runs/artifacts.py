@@ -119,13 +119,7 @@ class ArtifactFolder:
             RunError: the run has no such artifact.
             CorruptArtifact: the file is missing or was changed.
         """
-        path, entry = self / name, self.manifest().get(name)
-        if entry is None:
-            state = "is not recorded as finished" if path.is_file() else "is not there"
-            raise RunError(
-                f"run {self.path} has no {name}: it {state}.\n"
-                "The step that writes it has not run, or was interrupted; run it (again)."
-            )
+        path, entry = self / name, self.record_of(name)
         if not path.is_file():
             raise CorruptArtifact(
                 f"{path} is recorded in {MANIFEST}, but the file is gone.\nPut it back, or make it again."
@@ -138,6 +132,21 @@ class ArtifactFolder:
                 "It was damaged or edited. Put the original back, or run the step that writes it again."
             )
         return path
+
+    def record_of(self, name: str) -> dict[str, Any]:
+        """Return the record of an artifact: sha256, size_bytes, kind, versions.
+
+        Raises:
+            RunError: the run has no such artifact.
+        """
+        entry = self.manifest().get(name)
+        if entry is None:
+            state = "is not recorded as finished" if (self / name).is_file() else "is not there"
+            raise RunError(
+                f"run {self.path} has no {name}: it {state}.\n"
+                "The step that writes it has not run, or was interrupted; run it (again)."
+            )
+        return entry
 
     def verified_if_recorded(self, name: str) -> Path:
         """Return the path of a file that is appended to, verified if the run was finished since."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from torch import nn
@@ -15,11 +16,10 @@ from passdeploy.models.selected_channels import select_channels_named_
 from passdeploy.models.weights import PRETRAINED
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.numbering import LATEST
 from passdeploy.runs.plan_file import replacements_from_json, sizes_from_json
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.substitutes import replace_modules_
-
-LATEST = Path("runs/latest")
 
 
 def load(run: Path | str = LATEST, which: str = "slim", *, allow_code: bool = False) -> nn.Module:
@@ -59,7 +59,7 @@ def read_plan_document(folder: RunFolder) -> dict[str, Any]:
         raise CorruptArtifact(
             f"plan.json of {folder.path} says nothing of {', '.join(missing)}: "
             "another version of passdeploy wrote it.\n"
-            f"Prune again: passdeploy prune --recipe {folder.path / 'recipe.resolved.yaml'}"
+            f"Prune again: passdeploy prune --recipe {quote(str(folder.path / 'recipe.resolved.yaml'))}"
         )
     return document
 

@@ -9,6 +9,7 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from shlex import quote
 from socket import gethostname
 from time import sleep
 
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 from passdeploy.errors import RunError, clipped
 
 MANIFEST, LOCK = "manifest.json", ".lock"
+LATEST = Path("runs/latest")  # the run that commands take where none is named
 WRITER = ".writer.json"  # who holds the lock
 _LOOKS, _BETWEEN_LOOKS_S = 10, 0.05  # at WRITER, which is written a moment after the lock was taken
 _NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
@@ -51,6 +53,14 @@ def name_without_number(folder_name: str) -> str:
     """
     numbered = _NUMBERED.fullmatch(folder_name)
     return numbered["name"] if numbered else folder_name
+
+
+def run_option(run: Path) -> str:
+    """Return ` --run PATH` as it is typed in the working folder; empty where commands take that run by themselves."""
+    if run == LATEST or run.resolve() == LATEST.resolve():
+        return ""
+    here = Path.cwd()
+    return f" --run {quote(str(run.relative_to(here) if run.is_relative_to(here) else run))}"
 
 
 def replace_link(link: Path, target: str) -> None:

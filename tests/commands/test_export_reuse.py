@@ -14,12 +14,14 @@ import safetensors.torch
 import torch
 
 from passdeploy.commands import export_reuse, export_run, prune
-from passdeploy.commands.export_reuse import _is_current, mark_stale_
-from passdeploy.errors import ParityError, UsageError
+from passdeploy.commands.export_reuse import _is_current, fingerprint, mark_stale_
+from passdeploy.commands.run_data import DATA
+from passdeploy.errors import CorruptArtifact, DataError, ParityError, RunError, UsageError
 from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, exporter
 from passdeploy.export.artifact import describe_artifact, file_stem
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.trt_sidecar import write_sidecar
+from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network, recipe_of
 from passdeploy.runtime.cuda_driver import Driver
@@ -162,3 +164,68 @@ def test_a_bundle_that_no_target_could_build_is_refused_before_anything_is_expor
     with pytest.raises(UsageError, match="without --refittable"):
         export_run.export_run(run, settings, packaging=Packaging(bundle=Path("export/bundle")))
     assert not (run / "export").exists()
+
+
+def warnings_of_export(run: Path) -> str:
+    """Export a run, and return the warnings."""
+    heard: list[Event] = []
+    export_run.export_run(run, SMALL, listener=heard.append)
+    return "\n".join(event.text for event in heard if isinstance(event, Warned))
+
+
+def test_damaged_records_of_exported_files_are_warned_of_and_written_anew(run: Path):
+    export_run.export_run(run, SMALL)
+    (run / "export" / "artifacts.json").write_text("{}")
+    assert "artifacts.json was damaged or edited: it is not used" in warnings_of_export(run)
+    assert set(records_of(run)) == {"model.onnx"}
+    assert warnings_of_export(run) == ""
+
+
+def test_an_export_stays_where_the_report_cannot_be_renewed(run: Path):
+    with RunFolder.open(run, write=True) as folder:
+        folder.write_json("bench.json", {})
+        (run / "bench.json").write_text("{")
+        with pytest.raises(CorruptArtifact, match=r"bench\.json was damaged .*\n.* anew: passdeploy bench --run \S+$"):
+            write_report(folder)
+    assert "report of the run is still the one of before" in warnings_of_export(run)
+    assert set(records_of(run)) == {"model.onnx"}
+
+
+def test_an_export_needs_the_classes_of_the_run_and_warns_of_other_images(run: Path):
+    def change(**changed: Any) -> None:
+        with RunFolder.open(run, write=True) as folder:
+            folder.write_json(DATA, {**folder.read_json(DATA), **changed})
+
+    assert warnings_of_export(run) == ""
+    change(test={"images": 99, "sha256": ""})
+    assert "tiny-0001 was begun: 99 test images then, 16 now. Files are compared" in warnings_of_export(run)
+    change(classes=["class1", "class0"])
+    with pytest.raises(DataError, match="the classes are in another order"):
+        export_run.export_run(run, SMALL)
+
+
+def test_a_converted_file_is_made_again_where_the_images_have_changed():
+    images = torch.zeros(1, 3, 4, 4)
+    before, now = (Samples(images, images + change, (3, 4, 4), (0, 0, 0), (1, 1, 1)) for change in (0, 1))
+    same = {
+        each: fingerprint(SMALL, each, {}, before) == fingerprint(SMALL, each, {}, now) for each in ("fp32", "int8")
+    }
+    assert same == {"fp32": True, "int8": False}
+
+
+def test_an_export_says_where_the_images_were(run: Path):
+    with RunFolder.open(run, write=True) as folder:
+        recipe = recipe_of(folder)
+        data = recipe.data.model_copy(update={"root": "photos"})
+        folder.write_text("recipe.resolved.yaml", recipe.model_copy(update={"data": data}).to_yaml(), kind="recipe")
+    with pytest.raises(
+        RunError, match=r"images of tiny-0001 are not here: data\.root 'photos' is not a folder here\.\n"
+    ):
+        export_run.export_run(run, SMALL)
+
+
+def test_a_run_that_was_stopped_before_its_end_has_nothing_to_export(run: Path):
+    with RunFolder.open(run, write=True) as folder:
+        folder.remove("slim.safetensors")
+    with pytest.raises(RunError, match=r"has no slim\.safetensors: it is not there"):
+        export_run.export_run(run, SMALL)

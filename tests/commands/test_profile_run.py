@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from passdeploy.commands import profile_run
+from passdeploy.commands import measured_forms, profile_reuse, profile_run
 from passdeploy.commands.prune import RunResult
 from passdeploy.errors import MissingError, RunError, UsageError
 from passdeploy.latency import measurement_context
@@ -35,9 +35,10 @@ class Folder:
         return self.path / name
 
 
-def candidate(folder: Any, backend: str, precision: str) -> Any:
+def form_of(folder: Any, backend: str, precision: str) -> Any:
     slim = Candidate("slim")
-    return profile_run._with_form(slim, folder, backend, Setting(precision=precision), False, silent)
+    setting = Setting(precision=precision)
+    return measured_forms._with_form(slim, folder, backend, setting, False, pytest.fail, silent)
 
 
 @pytest.mark.parametrize(
@@ -53,41 +54,44 @@ def test_the_file_of_the_precision_is_measured(
     backend: str, precision: str, names: tuple[str, ...], form: str, expected: str
 ):
     folder = Folder(*(f"export/{name}" for name in names))
-    assert getattr(candidate(folder, backend, precision), form) == folder.path / "export" / expected
+    assert getattr(form_of(folder, backend, precision), form) == folder.path / "export" / expected
 
 
 @pytest.mark.parametrize(
     ("backend", "words"),
     [
-        ("tensorrt", r"no export/model-fp16\.engine to measure\.\nWrite both.* --dense --trt --precision fp16"),
-        ("ort-cuda", r"no export/model-fp16\.onnx to measure\.\nWrite both.* --dense --onnx --precision fp16"),
+        ("tensorrt", r"no export/model-fp16\.engine to measure\.\nWrite both.* --trt --precision fp16 --run runs/tiny"),
+        ("ort-cuda", r"no export/model-fp16\.onnx to measure\.\nWrite both.* --dense --onnx --precision fp16 --run"),
         ("torch-trt", r"no export/model-fp16\.pt2 to measure\.\nWrite both.* --dense --torch-trt --precision fp16"),
     ],
 )
 def test_what_was_not_exported_is_named_with_the_command(backend: str, words: str):
     with pytest.raises(RunError, match=words):
-        candidate(Folder(), backend, "fp16")
+        form_of(Folder(), backend, "fp16")
 
 
 def test_a_backend_that_was_not_named_is_left_out_if_its_file_is_missing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(profile_run, "load_network", lambda *_: nn.Identity())
+    def missing(name: str) -> None:
+        raise MissingError(f"no {name}")
+
+    monkeypatch.setattr(measured_forms, "load_network", lambda *_: nn.Identity())
     folder: Any = Folder("export/model.engine")
     gpu = Setting(device="cuda")
     monkeypatch.setattr(Setting, "require_possible", lambda self, backends: None)
-    wanted = profile_run._default_backends(folder, gpu)
+    wanted = measured_forms.backends_of_run(folder, gpu)
     assert wanted == ("torch", "compile", "ort-cuda", "tensorrt")
     heard: list[Event] = []
-    monkeypatch.setattr(profile_run, "require_provider", lambda name: (_ for _ in ()).throw(MissingError(f"no {name}")))
-    forms = profile_run._load_forms(folder, wanted, wanted, gpu, False, heard.append)
+    monkeypatch.setattr(measured_forms, "require_provider", missing)
+    forms = measured_forms.load_forms(folder, wanted, wanted, gpu, False, heard.append)
     assert forms.backends == ("torch", "compile")
     reasons = {skipped.backend: skipped.reason for skipped in forms.skipped}
     assert reasons["ort-cuda"] == "no CUDAExecutionProvider"  # and nothing was exported for it
     assert "has no export/dense.engine to measure. Write both networks" in reasons["tensorrt"]
     assert len(heard) == 2
     with pytest.raises(RunError, match=r"dense\.engine"):
-        profile_run._load_forms(folder, ("torch", "tensorrt"), (), gpu, False, silent)
+        measured_forms.load_forms(folder, ("torch", "tensorrt"), (), gpu, False, silent)
     with pytest.raises(MissingError, match="no CUDA"):
-        profile_run._load_forms(folder, ("ort-cuda",), ("ort-cuda",), gpu, False, silent)
+        measured_forms.load_forms(folder, ("ort-cuda",), ("ort-cuda",), gpu, False, silent)
 
 
 def test_a_damaged_profile_is_warned_of_and_measured_anew(tmp_path: Path):
@@ -95,9 +99,9 @@ def test_a_damaged_profile_is_warned_of_and_measured_anew(tmp_path: Path):
     heard: list[Event] = []
     with RunFolder.create(tmp_path, "tiny") as folder:
         folder.write_json("profile.json", {"asked": {"weights": weights}}, kind="profile")
-        assert profile_run._earlier_profile(folder, weights, heard.append) == {"asked": {"weights": weights}}
+        assert profile_reuse.earlier_profile(folder, weights, heard.append) == {"asked": {"weights": weights}}
         (folder.path / "profile.json").write_text("{}")
-        assert profile_run._earlier_profile(folder, weights, heard.append) == {}
+        assert profile_reuse.earlier_profile(folder, weights, heard.append) == {}
     assert len(heard) == 1
     assert isinstance(heard[0], Warned)
     assert "profile.json was damaged or edited: it is not used, and is written anew" in heard[0].text
@@ -113,8 +117,8 @@ class Profiled:
                 folder.write_text(f"export/{name}.onnx", "a graph", kind="onnx")
         monkeypatch.setattr(profile_run, "profile_pair", self.measure)
         monkeypatch.setattr(profile_run, "_trace", self.trace)
-        monkeypatch.setattr(profile_run, "load_network", lambda *_: nn.Identity())
-        monkeypatch.setattr(profile_run, "renew_report", lambda _: None)
+        monkeypatch.setattr(measured_forms, "load_network", lambda *_: nn.Identity())
+        monkeypatch.setattr(profile_run, "renew_report", lambda *_: None)
 
     def measure(self, *_: object, backends: Sequence[str], **__: object) -> Any:
         self.done.append("latencies")
@@ -154,7 +158,7 @@ def another_machine(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_versions(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_run, "package_versions", lambda: {"onnxruntime": "99"})
+    monkeypatch.setattr(profile_reuse, "package_versions", lambda: {"onnxruntime": "99"})
 
 
 def another_file(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from passdeploy.commands import prune
-from passdeploy.commands.resume import DATA, can_be_resumed, find_run_to_resume
+from passdeploy.commands.resume import can_be_resumed, find_run_to_resume
+from passdeploy.commands.run_data import DATA
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.recipe import Recipe, parse_recipe
 from passdeploy.runs.folder import RunFolder

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from passdeploy.channels.plan import Plan
-from passdeploy.cli import _show_several
+from passdeploy.cli_prune import _show_several
 from passdeploy.commands import prune
 from passdeploy.commands.forecast import _left_after
 from passdeploy.display.output import Output

@@ -114,9 +114,9 @@ class FakeEngine:
 
 def test_layers_of_an_engine_are_read_from_the_file_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runner: Any = FakeEngine(tmp_path / "model.engine")
-    monkeypatch.setattr(layer_traces, "read_sidecar", lambda path: {"onnx": "model.onnx"})
+    monkeypatch.setattr(layer_traces, "read_sidecar", lambda path: {"onnx": "model.onnx", "precision": "fp16"})
     monkeypatch.setattr(layer_traces, "time_engine_layers", lambda runner: {"conv_1": 0.5})
-    with pytest.raises(RunError, match=r"built from: model\.onnx, which is gone"):
+    with pytest.raises(RunError, match=r"built from: model\.onnx, which is gone\.\n.* --precision fp16 --run /"):
         trace_engine_layers(runner, IMAGES)
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph_of(False)).SerializeToString())
     assert [layer.name for layer in trace_engine_layers(runner, IMAGES)] == ["a", ELSEWHERE]
