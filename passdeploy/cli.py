@@ -190,7 +190,8 @@ def profile(
     of_run = next_run_option(run_dir, allow_code=allow_code)
     tables = [summary_table(summary_of(run_dir), document["rows"])]
     if layers:
-        tables = [layer_table(document["layers"], top), group_table(document["groups"], top), *tables]
+        place = f"{document['layers_of']['backend']}, batch {document['layers_of']['batch']}"
+        tables = [layer_table(document["layers"], top, place), group_table(document["groups"], top), *tables]
     rows = document["layers"] if layers else document["rows"]
     Output(as_json, quiet).show(
         {"path": str(written), **document},

@@ -86,7 +86,7 @@ def test_layers_of_a_run_are_laid_side_by_side_in_pytorch(call, runs: Path, monk
     again = ("profile", "--backend", "torch", "--batch", "2", "--seconds", "0.2", "--layers")
     assert json.loads(call(*again, "--json").stdout) == document
     shown = call(*again, "--top", "2")
-    assert shown.stdout.index("time by layer") < shown.stdout.index("time by channel group")
+    assert shown.stdout.index("time by layer (traced in ") < shown.stdout.index("time by channel group")
     assert "torch, fp32, batch 2" in shown.stdout
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "latencies and layers of profile.json" in shown.stderr

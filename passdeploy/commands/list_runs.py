@@ -14,6 +14,7 @@ from passdeploy.report.run_facts import RunFacts, read_run
 from passdeploy.report.verdict import main_row
 from passdeploy.runs.folder import STATE, RunFolder
 from passdeploy.runs.numbering import link_target, list_runs
+from passdeploy.runtime.intervals import is_measurable
 
 _NUMBERS = ("top1", "macs", "params")
 STAGES = ("dense", "learn", "time", "slim", "finetune")
@@ -24,7 +25,7 @@ def find_runs(out: Path) -> list[dict[str, Any]]:
 
     Returns:
         For each: `name`, `state` ("finished", "stopped after STAGE" or "damaged"), `why` it is damaged, `is_latest`,
-        `changed` (a time) and, where it is finished, the numbers of its summary and its speed-up.
+        `changed` (a time) and, where it is finished, the numbers of its summary, its speed-up and the interval of that.
     """
     latest = link_target(out / "latest")
     found = [_describe(path, path.name == latest) for path in list_runs(out)]
@@ -52,7 +53,7 @@ def runs_table(runs: list[dict[str, Any]]) -> Listing:
         if run["state"] != "finished":
             rows.append((name, run["state"], "", "", "", run["changed"][:16].replace("T", " ")))
             continue
-        speedup = f"{run['speedup']:.2f}x" if run["speedup"] else UNKNOWN
+        speedup = _speedup_text(run)
         top1 = f"{percent(run['dense_top1'], 1)} → {percent(run['slim_top1'], 1)}"
         macs = relative_change(run["dense_macs"], run["slim_macs"])
         rows.append((name, "finished", top1, macs, speedup, run["changed"][:16].replace("T", " ")))
@@ -60,6 +61,14 @@ def runs_table(runs: list[dict[str, Any]]) -> Listing:
     notes += [f"{run['name']}: {run['why']}" for run in runs if "why" in run]
     headings = ("run", "state", "top-1", "MACs", "speed", "changed")
     return Listing(headings, tuple(rows), notes=tuple(notes), left=frozenset({0, 1, 5}))
+
+
+def _speedup_text(run: dict[str, Any]) -> str:
+    """Write the speed-up of a run, or that there is none that can be measured."""
+    if not run["speedup"]:
+        return UNKNOWN
+    interval = run["speedup_ci"]
+    return "not measurable" if interval and not is_measurable(*interval) else f"{run['speedup']:.2f}x"
 
 
 def _describe(path: Path, is_latest: bool) -> dict[str, Any]:
@@ -86,6 +95,7 @@ def _describe(path: Path, is_latest: bool) -> dict[str, Any]:
             for key in ("top1", "macs", "params")
         },
         "speedup": row["speedup"] if row else None,
+        "speedup_ci": row.get("speedup_ci") if row else None,
     }
 
 

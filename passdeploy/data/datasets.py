@@ -37,13 +37,20 @@ def find_images(spec: DataSpec) -> RawDataset:
     Raises:
         UsageError: no data set of that name.
         RecipeError: `data.root` is missing or not there.
-        DataError: a class without images, or a file that is not what the layout says.
+        DataError: a class without images, fewer than two classes, or a file that is not what the layout says.
     """
     if spec.name.startswith("hf/"):
-        return find_hub_images(spec, frame_of(spec))
-    if spec.name not in _LOADERS:
+        found = find_hub_images(spec, frame_of(spec))
+    elif spec.name in _LOADERS:
+        found = _LOADERS[spec.name](spec, frame_of(spec))
+    else:
         raise UsageError(f"data.name is {spec.name!r}, which cannot be loaded.\nKnown: {', '.join(sorted(_LOADERS))}.")
-    return _LOADERS[spec.name](spec, frame_of(spec))
+    if len(found.classes) < 2:
+        raise DataError(
+            f"the data set {spec.name!r} has only one class, {found.classes[0]!r}.\n"
+            "A classifier needs at least two: put the images of each class in a folder of its own."
+        )
+    return found
 
 
 def frame_of(spec: DataSpec) -> Frame:

@@ -122,11 +122,6 @@ def load_data(spec: DataSpec, *, cache_bytes: int = CACHE_BYTES) -> ImageData:
     size = spec.image_size
     preprocessing = spec.preprocessing or PreprocessingSpec()
     loaded = find_images(spec)
-    if len(loaded.classes) < 2:
-        raise DataError(
-            f"the data set {spec.name!r} has only one class, {loaded.classes[0]!r}.\n"
-            "A classifier needs at least two: put the images of each class in a folder of its own."
-        )
     skipped: list[str] = []
     unreadable: list[str] = []
     is_cached = (len(loaded.train.labels) + len(loaded.test.labels)) * 3 * size * size <= cache_bytes

@@ -169,12 +169,13 @@ def profile_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
     return Listing(headings, tuple(cells), notes=(_ABOUT_INTERVALS, *notes.lines()))
 
 
-def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None) -> Listing:
+def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None, place: str = "") -> Listing:
     """Build the table of the traced time of each layer, dense and slim, in the order of a call.
 
     Args:
         layers: of the document of `profile --layers`.
         top: show only so many layers, those that take longest in the slim network; None: all.
+        place: backend and batch size that they were traced in.
     """
     notes, shown = Footnotes(), _slowest(layers, top)
     rows = []
@@ -191,7 +192,12 @@ def layer_table(layers: Sequence[Mapping[str, Any]], top: int | None = None) -> 
             )
         )
     headings = ("layer", "channels out×in", "dense ms", "slim ms", "speed-up", "note")
-    return Listing(headings, tuple(rows), "time by layer (traced)", (*_left_out(layers, shown), *notes.lines()))
+    return Listing(
+        headings,
+        tuple(rows),
+        f"time by layer (traced{place and f' in {place}'})",
+        (*_left_out(layers, shown), *notes.lines()),
+    )
 
 
 def layer_channels(layer: Mapping[str, Any]) -> str:

@@ -262,7 +262,13 @@ def _other_batches(facts: RunFacts, row: Mapping[str, Any]) -> str:
         for one in facts.rows
         if one["model"] == "slim" and one is not row and all(one.get(key) == row.get(key) for key in same)
     ]
-    return "".join(f"; {one['speedup']:.2f} with batch {one['batch']}" for one in others if one.get("speedup"))
+    return "".join(
+        f"; {one['speedup']:.2f} with batch {one['batch']}"
+        if is_measurable(*(one.get("speedup_ci") or (one["speedup"],) * 2))
+        else f"; not measurably faster with batch {one['batch']}"
+        for one in others
+        if one.get("speedup")
+    )
 
 
 def is_disturbed(row: Mapping[str, Any]) -> bool:

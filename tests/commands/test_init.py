@@ -24,6 +24,7 @@ FOLDERS = ("--train-folder", "Train", "--test-folder", "Val")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_image_folder(tmp_path / "my photos: #1", images=6)
+    write_image_folder(tmp_path / "alone", classes=1, images=3)
     return tmp_path
 
 
@@ -60,6 +61,7 @@ def test_a_recipe_is_made_for_a_network_and_a_folder(folder: Path):
         ((*NET, "--data", "my photos: #1", *FOLDERS), 2, "has no folder 'Train'"),
         ((*NET, "--data", ""), 2, "is empty"),
         ((*NET, "--data", "hf/"), 2, "Known data sets: digits, "),
+        ((*NET, "--data", "alone"), 5, "only one class, 'class0'"),
         ((*NET, "--data", "digits", "--weights", "gone.pth"), 2, "there is no file of weights gone.pth"),
         (("--model", "torchvision/resnet18", "--data", "digits", "--out", "no/such/place/x.yaml"), 0, ""),
     ],

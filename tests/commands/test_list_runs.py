@@ -10,7 +10,7 @@ import pytest
 from passdeploy.commands.list_runs import find_runs, finished_runs
 from passdeploy.runs.folder import RunFolder
 from tests.command_line import call_command
-from tests.report.conftest import MakeRun, make_run  # noqa: F401 - a fixture
+from tests.report.conftest import ROWS, MakeRun, make_run  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -65,3 +65,10 @@ def test_a_damaged_manifest_leaves_a_run_out_of_the_comparison_and_no_more(proje
     assert [facts.name for facts in finished_runs(project / "runs")] == ["done-0001"]
     states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
     assert states == {"done-0001": "finished", "stopped-0001": "damaged", "broken-0001": "damaged"}
+
+
+def test_a_speed_up_that_cannot_be_told_from_none_is_not_listed(project: Path, make_run: MakeRun):  # noqa: F811
+    rows = [ROWS[0], {**ROWS[1], "speedup": 1.2, "speedup_ci": [0.9, 1.6]}]
+    make_run("unclear", latency=rows)
+    listed = call_command("runs").stdout.splitlines()
+    assert "not measurable" in next(line for line in listed if line.startswith("unclear-0001"))

@@ -75,6 +75,8 @@ def test_a_speed_in_pytorch_alone_is_to_be_measured_in_what_is_deployed(make_run
 def test_what_is_deployed_comes_before_what_was_trained_in(make_run: MakeRun):
     rows = ({"backend": "torch", "speedup": 3.0}, {"speedup": 1.5, "batch": 1}, {"speedup": 1.4})
     assert "1.50 times as fast (ONNX Runtime, fp32, batch 1; 1.40 with batch 8)" in verdict_of(make_run, *rows).reason
+    unsure = (*rows[:2], {"speedup": 1.4, "speedup_ci": [0.9, 2.2]})
+    assert "(ONNX Runtime, fp32, batch 1; not measurably faster with batch 8)" in verdict_of(make_run, *unsure).reason
     asked = {"kind": "latency", "requested": 0.5, "achieved": 0.5, "backend": "torch", "batch": 8}
     assert "3.00 times as fast (PyTorch" in verdict_of(make_run, *rows, budget=asked).reason
     of_precisions = ({"speedup": 1.2}, {"speedup": 2.5, "precision": "int8"})
