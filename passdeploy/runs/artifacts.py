@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from uuid import uuid4
 from filelock import FileLock
 
 from passdeploy.errors import CorruptArtifact, DiskFullError, RunError, clipped
-from passdeploy.runs.numbering import MANIFEST
+from passdeploy.runs.numbering import MANIFEST, as_typed
 from passdeploy.runtime.files import DISK_ERRNOS, atomic_path, safetensors_bytes, sha256_of, write_atomically
 from passdeploy.runtime.sealed_json import BrokenSealError, read_sealed, sealed
 from passdeploy.runtime.versions import package_versions
@@ -142,11 +143,16 @@ class ArtifactFolder:
         entry = self.manifest().get(name)
         if entry is None:
             state = "is not recorded as finished" if (self / name).is_file() else "is not there"
-            raise RunError(
-                f"run {self.path} has no {name}: it {state}.\n"
-                "The step that writes it has not run, or was interrupted; run it (again)."
-            )
+            raise RunError(f"run {self.path} has no {name}: it {state}.\n{self._how_to_go_on()}")
         return entry
+
+    def _how_to_go_on(self) -> str:
+        """Say what writes a file that the run lacks: the rest of the run, or a step after it."""
+        if not self.has("recipe.resolved.yaml") or self.has("summary.json"):
+            return "The step that writes it has not run, or was interrupted; run it (again)."
+        recipe, out = as_typed(self.path / "recipe.resolved.yaml"), as_typed(self.path.parent)
+        command = shlex.join(["passdeploy", "prune", "--recipe", str(recipe), "--out", str(out), "--resume"])
+        return f"The run is not finished: wait for it, or where it was stopped, go on with: {command}"
 
     def verified_if_recorded(self, name: str) -> Path:
         """Return the path of a file that is appended to, verified if the run was finished since."""

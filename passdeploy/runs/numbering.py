@@ -59,8 +59,13 @@ def run_option(run: Path) -> str:
     """Return ` --run PATH` as it is typed in the working folder; empty where commands take that run by themselves."""
     if run == LATEST or run.resolve() == LATEST.resolve():
         return ""
+    return f" --run {quote(str(as_typed(run)))}"
+
+
+def as_typed(path: Path) -> Path:
+    """Return a path as it is typed in the working folder: relative if it lies there."""
     here = Path.cwd()
-    return f" --run {quote(str(run.relative_to(here) if run.is_relative_to(here) else run))}"
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def replace_link(link: Path, target: str) -> None:
