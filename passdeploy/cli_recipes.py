@@ -67,7 +67,9 @@ def check(
 @click.option("--weights", help="pretrained, or a .safetensors, .pt or .pth file.")
 @click.option("--classes", type=click.IntRange(min=1), default=1000, show_default=True, help="Outputs of the network.")
 @click.option(
-    "--image-size", type=click.IntRange(min=8), default=224, show_default=True, help="Height and width in pixels."
+    "--image-size",
+    type=click.IntRange(min=8),
+    help="Height and width in pixels; left out: what the network was made for, or 224.",
 )
 @click.option(
     "--round-to", type=click.IntRange(min=1), default=8, show_default=True, help="Round widths to multiples of this."
@@ -78,7 +80,7 @@ def inspect(
     model: str,
     weights: str | None,
     classes: int,
-    image_size: int,
+    image_size: int | None,
     round_to: int,
     allow_code: bool,
     as_json: bool,
@@ -86,9 +88,12 @@ def inspect(
 ) -> None:
     """Show the channel groups and blocks of MODEL: torchvision/NAME, timm/NAME, passdeploy/NAME or pkg.mod:factory."""
     from passdeploy.commands.describe import describe, inspect_model
+    from passdeploy.commands.init import usual_image_size
     from passdeploy.display.check_report import blocks_table, groups_table
+    from passdeploy.models.published_input import published_input
 
     with terminal_listener(quiet):
+        image_size = image_size or usual_image_size(model, published_input(model))
         channels = inspect_model(
             model, num_classes=classes, image_size=image_size, weights=weights, allow_code=allow_code
         )
@@ -99,6 +104,7 @@ def inspect(
         document,
         groups_table(document),
         *([blocks] if (blocks := blocks_table(document)) else []),
+        f"input: {image_size} pixels",
         *document["words"],
         next_step=f"{step}   # for a recipe to prune it with",
     )

@@ -12,8 +12,9 @@ import passdeploy.cli as cli
 import passdeploy.cli_export as cli_export
 from passdeploy.cli_options import next_run_option
 from passdeploy.cli_typed import typed_command
-from passdeploy.commands import prune
+from passdeploy.commands import describe, prune
 from passdeploy.commands.export_run import Exported
+from passdeploy.errors import UsageError
 from passdeploy.export import Artifact
 from tests.command_line import Called, call_command
 
@@ -95,3 +96,15 @@ def test_a_group_passes_its_options_on(tiny_run: prune.RunResult):
     refused = call_command("runs", "--out", out, "show", tiny_run.path)
     assert refused.exit_code == 2
     assert "--out goes with `runs list`, not with show." in refused.stderr
+
+
+@pytest.mark.parametrize(("model", "size"), [("passdeploy/resnet20_cifar", 32), ("torchvision/inception_v3", 299)])
+def test_a_network_is_inspected_at_the_size_that_it_was_made_for(
+    model: str, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(name: str, *, image_size: int, **_: object) -> None:
+        raise UsageError(f"{name} at {image_size}")
+
+    monkeypatch.setattr(describe, "inspect_model", refuse)
+    assert f"{model} at {size}\n" in call_command("inspect", model).stderr
+    assert f"{model} at 64\n" in call_command("inspect", model, "--image-size", 64).stderr
