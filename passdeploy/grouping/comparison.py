@@ -14,21 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import first_line
 from passdeploy.grouping.leaky_activations import LeakyActivations
-from passdeploy.grouping.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.models.chosen_outputs import choose_outputs
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
 from passdeploy.runtime.seeds import generator
+from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked_from
+from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
@@ -37,33 +36,10 @@ from passdeploy.tracing.trace import Trace
 
 FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not
 FLOAT64_TOLERANCE = 1e-9  # relative error in float64, for cases between the bounds
-MAX_FLOAT64_PARAMETERS = 100_000_000  # larger networks are compared in float32 alone, by the upper bound
 
 
 class _RunsInFloat32AloneError(Exception):
     """A network that cannot be compared in float64."""
-
-
-class _NarrowingWatch(TorchDispatchMode):
-    """Watch for operations that make narrower floats of float64, such as `x.float()` in a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.was_seen = False
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run any operation, and look at the types of what it takes and returns."""
-        result = func(*args, **(kwargs or {}))
-        if not self.was_seen and torch.float64 in _float_types((args, kwargs)):
-            self.was_seen = bool(_float_types(result) - {torch.float64})
-        return result
-
-
-def _float_types(values: Any) -> set[torch.dtype]:
-    """Collect the types of floating-point numbers among tensors."""
-    return {leaf.dtype for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
 
 
 class Comparison:
@@ -92,7 +68,7 @@ class Comparison:
         self._known: dict[str, bool] = {}  # about the code of the network; copies of this comparison share it
         self._leaks = not blocks  # `relu(x + branch)` is `relu(x)` without the branch, since a ReLU twice is one
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
-        self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS
+        self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS  # compared by the upper bound
 
     def is_exact(self, plan: Plan, *, keep: bool = False) -> bool:
         """True if the network cut by `plan` computes what the masked one does.
@@ -116,10 +92,10 @@ class Comparison:
         if self._is_strict and not self.is_large:
             with suppress(_RunsInFloat32AloneError):
                 return self._error_in_float64(plan) <= FLOAT64_TOLERANCE
-        error = self._error_of(plan, None, keep=keep)
+        error = self._error_of(plan, keep=keep)
         if self.is_large or not FLOAT32_BOUNDS[0] < error < FLOAT32_BOUNDS[1]:
             return error < FLOAT32_BOUNDS[1]
-        error = self._error_of(plan, torch.float64)
+        error = self._error_of(plan, wide=True)
         return error <= FLOAT64_TOLERANCE or (error <= FLOAT32_BOUNDS[0] and self._has_float32_parts())
 
     def _error_in_float64(self, plan: Plan) -> float:
@@ -130,7 +106,7 @@ class Comparison:
                 embedding in float32 and multiplies it by a weight; or it differs, and computes a part in float32.
         """
         try:
-            error = self._error_of(plan, torch.float64)
+            error = self._error_of(plan, wide=True)
         except Exception as problem:
             try:
                 self._has_float32_parts()
@@ -144,7 +120,7 @@ class Comparison:
     def _agrees_by_part(self, plan: Plan) -> bool:
         """Compare in float64 each part of an output by its own magnitude; True where that cannot be told."""
         try:
-            expected, found, _ = self._answers_to(plan, torch.float64)
+            expected, found, _ = self._answers_to(plan, wide=True)
             return max(map(error_by_part, expected, found), default=0.0) <= PART_TOLERANCE or self._has_float32_parts()
         except Exception:  # it runs in float32 alone, as was compared before
             return True
@@ -152,15 +128,15 @@ class Comparison:
     def _has_float32_parts(self) -> bool:
         """Run the network without a cut in float64; True if it computes a part in a narrower type all the same."""
         if "has_float32_parts" not in self._known:
-            whole, watch = masked_from(self._cloner, self.groups, Plan({}), self._blocks), _NarrowingWatch()
-            self._outputs_of(whole, torch.float64, watch)
+            whole, watch = masked_from(self._cloner, self.groups, Plan({}), self._blocks), NarrowingWatch()
+            self._outputs_of(whole, watch, wide=True)
             self._known["has_float32_parts"] = watch.was_seen
         return self._known["has_float32_parts"]
 
     def runs(self) -> bool:
         """True if the network without a cut runs on these inputs."""
         try:
-            self._outputs_of(masked_from(self._cloner, self.groups, Plan({}), self._blocks), None, nullcontext())
+            self._outputs_of(masked_from(self._cloner, self.groups, Plan({}), self._blocks), nullcontext())
         except Exception:  # the user's code may raise anything
             return False
         return True
@@ -196,9 +172,9 @@ class Comparison:
         after.groups, after._cut_cloner = groups_after(self.groups, plan), None
         return after
 
-    def _error_of(self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False) -> float:
+    def _error_of(self, plan: Plan, *, wide: bool = False, keep: bool = False) -> float:
         """Return the largest relative error of an output of the cut network; the arguments are as for `_answers_to`."""
-        expected, found, error = self._answers_to(plan, dtype, keep=keep)
+        expected, found, error = self._answers_to(plan, wide=wide, keep=keep)
         if len(expected) != len(found):
             return float("inf")
         if not self.has_faint_parts:
@@ -206,35 +182,35 @@ class Comparison:
         return max([error, *map(relative_error, expected, found)])
 
     def _answers_to(
-        self, plan: Plan, dtype: torch.dtype | None, *, keep: bool = False
+        self, plan: Plan, *, wide: bool = False, keep: bool = False
     ) -> tuple[list[Tensor], list[Tensor], float]:
         """Run the masked and the cut network; return the outputs of both, and the error of decisions that differ.
 
         Args:
             plan: channels to keep.
-            dtype: to compute in; None: as the network is.
+            wide: compute in float64.
             keep: keep the cut network for `after`.
         """
         decisions, nothing = DecisionLog(), nullcontext()
         reference = masked_from(self._cloner, self.groups, plan, self._blocks)
-        expected = self._outputs_of(reference, dtype, decisions.recording() if self._decides else nothing)
+        expected = self._outputs_of(reference, decisions.recording() if self._decides else nothing, wide=wide)
         if (self._leaks or self._cloner is not self._original) and not _is_comparable(expected):
             self._cloner, self._leaks = self._original, False  # it works with its own weights and activations only
-            return self._answers_to(plan, dtype, keep=keep)
+            return self._answers_to(plan, wide=wide, keep=keep)
         smaller = slim_from(self._cloner, self.groups, plan, self._blocks)
         if keep:
             self._cut_cloner = ModelCloner(smaller)  # a run might change the network
-        found = self._outputs_of(smaller, dtype, decisions.replaying() if self._decides else nothing)
+        found = self._outputs_of(smaller, decisions.replaying() if self._decides else nothing, wide=wide)
         return expected, found, decisions.error
 
     def _outputs_of(
-        self, network: nn.Module, dtype: torch.dtype | None, deciding: AbstractContextManager[None]
+        self, network: nn.Module, deciding: AbstractContextManager[None], *, wide: bool = False
     ) -> list[Tensor]:
-        if dtype:
-            network.to(dtype)
+        if wide:
+            to_float64_(network)
         leaking = LeakyActivations() if self._leaks else nullcontext()
         with torch.no_grad(), evaluating(network), unfused_attention(), leaking, deciding:
-            outputs = network(*tree_map(lambda leaf: _in_precision(leaf, dtype), tuple(self.inputs)))
+            outputs = network(*(in_float64(self.inputs) if wide else self.inputs))
         return comparable_in(choose_outputs(outputs, self._choice))
 
 
@@ -265,7 +241,3 @@ def _random_like(name: str, tensor: Tensor) -> Tensor:
     if name.endswith("bias"):  # a scalar, or a value for each channel
         return noise.mul(0.1).add(value)
     return noise.mul(0.1).add(1).mul(value if abs(value) > 0.1 else 1.0)
-
-
-def _in_precision(leaf: Any, dtype: torch.dtype | None) -> Any:
-    return leaf.to(dtype) if dtype and isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -31,8 +31,10 @@ from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
 from passdeploy.slimming.fixed_outputs import select_outputs_
+from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.masked_branches import additions_of, muted_branches
+from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
@@ -57,8 +59,11 @@ def verify(
 
     The error of an output is its largest difference divided by its largest absolute value. A detector's boxes are
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
-    it would have decided otherwise, the error of what it decided by counts as well. Where
-    the network takes another image size and batch size (see `input_sizes.other_sizes`), both are compared there, too.
+    it would have decided otherwise, the error of what it decided by counts as well. Where the network takes another
+    image size and batch size (see `input_sizes.other_sizes`), both are compared there, too. Where a part of an output
+    that is very small beside others, as class scores beside boxes in pixels, differs by more than `tolerance` of its
+    own magnitude, it is compared once more in float64, which tells a wrong part from rounding (networks of up to 100
+    million parameters that run in float64).
 
     Args:
         model: the network.
@@ -70,10 +75,10 @@ def verify(
         outputs: which of the network's outputs are compared, as for `find_groups`; None: all.
 
     Raises:
-        EquivalenceError: the error is above `tolerance` or not a number; there is nothing to compare; the plan had no
-            effect; what is called is not what the tensors of the slim network say; these tensors, hooks, modes and
-            stated sizes are not those of the network without the removed channels; or a copy without any cut answers
-            otherwise.
+        EquivalenceError: the error is above `tolerance` or not a number; a small part of an output is wrong; there is
+            nothing to compare; the plan had no effect; what is called is not what the tensors of the slim network say;
+            these tensors, hooks, modes and stated sizes are not those of the network without the removed channels; or
+            a copy without any cut answers otherwise.
         ModelError: the network cannot be copied.
         PlanError: the plan does not fit the groups, or the groups not the network.
     """
@@ -113,13 +118,15 @@ def check_equivalence(
     reference, smaller = masked(model, groups, plan, blocks), slim(model, groups, plan, blocks)
     fault = structure_fault(model, smaller, groups, plan, blocks)  # now: some networks change buffers when they run
     with _tensors_unread(model):
-        error, found = run.compare(reference, smaller)
-        _require_tolerance(error, tolerance, arguments)
+        here = run.compare(reference, smaller)
+        _require_tolerance(here.error, tolerance, arguments)
+        compared = [(run, here)]
         if (other := first_taken(reference, arguments)) is not None:
-            error = max(error, _Run(other, outputs).compare(reference, smaller)[0])
-            _require_tolerance(error, tolerance, other)
-    _require_effect(model, groups, plan, blocks, run, found, tolerance)
-    difference, _ = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks))
+            there = _Run(other, outputs)
+            compared.append((there, there.compare(reference, smaller)))
+            _require_tolerance(compared[-1][1].error, tolerance, other)
+    _require_effect(model, groups, plan, blocks, run, here.found, tolerance)
+    difference = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks)).error
     if not difference <= tolerance:
         raise EquivalenceError(
             "the slim network computes something else than its class does with the same tensors: "
@@ -128,7 +135,25 @@ def check_equivalence(
     if fault:
         raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + _REPORT)
     _require_true_copy(model, groups, run, tolerance)
-    return Equivalence(error, [shapes_of(used) for used in (arguments, other) if used is not None])
+    for one, found in compared:
+        if found.error_of_parts > tolerance:
+            _require_equal_parts(model, groups, plan, blocks, one, tolerance)
+    return Equivalence(max(found.error for _, found in compared), [shapes_of(one.arguments) for one, _ in compared])
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The outputs of two networks on the same inputs."""
+
+    error: float  # the largest relative error of an output, or of what was decided by
+    expected: list[Tensor]
+    found: list[Tensor]
+
+    @property
+    def error_of_parts(self) -> float:
+        """The largest error of a part of an output, divided by the magnitude of that part; 0 where none is faint."""
+        outputs = zip(self.expected, self.found, strict=True)
+        return max((error_by_part(one, two) for one, two in outputs if has_faint_parts(one)), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -138,8 +163,8 @@ class _Run:
     arguments: Sequence[Any]
     choice: OutputChoice | None  # None: all outputs
 
-    def compare(self, reference: nn.Module, network: nn.Module) -> tuple[float, list[Tensor]]:
-        """Run two networks and return the largest relative error of an output, and the outputs of the second one."""
+    def compare(self, reference: nn.Module, network: nn.Module) -> _Compared:
+        """Run two networks and compare their outputs."""
         decisions = DecisionLog()
         expected = self.outputs_of(reference, decisions.recording())
         if not expected:
@@ -156,7 +181,7 @@ class _Run:
             raise EquivalenceError(
                 f"the slim network does not run on inputs of shape {shapes}: {first_line(error)}\n" + _REPORT
             ) from error
-        return max(_largest_error(expected, found), decisions.error), found
+        return _Compared(max(_largest_error(expected, found), decisions.error), expected, found)
 
     def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
         """Run a network in evaluation mode and list what can be compared of its outputs."""
@@ -202,11 +227,41 @@ def _largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float
 
 def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: _Run, tolerance: float) -> None:
     """Raise EquivalenceError if a copy without any cut answers otherwise: slim and masked may agree and be wrong."""
-    difference, _ = run.compare(model, slim(model, groups, Plan({})))
+    difference = run.compare(model, slim(model, groups, Plan({}))).error
     if not difference <= tolerance:
         raise EquivalenceError(
             f"a copy of the network without any cut answers otherwise: by {difference:.1e} (relative), allowed is "
             f"{tolerance:.1e}.\n" + _REPORT
+        )
+
+
+def _require_equal_parts(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    plan: Plan,
+    blocks: Sequence[Block],
+    run: _Run,
+    tolerance: float,
+) -> None:
+    """Raise EquivalenceError if a part of an output, however small beside others, differs in float64 as well.
+
+    Where that cannot be told, since the network is large or computes in float32 whatever it is given, it passes.
+    """
+    if sum(parameter.numel() for parameter in model.parameters()) > MAX_FLOAT64_PARAMETERS:
+        return
+    wide, decisions, narrowing = _Run(in_float64(run.arguments), run.choice), DecisionLog(), NarrowingWatch()
+    try:
+        reference = to_float64_(masked(model, groups, plan, blocks))
+        with narrowing:
+            expected = wide.outputs_of(reference, decisions.recording())
+        found = wide.outputs_of(to_float64_(slim(model, groups, plan, blocks)), decisions.replaying())
+    except Exception:  # it runs in its own type alone
+        return
+    error = max(map(error_by_part, expected, found), default=0.0)
+    if error > max(tolerance, PART_TOLERANCE) and not narrowing.was_seen:
+        raise EquivalenceError(
+            f"the slim network differs from the masked one by {error:.1e} (relative) in a part of an output that is "
+            f"small beside the others, on inputs of shape {_words(run.arguments)}.\n" + _REPORT
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -362,3 +362,31 @@ def test_cutting_equals_zeroing_the_slices_of_the_network_itself(name: str):
     assert relative_error(zeroed, smaller) < 1e-9
     assert relative_error(dense, smaller) > 1e-3
     assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+
+
+class Detector(nn.Module):
+    """Boxes in pixels and scores near zero in one output; what scores are computed from is shifted over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.box, self.stem, self.score = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 16, 3), nn.Conv2d(16, 5, 3)
+        nn.init.constant_(self.score.bias, -11.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.score(torch.roll(self.stem(x).relu(), 5, 1))
+        boxes, scores = 640 * self.box(x).sigmoid().mean((2, 3)), found.sigmoid().mean((2, 3))
+        return torch.cat([boxes, scores], 1)
+
+
+def test_a_small_part_of_an_output_that_is_wrong_is_an_error():
+    net = Detector().eval()
+    groups = tuple(
+        replace(group, reason="") if group.name == "stem" else group for group in pd.find_groups(net, IMAGES)
+    )
+    plan = pd.Plan({"stem": (1, 6, 9)})
+    with torch.no_grad():
+        assert relative_error(pd.masked(net, groups, plan)(IMAGES), pd.slim(net, groups, plan)(IMAGES)) < 1e-6
+    with pytest.raises(EquivalenceError, match="in a part of an output that is small beside the others"):
+        pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
+    assert pd.verify(net, groups, pd.Plan({}), IMAGES, tolerance=1e-5) == 0.0
