@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -66,3 +67,32 @@ def test_decoders_lose_heads_of_both_attentions():
     }
     plan, images = pd.Plan({"embedding": (1, 2, 3), "decoder.layers.0.linear1": (5, 9)}), torch.rand(2, 3, 16, 16)
     assert_close(pd.slim(model, groups, plan)(images), pd.masked(model, groups, plan)(images))
+
+
+class Grouped(nn.Module):
+    """Grouped-query attention: two heads of keys and values serve six heads of queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width, self.embedding, self.head = 8, nn.Conv2d(3, 12, 4, 4), nn.Linear(48, 5)
+        self.queries, self.keys, self.values = nn.Linear(12, 48), nn.Linear(12, 16), nn.Linear(12, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.embedding(images).flatten(2).transpose(1, 2)
+        queries, keys, values = (
+            layer(tokens).unflatten(-1, (-1, self.width)).transpose(1, 2)
+            for layer in (self.queries, self.keys, self.values)
+        )
+        attended = F.scaled_dot_product_attention(queries, keys, values, enable_gqa=True)
+        return self.head(attended.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_a_head_of_keys_goes_with_all_heads_of_queries_that_it_serves():
+    model, images = Grouped().eval(), torch.rand(3, 3, 16, 16)
+    groups = pd.find_groups(model, images[:1])
+    assert {group.name: group.width for group in groups if group.is_prunable} == {"embedding": 12, "queries": 2}
+    plan = pd.Plan({"queries": (1,)})
+    smaller = pd.slim(model, groups, plan)
+    assert (smaller.queries.out_features, smaller.keys.out_features, smaller.head.in_features) == (24, 8, 24)
+    assert pd.verify(model, groups, plan, images, tolerance=1e-5) <= 1e-5

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.rules.contractions import contract
 from passdeploy.tracing.rules.elementwise import join_operands
 from passdeploy.tracing.rules.registry import rule
+from passdeploy.tracing.trace import DimLabels
 from passdeploy.tracing.tracer import ChannelTracer
 
 
@@ -13,15 +16,15 @@ from passdeploy.tracing.tracer import ChannelTracer
 @rule("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention")
 @rule("_scaled_dot_product_fused_attention_overrideable", "scaled_dot_product_attention")
 def attention_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Join heads over queries, keys and values; attention sums over the width of a query and keeps that of a value."""
+    """Join heads over queries, keys and values; attention sums over the width of a query and keeps that of a value.
+
+    In grouped-query attention (`enable_gqa`) a head of keys and values goes with all query heads that it serves.
+    """
     query, key, value = call["query"], call["key"], call["value"]
     width_dim, token_dim = query.ndim - 1, query.ndim - 2
     queries, keys, values = (tracer.labels(tensor) for tensor in (query, key, value))
     mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
-    operands = [
-        (tensor.shape[:token_dim], {d: v for d, v in tracer.labels(tensor).items() if d < token_dim})
-        for tensor in (query, key, value)
-    ]
+    operands = [_without_tokens(tracer, tensor, query) for tensor in (query, key, value)]
     if mask is not None and mask.ndim > 2:
         operands.append((mask.shape[:-2], {d: v for d, v in tracer.labels(mask).items() if d < mask.ndim - 2}))
     result = join_operands(tracer, operands, token_dim)
@@ -38,6 +41,19 @@ def attention_rule(tracer: ChannelTracer, call: OpCall) -> None:
     if width_dim in values:
         result[width_dim] = values[width_dim]
     tracer.set_labels(call.results[0], result)
+
+
+def _without_tokens(tracer: ChannelTracer, tensor: Tensor, query: Tensor) -> tuple[list[int], DimLabels]:
+    """Return the sizes and labels of the dimensions before the tokens, heads repeated to as many as queries have."""
+    head_dim = query.ndim - 3
+    sizes = list(tensor.shape[: head_dim + 1])
+    labels = {dim: vector for dim, vector in tracer.labels(tensor).items() if dim <= head_dim}
+    if head_dim >= 0 and 1 < sizes[head_dim] < query.size(head_dim):
+        repeats = query.size(head_dim) // sizes[head_dim]
+        sizes[head_dim] *= repeats
+        if head_dim in labels:
+            labels[head_dim] = labels[head_dim].repeat_interleave(repeats)
+    return sizes, labels
 
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
