@@ -165,7 +165,7 @@ MUTATIONS = (
     Mutation(
         "a transposed convolution counts inputs as an ordinary one",
         _SIZES,
-        "module.in_channels = inputs if module.transposed else inputs * module.groups",
+        "module.in_channels = inputs if transposed else inputs * module.groups",
         "module.in_channels = inputs * module.groups",
     ),
     Mutation(

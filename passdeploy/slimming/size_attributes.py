@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,14 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
         return
-    if isinstance(module, nn.modules.conv._ConvNd):
-        inputs, outputs = (weight.size(0), weight.size(1)) if module.transposed else (weight.size(1), weight.size(0))
-        first_dim, size = (inputs, module.in_channels) if module.transposed else (outputs, module.out_channels)
+    if is_convolution(module):
+        transposed = getattr(module, "transposed", False)
+        inputs, outputs = (weight.size(0), weight.size(1)) if transposed else (weight.size(1), weight.size(0))
+        first_dim, size = (inputs, module.in_channels) if transposed else (outputs, module.out_channels)
         if _loses_groups(module.groups, size, module.in_channels // module.groups, removed_of(weight)):
             module.groups = first_dim // (size // module.groups)
-        module.in_channels = inputs if module.transposed else inputs * module.groups
-        module.out_channels = outputs * module.groups if module.transposed else outputs
+        module.in_channels = inputs if transposed else inputs * module.groups
+        module.out_channels = outputs * module.groups if transposed else outputs
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -91,6 +92,14 @@ def update_size_attributes_(module: nn.Module, removed_of: Callable[[Tensor], Re
         module.num_parameters = len(weight)
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def is_convolution(module: nn.Module) -> TypeGuard[nn.modules.conv._ConvNd]:
+    """True for a convolution of torch, and for torchvision's deformable one, which states its sizes alike."""
+    return isinstance(module, nn.modules.conv._ConvNd) or any(
+        (kind.__module__, kind.__name__) == ("torchvision.ops.deform_conv", "DeformConv2d")
+        for kind in type(module).__mro__
+    )
 
 
 def read_size_attribute(model: nn.Module, size: SizeAttribute) -> Any:

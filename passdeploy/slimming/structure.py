@@ -19,6 +19,7 @@ from passdeploy.models.cloning import named_plain_tensors
 from passdeploy.models.memory_order import memory_order
 from passdeploy.models.selected_channels import SelectedChannels, is_index_name
 from passdeploy.models.wrappers import COMPILED_CALL
+from passdeploy.slimming.size_attributes import is_convolution
 from passdeploy.slimming.tensors import storage_of
 
 _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -200,9 +201,10 @@ def _states_its_shape(layer: nn.Module) -> bool:
 
 def _stated_shape(layer: nn.Module) -> tuple[int, ...]:
     """Return the first dimensions of a torch layer's weight as its attributes state them; empty for other modules."""
-    if isinstance(layer, nn.modules.conv._ConvNd):
+    if is_convolution(layer):
         inputs, outputs = layer.in_channels, layer.out_channels
-        return (inputs, outputs // layer.groups) if layer.transposed else (outputs, inputs // layer.groups)
+        is_transposed = getattr(layer, "transposed", False)
+        return (inputs, outputs // layer.groups) if is_transposed else (outputs, inputs // layer.groups)
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     if isinstance(layer, nn.modules.batchnorm._NormBase):

@@ -81,6 +81,16 @@ def test_channels_are_followed_through_windows(make, cut: dict[str, int]):
     assert pd.verify(network, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_deformable_convolution_states_its_new_widths(groups: int):
+    network = Deformable(groups=groups).eval()
+    found = pd.find_groups(network, IMAGES)
+    layer = pd.slim(network, found, pd.Plan({one.name: (0,) for one in found if one.is_prunable})).layer
+    assert layer.out_channels == layer.weight.size(0) < 12
+    assert layer.in_channels == layer.weight.size(1) * layer.groups < 8
+    assert layer.groups == (1 if groups == 4 else groups)
+
+
 def test_the_multiply_adds_of_a_deformable_convolution_are_counted():
     network = Deformable(bias=False).eval()
     rest = 64 * (8 * 27 + 18 * 72 + 9 * 8) + 12 * 5
