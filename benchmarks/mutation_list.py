@@ -211,14 +211,14 @@ MUTATIONS = (
     Mutation(
         "statistics go over the removed channels",
         _MASKED,
-        "exists = ~torch.isin(",
-        "exists = torch.isin(",
+        "exists, owners = ~torch.isin(",
+        "exists, owners = torch.isin(",
     ),
     Mutation(
         "of two groups in a statistic the last counts",
         _MASKED,
-        "found[key] = found[key] & exists if key in found else exists",
-        "found[key] = exists",
+        "exists = exists & other.exists",
+        "exists = exists.clone()",
     ),
     Mutation("a layer norm divides by all channels", _NORMS, "    count = kept.sum()\n", "    count = kept.numel()\n"),
     Mutation(
@@ -270,7 +270,7 @@ MUTATIONS = (
     Mutation(
         "a mean is not rescaled", _REDUCTIONS, "exists.numel() / int(exists.sum())", "exists.numel() / len(exists)"
     ),
-    Mutation("a statistic is masked along its neighbour", _REDUCTIONS, "[1] * (-1 - dim)", "[1] * (-2 - dim)"),
+    Mutation("a statistic is masked along its neighbour", _REDUCTIONS, "[1] * (-1 - one.dim)", "[1] * (-2 - one.dim)"),
     # Reductions that a module calls
     Mutation(
         "all statistics of a module are its first one",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
@@ -60,14 +60,17 @@ def masked_from(
 
 def _existing(groups: Sequence[ChannelGroup], plan: Plan) -> dict[CallKey, list[KeptAlong]]:
     """Map each reduction over channels of which some are removed to masks of those that exist."""
-    found: dict[tuple[CallKey, int], Tensor] = {}
+    found: dict[tuple[CallKey, int], KeptAlong] = {}
     for group in groups:
         removed = plan.removed(group)
         for one in group.statistics if len(removed) else ():
-            exists = ~torch.isin(one.channels, torch.as_tensor(removed))
+            exists, owners = ~torch.isin(one.channels, torch.as_tensor(removed)), one.channels
             key = (one.module, one.call_index), one.dim
-            found[key] = found[key] & exists if key in found else exists
+            if (other := found.get(key)) is not None:
+                exists = exists & other.exists
+                owners = torch.stack([owners, other.owners]).unique(dim=1, return_inverse=True)[1]
+            found[key] = KeptAlong(one.dim, exists, owners)
     by_call: dict[CallKey, list[KeptAlong]] = {}
-    for (call, dim), exists in found.items():
-        by_call.setdefault(call, []).append((dim, exists))
+    for (call, _), kept in found.items():
+        by_call.setdefault(call, []).append(kept)
     return by_call

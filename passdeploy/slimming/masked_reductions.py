@@ -8,16 +8,56 @@ reduction has none, so it is found by the module that calls it and the number of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from passdeploy.errors import ModelError
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.models.reduction_calls import MAX_FUNCTIONS, MEAN_FUNCTIONS, REDUCTION_FUNCTIONS, REMOVING_FUNCTIONS
 
-KeptAlong = tuple[int, Tensor]  # a dimension counted from the last, and True for each of its places that exists
+
+@dataclass(frozen=True, eq=False)
+class KeptAlong:
+    """The places that exist along a dimension that is reduced.
+
+    Where channels and positions were flattened into one dimension, it has another size in images of another size.
+    """
+
+    dim: int  # counted from the last
+    exists: Tensor  # (size in the example,): True for each place that exists
+    owners: Tensor  # (size in the example,): the number of the channel at each place
+
+    def at(self, size: int) -> Tensor:
+        """Return which places exist where the dimension has another size.
+
+        Raises:
+            ModelError: it cannot be told which channel is where.
+        """
+        count = len(self.exists)
+        if size == count:
+            return self.exists
+        neighbours = gcd(*torch.unique_consecutive(self.owners, return_counts=True)[1].tolist())
+        period = _period(self.owners)
+        if neighbours > 1 and period == count and neighbours * size % count == 0:  # each channel with all its positions
+            return self.exists[::neighbours].repeat_interleave(neighbours * size // count)
+        if neighbours == 1 and period < count and size % period == 0:  # each position with all its channels
+            return self.exists[:period].repeat(size // period)
+        raise ModelError(
+            f"a masked network reduces {count} channels at its example size, and {size} at another.\n"
+            "Which of these are removed cannot be told: run it at the size at which its groups were found."
+        )
+
+
+def _period(owners: Tensor) -> int:
+    """Return the smallest number of entries of which the others are repetitions."""
+    count = len(owners)
+    divisors = (number for number in range(1, count) if count % number == 0)
+    return next((one for one in divisors if torch.equal(owners[one:], owners[:-one])), count)
 
 
 class RestrictedStatistics(TorchFunctionMode):
@@ -42,14 +82,15 @@ class RestrictedStatistics(TorchFunctionMode):
         given = dict(kwargs or {})
         x = args[0] if args else given.pop("input")
         if func in REMOVING_FUNCTIONS:
-            for dim, exists in known:
-                x = x.index_select(dim, exists.nonzero()[:, 0].to(x.device))
+            for one in known:
+                x = x.index_select(one.dim, one.at(x.size(one.dim)).nonzero()[:, 0].to(x.device))
             return func(x, *args[1:], **given)
-        for dim, exists in known:
-            gone = ~exists.to(x.device).view(-1, *[1] * (-1 - dim))
+        for one in known:
+            gone = ~one.at(x.size(one.dim)).to(x.device).view(-1, *[1] * (-1 - one.dim))
             x = x.masked_fill(gone, -torch.inf if func in MAX_FUNCTIONS else 0.0)
         found = func(x, *args[1:], **given)
         if func in MEAN_FUNCTIONS:  # of as many as there were: the others count for nothing
-            for _, exists in known:
+            for one in known:
+                exists = one.at(x.size(one.dim))
                 found = found * (exists.numel() / int(exists.sum()))
         return found

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy import Plan, find_groups, masked, slim, verify
+from passdeploy.errors import ModelError
+from passdeploy.slimming.masked_reductions import KeptAlong
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -84,6 +86,45 @@ def test_a_statistic_goes_over_the_channels_that_exist(name: str):
     plain._forward_pre_hooks.clear()
     plain._forward_hooks.clear()
     assert not torch.allclose(reference(IMAGES), plain(IMAGES), atol=1e-5)
+
+
+def pixels_first(x: Tensor) -> Tensor:
+    """All channels of a pixel, then those of the next one."""
+    return x.movedim(1, -1).flatten(1)
+
+
+FLATTENED = {
+    "a minimum": lambda x: x - x.flatten(1).min(1).values[:, None, None, None],
+    "a mean": lambda x: x - x.flatten(1).mean(1)[:, None, None, None],
+    "a norm of pixels with their channels": lambda x: x / pixels_first(x).norm(dim=1)[:, None, None, None],
+}
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_channels_and_positions_in_one_dimension_at_any_image_size(name: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Net(FLATTENED[name]).eval()
+    groups = find_groups(net, IMAGES)
+    assert [group.is_prunable for group in groups] == [True, True, False]
+    plan = Plan({"first": (0, 3, 4, 6, 7), "second": (1, 2, 5, 8, 11)})
+    reference, smaller = masked(net, groups, plan), slim(net, groups, plan)
+    with torch.no_grad():
+        for height, width in ((8, 8), (7, 9), (16, 16), (9, 16)):
+            images = torch.randn(3, 3, height, width)
+            torch.testing.assert_close(reference(images), smaller(images))
+
+
+def test_places_of_channels_at_another_size():
+    def kept(*owners: int) -> KeptAlong:
+        numbers = torch.tensor(owners)
+        return KeptAlong(-1, numbers != 1, numbers)
+
+    assert kept(0, 0, 1, 1).at(6).tolist() == [True, True, True, False, False, False]
+    assert kept(0, 1, 0, 1).at(6).tolist() == [True, False, True, False, True, False]
+    for unclear in (kept(0, 0, 1, 1, 0, 0, 1, 1), kept(0, 1, 2), kept(0, 0, 1, 1)):
+        with pytest.raises(ModelError, match="cannot be told"):
+            unclear.at(9)
 
 
 @pytest.mark.parametrize(
