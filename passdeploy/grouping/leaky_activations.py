@@ -29,4 +29,6 @@ class LeakyActivations(UncompiledMode):
         leaky = _LEAKY.get(func)
         if leaky is None or not args[0].is_floating_point() or (func in _HARDTANH and args[1:2] != (0,)):
             return func(*args, **(kwargs or {}))
-        return leaky(args[0], SLOPE)
+        leaked = leaky(args[0], SLOPE)
+        is_bounded = func in _HARDTANH and args[2:3] != (6,)  # a bound that the code states, perhaps by a width
+        return leaked.clamp_(max=args[2]) if is_bounded and len(args) > 2 else leaked

@@ -7,8 +7,8 @@ on; then for widths that the code takes to be equal, and joins them. If neither 
 at that operation are protected; so are those where a scalar changes, such as the square root of a width. At last the
 outputs of the cut network are compared with those of the masked one, and groups that change them are protected too.
 
-Networks of operations that cannot go wrong, such as convolutions, batch norms, pooling and sums, are not tried; see
-risk.py.
+Networks of operations that cannot go wrong, such as convolutions, batch norms, pooling and sums, are not tried (see
+risk.py), unless their code reads widths.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.trial_cut import PlanKey, TrialCut
-from passdeploy.grouping.width_branches import compares_widths
+from passdeploy.grouping.width_branches import compares_widths, reads_widths
 from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
 from passdeploy.tracing.labels import Reason
 
@@ -78,7 +78,8 @@ class TrialSearch:
         check = required_check(network.trace, network.class_of)
         may_branch = self._may_compare_widths(self.constraints) and check is not RequiredCheck.VALUES
         self._branches = may_branch and (bool(self._turning_keys) or network.is_riskier_at_other_size)
-        self.required_check = RequiredCheck.VALUES if self._branches else check
+        self._reads_widths = reads_widths(network.model)
+        self.required_check = RequiredCheck.VALUES if self._branches or self._reads_widths else check
 
     @property
     def channel_map(self) -> ChannelMap:
@@ -246,7 +247,8 @@ class TrialSearch:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
-        trials = COMPARED_TRIALS if self._branches or self._turning_keys else self._trials_needed(groups)
+        is_doubtful = self._branches or self._reads_widths or bool(self._turning_keys)
+        trials = COMPARED_TRIALS if is_doubtful else self._trials_needed(groups)
         return find_failing_groups(
             comparison,
             trials=1 if comparison.is_large else min(COMPARED_TRIALS, trials),

@@ -1,14 +1,15 @@
-"""Search the code of a network for comparisons of widths, which may come out differently once channels are cut.
+"""Search the code of a network for widths, with which it may do something else once channels are cut.
 
 A trace shows the operations that ran, not the branches that were not taken: `if self.conv.in_channels != x.shape[1]:`
-may be true in the whole network and false in a cut one.
+may be true in the whole network and false in a cut one. Nor does it show where a number comes from: a window of
+`x.shape[1] // 8` pixels becomes another one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
-from dis import get_instructions
+from collections.abc import Collection, Sequence
+from dis import Instruction, get_instructions
 from functools import cache
 from types import CodeType, FunctionType
 
@@ -20,6 +21,8 @@ _WIDTHS = {
 }
 _LOADS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"}
 _INSTRUCTIONS_BEFORE = 10  # a comparison, in which its operands are loaded
+_PARAMETERS = {"weight", "bias", "running_mean", "running_var"}  # their first dimension is no batch
+_WITHOUT_EFFECT = {"CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL"}
 
 
 def compares_widths(model: nn.Module, attributes: Collection[str] = ()) -> bool:
@@ -40,6 +43,64 @@ def _any_compares_widths(functions: tuple[FunctionType, ...], names: frozenset[s
     comparing = {function.__name__ for function in functions if _compares_anything(function.__code__)}
     comparing -= {"forward", "__call__"}  # are given tensors
     return any(_compares_widths(function, names, frozenset(comparing)) for function in functions)
+
+
+def reads_widths(model: nn.Module) -> bool:
+    """True if code of the network, other than torch's own, reads a size that may be a number of channels.
+
+    The batch (`x.size(0)`) and the size of maps (`x.shape[-2:]`) are none.
+    """
+    functions = {function for module in model.modules() for function in _functions_of(module)}
+    return any(_reads_widths(function) for function in functions)
+
+
+@cache
+def _reads_widths(function: FunctionType) -> bool:
+    """True if a function, or one of the same package that it calls, reads a size that may be a number of channels."""
+    seen, waiting = {function}, [function]
+    while waiting:
+        one = waiting.pop()
+        if _reads(one.__code__):
+            return True
+        own = _helpers_of(one) - seen
+        waiting += own
+        seen |= own
+    return False
+
+
+def _helpers_of(function: FunctionType) -> set[FunctionType]:
+    """Return the functions of the same package that a function may call, by the global names in its code."""
+    called = [function.__globals__.get(name) for name in function.__code__.co_names]
+    own = {other for other in called if isinstance(other, FunctionType) and not _is_of_torch(other.__module__)}
+    return {other for other in own if other.__module__.partition(".")[0] == function.__module__.partition(".")[0]}
+
+
+def _reads(code: CodeType) -> bool:
+    steps = [one for one in get_instructions(code) if one.opname not in _WITHOUT_EFFECT]
+    for place, one in enumerate(steps):
+        if one.opname in _LOADS and one.argval in _WIDTHS:
+            of_parameter = place > 0 and steps[place - 1].argval in _PARAMETERS
+            if of_parameter or not _picks_no_channels(steps[place + 1 : place + 5]):
+                return True
+        if one.argval == "len" and any(step.argval in _PARAMETERS for step in steps[place + 1 : place + 6]):
+            return True
+    return any(_reads(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+
+
+def _picks_no_channels(after: Sequence[Instruction]) -> bool:
+    """True if the steps after `x.shape` or `x.size` pick the batch, or height and width."""
+    if after and after[0].opname.startswith("CALL") and not after[0].arg:  # `x.size()[2:]`
+        after = after[1:]
+    if len(after) < 2 or not after[0].opname.startswith("LOAD_"):
+        return False
+    picked, operation = after[0].argval, after[1].opname
+    if isinstance(picked, slice):
+        return picked.start in (2, -2)
+    if type(picked) is not int:
+        return False
+    if "SUBSCR" in operation or operation in ("BINARY_OP", "CALL", "CALL_METHOD"):
+        return picked == 0
+    return picked in (2, -2) and any("SLICE" in one.opname for one in after[2:3])
 
 
 def _functions_of(module: nn.Module) -> tuple[FunctionType, ...]:
@@ -79,9 +140,7 @@ def _compares_widths(function: FunctionType, names: frozenset[str], comparing: f
     seen, waiting = {function}, [function]
     while waiting:
         one = waiting.pop()
-        called = [one.__globals__.get(name) for name in one.__code__.co_names]
-        own = {other for other in called if isinstance(other, FunctionType) and not _is_of_torch(other.__module__)}
-        own = {other for other in own if other.__module__.partition(".")[0] == one.__module__.partition(".")[0]}
+        own = _helpers_of(one)
         gives_to = comparing.union(other.__name__ for other in own if _compares_anything(other.__code__))
         if _compares(one.__code__, names, gives_to):
             return True

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import passdeploy as pd
 from passdeploy.errors import EquivalenceError
-from passdeploy.grouping.width_branches import compares_widths
+from passdeploy.grouping.width_branches import compares_widths, reads_widths
 from passdeploy.slimming.verify import check_equivalence
 
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -367,3 +368,52 @@ def test_code_that_compares_widths_is_recognised():
 
     assert compares_widths(nn.Sequential(Asking(3, 4, 1)))
     assert not compares_widths(nn.Sequential(Plain(3, 4, 1), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2)))
+
+
+class Reading(nn.Module):
+    """A network of convolutions whose code does something with the width of the first one."""
+
+    def __init__(self, how: Callable[[nn.Conv2d, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.body, self.head, self.how = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 12, 3), nn.Linear(12, 5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.how(self.stem, self.stem(x))).mean((2, 3)))
+
+
+def repeated(x: Tensor, times: int) -> Tensor:
+    for _ in range(times):
+        x = F.silu(x)
+    return x
+
+
+READINGS: dict[str, Callable[[nn.Conv2d, Tensor], Tensor]] = {
+    "a window": lambda stem, x: F.avg_pool2d(x, x.shape[1] // 8, 1),
+    "a bound": lambda stem, x: F.hardtanh(x, 0, x.size(1) // 8),
+    "a table": lambda stem, x: {16: F.silu}.get(stem.out_channels, F.relu)(x),
+    "a number of steps": lambda stem, x: repeated(x, stem.weight.size(0) // 4),
+    "a length": lambda stem, x: repeated(x, len(stem.weight) // 4),
+    "a place": lambda stem, x: x.roll(x.shape[1] // 4, 2),
+}
+
+
+@pytest.mark.parametrize("how", READINGS.values(), ids=READINGS)
+def test_a_width_that_is_a_number_in_the_code_is_protected(how: Callable[[nn.Conv2d, Tensor], Tensor]):
+    groups = pd.find_groups(Reading(how).eval(), IMAGES)
+    assert {group.name: group.is_prunable for group in groups} == {"stem": False, "body": True, "head": False}
+
+
+def test_code_that_reads_a_batch_or_the_size_of_maps_reads_no_widths():
+    class Resizing(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.interpolate(super().forward(x), x.shape[-2:]) + F.interpolate(x, x.size()[2:])
+            return y.flatten(2).mean(2).reshape(x.shape[0], -1) * x.size(0)
+
+    class Unpacking(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            batch, channels, _, _ = x.shape
+            return super().forward(x).mean((2, 3)).view(batch, channels)
+
+    assert not reads_widths(nn.Sequential(Resizing(3, 4, 1), nn.Flatten(), nn.BatchNorm2d(4)))
+    assert reads_widths(nn.Sequential(Unpacking(3, 4, 1)))
