@@ -44,6 +44,7 @@ _SAFE_POINTWISE = {
 _SCALAR_ARITHMETIC = {
     f"aten.{name}{ending}" for name in ("add", "sub", "mul", "div", "pow", "clamp", "clamp_min") for ending in ("", "_")
 }
+_DIVISIONS = {"aten.div", "aten.div_"}
 _LAYER_NORMS = {"aten.native_layer_norm", "aten.rms_norm"}
 
 # Operations whose sizes or indices the model's code may state.
@@ -76,6 +77,8 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
     def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op
         if _meets_fixed_tensor(record, trace):
+            return RequiredCheck.VALUES
+        if op in _DIVISIONS and len(record.inputs) > 1:  # by what a mask may set to zero
             return RequiredCheck.VALUES
         if op in _PER_CHANNEL or op in _SAFE_POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE

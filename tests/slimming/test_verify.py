@@ -390,3 +390,28 @@ def test_a_small_part_of_an_output_that_is_wrong_is_an_error():
     with pytest.raises(EquivalenceError, match="in a part of an output that is small beside the others"):
         pd.verify(net, groups, plan, IMAGES, tolerance=1e-5)
     assert pd.verify(net, groups, pd.Plan({}), IMAGES, tolerance=1e-5) == 0.0
+
+
+class Averaging(nn.Module):
+    """A network that keeps an average of what it has seen, in evaluation mode too, and counts calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+        self.register_buffer("average", torch.zeros(16))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        self.calls += 1
+        self.average.mul_(0.5).add_(y.mean((0, 2, 3)), alpha=0.5)
+        return self.head((y - self.average[:, None, None]).relu().mean((2, 3)))
+
+
+def test_a_network_that_changes_its_buffers_is_compared_call_by_call_and_left_as_it_was():
+    net = Averaging().eval()
+    groups = pd.find_groups(net, IMAGES)
+    assert pd.verify(net, groups, pd.Plan({"stem": (1, 6, 9)}), IMAGES, tolerance=1e-5) <= 1e-5
+    assert int(net.calls) == 0
+    assert not net.average.any()
