@@ -82,6 +82,8 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
             return RequiredCheck.VALUES
         if op in _PER_CHANNEL or op in _SAFE_POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE
+        if op == "aten.convolution" and 0 not in record.inputs[1][1] and record.inputs[1][0][0] > 1:
+            return RequiredCheck.VALUES  # kernels that are no parameter: each may be another
         if op == "aten.convolution":  # modules other than torch's state the number of groups themselves
             return RequiredCheck.NONE if is_run_by(record, nn.modules.conv._ConvNd) else RequiredCheck.SIZES
         if op in _LAYER_NORMS:

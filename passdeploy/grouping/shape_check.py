@@ -15,6 +15,7 @@ from passdeploy.tracing.trace import OpRecord
 ScalarsByLine = dict[tuple[str, str], set[tuple[float, ...]]]  # (operation, file:line) -> scalars it computes with
 
 _STRIDE_OPS = "aten.clone", "aten.as_strided_"  # whether they run depends on strides, not only on sizes
+_REPEATS = "aten.expand", "aten.repeat"
 _VIEW_OPS = "aten.view", "aten._unsafe_view", "aten._reshape_alias"
 
 
@@ -99,6 +100,8 @@ class ShapeChecker(OpObserver):
             if not labels or result.ndim != len(shape):
                 continue
             wanted = [self._size_of(labels[dim]) if dim in labels else size for dim, size in enumerate(shape)]
+            if call.name in _REPEATS and wanted == list(shape):
+                continue  # a kernel that stays, repeated for as many channels as there are
             if not self.is_meta:
                 # Sizes that no cut changes may depend on values, such as the number of boxes of a detector.
                 sizes = zip(wanted, shape, result.shape, strict=True)

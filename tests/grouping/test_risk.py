@@ -173,3 +173,19 @@ def test_a_scalar_may_depend_on_values_but_not_on_widths(counts_channels: bool):
     assert not trace_channels(net, IMAGES).is_meta
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups[:2]] == [not counts_channels, True]
+
+
+def test_a_division_by_a_parameter_that_a_mask_sets_to_zero_protects():
+    """As in learned quantisation, where every channel is divided by a step of its own."""
+
+    class Stepping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head, self.step = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Parameter(torch.ones(8, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x) / self.step)
+
+    net = Stepping().eval()
+    assert check_of(net) is RequiredCheck.VALUES
+    assert not any(group.is_prunable for group in find_groups(net, IMAGES))

@@ -69,11 +69,43 @@ class Fixed(nn.Module):
         return F.conv2d(x, torch.ones(8, 8 // self.groups, 3, 3, dtype=x.dtype), groups=self.groups)
 
 
+class Blur(nn.Module):
+    """A depthwise convolution with one kernel, repeated for as many channels as there are; or with one for each."""
+
+    def __init__(self, *, is_same: bool = True, transposed: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.randn(1, 1, 3, 3))
+        self.is_same, self.convolve = is_same, F.conv_transpose2d if transposed else F.conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernels = self.kernel.expand(channels, -1, -1, -1) if self.is_same else self.kernel.repeat(channels, 1, 1, 1)
+        if not self.is_same:
+            kernels = kernels * torch.arange(channels, dtype=x.dtype)[:, None, None, None]
+        return self.convolve(x, kernels, groups=channels)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_kernel_that_is_repeated_for_every_channel_is_cut_along(transposed: bool):
+    network = chain(Blur(transposed=transposed))
+    channels = map_channels(network, IMAGES)
+    assert {group.name: group.width for group in channels.prunable} == {"0": 8}
+    assert channels.costs.of("macs") == counted(network)
+    plan = pd.Plan({"0": (1, 6, 7)})
+    assert pd.verify(network, channels.groups, plan, IMAGES, tolerance=1e-12) <= 1e-12
+    assert channels.costs.of("macs", plan.widths()) == counted(pd.slim(network, channels.groups, plan))
+
+
+def test_kernels_of_which_each_is_another_keep_their_channels():
+    groups = {group.name: group for group in pd.find_groups(chain(Blur(is_same=False)), IMAGES)}
+    assert "the function changes" in groups["0"].reason
+
+
 @pytest.mark.parametrize(
     ("layer", "group", "words"),
     [
         (Fixed(), "0", "meets a weight that cannot be cut"),
-        (Fixed(8), "0", "meets a weight that cannot be cut"),
+        (Fixed(8), "0", "the code depends on their number"),
         (Fixed(2), "0", "meets a weight that cannot be cut"),
         (Fixed(bias=True), "2", "meets a fixed bias"),
     ],

@@ -92,6 +92,9 @@ def _whole_groups(
     Returns:
         The labels of the result's channels, and those of the dimensions that the operation's cost is proportional to.
     """
+    if rows is None and input_labels is not None and groups == inputs:
+        # Kernels that the code repeats for as many channels as there are, as for a blur; trials compare the outputs.
+        return input_labels.repeat_interleave(outputs // groups), (input_labels,)
     if rows is None:
         contract(tracer, input_labels, None)
         return None, ()
