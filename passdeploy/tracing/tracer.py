@@ -74,7 +74,7 @@ class ChannelTracer(OpObserver):
         self._state = WeakTensorDict[str]()  # parameters and buffers, and their names
         self._calls = FunctionCallTracker()
         self._current_reduction: CallKey | None = None
-        self._used_parameters: set[str] = set()  # names of parameters and buffers
+        self.used_parameters: set[str] = set()  # names of parameters and buffers
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         state = tuple(self._label_state(list(named_state(model))))
         fixed_from = self.union_find.size
@@ -289,7 +289,7 @@ class ChannelTracer(OpObserver):
 
     def has_unused_parameters(self, model: nn.Module) -> bool:
         """Test whether the passes so far left a parameter unused."""
-        return any(name not in self._used_parameters for name, _ in model.named_parameters())
+        return any(name not in self.used_parameters for name, _ in model.named_parameters())
 
     def run_training_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Trace a pass in training mode, for heads that run only then; skip a model that fails (it may want targets).
@@ -300,7 +300,7 @@ class ChannelTracer(OpObserver):
         scratch = Trace(self.union_find, main.state, main.parameters, main.fixed_outputs, main.fixed_from)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
         doubled = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
-        used = [state.labels for state in main.state if state.tensor in self._used_parameters]
+        used = [state.labels for state in main.state if state.tensor in self.used_parameters]
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
@@ -326,7 +326,7 @@ class ChannelTracer(OpObserver):
     def on_op(self, call: OpCall) -> None:
         """Apply the rule of one operation to its labels, and append it to the op log."""
         self._current_call, self._current_source = call, source_line()
-        self._used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
+        self.used_parameters.update(name for tensor in call.tensors if (name := self._state.get(tensor)))
         inputs = self._labelled_shapes(call.tensors)  # before the rule, which changes them for an in-place operation
         self._protect_watched(call.tensors)
         constants = [self._labels.get(tensor) is None for tensor in (*call.tensors, *call.given_results)]
