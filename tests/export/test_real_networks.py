@@ -29,7 +29,6 @@ def slimmed(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "network"),
     [
-        ("torchvision/resnet18", "dense"),
         ("torchvision/resnet18", "slim"),
         ("torchvision/efficientnet_b0", "slim"),
     ],
