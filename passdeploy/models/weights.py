@@ -126,12 +126,14 @@ def _require_sound(tensors: Mapping[str, Tensor], path: Path) -> None:
                 f"{path} holds a {kind} tensor '{clipped(name)}'; only plain ones are read.\n"
                 f"Save it as {'tensor.dequantize()' if tensor.is_quantized else 'tensor.to_dense()'}."
             )
-        if not tensor.isfinite().all():
+        is_8_bits = tensor.is_floating_point() and tensor.element_size() == 1  # torch can hardly compute with them
+        values = tensor.float() if is_8_bits else tensor
+        if not values.isfinite().all():
             half = " (float16 ends at 65,504)" if tensor.dtype == torch.float16 else ""
             raise WeightsError(
                 f"{path} holds NaN or infinite values in '{clipped(name)}'{half}; no network works with them."
             )
-        if name.endswith("running_var") and (tensor.float() < 0).any():  # no comparison is there for 8 bits
+        if name.endswith("running_var") and (values < 0).any():
             raise WeightsError(f"{path} holds a negative variance in '{clipped(name)}'; no network works with it.")
 
 
