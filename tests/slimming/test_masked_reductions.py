@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passdeploy import Plan, find_groups, masked, slim, verify
+from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import ModelError
 from passdeploy.slimming.masked_reductions import KeptAlong
 
@@ -72,17 +73,25 @@ RESTRICTED = {
 }
 
 
-@pytest.mark.parametrize("name", RESTRICTED)
-def test_a_statistic_goes_over_the_channels_that_exist(name: str):
+PLAN = Plan({"first": (0, 3, 4, 6, 7), "second": (1, 2, 5, 8, 11)})
+
+
+def network_with_groups(statistic: Callable[[Tensor], Tensor]) -> tuple[nn.Module, tuple[ChannelGroup, ...]]:
+    """Build a network that computes a statistic over channels, whose first two groups can be cut."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = Net(RESTRICTED[name]).eval()
+        net = Net(statistic).eval()
     groups = find_groups(net, IMAGES)
     assert [group.is_prunable for group in groups] == [True, True, False]
-    plan = Plan({"first": (0, 3, 4, 6, 7), "second": (1, 2, 5, 8, 11)})
-    assert verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+    return net, groups
+
+
+@pytest.mark.parametrize("name", RESTRICTED)
+def test_a_statistic_goes_over_the_channels_that_exist(name: str):
+    net, groups = network_with_groups(RESTRICTED[name])
+    assert verify(net, groups, PLAN, IMAGES, tolerance=1e-5) <= 1e-5
     # The masked network does not merely drop what is gone: its statistics are others.
-    reference, plain = masked(net, groups, plan), masked(net, groups, plan)
+    reference, plain = masked(net, groups, PLAN), masked(net, groups, PLAN)
     plain._forward_pre_hooks.clear()
     plain._forward_hooks.clear()
     assert not torch.allclose(reference(IMAGES), plain(IMAGES), atol=1e-5)
@@ -102,13 +111,8 @@ FLATTENED = {
 
 @pytest.mark.parametrize("name", FLATTENED)
 def test_channels_and_positions_in_one_dimension_at_any_image_size(name: str):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = Net(FLATTENED[name]).eval()
-    groups = find_groups(net, IMAGES)
-    assert [group.is_prunable for group in groups] == [True, True, False]
-    plan = Plan({"first": (0, 3, 4, 6, 7), "second": (1, 2, 5, 8, 11)})
-    reference, smaller = masked(net, groups, plan), slim(net, groups, plan)
+    net, groups = network_with_groups(FLATTENED[name])
+    reference, smaller = masked(net, groups, PLAN), slim(net, groups, PLAN)
     with torch.no_grad():
         for height, width in ((8, 8), (7, 9), (16, 16), (9, 16)):
             images = torch.randn(3, 3, height, width)
