@@ -123,6 +123,7 @@ class ChannelMap:
     groups: tuple[ChannelGroup, ...]
     costs: CostModel
     blocks: tuple[Block, ...] = ()  # in the order of the forward pass; none where they were not looked for
+    idle_layers: tuple[str, ...] = ()  # that the example did not reach, in evaluation or in training
 
     def chosen(self, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> ChannelMap:
         """Protect the groups and blocks that `include` leaves out or `exclude` names.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
     Each group has its `name`, `width`, `layers`, whether it `is_prunable`, else the `reason`, and `macs_share`: the
     share of the multiply-adds that would go if this group alone lost all its channels. A layer's multiply-adds count
     for its input and its output group, so the shares add up to more than 1. A block has the shares of multiply-adds
-    and of parameters that go with it, and the line of code (`source`) where its branch joins its input.
+    and of parameters that go with it, and the line of code (`source`) where its branch joins its input. `idle_layers`
+    did not run: they stay whole, and fail where other images reach them after what they read was cut.
     """
     costs, prunable = channels.costs, channels.prunable
     minimum = narrowest_widths(prunable, costs, round_to=round_to)
@@ -78,6 +80,7 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
             }
             for block in channels.blocks
         ],
+        "idle_layers": list(channels.idle_layers),
         "words": [
             f"{len(prunable)} of {len(channels.groups)} channel groups can be cut, "
             f"{percent(removable / total, 0)} of the channels",
@@ -86,6 +89,7 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
             f"no fewer than {percent(reachable['macs'] / macs)} of the MACs and "
             f"{percent(reachable['params'] / counts['params'])} of the parameters can be reached",
             *_block_words(channels),
+            *_idle_words(channels.idle_layers),
         ],
     }
 
@@ -104,6 +108,14 @@ def _block_words(channels: ChannelMap) -> list[str]:
     left = channels.costs.of("macs", without) / channels.costs.of("macs")
     share = f"; without them {percent(left)} of the MACs are left" if prunable else ""
     return [f"{len(prunable)} of {len(channels.blocks)} blocks can be skipped{share}"]
+
+
+def _idle_words(layers: Sequence[str]) -> list[str]:
+    """Name the layers that did not run, at most three of them."""
+    if not layers:
+        return []
+    named = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+    return [f"did not run, so that nobody knows which channels they read: {named}; they stay as they are"]
 
 
 def describe_run(prepared: Prepared) -> dict[str, Any]:

@@ -60,7 +60,8 @@ class GroupBuilder:
         groups, factors = self._groups_of(constraints.labels)
         with_attributes = _with_size_attributes(groups, constraints.size_attributes, factors)
         told = tuple(replace(block, groups=_groups_inside(block, with_attributes)) for block in blocks)
-        return ChannelMap(with_attributes, _cost_model(self._trace, groups, factors, told), told)
+        costs = _cost_model(self._trace, groups, factors, told)
+        return ChannelMap(with_attributes, costs, told, self._trace.idle_layers)
 
     def size_of(self, constraints: Constraints, labels: Tensor) -> Factor:
         """Return the size of the dimension with these labels as a function of the widths of prunable groups."""

@@ -28,7 +28,7 @@ from passdeploy.slimming.size_attributes import read_size_attribute, write_size_
 from passdeploy.tracing.dispatch import OpObserver
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import DimLabels, OpRecord
-from passdeploy.tracing.tracer import WeakTensorDict
+from passdeploy.tracing.weak_tensors import WeakTensorDict
 
 ATTEMPTS = 4  # draws of all widths of a comparison but one, which is then solved for
 MAX_TURNS = 2  # of them, the widths that are returned

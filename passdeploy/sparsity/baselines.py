@@ -5,23 +5,20 @@ Every score is one number per channel of a group, higher is better, on a scale t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.errors import TrainingError
 from passdeploy.models.cloning import named_state
-from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.masked_branches import ChangedBranches
 from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.batches import Batches, Loss, samples_in
-from passdeploy.sparsity.block_gates import BlockGates, branches_of
+from passdeploy.sparsity.block_gates import BlockGates
 from passdeploy.sparsity.flat import FlatChannels
 from passdeploy.sparsity.mask import ChannelGradients, batch_statistics_only, producing_slots
 
@@ -123,37 +120,6 @@ def taylor_scores(
             "Check the weights, the images and the loss."
         )
     return channels.split(scores)
-
-
-@torch.no_grad()
-def cosine_scores(model: nn.Module, blocks: Sequence[Block], inputs: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Compute how much each block changes its input: 1 - cosine of input and sum, averaged over the samples.
-
-    A common heuristic for depth, such as the block influence of Men et al. (ShortGPT, arXiv:2403.03853, eq. 1). It
-    knows nothing of the loss, and is on no scale with the scores of channels.
-
-    Args:
-        model: the trained network, in evaluation mode.
-        blocks: to score; the branches of all of them are run.
-        inputs: batches, on the model's device.
-
-    Returns:
-        `presence` of each block -> its score, shape (1,), on the CPU.
-    """
-    seen: dict[CallKey, list[Tensor]] = {}
-
-    def look(branch: Tensor, shortcut: Tensor, key: CallKey, _: bool) -> Tensor:
-        cosine = cosine_similarity((shortcut + branch).flatten(1), shortcut.expand_as(branch).flatten(1))
-        seen.setdefault(key, []).append(1 - cosine)
-        return branch
-
-    branches = branches_of(blocks)
-    for batch in inputs:
-        tracker = FunctionCallTracker()
-        with tracker.hooked_into(model), ChangedBranches(tracker, branches, look):
-            model(batch)
-    scores = {key: torch.cat(values).mean()[None].cpu() for key, values in seen.items()}
-    return {presence(block.name): scores[key] for block, key in zip(blocks, branches, strict=True)}
 
 
 def with_block_sums(scores: Mapping[str, Tensor], blocks: Sequence[Block]) -> dict[str, Tensor]:

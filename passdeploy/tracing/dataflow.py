@@ -26,7 +26,7 @@ from passdeploy.models.outputs import tensors_in
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.tracing.dispatch import OpObserver, source_line
 from passdeploy.tracing.op_call import OpCall, aten
-from passdeploy.tracing.tracer import WeakTensorDict
+from passdeploy.tracing.weak_tensors import WeakTensorDict
 
 # What these make does not depend on the values of the tensor that they are given, only on its shape and type.
 _VALUELESS = {

@@ -8,7 +8,7 @@ parameters and buffers returns gets labels of its own, as long as no channel of 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +17,70 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from passdeploy.models.selected_channels import SelectedChannels
+from passdeploy.tracing.labels import Reason
+from passdeploy.tracing.trace import DimLabels, OutputDim, Trace
+from passdeploy.tracing.weak_tensors import WeakTensorDict
 
 # (name of the module, its output, whether the output may have been computed from channels) -> another output or None
 OnOutput = Callable[[str, Tensor, bool], Tensor | None]
+
+
+class FixedOutputs:
+    """The outputs of the modules without weights of a network, which get labels of their own while it runs.
+
+    Args:
+        model: the network.
+        labels: of every tensor, by dimension.
+        trace: what the labels are recorded in.
+        reason: makes a reason for the operation that is running.
+    """
+
+    def __init__(
+        self, model: nn.Module, labels: WeakTensorDict[DimLabels], trace: Trace, reason: Callable[[str], Reason]
+    ) -> None:
+        self._modules, self._labels, self._reason = modules_without_weights(model), labels, reason
+        self._union_find, self._record = trace.union_find, trace.fixed_outputs
+        self._by_module: dict[str, DimLabels] = {}
+        self._returned: list[tuple[Tensor, int, DimLabels]] = []  # an output or its copy, its version, the labels
+
+    def following(self) -> AbstractContextManager[None]:
+        """Label these outputs inside the context."""
+        return following_outputs(self._modules, self._label)
+
+    def _label(self, module: str, output: Tensor, may_be_channels: bool) -> Tensor | None:
+        """Give the output of a module without weights labels of its own, unless it has some or is an activation.
+
+        Args:
+            module: its name.
+            output: what it returns.
+            may_be_channels: True if it has the shape of something that the module was given.
+        """
+        known = self._labels.get(output)
+        if known or (known is not None and may_be_channels):
+            return None
+        first = self._by_module.get(module)
+        if first is None:
+            sizes = {dim: size for dim, size in enumerate(output.shape) if size > 1}
+            vectors = self._union_find.new_labels(sum(sizes.values())).split([*sizes.values()])
+            first = self._by_module[module] = dict(zip(sizes, vectors, strict=True))
+            self._record += [OutputDim(module, dim, vector) for dim, vector in first.items()]
+        labels = {dim: vector for dim, vector in first.items() if output.shape[dim : dim + 1] == vector.shape}
+        for dim in first.keys() - labels.keys():
+            self._union_find.protect(first[dim], self._reason("the size of this output changes from call to call"))
+        copied = contiguous_copy(output)
+        self._labels[copied] = labels
+        self._returned += [(tensor, tensor._version, labels) for tensor in (output, copied)]
+        return copied
+
+    def protect_overwritten(self) -> None:
+        """Protect the channels of outputs that the run changed in place: a slim network would change a copy."""
+        for output, version, labels in self._returned:
+            if output._version != version:
+                for vector in labels.values():
+                    self._union_find.protect(
+                        vector, Reason("the output of a module without weights is changed in place")
+                    )
+        self._returned.clear()
 
 
 def modules_without_weights(model: nn.Module) -> dict[str, nn.Module]:

@@ -14,6 +14,18 @@ from passdeploy.tracing.labels import Reason
 from passdeploy.tracing.trace import Trace
 
 
+def idle_layers(model: nn.Module, used: Collection[str]) -> tuple[str, ...]:
+    """List the modules with parameters of their own, none of which was used.
+
+    Args:
+        model: the network.
+        used: names of the parameters that were used.
+    """
+    ran = {id(parameter) for name, parameter in model.named_parameters() if name in used}
+    own = ((name, [id(one) for one in module.parameters(recurse=False)]) for name, module in model.named_modules())
+    return tuple(name for name, parameters in own if parameters and ran.isdisjoint(parameters))
+
+
 def protect_twins_of_idle_(model: nn.Module, trace: Trace, used: Collection[str]) -> None:
     """Protect the channels of layers in whose place others may run that have not run yet.
 

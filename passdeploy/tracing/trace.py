@@ -92,5 +92,6 @@ class Trace:
     choices: dict[DimChoiceKey, DimChoice] = field(default_factory=dict)
     op_log: list[OpRecord] = field(default_factory=list)
     reductions: list[ReductionRecord] = field(default_factory=list)
+    idle_layers: tuple[str, ...] = ()  # modules whose parameters no pass has used
     is_meta: bool = False  # the network ran on the meta device, without values
     outputs: OutputChoice | None = None  # those that count; None: all

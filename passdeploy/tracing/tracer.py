@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
-from weakref import ref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from passdeploy.models.function_calls import CallKey, FunctionCallTracker
 from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.tracing.dispatch import OpObserver, source_line
-from passdeploy.tracing.fixed_outputs import contiguous_copy, following_outputs, modules_without_weights
+from passdeploy.tracing.fixed_outputs import FixedOutputs
 from passdeploy.tracing.labels import NONE, LabelUnionFind, Reason
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import (
@@ -37,11 +36,11 @@ from passdeploy.tracing.trace import (
     LabelledShape,
     OpMacs,
     OpRecord,
-    OutputDim,
     ReductionRecord,
     StateDim,
     Trace,
 )
+from passdeploy.tracing.weak_tensors import WeakTensorDict
 
 Rule = Callable[["ChannelTracer", OpCall], None]
 
@@ -80,9 +79,7 @@ class ChannelTracer(OpObserver):
         fixed_from = self.union_find.size
         state += tuple(self._label_state(list(named_plain_tensors(model))))
         self.trace = Trace(self.union_find, state, sizes, fixed_from=fixed_from, is_meta=is_meta, outputs=outputs)
-        self._modules_without_weights = modules_without_weights(model)
-        self._fixed: dict[str, DimLabels] = {}  # module without weights -> labels of its output
-        self._returned: list[tuple[Tensor, int, DimLabels]] = []  # such an output or its copy, its version, the labels
+        self._fixed = FixedOutputs(model, self._labels, self.trace, self.reason)
 
     def _label_state(self, state: Sequence[tuple[str, Tensor]]) -> Iterator[StateDim]:
         # A dimension of size one has nothing to remove.
@@ -187,46 +184,8 @@ class ChannelTracer(OpObserver):
     @contextmanager
     def tracking_modules(self, model: nn.Module) -> Iterator[None]:
         """Keep track of the module that is running and of fixed outputs, with hooks that are removed on leaving."""
-        with (
-            self._calls.hooked_into(model),
-            following_outputs(self._modules_without_weights, self._label_fixed_output),
-        ):
+        with self._calls.hooked_into(model), self._fixed.following():
             yield
-
-    def _label_fixed_output(self, module: str, output: Tensor, may_be_channels: bool) -> Tensor | None:
-        """Give the output of a module without weights labels of its own, unless it has some or is an activation.
-
-        Args:
-            module: its name.
-            output: what it returns.
-            may_be_channels: True if it has the shape of something that the module was given.
-        """
-        known = self._labels.get(output)
-        if known or (known is not None and may_be_channels):
-            return None
-        first = self._fixed.get(module)
-        if first is None:
-            sizes = {dim: size for dim, size in enumerate(output.shape) if size > 1}
-            vectors = self.union_find.new_labels(sum(sizes.values())).split([*sizes.values()])
-            first = self._fixed[module] = dict(zip(sizes, vectors, strict=True))
-            self.trace.fixed_outputs += [OutputDim(module, dim, vector) for dim, vector in first.items()]
-        labels = {dim: vector for dim, vector in first.items() if output.shape[dim : dim + 1] == vector.shape}
-        for dim in first.keys() - labels.keys():
-            self.protect(first[dim], "the size of this output changes from call to call")
-        copied = contiguous_copy(output)
-        self._labels[copied] = labels
-        self._returned += [(tensor, tensor._version, labels) for tensor in (output, copied)]
-        return copied
-
-    def _protect_overwritten_outputs(self) -> None:
-        """Protect the channels of fixed outputs that were changed in place: a slim network would change a copy."""
-        for output, version, labels in self._returned:
-            if output._version != version:
-                for vector in labels.values():
-                    self.union_find.protect(
-                        vector, Reason("the output of a module without weights is changed in place")
-                    )
-        self._returned.clear()
 
     def run_forward(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         """Trace one forward pass and protect the channels of the model's outputs that count."""
@@ -238,7 +197,7 @@ class ChannelTracer(OpObserver):
                 self._labels[leaf] = {}
         outputs = self.run_model(model, inputs)
         self._current_call = None
-        self._protect_overwritten_outputs()
+        self._fixed.protect_overwritten()
         return outputs
 
     def _protect_outputs(self, outputs: Any) -> None:
@@ -396,28 +355,3 @@ class ChannelTracer(OpObserver):
             return False
         self.trace.reductions.append(ReductionRecord(*self._current_reduction, dim, labels))
         return True
-
-
-Known = TypeVar("Known")
-
-
-class WeakTensorDict(Generic[Known]):
-    """A dictionary keyed by tensor identity that keeps no tensor alive.
-
-    An entry counts only while its weak reference is the tensor asked for, since Python reuses ids.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[ref[Tensor], Known]] = {}
-
-    def __setitem__(self, tensor: Tensor, known: Known) -> None:
-        self._known[id(tensor)] = ref(tensor), known
-
-    def get(self, tensor: Tensor) -> Known | None:
-        """Return the value stored for `tensor`, or None."""
-        entry = self._known.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def forget(self, tensor: Tensor) -> None:
-        """Remove the entry of `tensor`, if there is one."""
-        self._known.pop(id(tensor), None)

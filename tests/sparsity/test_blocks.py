@@ -13,7 +13,7 @@ from passdeploy.channels.blocks import presence
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.grouping.find import map_channels
 from passdeploy.recipe import OptimizerSpec
-from passdeploy.sparsity.baselines import cosine_scores, taylor_scores, with_block_sums
+from passdeploy.sparsity.baselines import taylor_scores, with_block_sums
 from passdeploy.sparsity.block_gates import BlockGates
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
@@ -87,20 +87,6 @@ def test_the_taylor_score_of_a_block_is_the_squared_derivative_by_its_gate(net: 
                 losses.append(float(F.cross_entropy(output, labels)))
             squares.append(((losses[0] - losses[1]) / (2 * step)) ** 2)
         assert float(scores[presence(block.name)]) == pytest.approx(sum(squares) / len(squares), rel=2e-3)
-
-
-@torch.no_grad()
-def test_the_cosine_score_of_a_block_is_how_far_it_turns_its_input(net: nn.Module, channels: ChannelMap):
-    images = BATCHES[0][0]
-    scores = cosine_scores(net, channels.costs.blocks, [images[:6], images[6:]])
-    x, expected = net.stem(images), []
-    for block in net.inner[:3]:
-        y = x + block(x)
-        expected.append(float((1 - F.cosine_similarity(y.flatten(1), x.flatten(1))).mean()))
-        x = y
-    found = [float(scores[presence(block.name)]) for block in channels.costs.blocks]
-    assert found[:3] == pytest.approx(expected, rel=1e-4)
-    assert len(found) == 4
 
 
 def test_other_scores_count_a_block_as_much_as_its_channels(channels: ChannelMap):
