@@ -21,6 +21,7 @@ from passdeploy.latency.target import LatencyTarget, prepare_target
 from passdeploy.models.build import build_model, comes_trained
 from passdeploy.models.diagnosis import image_errors, require_own_weights
 from passdeploy.recipe import Recipe
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
 from passdeploy.runtime.events import Listener, silent
 from passdeploy.sparsity.select import ReusedRun
 from passdeploy.training.losses import logits_of
@@ -81,11 +82,19 @@ def build_dense(
     )
 
 
-def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, listener: Listener = silent) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    allow_code: bool = False,
+    listener: Listener = silent,
+    processes: Processes = SINGLE_PROCESS,
+) -> Prepared:
     """Load the data and the network of a recipe, find the channel groups and check that the budget can be met.
 
     For a latency target it also finds the network's latency table, which is measured unless it is in the cache: on
-    `device`, unless the recipe names another.
+    `device`, unless the recipe names another. Of several processes the first one measures it, for all of them, since
+    they have to make the same plans.
     """
     recipe = with_published_input(recipe)
     data = load_data(recipe.data)
@@ -115,7 +124,10 @@ def prepare(recipe: Recipe, *, device: str = "auto", allow_code: bool = False, l
     channels.require_prunable(recipe.model.name)
     target = None
     if recipe.prune.target.kind in ("latency", "latency_ms"):
-        target = prepare_target(recipe.prune, dense, channels, data.image_shape, device=device, listener=listener)
+        found = channels
+        target = processes.first_only(
+            lambda: prepare_target(recipe.prune, dense, found, data.image_shape, device=device, listener=listener)
+        )
         channels, budget, round_to = target.channels, target.budget, target.round_to
     else:
         budget = Budget.of(recipe.prune.target.kind, recipe.prune.target.value, channels.costs)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from passdeploy.commands.crowded_cores import crowded_cores
-from passdeploy.commands.prepare import prepare
+from passdeploy.commands.prepare import Prepared, prepare
 from passdeploy.commands.published import with_published_input
 from passdeploy.commands.resume import can_be_resumed, find_run_to_resume, leaves, require_room_for_runs
 from passdeploy.commands.run_data import DATA, require_same_data
@@ -119,12 +119,19 @@ class _Runner:
     def run(self, recipe: Recipe, *, resume: bool) -> RunResult:
         """Make the run of one budget, or go on with it."""
         tell = self.tell
-        with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
-            prepared = prepare(recipe, device=str(self.device), allow_code=self.allow_code, listener=tell)
-            progress.text = prepared.text
-            _warn_of_left_out(prepared.data, tell)
+        with process_group(self.device) as processes:  # first: on a GPU it says which one is this process's
+            with stage("prepare", f"{recipe.model.name}, {recipe.data.name}", tell) as progress:
+                prepared = prepare(
+                    recipe, device=str(self.device), allow_code=self.allow_code, listener=tell, processes=processes
+                )
+                progress.text = prepared.text
+                _warn_of_left_out(prepared.data, tell)
+            _require_parts(prepared, processes)
+            return self._run_prepared(prepared, processes, resume=resume)
+
+    def _run_prepared(self, prepared: Prepared, processes: Processes, *, resume: bool) -> RunResult:
+        recipe, tell = prepared.recipe, self.tell
         with (
-            process_group(self.device) as processes,
             _open_folder(processes, self.out, recipe, resume) as folder,
             ExitStack() as open_trackers,
         ):
@@ -142,6 +149,17 @@ class _Runner:
             summary = PruneJob(prepared, folder, self.device, self.allow_code, told, processes).run_stages()
             path = processes.broadcast_object(folder.path)
         return RunResult(path, summary, processes.is_first)
+
+
+def _require_parts(prepared: Prepared, processes: Processes) -> None:
+    """Raise a UsageError where a process would get no image of a batch."""
+    recipe, images = prepared.recipe, len(prepared.data.train)
+    for key, size in (("data", recipe.data.batch_size), ("prune", recipe.prune.batch_size or recipe.data.batch_size)):
+        if min(size, images) < processes.count:
+            raise UsageError(
+                f"{processes.count} processes cannot share batches of {min(size, images)} images.\n"
+                f"Start fewer, or raise {key}.batch_size."
+            )
 
 
 def _write_identity(folder: RunFolder, recipe: Recipe, data: ImageData) -> None:

@@ -20,7 +20,7 @@ from passdeploy.commands.prepare import Prepared
 from passdeploy.commands.snapshots import SnapshotWriter
 from passdeploy.commands.stage_conditions import stage_conditions
 from passdeploy.commands.summary import images_per_class, summarise
-from passdeploy.errors import PassDeployError, percent
+from passdeploy.errors import percent
 from passdeploy.latency.delivered import delivered_networks
 from passdeploy.latency.target import LatencyTarget, meet_target
 from passdeploy.models.cloning import deep_copy
@@ -218,17 +218,7 @@ class PruneJob:
         """Choose channels by the scores for a latency target; plans are measured and corrected until one meets it."""
         target = self.prepared.target
         assert target is not None
-        result: tuple[Plan, dict[str, Any]] | PassDeployError | None = None
-        if self.processes.is_first:
-            try:
-                result = self._search_plan(target, progress)
-            except PassDeployError as error:  # broadcast like a result; otherwise the other processes would hang
-                result = error
-        result = self.processes.broadcast_object(result)
-        if isinstance(result, PassDeployError):
-            raise result
-        assert result is not None
-        plan, facts = result
+        plan, facts = self.processes.first_only(lambda: self._search_plan(target, progress))
         self.folder.write_json("timed.json", plan.to_json(), kind="plan")
         progress.text = (
             f"asked for {target.goal}, {'measured' if facts['is_measured'] else 'by the table'} "
@@ -363,7 +353,7 @@ class PruneJob:
         return {"top1_with": self._evaluate(prompted).top1, "top1_without": self._evaluate(network).top1}
 
     def _evaluate(self, model: nn.Module) -> Accuracy:
-        return evaluate(model, self.data.test, batch_size=max(self.batch, 128), device=self.device)
+        return evaluate(model, self.data.test, batch_size=self.batch, device=self.device)
 
     def _latency_rows(self) -> list[dict[str, Any]]:
         """Return rows as in `profile.json`: of the last measurement for a latency target, else of a new one."""

@@ -1,7 +1,8 @@
 """One forward and backward pass of two images before the work begins: what would break later is said in a sentence.
 
 The pass runs on a copy, on the run's device, in the memory order, precision and compile setting of each training that
-the recipe asks for. Where it fails, it is tried again without one of these, so that the advice is one that works.
+the recipe asks for; of one image, where batches are no larger. Where it fails, it is tried again without one of these,
+so that the advice is one that works.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def try_training(
         )
     images = torch.randn(TRIAL_IMAGES, *data.image_shape, generator=generator("try", 0))
     _warn_of_answers(dense, images, name, listener)
-    trial, tried = _Trial(dense, images, data.num_classes, target, recipe.deterministic), set[_Conditions]()
+    batches = (recipe.data.batch_size, recipe.prune.batch_size or TRIAL_IMAGES, len(data.train))
+    trial = _Trial(dense, images[: min(TRIAL_IMAGES, *batches)], data.num_classes, target, recipe.deterministic)
+    tried = set[_Conditions]()
     with memory_errors(lambda: f"training {name} on two images", target, advice="Take a smaller network or images."):
         for section, spec in trainings.items():
             conditions = _Conditions.of(spec)
@@ -108,7 +111,7 @@ def try_training(
                 continue
             tried.add(conditions)
             if (error := trial.failure(conditions)) is not None:
-                _refuse(trial, conditions, section, name, error)
+                _refuse(trial, conditions, section, name, error, two_images=images)
     if any(conditions.compile for conditions in tried):
         # compiled code is cached by the code of `forward`: what is compiled later must not depend on this batch of two
         torch._dynamo.reset()
@@ -116,7 +119,7 @@ def try_training(
 
 @dataclass(frozen=True)
 class _Trial:
-    """A training step of two images on a copy of the network."""
+    """A training step on a copy of the network, of two images, or of one where batches are no larger."""
 
     dense: nn.Module
     images: Tensor
@@ -161,7 +164,9 @@ class _Trial:
         F.cross_entropy(logits.float(), labels).backward()
 
 
-def _refuse(trial: _Trial, conditions: _Conditions, section: str, name: str, error: Exception) -> None:
+def _refuse(
+    trial: _Trial, conditions: _Conditions, section: str, name: str, error: Exception, *, two_images: Tensor
+) -> None:
     if (problem := mismatch_of(trial.dense, error)) is not None:
         raise ModelError(f"{name} {problem}") from error
     advice = "Run a forward and a backward pass of two images in training mode to see where."
@@ -169,6 +174,8 @@ def _refuse(trial: _Trial, conditions: _Conditions, section: str, name: str, err
         if trial.failure(simpler) is None:
             advice = f"It works with {section}: {{{key}}}."
             break
+    if len(trial.images) == 1 and replace(trial, images=two_images).failure(conditions) is None:
+        advice = "It works with two images: set data.batch_size, and prune.batch_size, to at least 2."
     reason = f"{type(error).__name__}: {clipped(first_line(error, longest=None), 200)}"
     raise ModelError(f"{name} cannot be trained ({section}, {conditions.text}): {reason}.\n{advice}") from error
 

@@ -44,5 +44,6 @@ def serve(connection: Connection, memory: mmap.mmap) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt of the terminal is for the parent
+    for number in (signal.SIGINT, signal.SIGTERM):  # of the terminal or a scheduler, to the whole group: the parent
+        signal.signal(number, signal.SIG_IGN)  # still needs images, to end its step, and then closes the connection
     serve(Connection(int(sys.argv[1])), mmap.mmap(int(sys.argv[2]), 0))

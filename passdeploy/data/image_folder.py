@@ -104,13 +104,14 @@ def list_classes(folder: Path, classes: Sequence[str], *, is_checked: bool, arou
         around: folders that no link may lead back to.
 
     Raises:
-        DataError: there is no class, or a class without images.
+        DataError: there is no class, a class without images, or one that is a link to another; or a name is not UTF-8.
     """
     if not classes:
         what = "images, but no class folder" if images_in(folder) else "no images"
         raise DataError(f"{folder} holds {what}.\n{_LAYOUT}")
     lister = ImageLister(folder.parent if len(around) > 1 else folder, around, is_checked=is_checked)
     taken = [folder_id(folder / name) for name in classes]
+    _require_distinct(folder, classes, taken)
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -122,6 +123,21 @@ def list_classes(folder: Path, classes: Sequence[str], *, is_checked: bool, arou
         labels += [label] * len(found)
     stray = _stray_images(folder)
     return ListedImages(folder, tuple(classes), paths, labels, (*stray, *lister.left_out()), lister.visited)
+
+
+def _require_distinct(folder: Path, classes: Sequence[str], folders: Sequence[FolderId]) -> None:
+    """Raise a DataError where two classes are one folder, or where a file cannot hold the name of one."""
+    first: dict[FolderId, str] = {}
+    for name, own in zip(classes, folders, strict=True):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"the name of the class folder {name!r} in {folder} is not UTF-8.\nRename it.") from None
+        if (other := first.setdefault(own, name)) != name:
+            raise DataError(
+                f"the class folders {other!r} and {name!r} in {folder} are the same folder, so that its images would "
+                "have two labels.\nRemove the link."
+            )
 
 
 def _split_folders(

@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Colour = Annotated[float, Field(ge=0, le=1)]
-Spread = Annotated[float, Field(gt=0)]
+Spread = Annotated[float, Field(ge=1e-3, le=1)]  # pixels lie in [0, 1]: 58.4 would be of pixels up to 255
 
 
 class PreprocessingSpec(Section):

@@ -276,6 +276,12 @@ class PruneSpec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reuse_is_of_a_run(self) -> PruneSpec:
+        if self.from_run is None and self.reuse != "plan":
+            raise KeyConflict(("prune", "reuse"), f"{self.reuse} of which run? Name its folder in prune.from_run.")
+        return self
+
     def counted(self, images: int, batch_size: int) -> PruneSpec:
         """Return the section with `steps` as `epochs` asks for, where it does.
 

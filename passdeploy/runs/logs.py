@@ -18,7 +18,7 @@ class AppendedFile:
 
     def __init__(self, path: Path) -> None:
         _drop_unfinished_line(path)
-        self._stream = path.open("a", encoding="utf-8")
+        self._stream = path.open("a", encoding="utf-8", errors="backslashreplace")  # of paths that are not UTF-8
 
     def append(self, line: str) -> None:
         """Write a line, complete when this returns."""

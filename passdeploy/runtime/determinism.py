@@ -182,7 +182,9 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 
 def _window_means(size: int, windows: int, like: Tensor) -> Tensor:
     """Build the matrix (windows, size) that averages over the windows of adaptive pooling; they may overlap."""
-    number, position = torch.arange(windows)[:, None], torch.arange(size)
+    # Made where it is used: a copy to a GPU would wait for all that is queued there.
+    number = torch.arange(windows, device=like.device)[:, None]
+    position = torch.arange(size, device=like.device)
     starts, ends = number * size // windows, ((number + 1) * size + windows - 1) // windows
     is_inside = (starts <= position) & (position < ends)
-    return (is_inside / is_inside.sum(1, keepdim=True)).to(like.device, like.dtype)
+    return (is_inside / is_inside.sum(1, keepdim=True)).to(like.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from passdeploy.errors import PeerError, first_line
+from passdeploy.errors import PassDeployError, PeerError, UsageError, first_line
+
+Result = TypeVar("Result")
 
 TIMEOUT_S = 600.0  # a process that waits longer for the others gives up
 
@@ -87,6 +89,36 @@ class Processes:
         parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
+    def any(self, fact: bool) -> bool:
+        """Tell all processes whether a fact holds in any of them."""
+        if self.count == 1:
+            return fact
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+        flag = torch.tensor(float(fact), device=device)
+        with _peer_errors():
+            dist.all_reduce(flag)
+            return bool(flag.item())
+
+    def first_only(self, work: Callable[[], Result]) -> Result:
+        """Do something in the first process alone, and return its result in all of them.
+
+        Raises:
+            PassDeployError: the work did, in the first process; it is raised in all of them, which would else wait.
+        """
+        if self.count == 1:
+            return work()
+        outcome: Any = None
+        if self.is_first:
+            try:
+                outcome = work()
+            except PassDeployError as error:
+                outcome = error
+        outcome = self.broadcast_object(outcome)
+        if isinstance(outcome, PassDeployError):
+            raise outcome
+        result: Result = outcome
+        return result
+
     def broadcast_object(self, value: Any) -> Any:
         """Send the first process's `value` to all processes, and return it."""
         if self.count == 1:
@@ -110,11 +142,16 @@ def process_group(device: torch.device, *, environment: Mapping[str, str] = os.e
 
     Raises:
         PeerError: the others cannot be reached.
+        UsageError: one GPU is asked for by its number, for several processes.
     """
     count = int(environment.get("WORLD_SIZE", "1"))
     if count == 1 or "MASTER_ADDR" not in environment:
         yield SINGLE_PROCESS
         return
+    if ":" in str(device):
+        raise UsageError(
+            f"{device} is one GPU, for {count} processes.\nLeave --device out: each process takes its own."
+        )
     if device.type == "cuda":
         torch.cuda.set_device(int(environment.get("LOCAL_RANK", "0")))
     backend, rank = "nccl" if device.type == "cuda" else "gloo", int(environment["RANK"])

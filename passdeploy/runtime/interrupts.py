@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from passdeploy.errors import MissingError, PeerError
+
 GRACE_S = 5.0  # until an interrupt that is held back ends the program wherever it is
 
 
@@ -38,6 +40,7 @@ class HeldInterrupts:
     def __init__(self) -> None:
         self._number: int | None = None  # of the signal that waits
         self._has_alarm = False
+        self._may_take_long = False  # what the program does now
 
     @property
     def is_pending(self) -> bool:
@@ -55,13 +58,27 @@ class HeldInterrupts:
         if self.is_pending:
             self.raise_pending()
         self._number = number
-        if hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL:
+        if (
+            not self._may_take_long
+            and hasattr(signal, "setitimer")
+            and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        ):
             self._has_alarm = True
             signal.signal(signal.SIGALRM, self.hold)
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
 
+    @contextmanager
+    def without_alarm(self) -> Iterator[None]:
+        """Let what is done inside the context, such as saving, take longer than `GRACE_S`."""
+        self.stop_alarm()
+        self._may_take_long = True
+        try:
+            yield
+        finally:
+            self._may_take_long = False
+
     def stop_alarm(self) -> None:
-        """Let what the program does now, such as saving, take longer than `GRACE_S`."""
+        """Let the signal that waits go on waiting after `GRACE_S`."""
         if self._has_alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -81,6 +98,9 @@ def held_interrupts() -> Iterator[HeldInterrupts]:
         signal.signal(number, held.hold)
     try:
         yield held
+    except (PeerError, MissingError):
+        if not held.is_pending:  # else the signal has ended others as well, such as a peer, which is no news
+            raise
     finally:
         held.stop_alarm()
         for number in numbers:

@@ -89,20 +89,21 @@ def fit(
         "clip_norm": clip_norm,
         "images": len(data.train),
     }
-    state = TrainState(
-        model,
-        make_optimizer(model, spec.optimizer, is_fused=spec.precision == "fp16" and device.type == "cuda"),
-        settings,
-        scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
-        average=WeightAverage(model, spec.ema) if spec.ema else None,
-    )
-    train_step = _TrainStep(state, spec, teacher, batch_size, clip_norm, processes)
     with (
         evaluating(model, training=True),
         nullcontext() if teacher is None else evaluating(teacher),
         channels_last_inside(model, spec.channels_last),
         saving(checkpoint, processes) as saves,
     ):
+        # after the change of memory order, which the buffers of a fused optimiser must have as well
+        state = TrainState(
+            model,
+            make_optimizer(model, spec.optimizer, is_fused=spec.precision == "fp16" and device.type == "cuda"),
+            settings,
+            scaler=torch.amp.GradScaler(device.type) if spec.precision == "fp16" else None,
+            average=WeightAverage(model, spec.ema) if spec.ema else None,
+        )
+        train_step = _TrainStep(state, spec, teacher, batch_size, clip_norm, processes)
         saved = checkpoint.load() if checkpoint else None
         if saved:
             state.load_state_dict(*saved)
@@ -140,6 +141,7 @@ def fit(
             last_step = before + steps_per_epoch - 1
             progress.require_finite(divergence(0.0, model.parameters()), last_step)
             state.end_epoch_(schedule.lr_at(last_step))
+            saves.agree()
             if checkpoint and saves.save(state):
                 progress.saved_steps = last_step + 1
         state.optimizer.zero_grad()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from passdeploy.errors import RunError
-from passdeploy.runtime.distributed import Processes
-from passdeploy.runtime.interrupts import HeldInterrupts, held_interrupts
+from passdeploy.runtime.distributed import SINGLE_PROCESS, Processes
+from passdeploy.runtime.interrupts import HeldInterrupts, TerminatedError, held_interrupts
 from passdeploy.training.deferred import DeferredScalars
 from passdeploy.training.step import divergence
 
@@ -46,10 +46,17 @@ class Saving:
     Args:
         checkpoint: where to; None: nowhere.
         interrupts: that wait for the end of a step; None: they do not wait.
+        processes: that train together, and stop after the same step.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None, interrupts: HeldInterrupts | None) -> None:
-        self._checkpoint, self._interrupts = checkpoint, interrupts
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        interrupts: HeldInterrupts | None,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        self._checkpoint, self._interrupts, self._processes = checkpoint, interrupts, processes
+        self._stops = False  # after this step, since one of the processes was interrupted
         self._next_s = perf_counter() + EVERY_S
 
     def is_wanted(self, unread: DeferredScalars) -> bool:
@@ -59,25 +66,33 @@ class Saving:
             unread: losses that are still on a GPU. To wait for it only to save would cost time, and where several
                 processes train together, each has to find a divergence at the same step.
         """
-        if self._interrupts and self._interrupts.is_pending:
+        if self._processes.count == 1 or unread.is_empty:  # that is after the same steps in every process
+            self.agree()
+        if self._stops:
             return True
         return self._checkpoint is not None and unread.is_empty and perf_counter() >= self._next_s
+
+    def agree(self) -> None:
+        """Decide whether to stop now; several processes, which all call this after the same step, decide together."""
+        if self._interrupts:
+            self._stops = self._processes.any(self._interrupts.is_pending)
 
     def save(self, state: State) -> bool:
         """Save a state, raise the interrupt that waits for it, and return if there was something to save.
 
         Weights that are not finite are not saved: the loss of the next step will say so.
         """
-        if self._interrupts:
-            self._interrupts.stop_alarm()
-        is_saved = self._checkpoint is not None and not divergence(0.0, state.trained)
-        if self._checkpoint is not None and is_saved:
-            began = perf_counter()
-            self._checkpoint.save(*state.state_dict())
-            ended = perf_counter()
-            self._next_s = ended + max(EVERY_S, (ended - began) / _LARGEST_SHARE)
-        if self._interrupts:
+        with self._interrupts.without_alarm() if self._interrupts else nullcontext():
+            is_saved = self._checkpoint is not None and not divergence(0.0, state.trained)
+            if self._checkpoint is not None and is_saved:
+                began = perf_counter()
+                self._checkpoint.save(*state.state_dict())
+                ended = perf_counter()
+                self._next_s = ended + max(EVERY_S, (ended - began) / _LARGEST_SHARE)
+        if self._interrupts and (self._stops or self._processes.count == 1):
             self._interrupts.raise_pending()
+        if self._stops:
+            raise TerminatedError  # another process was interrupted, and this one is about to be
         return is_saved
 
 
@@ -93,7 +108,7 @@ def saving(checkpoint: Checkpoint | None, processes: Processes) -> Iterator[Savi
         yield Saving(None, None)
         return
     with held_interrupts() as interrupts:
-        yield Saving(checkpoint if processes.is_first else None, interrupts)
+        yield Saving(checkpoint if processes.is_first else None, interrupts, processes)
 
 
 def named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

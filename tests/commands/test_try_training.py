@@ -131,10 +131,10 @@ def data() -> ImageData:
     return ImageData("two", ("a", "b"), (3, 8, 8), data.mean, data.std, data.train, data.test)
 
 
-def attempt(network: nn.Module, data: ImageData, **train: Any) -> list[str]:
+def attempt(network: nn.Module, data: ImageData, *, batch_size: int = 64, **train: Any) -> list[str]:
     recipe = Recipe.model_validate(
-        {"model": {"name": "mine:net"}, "data": {"name": "digits"}, "train": train, "finetune": {"epochs": 0}}
-        | {"version": 1}
+        {"model": {"name": "mine:net"}, "train": train, "finetune": {"epochs": 0}, "version": 1}
+        | {"data": {"name": "digits", "batch_size": batch_size}}
     )
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.manual_seed(3)
@@ -144,6 +144,22 @@ def attempt(network: nn.Module, data: ImageData, **train: Any) -> list[str]:
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in network.parameters())
     return [event.text for event in told if isinstance(event, Warned)]
+
+
+class OneValue(Small):
+    """Normalises one value per image and channel, which batches of one image cannot train."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.norm(self.first(x).mean((2, 3), keepdim=True)).flatten(1))
+
+
+def test_batches_of_one_image_are_tried_as_such(data: ImageData):
+    torch.manual_seed(0)
+    assert attempt(OneValue(), data) == attempt(Small(), data, batch_size=1) == []
+    with pytest.raises(
+        ModelError, match=r"more than 1 value per channel.*\nIt works with two images: set data\.batch_size"
+    ):
+        attempt(OneValue(), data, batch_size=1)
 
 
 @pytest.mark.parametrize("network", [Small, Dictionary, Stored])

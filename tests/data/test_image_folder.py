@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,3 +278,23 @@ def test_an_image_without_content_is_refused_when_listed(root: Path):
     with pytest.raises(DataError, match=r"0\.png is empty"):
         list_image_folder(root, is_checked=True)
     assert len(list_image_folder(root, is_checked=False).train.paths) == 8
+
+
+def test_a_class_that_is_a_link_to_another_is_refused(tmp_path: Path):
+    for name in ("cat", "dog"):
+        for number in range(5):
+            draw(tmp_path / name / f"{number}.png")
+    (tmp_path / "kitten").symlink_to(tmp_path / "cat")
+    with pytest.raises(DataError, match=r"'cat' and 'kitten' in .* are the same folder"):
+        load(tmp_path)
+
+
+def test_a_class_whose_name_no_file_can_hold_is_refused(tmp_path: Path):
+    folder = os.fsencode(tmp_path)
+    try:
+        os.mkdir(folder + b"/caf\xe9")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    (tmp_path / "tea").mkdir()
+    with pytest.raises(DataError, match=r"'caf\\udce9' in .* is not UTF-8"):
+        load(tmp_path)

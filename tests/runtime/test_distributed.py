@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from passdeploy.errors import UsageError
 from passdeploy.runtime.distributed import SINGLE_PROCESS, _synchronised_batch_norm, process_group
 
 RUN = """
@@ -43,13 +44,16 @@ def start_processes(code: str, *arguments: str, count: int = 2) -> list[subproce
 
 
 STEPS = """
-import json, torch
+import json, os, signal, torch
 from torch import nn
 from passdeploy import Plan
 from passdeploy.grouping.find import map_channels
 from passdeploy.data.splits import load_data
 from passdeploy.channels.allocation import Budget
+from passdeploy.errors import RunError
 from passdeploy.runtime.distributed import process_group
+from passdeploy.runtime.events import Stage
+from passdeploy.runtime.interrupts import ending_on_sigterm
 from passdeploy.recipe import DataSpec, TrainSpec
 from passdeploy.sparsity.learn import PassSettings, learn_masks
 from passdeploy.training import saving
@@ -69,10 +73,10 @@ with process_group(torch.device("cpu")) as processes:
                data.train.batches(101, epoch=0, augment=True, drop_last=True, part=processes.part)]
     saving.EVERY_S, saving._LARGEST_SHARE = 0.0, float("inf")
 
-    def learn(memory):
+    def learn(memory, stage=None):
         return learn_masks(net, channels.groups, batches, nn.functional.cross_entropy, costs=channels.costs,
                            budget={"macs": 0.5}, settings=PassSettings(steps=8, round_to=1, prompt_size=1, hidden=8),
-                           processes=processes, checkpoint=memory)
+                           processes=processes, checkpoint=memory, stage=stage)
 
     memory = Memory()
     learned = learn(memory)
@@ -80,6 +84,28 @@ with process_group(torch.device("cpu")) as processes:
     again = learn(Memory(processes.broadcast_object(memory.states[4] if processes.is_first else None)))
     assert again.losses == learned.losses and again.plan == learned.plan
     assert all(torch.equal(again.scores[name], scores) for name, scores in learned.scores.items())
+    if processes.count > 1:
+        assert processes.any(processes.rank == 1) and not processes.any(False)
+        assert processes.first_only(lambda: processes.rank) == 0
+        try:
+            processes.first_only(lambda: saving.require_same_settings({"a": 1}, {"a": 2}))
+        except RunError:
+            pass
+        else:
+            raise AssertionError("the error of the first process is raised in all")
+        saving.EVERY_S, stopped = 60.0, Memory()
+
+        def interrupt_one(event):
+            if processes.rank == 1 and event.done == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        try:
+            with ending_on_sigterm():
+                learn(stopped, Stage("learn", interrupt_one))
+        except KeyboardInterrupt:
+            assert [facts["step"] for _, facts in stopped.states] == ([3] if processes.is_first else [])
+        else:
+            raise AssertionError("all processes stop where one is interrupted")
     weights = {name: tensor.double().sum().item() for name, tensor in net.state_dict().items()}
     print(json.dumps([learned.plan.to_json(), weights, learned.losses]))
 """
@@ -151,6 +177,12 @@ def test_shared_statistics_of_half_precision_are_in_float32(dtype: torch.dtype, 
     assert results[1].dtype == dtype
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(states[1], states[0])
+
+
+def test_one_gpu_is_not_for_several_processes():
+    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "0"}
+    with pytest.raises(UsageError, match="cuda:1 is one GPU, for 2 processes"):
+        process_group(torch.device("cuda:1"), environment=environment).__enter__()
 
 
 def test_without_torchrun_there_is_one_process():

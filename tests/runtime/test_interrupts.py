@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from passdeploy.errors import DataError, PeerError
 from passdeploy.runtime import interrupts
 from passdeploy.runtime.interrupts import TerminatedError, ending_on_sigterm, held_interrupts
 
@@ -71,6 +72,38 @@ def test_a_held_interrupt_ends_the_program_after_some_time_or_at_a_second_one(
     with pytest.raises(KeyboardInterrupt):
         wait_in_vain()
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_saving_may_take_longer_than_the_time_of_grace(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interrupts, "GRACE_S", 0.05)
+    done = []
+
+    def save() -> None:
+        with held_interrupts() as held:
+            with held.without_alarm():
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+                done.append("saved")
+            held.raise_pending()
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert done == ["saved"]
+
+
+def test_what_an_interrupt_does_to_others_is_no_error_of_its_own():
+    def work(error: Exception, *, is_interrupted: bool) -> None:
+        with held_interrupts():
+            if is_interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        work(PeerError("another process is gone"), is_interrupted=True)
+    with pytest.raises(PeerError):
+        work(PeerError("another process is gone"), is_interrupted=False)
+    with pytest.raises(DataError):
+        work(DataError("no image"), is_interrupted=True)
 
 
 def test_handlers_of_others_stay_in_place():

@@ -353,6 +353,24 @@ def test_the_schedule_ends_just_above_zero():
     assert 0 < schedule.lr_at(99) < 0.001
 
 
+def test_a_fused_optimizer_has_its_buffers_in_the_order_of_the_weights(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    """With a loss scaler the buffers are there before the first gradient; a fused step on a GPU compares strides."""
+    orders: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+
+    def fused(model: nn.Module, spec: OptimizerSpec, *, is_fused: bool) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(model, spec, is_fused=True)
+        orders.extend((p.stride(), optimizer.state[p]["momentum_buffer"].stride()) for p in model.parameters())
+        return optimizer
+
+    monkeypatch.setattr(loop, "make_optimizer", fused)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 10, 6), nn.Flatten())
+    fit(net, digits, TrainSpec(epochs=1, channels_last=True), batch_size=900, seed=0, device="cpu")
+    assert [weight for weight, _ in orders] == [buffer for _, buffer in orders]
+    assert orders[0][0] == (27, 1, 9, 3)
+
+
 def test_norms_and_biases_do_not_decay():
     net = small_net()
     decaying, others = make_optimizer(net, OptimizerSpec(weight_decay=0.1)).param_groups
