@@ -16,7 +16,7 @@ from passdeploy.export import ExportSettings, Samples, export_artifacts
 from passdeploy.export.exporter import preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
-from passdeploy.models.build import build_model
+from passdeploy.models.build import build_model, comes_trained, published_classes
 from passdeploy.models.classifier import find_classifier
 from passdeploy.models.diagnosis import image_errors
 from passdeploy.models.published_input import published_input
@@ -85,6 +85,8 @@ def export_model(
         metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
     if weights is None:
         listener(Warned(f"{name} has random weights: name trained ones with --weights."))
+    elif not comes_trained(name, num_classes=outputs, weights=weights):
+        listener(Warned(f"the last layer of {name} has random weights: the pretrained ones have other classes."))
     samples = Samples.empty((3, image_size, image_size), preprocessing.mean, preprocessing.std)
     if images is not None:
         spec = DataSpec(name="imagefolder", root=str(images), image_size=image_size, preprocessing=preprocessing)
@@ -118,12 +120,32 @@ def _samples_of(data: ImageData, settings: ExportSettings, outputs: int) -> Samp
 def _count_classes(name: str, weights: str | None, allow_code: bool) -> int:
     """Return the number of classes of a weights file: the rows of its final classifier, or 1000 if they are unknown."""
     path = Path(str(weights)).expanduser()
-    if weights in (None, PRETRAINED) or not path.is_file():
+    if weights == PRETRAINED:
+        return _count_published_classes(name)
+    if weights is None or not path.is_file():
         return IMAGENET_CLASSES
     classifier = find_classifier(
         build_model(name, num_classes=IMAGENET_CLASSES, allow_code=allow_code), IMAGENET_CLASSES
     )
     return (classifier_rows(path, classifier) if classifier else None) or IMAGENET_CLASSES
+
+
+def _count_published_classes(name: str) -> int:
+    """Return the number of classes of pretrained weights, or 1000 if the library does not say.
+
+    Raises:
+        UsageError: they have no classifier.
+    """
+    try:
+        known = published_classes(name)
+    except (ValueError, KeyError, RuntimeError):  # no such network, as building it will say
+        known = None
+    if known == 0:
+        raise UsageError(
+            f"the pretrained weights of {name} have no classifier, so that its scores would be random.\n"
+            "Name other weights; or say with --classes how many, for a network that is yet to be trained."
+        )
+    return known or IMAGENET_CLASSES
 
 
 def _check_output(model: nn.Module, name: str, outputs: int, image_size: int) -> None:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from torch import nn
 
 from passdeploy.errors import CorruptArtifact, RunError
 from passdeploy.export import Artifact, ExportSettings, Samples
 from passdeploy.export.artifact import file_stem
 from passdeploy.export.trt_api import load_trt
 from passdeploy.export.trt_binding import has_gpu_of_torch
-from passdeploy.export.trt_sidecar import engine_path_for
+from passdeploy.export.trt_sidecar import engine_path_for, sidecar_path
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.cuda_driver import probe_driver
 from passdeploy.runtime.events import Listener, Warned
 from passdeploy.runtime.versions import package_versions
 
 STALE = "STALE.txt"  # in a bundle or a Triton repository whose files are not those of the run any more
-_MAKERS = ("passdeploy", "torch", "onnx", "onnxscript", "onnxruntime")  # packages that decide what is in a file
+_MAKERS = (  # packages that decide what is in a file
+    *("passdeploy", "torch", "torchvision", "timm", "numpy"),
+    *("onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+)
+_VERSIONED = ("torch", "torchvision", "timm", "passdeploy")  # packages that define modules
 _PACKAGES = ("bundle", "triton")
 
 
@@ -31,11 +39,12 @@ def fingerprint(settings: ExportSettings, precision: str, weights: Mapping[str, 
     Args:
         settings: of the export.
         precision: of the file.
-        weights: SHA-256 of the files that the network is rebuilt from.
+        weights: SHA-256 of the files that the network is rebuilt from, and of its code where that has no version.
         samples: images of the export; conversions to another precision depend on them.
     """
     versions = package_versions()
-    images = () if precision == "fp32" else (samples.images, samples.calibration)
+    # Labels decide how much accuracy a conversion loses, and with it which layers stay as they are.
+    images = () if precision == "fp32" else (samples.images, samples.calibration, samples.labels)
     content = {
         "weights": dict(weights),
         "image_shape": list(samples.image_shape),
@@ -45,10 +54,21 @@ def fingerprint(settings: ExportSettings, precision: str, weights: Mapping[str, 
         "takes_pixels": settings.takes_pixels,
         "limits": asdict(settings.limits(precision)),
         "quantiser": settings.quantiser,
-        "images": [hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in images],
+        "images": [hashlib.sha256(each.numpy().tobytes()).hexdigest() for each in images if each is not None],
         "versions": {name: versions.get(name) for name in _MAKERS},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hash_code(network: nn.Module) -> str:
+    """Hash the source files of the classes of a network's modules, but for those of packages that have a version."""
+    files = set[str]()
+    for kind in {type(module) for module in network.modules()}:
+        if kind.__module__.partition(".")[0] not in _VERSIONED:
+            with suppress(TypeError):  # a class that was made in an interactive session has no file
+                files.add(inspect.getsourcefile(kind) or "")
+    contents = (Path(file).read_bytes() for file in sorted(files) if Path(file).is_file())
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def find_unchanged(
@@ -93,6 +113,8 @@ def find_unchanged(
         found.append(engine_name)
     try:
         paths = [folder.verified(f"{home}/{file}") for file in found]
+        for path in paths[1:]:
+            folder.verified(f"{home}/{sidecar_path(path).name}")
     except (RunError, CorruptArtifact):  # deleted or damaged: it is made again
         return None
     fields = ("kind", "precision", "sha256", "size_bytes", "facts")
@@ -137,7 +159,7 @@ def mark_stale_(folder: RunFolder, records: dict[str, dict[str, Any]], listener:
             record["stale"] = f"built from an earlier {record['facts']['onnx']}: build it again with --trt"
             if was_stale:
                 listener(Warned(f"{name} was {record['stale']}."))
-    hashes = {record["sha256"] for record in records.values()}
+    hashes = {record["sha256"] for record in records.values() if "stale" not in record}
     roots: dict[str, bool] = {}
     for file, entry in folder.manifest().items():
         path = PurePosixPath(file)

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from passdeploy.commands.export_reuse import find_unchanged, fingerprint, mark_stale_
+import torch
+from torch import Tensor, nn
+
+from passdeploy.commands.export_reuse import find_unchanged, fingerprint, hash_code, mark_stale_
 from passdeploy.commands.run_data import require_same_classes
 from passdeploy.data.splits import load_data
 from passdeploy.errors import CorruptArtifact, PassDeployError, RecipeError, RunError, UsageError
@@ -18,11 +21,13 @@ from passdeploy.export.exporter import preview_programs
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.settings import require_possible
 from passdeploy.export.trt_sidecar import sidecar_path
+from passdeploy.models.diagnosis import image_errors
 from passdeploy.report.write import renew_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network, read_plan_document, recipe_of
 from passdeploy.runs.numbering import LATEST, name_without_number
 from passdeploy.runtime.events import Listener, StageFinished, Warned, silent
+from passdeploy.training.losses import logits_of
 
 EXPORTS = "export"  # folder of the exported files, in the run folder
 _INPUT_FACTS = ("model", "classes", "mean", "std", "preprocessing")  # of plan.json, written into exported files
@@ -72,7 +77,7 @@ def export_run(
                 {"network": name, **facts}
                 for name in names
                 for facts in preview_programs(
-                    load_network(folder, name, allow_code), samples, settings, listener=listener
+                    _load_classifier(folder, name, samples, allow_code), samples, settings, listener=listener
                 )
             ]
             return Exported(folder.path, (), tuple(previews))
@@ -86,7 +91,9 @@ def export_run(
             _renew_records(folder, listener)
             raise
         networks = {
-            prefix_of(name, settings): load_network(folder, name, allow_code) for name in names if packaging.bundle
+            prefix_of(name, settings): _load_classifier(folder, name, samples, allow_code)
+            for name in names
+            if packaging.bundle
         }
         run_name = name_without_number(folder.path.name)
         packages = packaging.write(
@@ -130,6 +137,8 @@ def export_network(
     }
     prefix = prefix_of(name, settings)
     weights = {file: str(sha256) for file, sha256 in metadata["sha256"].items()}
+    if ":" in facts["model"]:  # made by code of the user's
+        weights["code"] = hash_code(load_network(folder, name, allow_code))
     made_from = {one: fingerprint(settings, one, weights, samples) for one in settings.precisions}
     made: dict[str, list[Artifact]] = {}
     records = _read_records(folder, home, listener)
@@ -150,7 +159,7 @@ def export_network(
     missing = tuple(precision for precision in settings.precisions if precision not in made)
     if missing:
         for artifact in export_artifacts(
-            load_network(folder, name, allow_code),
+            _load_classifier(folder, name, samples, allow_code),
             samples,
             folder.path / home,
             replace(settings, precisions=missing),
@@ -168,6 +177,31 @@ def export_network(
             folder.write_json(_records_name(home), records)
             made.setdefault(artifact.precision, []).append(artifact)
     return [artifact for precision in settings.precisions for artifact in made.get(precision, ())]
+
+
+class _ScoresOnly(nn.Module):
+    """A classifier that returns its scores and nothing else of what it computes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the scores (batch, classes) of images (batch, 3, height, width)."""
+        return logits_of(self.network(images))
+
+
+def _load_classifier(folder: RunFolder, name: str, samples: Samples, allow_code: bool) -> nn.Module:
+    """Load a network of a run that returns its scores as one tensor, for images of the size of `samples`.
+
+    Raises:
+        UsageError: it does not take images of this size.
+    """
+    network = load_network(folder, name, allow_code)
+    model, size = read_plan_document(folder)["model"], samples.image_shape[-1]
+    with image_errors(network, model, size, advice="Leave --image-size out."), torch.no_grad():
+        output = network(torch.zeros(1, *samples.image_shape))
+    return network if isinstance(output, Tensor) else _ScoresOnly(network)
 
 
 def _renew_records(folder: RunFolder, listener: Listener) -> None:

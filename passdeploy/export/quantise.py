@@ -128,7 +128,8 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
     with quietly(), _undo_monkeypatching("onnxruntime.quantization"):
         quantization = require("modelopt.onnx.quantization", extra="quant")
     # ModelOpt cuts them into batches itself; they fit a fixed batch only where there is a whole number of batches.
-    fixed = fixed_batch(onnx.load(onnx_path))
+    source = onnx.load(onnx_path)
+    fixed = fixed_batch(source)
     content = torch.cat(tuple(cut_into_batches(images, fixed, usual=len(images)))).numpy()
 
     def convert(keep: Collection[str]) -> ModelProto:
@@ -148,7 +149,10 @@ def modelopt_conversion(onnx_path: Path, images: Tensor, precision: str) -> Conv
                     )
             except Exception as error:  # ModelOpt's errors have no common base class
                 raise ExportError(f"ModelOpt cannot make {onnx_path.name} {precision}: {first_line(error)}") from error
-            return onnx.load(path)
+            quantised = onnx.load(path)
+        del quantised.metadata_props[:]  # ModelOpt writes a new model, without those of the file
+        quantised.metadata_props.extend(source.metadata_props)
+        return quantised
 
     return convert
 

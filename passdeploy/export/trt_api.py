@@ -156,7 +156,8 @@ def half_installed(flavour: Flavour) -> str | None:
     """
     package = _TENSORRT_PACKAGES[flavour]
     bindings, libraries = _installed(package.bindings), _installed(package.libraries)
-    if bindings is not None and libraries is None:
+    # The package `tensorrt` may be all there is: on a Jetson and in containers its libraries come with the system.
+    if bindings is not None and libraries is None and "bindings" in bindings[0]:
         missing = bindings[0].replace("bindings", "libs")
         return f"{bindings[0]} {bindings[1]} is installed without {missing}."
     if libraries is not None and bindings is None:

@@ -95,7 +95,7 @@ def comes_trained(name: str, *, num_classes: int, weights: str | None, new_head:
     """
     if weights is None or new_head:
         return False
-    return weights != PRETRAINED or _published_classes(name) in (None, num_classes)
+    return weights != PRETRAINED or published_classes(name) in (None, num_classes)
 
 
 def _create(name: str, num_classes: int, *, pretrained: bool, allow_code: bool, **arguments: Any) -> nn.Module:
@@ -142,14 +142,14 @@ def _from_torchvision(name: str, num_classes: int, pretrained: bool, **arguments
         model = _as_module(torchvision.models.get_model(name, weights="DEFAULT", progress=False))
     if name == "inception_v3":
         model.aux_logits, model.AuxLogits = False, None  # type: ignore[assignment]
-    trained_for = _published_classes(f"torchvision/{name}")
+    trained_for = published_classes(f"torchvision/{name}")
     assert trained_for is not None
     if trained_for != num_classes:
         replace_classifier_(model, old_classes=trained_for, num_classes=num_classes)
     return model
 
 
-def _published_classes(name: str) -> int | None:
+def published_classes(name: str) -> int | None:
     """Look up the number of classes of a library's pretrained weights; None if the library does not say."""
     source, _, short = name.partition("/")
     if source == "torchvision":

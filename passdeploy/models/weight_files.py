@@ -8,6 +8,7 @@ inert `_Placeholder`: nothing of the file runs.
 from __future__ import annotations
 
 import pickle
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def _module_message(path: Path, where: str) -> str:
 
 def _python(code: str, path: Path) -> str:
     new = path.with_name(f"{path.stem}-weights.pt").name
-    return 'python -c "import torch; ' + code.replace("OLD", repr(str(path))).replace("NEW", repr(new)) + '"'
+    return "python -c " + shlex.quote("import torch; " + code.replace("OLD", repr(str(path))).replace("NEW", repr(new)))
 
 
 def _kind_of(value: Any) -> str:

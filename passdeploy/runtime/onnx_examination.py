@@ -34,6 +34,9 @@ def main() -> None:
         try:
             if "close" in request:
                 sessions.pop(str(path), None)
+            elif "parse" in request:
+                _require_own_data(path)
+                onnx.checker.check_model(path)
             elif "inputs" not in request:
                 _require_own_data(path)
                 if (session := _open(path, provider)) is not None:

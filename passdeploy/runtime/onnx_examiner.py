@@ -53,6 +53,16 @@ class OnnxExaminer:
         if "error" in answer and self._is_on_cpu:
             raise CorruptArtifact(f"{path} cannot be opened.\nIt says: {clipped(answer['error'], 300)}")
 
+    def parse(self, path: Path) -> None:
+        """Parse and check a file without opening it, as is enough for one that goes to a parser of its own.
+
+        Raises:
+            CorruptArtifact: it is no valid ONNX file, or it has tensors outside of its folder.
+        """
+        answer = self._ask({"path": str(path.absolute()), "parse": True}, path, "parsed", 4 * path.stat().st_size)
+        if "error" in answer:
+            raise CorruptArtifact(f"{path} cannot be read.\nIt says: {clipped(answer['error'], 300)}")
+
     def run(self, path: Path, inputs: Mapping[str, tuple[str, Sequence[int]]]) -> None:
         """Run a file that was opened once on zeros; an error of the runtime is left to the caller's own run.
 

@@ -21,13 +21,15 @@ from passdeploy.export import Artifact, EngineOptions, ExportSettings, Samples, 
 from passdeploy.export.artifact import describe_artifact, file_stem
 from passdeploy.export.packaging import Packaging
 from passdeploy.export.trt_sidecar import write_sidecar
+from passdeploy.recipe import Recipe
 from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.load import load_network, recipe_of
 from passdeploy.runtime.cuda_driver import Driver
-from passdeploy.runtime.events import Event, Warned, silent
+from passdeploy.runtime.events import Event, StageFinished, Warned, silent
 from tests.conftest import copy_run
 from tests.export.nets import node, write_graph
+from tests.short_measurements import shorten_measurements
 
 SMALL = ExportSettings(batch=(1, 2, 4))
 OTHER = replace(SMALL, batch=(1, 2, 2))
@@ -232,3 +234,100 @@ def test_a_run_that_was_stopped_before_its_end_has_nothing_to_export(run: Path):
         RunError, match=r"has no slim\.safetensors: it is not there\.\n.* go on with: passdeploy prune .* --resume$"
     ):
         export_run.export_run(run, SMALL)
+
+
+def test_a_converted_file_is_made_again_where_labels_or_packages_have_changed(monkeypatch: pytest.MonkeyPatch):
+    images = torch.zeros(2, 3, 4, 4)
+    first, other = (
+        Samples(images, images, (3, 4, 4), (0, 0, 0), (1, 1, 1), torch.tensor(labels)) for labels in ([0, 1], [1, 0])
+    )
+    assert fingerprint(SMALL, "int8", {}, first) != fingerprint(SMALL, "int8", {}, other)
+    before = fingerprint(SMALL, "int8", {}, first)
+    monkeypatch.setattr(export_reuse, "package_versions", lambda: {"onnxruntime-gpu": "99.0"})
+    assert fingerprint(SMALL, "int8", {}, first) != before
+
+
+def test_an_engine_without_its_sidecar_is_built_again(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export_reuse, "_is_current", lambda *_: True)
+    settings = replace(SMALL, kinds=("onnx", "trt"))
+    export_run.export_run(run, SMALL)
+    add_engine(run)
+    with RunFolder.open(run, write=True) as folder:
+        for name, kind in (("model.engine", "engine"), ("model.engine.json", "sidecar")):
+            folder.record_existing(f"export/{name}", kind)
+
+    def unchanged() -> list[Artifact] | None:
+        with RunFolder.open(run) as folder:
+            graph = records_of(run)["model.onnx"]
+            return export_reuse.find_unchanged(
+                folder, "export", records_of(run), "model", settings, "fp32", graph["made_from"], 0
+            )
+
+    assert [artifact.kind for artifact in unchanged() or ()] == ["onnx", "engine"]
+    (run / "export" / "model.engine.json").unlink()
+    assert unchanged() is None
+
+
+def test_a_repository_that_serves_an_outdated_engine_is_marked(run: Path):
+    export_run.export_run(run, SMALL)
+    add_engine(run)
+    served = run / "export" / "triton" / "tiny" / "1" / "model.plan"
+    served.parent.mkdir(parents=True)
+    served.write_bytes((run / "export" / "model.engine").read_bytes())
+    with RunFolder.open(run, write=True) as folder:
+        folder.record_existing("export/triton/tiny/1/model.plan", "triton")
+    export_run.export_run(run, SMALL)
+    assert not list(run.rglob("STALE.txt"))
+    export_run.export_run(run, OTHER)
+    assert [path.parent.name for path in run.rglob("STALE.txt")] == ["triton"]
+
+
+OWN_CODE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8 * 6 * 6, num_classes)
+
+    def forward(self, images):
+        return {"logits": self.head(self.conv(images).relu().flatten(1))}
+"""
+
+
+def test_a_network_of_ones_own_that_returns_a_dictionary_is_exported_and_anew_when_its_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("onnxruntime", reason="extra cpu is not installed")
+    shorten_measurements(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = tmp_path / "net_of_ones_own.py"
+    code.write_text(OWN_CODE)
+    recipe = Recipe.model_validate(
+        {
+            "version": 1,
+            "name": "own",
+            "model": {"name": "net_of_ones_own:Net"},
+            "data": {"name": "digits", "image_size": 8},
+            "train": {"epochs": 0},
+            "finetune": {"epochs": 0},
+            "prune": {"method": "magnitude", "round_to": 1, "prompt": {"kind": "none"}},
+            "gates": {"top1_drop": None},
+        }
+    )
+    path = prune.run(recipe, out=tmp_path / "runs", allow_code=True).path
+    heard: list[Event] = []
+
+    def taken_over(**options: Any) -> bool:
+        heard.clear()
+        export_run.export_run(path, SMALL, allow_code=True, listener=heard.append, **options)
+        return any(isinstance(event, StageFinished) and event.is_skipped for event in heard)
+
+    assert not taken_over()
+    assert records_of(path)["model.onnx"]["facts"]["parity"]["top1_agreement"] == 1.0
+    assert taken_over()
+    code.write_text(OWN_CODE.replace(".relu()", ".relu6()"))
+    assert not taken_over()
+    with pytest.raises(UsageError, match=r"cannot take images of 9 x 9 pixels: .*\nLeave --image-size out\.$"):
+        taken_over(image_size=9)

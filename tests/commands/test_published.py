@@ -13,11 +13,12 @@ import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
+from passdeploy.commands import export_model as export_model_module
 from passdeploy.commands.export_model import export_model
 from passdeploy.commands.published import with_published_input
 from passdeploy.data.images import Frame, crop_and_resize, decode_file
 from passdeploy.data.splits import load_data
-from passdeploy.errors import RecipeError
+from passdeploy.errors import RecipeError, UsageError
 from passdeploy.export import Samples
 from passdeploy.models.published_input import published_input
 from passdeploy.recipe import DataSpec, PreprocessingSpec, Recipe, parse_recipe
@@ -144,3 +145,17 @@ def test_exported_files_carry_the_preprocessing_of_the_weights(tmp_path: Path, m
     assert written["preprocessing"] == {"interpolation": "bilinear", "crop": 0.875}
     assert written["image_shape"] == [3, 224, 224]
     assert written["mean"] == list(written["samples"].mean) == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize("published", [21843, 0])
+def test_an_export_has_the_classes_of_the_pretrained_weights(published: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export_model_module, "published_classes", lambda _: published)
+    if published:
+        assert export_model_module._count_classes("timm/resnet18.in21k", "pretrained", False) == published
+        return
+    with pytest.raises(UsageError, match=r"timm/resnet18\.features have no classifier"):
+        export_model_module._count_classes("timm/resnet18.features", "pretrained", False)
+
+
+def test_a_network_that_nobody_knows_is_left_to_its_builder():
+    assert export_model_module._count_classes("torchvision/no_such_network", "pretrained", False) == 1000

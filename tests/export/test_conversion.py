@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from passdeploy.errors import ExportError, MissingExtra, ParityError, UsageError
-from passdeploy.export import Artifact, BatchRange, export_onnx
+from passdeploy.export import Artifact, BatchRange, export_onnx, quantise
 from passdeploy.export.batches import cut_into_batches
 from passdeploy.export.conversion import convert_file
 from passdeploy.export.layer_ranking import convert_until_it_passes
@@ -115,10 +115,25 @@ def test_modelopt_quantises_and_onnx_runtime_agrees(
         quantiser="modelopt",
     )
     assert artifact.facts["quantiser"] == "modelopt"
+    assert artifact.facts["batch"] == [1, 2, 4]  # from the metadata, which ModelOpt leaves out
     assert lint(onnx.load(artifact.path), precision).convolutions[precision] >= 2
     assert require_parity(artifact.path, reference, precision, LIMITS[precision]).max_rel_error_real < 0.2
     assert capfd.readouterr().out == ""
     int8_conversion(source.path, images)(())  # still works, although ModelOpt patches ONNX Runtime's quantiser
+
+
+def test_what_modelopt_writes_keeps_the_metadata_of_its_source(
+    exported: Artifact, images: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    def quantize(*, onnx_path: str, output_path: str, **_: object) -> None:
+        model = onnx.load(onnx_path)
+        del model.metadata_props[:]  # as ModelOpt does, which builds a new model
+        onnx.save(model, output_path)
+
+    monkeypatch.setattr(quantise, "require", lambda *_, **__: SimpleNamespace(quantize=quantize))
+    converted = quantise.modelopt_conversion(exported.path, images, "fp8")(())
+    assert {one.key for one in converted.metadata_props} >= {"batch"}
+    assert list(converted.metadata_props) == list(onnx.load(exported.path).metadata_props)
 
 
 @pytest.mark.skipif(find_spec("modelopt") is not None, reason="ModelOpt is installed")

@@ -80,6 +80,11 @@ class TestWhatIsMissing:
                 ModuleNotFoundError("No module named 'tensorrt_bindings'", name="tensorrt_bindings"),
                 "tensorrt-cu13-libs 10.6 is installed without tensorrt-cu13-bindings.",
             ),
+            (  # on a Jetson, where the libraries come with the system
+                "tensorrt",
+                ImportError("libnvinfer.so.10: cannot open shared object file"),
+                "LD_LIBRARY_PATH",
+            ),
         ],
     )
     def test_one_half_without_the_other_is_named(
