@@ -198,7 +198,7 @@ def profile(
         *tables,
         paths=[written],
         next_step=f"open {written.with_name('report.html')} in a browser",
-        or_step=f"passdeploy export --trt{of_run}   # on the machine with the GPU",
+        or_step=f"passdeploy export --dense --trt{of_run}   # on the machine with the GPU",
         rows=rows if as_csv else None,
     )
 
@@ -214,7 +214,9 @@ def profile(
     help="Precisions to try.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; if left out OMP_NUM_THREADS, or all cores.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; if left out OMP_NUM_THREADS, or all physical cores."
+)
 @click.option(
     "--device",
     default="auto",

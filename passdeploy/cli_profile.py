@@ -130,7 +130,8 @@ class ProfileInputs:
         if table is None:
             return ""
         words = ("prune", "--recipe", self.recipe or "RECIPE", "--set", f"prune.measure.table={table}")
-        return typed_command(*words, allow_code=allow_code)
+        command = typed_command(*words, allow_code=allow_code)
+        return f"{command}   # with prune.target a latency; on another machine with --force"
 
     def _measure_files(
         self,

@@ -119,7 +119,7 @@ class DataSpec(Section):
 
 
 class GatesSpec(Section):
-    """Checks of a run, which stops if one fails."""
+    """Checks: `equivalence` stops a run, `top1_drop` is checked at its end, `parity` by an export."""
 
     equivalence: float = Field(
         default=1e-5,
@@ -164,7 +164,11 @@ class Recipe(Section):
     )
     prune: PruneSpec = Field(default=PruneSpec(), description="Selection of the channels to remove.")
     finetune: FinetuneSpec = Field(default=FinetuneSpec(), description="Training of the slim model.")
-    gates: GatesSpec = Field(default=GatesSpec(), description="Checks of a run, which stops if one fails.")
+    gates: GatesSpec = Field(
+        default=GatesSpec(),
+        description="Checks. equivalence stops a run; top1_drop is checked at its end, and the run is kept; parity is "
+        "checked by export.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
