@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from passdeploy.channels.allocation import smallest_plan
 from passdeploy.channels.groups import ChannelMap
+from passdeploy.commands import prepare as prepare_module
 from passdeploy.commands import prune, stages
 from passdeploy.commands.prepare import prepare
 from passdeploy.errors import CorruptArtifact, PlanError, UsageError
@@ -23,6 +27,7 @@ from passdeploy.profiling import Setting, execution
 from passdeploy.recipe import load_recipe
 from passdeploy.recipe.pruning import MeasureSpec
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runtime.distributed import Processes
 from passdeploy.runtime.events import silent
 from passdeploy.runtime.sealed_json import SEAL, sealed
 from tests.command_line import call_command
@@ -101,6 +106,27 @@ def test_a_run_meets_a_latency_and_says_what_was_measured(tiny_recipe: Path, tab
         group.name for group in prepare(recipe).channels.prunable
     }
     assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
+
+
+def test_the_first_of_several_processes_measures_for_all(
+    tiny_recipe: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = load_recipe(tiny_recipe, [*LATENCY, f"prune.measure.table={table}"])
+    first = prepare(recipe)
+    sent = pickle.dumps(first.target)
+
+    class SecondProcess(Processes):
+        def first_only(self, work: Callable[[], Any]) -> Any:
+            return pickle.loads(sent)
+
+    monkeypatch.setattr(prepare_module, "prepare_target", lambda *_, **__: pytest.fail("it measured a table"))
+    second = prepare(recipe, processes=SecondProcess(1, 2))
+    assert (second.budget, second.round_to) == (first.budget, first.round_to)
+    smallest = [
+        smallest_plan(each.channels.prunable, each.channels.costs, each.budget, round_to=each.round_to)
+        for each in (first, second)
+    ]
+    assert smallest[0] == smallest[1]
 
 
 def test_a_plan_that_is_taken_over_is_measured_and_stays_as_it_is(tiny_recipe: Path, table: Path, tmp_path: Path):
