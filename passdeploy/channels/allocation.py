@@ -237,7 +237,7 @@ def _add_what_fits(
             choice[group] += 1
             if (wider := value(choice)) > limit:
                 finished.add(group)
-            elif wider > cost:
+            elif wider != cost:  # a latency may fall where a width reaches a whole block of channels
                 cost = wider
                 continue
             else:
@@ -247,7 +247,16 @@ def _add_what_fits(
             break
         steps = np.array(waiting, np.int64)
     widened: np.ndarray = choice + _after(steps, len(choice))
-    return widened
+    if value(widened) <= limit:
+        return widened
+    for group in steps.tolist():  # together they cost something after all
+        if group in finished:
+            continue
+        choice[group] += 1
+        if value(choice) > limit:
+            finished.add(group)
+            choice[group] -= 1
+    return choice
 
 
 def _after(steps: np.ndarray, groups: int) -> np.ndarray:

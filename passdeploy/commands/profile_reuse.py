@@ -44,12 +44,17 @@ def _are_same(then: dict[str, Any] | None, now: dict[str, Any]) -> bool:
     return then == now and now["processor"] != UNKNOWN_CPU
 
 
-def includes(measured: dict[str, Any] | None, asked: dict[str, Any]) -> bool:
-    """True if a profile has at least the backends, batches and seconds that are asked for, and all else is the same."""
+def includes(document: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """True if a profile has at least the backends, batches and seconds that are asked for, and all else is the same.
+
+    A backend that was left out, since it could not run, is asked again: it may be able to now.
+    """
+    measured = document.get("asked")
     if measured is None or not measured.keys() >= asked.keys():
         return False
+    found = {(row["backend"], row["batch"]) for row in document["rows"]}
     return (
-        all(set(asked[key]) <= set(measured[key]) for key in ("backends", "batches"))
+        found >= {(backend, batch) for backend in asked["backends"] for batch in asked["batches"]}
         and asked["seconds"] <= measured["seconds"]
         and all(asked[key] == measured[key] for key in ("threads", "setting", "weights"))
         and all(_are_same(measured["circumstances"].get(name), now) for name, now in asked["circumstances"].items())

@@ -91,7 +91,7 @@ def profile_run(
             "circumstances": circumstances(),
         }
         before = earlier_profile(folder, weights, listener)
-        is_measured = layers and not fresh and includes(before.get("asked"), asked)
+        is_measured = layers and not fresh and includes(before, asked)
         if is_measured and before.get("layers_of") == trace_of(before, asked):
             listener(StageFinished("profile", "latencies and layers of profile.json", 0.0, is_skipped=True))
             return before

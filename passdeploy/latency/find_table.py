@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.errors import CorruptArtifact, percent
 from passdeploy.latency.cache_folder import cache_folder
-from passdeploy.latency.measurement_context import MeasurementContext
+from passdeploy.latency.measurement_context import UNKNOWN_CPU, MeasurementContext
 from passdeploy.latency.network_timing import LatencySampler
 from passdeploy.latency.resized_networks import make_sampler
 from passdeploy.latency.sampling import SamplingPlan, sample_latency
@@ -64,7 +64,8 @@ def find_table(
     """
     channels.require_prunable(type(dense).__name__)
     path = cache_folder() / f"latency-{_cache_key(context, dense, channels, images[:1])}.json"
-    table = None if fresh else cached_table(path)
+    # A cache may be shared by machines, of which those with an unknown processor cannot be told apart.
+    table = None if fresh or context.processor == UNKNOWN_CPU else cached_table(path)
     if table is not None:
         return table
     with stage("table", f"how long layers take: {context.description}", listener) as progress:

@@ -92,8 +92,14 @@ def adjust(
     knapsack = _Knapsack.build(scores, groups, costs, round_to)
     within = knapsack.cost.sum_within(wanted)
     below = knapsack.fill(knapsack.shrink(knapsack.table.choice_of(plan.widths()), within), within)
-    excluded = {tuple(knapsack.table.choice_of(other.widths()).tolist()) for other in known}
-    near = [choice for choice in knapsack.neighbours(below, within) if tuple(choice.tolist()) not in excluded]
+
+    def widths_of(plan: Plan) -> tuple[int, ...]:
+        """List the widths of a plan, those inside of skipped blocks as the dense ones: they make no difference."""
+        return tuple(knapsack.table.choice_of(plan.widths()).tolist())
+
+    excluded = {widths_of(other) for other in known}
+    neighbours = knapsack.neighbours(below, within)
+    near = [choice for choice in neighbours if widths_of(knapsack.table.plan(choice)) not in excluded]
     if not near:
         return None
     off = [abs(knapsack.time(choice) / within - 1) for choice in near]

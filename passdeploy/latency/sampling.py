@@ -135,7 +135,9 @@ def sample_latency(
             break
         used.append(network)
         measure(network, _RANDOM_SHARE)
-    for network in [*used * (plan.repeats - 1), *measurements.measured_while_slow()]:
+    for network in used * (plan.repeats - 1):
+        measure(network, _RANDOM_SHARE)
+    for network in measurements.measured_while_slow():
         measure(network, _RANDOM_SHARE)
     errors: list[float] = []  # of the table's predictions of plans, each before its plan was measured
     for number, share in enumerate(plan.target_shares):

@@ -237,9 +237,9 @@ def _values_of(tensor: InputTensor, batch: int) -> Tensor:
     if tensor.dtype.is_floating_point:
         is_map = len(shape) > 2  # an image; a small tensor is a threshold, or a list of features
         make = torch.randn if is_map else torch.rand
-        return make(*shape, generator=generator).to(tensor.dtype)
+        return make(shape, generator=generator).to(tensor.dtype)
     if tensor.dtype is torch.bool:
-        return torch.ones(*shape, dtype=torch.bool)
+        return torch.ones(shape, dtype=torch.bool)
     most = 256 if tensor.dtype is torch.uint8 else 128 if tensor.dtype is torch.int8 else 2  # pixels, or tokens
     return torch.randint(0, most, shape, generator=generator).to(tensor.dtype)
 

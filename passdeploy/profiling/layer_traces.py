@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from passdeploy.errors import RunError, UsageError
@@ -108,7 +109,7 @@ def trace_module_layers(runner: TorchRunner, images: Tensor, *, calls: int = _TR
         ("device_time_total", "self_device_time_total") if on_gpu else ("cpu_time_total", "self_cpu_time_total")
     )
     events: list[Any] = list(profiler.events() or ())
-    whole_us = sum(float(getattr(event, own_key)) for event in events)
+    whole_us = sum(float(getattr(event, own_key)) for event in events if not on_gpu or _is_kernel(event))
     times: dict[str, list[float]] = {}  # layer -> microseconds of each of its operators
     waiting = list(layers)  # those whose operators of this call are still to come
     for event in events:
@@ -129,6 +130,11 @@ def trace_module_layers(runner: TorchRunner, images: Tensor, *, calls: int = _TR
             layer_times.append(LayerTime(name, tuple(weight.shape), _is_depthwise(module), ms))
     other_us = whole_us - sum(map(sum, times.values()))
     return [*layer_times, LayerTime(ELSEWHERE, (), False, max(other_us, 0.0) / calls / 1e3)]
+
+
+def _is_kernel(event: Any) -> bool:
+    """True for work of the GPU itself: the operators that launched it have its time as well."""
+    return event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
 
 
 def trace_engine_layers(runner: EngineRunner, images: Tensor) -> list[LayerTime]:

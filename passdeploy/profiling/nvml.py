@@ -54,10 +54,10 @@ def _nvml_facts(nvml: Any, gpu: Gpu, index: int) -> dict[str, Any]:
     handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid) if gpu.uuid else nvml.nvmlDeviceGetHandleByIndex(index)
     processes = value_or_none(lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle))
     return {
-        "driver": nvml.nvmlSystemGetDriverVersion(),
-        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-        "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
-        "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "driver": value_or_none(lambda: nvml.nvmlSystemGetDriverVersion()),
+        "sm_clock_mhz": value_or_none(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "memory_clock_mhz": value_or_none(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "temperature_c": value_or_none(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         "power_w": value_or_none(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3),
         "power_limit_w": value_or_none(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3),
         "throttled_by": value_or_none(

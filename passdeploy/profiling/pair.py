@@ -6,7 +6,8 @@ speed-up is only claimed if its interval leaves 1 out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from passdeploy.errors import PassDeployError, UsageError
+from passdeploy.errors import PassDeployError, RunError, UsageError, first_line
 from passdeploy.profiling.candidates import Candidate, make_runner
 from passdeploy.profiling.clock import Clock, clock_of_backend
 from passdeploy.profiling.cuda import measure_gpu_memory, side_stream
@@ -27,7 +28,7 @@ from passdeploy.profiling.nvml import process_text
 from passdeploy.profiling.report import ExtraMetrics, Profile, Row, SkippedBackend, make_row
 from passdeploy.profiling.runners import Runner, torch_threads
 from passdeploy.profiling.statistics import LatencySummary, speedup_over_sessions, summarise_times
-from passdeploy.runtime.device_memory import memory_errors
+from passdeploy.runtime.device_memory import is_out_of_memory, memory_errors
 from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.runtime.names import ON_GPU
 
@@ -108,6 +109,7 @@ def profile_pair(
                 if backend not in optional:
                     raise
                 failed[backend] = error
+                _release(error)
                 continue
             rows += measured
             figure = {"ms": measured[0].median_ms} if slim is None else {"speedup": measured[1].speedup}
@@ -119,6 +121,15 @@ def profile_pair(
     for each in skipped:
         listener(Warned(each.in_words))
     return Profile({**environment, "peak_memory_mb": peak_memory_mb()}, tuple(rows), skipped)
+
+
+def _release(error: BaseException) -> None:
+    """Let go of the frames of an error, in which networks of a backend that failed would fill the GPU's memory."""
+    for each in (error, error.__cause__, error.__context__):
+        if each is not None:
+            each.__traceback__ = None
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _batch_errors(backend: str, images: Tensor, setting: Setting, fitting: Sequence[int]) -> Any:
@@ -179,6 +190,19 @@ class _Comparison:
         return SESSIONS if self.budget.seconds >= FULL_SECONDS else _FEW_SESSIONS
 
 
+@contextmanager
+def _run_errors(backend: str, name: str) -> Iterator[None]:
+    """Turn what a backend raises into a RunError; those of backends have no common base class."""
+    try:
+        yield
+    except PassDeployError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise RunError(f"{backend} cannot run the {name} network: {first_line(error)}") from error
+
+
 class _SessionBuilder:
     """Builds the networks of a comparison anew for every session, in the opposite order every other time."""
 
@@ -200,9 +224,11 @@ class _SessionBuilder:
             def build(number: int = number) -> None:
                 """Build one runner and run it once."""
                 candidate, setting = self._comparison.candidates[number], self._comparison.setting
-                made[number] = make_runner(candidate, self._backend, self._comparison.threads, setting)
-                made[number].prepare(*(candidate.inputs(len(self._images)) if candidate.inputs else (self._images,)))
-                made[number].run()
+                images = candidate.inputs(len(self._images)) if candidate.inputs else (self._images,)
+                with _run_errors(self._backend, candidate.name):
+                    made[number] = make_runner(candidate, self._backend, self._comparison.threads, setting)
+                    made[number].prepare(*images)
+                    made[number].run()
 
             memory_mb = measure_gpu_memory(device, build, by_driver=self._backend in ON_GPU)
             if session == 0:

@@ -227,6 +227,13 @@ def test_a_block_is_kept_at_narrow_widths_rather_than_skipped_for_wide_ones():
     assert _add_what_fits(np.array([1, 0, 0]), steps[1:], value, 4.0).tolist() == [1, 3, 0]
 
 
+def test_a_latency_that_falls_and_rises_again_stays_within_its_limit():
+    times = [10, 9, 30, 60]  # of a group by its width: a whole block of channels takes less than a part of one
+    steps = np.zeros(3, np.int64)
+    assert _add_what_fits(np.zeros(1, np.int64), steps, lambda choice: times[choice[0]], 15.0).tolist() == [1]
+    assert _add_what_fits(np.zeros(1, np.int64), steps, lambda choice: times[choice[0]], 60.0).tolist() == [3]
+
+
 def test_what_is_kept_comes_first():
     steps = np.array([2, 0, 0, 1, 2, 0])
     assert _with_first(steps, np.array([2, 0, 1])).tolist() == [2, 0, 0, 1, 2, 0]

@@ -112,6 +112,7 @@ class Profiled:
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.done = path, list[str]()
+        self.left_out = ""  # a backend that cannot run
         with RunFolder.open(path, write=True) as folder:
             for name in ("model", "dense"):
                 folder.write_text(f"export/{name}.onnx", "a graph", kind="onnx")
@@ -122,7 +123,7 @@ class Profiled:
 
     def measure(self, *_: object, backends: Sequence[str], **__: object) -> Any:
         self.done.append("latencies")
-        rows = [{"backend": backend} for backend in backends]
+        rows = [{"backend": backend, "batch": 1} for backend in backends if backend != self.left_out]
         return SimpleNamespace(to_json=lambda: {"environment": {}, "rows": rows, "skipped": []})
 
     def trace(self, folder: RunFolder, candidates: object, backend: str, *_: object) -> dict[str, Any]:
@@ -151,6 +152,14 @@ def test_layers_are_added_to_latencies_that_were_measured_under_the_same_circums
     assert run.done == []
     run.profile("torch", seconds=3.0)  # that is longer than what was measured
     assert run.done == ["latencies", "layers in torch"]
+
+
+def test_a_backend_that_was_left_out_is_measured_once_it_can_be(run: Profiled):
+    run.left_out = "ort"
+    run.profile("torch", "ort", layers=False)
+    run.left_out = ""
+    assert run.profile("ort")["layers"] == ["ort"]
+    assert run.done == ["latencies", "layers in ort"]
 
 
 def another_machine(run: Profiled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,20 @@ def test_a_plan_that_is_nearly_right_is_adjusted_with_its_blocks(
     assert costs.of("latency", other.widths()) == pytest.approx(wanted, rel=0.08)
 
 
+def test_no_plan_is_measured_twice_because_of_what_is_inside_of_its_skipped_blocks(
+    channels: ChannelMap, costs: CostModel, scores: dict[str, Tensor]
+):
+    for share in (0.3, 0.4, 0.5, 0.6):
+        plan = allocate(scores, channels.groups, costs, int(share * costs.of("latency")), round_to=8)
+        known, wanted = [plan], int(0.97 * costs.of("latency", plan.widths()))
+        for _ in range(12):
+            other = adjust(plan, scores, channels.groups, costs, wanted, round_to=8, known=known)
+            if other is None:
+                break
+            assert other.widths() not in [each.widths() for each in known]
+            known.append(other)
+
+
 def test_blocks_and_channels_share_one_threshold_on_score_per_cost(channels: ChannelMap):
     scores = {group.name: torch.ones(group.width) for group in channels.groups}
     scores |= {presence("0"): torch.tensor([1.0]), presence("1"): torch.tensor([500.0])}  # and no score for the third

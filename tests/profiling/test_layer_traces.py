@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 
 from passdeploy.errors import RunError, UsageError
 from passdeploy.profiling import Candidate, layer_traces
 from passdeploy.profiling.layer_times import ELSEWHERE, weighted_nodes
 from passdeploy.profiling.layer_traces import (
+    _is_kernel,
     first_traceable,
     merge_trt_layers,
     trace_engine_layers,
@@ -121,3 +124,10 @@ def test_layers_of_an_engine_are_read_from_the_file_it_was_built_from(tmp_path: 
     (tmp_path / "model.onnx").write_bytes(helper.make_model(graph_of(False)).SerializeToString())
     assert [layer.name for layer in trace_engine_layers(runner, IMAGES)] == ["a", ELSEWHERE]
     assert runner.images is IMAGES
+
+
+def test_the_time_of_a_gpu_is_counted_once():
+    operator = SimpleNamespace(device_type=DeviceType.CPU, is_user_annotation=False)  # has its kernel's time as well
+    kernel = SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=False)
+    annotation = SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=True)
+    assert [_is_kernel(event) for event in (operator, kernel, annotation)] == [False, True, False]

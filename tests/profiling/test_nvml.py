@@ -95,6 +95,16 @@ def test_nvml_is_asked_about_the_visible_gpu_and_closed(driver: None, monkeypatc
     assert fake.closed
 
 
+def test_a_gpu_that_does_not_give_its_temperature_gives_the_rest(driver: None, monkeypatch: pytest.MonkeyPatch):
+    class Guest(Nvml):
+        def nvmlDeviceGetTemperature(self, handle: str, sensor: int) -> int:
+            raise RuntimeError("not supported")
+
+    monkeypatch.setattr(nvml, "import_module", lambda name: Guest())
+    (gpu,) = nvml.read_gpus()
+    assert (gpu["temperature_c"], gpu["sm_clock_mhz"], gpu["other_processes"][0]["pid"]) == (None, 1, 71)
+
+
 @pytest.mark.parametrize(
     ("pids", "has_context", "others"),
     [

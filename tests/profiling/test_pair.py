@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from passdeploy.errors import DeviceMemoryError, MissingError, UsageError
+from passdeploy.errors import DeviceMemoryError, MissingError, RunError, UsageError
 from passdeploy.export.artifact import describe_artifact
 from passdeploy.export.trt_sidecar import write_sidecar
 from passdeploy.profiling import Candidate, Setting, pair, profile_pair
@@ -268,6 +269,37 @@ def test_a_backend_that_was_not_named_and_does_not_start_is_left_out_with_the_re
     assert Warned("compile is left out: there is no Triton. Install it.") in events
     with pytest.raises(MissingError, match="no Triton"):
         profile(("torch",))  # compile was named
+
+
+def test_a_backend_that_fails_while_it_runs_is_left_out_and_lets_go_of_its_networks(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+):
+    alive: list[weakref.ref[Runner]] = []
+    left: list[int] = []
+
+    class Failing(FakeRunner):
+        def run(self) -> None:
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    def runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
+        if backend == "torch":
+            made = Failing(candidate.name, clock, 1.0)
+            alive.append(weakref.ref(made))
+            return made
+        left.append(sum(each() is not None for each in alive))
+        return FakeRunner(candidate.name, clock, 1.0)
+
+    monkeypatch.setattr(pair, "make_runner", runner)
+    names = ("torch", "ort")
+    arguments = {"image_shape": (3, 4, 4), "backends": names, "threads": 1, "clock": clock}
+    profile = profile_pair(DENSE, SLIM, optional=names, **arguments)  # type: ignore[arg-type]
+    ((backend, reason),) = ((each.backend, each.reason) for each in profile.skipped)
+    assert backend == "torch"
+    assert reason.startswith("torch cannot run the dense network: CUDA error: no kernel image")
+    assert len(alive) == 1
+    assert not any(left)
+    with pytest.raises(RunError, match="torch cannot run the dense network"):
+        profile_pair(DENSE, SLIM, **arguments)  # type: ignore[arg-type]
 
 
 def test_where_no_backend_starts_the_first_error_is_raised(monkeypatch: pytest.MonkeyPatch, clock: FakeClock):
