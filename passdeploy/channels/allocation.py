@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from passdeploy.channels.blocks import presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan, Scores
-from passdeploy.channels.width_table import WidthTable
+from passdeploy.channels.width_table import WidthTable, coordinate_descent
 from passdeploy.channels.widths import STRICT_KINDS, minimum_width
 from passdeploy.errors import BudgetError, UsageError, percent
 
 _SHARE_HALVINGS = 40  # of the share that is kept of every group
+_SHARES = 129  # that are tried where halving finds none
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def choose_channels(
             block. None, and for a uniform allocation: none do.
 
     Raises:
-        BudgetError: even the narrowest network that `round_to` allows costs more.
+        BudgetError: even the cheapest network that `round_to` allows costs more; for a uniform allocation, the cheapest
+            one that keeps the same share of every group.
         UsageError: an allocation of that name is not known.
     """
     if allocation not in ("global", "uniform"):
@@ -77,7 +80,7 @@ def choose_channels(
         costs = costs.without_blocks()
     costs = replace(costs, blocks=tuple(block for block in costs.blocks if presence(block.name) in scores))
     cut = [group for group in groups if group.is_prunable and group.name in scores]
-    smallest_plan(cut, costs, budget, round_to=round_to)
+    smallest = smallest_plan(cut, costs, budget, round_to=round_to)
     table = WidthTable.build(scores, cut, costs, round_to=round_to, is_strict=budget.kind in STRICT_KINDS)
     cost = costs.cost_of(budget.kind)
 
@@ -85,12 +88,15 @@ def choose_channels(
         return cost.value(table.widths(choice))
 
     if allocation == "uniform":
-        return table.plan(_largest_uniform_share(table, lambda choice: value(choice) <= budget.limit))
+        choice = _largest_uniform_share(table, value, budget.limit)
+        _require_within(budget, int(value(choice)), costs, round_to)
+        return table.plan(choice)
     item_cost = cost.gradient(costs.vector(priced_at or {}))[table.columns] if per_cost else table.channel_counts()
     steps = _steps_best_first(table.marginal_score(item_cost))
     if keep is not None:
         steps = _with_first(steps, table.choice_of({name: keep.get(name, 0) for name in table.names}))
-    return table.plan(_greedy(steps, len(table.names), value, budget.limit, table.score if is_last else None))
+    start = table.choice_of(smallest)
+    return table.plan(_greedy(steps, start, value, budget.limit, table.score if is_last else None))
 
 
 def narrowest_widths(
@@ -101,24 +107,54 @@ def narrowest_widths(
     return {**widths, **{presence(block.name): 0 for block in costs.blocks}}
 
 
+def cheapest_widths(groups: Sequence[ChannelGroup], costs: CostModel, *, round_to: int, kind: str) -> dict[str, int]:
+    """Return the widths that `round_to` allows with the lowest cost of `kind`.
+
+    These are the narrowest ones, except for a latency: below one block of channels other kernels run, which may be
+    slower. Then they are searched for, one group at a time.
+    """
+    narrowest = narrowest_widths(groups, costs, round_to=round_to, kind=kind)
+    if kind not in STRICT_KINDS:
+        return narrowest
+    cost = costs.latency
+    assert cost is not None
+    scores = {name: torch.zeros(costs.widths[name]) for name in narrowest}  # any will do: widths are asked for
+    table = WidthTable.build(scores, groups, costs, round_to=round_to, is_strict=True)
+
+    def gain(choice: np.ndarray, item: int) -> np.ndarray:
+        return -cost.curve(table.widths(choice), table.columns[item], table.candidates[item])
+
+    choice = coordinate_descent(table, gain)
+    pairs = zip(table.names, table.candidates, choice, strict=True)
+    found = {name: int(widths[index]) for name, widths, index in pairs}
+    return min(found, narrowest, key=lambda widths: costs.of(kind, widths))
+
+
 def smallest_plan(
     groups: Sequence[ChannelGroup], costs: CostModel, budget: Budget, *, round_to: int
 ) -> Mapping[str, int]:
-    """Return `narrowest_widths`.
+    """Return `narrowest_widths`, or `cheapest_widths` where those cost more than the budget.
 
     Raises:
-        BudgetError: even these cost more than the budget.
+        BudgetError: both cost more.
     """
     widths = narrowest_widths(groups, costs, round_to=round_to, kind=budget.kind)
-    smallest, whole = costs.of(budget.kind, widths), costs.of(budget.kind)
+    if costs.of(budget.kind, widths) > budget.limit:
+        widths = cheapest_widths(groups, costs, round_to=round_to, kind=budget.kind)
+    _require_within(budget, costs.of(budget.kind, widths), costs, round_to)
+    return widths
+
+
+def _require_within(budget: Budget, smallest: int, costs: CostModel, round_to: int) -> None:
+    """Raise a BudgetError where the smallest cost that can be reached is more than a budget."""
     if smallest > budget.limit:
+        whole = costs.of(budget.kind)
         least = in_units(budget.kind, smallest).removesuffix(f" {budget.kind}")
         raise BudgetError(
             f"asked for {in_units(budget.kind, budget.limit)} ({percent(budget.limit / whole)} of the dense "
             f"network's), but the smallest that can be reached is {least} ({percent(smallest / whole)}).\n"
             f"{advice_for_budget(round_to)}"
         )
-    return widths
 
 
 def require_below_dense(budget: Budget, costs: CostModel) -> None:
@@ -152,7 +188,7 @@ def in_units(kind: str, amount: int) -> str:
 
 def _greedy(
     steps: np.ndarray,
-    groups: int,
+    start: np.ndarray,
     value: Callable[[np.ndarray], float],
     limit: float,
     score: Callable[[np.ndarray], float] | None = None,
@@ -164,7 +200,7 @@ def _greedy(
 
     Args:
         steps: the group that each step widens, in the order in which steps are taken, shape (steps,).
-        groups: their number.
+        start: the choice to widen, which fits; its steps come first. Mostly the narrowest widths, which are zeros.
         value: cost of a choice.
         limit: of the cost.
         score: adds up the scores that a choice keeps.
@@ -172,11 +208,12 @@ def _greedy(
     Returns:
         The choice: an index into the candidates of every group.
     """
-    choice, count = _spend(steps, groups, value, limit)
+    steps, groups = _with_first(steps, start), len(start)
+    choice, count = _spend(steps, start, value, limit)
     if score is None or count == len(steps):
         return choice
-    first = np.where(np.arange(groups) == steps[count], _after(steps[: count + 1], groups), 0)
-    other, _ = _spend(_with_first(steps, first), groups, value, limit)
+    first = np.where(np.arange(groups) == steps[count], _after(steps[: count + 1], groups), start)
+    other, _ = _spend(_with_first(steps, first), start, value, limit)
     return other if score(other) > score(choice) else choice
 
 
@@ -192,14 +229,15 @@ def _with_first(steps: np.ndarray, choice: np.ndarray) -> np.ndarray:
 
 
 def _spend(
-    steps: np.ndarray, groups: int, value: Callable[[np.ndarray], float], limit: float
+    steps: np.ndarray, start: np.ndarray, value: Callable[[np.ndarray], float], limit: float
 ) -> tuple[np.ndarray, int]:
-    """Take as many of the first `steps` as fit together, and of the others in order what still fits.
+    """Take as many of the first `steps` as fit together, those to `start` at least, and of the others what still fits.
 
     Returns:
         The choice, and the number of first steps that fit together.
     """
-    count = _most_steps(steps, groups, lambda choice: value(choice) <= limit)
+    groups = len(start)
+    count = _most_steps(steps, groups, lambda choice: value(choice) <= limit, fewest=int(start.sum()))
     return _add_what_fits(_after(steps[:count], groups), steps[count:], value, limit), count
 
 
@@ -211,9 +249,9 @@ def _steps_best_first(marginal_score: list[np.ndarray]) -> np.ndarray:
     return groups[np.argsort(-np.concatenate([*scores, []]), kind="stable")]
 
 
-def _most_steps(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], bool]) -> int:
-    """Count the first `steps` that fit together, by bisection: costs only grow with widths."""
-    low, high = 0, len(steps)
+def _most_steps(steps: np.ndarray, groups: int, fits: Callable[[np.ndarray], bool], *, fewest: int) -> int:
+    """Count the first `steps` that fit together, by bisection; the `fewest` do, and mostly costs grow with widths."""
+    low, high = fewest, len(steps)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(_after(steps[:middle], groups)) else (low, middle - 1)
@@ -265,14 +303,22 @@ def _after(steps: np.ndarray, groups: int) -> np.ndarray:
     return choice
 
 
-def _largest_uniform_share(table: WidthTable, fits: Callable[[np.ndarray], bool]) -> np.ndarray:
-    """Choose the candidates nearest to one share of every group, the largest share that fits, by bisection."""
+def _largest_uniform_share(table: WidthTable, value: Callable[[np.ndarray], float], limit: float) -> np.ndarray:
+    """Choose the candidates nearest to one share of every group, the largest share that fits, by bisection.
+
+    Where bisection finds none, since a latency may fall where widths grow, shares are tried from the largest one down;
+    of those that all cost too much, the cheapest is returned.
+    """
     low, high = 0.0, 1.0
     for _ in range(_SHARE_HALVINGS):
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(_nearest(table, middle)) else (low, middle)
-    upper = _nearest(table, high)
-    return upper if fits(upper) else _nearest(table, low)
+        low, high = (middle, high) if value(_nearest(table, middle)) <= limit else (low, middle)
+    upper, lower = _nearest(table, high), _nearest(table, low)
+    every = (_nearest(table, share) for share in np.linspace(1.0, 0.0, _SHARES))
+    choices = [upper, lower, *(every if value(lower) > limit else ())]
+    costs = [value(choice) for choice in choices]
+    fitting = [number for number, cost in enumerate(costs) if cost <= limit]
+    return choices[fitting[0] if fitting else int(np.argmin(costs))]
 
 
 def _nearest(table: WidthTable, share: float) -> np.ndarray:

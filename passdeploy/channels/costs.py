@@ -43,6 +43,14 @@ class Cost(Protocol):
         ...
 
 
+class SteppedCost(Cost, Protocol):
+    """Cost that grows in steps, and may fall where a group gets wider, so that a gradient says little."""
+
+    def curve(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> np.ndarray:
+        """Compute what depends on a group at each of its `candidates`, while others stay; shape (candidates,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Term:
     """A part of a count that is proportional to some sizes."""
@@ -109,7 +117,7 @@ class CostModel:
     macs: Polynomial
     params: Polynomial
     channels: Polynomial
-    latency: Cost | None = None  # nanoseconds of a batch, from a table
+    latency: SteppedCost | None = None  # nanoseconds of a batch, from a table
     blocks: tuple[Block, ...] = ()
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from passdeploy.channels.allocation import narrowest_widths
+from passdeploy.channels.allocation import cheapest_widths, narrowest_widths
 from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
@@ -133,11 +133,11 @@ def describe_run(prepared: Prepared) -> dict[str, Any]:
 def _describe_target(target: LatencyTarget) -> dict[str, Any]:
     """Describe a latency target: dense, asked for and fastest reachable latency in ms, and the error of the table."""
     channels = target.channels
-    minimum = narrowest_widths(channels.prunable, channels.costs, round_to=target.round_to, kind="latency")
+    fastest = cheapest_widths(channels.prunable, channels.costs, round_to=target.round_to, kind="latency")
     return {
         **target.conditions,
         "dense_ms": target.dense_ms,
         "asked_ms": target.budget.limit / 1e6,
-        "fastest_ms": target.table.predict_ms(minimum),
+        "fastest_ms": target.table.predict_ms(fastest),
         "error": target.table.error[0],
     }

@@ -212,7 +212,9 @@ def test_what_still_fits_is_added_where_a_better_step_is_too_dear():
 
     scores = [np.array([9.0]), np.array([8.0, 7.0, 6.0]), np.array([3.0, 5.0])]
     steps = _steps_best_first(scores)
-    assert _greedy(steps, 3, value, 7.0, score=lambda choice: float(choice @ [45, 80, 3])).tolist() == [1, 0, 2]
+    assert _greedy(
+        steps, np.zeros(3, np.int64), value, 7.0, score=lambda choice: float(choice @ [45, 80, 3])
+    ).tolist() == [1, 0, 2]
     assert tried.count([1, 1, 0]) == 2  # by the bisection and after it: then the group is done
 
 

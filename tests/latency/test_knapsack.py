@@ -3,10 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
-from passdeploy.channels.allocation import Budget, choose_channels
+from passdeploy.channels.allocation import Budget, cheapest_widths, choose_channels, narrowest_widths, smallest_plan
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.widths import candidate_widths
@@ -82,3 +83,45 @@ def test_a_layer_of_less_than_a_block_goes_in_halves(channels: ChannelMap):
     assert candidate_widths(wide, 16, is_strict=True).tolist() == [16, 32, 48, 64]
     assert candidate_widths(narrow, 16, is_strict=True).tolist() == [4, 8, 12]
     assert candidate_widths(replace(wide, width=40), 16, is_strict=True).tolist() == [16, 32, 40]
+
+
+class SlowWhenNarrow:
+    """Latency of two layers, of which the first takes longest with the fewest channels, as other kernels run then."""
+
+    def value(self, widths: np.ndarray) -> int:
+        return int({4: 100, 8: 20, 12: 30}[int(widths[0])] + widths[1])
+
+    def gradient(self, widths: np.ndarray) -> np.ndarray:
+        return np.ones(len(widths))
+
+    def curve(self, widths: np.ndarray, group: int, candidates: np.ndarray) -> np.ndarray:
+        others = np.tile(widths, (len(candidates), 1))
+        others[:, group] = candidates
+        return np.array([self.value(row) for row in others])
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_a_latency_that_only_wider_layers_reach_is_not_refused(allocation: str):
+    channels = chain((12, 64))
+    costs, groups = replace(channels.costs, latency=SlowWhenNarrow()), channels.prunable
+    narrowest = narrowest_widths(groups, costs, round_to=16, kind="latency")
+    assert (costs.of("latency"), costs.of("latency", narrowest)) == (94, 116)
+    assert cheapest_widths(groups, costs, round_to=16, kind="latency") == {"0": 8, "2": 16}
+    scores = {group.name: torch.ones(group.width) for group in groups}
+    for limit in (55, 70):
+        budget = Budget("latency", limit)
+        smallest_plan(groups, costs, budget, round_to=16)
+        plan = choose_channels(scores, groups, costs, budget, round_to=16, allocation=allocation)
+        assert limit - 16 < costs.of("latency", plan.widths()) <= limit
+    with pytest.raises(BudgetError, match="smallest that can be reached"):
+        choose_channels(scores, groups, costs, Budget("latency", 35), round_to=16, allocation=allocation)
+
+
+def test_a_share_of_every_group_that_costs_too_much_is_refused():
+    """Check that a uniform plan keeps to its budget where only another plan would meet it."""
+    channels = chain((12, 64))
+    costs, groups = replace(channels.costs, latency=SlowWhenNarrow()), channels.prunable
+    scores = {group.name: torch.ones(group.width) for group in groups}
+    assert choose_channels(scores, groups, costs, Budget("latency", 36), round_to=16).widths() == {"0": 8, "2": 16}
+    with pytest.raises(BudgetError, match="smallest that can be reached"):
+        choose_channels(scores, groups, costs, Budget("latency", 36), round_to=16, allocation="uniform")
