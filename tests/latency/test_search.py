@@ -11,6 +11,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import BudgetError, UsageError
 from passdeploy.latency.search import LATENCY_TOLERANCE, MAX_PLANS, LatencyGoal, LatencySearch
 from passdeploy.latency.sweep import sweep_round
+from passdeploy.profiling.disturbances import MachineCounters
 from tests.profiling.fakes import FakeRunner
 
 from .fakes import FakeSampler, blocked_ms, chain, table_of
@@ -205,6 +206,35 @@ def test_a_plan_is_measured_again_where_another_program_disturbed_it(
     trial = search.measure_plan(search.plan(scores, LatencyGoal(share=0.5)), LatencyGoal(share=0.5))
     assert trial.measured == pytest.approx(0.5)
     assert len(measured) == 3
+
+
+def test_of_measurements_that_were_all_disturbed_the_one_with_the_fewest_disturbances_counts(
+    channels: ChannelMap, scores, monkeypatch: pytest.MonkeyPatch
+):
+    disturbed = iter([("busy", "hot"), ("busy",), ("busy", "hot", "stopped")])
+    slim_ms = iter([0.7, 0.5, 0.9])
+    monkeypatch.setattr("passdeploy.latency.search.find_disturbances", lambda before, after: next(disturbed))
+    monkeypatch.setattr(
+        "passdeploy.latency.search.measure_sessions",
+        lambda *_, **__: ([torch.ones(8, 1).numpy()], [torch.full((8, 1), next(slim_ms)).numpy()]),
+    )
+    search = search_at(channels, FakeSampler())
+    trial = search.measure_plan(search.plan(scores, LatencyGoal(share=0.5)), LatencyGoal(share=0.5))
+    assert trial.measured == pytest.approx(0.5)
+
+
+def test_what_the_compiler_does_while_networks_are_built_is_no_disturbance(
+    channels: ChannelMap, scores, monkeypatch: pytest.MonkeyPatch
+):
+    sampler = FakeSampler()
+    search = search_at(channels, sampler)
+    plan = search.plan(scores, LatencyGoal(share=0.5))
+    before: list[int] = []  # networks that were built when the counters before a measurement were read
+    monkeypatch.setattr(MachineCounters, "now", lambda device=None: len(sampler.built))
+    monkeypatch.setattr("passdeploy.latency.search.find_disturbances", lambda first, last: before.append(first) or ())
+    sampler.built.clear()
+    search.measure_plan(plan, LatencyGoal(share=0.5))
+    assert before == [2]
 
 
 def test_what_counts_is_how_fast_a_network_is_wherever_it_is_loaded(channels: ChannelMap, scores):
