@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from passdeploy.profiling.environment import busy_ticks
+from passdeploy.profiling.environment import busy_ticks, cpus_beyond_quota
 from passdeploy.profiling.nvml import process_text, read_gpus
 
 OTHERS_BUSY = 0.3  # cores; other processes that use less are not reported
@@ -29,7 +29,7 @@ class MachineCounters:
     """The counters of the machine at one moment."""
 
     at_s: float  # monotonic clock
-    busy_ticks: int | None  # clock ticks that all cores have worked
+    busy_ticks: int | None  # clock ticks that the CPUs which this process may run on have worked
     own_cpu_s: float  # CPU seconds of this process
     quota_stops: int | None  # times that the container's CPU quota has stopped this process
     heat_throttles: int | None  # times that a core has slowed itself down
@@ -48,7 +48,7 @@ def find_disturbances(before: MachineCounters, after: MachineCounters) -> tuple[
     elapsed_s = after.at_s - before.at_s
     if before.busy_ticks is not None and after.busy_ticks is not None and elapsed_s > _SHORTEST_S:
         all_cpu_s = (after.busy_ticks - before.busy_ticks) / os.sysconf("SC_CLK_TCK")
-        others = (all_cpu_s - (after.own_cpu_s - before.own_cpu_s)) / elapsed_s
+        others = (all_cpu_s - (after.own_cpu_s - before.own_cpu_s)) / elapsed_s - cpus_beyond_quota()
         if others > OTHERS_BUSY:
             notes.append(f"disturbed: other processes kept {others:.1f} cores busy")
     if stops := _increase(before.quota_stops, after.quota_stops):

@@ -70,7 +70,7 @@ def default_threads() -> int:
 
 
 def busy_cores(seconds: float = 0.3) -> float | None:
-    """Measure how many cores other processes keep busy while this one sleeps for `seconds`.
+    """Measure how many of the cores that this process may use others keep busy, while it sleeps for `seconds`.
 
     The load average would still count what this process did a minute ago.
     """
@@ -79,16 +79,27 @@ def busy_cores(seconds: float = 0.3) -> float | None:
     after = busy_ticks()
     if before is None or after is None:
         return None
-    return (after - before) / (os.sysconf("SC_CLK_TCK") * seconds)
+    busy = (after - before) / (os.sysconf("SC_CLK_TCK") * seconds)
+    return max(busy - cpus_beyond_quota(), 0.0)
 
 
 def busy_ticks() -> int | None:
-    """Read the clock ticks that all cores together have worked since the machine started."""
-    fields = (_text_or_none(_STAT) or "").split("\n")[0].split()
-    if len(fields) < 8 or fields[0] != "cpu":
+    """Read the clock ticks that the CPUs which this process may run on have worked since the machine started.
+
+    A container sees the counters of the whole machine, of which it may have few CPUs.
+    """
+    allowed = {f"cpu{number}" for number in usable_cpus()}
+    lines = [line.split() for line in (_text_or_none(_STAT) or "").splitlines()]
+    found = [fields for fields in lines if len(fields) >= 8 and fields[0] in allowed]
+    if not found:
         return None
-    user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[1:8])
-    return user + nice + system + irq + softirq
+    return sum(sum(map(int, fields[1:4])) + sum(map(int, fields[6:8])) for fields in found)  # neither idle nor waiting
+
+
+def cpus_beyond_quota() -> float:
+    """Count the CPUs that others may keep busy without a loss, since a quota, not the CPUs, limits this process."""
+    quota = cpu_quota()
+    return 0.0 if quota is None else max(len(usable_cpus()) - quota, 0.0)
 
 
 def cpu_model() -> str | None:

@@ -17,6 +17,12 @@ OTHERS = [{"pid": 71, "name": "/usr/bin/python", "memory_mb": 2048}]
 GPU: dict[str, Any] = {"name": "Imaginary GPU", "throttled_by": [], "sm_clock_mhz": 1980, "other_processes": []}
 
 
+@pytest.fixture(autouse=True)
+def no_quota(monkeypatch: pytest.MonkeyPatch):
+    """Let this process use all CPUs that it may run on, whatever container the tests run in."""
+    monkeypatch.setattr(disturbances, "cpus_beyond_quota", lambda: 0.0)
+
+
 def after(**changed: Any) -> MachineCounters:
     """Return the counters two seconds later, in which this process alone kept one core busy."""
     return replace(BEFORE, **{"at_s": 12.0, "busy_ticks": 1000 + 2 * TICKS, "own_cpu_s": 7.0, **changed})
@@ -36,6 +42,14 @@ def test_what_this_process_does_disturbs_nothing():
 )
 def test_what_happened_in_between_is_said(changed: dict[str, int], words: str):
     assert find_disturbances(BEFORE, after(**changed)) == (words,)
+
+
+@pytest.mark.parametrize(("beyond", "is_disturbed"), [(6.0, False), (1.0, False), (0.5, True)])
+def test_cpus_beyond_the_quota_of_a_container_may_be_busy(
+    beyond: float, is_disturbed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(disturbances, "cpus_beyond_quota", lambda: beyond)
+    assert bool(find_disturbances(BEFORE, after(busy_ticks=1000 + 4 * TICKS))) == is_disturbed
 
 
 def test_a_moment_is_too_short_to_tell():

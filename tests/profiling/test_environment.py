@@ -24,15 +24,39 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_only_what_others_do_counts_as_busy(machine: Path, monkeypatch: pytest.MonkeyPatch):
-    stat = machine / "stat"
-    stat.write_text("cpu  1000 0 500 9000 0 0 0 0 0 0\n")
-    monkeypatch.setattr(environment, "_STAT", stat)
-    monkeypatch.setattr(environment.os, "sysconf", lambda name: {"SC_CLK_TCK": 100}[name])
-    monkeypatch.setattr(environment, "sleep", lambda _: stat.write_text("cpu  1030 0 515 9100 0 0 0 0 0 0\n"))
-    assert environment.busy_cores(seconds=0.3) == pytest.approx(1.5)
+BUSY = {"cpu": (1100, 1720), "cpu0": (300, 600), "cpu1": (200, 215), "cpu2": (300, 590), "cpu3": (300, 315)}
+
+
+@pytest.fixture
+def stat(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fake a machine whose CPUs 0 and 2 are fully busy during a sleep of 0.3 s, the others for a twentieth of it."""
+    path = machine / "stat"
+
+    def write(moment: int) -> None:
+        path.write_text("".join(f"{cpu} {ticks[moment]} 0 500 9000 70 0 0 0 0 0\n" for cpu, ticks in BUSY.items()))
+
+    write(0)
+    monkeypatch.setattr(environment, "_STAT", path)
+    monkeypatch.setattr(environment.os, "sysconf", lambda name: {"SC_CLK_TCK": 1000}[name])
+    monkeypatch.setattr(environment, "sleep", lambda _: write(1))
+    return path
+
+
+def test_only_what_others_do_counts_as_busy(stat: Path):
+    assert environment.busy_cores(seconds=0.3) == pytest.approx(620 / 300)
     stat.unlink()
     assert environment.busy_cores(seconds=0.3) is None
+
+
+def test_cpus_that_this_process_may_not_run_on_do_not_count_as_busy(stat: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "usable_cpus", lambda: frozenset({1, 3}))
+    assert environment.busy_cores(seconds=0.3) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("quota", "busy"), [("100000", 0.0), ("300000", 620 / 300 - 1), ("400000", 620 / 300)])
+def test_others_take_from_a_quota_only_what_no_other_cpu_is_free_for(stat: Path, quota: str, busy: float):
+    (stat.parent / "cpu.max").write_text(f"{quota} 100000")
+    assert environment.busy_cores(seconds=0.3) == pytest.approx(busy)
 
 
 def test_hyper_threads_count_once(machine: Path):
