@@ -15,7 +15,7 @@ from passdeploy.channels.blocks import is_presence, presence, skipped_in
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.channels.widths import minimum_width
-from passdeploy.errors import UsageError
+from passdeploy.errors import MissingExtra, UsageError
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.export.precision import choose_opset
@@ -35,6 +35,7 @@ from passdeploy.models.cloning import deep_copy
 from passdeploy.profiling.clock import clock_of_backend
 from passdeploy.profiling.execution import Setting
 from passdeploy.runtime.cuda_driver import require_gpu
+from passdeploy.runtime.device_memory import is_out_of_memory
 from passdeploy.runtime.names import ON_GPU
 from passdeploy.slimming.slim import slim
 
@@ -212,10 +213,24 @@ def _with_distinct_weights(model: nn.Module) -> nn.Module:
 
 
 def _can_run(graph: ModelProto, images: Tensor) -> bool:
-    """Test whether ONNX Runtime loads and runs a graph."""
+    """Test whether ONNX Runtime loads and runs a graph; without it, whether ONNX's own evaluator does."""
     try:
-        session = open_session(graph, threads=1)
-        session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    except Exception:  # ONNX Runtime raises many types; each means that the graph is not valid
+        _run(graph, images)
+    except Exception as error:  # ONNX Runtime raises many types; most mean that the graph is not valid
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            raise
         return False
     return True
+
+
+def _run(graph: ModelProto, images: Tensor) -> None:
+    """Run a graph once. ONNX's shape inference is no substitute: it lets a reshape to another size pass."""
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {graph.graph.input[0].name: images.numpy()}
+    try:
+        session = open_session(graph, threads=1)
+    except MissingExtra:  # engines are measured without ONNX Runtime
+        ReferenceEvaluator(graph).run(None, feeds)
+    else:
+        session.run(None, feeds)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from passdeploy.errors import MissingExtra
 from passdeploy.export.onnx_graph import export_onnx
 from passdeploy.export.ort_session import open_session
 from passdeploy.grouping.find import map_channels
+from passdeploy.latency import resized_networks
 from passdeploy.latency.onnx_resizing import ResizableGraph
 from passdeploy.latency.resized_networks import OnnxNetworks, SlimNetworks, _with_distinct_weights
 from tests.nets import Concatenated, Plain
@@ -72,6 +74,31 @@ def test_a_graph_that_cannot_be_cut_is_exported_each_time():
     widths = {group.name: group.width // 2 for group in channels.prunable}
     (outputs,) = open_session(networks.at(widths), threads=1).run(None, {"images": IMAGES.numpy()})
     assert outputs.shape == (2, 5)
+
+
+@pytest.mark.parametrize(("make", "is_resizable"), [(Plain, True), (Depthwise, True), (Shuffled, False)])
+def test_without_onnx_runtime_the_same_graphs_are_cut(
+    make: type[nn.Module], is_resizable: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def missing(*_: object, **__: object) -> None:
+        raise MissingExtra("onnxruntime", "cpu")
+
+    monkeypatch.setattr(resized_networks, "open_session", missing)
+    net = make().eval()
+    assert OnnxNetworks(net, map_channels(net, IMAGES[:1]), IMAGES)._is_resizable == is_resizable
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to allocate memory for requested buffer"), MemoryError()])
+def test_a_graph_that_does_not_fit_into_memory_is_not_taken_for_one_that_cannot_be_cut(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(resized_networks, "open_session", full)
+    net = Plain().eval()
+    with pytest.raises(type(error)):
+        OnnxNetworks(net, map_channels(net, IMAGES[:1]), IMAGES)
 
 
 def test_equal_weights_are_made_distinct_before_the_export_and_the_network_is_not_changed():
