@@ -124,10 +124,17 @@ def profile_pair(
 
 
 def _release(error: BaseException) -> None:
-    """Let go of the frames of an error, in which networks of a backend that failed would fill the GPU's memory."""
-    for each in (error, error.__cause__, error.__context__):
-        if each is not None:
+    """Let go of the frames of an error, in which networks of a backend that failed would fill the GPU's memory.
+
+    Compilers raise one error from another several times, and frames of any of them hold the network.
+    """
+    waiting, seen = [error], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
             each.__traceback__ = None
+            waiting += [other for other in (each.__cause__, each.__context__) if other is not None]
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -271,15 +271,23 @@ def test_a_backend_that_was_not_named_and_does_not_start_is_left_out_with_the_re
         profile(("torch",))  # compile was named
 
 
+@pytest.mark.parametrize("depth", [0, 3])
 def test_a_backend_that_fails_while_it_runs_is_left_out_and_lets_go_of_its_networks(
-    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+    depth: int, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ):
     alive: list[weakref.ref[Runner]] = []
     left: list[int] = []
 
     class Failing(FakeRunner):
-        def run(self) -> None:
-            raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+        def run(self, left: int = depth) -> None:
+            """Fail, as a compiler does: with an error from an error, whose frames hold this runner too."""
+            message = "CUDA error: no kernel image is available for execution on the device"
+            if left == 0:
+                raise RuntimeError(message)
+            try:
+                self.run(left - 1)
+            except RuntimeError as error:
+                raise RuntimeError(message) from error
 
     def runner(candidate: Candidate, backend: str, threads: int, setting: Setting) -> Runner:
         if backend == "torch":
