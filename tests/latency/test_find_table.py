@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from passdeploy.errors import UsageError
 from passdeploy.grouping.find import map_channels
 from passdeploy.latency import find_table as module
 from passdeploy.latency.find_table import find_table
-from passdeploy.latency.measurement_context import MeasurementContext
+from passdeploy.latency.measurement_context import UNKNOWN_CPU, MeasurementContext
 from passdeploy.latency.table import LatencyTable
 from tests.latency.fakes import QUICK, SteadySampler
 
@@ -51,6 +52,23 @@ def test_a_graph_of_another_exporter_has_a_table_of_its_own(own_cache: Path, mon
         for versions["onnxscript"] in ("1.0", "2.0"):
             find(network(nn.ReLU()), backend)
         assert len(list(own_cache.iterdir())) == tables
+
+
+@pytest.mark.parametrize(("processor", "measured"), [("Imaginary CPU", 1), (UNKNOWN_CPU, 2)])
+def test_no_table_in_the_cache_is_taken_for_one_of_an_unknown_processor(
+    processor: str, measured: int, monkeypatch: pytest.MonkeyPatch
+):
+    model, made = network(nn.ReLU()), list[SteadySampler]()
+    channels = map_channels(model, IMAGES[:1])
+
+    def make(*_: object, **__: object) -> SteadySampler:
+        made.append(SteadySampler(channels))
+        return made[-1]
+
+    monkeypatch.setattr(module, "make_sampler", make)
+    for _ in range(2):
+        find_table(replace(context("torch"), processor=processor), model, channels, IMAGES, plan=QUICK)
+    assert len(made) == measured
 
 
 def test_a_network_that_cannot_be_cut_has_no_table():

@@ -56,6 +56,14 @@ def test_what_was_measured_while_the_machine_was_slow_is_measured_again(channels
         assert table.predict_ms(widths) == pytest.approx(undisturbed.total(widths), rel=0.05)
 
 
+def test_a_network_that_was_measured_again_anyway_when_the_machine_had_recovered_is_not_measured_once_more(
+    channels: ChannelMap,
+):
+    sampler = SometimesSlowSampler()
+    table_of(sampler, channels, replace(QUICK, repeats=2, target_shares=()))
+    assert all(sampler.measurements.count(widths) == 2 for widths in sampler.measurements[3:7])
+
+
 def test_the_last_measurements_are_of_plans(channels: ChannelMap):
     table = table_of(FakeSampler(), channels, replace(QUICK, target_shares=(0.7, 0.4)))
     assert len(table.measurements) == QUICK.fewest_networks + 2

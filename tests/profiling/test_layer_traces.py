@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,3 +132,34 @@ def test_the_time_of_a_gpu_is_counted_once():
     kernel = SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=False)
     annotation = SimpleNamespace(device_type=DeviceType.CUDA, is_user_annotation=True)
     assert [_is_kernel(event) for event in (operator, kernel, annotation)] == [False, True, False]
+
+
+def test_the_times_of_layers_on_a_gpu_add_up_to_what_its_kernels_take(monkeypatch: pytest.MonkeyPatch):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+
+    def event(name: str, device: DeviceType, *, total_us: float, own_us: float, is_range: bool = False) -> Any:
+        return SimpleNamespace(
+            name=name,
+            device_type=device,
+            device_time_total=total_us,
+            self_device_time_total=own_us,
+            is_user_annotation=is_range,
+            input_shapes=[[2, 3, 16, 16], [8, 3, 3, 3]] if name == "aten::convolution" else [],
+        )
+
+    of_a_call = [
+        event("aten::conv2d", DeviceType.CPU, total_us=100, own_us=0),
+        event("aten::convolution", DeviceType.CPU, total_us=100, own_us=100),
+        event("aten::relu", DeviceType.CPU, total_us=40, own_us=40),
+        event("sm90_conv", DeviceType.CUDA, total_us=100, own_us=100),
+        event("elementwise", DeviceType.CUDA, total_us=40, own_us=40),
+        event("a range that covers both", DeviceType.CUDA, total_us=140, own_us=140, is_range=True),
+    ]
+    traced = nullcontext(SimpleNamespace(events=lambda: 2 * of_a_call))
+    monkeypatch.setattr(layer_traces, "profile", lambda **_: traced)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    runner: Any = SimpleNamespace(
+        module=net, images=IMAGES, device="cuda", prepare=lambda images: None, run=lambda: None
+    )
+    times = {layer.name: layer.ms for layer in trace_module_layers(runner, IMAGES, calls=2)}
+    assert times == {"0": pytest.approx(0.1), ELSEWHERE: pytest.approx(0.04)}

@@ -19,7 +19,7 @@ from passdeploy.profiling import Candidate, Setting
 from passdeploy.profiling import profile_files as profile_module
 from passdeploy.profiling.candidates import make_runner
 from passdeploy.profiling.file_batches import batches_that_run
-from passdeploy.profiling.file_inputs import read_file_inputs
+from passdeploy.profiling.file_inputs import InputTensor, _values_of, read_file_inputs
 from passdeploy.profiling.profile_files import profile_files
 from passdeploy.runtime import cuda_driver
 from passdeploy.runtime.events import Warned
@@ -230,3 +230,9 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(error, match=words) as caught:
         profile_files([files / name for name in names], **{"batches": [2], "seconds": 0.1, **options})  # type: ignore[arg-type]
     assert str(caught.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bool, torch.int64])
+def test_an_input_may_be_a_single_number(dtype: torch.dtype):
+    value = _values_of(InputTensor("threshold", dtype, ()), 4)
+    assert (value.shape, value.dtype) == ((), dtype)
