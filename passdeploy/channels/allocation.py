@@ -315,7 +315,7 @@ def _largest_uniform_share(table: WidthTable, value: Callable[[np.ndarray], floa
         low, high = (middle, high) if value(_nearest(table, middle)) <= limit else (low, middle)
     upper, lower = _nearest(table, high), _nearest(table, low)
     every = (_nearest(table, share) for share in np.linspace(1.0, 0.0, _SHARES))
-    choices = [upper, lower, *(every if value(lower) > limit else ())]
+    choices: list[np.ndarray] = [upper, lower, *(every if value(lower) > limit else ())]
     costs = [value(choice) for choice in choices]
     fitting = [number for number, cost in enumerate(costs) if cost <= limit]
     return choices[fitting[0] if fitting else int(np.argmin(costs))]
