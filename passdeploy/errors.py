@@ -25,6 +25,7 @@ wrong content is an error of data (5).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -160,6 +161,15 @@ def clipped(value: object, limit: int = 80) -> str:
     """Write any value as one line of at most `limit` printable characters, for error messages."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def enumerated(names: Sequence[str], most: int = 3) -> str:
+    """List names in a sentence, at most so many of them.
+
+    >>> enumerated(["a", "b"]), enumerated(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -13,7 +13,7 @@ from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.display.units import quantity
-from passdeploy.errors import percent
+from passdeploy.errors import enumerated, percent
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.models.diagnosis import image_errors
@@ -114,8 +114,7 @@ def _idle_words(layers: Sequence[str]) -> list[str]:
     """Name the layers that did not run, at most three of them."""
     if not layers:
         return []
-    named = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-    return [f"did not run, so that nobody knows which channels they read: {named}; they stay as they are"]
+    return [f"did not run, so that nobody knows which channels they read: {enumerated(layers)}; they stay as they are"]
 
 
 def describe_run(prepared: Prepared) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from passdeploy.data.hub import find_hub_images
 from passdeploy.data.image_files import folders_in
 from passdeploy.data.image_folder import ListedImages, list_classes, list_image_folder
 from passdeploy.data.images import Augmentation, Frame, ImageSource, RawDataset, crop_and_resize
-from passdeploy.errors import DataError, RecipeError, UsageError, require
+from passdeploy.errors import DataError, RecipeError, UsageError, enumerated, require
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
@@ -148,11 +148,6 @@ def _root_of(spec: DataSpec, expected: str) -> Path:
     return root
 
 
-def _abbreviated_list(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more
-
-
 def _imagenet(spec: DataSpec, frame: Frame) -> RawDataset:
     """Find ImageNet-1k (Russakovsky et al., arXiv:1409.0575): 1.28 million photographs of 1,000 classes."""
     layout = "train/n01440764/*.JPEG and val/n01440764/*.JPEG, validation images sorted into class folders"
@@ -252,7 +247,7 @@ def _source_from_list(entries: Sequence[tuple[Path, int]], classes: Sequence[str
     """Make a source from (path, label) entries; every class must have at least one image."""
     missing = sorted(set(range(len(classes))) - {label for _, label in entries})
     if missing:
-        names = _abbreviated_list([classes[label] for label in missing])
+        names = enumerated([repr(classes[label]) for label in missing], most=5)
         raise DataError(f"no image of {names} is listed.\nUnpack the data set again.")
     return ImageSource.of_files([str(path) for path, _ in entries], [label for _, label in entries], frame)
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from passdeploy.data.images import ImageSource, RawDataset
-
-_MOST_NAMED = 3  # classes in a sentence
+from passdeploy.errors import enumerated
 
 
 @dataclass(frozen=True)
@@ -87,5 +86,4 @@ def _class_changes(before: Sequence[str], now: Sequence[str]) -> Iterable[str]:
 
 
 def _named(classes: Sequence[str]) -> str:
-    more = f" and {len(classes) - _MOST_NAMED} more" if len(classes) > _MOST_NAMED else ""
-    return ", ".join(map(repr, classes[:_MOST_NAMED])) + more
+    return enumerated([repr(name) for name in classes])

@@ -15,7 +15,7 @@ from pathlib import Path
 from shlex import quote
 
 from passdeploy.data.image_files import FolderId, ImageLister, folder_id, folders_in, images_in
-from passdeploy.errors import DataError, RecipeError
+from passdeploy.errors import DataError, RecipeError, enumerated
 
 # Split -> the names that its folder has; for testing, test/ comes first.
 _NAMES = {"train": ("train", "training"), "test": ("test", "testing"), "val": ("val", "valid", "validation")}
@@ -214,7 +214,7 @@ def _require_same_classes(root: Path, train: ListedImages, test: ListedImages) -
     if train.classes == test.classes:
         return
     odd = sorted(set(train.classes) ^ set(test.classes))
-    shown = ", ".join(map(repr, odd[:5])) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+    shown = enumerated([repr(name) for name in odd], most=5)
     raise DataError(
         f"{train.folder.name}/ and {test.folder.name}/ in {root} have different classes.\n"
         f"Only one of them has {shown}; both need the same class folders."

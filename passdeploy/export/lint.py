@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from passdeploy.errors import CorruptArtifact, clipped, first_line
+from passdeploy.errors import CorruptArtifact, clipped, enumerated, first_line
 from passdeploy.export.casting import find_opset, types_of
 
 # ONNX operators that TensorRT's parser has no importer for, from `OnnxParser.supports_operator` of TensorRT for RTX 1.7
@@ -177,9 +177,9 @@ def _find_unaligned_channels(
             odd.append(f"{node.name} ({weight.dims[0]})")
     if not odd:
         return None
-    shown = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
     text = (
-        f"{len(odd)} convolutions put out channels that are no multiple of {multiple}, padded in {precision}: {shown}"
+        f"{len(odd)} convolutions put out channels that are no multiple of {multiple}, padded in {precision}: "
+        f"{enumerated(odd)}"
     )
     return Finding("channels", text, False)
 

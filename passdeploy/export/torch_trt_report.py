@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from passdeploy.errors import ExportError
+from passdeploy.errors import ExportError, enumerated
 from passdeploy.export.torch_trt_lowering import is_operator, operator_name, source_line, weight_of
 from passdeploy.export.trt_api import Flavour
 
@@ -155,8 +155,7 @@ def describe(report: Mapping[str, Any]) -> str:
     engines = f"{report['engines']} engine{'' if report['engines'] == 1 else 's'}"
     if not report["torch_operations"]:
         return f"{engines}, nothing stays in PyTorch"
-    lines = report["torch_lines"]
-    shown = ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
     return (
-        f"{engines}, {report['torch_operations']} operations stay in PyTorch ({report['switches']} switches): {shown}"
+        f"{engines}, {report['torch_operations']} operations stay in PyTorch ({report['switches']} switches): "
+        f"{enumerated(report['torch_lines'])}"
     )

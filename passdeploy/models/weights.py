@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from passdeploy.errors import WeightsError, clipped
+from passdeploy.errors import WeightsError, clipped, enumerated
 from passdeploy.models.classifier import find_classifier
 from passdeploy.models.weight_files import WeightFile, read_weight_file
 
@@ -165,8 +165,7 @@ def _count_of(names: Sequence[str], prefix: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    shown = [f"'{clipped(name, 40)}'" for name in names]
-    return ", ".join(shown[:6]) + (f" and {len(shown) - 6} more" if len(shown) > 6 else "")
+    return enumerated([f"'{clipped(name, 40)}'" for name in names], most=6)
 
 
 def _mismatch_message(tensors: Mapping[str, Tensor], model: nn.Module, path: Path, model_name: str) -> str | None:

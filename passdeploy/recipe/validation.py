@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from passdeploy.errors import RecipeError, clipped
+from passdeploy.errors import RecipeError, clipped, enumerated
 from passdeploy.recipe.base import KeyConflict, suggestion_for
 from passdeploy.recipe.schema import Recipe
 from passdeploy.recipe.strict_yaml import Document, KeyPath, Mark, dotted, dump
@@ -38,9 +38,8 @@ def _error_message(errors: Sequence[ErrorDetails], document: Document) -> str:
     others.remove(path)
     message = f"{_mark_of(path, document)}: {_sentence_about(path, alike, document.value)}"
     if others and message.count("\n") < 2:
-        shown = ", ".join(dotted(other) or "the recipe" for other in others[:_MOST_OTHERS])
-        more = f" and {len(others) - _MOST_OTHERS} more" if len(others) > _MOST_OTHERS else ""
-        message += f"\nWrong too: {shown}{more}."
+        shown = enumerated([dotted(other) or "the recipe" for other in others], most=_MOST_OTHERS)
+        message += f"\nWrong too: {shown}."
     return message
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from filelock import FileLock
 
-from passdeploy.errors import CorruptArtifact, DiskFullError, RunError, clipped
+from passdeploy.errors import CorruptArtifact, DiskFullError, RunError, clipped, enumerated
 from passdeploy.runs.numbering import MANIFEST, as_typed
 from passdeploy.runtime.files import DISK_ERRNOS, atomic_path, safetensors_bytes, sha256_of, write_atomically
 from passdeploy.runtime.sealed_json import BrokenSealError, read_sealed, sealed
@@ -218,8 +218,7 @@ class ArtifactFolder:
                     fitting.append(name)
         if not fitting:
             return "Nothing in it can be trusted. Put the original back, or start a new run."
-        more = f" and {len(fitting) - _MOST_NAMES} more" if len(fitting) > _MOST_NAMES else ""
-        shown = ", ".join(fitting[:_MOST_NAMES]) + more
+        shown = enumerated(fitting, most=_MOST_NAMES)
         return f"Still as they were written: {clipped(shown, 300)}.\nPut the original back, or start a new run."
 
     @contextmanager
