@@ -13,7 +13,7 @@ from passdeploy.errors import UNKNOWN, PassDeployError, percent
 from passdeploy.report.run_facts import RunFacts, read_run
 from passdeploy.report.verdict import main_row
 from passdeploy.runs.folder import STATE, RunFolder
-from passdeploy.runs.numbering import link_target, list_runs
+from passdeploy.runs.numbering import is_being_written, link_target, list_runs
 from passdeploy.runtime.intervals import is_measurable
 
 _NUMBERS = ("top1", "macs", "params")
@@ -24,8 +24,9 @@ def find_runs(out: Path) -> list[dict[str, Any]]:
     """Describe every run in `out`, the newest last.
 
     Returns:
-        For each: `name`, `state` ("finished", "stopped after STAGE" or "damaged"), `why` it is damaged, `is_latest`,
-        `changed` (a time) and, where it is finished, the numbers of its summary, its speed-up and the interval of that.
+        For each: `name`, `state` ("finished", "running", "running, after STAGE", "stopped early", "stopped after
+        STAGE" or "damaged"), `why` it is damaged, `is_latest`, `changed` (a time) and, where it is finished, the
+        numbers of its summary, its speed-up and the interval of that.
     """
     latest = link_target(out / "latest")
     found = [_describe(path, path.name == latest) for path in list_runs(out)]
@@ -100,10 +101,12 @@ def _describe(path: Path, is_latest: bool) -> dict[str, Any]:
 
 
 def _unfinished(path: Path) -> str:
-    """Say after which stage a run stopped."""
+    """Say after which stage a run stopped, or which one another process has finished."""
     try:
         done = json.loads((path / STATE).read_text(encoding="utf-8"))["stages"]
     except (OSError, ValueError, KeyError):
         done = {}
     finished = [stage for stage in STAGES if stage in done]
+    if is_being_written(path):
+        return f"running, after {finished[-1]}" if finished else "running"
     return f"stopped after {finished[-1]}" if finished else "stopped early"

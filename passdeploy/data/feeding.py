@@ -20,6 +20,7 @@ from torch import Tensor
 from passdeploy.data.augmentation import Normalisation, change_on_device
 from passdeploy.data.reading import PixelReader
 from passdeploy.data.transforms import BatchTransforms
+from passdeploy.runtime.transfers import to_device
 
 RESIDENT_SHARE = 0.25  # of the free memory of a GPU that the images of a split may take
 _BATCHES_READY = 2
@@ -69,7 +70,7 @@ class DeviceFeed:
         sizes = [len(plan.images) for plan in plans]
 
         def on_device(values: Sequence[Tensor]) -> Sequence[Tensor]:
-            return self._to_device(torch.cat(list(values))).split(sizes) if values else ()
+            return to_device(torch.cat(list(values)), self.device).split(sizes) if values else ()
 
         places = on_device([resident.places[plan.images] for plan in plans])
         labels = on_device([plan.labels for plan in plans])
@@ -87,12 +88,12 @@ class DeviceFeed:
         for plan, part, decoded in zip(plans, wanted, self._read(wanted), strict=True):
             with torch.cuda.stream(stream) if stream else nullcontext():
                 if resident is None:
-                    pixels = self._to_device(decoded)
+                    pixels = to_device(decoded, self.device)
                 else:
                     resident.add_(part, decoded)
-                    pixels = resident.pixels.index_select(0, self._to_device(resident.places[plan.images]))
-                changes = None if plan.changes is None else self._to_device(plan.changes)
-                batch = self._changed(pixels, changes, plan.transforms), self._to_device(plan.labels)
+                    pixels = resident.pixels.index_select(0, to_device(resident.places[plan.images], self.device))
+                changes = None if plan.changes is None else to_device(plan.changes, self.device)
+                batch = self._changed(pixels, changes, plan.transforms), to_device(plan.labels, self.device)
             yield batch
 
     def _changed(self, pixels: Tensor, changes: Tensor | None, transforms: BatchTransforms | None) -> Tensor:
@@ -106,11 +107,6 @@ class DeviceFeed:
         if not any(map(len, wanted)):  # all are on the device: start no worker
             return iter([torch.empty(0)] * len(wanted))
         return self.reader.read(wanted, is_pinned=self._is_cuda, in_processes=True)
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        if self._is_cuda and not tensor.is_pinned():
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
 
     def _fits(self) -> bool:
         free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0

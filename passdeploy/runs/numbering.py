@@ -120,6 +120,17 @@ def release_lock(lock: FileLock, path: Path) -> None:
     lock.release()
 
 
+def is_being_written(path: Path) -> bool:
+    """Test whether another process writes to a run; one of another host is taken at its word."""
+    if not _writer_of(path):
+        return False
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            return False  # the note of a process that was killed, whose number another one has now
+    except (Timeout, OSError):
+        return True
+
+
 def _writer_of(path: Path) -> str:
     """Name the process that holds the lock of a run folder: `: PID 4711 on gpu-3, since 10:02`; empty if unknown."""
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from passdeploy.runtime.seeds import generator, seed_of
+from passdeploy.runtime.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,12 @@ class Mixing:
         draws = generator("mix", *key)
         is_cut = bool(self.cutmix) and (not self.mixup or torch.rand((), generator=draws).item() < 0.5)
         share = _beta(self.cutmix if is_cut else self.mixup, *key)
-        partner = _on_device_of(images, torch.randperm(len(images), generator=draws))
+        partner = to_device(torch.randperm(len(images), generator=draws), images.device)
         if is_cut:
             images, share = _paste_box(images, partner, share, torch.rand(2, generator=draws).tolist())
         else:
             images = share * images + (1 - share) * images[partner]
         return images, MixedLabels(labels, labels[partner], share)
-
-
-def _on_device_of(images: Tensor, indices: Tensor) -> Tensor:
-    """Copy indices to the device of the images, without waiting for what is queued there."""
-    if images.device.type != "cuda":
-        return indices.to(images.device)
-    return indices.pin_memory().to(images.device, non_blocking=True)
 
 
 def _beta(parameter: float, *key: str | int) -> float:

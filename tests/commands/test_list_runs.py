@@ -9,6 +9,7 @@ import pytest
 
 from passdeploy.commands.list_runs import find_runs, finished_runs
 from passdeploy.runs.folder import RunFolder
+from passdeploy.runs.numbering import WRITER
 from tests.command_line import call_command
 from tests.report.conftest import ROWS, MakeRun, make_run  # noqa: F401 - a fixture
 
@@ -38,6 +39,19 @@ def test_runs_are_listed_with_their_state(project: Path):
     assert {run["name"] for run in document["runs"]} == {"done-0001", "stopped-0001", "broken-0001"}
     assert call_command("runs").stdout == listed.stdout
     assert call_command("runs", "list", "--out", "nowhere").exit_code == 2
+
+
+def test_a_run_that_another_process_writes_is_running(project: Path):
+    with RunFolder.create(project / "runs", "now") as folder:
+        states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
+        assert states["now-0001"] == "running"
+        folder.mark_done("dense", {"top1": 0.9})
+        note = (folder.path / WRITER).read_text()
+        states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
+        assert states["now-0001"] == "running, after dense"
+    (folder.path / WRITER).write_text(note)  # as if the process had been killed, and this one had its number
+    states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
+    assert states["now-0001"] == "stopped after dense"
 
 
 def test_a_run_is_shown_with_all_its_tables(project: Path):

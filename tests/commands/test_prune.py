@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import MagicMock
 
 import onnx
@@ -43,7 +44,7 @@ from passdeploy.profiling import Setting
 from passdeploy.recipe import load_recipe
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runtime.events import Stage, StageFinished, StageStarted, Step, Warned
-from passdeploy.training.evaluate import evaluate
+from passdeploy.training.evaluate import Accuracy, evaluate
 from tests.conftest import write_image_folder
 
 STAGES = ["dense", "learn", "slim", "finetune"]
@@ -210,6 +211,21 @@ def test_the_weights_learn_masks_at_a_rate_of_their_own(tiny_recipe: Path, tmp_p
     recipe = load_recipe(tiny_recipe, ["prune.weights_lr=1e20"])
     with pytest.raises(TrainingError, match="step"):
         prune.run(recipe, out=tmp_path)
+
+
+def test_images_are_evaluated_in_batches_of_the_recipe(
+    finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes: list[int] = []
+
+    def recorded(*args: Any, batch_size: int, **settings: Any) -> Accuracy:
+        sizes.append(batch_size)
+        return evaluate(*args, batch_size=batch_size, **settings)
+
+    monkeypatch.setattr(stages, "evaluate", recorded)
+    dense = f"model.weights={finished.path / 'dense.safetensors'}"
+    prune.run(tiny_recipe, out=tmp_path, overrides=[dense, "prune.steps=1", "finetune.epochs=0", "data.batch_size=3"])
+    assert set(sizes) == {3}
 
 
 @pytest.mark.parametrize("stage", STAGES)

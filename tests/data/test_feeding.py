@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from passdeploy.data import decoding_threads, splits
+from passdeploy.data import decoding_threads, feeding, splits
 from passdeploy.data.augmentation import change_on_device, change_on_host, changes_from
 from passdeploy.data.decoding_processes import DecodingProcesses, borrowed_processes, close_idle_processes
 from passdeploy.data.decoding_threads import HangError
@@ -115,8 +115,8 @@ def test_changing_and_normalising_reads_nothing_from_the_device(
     folder: Path, monkeypatch: pytest.MonkeyPatch, is_resident: bool
 ):
     monkeypatch.setattr(DeviceFeed, "_fits", lambda self: is_resident)
-    reads, real = DeviceReads([]), DeviceFeed._to_device
-    monkeypatch.setattr(DeviceFeed, "_to_device", lambda self, tensor: reads.put_on_device(real(self, tensor.clone())))
+    reads = DeviceReads([])
+    monkeypatch.setattr(feeding, "to_device", lambda tensor, device: reads.put_on_device(tensor.clone()))
     split = images_in(folder, is_cached=True).train
     plans = split._plans(torch.arange(20), 5, (0, 1), split._draw_changes(20, 0, 0))  # type: ignore[attr-defined]
     with reads:
@@ -195,6 +195,21 @@ def _require_decoded(processes: DecodingProcesses, paths: list[Path]) -> None:
     pixels = flat.view(-1, 3, 16, 16).numpy()
     assert len(pixels) == len(paths)
     assert all(np.array_equal(image, decode_file(path, Frame(16))) for image, path in zip(pixels, paths, strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_of_processes_leaves_the_images_that_a_step_still_needs(
+    number: signal.Signals, folder: Path
+):
+    paths = sorted(folder.glob("train/*/*.jpg"))
+    processes = DecodingProcesses(2, 20 * 3 * 16 * 16, 2)
+    processes.submit(paths, Frame(16))
+    _require_decoded(processes, paths)  # they have started
+    for process in processes._processes:
+        process.send_signal(number)
+    processes.submit(paths, Frame(16))
+    _require_decoded(processes, paths)
+    processes.close()
 
 
 def test_a_decoding_process_that_is_killed_is_an_error_that_says_what_to_do(folder: Path):

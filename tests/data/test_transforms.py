@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import v2
 
+from passdeploy.data import transforms
 from passdeploy.data.feeding import DeviceFeed
 from passdeploy.data.splits import ImageData, load_data
-from passdeploy.data.transforms import _OPERATIONS, DRAWS, BatchTransforms
+from passdeploy.data.transforms import _OPERATION_NAMES, DRAWS, BatchTransforms
 from passdeploy.errors import RecipeError
 from passdeploy.recipe import AugmentationSpec, DataSpec, RandAugmentSpec, TrainSpec, parse_recipe
+from tests.device_reads import DeviceReads
 
 EVERYTHING = AugmentationSpec(crop=0.35, colour=0.4, randaugment=RandAugmentSpec(ops=3, magnitude=20), erase=0.5)
 
@@ -92,7 +96,7 @@ def test_operations_of_randaugment_are_those_of_torchvision():
         "sharpness": "Sharpness", "posterize": "Posterize", "solarize": "Solarize", "autocontrast": "AutoContrast",
         "equalize": "Equalize", "identity": "Identity",
     }  # fmt: skip
-    assert set(names) == set(_OPERATIONS)
+    assert set(names) == set(_OPERATION_NAMES)
     assert set(names.values()) == set(theirs._AUGMENTATION_SPACE)
     for ours, name in names.items():
         magnitudes, is_signed = theirs._AUGMENTATION_SPACE[name]
@@ -101,10 +105,31 @@ def test_operations_of_randaugment_are_those_of_torchvision():
             magnitude = 0.0 if strengths is None else float(strengths[9]) * sign
             mode, fill = v2.InterpolationMode.NEAREST, {}
             expected = theirs._apply_image_or_video_transform(image, name, magnitude, mode, fill)
-            found = _OPERATIONS[ours](image, 9 / 30, sign)
+            draws = {8: (_OPERATION_NAMES.index(ours) + 0.5) / len(names), 9: 0.25 if sign < 0 else 0.75}
+            (found,) = changed(image[None], draws, randaugment={"ops": 1, "magnitude": 9})
             assert found.shape == expected.shape
             if not ours.startswith("shear"):  # theirs shears around a corner, ours around the middle
                 assert (found.int() - expected.int()).abs().max() <= 1, ours
+
+
+class _MadeOnDevice(TorchFunctionMode):
+    """Count the tensors that are made of values on a device, which makes the host wait for the device."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.tensor, torch.as_tensor) and "device" in (kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", _OPERATION_NAMES)
+def test_no_change_makes_the_host_wait_for_the_device(name: str, noise: Tensor, monkeypatch: pytest.MonkeyPatch):
+    with DeviceReads([noise]) as reads, _MadeOnDevice() as made:
+        monkeypatch.setattr(transforms, "to_device", lambda tensor, device: reads.put_on_device(tensor.clone()))
+        draws = dict.fromkeys(range(DRAWS), 0.3) | {8: (_OPERATION_NAMES.index(name) + 0.5) / 14}
+        images = changed(noise, draws, crop=0.3, flip=1.0, colour=0.4, erase=1.0, randaugment={"ops": 1})
+    assert reads.is_on_device(images)
+    assert (reads.reads, made.count) == ([], 0)
 
 
 def test_recipes_say_which_changes():
