@@ -282,7 +282,9 @@ class ExportRequest:
         for alone, others in (("check_engine", {"trust_engine"}), ("from_bundle", {"flavour"})):
             if alone in typed and (ineffective := typed - others - {alone}):
                 raise UsageError(f"{flag_of(min(ineffective))} does not go with {flag_of(alone)}.")
-        is_quantised = any(precision in self.precision for precision in ("int8", "fp8"))
+        quantised = [precision for precision in ("int8", "fp8") if precision in self.precision]
+        if "quantiser" in typed and self.quantiser == "ort" and quantised == ["fp8"]:
+            raise UsageError("--quantiser ort is for int8; fp8 is always quantised by ModelOpt.")
         reject_ineffective(
             (
                 (_MODEL_OPTIONS, self.model is not None, "goes with --model; a run knows its own."),
@@ -297,7 +299,7 @@ class ExportRequest:
                 (("triton", "fresh", "opset"), not self.dry_run, "is of files, which a --dry-run does not write."),
                 (_ENGINE_OPTIONS, builds or self.torch_trt, "says how engines are built: add --trt or --bundle."),
                 (("timing_cache",), self.bundle is None, "is of the machine that builds: leave it out of a bundle."),
-                (("quantiser",), is_quantised, "is for --precision int8 or fp8."),
+                (("quantiser",), bool(quantised), "is for --precision int8 or fp8."),
             )
         )
 

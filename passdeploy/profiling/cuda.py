@@ -24,7 +24,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 def capture_graph(work: Callable[[], object], what: str) -> Callable[[], None]:
-    """Capture a call as a CUDA graph, after three warm-up calls.
+    """Capture a call as a CUDA graph on the current GPU, after three warm-up calls.
 
     Args:
         work: queues the call; it must use the same memory every time and must not wait for the GPU.
@@ -41,7 +41,8 @@ def capture_graph(work: Callable[[], object], what: str) -> Callable[[], None]:
             work()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # PyTorch captures all graphs of a process on one stream, that of the GPU which it captured on first
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
             work()
     except RuntimeError as error:
         if is_out_of_memory(error):

@@ -142,6 +142,7 @@ def test_what_cannot_be_done_is_said_in_three_lines(
         (["--onnx", "--refittable"], "add --trt or --bundle"),
         (["--bundle", "--timing-cache", "cache"], "--timing-cache is of the machine that builds"),
         (["--precision", "fp16", "--quantiser", "modelopt"], "--quantiser is for --precision int8 or fp8"),
+        (["--precision", "fp8", "--quantiser", "ort"], "--quantiser ort is for int8"),
         (["--trust-engine"], "--trust-engine goes with --check-engine"),
         (["--from-bundle", "b", "--precision", "fp16"], "--precision does not go with --from-bundle"),
         (["--check-engine", "model.engine", "--trt"], "--trt does not go with --check-engine"),

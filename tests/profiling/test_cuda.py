@@ -18,6 +18,7 @@ class Graph:
 
     def __init__(self) -> None:
         self.replayed = 0
+        self.stream = ""  # that it was captured on
 
     def replay(self) -> None:
         self.replayed += 1
@@ -28,11 +29,14 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     made: list[Graph] = []
 
     @contextmanager
-    def capture(graph: Graph) -> Iterator[None]:
+    def capture(graph: Graph, stream: str = "one for all GPUs") -> Iterator[None]:
+        graph.stream = stream
         made.append(graph)
         yield
 
-    fake = SimpleNamespace(synchronize=lambda: None, CUDAGraph=Graph, graph=capture)
+    fake = SimpleNamespace(
+        synchronize=lambda: None, CUDAGraph=Graph, graph=capture, Stream=lambda: f"of the current GPU, {len(made)}"
+    )
     monkeypatch.setattr(cuda, "torch", SimpleNamespace(cuda=fake))
     return made
 
@@ -44,6 +48,12 @@ def test_a_call_is_captured_after_it_has_settled_and_then_only_replayed(graphs: 
     replay()
     replay()
     assert (len(calls), graphs[0].replayed) == (4, 2)
+
+
+def test_each_graph_is_captured_on_a_stream_of_the_current_gpu(graphs: list[Graph]):
+    for _ in range(2):
+        capture_graph(lambda: None, "it")
+    assert [graph.stream for graph in graphs] == ["of the current GPU, 0", "of the current GPU, 1"]
 
 
 def test_what_cannot_be_captured_is_said(graphs: list[Graph]):
