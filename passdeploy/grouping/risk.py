@@ -55,6 +55,12 @@ _WITH_STATED_SIZES = {
     *("aten.new_zeros", "aten.pixel_shuffle", "aten.pixel_unshuffle"),
 }
 
+# Those of them that pick a part of a dimension.
+_PICKING = {
+    *("aten.slice", "aten.narrow", "aten.split", "aten.split_with_sizes", "aten.unbind", "aten.select"),
+    *("aten.as_strided", "aten.as_strided_", "aten.index"),
+}
+
 _VIEWS = {"aten.view", "aten._unsafe_view", "aten._reshape_alias"}
 # Those of them that state the size of every dimension, also of one that they hand on.
 _WITH_FULL_SHAPE = {
@@ -105,6 +111,11 @@ def states_sizes(trace: Trace) -> bool:
         record.op in _WITH_STATED_SIZES and not record.has_derived_sizes and not _hands_on(record)
         for record in trace.op_log
     )
+
+
+def picks_channels(trace: Trace) -> bool:
+    """True if an operation picks channels by their place, which the code may state."""
+    return any(record.op in _PICKING and not _hands_on(record) for record in trace.op_log)
 
 
 def _meets_fixed_tensor(record: OpRecord, trace: Trace) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from math import gcd
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,11 @@ from passdeploy.tracing.labels import LabelUnionFind
 
 _FEW = 3  # channels, of which no part is both less than all and more than few
 
-# The number of a random plan (see `random_plan`), or the widths to which groups are cut: pairs of name and width.
-PlanKey = int | tuple[tuple[str, int], ...]
+# The number of a random plan (see `random_plan`), the channels that all groups keep, or the widths to which groups are
+# cut: pairs of name and width.
+PlanKey = int | Literal["first", "last"] | tuple[tuple[str, int], ...]
+END_CUTS: tuple[PlanKey, ...] = ("first", "last")
+_END_SHARE = 0.4  # that is kept of a group; not a half, which halves of a split would have by chance
 
 
 class TrialCut:
@@ -92,14 +96,30 @@ class TrialCut:
 
 
 def plan_of(groups: Sequence[ChannelGroup], key: PlanKey) -> Plan:
-    """Draw channels to keep: of all groups if `key` is the number of a random plan, else of those it gives widths."""
+    """Draw channels to keep: of all groups if `key` is the number of a random plan, else of those it gives widths.
+
+    For "first" and "last", it keeps the channels at that end of every group: a channel that is picked by its place is
+    then another one, which a random plan keeps in its place by chance.
+    """
     if isinstance(key, int):
         return random_plan(groups, key)
+    if isinstance(key, str):
+        return _end_plan(groups, key)
     widths, kept = dict(key), {}
     for group in groups:
         if group.is_prunable and (width := widths.get(group.name, group.width)) < group.width:
             order = torch.randperm(group.width, generator=generator("rehearse", width, group.name))
             kept[group.name] = tuple(sorted(order[:width].tolist()))
+    return Plan(kept)
+
+
+def _end_plan(groups: Sequence[ChannelGroup], end: str) -> Plan:
+    kept = {}
+    for group in groups:
+        width = max(1, round(_END_SHARE * group.width))
+        if group.is_prunable and width < group.width:
+            start = 0 if end == "first" else group.width - width
+            kept[group.name] = tuple(range(start, start + width))
     return Plan(kept)
 
 

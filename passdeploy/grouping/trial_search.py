@@ -27,13 +27,13 @@ from passdeploy.grouping.failing_groups import Failure, find_failing_groups
 from passdeploy.grouping.norm_sizes import stated_norm_widths
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.remedies import Remedies, Remedy
-from passdeploy.grouping.risk import RequiredCheck, required_check, states_sizes
+from passdeploy.grouping.risk import RequiredCheck, picks_channels, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
 from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.trial_cut import PlanKey, TrialCut
+from passdeploy.grouping.trial_cut import END_CUTS, PlanKey, TrialCut
 from passdeploy.grouping.width_branches import compares_widths, reads_widths
 from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
 from passdeploy.tracing.labels import Reason
@@ -254,7 +254,7 @@ class TrialSearch:
             trials=1 if comparison.is_large else min(COMPARED_TRIALS, trials),
             cut_successively=not _has_narrow_group(groups),
             other_inputs=network.noise_of_other_size,
-            more_trials=self._trials_to_compare,
+            more_trials=dict.fromkeys([*self._end_cuts, *self._trials_to_compare]),
         )
 
     @property
@@ -272,7 +272,7 @@ class TrialSearch:
 
     def _next_key(self, trial: TrialResult) -> PlanKey | None:
         """Return the key of the cut to try after one that ran; None after the last."""
-        keys: list[PlanKey] = list(range(self._trials_needed(trial.groups)))
+        keys: list[PlanKey] = [*range(self._trials_needed(trial.groups)), *self._end_cuts]
         if trial.cut.key not in keys[:-1] and (turning := self._turning_keys):
             keys += [*EXACT_CUTS, *turning]
         following = keys.index(trial.cut.key) + 1 if trial.cut.key in keys else 0
@@ -284,7 +284,7 @@ class TrialSearch:
         if not self._may_compare_widths(self.constraints):
             return []
         if self._turning is None or self._turning[0] is not self.constraints:
-            for key in [key for key in self._trials_to_compare if not isinstance(key, int)]:
+            for key in [key for key in self._trials_to_compare if isinstance(key, tuple)]:
                 del self._trials_to_compare[key]
             widths = {group.name: group.width for group in self._groups}
             turned = dict.fromkeys(
@@ -298,6 +298,10 @@ class TrialSearch:
     def _may_compare_widths(self, constraints: Constraints) -> bool:
         """True if the code compares sizes of tensors and layers, or attributes that were found to hold a width."""
         return compares_widths(self.network.model, {size.attribute.attribute for size in constraints.size_attributes})
+
+    @cached_property
+    def _end_cuts(self) -> tuple[PlanKey, ...]:
+        return END_CUTS if picks_channels(self.network.trace) else ()
 
     @cached_property
     def _states_sizes(self) -> bool:

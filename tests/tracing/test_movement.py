@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -80,6 +81,55 @@ def test_a_strided_slice_picks_the_same_channels_after_any_cut(start: int, prote
     for channel in range(4):
         plan = pd.Plan({group.name: (channel,) for group in groups if group.is_prunable})
         assert pd.verify(network, groups, plan, images, tolerance=1e-5) <= 1e-5
+
+
+class Picking(nn.Module):
+    """A 1x1 convolution reads what `pick` takes of the channels of `stem`; a layer's name decides how trials cut it."""
+
+    def __init__(self, pick: Callable[[Tensor], Tensor], *, channels: int, picked: int, name: str = "stem") -> None:
+        super().__init__()
+        self.pick, self.name = pick, name
+        self.add_module(name, nn.Conv2d(3, channels, 3))
+        self.head = nn.Conv2d(picked, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pick(self.get_submodule(self.name)(x)))
+
+
+@pytest.mark.parametrize(
+    ("pick", "removable"),
+    [
+        (lambda y: y[:, 2:3], 0),  # by a size that the code states
+        (lambda y: y[:, 2].unsqueeze(1), 5),  # those before it keep its place
+        (lambda y: y[:, -2].unsqueeze(1), 6),
+        (lambda y: y[:, y.shape[1] // 4].unsqueeze(1), 0),  # another place in a narrower network
+    ],
+)
+@pytest.mark.parametrize("name", ["a", "q", "stem"])
+def test_a_channel_that_is_picked_by_its_place_is_the_same_one_after_any_cut(
+    pick: Callable[[Tensor], Tensor], removable: int, name: str
+):
+    net, images = Picking(pick, channels=8, picked=1, name=name).eval(), torch.randn(2, 3, 10, 12)
+    groups = pd.find_groups(net, images)
+    assert sum(group.width for group in groups if group.is_prunable) == removable
+    for seed in range(4 if removable else 0):
+        keep = torch.randperm(removable, generator=torch.Generator().manual_seed(seed))[:2].sort().values.tolist()
+        plan = pd.Plan({group.name: keep for group in groups if group.is_prunable})
+        pd.verify(net, groups, plan, images, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12])
+@pytest.mark.parametrize(
+    "roll", [lambda y: y.roll(2, 1), lambda y: y.roll(-1, 1), lambda y: y.roll(y.shape[1] // 2, 1)]
+)
+def test_channels_that_are_rolled_along_themselves_stay(roll: Callable[[Tensor], Tensor], channels: int):
+    net = Picking(roll, channels=channels, picked=channels).eval()
+    assert not any(group.is_prunable for group in pd.find_groups(net, torch.randn(2, 3, 10, 12)))
+
+
+def test_channels_are_cut_where_positions_are_rolled():
+    net = Picking(lambda y: y.roll((2, -1), (2, 3)), channels=8, picked=8).eval()
+    assert any(group.is_prunable for group in pd.find_groups(net, torch.randn(2, 3, 10, 12)))
 
 
 def test_a_channel_shuffle_is_followed_through_its_groups():

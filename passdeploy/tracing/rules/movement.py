@@ -32,6 +32,10 @@ def movement_rule(tracer: ChannelTracer, call: OpCall) -> None:
         _join_equal_parts(tracer, call, 1, source.size(1) // call["groups"])
     if call.packet is aten.slice and call["step"] > 1:
         _join_strides(tracer, call)
+    if call.packet is aten.select:
+        _protect_up_to_selected(tracer, call)
+    if call.packet is aten.roll:
+        _protect_rolled(tracer, call)
     result_labels: list[DimLabels] = [{} for _ in call.results]
     is_view = call.packet in _RESHAPING_VIEWS
     for dim, vector in labels.items():
@@ -75,6 +79,23 @@ def _join_strides(tracer: ChannelTracer, call: OpCall) -> None:
         tracer.protect(vector, "every few of these channels are picked")
     else:
         tracer.union_find.join_rows(vector.view(-1, step), tracer.reason("in one stride with channels that must stay"))
+
+
+def _protect_up_to_selected(tracer: ChannelTracer, call: OpCall) -> None:
+    """Protect the channel at a stated place, and those by which the place is counted: from the first, or the last."""
+    vector, index = tracer.labels(call.tensors[0]).get(call["dim"] % call.tensors[0].ndim), call["index"]
+    if vector is not None:
+        tracer.protect(
+            vector[: index + 1] if index >= 0 else vector[index:], "one of these channels is picked by its place"
+        )
+
+
+def _protect_rolled(tracer: ChannelTracer, call: OpCall) -> None:
+    """Protect the channels along which a tensor is rolled by a number of places: how many of these are left is open."""
+    source, labels = call.tensors[0], tracer.labels(call.tensors[0])
+    dims = [dim % source.ndim for dim in call["dims"]] or range(source.ndim)  # without dims it is rolled as one row
+    for dim in labels.keys() & {*dims}:
+        tracer.protect(labels[dim], "they are shifted by a number of places")
 
 
 def _expand_labels(vector: Tensor, dim: int, shape: Sequence[int]) -> Tensor:
