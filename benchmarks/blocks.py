@@ -35,8 +35,8 @@ from passdeploy.models.cloning import deep_copy
 from passdeploy.models.outputs import comparable_in
 from passdeploy.runtime.files import write_atomically
 from passdeploy.runtime.versions import package_versions
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.replay import DecisionLog
-from passdeploy.slimming.verify import relative_error
 from tests.random_networks import BLOCK_TRAITS, describe, examine_blocks, network_of_seed
 
 RESULTS = Path(__file__).parent / "results" / "blocks.json"

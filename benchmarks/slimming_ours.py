@@ -21,10 +21,10 @@ from passdeploy.channels.groups import ChannelGroup, ChannelMap
 from passdeploy.channels.plan import Plan
 from passdeploy.grouping.find import map_channels
 from passdeploy.runtime import seeds
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import hidden_state, resize_, slim
-from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import count
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}

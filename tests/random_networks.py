@@ -37,9 +37,9 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import hidden_state, resize_
-from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.counts import Counts
 
 Shape = tuple[int, ...]

@@ -25,13 +25,13 @@ from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
 from passdeploy.runtime.seeds import generator
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
-from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.trace import Trace
 
 FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not

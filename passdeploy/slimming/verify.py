@@ -9,7 +9,7 @@ that a copy without any cut computes what the network itself does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,28 +21,27 @@ from torch.utils._pytree import tree_leaves
 from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import EquivalenceError, first_line
-from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
+from passdeploy.errors import EquivalenceError
+from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.cloning import ModelCloner, deep_copy, named_plain_tensors, named_state
 from passdeploy.models.input_sizes import first_taken, shapes_of
-from passdeploy.models.modes import evaluating, outside_inference_mode
-from passdeploy.models.outputs import comparable_in
+from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
-from passdeploy.models.wrappers import calling_eagerly, unwrapped
+from passdeploy.models.wrappers import unwrapped
+from passdeploy.slimming.agreement import REPORT, SameInputs, largest_error
+from passdeploy.slimming.agreement import relative_error as relative_error
 from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.masked_branches import additions_of, muted_branches
-from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
+from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part
 from passdeploy.slimming.replay import DecisionLog
 from passdeploy.slimming.size_attributes import size_attributes_after, update_size_attributes_, write_size_attribute_
 from passdeploy.slimming.slim import NOTHING, slim
 from passdeploy.slimming.structure import structure_fault
 from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import like, removed_indices, storage_of
-
-_REPORT = "This is a defect of passdeploy: please report the model. `prune.exclude` can leave layers alone."
 
 
 def verify(
@@ -114,28 +113,28 @@ def check_equivalence(
     """Do what `verify` does, and also return the sizes at which the networks were compared."""
     model = unwrapped(model)
     arguments = positional(inputs)
-    run = _Run(arguments, outputs)
+    run = SameInputs(arguments, outputs)
     reference, smaller = masked(model, groups, plan, blocks), slim(model, groups, plan, blocks)
     fault = structure_fault(model, smaller, groups, plan, blocks)  # now: some networks change buffers when they run
     with _tensors_unread(model):
         here = run.compare(reference, smaller)
-        _require_tolerance(here.error, tolerance, arguments)
+        _require_tolerance(here.error, tolerance, run)
         compared = [(run, here)]
         # A copy tries the sizes: some networks count their calls, or keep averages of what they have seen.
         if (other := first_taken(deep_copy(reference), arguments)) is not None:
-            there = _Run(other, outputs)
+            there = SameInputs(other, outputs)
             compared.append((there, there.compare(reference, smaller)))
-            _require_tolerance(compared[-1][1].error, tolerance, other)
+            _require_tolerance(compared[-1][1].error, tolerance, there)
     with _state_restored(model):
         _require_effect(model, groups, plan, blocks, run, here.found, tolerance)
     difference = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks)).error
     if not difference <= tolerance:
         raise EquivalenceError(
             "the slim network computes something else than its class does with the same tensors: "
-            f"they differ by {difference:.1e} (relative).\n" + _REPORT
+            f"they differ by {difference:.1e} (relative).\n" + REPORT
         )
     if fault:
-        raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + _REPORT)
+        raise EquivalenceError(f"the slim network is not the dense one without what was removed: {fault}.\n" + REPORT)
     with _state_restored(model):
         _require_true_copy(model, groups, run, tolerance)
     for one, found in compared:
@@ -144,97 +143,27 @@ def check_equivalence(
     return Equivalence(max(found.error for _, found in compared), [shapes_of(one.arguments) for one, _ in compared])
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """The outputs of two networks on the same inputs."""
-
-    error: float  # the largest relative error of an output, or of what was decided by
-    expected: list[Tensor]
-    found: list[Tensor]
-
-    @property
-    def error_of_parts(self) -> float:
-        """The largest error of a part of an output, divided by the magnitude of that part; 0 where none is faint."""
-        outputs = zip(self.expected, self.found, strict=True)
-        return max((error_by_part(one, two) for one, two in outputs if has_faint_parts(one)), default=0.0)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run of networks on the same inputs, of which some outputs are looked at."""
-
-    arguments: Sequence[Any]
-    choice: OutputChoice | None  # None: all outputs
-
-    def compare(self, reference: nn.Module, network: nn.Module) -> _Compared:
-        """Run two networks and compare their outputs."""
-        decisions = DecisionLog()
-        expected = self.outputs_of(reference, decisions.recording())
-        if not expected:
-            raise EquivalenceError(
-                "the network returns nothing that can be compared: no tensor, no array and no number.\n"
-                "Let it return what counts, or verify a network around it that does."
-            )
-        try:
-            found = self.outputs_of(network, decisions.replaying())
-        except EquivalenceError:
-            raise
-        except Exception as error:  # any kind: the code meets sizes that it does not know
-            shapes = _words(self.arguments)
-            raise EquivalenceError(
-                f"the slim network does not run on inputs of shape {shapes}: {first_line(error)}\n" + _REPORT
-            ) from error
-        return _Compared(max(_largest_error(expected, found), decisions.error), expected, found)
-
-    def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
-        """Run a network in evaluation mode and list what can be compared of its outputs."""
-        with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
-            return comparable_in(choose_outputs(network(*self.arguments), self.choice))
-
-
-def _require_tolerance(error: float, tolerance: float, arguments: Sequence[Any]) -> None:
+def _require_tolerance(error: float, tolerance: float, run: SameInputs) -> None:
     if error == float("inf"):
         raise EquivalenceError(
             f"the slim network's outputs have other shapes than the masked one's, or values that are not finite, on "
-            f"inputs of shape {_words(arguments)}.\n"
-            "Where the groups were found with outputs=..., give verify the same. " + _REPORT
+            f"inputs of shape {run.shapes_text}.\n"
+            "Where the groups were found with outputs=..., give verify the same. " + REPORT
         )
     if not error <= tolerance:
         raise EquivalenceError(
             f"the slim network differs from the masked one by {error:.1e} (relative) on inputs of shape "
-            f"{_words(arguments)}, allowed is {tolerance:.1e}.\n" + _REPORT
+            f"{run.shapes_text}, allowed is {tolerance:.1e}.\n" + REPORT
         )
 
 
-def _words(arguments: Sequence[Any]) -> str:
-    return ", ".join("x".join(map(str, shape)) for shape in shapes_of(arguments)) or "the example"
-
-
-def relative_error(expected: Tensor, found: Tensor) -> float:
-    """Divide the largest difference by the largest magnitude; infinite where shapes differ or a value is not finite."""
-    if expected.shape != found.shape:
-        return float("inf")
-    if not expected.numel():
-        return 0.0
-    wide = torch.complex128 if expected.is_complex() or found.is_complex() else torch.float64
-    before, after = expected.to(wide), found.to(wide)
-    error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
-    return error if error == error else float("inf")
-
-
-def _largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    if len(expected) != len(found):
-        return float("inf")
-    return max(map(relative_error, expected, found), default=0.0)
-
-
-def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: _Run, tolerance: float) -> None:
+def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: SameInputs, tolerance: float) -> None:
     """Raise EquivalenceError if a copy without any cut answers otherwise: slim and masked may agree and be wrong."""
     difference = run.compare(model, slim(model, groups, Plan({}))).error
     if not difference <= tolerance:
         raise EquivalenceError(
             f"a copy of the network without any cut answers otherwise: by {difference:.1e} (relative), allowed is "
-            f"{tolerance:.1e}.\n" + _REPORT
+            f"{tolerance:.1e}.\n" + REPORT
         )
 
 
@@ -243,7 +172,7 @@ def _require_equal_parts(
     groups: Sequence[ChannelGroup],
     plan: Plan,
     blocks: Sequence[Block],
-    run: _Run,
+    run: SameInputs,
     tolerance: float,
 ) -> None:
     """Raise EquivalenceError if a part of an output, however small beside others, differs in float64 as well.
@@ -252,7 +181,7 @@ def _require_equal_parts(
     """
     if sum(parameter.numel() for parameter in model.parameters()) > MAX_FLOAT64_PARAMETERS:
         return
-    wide, decisions, narrowing = _Run(in_float64(run.arguments), run.choice), DecisionLog(), NarrowingWatch()
+    wide, decisions, narrowing = SameInputs(in_float64(run.arguments), run.choice), DecisionLog(), NarrowingWatch()
     try:
         reference = to_float64_(masked(model, groups, plan, blocks))
         with narrowing:
@@ -264,7 +193,7 @@ def _require_equal_parts(
     if error > max(tolerance, PART_TOLERANCE) and not narrowing.was_seen:
         raise EquivalenceError(
             f"the slim network differs from the masked one by {error:.1e} (relative) in a part of an output that is "
-            f"small beside the others, on inputs of shape {_words(run.arguments)}.\n" + _REPORT
+            f"small beside the others, on inputs of shape {run.shapes_text}.\n" + REPORT
         )
 
 
@@ -273,7 +202,7 @@ def _require_effect(
     groups: Sequence[ChannelGroup],
     plan: Plan,
     blocks: Sequence[Block],
-    run: _Run,
+    run: SameInputs,
     found: Sequence[Tensor],
     tolerance: float,
 ) -> None:
@@ -281,14 +210,14 @@ def _require_effect(
     if not plan.skipped and not any(len(plan.removed(group)) for group in groups):
         return
     dense = run.outputs_of(model)
-    if _largest_error(dense, found) > tolerance:
+    if largest_error(dense, found) > tolerance:
         return
     with removed_slices_zeroed_(model, groups, plan), muted_branches(model, additions_of(plan, blocks)):
         zeroed = run.outputs_of(model)
-    if (change := _largest_error(dense, zeroed)) > max(tolerance, 1e-6):
+    if (change := largest_error(dense, zeroed)) > max(tolerance, 1e-6):
         raise EquivalenceError(
             "the plan had no effect: the slim network answers like the dense one, although without what was removed "
-            f"the dense network's answer changes by {change:.1e} (relative).\n" + _REPORT
+            f"the dense network's answer changes by {change:.1e} (relative).\n" + REPORT
         )
 
 

@@ -23,7 +23,7 @@ from passdeploy.profiling.candidates import Candidate
 from passdeploy.profiling.pair import profile_pair
 from passdeploy.profiling.report import Profile
 from passdeploy.runtime.events import Listener
-from passdeploy.slimming.verify import relative_error
+from passdeploy.slimming.agreement import relative_error
 
 _ALLOWED_ERROR = 1e-3  # relative, of an output in ONNX Runtime: float32 in another order of operations
 

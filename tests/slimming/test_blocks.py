@@ -19,10 +19,10 @@ from passdeploy.errors import EquivalenceError, PlanError
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.cifar_resnet import resnet20_cifar
 from passdeploy.slimming import substitutes
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.size_attributes import size_attributes_after
 from passdeploy.slimming.slim import resize_
 from passdeploy.slimming.substitutes import groups_left
-from passdeploy.slimming.verify import relative_error
 from tests import nets
 from tests.random_networks import BLOCK_FORMS, BatchNorm, Block, Conv, Linear, MeanPool, Network, Tokens, build
 from tests.random_networks import LayerNorm as Norm

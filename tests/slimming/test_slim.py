@@ -18,8 +18,8 @@ from passdeploy.errors import EquivalenceError, PlanError
 from passdeploy.grouping.find import map_channels
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.models.prompt import VisualPrompt, with_prompt
+from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.slim import resize_
-from passdeploy.slimming.verify import relative_error
 from passdeploy.tracing.trace_channels import trace_channels
 from tests import nets
 from tests.tracing.test_recurrent import SEQUENCE, Reader

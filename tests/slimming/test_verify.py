@@ -18,7 +18,8 @@ from benchmarks.zoo import randomise_
 from passdeploy.errors import EquivalenceError, ModelError, PlanError
 from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.outputs import comparable_in, tensors_in
-from passdeploy.slimming.verify import check_equivalence, relative_error, removed_slices_zeroed_
+from passdeploy.slimming.agreement import relative_error
+from passdeploy.slimming.verify import check_equivalence, removed_slices_zeroed_
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
