@@ -14,11 +14,13 @@ from passdeploy.cli_completion import complete_backends, complete_device, comple
 from passdeploy.cli_execution import ExecutionOptions, execution_options
 from passdeploy.cli_export import ExportRequest, check_engine, export_options
 from passdeploy.cli_group import CommandGroup
+from passdeploy.cli_numbers import MOST_THREADS, FiniteRange
 from passdeploy.cli_options import (
     common_options,
     csv_rule,
     next_run_option,
     parse_batch_sizes,
+    parse_batches,
     relative_to_cwd,
     run_folder_options,
     terminal_listener,
@@ -107,17 +109,17 @@ def export(
     "--batch",
     default="1,8",
     show_default=True,
-    callback=parse_batch_sizes,
+    callback=parse_batches,
     help="Images per call; for --table and --sweep-round one number.",
 )
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MOST_THREADS),
     help="CPU threads; if left out OMP_NUM_THREADS, or all physical cores; for a latency table 1.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0.1),
+    type=FiniteRange(min=0.1),
     default=4.0,
     show_default=True,
     help="For a run or FILEs: measure at least this long per backend and batch.",
@@ -215,7 +217,9 @@ def profile(
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images per call.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; if left out OMP_NUM_THREADS, or all physical cores."
+    "--threads",
+    type=click.IntRange(1, MOST_THREADS),
+    help="CPU threads; if left out OMP_NUM_THREADS, or all physical cores.",
 )
 @click.option(
     "--device",
@@ -225,7 +229,7 @@ def profile(
     help="auto (the GPU where there is one), cpu or cuda:N.",
 )
 @click.option(
-    "--seconds", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Measure each at least this long."
+    "--seconds", type=FiniteRange(min=0.1), default=2.0, show_default=True, help="Measure each at least this long."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print the rows as CSV on stdout: --csv > rows.csv.")
 @common_options

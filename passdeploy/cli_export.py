@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from passdeploy.cli_completion import complete_precisions
+from passdeploy.cli_numbers import FiniteRange
 from passdeploy.cli_typed import flag_of, gathered, reject_ineffective, typed_command, typed_options
 from passdeploy.errors import UsageError
 
@@ -50,7 +51,7 @@ _OPTIONS = (
     ),
     click.option(
         "--max-drop",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         metavar="SHARE",
         help="Largest loss of top-1, a fraction (0.005: half a point); layers that lose more stay fp32. Default: 0.001 "
         "for fp32, 0.005 for fp16 and bf16, 0.01 for int8 and fp8. A larger one lets as many answers differ.",

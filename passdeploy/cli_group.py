@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ class CommandGroup(click.Group):
         except PassDeployError as error:
             if "--debug" in arguments:
                 traceback.print_exc()
-            _print_error(str(error), type(error).__name__, error.exit_code, arguments)
+            _print_error(str(error), type(error).__name__, error.exit_code, arguments, error.facts)
             code = error.exit_code
         except click.ClickException as error:
             if "--json" in arguments:
@@ -46,7 +46,9 @@ class CommandGroup(click.Group):
                     error.show()
             code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
+            with _if_anybody_reads():
+                click.echo("interrupted", err=True)
+                _print_json_error("interrupted", "Interrupted", INTERRUPTED, arguments)
             code = INTERRUPTED
         except OSError as error:
             if error.errno not in DISK_ERRNOS and not _lacks_temporary_folder(error):
@@ -79,12 +81,20 @@ class _NobodyReads(Exception):
     """The end of the program that reads what a command prints."""
 
 
-def _print_error(message: str, kind: str, exit_code: int, arguments: Sequence[str]) -> None:
+def _print_error(
+    message: str, kind: str, exit_code: int, arguments: Sequence[str], facts: Mapping[str, str] | None = None
+) -> None:
     """Print an error on stderr and, with `--json` among the arguments, as a JSON object on stdout."""
     with _if_anybody_reads():
         click.echo(f"error: {_printable(message)}", err=True)
-        if "--json" in arguments:
-            click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code}}))
+        _print_json_error(message, kind, exit_code, arguments, facts)
+
+
+def _print_json_error(
+    message: str, kind: str, exit_code: int, arguments: Sequence[str], facts: Mapping[str, str] | None = None
+) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"kind": kind, "message": message, "exit_code": exit_code, **(facts or {})}}))
 
 
 @contextmanager

@@ -123,6 +123,11 @@ def parse_batch_sizes(_: click.Context, parameter: click.Parameter, value: str) 
     return numbers
 
 
+def parse_batches(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    """Parse a list such as `1,8`, in which a number that is there twice counts once."""
+    return tuple(dict.fromkeys(parse_batch_sizes(context, parameter, value)))
+
+
 def csv_rule(as_json: bool) -> Rule:
     """Return the rule that `--csv` does not go with `--json`."""
     return ("as_csv",), not as_json, "and --json both say what is printed: leave one of them out."

@@ -205,9 +205,10 @@ def list_recipes(as_json: bool, quiet: bool) -> None:
 def show_recipe(name: str, as_json: bool, quiet: bool) -> None:
     """Print a recipe, to copy and change."""
     from passdeploy.recipe import SCHEMA_FILE, find_recipe
+    from passdeploy.recipe.loading import read_recipe_text
 
     found = find_recipe(name)
-    text = found.read_text(encoding="utf-8")
+    text = read_recipe_text(found, name)
     if isinstance(found, Path):  # a copy lies elsewhere, and still finds the schema
         schema = found.with_name(SCHEMA_FILE)
         text = text.replace(f"$schema={SCHEMA_FILE}", f"$schema={schema}") if schema.is_file() else text

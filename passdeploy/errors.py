@@ -25,7 +25,7 @@ wrong content is an error of data (5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -36,6 +36,7 @@ class PassDeployError(Exception):
     """Base class of all exceptions that passdeploy raises on purpose."""
 
     exit_code = 1
+    facts: Mapping[str, str] = {}  # what `--json` prints beside the message
 
 
 class UsageError(PassDeployError):
@@ -112,7 +113,11 @@ class ParityError(GateError):
 
 
 class AccuracyError(GateError):
-    """A slim network that lost more accuracy than the recipe allows."""
+    """A slim network that lost more accuracy than the recipe allows; `facts` has the `run`, which is kept."""
+
+    def __init__(self, message: str, *, run: str | None = None) -> None:
+        super().__init__(message)
+        self.facts = {} if run is None else {"run": run}
 
 
 class BudgetError(GateError):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from passdeploy.errors import AccuracyError
 from passdeploy.recipe import Recipe, shipped_recipes
 from passdeploy.runs.folder import RunFolder
 from tests.command_line import call_command
@@ -237,6 +238,8 @@ def test_an_interrupt_exits_with_130(call, tiny_recipe: Path, monkeypatch: pytes
     stopped = call("prune", tiny_recipe, "--set", "seed=7")
     assert stopped.exit_code == 130
     assert f"go on with: passdeploy prune {tiny_recipe} --set seed=7\n" in stopped.stderr  # there is no run yet
+    as_json = call("prune", tiny_recipe, "--json")
+    assert json.loads(as_json.stdout)["error"] == {"kind": "Interrupted", "message": "interrupted", "exit_code": 130}
 
     def interrupted_later(recipe: Recipe, out: Path, **_: object) -> None:
         with RunFolder.create(out, recipe.name) as folder:
@@ -248,6 +251,40 @@ def test_an_interrupt_exits_with_130(call, tiny_recipe: Path, monkeypatch: pytes
     command = f"passdeploy prune {tiny_recipe} --set 'prune.target={{macs: 0.5}}' --resume"
     assert f"go on with: {command}\n" in stopped.stderr
     assert not Path("runs/latest").exists()
+
+
+def test_the_run_whose_network_lost_too_much_is_named(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    import passdeploy.commands.prune
+
+    def lost(*_: object, **__: object) -> None:
+        raise AccuracyError("lost", run="runs/tiny-0007")
+
+    monkeypatch.setattr(passdeploy.commands.prune, "run", lost)
+    assert json.loads(call("prune", tiny_recipe, "--json").stdout)["error"]["run"] == "runs/tiny-0007"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("profile", "--seconds", "nan"),
+        ("profile", "--seconds", "inf"),
+        ("profile", "--threads", "100000"),
+        ("export", "--precision", "int8", "--max-drop", "nan"),
+        ("inspect", "torchvision/resnet18", "--weights", "~nobody-of-that-name/w.safetensors"),
+        ("recipes", "show", "binary.yaml"),
+    ],
+)
+def test_numbers_that_are_none_and_files_that_are_no_text_are_refused(call, arguments: tuple[str, ...]):
+    Path("binary.yaml").write_bytes(b"\xff\xfe name")
+    result = call(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_network_without_channels_is_no_traceback(call):
+    Path("odd.py").write_text("from torch import nn\n\ndef net():\n    return nn.Flatten()\n")
+    result = call("inspect", "odd:net", "--allow-code")
+    assert result.exit_code == 2, result.output
 
 
 def test_a_bug_keeps_its_traceback(call, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ LAYERS = (
     ("latency", "sparsity", "display"),
     ("report", "trainers"),
     ("commands",),
-    ("cli_completion", "cli_group", "cli_typed"),
+    ("cli_completion", "cli_group", "cli_numbers", "cli_typed"),
     ("cli_execution", "cli_export", "cli_options", "cli_profile"),
     ("cli_prune", "cli_recipes", "cli_runs"),
     ("cli",),

@@ -13,7 +13,7 @@ from passdeploy.channels.blocks import Block, presence
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelMap
 from passdeploy.display.units import quantity
-from passdeploy.errors import enumerated, percent
+from passdeploy.errors import ModelError, enumerated, percent
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.build import build_model
 from passdeploy.models.diagnosis import image_errors
@@ -45,6 +45,9 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
     for its input and its output group, so the shares add up to more than 1. A block has the shares of multiply-adds
     and of parameters that go with it, and the line of code (`source`) where its branch joins its input. `idle_layers`
     did not run: they stay whole, and fail where other images reach them after what they read was cut.
+
+    Raises:
+        ModelError: no layer has channels.
     """
     costs, prunable = channels.costs, channels.prunable
     minimum = narrowest_widths(prunable, costs, round_to=round_to)
@@ -53,6 +56,8 @@ def describe(channels: ChannelMap, *, round_to: int) -> dict[str, Any]:
     removable = sum(group.width * group.span for group in prunable)
     counts = {kind: costs.of(kind) for kind in ("macs", "params")}
     reachable = {kind: costs.of(kind, minimum) for kind in counts}
+    if not (total and macs and counts["params"]):
+        raise ModelError("the network has no layer with weights that puts out channels, so nothing can be cut.")
     return {
         **counts,
         "smallest": reachable,

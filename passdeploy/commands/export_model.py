@@ -23,7 +23,7 @@ from passdeploy.models.published_input import published_input
 from passdeploy.models.weights import PRETRAINED, classifier_rows
 from passdeploy.recipe import DataSpec, PreprocessingSpec
 from passdeploy.runtime.events import Listener, Warned, silent
-from passdeploy.runtime.files import require_writable, sha256_of
+from passdeploy.runtime.files import expanded, require_writable, sha256_of
 
 IMAGENET_CLASSES = 1000
 _USUAL_SIZE = 224
@@ -82,7 +82,7 @@ def export_model(
         "run": None,
     }
     if weights not in (None, PRETRAINED):
-        metadata["sha256"] = {Path(str(weights)).name: sha256_of(Path(str(weights)).expanduser())}
+        metadata["sha256"] = {Path(str(weights)).name: sha256_of(expanded(str(weights)))}
     if weights is None:
         listener(Warned(f"{name} has random weights: name trained ones with --weights."))
     elif not comes_trained(name, num_classes=outputs, weights=weights):
@@ -119,7 +119,7 @@ def _samples_of(data: ImageData, settings: ExportSettings, outputs: int) -> Samp
 
 def _count_classes(name: str, weights: str | None, allow_code: bool) -> int:
     """Return the number of classes of a weights file: the rows of its final classifier, or 1000 if they are unknown."""
-    path = Path(str(weights)).expanduser()
+    path = expanded(str(weights))
     if weights == PRETRAINED:
         return _count_published_classes(name)
     if weights is None or not path.is_file():

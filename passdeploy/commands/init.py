@@ -18,7 +18,7 @@ from passdeploy.models.published_input import PublishedInput, published_input
 from passdeploy.models.weights import PRETRAINED
 from passdeploy.recipe import DATASETS, SCHEMA_FILE, DataSpec, Recipe, parse_recipe, recipe_schema
 from passdeploy.recipe.strict_yaml import dump
-from passdeploy.runtime.files import write_for_user
+from passdeploy.runtime.files import expanded, write_for_user
 
 _SIZES = {"digits": 64, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}  # data sets of small images
 _DATASETS = tuple(name for name in DATASETS if name != "imagefolder")
@@ -71,7 +71,7 @@ def write_recipe(
     published = published_input(model)
     usual = PRETRAINED if published is not None and _has_weights(model) else "none"
     chosen = usual if weights is None else weights
-    if chosen not in (PRETRAINED, "none") and not Path(chosen).expanduser().is_file():
+    if chosen not in (PRETRAINED, "none") and not expanded(chosen).is_file():
         raise UsageError(f"there is no file of weights {chosen}.\nGive a file, pretrained or none.")
     size = image_size or _SIZES.get(data) or usual_image_size(model, published)
     spec = _data_spec(data, root, train_folder, test_folder, size)
@@ -109,7 +109,7 @@ def _data_spec(
         raise UsageError("the name of a folder or data set is empty.\nLeave the option out, or give it a name.")
     if (train_folder is None) != (test_folder is None):
         raise UsageError("--train-folder and --test-folder belong together.\nName both, or neither.")
-    if Path(data).expanduser().is_dir():
+    if expanded(data).is_dir():
         if root is not None:
             raise UsageError(f"--data {data} is a folder already: leave out --root.")
         return DataSpec(
@@ -158,8 +158,10 @@ def _text(
     places = {key: getattr(spec, key) for key in ("root", "train_folder", "test_folder")}
     where = "".join(f"\n  {key}: {_scalar(value)}" for key, value in places.items() if value is not None)
     head = "random: the dense network is trained first"
-    if weights is not None:
+    if weights == PRETRAINED:
         head = "if they are for other classes, the classifier is new, and the network is trained first"
+    elif weights is not None:
+        head = "if they are for other classes, add new_head: true, and the network is trained first"
     return f"""# yaml-language-server: $schema={SCHEMA_FILE}
 #
 #   passdeploy check {options}     loads everything, trains nothing, says how long a run takes

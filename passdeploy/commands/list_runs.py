@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from passdeploy.errors import UNKNOWN, PassDeployError, percent
 from passdeploy.report.run_facts import RunFacts, read_run
 from passdeploy.report.verdict import main_row
 from passdeploy.runs.folder import STATE, RunFolder
-from passdeploy.runs.numbering import is_being_written, link_target, list_runs
+from passdeploy.runs.numbering import MANIFEST, is_being_written, link_target, list_runs
 from passdeploy.runtime.intervals import is_measurable
 
 _NUMBERS = ("top1", "macs", "params")
@@ -29,7 +30,10 @@ def find_runs(out: Path) -> list[dict[str, Any]]:
         numbers of its summary, its speed-up and the interval of that.
     """
     latest = link_target(out / "latest")
-    found = [_describe(path, path.name == latest) for path in list_runs(out)]
+    found = list[dict[str, Any]]()
+    for path in list_runs(out):
+        with suppress(FileNotFoundError):  # a run that failed early, which has been deleted since
+            found.append(_describe(path, path.name == latest))
     return sorted(found, key=lambda run: str(run["changed"]))
 
 
@@ -73,7 +77,7 @@ def _speedup_text(run: dict[str, Any]) -> str:
 
 
 def _describe(path: Path, is_latest: bool) -> dict[str, Any]:
-    changed = datetime.fromtimestamp((path / "manifest.json").stat().st_mtime).astimezone()
+    changed = datetime.fromtimestamp((path / MANIFEST).stat().st_mtime).astimezone()
     run: dict[str, Any] = {
         "name": path.name,
         "is_latest": is_latest,

@@ -225,11 +225,13 @@ def _check_accuracy(recipe: Recipe, result: RunResult, *, is_one_of_several: boo
     drop, allowed = dense - slim, recipe.gates.top1_drop
     if allowed is None or drop <= allowed + 1e-9:
         return
-    where, kept = (f"{result.path.name}: ", "All runs are") if is_one_of_several else ("", "The run is")
+    kept = "All runs are" if is_one_of_several else "The run is"
+    raised = "prune.steps or " if recipe.prune.method in ("pass", "growing") else ""
     raise AccuracyError(
-        f"{where}the slim network lost {percent(drop, 2)} of top-1 ({percent(dense, 2)} to {percent(slim, 2)}), "
-        f"the recipe allows {percent(allowed, 2)} (gates.top1_drop).\n"
-        f"{kept} kept. Ask for a larger budget, or raise prune.steps or finetune.epochs."
+        f"the slim network of {result.path} lost {100 * drop:.2f} points of top-1 ({percent(dense, 2)} to "
+        f"{percent(slim, 2)}), the recipe allows {100 * allowed:g} (gates.top1_drop).\n"
+        f"{kept} kept. Ask for a larger budget, or raise {raised}finetune.epochs.",
+        run=str(result.path),
     )
 
 

@@ -28,7 +28,7 @@ from passdeploy.models.prompt import PROMPT_KEY, VisualPrompt, state_with_prompt
 from passdeploy.profiling.environment import cpu_model, physical_cores
 from passdeploy.report.pictures import encode_sample
 from passdeploy.report.run_facts import SAMPLE
-from passdeploy.report.write import write_report
+from passdeploy.report.write import HTML, write_report
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.plan_file import plan_from_json, plan_to_json
 from passdeploy.runtime.determinism import reproducibility_facts
@@ -78,7 +78,14 @@ class PruneJob:
         self._warned = 0  # of unreadable images
 
     def run_stages(self) -> dict[str, Any]:
-        """Run every stage that is not finished, write summary.json and return its content."""
+        """Run every stage that is not finished, write summary.json and return its content.
+
+        A run that is finished stays as it is, with what was measured then.
+        """
+        if self.folder.has(HTML):
+            self.listener(Warned(f"{self.folder.path} is finished already: nothing was left to do."))
+            finished: dict[str, Any] = self.folder.read_json("summary.json")
+            return finished
         self._run_stage("dense", self._train_dense)
         self._run_stage("learn", self._learn_masks)
         if self.prepared.target is not None:

@@ -22,6 +22,7 @@ from passdeploy.data.image_files import folders_in
 from passdeploy.data.image_folder import ListedImages, list_classes, list_image_folder
 from passdeploy.data.images import Augmentation, Frame, ImageSource, RawDataset, crop_and_resize
 from passdeploy.errors import DataError, RecipeError, UsageError, enumerated, require
+from passdeploy.runtime.files import expanded
 from passdeploy.runtime.seeds import generator
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _cifar(spec: DataSpec, frame: Frame) -> RawDataset:
 def _root_of(spec: DataSpec, expected: str) -> Path:
     if spec.root is None:
         raise RecipeError(f"data.name {spec.name!r} needs data.root: {expected}.\nGive it with --set data.root=PATH.")
-    root = Path(spec.root).expanduser()
+    root = expanded(spec.root)
     if not root.is_dir():
         raise RecipeError(f"data.root {str(root)!r} is not a folder here.\nExpected {expected}.")
     return root

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from passdeploy.data.images import ImageSource, RawDataset
 from passdeploy.errors import enumerated
+from passdeploy.runtime.files import expanded
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DataIdentity:
     @classmethod
     def of(cls, dataset: RawDataset, root: str | None) -> DataIdentity:
         """Describe a data set in the folder `root`; None: it is in none."""
-        prefix = "" if root is None else str(Path(root).expanduser())
+        prefix = "" if root is None else str(expanded(root))
         return cls(dataset.classes, SplitIdentity.of(dataset.train, prefix), SplitIdentity.of(dataset.test, prefix))
 
     def to_json(self) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def gate_problem(parity: Parity, limits: Limits) -> str | None:
         return f"gives {parity.compared_with}'s answer on only {images}"
     if parity.top1_drop is not None and parity.top1_drop > max(limits.top1_drop, one) + 1e-9:
         accuracy = f"{percent(parity.reference_top1, 2)} to {percent(parity.top1, 2)}"
-        return f"loses {percent(parity.top1_drop, 2)} of top-1, {accuracy} (at most {percent(limits.top1_drop, 2)})"
+        return f"loses {100 * parity.top1_drop:.2f} points of top-1, {accuracy} (at most {100 * limits.top1_drop:g})"
     return None
 
 

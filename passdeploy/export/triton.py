@@ -79,7 +79,7 @@ def _write_model(folder: Path, name: str, served: Artifact, graph: Artifact) -> 
     classes: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == "classes"), [])
     files = [model_file]
     if classes:
-        write_atomically(model_folder / "labels.txt", "".join(f"{label}\n" for label in classes))
+        write_atomically(model_folder / "labels.txt", "".join(f"{' '.join(label.splitlines())}\n" for label in classes))
         files.append(model_folder / "labels.txt")
     sizes = BatchRange.of(graph.facts["batch"])
     text = config_text(name, model.graph.input[0], model.graph.output[0], sizes, _is_plan(served), bool(classes))

@@ -27,7 +27,7 @@ from passdeploy.models.classifier import classifier_of, replace_classifier_
 from passdeploy.models.weights import PRETRAINED, load_weights_
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.runtime.events import Listener, Warned
-from passdeploy.runtime.files import DISK_ERRNOS
+from passdeploy.runtime.files import DISK_ERRNOS, expanded
 from passdeploy.runtime.seeds import seeded_global_generators
 
 
@@ -67,7 +67,7 @@ def build_model(
         MissingError: a package is missing, or pretrained weights cannot be downloaded.
     """
     is_file = weights not in (None, PRETRAINED)
-    if is_file and not Path(str(weights)).expanduser().is_file():
+    if is_file and not expanded(str(weights)).is_file():
         raise RecipeError(
             f"model.weights: no such file: {clipped(weights, 200)}.\nPaths start at the current directory."
         )
@@ -78,7 +78,7 @@ def build_model(
             replace_classifier_(model, old_classes=num_classes, num_classes=num_classes)
     if is_file:
         classifier = classifier_of(model, num_classes) if new_head else None
-        path = Path(str(weights)).expanduser()
+        path = expanded(str(weights))
         for note in load_weights_(model, path, model_name=name, except_layer=classifier):
             if listener is None:
                 warnings.warn(note, stacklevel=2)
@@ -211,7 +211,7 @@ def _from_code(name: str, num_classes: int, pretrained: bool, allow_code: bool) 
                 factory = getattr(factory, part)
             offered = {"num_classes": num_classes, **({"pretrained": True} if pretrained else {})}
             model = factory(**{key: value for key, value in offered.items() if _accepts(factory, key)})
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             problem = f"{type(error).__name__}: {clipped(error, 200)}"
             raise ModelError(f"cannot build {clipped(name)!r}: {problem}") from error
     if not isinstance(model, nn.Module):

@@ -24,7 +24,13 @@ def _share_or_count(value: int | float) -> int | float:
     raise ValueError("is neither a share of the dense model (between 0 and 1) nor a count (above 1).")
 
 
-FilePath = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+def _file_path(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("has a null character, which no file name can have.")
+    return os.path.expanduser(value)
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_file_path)]
 Share = Annotated[float, Field(gt=0, lt=1)]  # of the dense model
 ShareOrCount = Annotated[int | float, AfterValidator(_share_or_count)]
 

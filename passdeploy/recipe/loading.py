@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
             with its file and line.
     """
     path, shown = _locate(str(path_or_name))
-    return parse_recipe(_read_text(path, shown), shown, overrides, name=_run_name(path.name))
+    return parse_recipe(read_recipe_text(path, shown), shown, overrides, name=_run_name(path.name))
 
 
 def parse_recipe(text: str, source: str, overrides: Sequence[str] = (), *, name: str = "run") -> Recipe:
@@ -94,7 +94,8 @@ def _run_name(file_name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "run"
 
 
-def _read_text(path: Traversable, shown: str) -> str:
+def read_recipe_text(path: Traversable, shown: str) -> str:
+    """Read the text of a recipe; raises a RecipeError, which names it as `shown`, where that cannot be done."""
     try:
         with path.open("rb") as stream:
             return stream.read(MAX_BYTES + 1).decode()
@@ -118,7 +119,27 @@ def _apply_overrides(document: Document, overrides: Iterable[str]) -> Document:
         marks |= {path[:depth]: mark for depth in range(1, len(path)) if path[:depth] not in marks}
         marks |= {(*path, *below): mark for below in changed.marks}
         value = _with_value_at(value, path, changed.value, path)
+    _require_target_counts(document.value, value, marks)
     return Document(value, marks)
+
+
+def _require_target_counts(before: Any, after: Any, marks: Mapping[KeyPath, Mark]) -> None:
+    """Raise a RecipeError if an override changes the number in `target`, while `targets` stay, which replace it."""
+    try:
+        old, new, several = before["prune"].get("target"), after["prune"]["target"], before["prune"].get("targets")
+        if (
+            several
+            and several == after["prune"].get("targets")
+            and old != new
+            and (old or {"macs": 0.5}).keys() == new.keys()
+        ):
+            mark = marks.get(("prune", "target", *new), "--set prune.target")
+            raise RecipeError(
+                f"{mark}: prune.targets is set, and its smallest takes the place of this number.\n"
+                "Set prune.targets instead, or add --set prune.targets=[]."
+            )
+    except (KeyError, TypeError, AttributeError):  # no such section, or one that is refused by its own rule
+        return
 
 
 def _with_value_at(section: Any, path: Sequence[str], value: Any, whole: KeyPath) -> Any:

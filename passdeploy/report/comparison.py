@@ -6,6 +6,7 @@ options, and on the same model of processor.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -81,7 +82,7 @@ def compare(runs: Sequence[RunFacts]) -> Comparison:
     if not runs:
         raise UsageError("nothing to compare: name runs, such as passdeploy compare runs/a-0001 runs/b-0001.")
     setting = _shared_setting(runs)
-    found = [_candidate(facts, "slim", setting) for facts in runs]
+    found = [_candidate(facts, "slim", setting, name) for facts, name in zip(runs, _names(runs), strict=True)]
     candidates = sorted([*_dense(runs, setting), *found], key=lambda one: (-one.top1, one.macs, one.name))
     by_macs = _front(candidates, lambda one: one.macs)
     by_ms = _front(candidates, lambda one: one.ms)
@@ -118,8 +119,20 @@ def _chart(comparison: Comparison, label: str) -> Markup:
     return scatter_chart(f"Top-1 over {label}. {names}", points, x_label=label, y_label="top-1")
 
 
-def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> Candidate:
-    """Describe one network of a run."""
+def _data_name(facts: RunFacts) -> str:
+    """Name the data of a run, with its folder if it has one."""
+    data = facts.recipe.data
+    return data.name if data.root is None else f"{data.name} {data.root}"
+
+
+def _names(runs: Sequence[RunFacts]) -> list[str]:
+    """Name the runs by their folders, with the path where two folders have one name."""
+    counts = Counter(facts.name for facts in runs)
+    return [facts.name if counts[facts.name] == 1 else str(facts.shown_path) for facts in runs]
+
+
+def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None, name: str = "") -> Candidate:
+    """Describe one network of a run; `name` is that of the slim one."""
     summary, is_slim = facts.summary, which == "slim"
     numbers = summary[which]
     own = [row for row in facts.rows if row["model"] == which]
@@ -128,7 +141,7 @@ def _candidate(facts: RunFacts, which: str, setting: tuple[Any, ...] | None) -> 
     half = float(row["ci95_rel"]) if row and row.get("ci95_rel") is not None else None
     ms = float(row["median_ms"]) if row else None
     return Candidate(
-        name=facts.name if is_slim else f"dense {summary['model'].rpartition('/')[2]}",
+        name=name if is_slim else f"dense {summary['model'].rpartition('/')[2]}",
         method=str(summary["method"]) if is_slim else "",
         top1=float(numbers["top1"]),
         interval=accuracy_interval(numbers["top1"], images) if images else None,
@@ -202,7 +215,7 @@ def _notes(runs: Sequence[RunFacts], setting: tuple[Any, ...] | None) -> list[st
             "the runs were not measured on the same processor in the same backend, precision, batch, threads and "
             "options, so latencies cannot be compared: passdeploy profile each of them in the same way"
         )
-    if len(sets := sorted({facts.recipe.data.name for facts in runs})) > 1:
+    if len(sets := sorted({_data_name(facts) for facts in runs})) > 1:
         notes.append(f"these are accuracies on different data ({', '.join(sets)}), which cannot be compared")
     elif len({facts.test_images for facts in runs}) > 1:
         notes.append("accuracies were counted on different numbers of test images")

@@ -116,12 +116,15 @@ def _content(facts: RunFacts) -> dict[str, Any]:
 
 
 def _subtitle(facts: RunFacts) -> str:
+    what = f"{facts.summary['model']} on {facts.recipe.data.name}"
+    if facts.recipe.prune.takes_plan:
+        return f"{what}, pruned by the plan of {Path(str(facts.recipe.prune.from_run)).name}"
     kind, value = facts.recipe.prune.target.kind, facts.recipe.prune.target.value
     if kind == "latency_ms":
         asked = f"{three_digits(value)} ms"
     else:
         asked = f"{100 * value:.3g} % of the {_KINDS[kind]}" if value <= 1 else f"{quantity(value)} {_KINDS[kind]}"
-    return f"{facts.summary['model']} on {facts.recipe.data.name}, pruned by {facts.summary['method']} to {asked}"
+    return f"{what}, pruned by {facts.summary['method']} to {asked}"
 
 
 _KINDS = {"macs": "multiply-adds", "params": "parameters", "channels": "channels", "latency": "latency"}

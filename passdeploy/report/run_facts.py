@@ -43,7 +43,7 @@ class RunFacts:
     summary: Mapping[str, Any]
     plan: Mapping[str, Any]
     profile: Mapping[str, Any]  # empty before `passdeploy profile`
-    exports: Mapping[str, Mapping[str, Any]]  # file name -> record; empty before `passdeploy export`
+    exports: Mapping[str, Mapping[str, Any]]  # file that is there -> record; empty before `passdeploy export`
     bench: Mapping[str, Any]  # empty before `passdeploy bench`
     curves: tuple[Curve, ...]
     scores: Mapping[str, NDArray[np.float32]]  # group name -> (width,)
@@ -106,6 +106,7 @@ def read_run(folder: RunFolder, typed_path: Path | None = None) -> RunFacts:
     if not isinstance(summary.get("slim"), dict) or "groups" not in plan:
         raise CorruptArtifact(f"{folder.path} has a summary or a plan without results: another version wrote it.")
     tensors = _read_scores(folder)
+    exports = _read_if_there(folder, "export/artifacts.json", "export")
     return RunFacts(
         path=folder.path,
         recipe=parse_recipe(text, "recipe.resolved.yaml"),
@@ -113,7 +114,7 @@ def read_run(folder: RunFolder, typed_path: Path | None = None) -> RunFacts:
         summary=summary,
         plan=plan,
         profile=_read_if_there(folder, "profile.json", "profile"),
-        exports=_read_if_there(folder, "export/artifacts.json", "export"),
+        exports={name: record for name, record in exports.items() if (folder.path / "export" / name).exists()},
         bench=_read_if_there(folder, "bench.json", "bench"),
         curves=_read_curves(folder.verified_if_recorded(METRICS)),
         scores={name.removeprefix(_SCORES): one for name, one in tensors.items() if name.startswith(_SCORES)},

@@ -212,22 +212,24 @@ def _judge_speed(facts: RunFacts, row: Mapping[str, Any] | None) -> _Judged:
         todo = Todo("Measure again when nothing else runs:", (f"passdeploy profile --seconds 20 {run}",))
     elif not is_measurable(low, high):
         tile, mood = Tile("speed", "no difference", detail, "bad"), "bad"
-        words = f"it is not measurably faster ({place})"
+        words = f"it is not measurably faster ({place}{_other_batches(facts, row)})"
     elif speedup < 1:
         tile, mood = Tile("speed", f"{speedup:.2f}×", detail, "bad"), "bad"
-        words = f"it is slower: {speedup:.2f} times as fast as the dense network ({place})"
+        words = f"it is slower: {speedup:.2f} times as fast as the dense network ({place}{_other_batches(facts, row)})"
     else:
         tile, mood, todo = Tile("speed", f"{speedup:.2f}×", detail, "good"), "good", None
         words = f"it is {speedup:.2f} times as fast ({place}{_other_batches(facts, row)})"
     calls = f"{int(row['n']):,} calls of each network" if row.get("n") else "calls of both networks in turns"
     sure = f"Speed: {calls}, {low:.2f} to {high:.2f} times as fast (95 % interval), on {device_name(facts, row)}."
+    if mood == "bad" and _has_faster_batch(facts, row):
+        mood, todo = "unsure", Todo("Deploy it only where it runs with a batch for which it is faster.", ())
     if _has_note(row, "disturbed", "throttled"):
         sure += " Other programs disturbed the measurement: repeat it on a quiet machine for a narrower interval."
     elif is_disturbed(row):
         sure += " Single calls took very different times, which makes the interval wider."
     if not facts.profile.get("rows") and row["backend"] in ("torch", "compile"):
         sure += " What will be deployed was not measured."
-        if mood == "good":
+        if mood != "unsure":
             mood, tile = "unsure", replace(tile, mood="neutral")
             words += " in a short measurement, and the file that will run was not measured"
         if mood == "unsure":
@@ -254,19 +256,29 @@ def _deployment(facts: RunFacts, row: Mapping[str, Any] | None) -> tuple[Todo, .
     )
 
 
-def _other_batches(facts: RunFacts, row: Mapping[str, Any]) -> str:
-    """Name the speed-ups of the other batch sizes that were measured in the same way as `row`."""
+def _rows_of_other_batches(facts: RunFacts, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """List the rows of the slim network that were measured in the same way as `row`, with other batch sizes."""
     same = ("backend", "precision", "device", "options")
-    others = [
+    return [
         one
         for one in facts.rows
         if one["model"] == "slim" and one is not row and all(one.get(key) == row.get(key) for key in same)
     ]
+
+
+def _has_faster_batch(facts: RunFacts, row: Mapping[str, Any]) -> bool:
+    """True if the slim network is measurably faster with another batch size than that of `row`."""
+    intervals = (one.get("speedup_ci") for one in _rows_of_other_batches(facts, row))
+    return any(interval and is_measurable(*interval) and interval[0] > 1 for interval in intervals)
+
+
+def _other_batches(facts: RunFacts, row: Mapping[str, Any]) -> str:
+    """Name the speed-ups of the other batch sizes that were measured in the same way as `row`."""
     return "".join(
         f"; {one['speedup']:.2f} with batch {one['batch']}"
         if is_measurable(*(one.get("speedup_ci") or (one["speedup"],) * 2))
         else f"; not measurably faster with batch {one['batch']}"
-        for one in others
+        for one in _rows_of_other_batches(facts, row)
         if one.get("speedup")
     )
 

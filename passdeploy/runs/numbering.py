@@ -25,10 +25,17 @@ _NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{4,})")
 
 
 def list_runs(out: Path) -> tuple[Path, ...]:
-    """List the run folders in `out`, sorted by name."""
+    """List the run folders in `out`, sorted by name and number."""
     if not out.is_dir():
         return ()
-    return tuple(sorted(p for p in out.iterdir() if (p / MANIFEST).is_file() and not p.is_symlink()))
+    found = (path for path in out.iterdir() if (path / MANIFEST).is_file() and not path.is_symlink())
+    return tuple(sorted(found, key=lambda path: _sort_key(path.name)))
+
+
+def _sort_key(folder_name: str) -> tuple[str, int]:
+    """Sort by name and number: `tiny-10000` comes after `tiny-9999`."""
+    numbered = _NUMBERED.fullmatch(folder_name)
+    return (numbered["name"], int(numbered["number"])) if numbered else (folder_name, 0)
 
 
 def create_next_folder(out: Path, name: str) -> Path:
@@ -176,6 +183,8 @@ def no_run_at(path: Path) -> str:
             f"{problem}: no run in {path.parent} is finished.\n"
             f"Name one with --run, or go on with its recipe and --resume: {', '.join(runs[-3:])}."
         )
+    if not path.exists() and (LATEST.parent / path.name / MANIFEST).is_file():
+        return f"{problem}.\nDo you mean {LATEST.parent / path.name}?"
     if runs:
         nearest = difflib.get_close_matches(path.name, runs, n=3, cutoff=0.3) or runs[-3:]
         return f"{problem}.\nRuns in {path.parent}: {', '.join(nearest)}."

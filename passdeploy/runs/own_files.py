@@ -8,7 +8,7 @@ from passdeploy.errors import PassDeployError
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.numbering import MANIFEST
 
-_MOST_LEVELS = 3  # of folders between a run and a file of it
+_MOST_LEVELS = 5  # of folders between a run and a file of it, such as `export/triton/NAME/1/model.plan`
 
 
 def is_file_of_a_run(path: Path) -> bool:

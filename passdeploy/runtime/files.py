@@ -25,6 +25,11 @@ DISK_ERRNOS = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC,
 _CHUNK_BYTES = 1 << 20
 
 
+def expanded(path: str) -> Path:
+    """Replace `~` and `~user` at the beginning of a path; that of an unknown user stays, and is no file."""
+    return Path(os.path.expanduser(path))
+
+
 def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a file, as 64 hex digits."""
     digest = hashlib.sha256()

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget
+from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
@@ -300,15 +301,50 @@ def _make_scorer(
             )
         channels, height, width = images.shape[1:]
         prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
+    prompt_channels = None if images is None else images.size(1)
+    hypernetwork = _make_hypernetwork(statistics, importance.logits(), settings, prompt_channels)
+    return prompt, hypernetwork.to(device)
+
+
+def _make_hypernetwork(
+    statistics: Sequence[Tensor], prior: Tensor, settings: PassSettings, prompt_channels: int | None
+) -> Hypernetwork:
     with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
-        hypernetwork = Hypernetwork(
+        return Hypernetwork(
             [values.cpu() for values in statistics],
-            importance.logits().cpu(),
+            prior.cpu(),
             hidden=settings.hidden,
             kind=settings.hypernet_kind,
-            prompt_channels=None if images is None else images.size(1),
+            prompt_channels=prompt_channels,
         )
-    return prompt, hypernetwork.to(device)
+
+
+def require_fitting_hypernetwork(
+    start: Mapping[str, Tensor],
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    settings: PassSettings,
+    *,
+    blocks: Sequence[Block] = (),
+    image_channels: int = 3,
+) -> None:
+    """Check that mask learning of a network can start from a trained hypernetwork.
+
+    Args:
+        start: its `state_dict`.
+        model: the network.
+        groups: its prunable groups.
+        settings: of the mask learning.
+        blocks: that may be skipped.
+        image_channels: of the network's images, and so of the prompt.
+
+    Raises:
+        RunError: the hypernetwork is of another network, or was made with other settings.
+    """
+    statistics = weight_statistics(model, groups, blocks)
+    prompt_channels = None if settings.prompt_kind == "none" else image_channels
+    prior = torch.zeros(sum(map(len, statistics)))
+    _load_hypernetwork_(_make_hypernetwork(statistics, prior, settings, prompt_channels), start)
 
 
 def _load_hypernetwork_(hypernetwork: Hypernetwork, start: Mapping[str, Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ def prune(
         TrainingError: mask learning diverged, or the trainer returned something else than the slim network.
         DataError: there are no batches.
     """
-    kind, amount = _read_target(target)
+    kind, amount = _read_target(target, measure)
     model = unwrapped(model)
     arguments = _arguments(batches, loss, example_inputs)
     images = images_of(arguments) if export or profile or kind.startswith("latency") else None
@@ -193,20 +194,22 @@ def prune(
     return _deployed(result, model, images, outputs, export, export_options or {}, profile, listener)
 
 
-def _read_target(target: Mapping[str, float] | None) -> tuple[str, float]:
+def _read_target(target: Mapping[str, float] | None, measure: Mapping[str, Any] | None) -> tuple[str, float]:
     """Check a target and return its kind and amount."""
-    given = {"macs": 0.5} if target is None else dict(target)
-    if len(given) != 1 or not given.keys() <= set(_KINDS):
+    given = {"macs": 0.5} if target is None else target
+    if not isinstance(given, Mapping) or len(given) != 1 or not given.keys() <= set(_KINDS):
         raise UsageError(
             f"target={clipped(given)}: it needs exactly one of {', '.join(_KINDS)}.\n"
             "Give one, such as target={'macs': 0.5}."
         )
     ((kind, amount),) = given.items()
-    is_number = isinstance(amount, int | float) and not isinstance(amount, bool) and amount > 0
-    if not is_number or (kind in ("channels", "latency") and amount > 1):
-        raise UsageError(
-            f"target={clipped(given)}: {kind} is {'a share above 0 and up to 1' if is_number else 'a number above 0'}."
-        )
+    is_number = isinstance(amount, int | float) and not isinstance(amount, bool) and 0 < amount < inf
+    is_too_much = is_number and ((kind == "channels" and amount > 1) or (kind == "latency" and amount >= 1))
+    if not is_number or is_too_much:
+        share = f"a share above 0 and {'below' if kind == 'latency' else 'up to'} 1"
+        raise UsageError(f"target={clipped(given)}: {kind} is {share if is_too_much else 'a number above 0'}.")
+    if measure is not None and not kind.startswith("latency"):
+        raise UsageError(f"measure says what a latency is measured on, but the target is {kind}.\nLeave it out.")
     return kind, amount
 
 

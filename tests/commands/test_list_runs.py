@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from passdeploy.commands.list_runs import find_runs, finished_runs
 from passdeploy.runs.folder import RunFolder
-from passdeploy.runs.numbering import WRITER
+from passdeploy.runs.numbering import WRITER, list_runs
 from tests.command_line import call_command
 from tests.report.conftest import ROWS, MakeRun, make_run  # noqa: F401 - a fixture
 
@@ -52,6 +53,30 @@ def test_a_run_that_another_process_writes_is_running(project: Path):
     (folder.path / WRITER).write_text(note)  # as if the process had been killed, and this one had its number
     states = {run["name"]: run["state"] for run in find_runs(project / "runs")}
     assert states["now-0001"] == "stopped after dense"
+
+
+def test_runs_are_sorted_by_number_and_found_by_their_name_alone(project: Path):
+    runs = project / "runs"
+    for number in ("9999", "10000"):
+        (runs / "done-0001").rename(runs / f"done-{number}") if number == "9999" else shutil.copytree(
+            runs / "done-9999", runs / "done-10000"
+        )
+    assert [path.name for path in list_runs(runs) if path.name.startswith("done")] == ["done-9999", "done-10000"]
+    shown = call_command("runs", "show", "done-10000")
+    assert (shown.exit_code, "Do you mean runs/done-10000?" in shown.stderr) == (2, True)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(project: Path):
+    shutil.copytree(project / "runs" / "done-0001", project / "other" / "done-0001")
+    compared = call_command("compare", "runs/done-0001", "other/done-0001", "--json")
+    names = {network["name"] for network in json.loads(compared.stdout)["networks"]}
+    assert {"runs/done-0001", "other/done-0001"} <= names
+
+
+def test_a_run_that_is_deleted_meanwhile_is_not_listed(project: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = project / "runs" / "gone-0001"
+    monkeypatch.setattr("passdeploy.commands.list_runs.list_runs", lambda out: (*list_runs(out), gone))
+    assert "gone-0001" not in {run["name"] for run in find_runs(project / "runs")}
 
 
 def test_a_run_is_shown_with_all_its_tables(project: Path):

@@ -252,6 +252,22 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bits(
         assert (resumed.path / name).read_bytes() == (finished.path / name).read_bytes(), name
 
 
+def test_a_finished_run_that_is_resumed_stays_as_it_is(finished: prune.RunResult, tiny_recipe: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(finished.path, tmp_path / "tiny-0001", ignore=shutil.ignore_patterns(".lock")))
+    (tmp_path / "latest").symlink_to("tiny-0002")
+    before = {
+        name: (copy / name).read_bytes()
+        for name in ("summary.json", "report.html", "profile.json")
+        if (copy / name).exists()
+    }
+    heard: list[object] = []
+    resumed = prune.run(tiny_recipe, out=tmp_path, resume=True, tell=heard.append)
+    assert (resumed.path, resumed.summary) == (copy, finished.summary)
+    assert before == {name: (copy / name).read_bytes() for name in before}
+    assert os.readlink(tmp_path / "latest") == "tiny-0002"
+    assert any("finished already" in event.text for event in heard if isinstance(event, Warned))
+
+
 def test_resuming_needs_a_run_of_this_very_recipe(finished: prune.RunResult, tiny_recipe: Path):
     prepared = []
     for overrides, expected in (
@@ -523,6 +539,7 @@ def test_a_plan_is_taken_over_for_other_data(finished: prune.RunResult, tiny_rec
     assert plans[0] == plans[1]
     assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
     assert f"The plan is that of {finished.path.name}" in (result.path / "report.md").read_text()
+    assert f"pruned by the plan of {finished.path.name}" in (result.path / "report.html").read_text()
 
 
 def test_a_hypernetwork_is_taken_over_and_without_steps_gives_the_scores_it_had(
@@ -549,11 +566,15 @@ def test_what_cannot_be_taken_over_is_refused(finished: prune.RunResult, tiny_re
         ([f"prune.from_run={tmp_path / 'nowhere'}"], RunError),
         ([from_run, "model.name=torchvision/mobilenet_v2"], PlanError),
         ([from_run, "prune.reuse=hypernetwork", "prune.method=taylor"], RunError),
-        ([from_run, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9", "train.epochs=0"], RunError),
+        ([from_run, "model.name=passdeploy/resnet20_cifar"], RunError),  # which has all groups of the plan, and more
+        ([from_run, "prune.reuse=hypernetwork", "prune.hypernet.hidden=9"], RunError),
+        ([from_run, "prune.reuse=hypernetwork", "prune.hypernet.kind=none"], RunError),
+        ([from_run, "prune.reuse=hypernetwork", "model.name=passdeploy/resnet20_cifar"], RunError),
     ):
         with pytest.raises(error) as caught:
             prune.run(tiny_recipe, out=tmp_path / "runs", overrides=overrides)
         assert len(str(caught.value).splitlines()) <= 3
+    assert not (tmp_path / "runs").exists()  # nothing was trained before
 
 
 def test_accuracy_is_reported_with_and_without_the_prompt(finished: prune.RunResult):

@@ -147,6 +147,15 @@ def test_the_smallest_target_takes_the_place_of_the_number_in_target(tiny_recipe
     assert target("prune.target.macs=300000").prune.larger_targets == (0.5, 0.3)
 
 
+def test_a_number_that_would_do_nothing_beside_the_targets_of_a_recipe_is_refused(tiny_recipe: Path, tmp_path: Path):
+    several = tmp_path / "several.yaml"
+    several.write_text(load_recipe(tiny_recipe, ["prune.targets=[0.5, 0.3]"]).to_yaml())
+    with pytest.raises(RecipeError, match=r"--set prune\.target\.macs=0\.4: prune\.targets is set"):
+        load_recipe(several, ["prune.target.macs=0.4"])
+    assert load_recipe(several, ["prune.target.macs=0.4", "prune.targets=[]"]).prune.target.value == 0.4
+    assert load_recipe(several, ["prune.target.latency=0.4"]).prune.target.model_dump() == {"latency": 0.3}
+
+
 def test_several_processes_are_told_to_make_the_runs_one_by_one(
     tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -186,8 +195,9 @@ def test_a_forecast_counts_the_fine_tuning_of_every_run():
 def test_a_gate_names_the_run_that_failed(tiny_recipe: Path, tmp_path: Path):
     result = prune.RunResult(tmp_path / "tiny-0007", {"dense": {"top1": 0.9}, "slim": {"top1": 0.5}})
     recipe = load_recipe(tiny_recipe, ["gates.top1_drop=0.1"])
-    with pytest.raises(AccuracyError, match=r"tiny-0007: the slim network lost 40\.00 %.*\nAll runs are kept"):
+    with pytest.raises(AccuracyError, match=r"tiny-0007 lost 40\.00 points of top-1.*\nAll runs are kept") as caught:
         prune._check_accuracy(recipe, result, is_one_of_several=True)
+    assert caught.value.facts == {"run": str(tmp_path / "tiny-0007")}
 
 
 def test_runs_of_snapshots_are_read_without_their_source(several: prune.RunResult):

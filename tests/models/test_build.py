@@ -333,6 +333,7 @@ def test_a_wrapper_that_a_factory_puts_around_its_network_is_taken_off(tmp_path,
     [
         ("def net(): return torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)).module()", "fixed in one mode"),
         ("def net(): return nn.Linear(2, 2, device='meta')", "on the meta device"),
+        ("def net(): raise SystemExit(3)", "cannot build 'mine:net': SystemExit: 3"),
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused(tmp_path, monkeypatch, source, message):

@@ -60,6 +60,33 @@ def test_what_is_worse_or_not_known_is_not_deployed(
     assert len(verdict.todo) == 1
 
 
+def test_a_batch_for_which_it_is_faster_is_named_where_another_is_not(make_run: MakeRun):
+    rows = ({"batch": 1, "speedup": 1.0, "speedup_ci": [0.98, 1.02]}, {"batch": 8})
+    verdict = verdict_of(make_run, *rows)
+    assert verdict.mood == "unsure"
+    assert "not measurably faster (ONNX Runtime, fp32, batch 1; 2.00 with batch 8)" in verdict.reason
+    assert "only where it runs with a batch for which it is faster" in verdict.todo[0].text
+    assert verdict_of(make_run, rows[0], {**rows[0], "batch": 4}).mood == "bad"
+
+
+@pytest.mark.parametrize("speedup", [0.7, 1.0])
+def test_no_speed_up_in_a_short_measurement_of_pytorch_does_not_decide(speedup: float, make_run: MakeRun):
+    rows = [
+        {**row, "backend": "torch", "speedup": speedup, "speedup_ci": [speedup - 0.02, speedup + 0.02]} for row in ROWS
+    ]
+    verdict = judge(read_run(RunFolder.open(make_run(latency=rows))))
+    assert verdict.mood == "unsure"
+    assert verdict.todo[0].commands[0].startswith("passdeploy export --run runs/made-")
+
+
+def test_a_file_that_was_deleted_is_not_deployed(make_run: MakeRun):
+    run = make_run(exports=True, profile={"rows": ROWS, "environment": {}})
+    (run / "export" / "model.onnx").unlink()
+    facts = read_run(RunFolder.open(run))
+    assert not facts.exports
+    assert "model.onnx" not in judge(facts).todo[0].text
+
+
 def test_a_speed_in_pytorch_alone_is_to_be_measured_in_what_is_deployed(make_run: MakeRun):
     run = make_run(latency=[{**row, "backend": "torch"} for row in ROWS])
     verdict = judge(read_run(RunFolder.open(run)))
