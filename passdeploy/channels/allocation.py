@@ -21,6 +21,7 @@ from passdeploy.channels.widths import STRICT_KINDS, minimum_width
 from passdeploy.errors import BudgetError, UsageError, percent
 
 _SHARE_HALVINGS = 40  # of the share that is kept of every group
+_SPENT_AT_LEAST = 0.95  # of a budget; a plan that leaves more of it is warned of
 _SHARES = 129  # that are tried where halving finds none
 
 
@@ -175,6 +176,24 @@ def advice_for_budget(round_to: int) -> str:
     """
     narrower = f", set prune.round_to below {round_to}" if round_to > 1 else ""
     return f"Ask for more{narrower}, or let more layers be cut (include, exclude)."
+
+
+def unspent_words(budget: Budget, achieved: int, whole: int, *, round_to: int) -> str | None:
+    """Say that a plan leaves much of its budget, and what to do; None if it does not.
+
+    Args:
+        budget: of the plan.
+        achieved: cost of the plan.
+        whole: cost of the dense network.
+        round_to: that the widths of the plan are multiples of.
+    """
+    if achieved >= _SPENT_AT_LEAST * budget.limit:
+        return None
+    kept, asked = percent(achieved / whole), percent(budget.limit / whole)
+    return (
+        f"the plan has {kept} of the {budget.kind} where {asked} were asked for: what is left is too little for the "
+        f"next step of a width.\nA smaller round_to than {round_to} comes closer."
+    )
 
 
 def in_units(kind: str, amount: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from passdeploy.channels.allocation import unspent_words
 from passdeploy.channels.plan import Plan
 from passdeploy.commands.changed_answers import changed_answers, packed
 from passdeploy.commands.closing_latency import measure_closing_latency
@@ -45,7 +46,6 @@ from passdeploy.training.evaluate import Accuracy, evaluate
 from passdeploy.training.loop import fit
 
 EQUIVALENCE_IMAGES = 8
-SPENT_AT_LEAST = 0.95  # of a budget; a plan that leaves more of it is warned of
 _STAGE_TEXTS = {
     "dense": "the network to prune",
     "learn": "which channels matter",
@@ -157,17 +157,11 @@ class PruneJob:
 
     def _warn_of_unspent(self, achieved: int) -> None:
         """Warn where a plan that was made for a budget leaves much of it."""
-        budget, whole = self.prepared.budget, self.costs.of(self.prepared.budget.kind)
-        is_asked_for = self.prepared.target is None and not self.recipe.prune.takes_plan
-        if is_asked_for and achieved < SPENT_AT_LEAST * budget.limit:
-            kept, asked = percent(achieved / whole), percent(budget.limit / whole)
-            self.listener(
-                Warned(
-                    f"the plan has {kept} of the {budget.kind} where {asked} were asked for: what is left is too "
-                    "little for the next step of a width.\n"
-                    f"A smaller prune.round_to than {self.prepared.round_to} comes closer."
-                )
-            )
+        budget, round_to = self.prepared.budget, self.prepared.round_to
+        if self.prepared.target is not None or self.recipe.prune.takes_plan:
+            return  # it was not made for this budget
+        if words := unspent_words(budget, achieved, self.costs.of(budget.kind), round_to=round_to):
+            self.listener(Warned(words.replace("round_to", "prune.round_to")))
 
     def _train_dense(self, progress: Stage) -> dict[str, Any]:
         reused = self.prepared.reused

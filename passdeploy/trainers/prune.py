@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from passdeploy.channels.allocation import Budget, require_below_dense
+from passdeploy.channels.allocation import Budget, require_below_dense, unspent_words
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup, ChannelMap
@@ -26,7 +26,7 @@ from passdeploy.models.cloning import named_state
 from passdeploy.models.wrappers import unwrapped
 from passdeploy.profiling.report import Profile
 from passdeploy.recipe.pruning import MeasureSpec, PruneSpec, Target
-from passdeploy.runtime.events import Listener, silent, stage
+from passdeploy.runtime.events import Listener, Warned, silent, stage
 from passdeploy.slimming.slim import slim
 from passdeploy.slimming.verify import Equivalence, check_equivalence
 from passdeploy.sparsity.batch_loss import BatchLoss
@@ -162,7 +162,11 @@ def prune(
             model, channels.groups, batches, loss, costs=costs, budget=budget, settings=settings, stage=progress
         )
     plan, facts = learned.plan, None
-    if latency_target is not None:
+    if latency_target is None:
+        achieved = costs.of(budget.kind, plan.widths())
+        if words := unspent_words(budget, achieved, costs.of(budget.kind), round_to=settings.round_to):
+            listener(Warned(words.replace("round_to", "settings.round_to")))
+    else:
         with stage("time", "plan for the latency that was asked for", listener) as progress:
             plan, facts = meet_target(latency_target, learned.scores, model, progress=progress)
     trained = learned.weights or model

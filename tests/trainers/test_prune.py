@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import passdeploy as pd
 from passdeploy.errors import BudgetError, CorruptArtifact, DataError, PlanError, TrainingError, UsageError
 from passdeploy.latency import find_table
 from passdeploy.latency.sampling import SamplingPlan
-from passdeploy.runtime.events import StageFinished
+from passdeploy.runtime.events import StageFinished, Warned
 from passdeploy.sparsity.settings import PassSettings
 from tests.latency.fakes import SteadySampler
 from tests.trainers.networks import Detector, batches, loss
@@ -79,6 +80,14 @@ def test_without_the_choice_of_outputs_feature_maps_are_protected():
         pruned(target={"macs": 10**12})
     result = pruned(target={"macs": 0.1})
     assert result.after.macs <= 0.1 * result.before.macs
+
+
+@pytest.mark.parametrize(("round_to", "is_warned_of"), [(8, True), (1, False)])
+def test_a_budget_that_is_hardly_spent_is_warned_of(round_to: int, is_warned_of: bool):
+    heard: list[object] = []
+    result = pruned(target={"macs": 0.45}, settings=replace(SETTINGS, round_to=round_to), listener=heard.append)
+    assert (result.after.macs < 0.95 * 0.45 * result.before.macs) == is_warned_of
+    assert any("settings.round_to than 8" in one.text for one in heard if isinstance(one, Warned)) == is_warned_of
 
 
 def test_blocks_go_as_well_and_the_slim_network_is_rebuilt_without_them(tmp_path: Path):
