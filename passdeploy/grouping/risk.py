@@ -65,7 +65,7 @@ _VIEWS = {"aten.view", "aten._unsafe_view", "aten._reshape_alias"}
 # Those of them that state the size of every dimension, also of one that they hand on.
 _WITH_FULL_SHAPE = {
     *("aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.expand", "aten.as_strided", "aten.as_strided_"),
-    "aten.new_zeros",
+    *("aten.new_zeros", "aten.slice", "aten.split_with_sizes", "aten.unfold"),
 }
 
 
@@ -77,8 +77,9 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
         class_of: name of a module -> its class.
     """
 
-    def is_run_by(record: OpRecord, kinds: type | tuple[type, ...]) -> bool:
-        return bool(record.modules) and issubclass(class_of(record.modules[-1]), kinds)
+    def is_run_by_torch(record: OpRecord) -> bool:
+        # not by a subclass, whose own code may state widths
+        return bool(record.modules) and class_of(record.modules[-1]).__module__.startswith("torch.nn.")
 
     def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op
@@ -86,14 +87,16 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
             return RequiredCheck.VALUES
         if op in _DIVISIONS and len(record.inputs) > 1:  # by what a mask may set to zero
             return RequiredCheck.VALUES
+        if record.has_computed_weight:  # what the mask sets to zero need not make it zero
+            return RequiredCheck.VALUES
         if op in _PER_CHANNEL or op in _SAFE_POINTWISE or op in _CONTRACTIONS:
             return RequiredCheck.NONE
         if op == "aten.convolution" and 0 not in record.inputs[1][1] and record.inputs[1][0][0] > 1:
             return RequiredCheck.VALUES  # kernels that are no parameter: each may be another
         if op == "aten.convolution":  # modules other than torch's state the number of groups themselves
-            return RequiredCheck.NONE if is_run_by(record, nn.modules.conv._ConvNd) else RequiredCheck.SIZES
+            return RequiredCheck.NONE if is_run_by_torch(record) else RequiredCheck.SIZES
         if op in _LAYER_NORMS:
-            return RequiredCheck.NONE if is_run_by(record, (nn.LayerNorm, nn.RMSNorm)) else RequiredCheck.SIZES
+            return RequiredCheck.NONE if is_run_by_torch(record) else RequiredCheck.SIZES
         if op in _SCALAR_ARITHMETIC and not record.has_constants:
             return RequiredCheck.SIZES if set(record.scalars) - {1} else RequiredCheck.NONE
         if op in _WITH_STATED_SIZES and (record.has_derived_sizes or _hands_on(record)):

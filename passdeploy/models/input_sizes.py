@@ -82,6 +82,13 @@ def _other_size(pixels: int) -> int:
     return pixels + step if pixels < _LARGE else pixels - round(pixels * 3 / 8 / step) * step
 
 
+def one_sample(inputs: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Return the first sample of inputs as a batch of one; None where there is only one, or it cannot be told."""
+    if not inputs or not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
+        return None
+    return tuple(item[:1] for item in inputs) if any(len(item) > 1 for item in inputs) else None
+
+
 def first_taken(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return the first of `other_sizes` at which the network runs; None if it runs at the given sizes only."""
     return next((other for other in other_sizes(inputs) if takes(model, other)), None)

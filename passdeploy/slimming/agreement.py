@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from passdeploy.errors import EquivalenceError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.input_sizes import shapes_of
-from passdeploy.models.modes import evaluating
+from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.slimming.parts import error_by_part, has_faint_parts
@@ -70,8 +71,15 @@ class SameInputs:
 
     def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
         """Run a network in evaluation mode and list what can be compared of its outputs."""
-        with torch.no_grad(), evaluating(network), calling_eagerly(network), deciding or nullcontext():
-            return comparable_in(choose_outputs(network(*self.arguments), self.choice))
+        decided = deciding or nullcontext()
+        with torch.no_grad(), evaluating(network), calling_eagerly(network), unfused_attention(), decided:
+            return comparable_in(choose_outputs(network(*copied(self.arguments)), self.choice))
+
+
+def copied(arguments: Sequence[Any]) -> list[Any]:
+    """Copy the tensors among arguments: some networks change their inputs in place."""
+    copies: list[Any] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, list(arguments))
+    return copies
 
 
 def largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:

@@ -21,15 +21,16 @@ from torch.utils._pytree import tree_leaves
 from passdeploy.channels.blocks import Block, replacements_of
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import EquivalenceError
+from passdeploy.errors import EquivalenceError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.cloning import ModelCloner, deep_copy, named_plain_tensors, named_state
-from passdeploy.models.input_sizes import first_taken, shapes_of
+from passdeploy.models.input_sizes import first_taken, one_sample, shapes_of, takes
 from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
-from passdeploy.models.wrappers import unwrapped
-from passdeploy.slimming.agreement import REPORT, SameInputs, largest_error
+from passdeploy.models.wrappers import calling_eagerly, unwrapped
+from passdeploy.runtime.seeds import seeded_global_generators
+from passdeploy.slimming.agreement import REPORT, SameInputs, copied, largest_error
 from passdeploy.slimming.agreement import relative_error as relative_error
 from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
@@ -125,6 +126,11 @@ def check_equivalence(
             there = SameInputs(other, outputs)
             compared.append((there, there.compare(reference, smaller)))
             _require_tolerance(compared[-1][1].error, tolerance, there)
+        if (first := one_sample(arguments)) is not None and takes(deep_copy(reference), first):
+            alone = SameInputs(first, outputs)
+            compared.append((alone, alone.compare(reference, smaller)))
+            _require_tolerance(compared[-1][1].error, tolerance, alone)
+        _require_training(reference, smaller, arguments)
     with _state_restored(model):
         _require_effect(model, groups, plan, blocks, run, here.found, tolerance)
     difference = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks)).error
@@ -155,6 +161,29 @@ def _require_tolerance(error: float, tolerance: float, run: SameInputs) -> None:
             f"the slim network differs from the masked one by {error:.1e} (relative) on inputs of shape "
             f"{run.shapes_text}, allowed is {tolerance:.1e}.\n" + REPORT
         )
+
+
+def _require_training(reference: nn.Module, smaller: nn.Module, arguments: Sequence[Any]) -> None:
+    """Raise EquivalenceError if the slim network fails in training mode, in which the masked one runs.
+
+    What they compute there is not compared: dropout draws other numbers for other widths.
+    """
+    if _fault_of_training(reference, arguments) is None and (fault := _fault_of_training(smaller, arguments)):
+        raise EquivalenceError(
+            f"the slim network does not run in training mode, in which its code does something else: {fault}\n" + REPORT
+        )
+
+
+def _fault_of_training(network: nn.Module, arguments: Sequence[Any]) -> str | None:
+    """Run a copy of a network in training mode, and return the first line of the error, if it raises one."""
+    network = deep_copy(network).train()
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), calling_eagerly(network), seeded_global_generators("verify", device=device):
+            network(*copied(arguments))
+    except Exception as error:  # it may want targets, or batches of another size
+        return first_line(error)
+    return None
 
 
 def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: SameInputs, tolerance: float) -> None:

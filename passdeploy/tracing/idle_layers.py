@@ -50,3 +50,19 @@ def protect_twins_of_idle_(model: nn.Module, trace: Trace, used: Collection[str]
             for state in trace.state if twin else ():
                 if state.tensor.startswith(f"{layer}."):
                     trace.union_find.protect(state.labels, Reason(f"{twin}, which did not run, may run in its place"))
+
+
+def protect_widths_of_idle_(model: nn.Module, trace: Trace) -> None:
+    """Protect the outputs of layers that are as wide as a layer which did not run reads.
+
+    Where the code branches on values, that layer may read them for other images.
+    """
+    idle = [model.get_submodule(name) for name in trace.idle_layers]
+    widths = {weight.size(1) * getattr(module, "groups", 1) for module in idle for weight in _weights_of(module)}
+    for vector in trace.output_labels:
+        if len(vector) in widths:
+            trace.union_find.protect(vector, Reason("a layer that did not run may read as many channels"))
+
+
+def _weights_of(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]

@@ -54,6 +54,7 @@ class OpRecord:
     scalars: tuple[float, ...]  # see `OpCall.scalars`
     has_derived_sizes: bool  # torch reads its sizes off its tensors (`flatten`, `chunk`): the model states none
     has_constants: bool  # one of its tensors depends on no input, parameter or buffer
+    has_computed_weight: bool = False  # a convolution or matrix product by what is no parameter
 
 
 DimChoiceKey = tuple[str, str, str, int]  # module, operation, source, and number of earlier choices at that location

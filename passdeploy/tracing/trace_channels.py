@@ -13,7 +13,7 @@ from passdeploy.models.cloning import deep_copy
 from passdeploy.models.modes import evaluating, outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
-from passdeploy.tracing.idle_layers import idle_layers, protect_twins_of_idle_
+from passdeploy.tracing.idle_layers import idle_layers, protect_twins_of_idle_, protect_widths_of_idle_
 from passdeploy.tracing.meta_model import MetaModel
 from passdeploy.tracing.rules import find_rule
 from passdeploy.tracing.trace import DimChoiceKey, Trace
@@ -63,9 +63,14 @@ def _run_tracer(
     with torch.no_grad(), calling_eagerly(model):
         with tracer.tracking_modules(model), evaluating(model):
             tracer.run_forward(model, inputs)
+            tracer.protect_kept(model)
         if tracer.has_unused_parameters(model):
             with tracer.tracking_modules(model):
                 tracer.run_training_forward(model, inputs)
             protect_twins_of_idle_(model, tracer.trace, tracer.used_parameters)
             tracer.trace.idle_layers = idle_layers(model, tracer.used_parameters)
+            if tracer.has_left:
+                protect_widths_of_idle_(model, tracer.trace)
+    if tracer.has_left:
+        tracer.protect_unread()
     return tracer.trace

@@ -45,6 +45,15 @@ from passdeploy.tracing.weak_tensors import WeakTensorDict
 Rule = Callable[["ChannelTracer", OpCall], None]
 
 
+# Operations that multiply by a weight -> where among their tensors its factors are.
+_FACTORS = {"aten.convolution": slice(1, 2), "aten.mm": slice(0, None), "aten.addmm": slice(1, None)}
+
+
+def _storage_of(tensor: Tensor) -> int | None:
+    """Return what identifies the memory of a tensor; None where it has none of its own."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else None
+
+
 class ChannelTracer(OpObserver):
     """The dispatch mode under which the model is traced; rules read and write labels through it.
 
@@ -74,6 +83,8 @@ class ChannelTracer(OpObserver):
         self._calls = FunctionCallTracker()
         self._current_reduction: CallKey | None = None
         self.used_parameters: set[str] = set()  # names of parameters and buffers
+        self._parameter_storages = {_storage_of(parameter) for parameter in model.parameters()} - {None}
+        self.has_left = False  # values have left torch: the code may branch on them
         sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
         state = tuple(self._label_state(list(named_state(model))))
         fixed_from = self.union_find.size
@@ -207,9 +218,31 @@ class ChannelTracer(OpObserver):
                 "Let it return its outputs as tensors, in tuples, dictionaries or dataclasses."
             )
         self._protect_watched(tensors_in(outputs))
+        if (tensors := tensors_in(outputs)) and all(self._labels.get(output) is None for output in tensors):
+            raise ModelError(
+                "no output of the network can be followed back to its layers: tensors of a class of their own, or "
+                "copies of Python objects, hide where they come from.\nGive and return plain tensors."
+            )
         for output in tensors_in(outputs):
             for vector in self.labels(output).values():
                 self.union_find.protect(vector, Reason("the model's output"))
+
+    def protect_kept(self, model: nn.Module) -> None:
+        """Protect what modules keep in attributes and no layer reads: the user may, as further outputs."""
+        for module in model.modules():
+            own = [value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")]
+            for leaf in tree_leaves(own):
+                for vector in self.labels(leaf).values() if isinstance(leaf, Tensor) else ():
+                    self._protect_unread(vector, "kept in an attribute, and no layer reads it")
+
+    def protect_unread(self) -> None:
+        """Protect what no layer reads, where the code may return it for other images."""
+        for vector in self.trace.output_labels:
+            self._protect_unread(vector, "no layer reads it, and the code branches on values: it may be an output")
+
+    def _protect_unread(self, vector: Tensor, why: str) -> None:
+        read = self.union_find.find(torch.cat([*self.trace.read_labels, vector[:0]]))
+        self.union_find.protect(vector[~torch.isin(self.union_find.find(vector), read)], Reason(why))
 
     def _protect_outputs_of_training(self, outputs: Any, known: Tensor) -> None:
         """Protect the outputs of heads that run in training only; which of all outputs count then, nobody can say.
@@ -228,6 +261,7 @@ class ChannelTracer(OpObserver):
     def on_leaving(self, tensor: Tensor) -> None:
         """Protect the channels of a tensor whose values leave torch: they are outputs as well."""
         self._current_source = source_line()
+        self.has_left = True
         self.protect_all([tensor], "its values leave torch")
         self._protect_watched([tensor])
 
@@ -319,8 +353,13 @@ class ChannelTracer(OpObserver):
                 call.scalars,
                 self.is_deriving_sizes,
                 any(constants),
+                call.name in _FACTORS and not any(map(self.is_parameter, call.tensors[_FACTORS[call.name]])),
             )
         )
+
+    def is_parameter(self, tensor: Tensor) -> bool:
+        """True for a parameter and what shares its memory, such as its transpose."""
+        return _storage_of(tensor) in self._parameter_storages
 
     def on_alias(self, tensor: Tensor, alias: Tensor) -> None:
         """Give the labels of `tensor` to another that stands for it."""

@@ -19,6 +19,9 @@ def batch_norm_rule(tracer: ChannelTracer, call: OpCall) -> None:
     tables = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     vectors = [tracer.labels(table).get(0) for table in tables if table is not None]
     channels = labels.get(1)
+    if call.arguments.get("training", "no_training" not in call.name) and not tracer.is_parameter(call.tensors[0]):
+        for dim in labels.keys() - {1}:  # of a weight, `masked` takes them over the channels that are left
+            tracer.protect(labels[dim], "a batch's statistics are taken over these channels")
     for vector in vectors:
         join_or_protect(tracer, channels, vector)
     tracer.set_labels(call.results[0], labels)
