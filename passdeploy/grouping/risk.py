@@ -78,8 +78,9 @@ def required_check(trace: Trace, class_of: Callable[[str], type[nn.Module]]) -> 
     """
 
     def is_run_by_torch(record: OpRecord) -> bool:
-        # not by a subclass, whose own code may state widths
-        return bool(record.modules) and class_of(record.modules[-1]).__module__.startswith("torch.nn.")
+        # not by a subclass of someone else, whose own code may state widths
+        code = class_of(record.modules[-1]).__module__ if record.modules else ""
+        return code.startswith(("torch.nn.", "torchvision."))
 
     def check_of(record: OpRecord) -> RequiredCheck:
         op = record.op

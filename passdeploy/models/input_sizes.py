@@ -86,7 +86,9 @@ def one_sample(inputs: Sequence[Any]) -> tuple[Any, ...] | None:
     """Return the first sample of inputs as a batch of one; None where there is only one, or it cannot be told."""
     if not inputs or not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
         return None
-    return tuple(item[:1] for item in inputs) if any(len(item) > 1 for item in inputs) else None
+    if not any(len(item) > 1 for item in inputs):
+        return None
+    return tuple(item[:1].clone() if isinstance(item, Tensor) else [item[0].clone()] for item in inputs)
 
 
 def first_taken(model: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...] | None:

@@ -60,7 +60,8 @@ def verify(
     The error of an output is its largest difference divided by its largest absolute value. A detector's boxes are
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
     it would have decided otherwise, the error of what it decided by counts as well. Where the network takes another
-    image size and batch size (see `input_sizes.other_sizes`), both are compared there, too. Where a part of an output
+    image size and batch size (see `input_sizes.other_sizes`), both are compared there, too, and on the first sample
+    alone. In training mode the slim network must run where the masked one does. Where a part of an output
     that is very small beside others, as class scores beside boxes in pixels, differs by more than `tolerance` of its
     own magnitude, it is compared once more in float64, which tells a wrong part from rounding (networks of up to 100
     million parameters that run in float64).

@@ -218,7 +218,8 @@ class ChannelTracer(OpObserver):
                 "Let it return its outputs as tensors, in tuples, dictionaries or dataclasses."
             )
         self._protect_watched(tensors_in(outputs))
-        if (tensors := tensors_in(outputs)) and all(self._labels.get(output) is None for output in tensors):
+        tensors = tensors_in(outputs)
+        if tensors and not self.has_left and all(self._labels.get(output) is None for output in tensors):
             raise ModelError(
                 "no output of the network can be followed back to its layers: tensors of a class of their own, or "
                 "copies of Python objects, hide where they come from.\nGive and return plain tensors."

@@ -58,7 +58,7 @@ def test_the_projection_before_an_encoder_is_cut_with_its_position_embedding(det
     assert (output.module, output.dim, output.size) == ("positions", 1, 16)
     assert output.index.flatten().tolist() == stream.slots[0].index.flatten().tolist()
     found = check_equivalence(net, channels.groups, plan, IMAGES, tolerance=1e-12)
-    assert [shape[0][2:] for shape in found.input_shapes] == [[16, 16], [33, 35]]
+    assert [shape[0][2:] for shape in found.input_shapes] == [[16, 16], [33, 35], [16, 16]]
     smaller = pd.slim(net, channels.groups, plan)
     assert smaller(OTHERS).shape == (1, 5)
     assert smaller.positions(torch.Size([2, 8, 3, 4]), IMAGES).shape == (2, 8, 3, 4)

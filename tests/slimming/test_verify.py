@@ -338,8 +338,8 @@ def test_the_sizes_of_a_comparison_are_told():
     net = Headed(ANSWERS["a tensor"]).eval()
     groups, plan = plan_for(net)
     text = check_equivalence(net, groups, plan, IMAGES, tolerance=1e-5).size_text
-    first, second = text.split(" and ")
-    assert first == "2x3x32x32"
+    first, second, alone = text.split(" and ")
+    assert (first, alone) == ("2x3x32x32", "1x3x32x32")
     assert second != first  # another size, which the network takes as well
 
 

@@ -1,0 +1,242 @@
+"""Code that the example does not reach, or that hides what it computes: it stays, or `verify` refuses the cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passdeploy import Plan, find_groups, verify
+from passdeploy.errors import EquivalenceError, ModelError
+from passdeploy.grouping.risk import RequiredCheck, required_check
+from passdeploy.tracing.trace_channels import trace_channels
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Base(nn.Module):
+    """A stem, what `body` makes of it, and a head."""
+
+    dim = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)))
+
+
+class EarlyExit(Base):
+    """Returns the answer of an exit for images on which it is sure; the example is no such image."""
+
+    def __init__(self, *, runs_before: bool) -> None:
+        super().__init__()
+        self.runs_before, self.exit, self.late = runs_before, nn.Linear(16, 10), nn.Conv2d(16, 24, 3, padding=1)
+        self.head = nn.Conv2d(24, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.runs_before:
+            answer = self.exit(x.mean((2, 3)))
+            if answer.softmax(1).amax(1).min() > 0.99:
+                return answer
+        elif x.amax() > 50:
+            return self.exit(x.mean((2, 3)))
+        return self.head(self.late(x).relu()).mean((2, 3))
+
+
+def prunable(net: nn.Module, images: Tensor = IMAGES) -> dict[str, bool]:
+    torch.manual_seed(0)
+    return {group.name: group.is_prunable for group in find_groups(net.eval(), images)}
+
+
+@pytest.mark.parametrize(("runs_before", "layer"), [(True, "exit"), (False, "stem")])
+def test_the_classes_of_an_early_exit_stay_and_what_it_reads_where_it_did_not_run(runs_before: bool, layer: str):
+    found = prunable(EarlyExit(runs_before=runs_before))
+    assert not found[layer]
+    assert found["late"]
+
+
+class KeepsAnOutput(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.classes = nn.Conv2d(16, 10, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        self.answer, self.features = self.classes(x).flatten(2).mean(2), x
+        return x
+
+
+def test_what_is_kept_in_an_attribute_and_read_by_no_layer_is_an_output():
+    found = prunable(KeepsAnOutput())
+    assert not found["classes"]
+    assert found["stem"]  # its channels are kept as well, and the head reads them
+
+
+class OwnTensor(torch.Tensor):
+    pass
+
+
+def test_images_of_a_class_that_hides_where_values_come_from_are_refused():
+    with pytest.raises(ModelError, match="no output of the network can be followed"):
+        find_groups(Base().eval(), IMAGES.as_subclass(OwnTensor))
+
+
+class AsOwnTensor(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).as_subclass(OwnTensor)
+
+
+def test_outputs_of_such_a_class_are_refused():
+    with pytest.raises(ModelError, match="Give and return plain tensors"):
+        find_groups(AsOwnTensor().eval(), IMAGES)
+
+
+class InTraining(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), self.dim, 1, 1) < 0.9) if self.training else x
+
+
+class AloneByStatedWidth(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.view(self.dim, *x.shape[2:])[None] if x.shape[0] == 1 else x
+
+
+class AloneFlipped(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.roll(1, 1) if len(x) == 1 else x
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (InTraining, "does not run in training mode"),
+        (AloneByStatedWidth, "does not run on inputs of shape 1x3x16x16"),
+        (AloneFlipped, "differs from the masked one"),
+    ],
+)
+def test_what_another_mode_or_a_single_image_shows_is_refused(make: Callable[[], nn.Module], words: str):
+    torch.manual_seed(0)
+    net = make().eval()
+    state = torch.get_rng_state()
+    with pytest.raises(EquivalenceError, match=words):
+        verify(net, find_groups(net, IMAGES), Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class ChangesItsInput(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).div_(0.2))
+
+
+def test_a_network_that_changes_its_input_is_compared_on_the_same_images():
+    net, images = ChangesItsInput().eval(), IMAGES.clone()
+    groups = find_groups(net, IMAGES.clone())
+    assert verify(net, groups, Plan({"stem": tuple(range(7))}), images, tolerance=1e-5) <= 1e-5
+    assert torch.equal(images, IMAGES)
+
+
+class Computed(nn.Module):
+    """A convolution whose weight is computed, or no parameter."""
+
+    def __init__(self, inputs: int, outputs: int, compute: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        weight = torch.randn(outputs, inputs, 3, 3, generator=torch.Generator().manual_seed(0))
+        self.compute = compute or (lambda given: given)
+        if compute is None:
+            self.register_buffer("weight", weight)
+        else:
+            self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.compute(self.weight), padding=1)
+
+
+@pytest.mark.parametrize(
+    ("compute", "is_prunable"),
+    [(torch.sigmoid, False), (lambda weight: 1 + weight, False), (None, False), (lambda weight: 0.5 * weight, True)],
+)
+def test_weights_that_a_mask_does_not_make_zero_are_compared(
+    compute: Callable[[Tensor], Tensor] | None, is_prunable: bool
+):
+    net = nn.Sequential(Computed(3, 16, compute), nn.ReLU(), Computed(16, 5, compute))
+    assert prunable(net).get("0", False) == is_prunable
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm1d(64), nn.BatchNorm1d(64, track_running_stats=False)])
+def test_statistics_of_a_batch_over_channels_keep_them(norm: nn.Module):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.head = nn.Conv2d(3, 16, 2, stride=2), norm, nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(self.stem(x).flatten(2).transpose(1, 2)))
+
+    assert not prunable(Tokens())["stem"]
+
+
+class OwnNorm(nn.LayerNorm):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), (self.width,), self.weight, self.bias).movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda self, x: x.narrow(1, 0, self.dim),
+        lambda self, x: x.split([self.dim], 1)[0],
+        lambda self, x: x.unfold(1, self.dim, 1)[..., 0, :, :, :].movedim(-1, 1),
+        lambda self, x: self.norm(x),
+    ],
+)
+def test_whole_widths_that_the_code_states_follow_the_cut(body: Callable[[nn.Module, Tensor], Tensor]):
+    class Stating(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim, self.norm = 16, OwnNorm(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(body(self, self.stem(x)))
+
+    torch.manual_seed(0)
+    net = Stating().eval()
+    groups = find_groups(net, IMAGES)
+    plan = Plan({group.name: tuple(range(0, 16, 2)) for group in groups if group.is_prunable})
+    assert not plan.kept or verify(net, groups, plan, IMAGES, tolerance=1e-5) <= 1e-5
+
+
+def test_a_norm_of_a_subclass_may_state_its_width():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), OwnNorm(16), nn.Conv2d(16, 4, 1)).eval()
+    trace = trace_channels(net, IMAGES)
+    assert required_check(trace, lambda name: type(net.get_submodule(name))) >= RequiredCheck.SIZES
+
+
+class ByWidth(Base):
+    def body(self, x: Tensor) -> Tensor:
+        kernel = 3 if x.shape[1] > 4 else 1
+        return F.avg_pool2d(x, kernel, 1, kernel // 2)
+
+
+def test_a_kernel_that_is_chosen_by_a_width_keeps_it():
+    assert not prunable(ByWidth())["stem"]
+
+
+def test_copies_are_followed_where_torch_makes_them():
+    class Copying(Base):
+        def body(self, x: Tensor) -> Tensor:
+            return copy.deepcopy(x)
+
+    assert prunable(Copying())["stem"]
