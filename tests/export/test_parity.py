@@ -107,7 +107,7 @@ def parity(**changed: object) -> Parity:
         ({"top1_agreement": 0.99}, "fp16", "answer on only 99.00 % of 1000 images"),
         ({"top1_agreement": 0.97}, "int8", "answer on only"),
         ({"top1": 0.895}, "fp16", None),
-        ({"top1": 0.894}, "fp16", "loses 0.60 % of top-1, 90.00 % to 89.40 %"),
+        ({"top1": 0.894}, "fp16", "loses 0.60 points of top-1, 90.00 % to 89.40 %"),
         ({"top1": None, "reference_top1": None}, "fp16", None),
         ({"real_images": 0, "top1_agreement": 0.2}, "fp16", None),
     ],
