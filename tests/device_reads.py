@@ -87,7 +87,9 @@ class _Copies(TorchFunctionMode):
 
 
 def _has_mask(func: Any, args: Sequence[Any]) -> bool:
-    """Tell whether a call indexes with a mask."""
+    """Tell whether a call indexes with a mask; to set what a mask picks to one number reads nothing (`masked_fill`)."""
+    if func.overloadpacket in (_aten.index_put, _aten.index_put_) and args[2].numel() == 1:
+        return False
     indices = args[1] if func.overloadpacket in (_aten.index, _aten.index_put, _aten.index_put_) else ()
     return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
 

@@ -59,8 +59,8 @@ def first(x: Tensor) -> Tensor:
 FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
     "gated by the other half": (lambda x: F.glu(x, 1), 4),
     "times a new tensor": (lambda x: x * x.new_ones((1,)), 8),
-    "aligned regions": (lambda x: roi_align(x, BOXES, 3), 8),
-    "pooled regions": (lambda x: roi_pool(x, BOXES, 3), 8),
+    "aligned regions": (lambda x: roi_align(x, BOXES[: len(x)], 3), 8),
+    "pooled regions": (lambda x: roi_pool(x, BOXES[: len(x)], 3), 8),
     "selected rows": (lambda x: x.index_select(2, ROWS), 8),
     "indexed rows": (lambda x: x[:, :, ROWS], 8),
     "rows and columns by one index each": (lambda x: x[:, :, ROWS, ROWS], 8),
