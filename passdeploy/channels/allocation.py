@@ -178,7 +178,7 @@ def advice_for_budget(round_to: int) -> str:
     return f"Ask for more{narrower}, or let more layers be cut (include, exclude)."
 
 
-def unspent_words(budget: Budget, achieved: int, whole: int, *, round_to: int) -> str | None:
+def unspent_words(budget: Budget, achieved: int, whole: int, *, round_to: int, key: str) -> str | None:
     """Say that a plan leaves much of its budget, and what to do; None if it does not.
 
     Args:
@@ -186,13 +186,14 @@ def unspent_words(budget: Budget, achieved: int, whole: int, *, round_to: int) -
         achieved: cost of the plan.
         whole: cost of the dense network.
         round_to: that the widths of the plan are multiples of.
+        key: by which it is set, `prune.round_to` in a recipe.
     """
     if achieved >= _SPENT_AT_LEAST * budget.limit:
         return None
     kept, asked = percent(achieved / whole), percent(budget.limit / whole)
     return (
         f"the plan has {kept} of the {budget.kind} where {asked} were asked for: what is left is too little for the "
-        f"next step of a width.\nA smaller round_to than {round_to} comes closer."
+        f"next step of a width.\nA smaller {key} than {round_to} comes closer."
     )
 
 

@@ -160,8 +160,9 @@ class PruneJob:
         budget, round_to = self.prepared.budget, self.prepared.round_to
         if self.prepared.target is not None or self.recipe.prune.takes_plan:
             return  # it was not made for this budget
-        if words := unspent_words(budget, achieved, self.costs.of(budget.kind), round_to=round_to):
-            self.listener(Warned(words.replace("round_to", "prune.round_to")))
+        whole = self.costs.of(budget.kind)
+        if words := unspent_words(budget, achieved, whole, round_to=round_to, key="prune.round_to"):
+            self.listener(Warned(words))
 
     def _train_dense(self, progress: Stage) -> dict[str, Any]:
         reused = self.prepared.reused

@@ -122,15 +122,10 @@ def check_equivalence(
         here = run.compare(reference, smaller)
         _require_tolerance(here.error, tolerance, run)
         compared = [(run, here)]
-        # A copy tries the sizes: some networks count their calls, or keep averages of what they have seen.
-        if (other := first_taken(deep_copy(reference), arguments)) is not None:
+        for other in _other_inputs(reference, arguments):
             there = SameInputs(other, outputs)
             compared.append((there, there.compare(reference, smaller)))
             _require_tolerance(compared[-1][1].error, tolerance, there)
-        if (first := one_sample(arguments)) is not None and takes(deep_copy(reference), first):
-            alone = SameInputs(first, outputs)
-            compared.append((alone, alone.compare(reference, smaller)))
-            _require_tolerance(compared[-1][1].error, tolerance, alone)
         _require_training(reference, smaller, arguments)
     with _state_restored(model):
         _require_effect(model, groups, plan, blocks, run, here.found, tolerance)
@@ -148,6 +143,17 @@ def check_equivalence(
         if found.error_of_parts > tolerance:
             _require_equal_parts(model, groups, plan, blocks, one, tolerance)
     return Equivalence(max(found.error for _, found in compared), [shapes_of(one.arguments) for one, _ in compared])
+
+
+def _other_inputs(reference: nn.Module, arguments: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield inputs of another size, and the first sample alone, as far as the network takes them.
+
+    A copy tries them: some networks count their calls, or keep averages of what they have seen.
+    """
+    if (other := first_taken(deep_copy(reference), arguments)) is not None:
+        yield other
+    if (alone := one_sample(arguments)) is not None and takes(deep_copy(reference), alone):
+        yield alone
 
 
 def _require_tolerance(error: float, tolerance: float, run: SameInputs) -> None:

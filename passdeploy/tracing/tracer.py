@@ -230,20 +230,24 @@ class ChannelTracer(OpObserver):
 
     def protect_kept(self, model: nn.Module) -> None:
         """Protect what modules keep in attributes and no layer reads: the user may, as further outputs."""
+        kept: list[Tensor] = []
         for module in model.modules():
             own = [value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")]
             for leaf in tree_leaves(own):
-                for vector in self.labels(leaf).values() if isinstance(leaf, Tensor) else ():
-                    self._protect_unread(vector, "kept in an attribute, and no layer reads it")
+                kept += self.labels(leaf).values() if isinstance(leaf, Tensor) else ()
+        self._protect_unread(kept, "kept in an attribute, and no layer reads it")
 
     def protect_unread(self) -> None:
         """Protect what no layer reads, where the code may return it for other images."""
-        for vector in self.trace.output_labels:
-            self._protect_unread(vector, "no layer reads it, and the code branches on values: it may be an output")
+        why = "no layer reads it, and the code branches on values: it may be an output"
+        self._protect_unread(self.trace.output_labels, why)
 
-    def _protect_unread(self, vector: Tensor, why: str) -> None:
-        read = self.union_find.find(torch.cat([*self.trace.read_labels, vector[:0]]))
-        self.union_find.protect(vector[~torch.isin(self.union_find.find(vector), read)], Reason(why))
+    def _protect_unread(self, vectors: Sequence[Tensor], why: str) -> None:
+        if not vectors:
+            return
+        labels = torch.cat([*vectors])
+        read = self.union_find.find(torch.cat([*self.trace.read_labels, labels[:0]]))
+        self.union_find.protect(labels[~torch.isin(self.union_find.find(labels), read)], Reason(why))
 
     def _protect_outputs_of_training(self, outputs: Any, known: Tensor) -> None:
         """Protect the outputs of heads that run in training only; which of all outputs count then, nobody can say.

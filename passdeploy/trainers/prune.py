@@ -163,9 +163,9 @@ def prune(
         )
     plan, facts = learned.plan, None
     if latency_target is None:
-        achieved = costs.of(budget.kind, plan.widths())
-        if words := unspent_words(budget, achieved, costs.of(budget.kind), round_to=settings.round_to):
-            listener(Warned(words.replace("round_to", "settings.round_to")))
+        achieved, whole, round_to = costs.of(budget.kind, plan.widths()), costs.of(budget.kind), settings.round_to
+        if words := unspent_words(budget, achieved, whole, round_to=round_to, key="settings.round_to"):
+            listener(Warned(words))
     else:
         with stage("time", "plan for the latency that was asked for", listener) as progress:
             plan, facts = meet_target(latency_target, learned.scores, model, progress=progress)
