@@ -20,6 +20,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import first_line
 from passdeploy.grouping.comparison import Comparison
 from passdeploy.grouping.traced_network import TracedNetwork
+from passdeploy.grouping.training_branches import may_train_otherwise
 from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.seeds import generator
@@ -64,6 +65,10 @@ class BlockTrials:
         yield Plan({}, names), comparison.fault_of
         if self._network.trace.is_meta and self._training_fault(Plan({})) is None:
             yield Plan({}, names), self._training_fault
+        if may_train_otherwise(self._network):
+            training = comparison.in_training(self._network.training_noise)
+            if training.runs():
+                yield Plan({}, names), training.fault_of
         other = self._network.noise_of_other_size
         elsewhere = comparison if other is None else comparison.at(other)
         draw = generator("blocks", len(names))

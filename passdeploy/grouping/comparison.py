@@ -24,6 +24,7 @@ from passdeploy.models.chosen_outputs import choose_outputs
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
+from passdeploy.models.without_chance import without_chance
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
@@ -66,6 +67,7 @@ class Comparison:
         self._decides, self._choice = decides([record.op for record in trace.op_log]), trace.outputs
         self._is_strict = self._is_by_part = False
         self._known: dict[str, bool] = {}  # about the code of the network; copies of this comparison share it
+        self._is_training = False
         self._leaks = not blocks  # `relu(x + branch)` is `relu(x)` without the branch, since a ReLU twice is one
         self._cut_cloner: ModelCloner[nn.Module] | None = None  # of the cut network that `is_exact` kept
         self.is_large = sum(trace.parameters.values()) > MAX_FLOAT64_PARAMETERS  # compared by the upper bound
@@ -164,6 +166,12 @@ class Comparison:
         other.inputs, other._cut_cloner = inputs, None
         return other
 
+    def in_training(self, inputs: Sequence[Any]) -> Comparison:
+        """Return comparisons of the same network in training mode, without dropout, on other inputs."""
+        other = self.at(inputs)
+        other._is_training = True
+        return other
+
     def after(self, plan: Plan) -> Comparison:
         """Return comparisons for the network that `plan` left, which `is_exact` kept; a smaller network is faster."""
         assert self._cut_cloner is not None, "is_exact(plan, keep=True) comes first"
@@ -209,7 +217,9 @@ class Comparison:
         if wide:
             to_float64_(network)
         leaking = LeakyActivations() if self._leaks else nullcontext()
-        with torch.no_grad(), evaluating(network), unfused_attention(), leaking, deciding:
+        chance = without_chance() if self._is_training else nullcontext()
+        mode = evaluating(network, training=self._is_training)
+        with torch.no_grad(), mode, unfused_attention(), chance, leaking, deciding:
             outputs = network(*(in_float64(self.inputs) if wide else self.inputs))
         return comparable_in(choose_outputs(outputs, self._choice))
 

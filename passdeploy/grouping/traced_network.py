@@ -15,7 +15,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.risk import required_check
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.models.input_sizes import other_sizes, takes
+from passdeploy.models.input_sizes import other_sizes, takes, with_one_more
 from passdeploy.runtime.seeds import generator
 from passdeploy.tracing.meta_model import MetaMode, MetaModel, to_meta
 from passdeploy.tracing.trace import Trace
@@ -56,6 +56,11 @@ class TracedNetwork:
             if takes(model, inputs, mode):
                 return other
         return None
+
+    @property
+    def training_noise(self) -> tuple[Any, ...]:
+        """Random inputs for training mode, in which a batch norm may want more than one sample."""
+        return tuple(tree_map(_noise_like, list(with_one_more(self.noise))))
 
     @property
     def is_riskier_at_other_size(self) -> bool:

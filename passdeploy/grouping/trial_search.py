@@ -33,6 +33,7 @@ from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
+from passdeploy.grouping.training_branches import may_train_otherwise
 from passdeploy.grouping.trial_cut import END_CUTS, PlanKey, TrialCut
 from passdeploy.grouping.width_branches import compares_widths, reads_widths
 from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
@@ -127,7 +128,7 @@ class TrialSearch:
         if self._has_settled_values:
             return
         self._has_settled_values = True
-        while self._may_differ and (failure := self._find_failure()) is not None:
+        while (failure := self._find_failure()) is not None:
             if self._repairs_left <= 0:
                 self.constraints = self._all_protected()
                 return
@@ -246,16 +247,19 @@ class TrialSearch:
 
     def _find_failure(self) -> Failure | None:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
+        if not (self._may_differ or self._may_train_otherwise):
+            return None
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
         is_doubtful = self._branches or self._reads_widths or bool(self._turning_keys)
-        trials = COMPARED_TRIALS if is_doubtful else self._trials_needed(groups)
+        trials = COMPARED_TRIALS if is_doubtful else self._trials_needed(groups) if self._may_differ else 0
         return find_failing_groups(
             comparison,
-            trials=1 if comparison.is_large else min(COMPARED_TRIALS, trials),
+            trials=min(1 if comparison.is_large else COMPARED_TRIALS, trials),
             cut_successively=not _has_narrow_group(groups),
             other_inputs=network.noise_of_other_size,
             more_trials=dict.fromkeys([*self._end_cuts, *self._trials_to_compare]),
+            training_inputs=network.training_noise if self._may_train_otherwise else None,
         )
 
     @property
@@ -303,6 +307,10 @@ class TrialSearch:
     @cached_property
     def _end_cuts(self) -> tuple[PlanKey, ...]:
         return END_CUTS if picks_channels(self.network.trace) else ()
+
+    @cached_property
+    def _may_train_otherwise(self) -> bool:
+        return may_train_otherwise(self.network)
 
     @cached_property
     def _states_sizes(self) -> bool:

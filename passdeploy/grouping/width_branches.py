@@ -33,7 +33,7 @@ def compares_widths(model: nn.Module, attributes: Collection[str] = ()) -> bool:
         attributes: names of attributes of modules that hold a width, beside those of torch's layers.
     """
     names = frozenset([*_WIDTHS, *attributes])
-    kinds = {_functions_of(module) for module in model.modules()}
+    kinds = {functions_of(module) for module in model.modules()}
     return any(_any_compares_widths(functions, names) for functions in kinds)
 
 
@@ -50,7 +50,7 @@ def reads_widths(model: nn.Module) -> bool:
 
     The batch (`x.size(0)`) and the size of maps (`x.shape[-2:]`) are none.
     """
-    functions = {function for module in model.modules() for function in _functions_of(module)}
+    functions = {function for module in model.modules() for function in functions_of(module)}
     return any(_reads_widths(function) for function in functions)
 
 
@@ -103,7 +103,8 @@ def _picks_no_channels(after: Sequence[Instruction]) -> bool:
     return picked in (2, -2) and any("SLICE" in one.opname for one in after[2:3])
 
 
-def _functions_of(module: nn.Module) -> tuple[FunctionType, ...]:
+def functions_of(module: nn.Module) -> tuple[FunctionType, ...]:
+    """List the functions, other than torch's own, that a call of a module may run: methods and what replaced them."""
     own = (getattr(value, "__func__", value) for value in vars(module).values())
     replaced = [each for each in own if isinstance(each, FunctionType) and not _is_of_torch(each.__module__)]
     called = frozenset(name for each in replaced for name in each.__code__.co_names)

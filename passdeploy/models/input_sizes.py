@@ -33,14 +33,17 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
         return
     if any(_is_image(item) or _is_list_of_images(item) for item in inputs):
-        yield _with_one_more([_resized(item, more=(1, 3)) for item in inputs])
+        yield with_one_more([_resized(item, more=(1, 3)) for item in inputs])
         resized = [_resized(item) for item in inputs]
-        yield _with_one_more(resized)
+        yield with_one_more(resized)
         yield tuple(resized)
-    yield _with_one_more(inputs)
+    yield with_one_more(inputs)
 
 
-def _with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
+def with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs with the first sample once more at the end; what has no samples stays."""
+    if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
+        return tuple(inputs)
     return tuple(torch.cat([item, item[:1]]) if isinstance(item, Tensor) else [*item, item[0]] for item in inputs)
 
 

@@ -89,5 +89,9 @@ _RANDOM = ("Dropout", "DropPath", "StochasticDepth")  # in the names of modules 
 def train_without_chance_(model: nn.Module) -> None:
     """Set every module to training mode, but for the layers that drop something at random."""
     for module in model.modules():
-        is_random = any(word in type(module).__name__ for word in _RANDOM) and next(module.children(), None) is None
-        module.training = not is_random  # of this module alone
+        module.training = not drops_at_random(module)  # of this module alone
+
+
+def drops_at_random(module: nn.Module) -> bool:
+    """True for a layer that drops something at random in training mode, and does nothing else."""
+    return any(word in type(module).__name__ for word in _RANDOM) and next(module.children(), None) is None

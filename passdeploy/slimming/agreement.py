@@ -16,6 +16,7 @@ from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.input_sizes import shapes_of
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
+from passdeploy.models.without_chance import without_chance
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.slimming.parts import error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog
@@ -44,6 +45,7 @@ class SameInputs:
 
     arguments: Sequence[Any]
     choice: OutputChoice | None  # of the outputs; None: all
+    training: bool = False  # run in training mode, without dropout
 
     @property
     def shapes_text(self) -> str:
@@ -70,9 +72,10 @@ class SameInputs:
         return Agreement(max(largest_error(expected, found), decisions.error), expected, found)
 
     def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
-        """Run a network in evaluation mode and list what can be compared of its outputs."""
-        decided = deciding or nullcontext()
-        with torch.no_grad(), evaluating(network), calling_eagerly(network), unfused_attention(), decided:
+        """Run a network and list what can be compared of its outputs."""
+        decided, chance = deciding or nullcontext(), without_chance() if self.training else nullcontext()
+        mode = evaluating(network, training=self.training)
+        with torch.no_grad(), mode, calling_eagerly(network), unfused_attention(), chance, decided:
             return comparable_in(choose_outputs(network(*copied(self.arguments)), self.choice))
 
 

@@ -14,6 +14,7 @@ from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
 from passdeploy.errors import PlanError
 from passdeploy.models.memory_order import memory_order
+from passdeploy.models.parameters import parameter_like
 from passdeploy.slimming.fixed_outputs import removed_outputs
 
 
@@ -163,10 +164,10 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def like(old: Tensor, values: Tensor) -> Tensor:
-    """Make `values` what `old` is: a parameter with the same `requires_grad`, or a buffer; in memory of its own."""
+    """Make `values` what `old` is, a parameter of the same kind or a buffer, in memory of its own."""
     is_shared = values is old or storage_of(values) == storage_of(old) != 0
     own = values.detach().clone() if is_shared else values.detach()
-    return nn.Parameter(own, old.requires_grad) if isinstance(old, nn.Parameter) else own
+    return parameter_like(old, own) if isinstance(old, nn.Parameter) else own
 
 
 def _kept_indices(size: int, removed: Tensor) -> Tensor:

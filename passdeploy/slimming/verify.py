@@ -28,9 +28,8 @@ from passdeploy.models.input_sizes import first_taken, one_sample, shapes_of, ta
 from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
-from passdeploy.models.wrappers import calling_eagerly, unwrapped
-from passdeploy.runtime.seeds import seeded_global_generators
-from passdeploy.slimming.agreement import REPORT, SameInputs, copied, largest_error
+from passdeploy.models.wrappers import unwrapped
+from passdeploy.slimming.agreement import REPORT, SameInputs, largest_error
 from passdeploy.slimming.agreement import relative_error as relative_error
 from passdeploy.slimming.fixed_outputs import select_outputs_
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
@@ -43,6 +42,7 @@ from passdeploy.slimming.slim import NOTHING, slim
 from passdeploy.slimming.structure import structure_fault
 from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import like, removed_indices, storage_of
+from passdeploy.slimming.training_mode import train_alike
 
 
 def verify(
@@ -61,7 +61,7 @@ def verify(
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
     it would have decided otherwise, the error of what it decided by counts as well. Where the network takes another
     image size and batch size (see `input_sizes.other_sizes`), both are compared there, too, and on the first sample
-    alone. In training mode the slim network must run where the masked one does. Where a part of an output
+    alone. Where the network runs in training mode, both are compared in it, without dropout. Where a part of an output
     that is very small beside others, as class scores beside boxes in pixels, differs by more than `tolerance` of its
     own magnitude, it is compared once more in float64, which tells a wrong part from rounding (networks of up to 100
     million parameters that run in float64).
@@ -126,7 +126,7 @@ def check_equivalence(
             there = SameInputs(other, outputs)
             compared.append((there, there.compare(reference, smaller)))
             _require_tolerance(compared[-1][1].error, tolerance, there)
-        _require_training(reference, smaller, arguments)
+        _require_training(reference, smaller, run, tolerance)
     with _state_restored(model):
         _require_effect(model, groups, plan, blocks, run, here.found, tolerance)
     difference = run.compare(smaller, _rebuilt(model, smaller, groups, plan, blocks)).error
@@ -170,27 +170,20 @@ def _require_tolerance(error: float, tolerance: float, run: SameInputs) -> None:
         )
 
 
-def _require_training(reference: nn.Module, smaller: nn.Module, arguments: Sequence[Any]) -> None:
-    """Raise EquivalenceError if the slim network fails in training mode, in which the masked one runs.
-
-    What they compute there is not compared: dropout draws other numbers for other widths.
-    """
-    if _fault_of_training(reference, arguments) is None and (fault := _fault_of_training(smaller, arguments)):
-        raise EquivalenceError(
-            f"the slim network does not run in training mode, in which its code does something else: {fault}\n" + REPORT
-        )
-
-
-def _fault_of_training(network: nn.Module, arguments: Sequence[Any]) -> str | None:
-    """Run a copy of a network in training mode, and return the first line of the error, if it raises one."""
-    network = deep_copy(network).train()
-    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+def _require_training(reference: nn.Module, smaller: nn.Module, run: SameInputs, tolerance: float) -> None:
+    """Raise EquivalenceError if the slim network fails or computes something else in training mode than `reference`."""
     try:
-        with torch.no_grad(), calling_eagerly(network), seeded_global_generators("verify", device=device):
-            network(*copied(arguments))
-    except Exception as error:  # it may want targets, or batches of another size
-        return first_line(error)
-    return None
+        are_alike = train_alike(reference, smaller, run, tolerance)
+    except Exception as problem:  # any kind: the code meets sizes that it does not know
+        raise EquivalenceError(
+            "the slim network does not run in training mode, in which its code does something else: "
+            f"{first_line(problem)}\n" + REPORT
+        ) from problem
+    if not are_alike:
+        raise EquivalenceError(
+            "in training mode the slim network differs from the masked one: its code does something else there.\n"
+            + REPORT
+        )
 
 
 def _require_true_copy(model: nn.Module, groups: Sequence[ChannelGroup], run: SameInputs, tolerance: float) -> None:
@@ -311,11 +304,15 @@ def _rebuilt(
 
 @contextmanager
 def _state_restored(model: nn.Module) -> Iterator[None]:
-    """Give parameters and buffers their values back that the network itself changes when it runs."""
+    """Give a network back what it changes itself when it runs: values of parameters and buffers, and attributes."""
     saved = [(tensor, tensor.detach().clone()) for _, tensor in named_state(model) if tensor.layout == torch.strided]
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
+        for module, as_they_were in attributes:
+            vars(module).clear()
+            vars(module).update(as_they_were)
         for tensor, before in saved:
             if not torch.equal(tensor.detach(), before):
                 tensor.data.copy_(before)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from passdeploy.models.cloning import ModelCloner
+from passdeploy.models.parameters import parameter_like
 from passdeploy.tracing.dispatch_mode import UncompiledMode
 from passdeploy.tracing.meta_constants import run_with_constants
 from passdeploy.tracing.op_call import aten
@@ -60,7 +61,7 @@ def to_meta(tensor: Tensor) -> Tensor:
         copied = torch.empty_like(tensor, device="meta")
     else:
         copied = tensor.detach().to("cpu", copy=True)
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    return parameter_like(tensor, copied) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _is_float_or_complex(tensor: Tensor) -> bool:

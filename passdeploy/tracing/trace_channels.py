@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from passdeploy.errors import ModelError, PassDeployError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.cloning import deep_copy
+from passdeploy.models.input_sizes import takes
 from passdeploy.models.modes import evaluating, outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.wrappers import calling_eagerly, unwrapped
@@ -40,6 +42,10 @@ def trace_channels(
         choose: key of a choice (in `Trace.choices`) -> index of the option to take instead of the first.
         meta_model: the meta-device copy of the model and these inputs, if there is one already.
         outputs: those of the model's outputs that count (see `choose_outputs`); None: all.
+
+    Raises:
+        ModelError: the network runs, but not where its channels are followed.
+        Exception: whatever its own code raises.
     """
     model = unwrapped(model)
     inputs = positional(example_inputs)
@@ -48,7 +54,17 @@ def trace_channels(
         return _run_tracer(meta_model.model, meta_model.inputs, choose or {}, is_meta=True, outputs=outputs)
     except Exception:  # the network needs values, or is broken; then the run with values raises
         # It may count its calls or keep what it computed, so a copy runs.
-        return _run_tracer(deep_copy(model), inputs, choose or {}, is_meta=False, outputs=outputs)
+        try:
+            return _run_tracer(deep_copy(model), inputs, choose or {}, is_meta=False, outputs=outputs)
+        except PassDeployError:
+            raise
+        except Exception as error:
+            if not takes(deep_copy(model), inputs):
+                raise  # of the network's own code
+            raise ModelError(
+                f"the network runs, but its channels cannot be followed: {type(error).__name__}: {first_line(error)}.\n"
+                "It does something with tensors that has no rule, such as nested tensors or torch.cond."
+            ) from error
 
 
 def _run_tracer(

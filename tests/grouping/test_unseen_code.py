@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from passdeploy import Plan, find_groups, verify
+from passdeploy import Plan, find_groups, slim, verify
 from passdeploy.errors import EquivalenceError, ModelError
 from passdeploy.grouping.risk import RequiredCheck, required_check
 from passdeploy.tracing.trace_channels import trace_channels
@@ -100,9 +100,52 @@ def test_outputs_of_such_a_class_are_refused():
         find_groups(AsOwnTensor().eval(), IMAGES)
 
 
-class InTraining(Base):
+class DropsChannels(Base):
     def body(self, x: Tensor) -> Tensor:
         return x * (torch.rand(len(x), self.dim, 1, 1) < 0.9) if self.training else x
+
+
+class FlippedInTraining(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.training else x
+
+
+class CentredInTraining(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True) if self.training else x
+
+
+class AuxiliaryHead(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(16, 4)
+
+    def body(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.extra = self.auxiliary(x.permute(0, 2, 3, 1).reshape(-1, self.dim)).mean(0)
+        return x
+
+
+class DropsAsUsual(Base):
+    def body(self, x: Tensor) -> Tensor:
+        keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8) if self.training else 1
+        return F.dropout(F.dropout2d(x, 0.3, self.training), 0.2, self.training).relu() * keep
+
+
+@pytest.mark.parametrize("make", [DropsChannels, FlippedInTraining, CentredInTraining, AuxiliaryHead])
+def test_channels_stay_that_are_told_apart_in_training_mode_alone(make: Callable[[], nn.Module]):
+    torch.manual_seed(0)
+    (stem,) = (group for group in find_groups(make().eval(), IMAGES) if group.name == "stem")
+    assert "in training mode the function changes with their number" in (stem.reason or "")
+
+
+@pytest.mark.parametrize("make", [Base, DropsAsUsual])
+def test_dropout_keeps_no_channel(make: Callable[[], nn.Module]):
+    torch.manual_seed(0)
+    net = make().eval()
+    groups = find_groups(net, IMAGES)
+    assert groups[0].is_prunable
+    assert verify(net, groups, Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5) < 1e-6
 
 
 class AloneByStatedWidth(Base):
@@ -118,17 +161,18 @@ class AloneFlipped(Base):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (InTraining, "does not run in training mode"),
+        (DropsChannels, "does not run in training mode"),
+        (FlippedInTraining, "in training mode the slim network differs from the masked one"),
         (AloneByStatedWidth, "does not run on inputs of shape 1x3x16x16"),
         (AloneFlipped, "differs from the masked one"),
     ],
 )
 def test_what_another_mode_or_a_single_image_shows_is_refused(make: Callable[[], nn.Module], words: str):
     torch.manual_seed(0)
-    net = make().eval()
+    net, groups = make().eval(), find_groups(Base().eval(), IMAGES)
     state = torch.get_rng_state()
     with pytest.raises(EquivalenceError, match=words):
-        verify(net, find_groups(net, IMAGES), Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5)
+        verify(net, groups, Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -240,3 +284,61 @@ def test_copies_are_followed_where_torch_makes_them():
             return copy.deepcopy(x)
 
     assert prunable(Copying())["stem"]
+
+
+class NestedTensors(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return torch.nested.nested_tensor(list(x)).to_padded_tensor(0.0)
+
+
+class Broken(Base):
+    def body(self, x: Tensor) -> Tensor:
+        raise RuntimeError("of its own")
+
+
+def test_a_network_that_runs_but_cannot_be_followed_is_refused_with_the_reason():
+    with pytest.raises(ModelError, match="its channels cannot be followed: RuntimeError"):
+        find_groups(NestedTensors().eval(), IMAGES)
+    with pytest.raises(RuntimeError, match="of its own"):
+        find_groups(Broken().eval(), IMAGES)
+
+
+class OwnParameter(nn.Parameter):
+    def doubled(self) -> Tensor:
+        return self * 2
+
+
+class ScaledByOwnParameter(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = OwnParameter(torch.randn(16))
+        self.scale.gain = 3.0
+
+    def body(self, x: Tensor) -> Tensor:
+        return x * (self.scale.doubled() * self.scale.gain)[:, None, None]
+
+
+def test_parameters_keep_their_class_and_their_attributes():
+    torch.manual_seed(0)
+    net, plan = ScaledByOwnParameter().eval(), Plan({"stem": tuple(range(0, 16, 2))})
+    groups = find_groups(net, IMAGES)
+    assert verify(net, groups, plan, IMAGES, tolerance=1e-5) < 1e-6
+    scale = slim(net, groups, plan).scale
+    assert (type(scale), scale.gain, scale.shape, scale.requires_grad) == (OwnParameter, 3.0, (8,), True)
+
+
+class CachesAWeight(Base):
+    cached: Tensor | None = None
+
+    def body(self, x: Tensor) -> Tensor:
+        if self.cached is None:
+            self.cached = torch.ones(3)
+        return x * self.cached[0]
+
+
+def test_verify_leaves_no_attributes_behind_in_the_network():
+    torch.manual_seed(0)
+    net = CachesAWeight().eval()
+    groups = find_groups(net, IMAGES)
+    verify(net, groups, Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5)
+    assert "cached" not in vars(net)

@@ -18,8 +18,8 @@ def forked() -> Iterator[Forked]:
 
 
 FORKED = {
-    "killed and resumed runs end with the same bits": (kills, 10, 0),
-    "of two that race for a run the second names the first": (races, 5, 0),
+    "killed and resumed runs end with the same bits": (kills, 6, 0),
+    "of two that race for a run the second names the first": (races, 3, 0),
     "a process whose peer is killed ends, and both can go on": (ranks, 1, 0),
     "the number of workers changes no bit": (workers, 2, 0),
 }
