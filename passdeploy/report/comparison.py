@@ -17,7 +17,7 @@ from passdeploy.display.listing import Listing
 from passdeploy.display.units import milliseconds, quantity
 from passdeploy.errors import UNKNOWN, UsageError, percent
 from passdeploy.report.charts import Point, scatter_chart
-from passdeploy.report.page import Grid, style_sheet, templates
+from passdeploy.report.page_parts import Grid, style_sheet, templates
 from passdeploy.report.run_facts import RunFacts
 from passdeploy.report.verdict import BACKENDS, judge, preference
 from passdeploy.runtime.intervals import accuracy_interval

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from passdeploy.models.prompt import PROMPT_KEY
-from passdeploy.report import page as run_page
-from passdeploy.report import run_facts
+from passdeploy.report import run_facts, sections
 from passdeploy.report.run_facts import read_run
 from passdeploy.report.write import write_report
 from passdeploy.runs.folder import RunFolder
@@ -105,7 +104,7 @@ def test_every_part_of_a_run_is_shown(make_run: MakeRun):
 def test_a_layer_that_went_with_its_block_is_named_and_so_is_how_many_are_left_out(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(run_page, "_MOST_LAYERS", 1)
+    monkeypatch.setattr(sections, "_MOST_LAYERS", 1)
     gone = {**LAYERS[0], "dense_ms": 2.0, "slim_channels": [], "slim_ms": 0.0}
     html, _ = report_of(make_run(profile={"rows": ROWS, "layers": [gone, *LAYERS], "groups": [], "environment": {}}))
     assert "64×64 → gone" in html
