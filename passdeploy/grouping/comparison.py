@@ -136,12 +136,12 @@ class Comparison:
         return self._known["has_float32_parts"]
 
     def runs(self) -> bool:
-        """True if the network without a cut runs on these inputs."""
+        """True if the network without a cut runs on these inputs, and answers in finite numbers."""
+        whole = masked_from(self._cloner, self.groups, Plan({}), self._blocks)
         try:
-            self._outputs_of(masked_from(self._cloner, self.groups, Plan({}), self._blocks), nullcontext())
+            return all(bool(output.isfinite().all()) for output in self._outputs_of(whole, nullcontext()))
         except Exception:  # the user's code may raise anything
             return False
-        return True
 
     def strict(self) -> Comparison:
         """Return comparisons of the same network that are all made in float64, if it is not large and runs in that."""

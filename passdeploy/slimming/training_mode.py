@@ -19,7 +19,8 @@ def train_alike(reference: nn.Module, network: nn.Module, run: SameInputs, toler
     """True if copies of two networks compute the same in training mode, without dropout.
 
     An error above `tolerance` is looked at in float64. Where a network does not run in that, or is large, only an error
-    above one hundredth counts. Also true where the reference does not run in training mode: it may want targets.
+    above one hundredth counts. Also true where the reference does not run in training mode, as it may want targets, or
+    answers in numbers that are not finite.
 
     Raises:
         Exception: whatever the code of `network` raises, where the reference runs.
@@ -28,13 +29,9 @@ def train_alike(reference: nn.Module, network: nn.Module, run: SameInputs, toler
     error = _error(deep_copy(reference), deep_copy(network), training)
     if error is None or error <= tolerance:
         return True
-    if (
-        error < float("inf")
-        and sum(parameter.numel() for parameter in reference.parameters()) <= MAX_FLOAT64_PARAMETERS
-    ):
-        wide = _error_in_float64(reference, network, training)
-        if wide is not None:
-            return wide <= tolerance
+    is_large = sum(parameter.numel() for parameter in reference.parameters()) > MAX_FLOAT64_PARAMETERS
+    if error < float("inf") and not is_large and (wide := _error_in_float64(reference, network, training)) is not None:
+        return wide <= tolerance
     return error <= _MOST_ROUNDING
 
 
@@ -50,10 +47,12 @@ def _error_in_float64(reference: nn.Module, network: nn.Module, training: SameIn
 
 
 def _error(reference: nn.Module, network: nn.Module, run: SameInputs) -> float | None:
-    """Run two networks and return the largest relative error; None where the reference fails or returns nothing."""
+    """Run two networks and return the largest relative error; None where the reference fails, or is not finite."""
     decisions = DecisionLog()
     try:
         expected = run.outputs_of(reference, decisions.recording())
+        if not all(bool(output.isfinite().all()) for output in expected):
+            return None
     except Exception:  # any kind: it is the user's code
         return None
     found = run.outputs_of(network, decisions.replaying())

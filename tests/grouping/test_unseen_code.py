@@ -139,8 +139,20 @@ def test_channels_stay_that_are_told_apart_in_training_mode_alone(make: Callable
     assert "in training mode the function changes with their number" in (stem.reason or "")
 
 
-@pytest.mark.parametrize("make", [Base, DropsAsUsual])
-def test_dropout_keeps_no_channel(make: Callable[[], nn.Module]):
+class InfiniteInTraining(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) / 0 if self.training else x
+
+
+class WantsTargets(Base):
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        if self.training:
+            return F.cross_entropy(super().forward(x).mean((2, 3)), targets)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [Base, DropsAsUsual, InfiniteInTraining, WantsTargets])
+def test_dropout_keeps_no_channel_and_neither_does_what_cannot_be_compared(make: Callable[[], nn.Module]):
     torch.manual_seed(0)
     net = make().eval()
     groups = find_groups(net, IMAGES)
