@@ -31,7 +31,7 @@ def find_failing_groups(
     cut_successively: bool,
     other_inputs: Sequence[Any] | None = None,
     more_trials: Iterable[PlanKey] = (),
-    training_inputs: Sequence[Any] | None = None,
+    elsewhere: Iterable[tuple[Comparison, str]] = (),
 ) -> Failure | None:
     """Find groups that make a randomly cut network differ from the masked one.
 
@@ -41,7 +41,7 @@ def find_failing_groups(
         cut_successively: let each cut continue from what the cut before left; else each cuts the whole network.
         other_inputs: inputs of another size, for all cuts but the first; for a large network, for that one.
         more_trials: keys of further cuts of the whole network.
-        training_inputs: inputs on which the network is also compared in training mode; None: it is not.
+        elsewhere: comparisons in another mode or at further sizes, each with the reason to give where it fails.
 
     Returns:
         None if all are equal.
@@ -76,15 +76,20 @@ def find_failing_groups(
         fine, plan = whole.by_part(), random_plan(whole.groups, 0)
         if plan.kept and not fine.is_exact(plan):
             return Failure(frozenset(FailingGroups(fine, plan).names()), _CHANGED)
-    if training_inputs is not None and (training := whole.in_training(training_inputs)).runs():
-        for plan in (plan_of(whole.groups, key) for key in END_CUTS):  # a random one may keep a channel in its place
-            if plan.kept and not training.is_exact(plan):
-                return Failure(frozenset(FailingGroups(training, plan).names()), _IN_TRAINING)
+    for there, reason in elsewhere:
+        plans = [plan_of(whole.groups, key) for key in END_CUTS]  # a random one may keep a channel in its place
+        if any(plan.kept for plan in plans) and there.runs():
+            for plan in plans:
+                if not there.is_exact(plan):
+                    return Failure(frozenset(FailingGroups(there, plan).names()), reason)
     return None
 
 
 _CHANGED = "the function changes with their number, in a way that no mask can follow"
-_IN_TRAINING = "in training mode the function changes with their number, in a way that no mask can follow"
+IN_TRAINING = "in training mode the function changes with their number, in a way that no mask can follow"
+WITH_OTHER_INPUTS = (
+    "at another size of the input the function changes with their number, in a way that no mask can follow"
+)
 _ONE_SIZE = "they can be told apart at one input size only: positions and channels are reshaped into each other"
 
 

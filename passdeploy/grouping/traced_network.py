@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.risk import required_check
+from passdeploy.grouping.transcript import operations_in, transcript_of
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.models.input_sizes import other_sizes, takes, with_one_more
+from passdeploy.models.input_sizes import further_sizes, other_sizes, takes, with_one_more
 from passdeploy.runtime.seeds import generator
 from passdeploy.tracing.meta_model import MetaMode, MetaModel, to_meta
 from passdeploy.tracing.trace import Trace
@@ -65,17 +66,44 @@ class TracedNetwork:
     @property
     def is_riskier_at_other_size(self) -> bool:
         """True if at the other size the network has other groups, or runs other operations that must be checked."""
-        inputs, trace = self.noise_of_other_size, self.trace
-        if inputs is None:
-            return False
-        meta = MetaModel(self.cloner, self.trial_cloner.model, tuple(tree_map(to_meta, list(inputs))))
-        other = trace_channels(self.model, inputs, meta_model=meta if trace.is_meta else None, outputs=trace.outputs)
+        return self.noise_of_other_size is not None and bool(self._risks_at(self.noise_of_other_size))
+
+    @cached_property
+    def noise_of_other_paths(self) -> list[tuple[Any, ...]]:
+        """Random inputs of other sizes, or of one sample, with each of which the network takes another risky path.
+
+        Empty where the network runs with values: there each would take as long as a forward pass.
+        """
+        if not self.trace.is_meta:
+            return []
+        seen, known, found = [self._operations_at(self.noise)], set[Any](), []
+        other = [self.noise_of_other_size] if self.noise_of_other_size is not None else []
+        for inputs in (*other, *further_sizes(self.noise)):
+            operations = self._operations_at(inputs)
+            if operations is not None and operations not in seen:
+                seen.append(operations)
+                risks = self._risks_at(inputs)
+                found += [inputs] if risks - known else []
+                known |= risks
+        return found
+
+    def _operations_at(self, inputs: Sequence[Any]) -> list[str] | None:
+        return operations_in(transcript_of(self.trial_cloner, inputs))
+
+    def _risks_at(self, inputs: Sequence[Any]) -> set[Any]:
+        """Collect what the trace does not have: operations that must be checked, with their lines, and other groups."""
+        trace, meta_inputs = self.trace, tuple(tree_map(to_meta, list(inputs)))
+        meta = MetaModel(self.cloner, self.trial_cloner.model, meta_inputs) if trace.is_meta else None
+        other = trace_channels(self.model, inputs, meta_model=meta, outputs=trace.outputs)
         known = {(record.op, record.source) for record in trace.op_log}
         new = [record for record in other.op_log if (record.op, record.source) not in known]
-        if new and required_check(replace(other, op_log=new), self.class_of):
-            return True
-        here, there = ([(g.name, g.width, g.is_prunable) for g in GroupBuilder(one).gather()] for one in (trace, other))
-        return here != there
+        is_risky = bool(new) and bool(required_check(replace(other, op_log=new), self.class_of))
+        here, there = (
+            tuple((group.name, group.width, group.is_prunable) for group in GroupBuilder(one).gather())
+            for one in (trace, other)
+        )
+        operations = {(record.op, record.source) for record in new} if is_risky else set()
+        return operations | ({there} if here != there else set())
 
     def class_of(self, module: str) -> type[nn.Module]:
         """Return the class of the module with this name."""

@@ -13,7 +13,7 @@ risk.py), unless their code reads widths.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup, ChannelMap, SizeAttribute
 from passdeploy.grouping.comparison import Comparison
 from passdeploy.grouping.constraints import Constraints, LabelledSize
-from passdeploy.grouping.failing_groups import Failure, find_failing_groups
+from passdeploy.grouping.failing_groups import IN_TRAINING, WITH_OTHER_INPUTS, Failure, find_failing_groups
 from passdeploy.grouping.norm_sizes import stated_norm_widths
 from passdeploy.grouping.protections import labels_around
 from passdeploy.grouping.remedies import Remedies, Remedy
@@ -77,8 +77,9 @@ class TrialSearch:
         self._trials_to_compare: dict[PlanKey, None] = {}  # cuts that ran other operations than the whole network
         self._turning: tuple[Constraints, list[PlanKey]] | None = None  # see `_turning_keys`
         check = required_check(network.trace, network.class_of)
-        may_branch = self._may_compare_widths(self.constraints) and check is not RequiredCheck.VALUES
-        self._branches = may_branch and (bool(self._turning_keys) or network.is_riskier_at_other_size)
+        self._branches = check is not RequiredCheck.VALUES and (
+            bool(self._turning_keys) or (self._may_compare_sizes and network.is_riskier_at_other_size)
+        )
         self._reads_widths = reads_widths(network.model)
         self.required_check = RequiredCheck.VALUES if self._branches or self._reads_widths else check
 
@@ -247,7 +248,7 @@ class TrialSearch:
 
     def _find_failure(self) -> Failure | None:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
-        if not (self._may_differ or self._may_train_otherwise):
+        if not (self._may_differ or self._may_train_otherwise or self._noise_of_other_paths):
             return None
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
@@ -259,8 +260,22 @@ class TrialSearch:
             cut_successively=not _has_narrow_group(groups),
             other_inputs=network.noise_of_other_size,
             more_trials=dict.fromkeys([*self._end_cuts, *self._trials_to_compare]),
-            training_inputs=network.training_noise if self._may_train_otherwise else None,
+            elsewhere=self._elsewhere(comparison, has_other_size=trials > 1),
         )
+
+    def _elsewhere(self, comparison: Comparison, *, has_other_size: bool) -> Iterator[tuple[Comparison, str]]:
+        """Yield comparisons where the network does something else, each with the reason to give if it fails.
+
+        Args:
+            comparison: of the whole network.
+            has_other_size: the other size is compared anyway.
+        """
+        if self._may_train_otherwise:
+            yield comparison.in_training(self.network.training_noise), IN_TRAINING
+        for inputs in self._noise_of_other_paths:
+            if has_other_size and inputs is self.network.noise_of_other_size:
+                continue
+            yield comparison.at(inputs).strict(), WITH_OTHER_INPUTS
 
     @property
     def _groups(self) -> tuple[ChannelGroup, ...]:
@@ -305,8 +320,17 @@ class TrialSearch:
         return compares_widths(self.network.model, {size.attribute.attribute for size in constraints.size_attributes})
 
     @cached_property
+    def _may_compare_sizes(self) -> bool:
+        """True if the code compares sizes of tensors and layers, or numbers of samples."""
+        return compares_widths(self.network.model, {"len"})
+
+    @cached_property
     def _end_cuts(self) -> tuple[PlanKey, ...]:
         return END_CUTS if picks_channels(self.network.trace) else ()
+
+    @cached_property
+    def _noise_of_other_paths(self) -> list[tuple[Any, ...]]:
+        return self.network.noise_of_other_paths if self._may_compare_sizes else []
 
     @cached_property
     def _may_train_otherwise(self) -> bool:

@@ -40,6 +40,31 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     yield with_one_more(inputs)
 
 
+def further_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the first sample alone, and images of half, twice and four times the size and of about 1,024 pixels.
+
+    Code may do something else for them: tiles of large images, another path for a single one.
+    """
+    if (alone := one_sample(inputs)) is not None:
+        yield alone
+    sides = [max(image.shape[-2:]) for item in inputs for image in _images_in(item)]
+    for factor in (0.5, 2.0, 4.0, 1024 / max(sides)) if sides else ():
+        yield tuple(_scaled(item, factor) for item in inputs)
+
+
+def _images_in(item: Any) -> Sequence[Tensor]:
+    return item if _is_list_of_images(item) else [item] if _is_image(item) else []
+
+
+def _scaled(images: Any, factor: float) -> Any:
+    if _is_list_of_images(images):
+        return [_scaled(image[None], factor)[0] for image in images]
+    if not _is_image(images):
+        return images
+    size = [max(1, round(pixels * factor)) for pixels in images.shape[-2:]]
+    return F.interpolate(images, size=[*images.shape[2:-2], *size], mode="nearest")
+
+
 def with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Return inputs with the first sample once more at the end; what has no samples stays."""
     if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):

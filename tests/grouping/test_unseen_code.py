@@ -170,6 +170,55 @@ class AloneFlipped(Base):
         return x.roll(1, 1) if len(x) == 1 else x
 
 
+class LargeInTiles(Base):
+    def body(self, x: Tensor) -> Tensor:
+        if x.shape[-1] <= 100:
+            return x
+        whole = x.new_zeros(len(x), self.dim, *x.shape[2:])
+        for start in range(0, x.shape[2], 64):
+            whole[:, :, start : start + 64] = x[:, :, start : start + 64]
+        return whole
+
+
+class LargeFlipped(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) if x.shape[-1] >= 500 else x
+
+
+class SmallFlipped(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) if x.shape[-1] < 10 else x
+
+
+class SeveralFlipped(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) if len(x) > 1 else x
+
+
+class LargePooled(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 4) if x.shape[-1] > 200 else x
+
+
+@pytest.mark.parametrize(
+    ("make", "images"),
+    [
+        (AloneByStatedWidth, IMAGES),
+        (AloneFlipped, IMAGES),
+        (LargeInTiles, IMAGES),
+        (LargeFlipped, IMAGES),
+        (SmallFlipped, IMAGES),
+        (SeveralFlipped, IMAGES[:1]),
+    ],
+)
+def test_channels_stay_that_are_told_apart_at_another_size_alone(make: Callable[[], nn.Module], images: Tensor):
+    assert not prunable(make(), images)["stem"]
+
+
+def test_another_path_that_treats_channels_alike_keeps_none():
+    assert prunable(LargePooled())["stem"]
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

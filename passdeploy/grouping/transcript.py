@@ -1,0 +1,83 @@
+"""Transcripts of runs by shapes alone, which tell whether a network does something else in another mode or size.
+
+They cost far less than a trace, which follows channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from passdeploy.models.cloning import ModelCloner
+from passdeploy.models.modes import evaluating, train_without_chance_
+from passdeploy.models.outputs import tensors_in
+from passdeploy.tracing.meta_model import MetaMode, to_meta
+
+Transcript = list[tuple[Any, ...]]  # of each operation its name, its arguments and its results, tensors as numbers
+
+
+def transcript_of(
+    cloner: ModelCloner[nn.Module], inputs: Sequence[Any], *, training: bool = False
+) -> Transcript | None:
+    """Run a copy of a network on the meta device and write down what it does, batch norms and dropout like any other.
+
+    Args:
+        cloner: of the network on the meta device.
+        inputs: its positional arguments, on any device.
+        training: run in training mode, without dropout.
+
+    Returns:
+        A line for each operation, and one for the outputs; None if the network does not run so.
+    """
+    model = cloner.copy(lambda _, tensor: tensor if tensor.is_meta else tensor.clone())
+    on_meta = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
+    writer = _Writer()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model, training=training), writer:
+            if training:
+                train_without_chance_(model)
+            outputs = model(*on_meta)
+    except Exception:  # it may want targets, or other sizes
+        return None
+    return [*writer.lines, tuple(map(writer.numbered, tensors_in(outputs)))]
+
+
+def operations_in(transcript: Transcript | None) -> list[str] | None:
+    """Return the names of the operations alone, which are the same at all sizes unless the code does something else."""
+    return None if transcript is None else [str(line[0]) for line in transcript[:-1]]
+
+
+class _Writer(MetaMode):
+    """The mode that writes down operations, except those on whole numbers alone, such as a counter of batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: Transcript = []
+        self._numbers: dict[int, int] = {}  # id of a tensor -> its number in the order of appearance
+        self._alive: list[Tensor] = []  # so that ids stay their own
+
+    def numbered(self, leaf: Any) -> Any:
+        """Return the number of a tensor, and anything else as it is."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) not in self._numbers:
+            self._numbers[id(leaf)] = len(self._numbers)
+            self._alive.append(leaf)
+        return self._numbers[id(leaf)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and write it down."""
+        leaves = tree_leaves((args, kwargs))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in (*leaves, *tree_leaves(result))):
+            is_batch_norm = "batch_norm" in func.name()  # is another operation in training mode
+            taken = ["batch_norm", args[0]] if is_batch_norm else [func.name(), *leaves]
+            given = tree_leaves(result)[:1] if is_batch_norm else tree_leaves(result)
+            self.lines.append(tuple(map(self.numbered, [*taken, *given])))
+        return result
