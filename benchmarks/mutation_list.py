@@ -108,8 +108,8 @@ MUTATIONS = (
     Mutation(
         "requires_grad is lost",
         _TENSORS,
-        "nn.Parameter(own, old.requires_grad)",
-        "nn.Parameter(own)",
+        "return parameter_like(old, own)",
+        "return nn.Parameter(own)",
     ),
     Mutation(
         "tensors that are not cut share memory with the original",
