@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map
 # Arguments by which operations, such as attention and recurrent layers, are told to drop values, and not to.
 _DROPPING = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
 
+_MOST_DRAWS = 10_000  # of one run
+
 
 @contextmanager
 def without_chance() -> Iterator[None]:
@@ -35,6 +37,7 @@ class _ConstantDraws(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._draws_left = _MOST_DRAWS
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -43,6 +46,9 @@ class _ConstantDraws(TorchDispatchMode):
         given = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **given)
+        self._draws_left -= 1
+        if self._draws_left < 0:  # `while not keep.any(): keep = torch.rand(3) > 0.5` would never end
+            raise RuntimeError(f"more than {_MOST_DRAWS} draws of random numbers, which are all the same here")
         given |= {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
         if told := given.keys() & _DROPPING.keys():
             return func(**given | {name: _DROPPING[name] for name in told})

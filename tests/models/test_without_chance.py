@@ -58,3 +58,9 @@ def test_dropout_keeps_every_value_in_proportion():
 def test_whole_numbers_are_the_lowest():
     with without_chance():
         assert torch.randint(3, 9, (4,)).tolist() == [3] * 4
+
+
+def test_code_that_draws_until_chance_helps_comes_to_an_end():
+    with pytest.raises(RuntimeError, match="which are all the same here"), without_chance():
+        while not (torch.rand(3) > 0.5).any():
+            pass
