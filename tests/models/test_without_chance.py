@@ -60,7 +60,11 @@ def test_whole_numbers_are_the_lowest():
         assert torch.randint(3, 9, (4,)).tolist() == [3] * 4
 
 
+def draw_until_one_is_kept() -> None:
+    while not (torch.rand(3) > 0.5).any():
+        pass
+
+
 def test_code_that_draws_until_chance_helps_comes_to_an_end():
     with pytest.raises(RuntimeError, match="which are all the same here"), without_chance():
-        while not (torch.rand(3) > 0.5).any():
-            pass
+        draw_until_one_is_kept()
