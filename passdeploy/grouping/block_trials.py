@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from passdeploy.channels.blocks import Block
 from passdeploy.channels.groups import ChannelGroup
@@ -20,8 +19,8 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import first_line
 from passdeploy.grouping.comparison import Comparison
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.training_branches import may_train_otherwise
 from passdeploy.grouping.trial_cut import random_plan
+from passdeploy.models.input_sizes import doubled
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.slim import slim_from
@@ -65,7 +64,7 @@ class BlockTrials:
         yield Plan({}, names), comparison.fault_of
         if self._network.trace.is_meta and self._training_fault(Plan({})) is None:
             yield Plan({}, names), self._training_fault
-        if may_train_otherwise(self._network):
+        if self._network.may_train_otherwise:
             training = comparison.in_training(self._network.training_noise)
             if training.runs():
                 yield Plan({}, names), training.fault_of
@@ -92,12 +91,9 @@ class BlockTrials:
     def _training_fault(self, plan: Plan) -> str | None:
         """Return the error that the slim network raises in training mode, on the meta device; None if it runs."""
         network = slim_from(self._network.trial_cloner, self._groups, plan, self._blocks)
-        doubled = [
-            torch.cat([one, one]) if isinstance(one, Tensor) and one.ndim else one for one in self._network.trial_inputs
-        ]
         try:
             with torch.no_grad(), evaluating(network, training=True), torch.random.fork_rng(devices=[]), MetaMode():
-                network(*doubled)
+                network(*doubled(self._network.trial_inputs))
         except Exception as error:  # code that meets other modules than its own may raise anything
             return f"in training mode, {first_line(error)}"
         return None

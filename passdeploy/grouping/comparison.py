@@ -26,7 +26,7 @@ from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
 from passdeploy.models.without_chance import without_chance
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.agreement import relative_error
+from passdeploy.slimming.agreement import are_finite, relative_error
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
@@ -137,9 +137,9 @@ class Comparison:
 
     def runs(self) -> bool:
         """True if the network without a cut runs on these inputs, and answers in finite numbers."""
-        whole = masked_from(self._cloner, self.groups, Plan({}), self._blocks)
         try:
-            return all(bool(output.isfinite().all()) for output in self._outputs_of(whole, nullcontext()))
+            whole = masked_from(self._cloner, self.groups, Plan({}), self._blocks)
+            return are_finite(self._outputs_of(whole, nullcontext()))
         except Exception:  # the user's code may raise anything
             return False
 
@@ -226,7 +226,7 @@ class Comparison:
 
 def _is_comparable(outputs: Sequence[Tensor]) -> bool:
     """True if no output is empty, and all values are finite."""
-    return all(output.numel() and bool(output.isfinite().all()) for output in outputs)
+    return all(output.numel() for output in outputs) and are_finite(outputs)
 
 
 def randomised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.risk import required_check
+from passdeploy.grouping.training_branches import asks_for_training_mode
 from passdeploy.grouping.transcript import operations_in, transcript_of
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.models.input_sizes import further_sizes, other_sizes, takes, with_one_more
+from passdeploy.models.input_sizes import doubled, further_sizes, other_sizes, takes
 from passdeploy.runtime.seeds import generator
 from passdeploy.tracing.meta_model import MetaMode, MetaModel, to_meta
 from passdeploy.tracing.trace import Trace
@@ -60,8 +61,22 @@ class TracedNetwork:
 
     @property
     def training_noise(self) -> tuple[Any, ...]:
-        """Random inputs for training mode, in which a batch norm may want more than one sample."""
-        return tuple(tree_map(_noise_like, list(with_one_more(self.noise))))
+        """Random inputs for training mode."""
+        return tuple(tree_map(_noise_like, list(doubled(self.noise))))
+
+    @cached_property
+    def may_train_otherwise(self) -> bool:
+        """True if the code asks which mode it is in, and may do something else in training mode than its trace shows.
+
+        Batch norms and dropout do not count: they treat every channel alike. Where nothing else differs, which runs by
+        shapes alone show, nothing need be compared.
+        """
+        if not asks_for_training_mode(self.model):
+            return False
+        cloner, inputs = self.trial_cloner, doubled(self.trial_inputs)
+        if not self.trace.is_meta or (there := transcript_of(cloner, inputs, training=True)) is None:
+            return True
+        return there != transcript_of(cloner, inputs)
 
     @property
     def is_riskier_at_other_size(self) -> bool:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.models.outputs import tensors_in
+from passdeploy.runtime.seeds import seeded_python_and_numpy
 from passdeploy.tracing.meta_model import MetaMode, to_meta
 
 Transcript = list[tuple[Any, ...]]  # of each operation its name, its arguments and its results, tensors as numbers
@@ -23,7 +24,7 @@ Transcript = list[tuple[Any, ...]]  # of each operation its name, its arguments 
 def transcript_of(
     cloner: ModelCloner[nn.Module], inputs: Sequence[Any], *, training: bool = False
 ) -> Transcript | None:
-    """Run a copy of a network on the meta device and write down what it does, batch norms and dropout like any other.
+    """Run a copy of a network on the meta device and write down what it does, a batch norm alike in both modes.
 
     Args:
         cloner: of the network on the meta device.
@@ -37,7 +38,13 @@ def transcript_of(
     on_meta = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
     writer = _Writer()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model, training=training), writer:
+        with (
+            torch.no_grad(),
+            seeded_python_and_numpy(),
+            torch.random.fork_rng(devices=[]),
+            evaluating(model, training=training),
+            writer,
+        ):
             if training:
                 train_without_chance_(model)
             outputs = model(*on_meta)

@@ -33,7 +33,6 @@ from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.training_branches import may_train_otherwise
 from passdeploy.grouping.trial_cut import END_CUTS, PlanKey, TrialCut
 from passdeploy.grouping.width_branches import compares_widths, reads_widths
 from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
@@ -248,7 +247,7 @@ class TrialSearch:
 
     def _find_failure(self) -> Failure | None:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
-        if not (self._may_differ or self._may_train_otherwise or self._noise_of_other_paths):
+        if not (self._may_differ or self.network.may_train_otherwise or self._noise_of_other_paths):
             return None
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
@@ -270,7 +269,7 @@ class TrialSearch:
             comparison: of the whole network.
             has_other_size: the other size is compared anyway.
         """
-        if self._may_train_otherwise:
+        if self.network.may_train_otherwise:
             yield comparison.in_training(self.network.training_noise), IN_TRAINING
         for inputs in self._noise_of_other_paths:
             if has_other_size and inputs is self.network.noise_of_other_size:
@@ -331,10 +330,6 @@ class TrialSearch:
     @cached_property
     def _noise_of_other_paths(self) -> list[tuple[Any, ...]]:
         return self.network.noise_of_other_paths if self._may_compare_sizes else []
-
-    @cached_property
-    def _may_train_otherwise(self) -> bool:
-        return may_train_otherwise(self.network)
 
     @cached_property
     def _states_sizes(self) -> bool:

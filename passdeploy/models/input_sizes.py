@@ -33,11 +33,11 @@ def other_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
         return
     if any(_is_image(item) or _is_list_of_images(item) for item in inputs):
-        yield with_one_more([_resized(item, more=(1, 3)) for item in inputs])
+        yield _with_one_more([_resized(item, more=(1, 3)) for item in inputs])
         resized = [_resized(item) for item in inputs]
-        yield with_one_more(resized)
+        yield _with_one_more(resized)
         yield tuple(resized)
-    yield with_one_more(inputs)
+    yield _with_one_more(inputs)
 
 
 def further_sizes(inputs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
@@ -65,10 +65,22 @@ def _scaled(images: Any, factor: float) -> Any:
     return F.interpolate(images, size=[*images.shape[2:-2], *size], mode="nearest")
 
 
-def with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Return inputs with the first sample once more at the end; what has no samples stays."""
-    if not all(_is_list_of_images(item) or (isinstance(item, Tensor) and item.ndim) for item in inputs):
-        return tuple(inputs)
+def doubled(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs with every sample twice; what has no samples stays.
+
+    For training mode, in which batch norms want two samples, and other code an even number.
+    """
+    return tuple(
+        torch.cat([item, item])
+        if isinstance(item, Tensor) and item.ndim
+        else [*item, *item]
+        if _is_list_of_images(item)
+        else item
+        for item in inputs
+    )
+
+
+def _with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(torch.cat([item, item[:1]]) if isinstance(item, Tensor) else [*item, item[0]] for item in inputs)
 
 

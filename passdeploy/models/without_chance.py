@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from passdeploy.runtime.seeds import seeded_python_and_numpy
+
 # Arguments by which operations, such as attention and recurrent layers, are told to drop values, and not to.
 _DROPPING = {"dropout_p": 0.0, "dropout": 0.0, "train": False, "training": False}
 
@@ -24,11 +26,11 @@ _MOST_DRAWS = 10_000  # of one run
 def without_chance() -> Iterator[None]:
     """Let dropout keep all values, and every other draw of random numbers return the same number in all places.
 
-    What is drawn as zeros and ones (`bernoulli`) is one, other fractions are one half, whole numbers the lowest. The
-    global generators are afterwards what they were.
+    What is drawn as zeros and ones (`bernoulli`) is one, other fractions are one half, whole numbers the lowest. Python
+    and NumPy draw from a seed. All global generators are afterwards what they were.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=list(gpus)), _ConstantDraws():
+    with seeded_python_and_numpy(), torch.random.fork_rng(devices=list(gpus)), _ConstantDraws():
         yield
 
 

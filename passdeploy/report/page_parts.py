@@ -1,4 +1,4 @@
-"""What the pages of a report are made of: tables whose cells may be charts, templates and the style sheet."""
+"""Parts of which a report's pages are made: tables whose cells may be charts, templates and the style sheet."""
 
 from __future__ import annotations
 

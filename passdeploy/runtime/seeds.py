@@ -7,9 +7,11 @@ its own, so that a resumed run, another number of workers or an extra evaluation
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -41,3 +43,16 @@ def seeded_global_generators(*key: str | int, device: torch.device) -> Iterator[
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed_of(*key))
         yield
+
+
+@contextmanager
+def seeded_python_and_numpy(seed: int = 0) -> Iterator[None]:
+    """Seed the generators of Python and NumPy, from which code of a network may draw, and restore them afterwards."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others draw from
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002

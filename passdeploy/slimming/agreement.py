@@ -102,3 +102,8 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     before, after = expected.to(wide), found.to(wide)
     error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
     return error if error == error else float("inf")
+
+
+def are_finite(outputs: Sequence[Tensor]) -> bool:
+    """True if all values of all outputs are finite."""
+    return all(bool(output.isfinite().all()) for output in outputs)

@@ -13,6 +13,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 MAX_FLOAT64_PARAMETERS = 100_000_000  # larger networks are compared in their own type alone
 
 
+def is_large(network: nn.Module) -> bool:
+    """True for a network that is too large to be compared in float64."""
+    return sum(parameter.numel() for parameter in network.parameters()) > MAX_FLOAT64_PARAMETERS
+
+
 def to_float64_(network: nn.Module) -> nn.Module:
     """Convert parameters and buffers to float64, complex ones to complex128: `network.to` makes these real."""
     network._apply(_widened)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import nn
 
 from passdeploy.models.cloning import deep_copy
-from passdeploy.models.input_sizes import with_one_more
-from passdeploy.slimming.agreement import SameInputs, largest_error
-from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
+from passdeploy.models.input_sizes import doubled
+from passdeploy.slimming.agreement import SameInputs, are_finite, largest_error
+from passdeploy.slimming.float64 import NarrowingWatch, in_float64, is_large, to_float64_
 from passdeploy.slimming.replay import DecisionLog
 
 _MOST_ROUNDING = 1e-2  # relative error in float32: statistics of a few samples magnify rounding
@@ -25,14 +25,12 @@ def train_alike(reference: nn.Module, network: nn.Module, run: SameInputs, toler
     Raises:
         Exception: whatever the code of `network` raises, where the reference runs.
     """
-    training = replace(run, training=True, arguments=with_one_more(run.arguments))
+    training = replace(run, training=True, arguments=doubled(run.arguments))
     error = _error(deep_copy(reference), deep_copy(network), training)
     if error is None or error <= tolerance:
         return True
-    is_large = sum(parameter.numel() for parameter in reference.parameters()) > MAX_FLOAT64_PARAMETERS
-    if error < float("inf") and not is_large and (wide := _error_in_float64(reference, network, training)) is not None:
-        return wide <= tolerance
-    return error <= _MOST_ROUNDING
+    wide = None if error == float("inf") or is_large(reference) else _error_in_float64(reference, network, training)
+    return error <= _MOST_ROUNDING if wide is None else wide <= tolerance
 
 
 def _error_in_float64(reference: nn.Module, network: nn.Module, training: SameInputs) -> float | None:
@@ -51,7 +49,7 @@ def _error(reference: nn.Module, network: nn.Module, run: SameInputs) -> float |
     decisions = DecisionLog()
     try:
         expected = run.outputs_of(reference, decisions.recording())
-        if not all(bool(output.isfinite().all()) for output in expected):
+        if not are_finite(expected):
             return None
     except Exception:  # any kind: it is the user's code
         return None

@@ -32,7 +32,7 @@ from passdeploy.models.wrappers import unwrapped
 from passdeploy.slimming.agreement import REPORT, SameInputs, largest_error
 from passdeploy.slimming.agreement import relative_error as relative_error
 from passdeploy.slimming.fixed_outputs import select_outputs_
-from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
+from passdeploy.slimming.float64 import NarrowingWatch, in_float64, is_large, to_float64_
 from passdeploy.slimming.masked import masked
 from passdeploy.slimming.masked_branches import additions_of, muted_branches
 from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part
@@ -208,7 +208,7 @@ def _require_equal_parts(
 
     Where that cannot be told, since the network is large or computes in float32 whatever it is given, it passes.
     """
-    if sum(parameter.numel() for parameter in model.parameters()) > MAX_FLOAT64_PARAMETERS:
+    if is_large(model):
         return
     wide, decisions, narrowing = SameInputs(in_float64(run.arguments), run.choice), DecisionLog(), NarrowingWatch()
     try:

@@ -23,6 +23,7 @@ from passdeploy.errors import ModelError
 from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.cloning import named_plain_tensors, named_state
 from passdeploy.models.function_calls import CallKey, FunctionCallTracker
+from passdeploy.models.input_sizes import doubled
 from passdeploy.models.modes import evaluating, train_without_chance_
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.tracing.dispatch import OpObserver, source_line
@@ -297,16 +298,15 @@ class ChannelTracer(OpObserver):
         main = self.trace
         scratch = Trace(self.union_find, main.state, main.parameters, main.fixed_outputs, main.fixed_from)
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-        doubled = [torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in inputs]
         used = [state.labels for state in main.state if state.tensor in self.used_parameters]
         self.trace, self._choose = scratch, {}
         try:
             with evaluating(model, training=True), torch.random.fork_rng(devices=[]):
                 train_without_chance_(model)  # what dropout draws has channels of its own
                 if main.outputs is None:
-                    self.run_forward(model, doubled)
+                    self.run_forward(model, doubled(inputs))
                 else:
-                    self._protect_outputs_of_training(self._run(model, doubled), torch.cat(used))
+                    self._protect_outputs_of_training(self._run(model, doubled(inputs)), torch.cat(used))
         except Exception:
             if self.is_meta:
                 raise  # the pass may succeed with values

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -126,13 +128,24 @@ class AuxiliaryHead(Base):
         return x
 
 
+class TwoViews(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.view(2, -1, self.dim, *x.shape[2:])[0] if self.training else x
+
+
+class MixedByNumpyAndPython(Base):
+    def body(self, x: Tensor) -> Tensor:
+        share = float(np.random.beta(1, 1)) * random.random() if self.training else 0.0  # noqa: NPY002
+        return x + share * x.flip(0)
+
+
 class DropsAsUsual(Base):
     def body(self, x: Tensor) -> Tensor:
         keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8) if self.training else 1
         return F.dropout(F.dropout2d(x, 0.3, self.training), 0.2, self.training).relu() * keep
 
 
-@pytest.mark.parametrize("make", [DropsChannels, FlippedInTraining, CentredInTraining, AuxiliaryHead])
+@pytest.mark.parametrize("make", [DropsChannels, FlippedInTraining, CentredInTraining, AuxiliaryHead, TwoViews])
 def test_channels_stay_that_are_told_apart_in_training_mode_alone(make: Callable[[], nn.Module]):
     torch.manual_seed(0)
     (stem,) = (group for group in find_groups(make().eval(), IMAGES) if group.name == "stem")
@@ -151,13 +164,20 @@ class WantsTargets(Base):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("make", [Base, DropsAsUsual, InfiniteInTraining, WantsTargets])
+def states_of_generators() -> tuple[object, list[int], int]:
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), keys.tolist(), position
+
+
+@pytest.mark.parametrize("make", [Base, DropsAsUsual, MixedByNumpyAndPython, InfiniteInTraining, WantsTargets])
 def test_dropout_keeps_no_channel_and_neither_does_what_cannot_be_compared(make: Callable[[], nn.Module]):
     torch.manual_seed(0)
     net = make().eval()
+    drawn = states_of_generators()
     groups = find_groups(net, IMAGES)
     assert groups[0].is_prunable
     assert verify(net, groups, Plan({"stem": tuple(range(0, 16, 2))}), IMAGES, tolerance=1e-5) < 1e-6
+    assert states_of_generators() == drawn
 
 
 class AloneByStatedWidth(Base):
@@ -223,6 +243,7 @@ def test_another_path_that_treats_channels_alike_keeps_none():
     ("make", "words"),
     [
         (DropsChannels, "does not run in training mode"),
+        (TwoViews, "does not run in training mode"),
         (FlippedInTraining, "in training mode the slim network differs from the masked one"),
         (AloneByStatedWidth, "does not run on inputs of shape 1x3x16x16"),
         (AloneFlipped, "differs from the masked one"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from passdeploy.models.input_sizes import further_sizes, shapes_of, with_one_more
+from passdeploy.models.input_sizes import doubled, further_sizes, shapes_of
 
 
 def test_further_sizes_are_one_sample_and_smaller_and_larger_images():
@@ -25,5 +25,5 @@ def test_lists_of_images_are_scaled_one_by_one():
 
 
 def test_what_has_no_samples_stays_as_it_is():
-    assert with_one_more([torch.zeros(2, 3), 4])[1] == 4
-    assert shapes_of(with_one_more([torch.zeros(2, 3)])) == [[3, 3]]
+    assert doubled([torch.zeros(2, 3), 4])[1] == 4
+    assert shapes_of(doubled([torch.zeros(2, 3)])) == [[4, 3]]
