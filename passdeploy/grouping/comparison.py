@@ -24,15 +24,16 @@ from passdeploy.models.chosen_outputs import choose_outputs
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
-from passdeploy.models.without_chance import without_chance
+from passdeploy.models.same_draws import SameDraws
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.agreement import are_finite, relative_error
+from passdeploy.slimming.agreement import are_finite, copied, relative_error
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
+from passdeploy.slimming.training_mode import TrainingRun, train_alike
 from passdeploy.tracing.trace import Trace
 
 FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not
@@ -89,6 +90,17 @@ class Comparison:
             return first_line(error)
 
     def _agrees(self, plan: Plan, *, keep: bool) -> bool:
+        if self._is_training:
+            reference, smaller = (
+                cut(self._cloner, self.groups, plan, self._blocks) for cut in (masked_from, slim_from)
+            )
+            return train_alike(
+                reference,
+                smaller,
+                self._training_run,
+                tolerance=FLOAT32_BOUNDS[0],
+                wide_tolerance=FLOAT64_TOLERANCE,
+            )
         if self._is_by_part:
             return self._agrees_by_part(plan)
         if self._is_strict and not self.is_large:
@@ -139,9 +151,16 @@ class Comparison:
         """True if the network without a cut runs on these inputs, and answers in finite numbers."""
         try:
             whole = masked_from(self._cloner, self.groups, Plan({}), self._blocks)
-            return are_finite(self._outputs_of(whole, nullcontext()))
+            if not self._is_training:
+                return are_finite(self._outputs_of(whole, nullcontext()))
+            with SameDraws().recording(whole):
+                return are_finite(self._training_run.outputs_of(whole)[0])
         except Exception:  # the user's code may raise anything
             return False
+
+    @property
+    def _training_run(self) -> TrainingRun:
+        return TrainingRun(self.inputs, self._choice, LeakyActivations if self._leaks else nullcontext)
 
     def strict(self) -> Comparison:
         """Return comparisons of the same network that are all made in float64, if it is not large and runs in that."""
@@ -167,9 +186,11 @@ class Comparison:
         return other
 
     def in_training(self, inputs: Sequence[Any]) -> Comparison:
-        """Return comparisons of the same network in training mode, without dropout, on other inputs."""
+        """Return comparisons of the same network in training mode, whichever way chance decides, on other inputs."""
         other = self.at(inputs)
         other._is_training = True
+        if not other.runs():
+            other._cloner, other._leaks = other._original, False  # it may with its own weights and activations
         return other
 
     def after(self, plan: Plan) -> Comparison:
@@ -217,11 +238,9 @@ class Comparison:
         if wide:
             to_float64_(network)
         leaking = LeakyActivations() if self._leaks else nullcontext()
-        chance = without_chance() if self._is_training else nullcontext()
-        mode = evaluating(network, training=self._is_training)
-        with torch.no_grad(), mode, unfused_attention(), chance, leaking, deciding:
-            outputs = network(*(in_float64(self.inputs) if wide else self.inputs))
-        return comparable_in(choose_outputs(outputs, self._choice))
+        inputs = in_float64(self.inputs) if wide else self.inputs
+        with torch.no_grad(), evaluating(network), unfused_attention(), leaking, deciding:
+            return comparable_in(choose_outputs(network(*copied(inputs)), self._choice))
 
 
 def _is_comparable(outputs: Sequence[Tensor]) -> bool:

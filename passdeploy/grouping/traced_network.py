@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.risk import required_check
-from passdeploy.grouping.training_branches import asks_for_training_mode
 from passdeploy.grouping.transcript import operations_in, transcript_of
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.input_sizes import doubled, further_sizes, other_sizes, takes
@@ -66,13 +65,11 @@ class TracedNetwork:
 
     @cached_property
     def may_train_otherwise(self) -> bool:
-        """True if the code asks which mode it is in, and may do something else in training mode than its trace shows.
+        """True if the code may do something else in training mode than its trace shows.
 
         Batch norms and dropout do not count: they treat every channel alike. Where nothing else differs, which runs by
         shapes alone show, nothing need be compared.
         """
-        if not asks_for_training_mode(self.model):
-            return False
         cloner, inputs = self.trial_cloner, doubled(self.trial_inputs)
         if not self.trace.is_meta or (there := transcript_of(cloner, inputs, training=True)) is None:
             return True

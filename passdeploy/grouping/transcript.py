@@ -6,6 +6,8 @@ They cost far less than a trace, which follows channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from passdeploy.models.cloning import ModelCloner
-from passdeploy.models.modes import evaluating, train_without_chance_
+from passdeploy.models.modes import evaluating
 from passdeploy.models.outputs import tensors_in
-from passdeploy.runtime.seeds import seeded_python_and_numpy
+from passdeploy.models.without_dropout import without_dropout
+from passdeploy.runtime.seeds import seeded_python_and_numpy, states_of_python_and_numpy
 from passdeploy.tracing.meta_model import MetaMode, to_meta
 
 Transcript = list[tuple[Any, ...]]  # of each operation its name, its arguments and its results, tensors as numbers
@@ -29,7 +32,7 @@ def transcript_of(
     Args:
         cloner: of the network on the meta device.
         inputs: its positional arguments, on any device.
-        training: run in training mode, without dropout.
+        training: run in training mode. Both modes run without dropout, and record gradients.
 
     Returns:
         A line for each operation, and one for the outputs; None if the network does not run so.
@@ -39,18 +42,19 @@ def transcript_of(
     writer = _Writer()
     try:
         with (
-            torch.no_grad(),
+            torch.enable_grad(),
             seeded_python_and_numpy(),
             torch.random.fork_rng(devices=[]),
             evaluating(model, training=training),
+            without_dropout(model) if training else nullcontext(),
             writer,
         ):
-            if training:
-                train_without_chance_(model)
+            drawn = states_of_python_and_numpy()
             outputs = model(*on_meta)
+            drew = states_of_python_and_numpy() != drawn
     except Exception:  # it may want targets, or other sizes
         return None
-    return [*writer.lines, tuple(map(writer.numbered, tensors_in(outputs)))]
+    return [*writer.lines, ("draws from Python or NumPy", drew), tuple(map(writer.numbered, tensors_in(outputs)))]
 
 
 def operations_in(transcript: Transcript | None) -> list[str] | None:
@@ -65,6 +69,7 @@ class _Writer(MetaMode):
         super().__init__()
         self.lines: Transcript = []
         self._numbers: dict[int, int] = {}  # id of a tensor -> its number in the order of appearance
+        self._next_number = count()
         self._alive: list[Tensor] = []  # so that ids stay their own
 
     def numbered(self, leaf: Any) -> Any:
@@ -72,7 +77,7 @@ class _Writer(MetaMode):
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) not in self._numbers:
-            self._numbers[id(leaf)] = len(self._numbers)
+            self._numbers[id(leaf)] = next(self._next_number)
             self._alive.append(leaf)
         return self._numbers[id(leaf)]
 
@@ -82,7 +87,12 @@ class _Writer(MetaMode):
         """Run one operation and write it down."""
         leaves = tree_leaves((args, kwargs))
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in (*leaves, *tree_leaves(result))):
+        if func is torch.ops.aten.detach.default:  # layers do it where gradients are recorded
+            self._numbers[id(result)] = self.numbered(args[0])
+            self._alive.append(result)
+            return result
+        decides = torch.Tag.nondeterministic_seeded in func.tags  # which branch the code takes, perhaps
+        if decides or any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in (*leaves, *tree_leaves(result))):
             is_batch_norm = "batch_norm" in func.name()  # is another operation in training mode
             taken = ["batch_norm", args[0]] if is_batch_norm else [func.name(), *leaves]
             given = tree_leaves(result)[:1] if is_batch_norm else tree_leaves(result)

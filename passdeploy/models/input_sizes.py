@@ -66,18 +66,22 @@ def _scaled(images: Any, factor: float) -> Any:
 
 
 def doubled(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """Return inputs with every sample twice; what has no samples stays.
+    """Return inputs with every sample once more, floating-point ones mirrored; what has no samples stays.
 
-    For training mode, in which batch norms want two samples, and other code an even number.
+    For training mode, in which batch norms want two samples that differ, and other code an even number.
     """
     return tuple(
-        torch.cat([item, item])
+        torch.cat([item, _mirrored(item)])
         if isinstance(item, Tensor) and item.ndim
-        else [*item, *item]
+        else [*item, *map(_mirrored, item)]
         if _is_list_of_images(item)
         else item
         for item in inputs
     )
+
+
+def _mirrored(item: Tensor) -> Tensor:
+    return item.flip(-1) if item.ndim > 1 and item.is_floating_point() else item
 
 
 def _with_one_more(inputs: Sequence[Any]) -> tuple[Any, ...]:

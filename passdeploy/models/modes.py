@@ -92,6 +92,14 @@ def train_without_chance_(model: nn.Module) -> None:
         module.training = not drops_at_random(module)  # of this module alone
 
 
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers")
+
+
+def is_of_library(module: nn.Module) -> bool:
+    """True if the class of a module comes from a known library of networks, whose code is well known."""
+    return type(module).__module__.split(".")[0] in _LIBRARIES
+
+
 def drops_at_random(module: nn.Module) -> bool:
     """True for a layer that drops something at random in training mode, and does nothing else."""
     return any(word in type(module).__name__ for word in _RANDOM) and next(module.children(), None) is None

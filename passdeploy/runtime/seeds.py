@@ -10,6 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,13 +47,19 @@ def seeded_global_generators(*key: str | int, device: torch.device) -> Iterator[
 
 
 @contextmanager
-def seeded_python_and_numpy(seed: int = 0) -> Iterator[None]:
+def seeded_python_and_numpy(seed: int = 0, numpy_seed: int | None = None) -> Iterator[None]:
     """Seed the generators of Python and NumPy, from which code of a network may draw, and restore them afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others draw from
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed if numpy_seed is None else numpy_seed)  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+def states_of_python_and_numpy() -> tuple[Any, ...]:
+    """Return the states of the global generators of Python and NumPy, to see whether code draws from them."""
+    name, keys, *place = cast(tuple[Any, ...], np.random.get_state())  # noqa: NPY002 - the one that others draw from
+    return random.getstate(), name, keys.tolist(), place

@@ -16,7 +16,6 @@ from passdeploy.models.chosen_outputs import OutputChoice, choose_outputs
 from passdeploy.models.input_sizes import shapes_of
 from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
-from passdeploy.models.without_chance import without_chance
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.slimming.parts import error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog
@@ -45,7 +44,6 @@ class SameInputs:
 
     arguments: Sequence[Any]
     choice: OutputChoice | None  # of the outputs; None: all
-    training: bool = False  # run in training mode, without dropout
 
     @property
     def shapes_text(self) -> str:
@@ -73,9 +71,13 @@ class SameInputs:
 
     def outputs_of(self, network: nn.Module, deciding: AbstractContextManager[None] | None = None) -> list[Tensor]:
         """Run a network and list what can be compared of its outputs."""
-        decided, chance = deciding or nullcontext(), without_chance() if self.training else nullcontext()
-        mode = evaluating(network, training=self.training)
-        with torch.no_grad(), mode, calling_eagerly(network), unfused_attention(), chance, decided:
+        with (
+            torch.no_grad(),
+            evaluating(network),
+            calling_eagerly(network),
+            unfused_attention(),
+            deciding or nullcontext(),
+        ):
             return comparable_in(choose_outputs(network(*copied(self.arguments)), self.choice))
 
 
@@ -85,22 +87,36 @@ def copied(arguments: Sequence[Any]) -> list[Any]:
     return copies
 
 
-def largest_error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Return the largest `relative_error` of several outputs; infinite if there are more of one than of the other."""
+def largest_error(expected: Sequence[Tensor], found: Sequence[Tensor], *, least: float = 0.0) -> float:
+    """Return the largest `relative_error` of several outputs; infinite if there are more of one than of the other.
+
+    Args:
+        expected: the outputs of one network.
+        found: those of the other.
+        least: an output whose magnitude is below this share of the largest one counts as that large.
+    """
     if len(expected) != len(found):
         return float("inf")
-    return max(map(relative_error, expected, found), default=0.0)
+    floats = (output for output in expected if least and output.numel() and output.is_floating_point())
+    floor = least * max((float(output.abs().max()) for output in floats), default=0.0)
+    return max((relative_error(*pair, floor=floor) for pair in zip(expected, found, strict=True)), default=0.0)
 
 
-def relative_error(expected: Tensor, found: Tensor) -> float:
-    """Divide the largest difference by the largest magnitude; infinite where shapes differ or a value is not finite."""
+def relative_error(expected: Tensor, found: Tensor, *, floor: float = 0.0) -> float:
+    """Divide the largest difference by the largest magnitude; infinite where shapes differ or a value is not finite.
+
+    Args:
+        expected: what one network answers.
+        found: what the other does.
+        floor: a magnitude below this one counts as this.
+    """
     if expected.shape != found.shape:
         return float("inf")
     if not expected.numel():
         return 0.0
     wide = torch.complex128 if expected.is_complex() or found.is_complex() else torch.float64
     before, after = expected.to(wide), found.to(wide)
-    error = float((before - after).abs().max() / before.abs().max().clamp_min(1e-30))
+    error = float((before - after).abs().max() / before.abs().max().clamp_min(max(floor, 1e-30)))
     return error if error == error else float("inf")
 
 

@@ -8,6 +8,8 @@ that a copy without any cut computes what the network itself does.
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from passdeploy.channels.plan import Plan
 from passdeploy.errors import EquivalenceError, first_line
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.cloning import ModelCloner, deep_copy, named_plain_tensors, named_state
-from passdeploy.models.input_sizes import first_taken, one_sample, shapes_of, takes
+from passdeploy.models.input_sizes import doubled, first_taken, one_sample, shapes_of, takes
 from passdeploy.models.modes import outside_inference_mode
 from passdeploy.models.positional import positional
 from passdeploy.models.selected_channels import is_index_name
@@ -42,7 +44,7 @@ from passdeploy.slimming.slim import NOTHING, slim
 from passdeploy.slimming.structure import structure_fault
 from passdeploy.slimming.substitutes import replace_modules_
 from passdeploy.slimming.tensors import like, removed_indices, storage_of
-from passdeploy.slimming.training_mode import train_alike
+from passdeploy.slimming.training_mode import TrainingRun, train_alike
 
 
 def verify(
@@ -61,10 +63,10 @@ def verify(
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
     it would have decided otherwise, the error of what it decided by counts as well. Where the network takes another
     image size and batch size (see `input_sizes.other_sizes`), both are compared there, too, and on the first sample
-    alone. Where the network runs in training mode, both are compared in it, without dropout. Where a part of an output
-    that is very small beside others, as class scores beside boxes in pixels, differs by more than `tolerance` of its
-    own magnitude, it is compared once more in float64, which tells a wrong part from rounding (networks of up to 100
-    million parameters that run in float64).
+    alone. Where the network runs in training mode, both are compared in it, whichever way chance decides, without dropout.
+    Where a part of an output that is very small beside others, as class scores beside boxes in pixels, differs by more
+    than `tolerance` of its own magnitude, it is compared once more in float64, which tells a wrong part from rounding
+    (networks of up to 100 million parameters that run in float64).
 
     Args:
         model: the network.
@@ -173,7 +175,8 @@ def _require_tolerance(error: float, tolerance: float, run: SameInputs) -> None:
 def _require_training(reference: nn.Module, smaller: nn.Module, run: SameInputs, tolerance: float) -> None:
     """Raise EquivalenceError if the slim network fails or computes something else in training mode than `reference`."""
     try:
-        are_alike = train_alike(reference, smaller, run, tolerance)
+        training = TrainingRun(doubled(run.arguments), run.choice)
+        are_alike = train_alike(reference, smaller, training, tolerance=tolerance, wide_tolerance=tolerance)
     except Exception as problem:  # any kind: the code meets sizes that it does not know
         raise EquivalenceError(
             "the slim network does not run in training mode, in which its code does something else: "
@@ -302,17 +305,23 @@ def _rebuilt(
     return rebuilt
 
 
+_CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
+
+
 @contextmanager
 def _state_restored(model: nn.Module) -> Iterator[None]:
-    """Give a network back what it changes itself when it runs: values of parameters and buffers, and attributes."""
+    """Give a network back what it changes itself when it runs: values of parameters and buffers, attributes, and
+    what lists, dictionaries and sets among these hold."""
     saved = [(tensor, tensor.detach().clone()) for _, tensor in named_state(model) if tensor.layout == torch.strided]
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    attributes = [vars(module) for module in model.modules()]
+    containers = [one for held in attributes for one in held.values() if type(one) in _CONTAINERS]
+    contents = [(one, copy.copy(one)) for one in (*attributes, *containers)]
     try:
         yield
     finally:
-        for module, as_they_were in attributes:
-            vars(module).clear()
-            vars(module).update(as_they_were)
+        for container, as_it_was in contents:
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(as_it_was)
         for tensor, before in saved:
             if not torch.equal(tensor.detach(), before):
                 tensor.data.copy_(before)

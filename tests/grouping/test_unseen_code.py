@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,13 +140,134 @@ class MixedByNumpyAndPython(Base):
         return x + share * x.flip(0)
 
 
+class BranchByChance(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x + x.std() if self.training and torch.rand(1).item() < 0.3 else x
+
+
+class BranchOfThree(Base):
+    def body(self, x: Tensor) -> Tensor:
+        which = int(torch.randint(0, 3, (1,))) if self.training else 0
+        return x.flip(1) if which == 1 else x
+
+
+class BranchByPython(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.training and random.random() > 0.9 else x
+
+
+class ReturnsMore(Base):
+    """Returns a term of the loss in training mode."""
+
+    def more(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        return (self.head(x), self.more(x)) if self.training else self.head(x)
+
+
+class MaskedAtRandom(ReturnsMore):
+    def more(self, x: Tensor) -> Tensor:
+        return (x * (torch.rand(len(x), 1, *x.shape[2:]) > 0.5)).mean(1)
+
+
+class GradientPenalty(ReturnsMore):
+    def more(self, x: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(x.mean(1).square().sum(), x, create_graph=True)
+        return slope.square().sum((1, 2, 3))
+
+
+class TwoViewsAgree(ReturnsMore):
+    def more(self, x: Tensor) -> Tensor:
+        one, two = F.conv2d(3 * x, self.head.weight), 3 * F.conv2d(x, self.head.weight)
+        return (one - two).square().mean()  # zero up to rounding
+
+
+class ScaledByWhatItSaw(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def body(self, x: Tensor) -> Tensor:
+        scaled = x / self.scale
+        if self.training:
+            self.scale = 0.9 * self.scale + 0.1 * x.detach().square().mean().sqrt()
+        return scaled
+
+
+class CentredByAFunction(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return centred(self, x)
+
+
+def centred(module: nn.Module, x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True) if getattr(module, "training") else x  # noqa: B009 - as somebody may write it
+
+
+class InFloat32(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x.float() + 0.02 * x.float().std() if self.training else x
+
+
+class CentringDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True) if self.training else x
+
+
+class NamedLikeDropout(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = CentringDropout()
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.drop(x)  # type: ignore[no-any-return]
+
+
+class NoiseOfItsOwn(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return x + torch.randn(len(x), 1, 1, 1, generator=self.generator) if self.training else x
+
+
+class KeepsAtLeastOne(Base):
+    def body(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = torch.rand(3) > 0.5
+        while not keep.any():
+            keep = torch.rand(3) > 0.5
+        return x * keep.sum()
+
+
 class DropsAsUsual(Base):
     def body(self, x: Tensor) -> Tensor:
         keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8) if self.training else 1
         return F.dropout(F.dropout2d(x, 0.3, self.training), 0.2, self.training).relu() * keep
 
 
-@pytest.mark.parametrize("make", [DropsChannels, FlippedInTraining, CentredInTraining, AuxiliaryHead, TwoViews])
+@pytest.mark.parametrize(
+    "make",
+    [
+        DropsChannels,
+        FlippedInTraining,
+        CentredInTraining,
+        AuxiliaryHead,
+        TwoViews,
+        BranchByChance,
+        BranchOfThree,
+        BranchByPython,
+        MaskedAtRandom,
+        GradientPenalty,
+        ScaledByWhatItSaw,
+        CentredByAFunction,
+        InFloat32,
+        NamedLikeDropout,
+    ],
+)
 def test_channels_stay_that_are_told_apart_in_training_mode_alone(make: Callable[[], nn.Module]):
     torch.manual_seed(0)
     (stem,) = (group for group in find_groups(make().eval(), IMAGES) if group.name == "stem")
@@ -169,7 +291,19 @@ def states_of_generators() -> tuple[object, list[int], int]:
     return random.getstate(), keys.tolist(), position
 
 
-@pytest.mark.parametrize("make", [Base, DropsAsUsual, MixedByNumpyAndPython, InfiniteInTraining, WantsTargets])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Base,
+        DropsAsUsual,
+        MixedByNumpyAndPython,
+        InfiniteInTraining,
+        WantsTargets,
+        TwoViewsAgree,
+        NoiseOfItsOwn,
+        KeepsAtLeastOne,
+    ],
+)
 def test_dropout_keeps_no_channel_and_neither_does_what_cannot_be_compared(make: Callable[[], nn.Module]):
     torch.manual_seed(0)
     net = make().eval()
