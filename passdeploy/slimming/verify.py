@@ -63,10 +63,10 @@ def verify(
     ranked once: the slim network takes over what the masked one decided, since rounding settles ties either way; where
     it would have decided otherwise, the error of what it decided by counts as well. Where the network takes another
     image size and batch size (see `input_sizes.other_sizes`), both are compared there, too, and on the first sample
-    alone. Where the network runs in training mode, both are compared in it, whichever way chance decides, without dropout.
-    Where a part of an output that is very small beside others, as class scores beside boxes in pixels, differs by more
-    than `tolerance` of its own magnitude, it is compared once more in float64, which tells a wrong part from rounding
-    (networks of up to 100 million parameters that run in float64).
+    alone. Where the network runs in training mode, both are compared in it, whichever way chance decides, but without
+    dropout. Where a part of an output that is very small beside others, as class scores beside boxes in pixels, differs
+    by more than `tolerance` of its own magnitude, it is compared once more in float64, which tells a wrong part from
+    rounding (networks of up to 100 million parameters that run in float64).
 
     Args:
         model: the network.
