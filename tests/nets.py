@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
@@ -177,6 +180,16 @@ EVERY = (
     Transposed,
     Tied,
 )
+
+
+def family(name: str, **options: Any) -> nn.Module:
+    """Build a network of torchvision for ten classes; the hidden layers of VGG, 120 million weights, have 64 units."""
+    model = get_model(name, weights=None, num_classes=10, **options)
+    if name.startswith("vgg"):
+        wide = [index for index, layer in enumerate(model.classifier) if isinstance(layer, nn.Linear)]
+        for index, units in zip(wide, ((512 * 7 * 7, 64), (64, 64), (64, 10)), strict=True):
+            model.classifier[index] = nn.Linear(*units)
+    return cast(nn.Module, model)
 
 
 def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -30,7 +30,7 @@ def slimmed(model: nn.Module) -> nn.Module:
     ("name", "network"),
     [
         ("torchvision/resnet18", "slim"),
-        ("torchvision/efficientnet_b0", "slim"),
+        ("torchvision/mobilenet_v3_small", "slim"),
     ],
 )
 def test_engines_are_built_in_three_precisions(name: str, network: str, tmp_path: Path):

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
 
 from passdeploy import Plan, count, find_groups, masked, slim, verify
 from passdeploy.channels.groups import ChannelGroup
@@ -336,7 +335,7 @@ FAMILIES = {
 def test_the_families_of_torchvision_slim_exactly(name: str):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nets.randomise_(get_model(name, weights=None, num_classes=10))
+        net = nets.randomise_(nets.family(name))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     channels = map_channels(net, image)
     plan = half_of(channels.groups)

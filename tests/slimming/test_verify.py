@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import passdeploy as pd
@@ -20,6 +19,7 @@ from passdeploy.grouping.trial_cut import random_plan
 from passdeploy.models.outputs import comparable_in, tensors_in
 from passdeploy.slimming.agreement import relative_error
 from passdeploy.slimming.verify import check_equivalence, removed_slices_zeroed_
+from tests.nets import family
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -351,7 +351,7 @@ def test_the_sizes_of_a_comparison_are_told():
 )
 def test_cutting_equals_zeroing_the_slices_of_the_network_itself(name: str):
     plain = {"init_weights": False, "aux_logits": False} if name == "googlenet" else {}
-    net = randomise_(torchvision.models.get_model(name, weights=None, num_classes=10, **plain)).double()
+    net = randomise_(family(name, **plain)).double()
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     groups = pd.find_groups(net, images)
     plan = random_plan(groups, 1)
