@@ -19,7 +19,7 @@ AUDIT := .venv-audit
 # The lowest Python where it is installed, otherwise the one that runs everything else.
 PYTHON_FLOOR ?= $(shell python3.10 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 
-.PHONY: demo test test-floor test-torch-trt lint audit sbom clean
+.PHONY: demo environments test test-floor test-torch-trt lint audit sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/passdeploy prune --recipe mobilenetv2.yaml
@@ -44,6 +44,9 @@ audit: $(VENV)/installed $(AUDIT)/installed
 sbom: $(VENV)/installed $(AUDIT)/installed
 	mkdir -p dist
 	$(AUDIT)/bin/cyclonedx-py environment --output-reproducible --output-file dist/sbom.cdx.json $(BIN)/python
+
+# Of `make test` and `make test-torch-trt`; `make -j2 environments lint` makes both at the same time.
+environments: $(VENV)/installed $(TORCH_TRT)/installed
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
