@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class OwnState:
         self._attributes = list(_attributes_of(network))
 
     def has_changed(self) -> bool:
-        """True if a value or an attribute is another one now, or a list or dictionary has another length."""
+        """True if a value or an attribute is another one now, or a container has another length."""
         now = dict(_values_in(self._network))
         if now.keys() != self._values.keys():
             return True
@@ -41,13 +42,21 @@ def _values_in(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield parameters and buffers by name, without the statistics of batch norms of known libraries."""
     norms = {name for name, module in modules_by_name(network) if isinstance(module, _Norm) and is_of_library(module)}
     for name, tensor in named_state(network):
-        if isinstance(tensor, nn.Parameter) or name.rpartition(".")[0] not in norms:
+        is_own = isinstance(tensor, nn.Parameter) or name.rpartition(".")[0] not in norms
+        if is_own and tensor.layout == torch.strided:
             yield name, tensor
 
 
 def _attributes_of(network: nn.Module) -> Iterator[tuple[str, Any, int]]:
-    """Yield name, value and length of every attribute; what has no length counts as empty."""
+    """Yield name, value and state of every attribute."""
     for name, module in modules_by_name(network):
         for attribute, value in vars(module).items():
             if attribute not in _OWN_TABLES:
-                yield f"{name}.{attribute}", value, len(value) if isinstance(value, Sized) else 0
+                yield f"{name}.{attribute}", value, _state_of(value)
+
+
+def _state_of(value: Any) -> int:
+    """Return the length of a container, or how often a tensor was changed in place; 0 for anything else."""
+    if isinstance(value, list | dict | set | deque):
+        return len(value)
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

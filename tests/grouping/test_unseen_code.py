@@ -196,6 +196,19 @@ class ScaledByWhatItSaw(Base):
         return scaled
 
 
+class ScaledByATensorItKeeps(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.last = torch.ones(1), torch.zeros(())
+
+    def body(self, x: Tensor) -> Tensor:
+        scaled = x / self.scale
+        if self.training:
+            self.last = x.detach().square().mean()
+            self.scale.mul_(0.9).add_(0.1 * self.last.sqrt())
+        return scaled
+
+
 class CentredByAFunction(Base):
     def body(self, x: Tensor) -> Tensor:
         return centred(self, x)
@@ -263,6 +276,7 @@ class DropsAsUsual(Base):
         MaskedAtRandom,
         GradientPenalty,
         ScaledByWhatItSaw,
+        ScaledByATensorItKeeps,
         CentredByAFunction,
         InFloat32,
         NamedLikeDropout,
