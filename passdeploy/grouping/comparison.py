@@ -33,7 +33,7 @@ from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_p
 from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
-from passdeploy.slimming.training_mode import TrainingRun, train_alike
+from passdeploy.slimming.training_mode import TrainingRun, have_finite_numbers, train_alike
 from passdeploy.tracing.trace import Trace
 
 FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not
@@ -154,7 +154,7 @@ class Comparison:
             if not self._is_training:
                 return are_finite(self._outputs_of(whole, nullcontext()))
             with SameDraws().recording(whole):
-                return are_finite(self._training_run.outputs_of(whole)[0])
+                return have_finite_numbers(self._training_run.outputs_of(whole)[0])
         except Exception:  # the user's code may raise anything
             return False
 

@@ -83,7 +83,12 @@ def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[None]:
                 module.training = was_training
 
 
-_RANDOM = ("Dropout", "DropPath", "StochasticDepth")  # in the names of modules that drop something at random
+_RANDOM = (
+    "Dropout",
+    "DropPath",
+    "DropBlock",
+    "StochasticDepth",
+)  # in the names of modules that drop something at random
 
 
 def train_without_chance_(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase as _Norm
@@ -14,6 +15,8 @@ from passdeploy.models.cloning import modules_by_name, named_state
 from passdeploy.models.modes import is_of_library
 
 _OWN_TABLES = ("_parameters", "_buffers", "_modules")
+_MOST_DEPTH = 3  # of containers and objects inside of others
+_PLAIN = (bool, int, float, complex, str, bytes)
 
 
 class OwnState:
@@ -34,8 +37,7 @@ class OwnState:
         attributes = list(_attributes_of(self._network))
         if len(attributes) != len(self._attributes):
             return True
-        pairs = zip(attributes, self._attributes, strict=True)
-        return any(one[0] != two[0] or one[1] is not two[1] or one[2] != two[2] for one, two in pairs)
+        return not all(map(_is_same, attributes, self._attributes))
 
 
 def _values_in(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -47,16 +49,29 @@ def _values_in(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def _attributes_of(network: nn.Module) -> Iterator[tuple[str, Any, int]]:
-    """Yield name, value and state of every attribute."""
-    for name, module in modules_by_name(network):
+def _attributes_of(network: nn.Module) -> Iterator[Any]:
+    """Yield names and values of all attributes."""
+    for _, module in modules_by_name(network):
         for attribute, value in vars(module).items():
             if attribute not in _OWN_TABLES:
-                yield f"{name}.{attribute}", value, _state_of(value)
+                yield attribute
+                yield from _parts_of(value, _MOST_DEPTH)
 
 
-def _state_of(value: Any) -> int:
-    """Return the length of a container, or how often a tensor was changed in place; 0 for anything else."""
-    if isinstance(value, list | dict | set | deque):
-        return len(value)
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+def _parts_of(value: Any, depth: int) -> Iterator[Any]:
+    """Yield a value, and what tells whether it was changed in place: of containers and plain objects their parts."""
+    yield value.tobytes() if isinstance(value, np.ndarray) else value
+    if isinstance(value, Tensor):
+        yield 0 if value.is_inference() else value._version
+    elif isinstance(value, list | tuple | deque | dict | set) and depth:
+        yield len(value)
+        for part in [] if isinstance(value, set) else value.values() if isinstance(value, dict) else value:
+            yield from _parts_of(part, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type) and not callable(value):
+        for name, part in vars(value).items():
+            yield name
+            yield from _parts_of(part, depth - 1)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, _PLAIN) and type(one) is type(other) and one == other)

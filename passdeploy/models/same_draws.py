@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import torch
@@ -204,8 +204,9 @@ class _Drawing(TorchDispatchMode):
         given |= {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
         if told := {argument.name for argument in func._schema.arguments} & _DROPPING.keys():
             return func(**given | {name: _DROPPING[name] for name in told})
-        if (drawn := self._drawn_around(func, given)) is not None:
-            return drawn
+        with suppress(Exception):  # such as a type without fractions: it is drawn like anything else
+            if (drawn := self._drawn_around(func, given)) is not None:
+                return drawn
         self._draws.were_made, module = True, self._called_modules[-1]
         place = module, self._numbers[module]
         self._numbers[module] += 1
@@ -223,7 +224,7 @@ class _Drawing(TorchDispatchMode):
         """Draw by a tensor of means or chances from noise that does not depend on it; None for any other operation."""
         ops, own = torch.ops.aten, given.get("self")
         if func.overloadpacket is ops.normal and any(isinstance(given.get(name), Tensor) for name in ("mean", "std")):
-            mean, std = given["mean"], given["std"]
+            mean, std = given["mean"], given.get("std", 1.0)
             like = mean + torch.zeros_like(std) if isinstance(std, Tensor) else mean
             like = like if isinstance(like, Tensor) else torch.zeros_like(std)
             with self:
@@ -233,7 +234,7 @@ class _Drawing(TorchDispatchMode):
         if func in (ops.bernoulli.default, ops.bernoulli_.Tensor, ops.bernoulli.Tensor) and own is not None:
             chances = given.get("p", own)
             with self:
-                uniform = torch.rand_like(own)
+                uniform = torch.rand_like(own, dtype=chances.dtype)
             kept: Tensor = (uniform < chances).to(own.dtype)
             if func is not ops.bernoulli_.Tensor:
                 return kept

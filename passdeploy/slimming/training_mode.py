@@ -20,7 +20,7 @@ from passdeploy.models.same_draws import SameDraws, largest_over_chances
 from passdeploy.models.without_dropout import without_dropout
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.agreement import are_finite, copied, largest_error
+from passdeploy.slimming.agreement import copied, largest_error
 from passdeploy.slimming.float64 import NarrowingWatch, in_float64, is_large, to_float64_
 from passdeploy.slimming.replay import DecisionLog
 
@@ -80,7 +80,7 @@ def train_alike(
 
     An error above `tolerance` is looked at in float64. Where a network does not run in that, or is large, it is
     compared with the error that rounding all weights makes. Also true where the reference does not run in training
-    mode, as it may want targets, or answers in numbers that are not finite.
+    mode, as it may want targets, or gives an answer without any finite number.
 
     Args:
         reference: the masked network.
@@ -95,12 +95,23 @@ def train_alike(
     error = _error(reference, network, run, enough=tolerance)
     if error is None or error <= tolerance:
         return True
+    return _is_close(error, reference, network, run, wide_tolerance) or _is_by_chance(error, reference, run)
+
+
+def _is_close(error: float, reference: nn.Module, network: nn.Module, run: TrainingRun, wide_tolerance: float) -> bool:
+    """True if an error in float32 is one of rounding."""
     if error == float("inf"):
         return False
     if (wide := _error_in_float64(reference, network, run, enough=wide_tolerance)) is None:
         return _is_rounding(error, reference, run)
     wide_run = replace(run, inputs=in_float64(run.inputs))
     return wide <= wide_tolerance or _is_rounding(wide, to_float64_(deep_copy(reference)), wide_run)
+
+
+def _is_by_chance(error: float, reference: nn.Module, run: TrainingRun) -> bool:
+    """True if a network differs from itself as well, since it draws from a generator that is hidden in its code."""
+    own = _error(reference, reference, run, enough=error)
+    return own is not None and own >= min(_MOST_ROUNDING, error / _MARGIN)
 
 
 def _is_rounding(error: float, reference: nn.Module, run: TrainingRun) -> bool:
@@ -118,15 +129,33 @@ def _error(reference: nn.Module, network: nn.Module, run: TrainingRun, *, enough
         try:
             with draws.recording(one):
                 expected, goes_on = run.outputs_of(one, decisions.recording())
-            if not are_finite(expected):
-                return None
         except Exception:  # any kind: it is the user's code
             return None
         with draws.replaying(other):
             found, _ = run.outputs_of(other, decisions.replaying(), goes_on=goes_on)
+        if not have_finite_numbers(expected):
+            return None
+        if len(found) == len(expected) and not all(map(_have_the_same_gaps, expected, found)):
+            return float("inf")
+        expected, found = ([output.where(output.isfinite(), 0) for output in one] for one in (expected, found))
         return max(largest_error(expected, found, least=_LEAST_SHARE), decisions.error)
 
     return largest_over_chances(compare, enough=enough)
+
+
+def have_finite_numbers(outputs: Sequence[Tensor]) -> bool:
+    """True if every output that is not empty has a finite number."""
+    return all(bool(output.isfinite().any()) or not output.numel() for output in outputs)
+
+
+def _have_the_same_gaps(expected: Tensor, found: Tensor) -> bool:
+    """True if what is not finite in two outputs, such as a logit of minus infinity, is the same."""
+    gaps = ~expected.isfinite()
+    return (
+        expected.shape == found.shape
+        and torch.equal(gaps, ~found.isfinite())
+        and torch.equal(expected[gaps].nan_to_num(), found[gaps].nan_to_num())
+    )
 
 
 def _error_in_float64(reference: nn.Module, network: nn.Module, run: TrainingRun, *, enough: float) -> float | None:

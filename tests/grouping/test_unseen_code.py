@@ -172,6 +172,12 @@ class MaskedAtRandom(ReturnsMore):
         return (x * (torch.rand(len(x), 1, *x.shape[2:]) > 0.5)).mean(1)
 
 
+class SomeMinusInfinity(ReturnsMore):
+    def more(self, x: Tensor) -> Tensor:
+        attention = x.mean(1)
+        return attention.masked_fill(torch.arange(attention.shape[-1]) > 3, -float("inf"))
+
+
 class GradientPenalty(ReturnsMore):
     def more(self, x: Tensor) -> Tensor:
         (slope,) = torch.autograd.grad(x.mean(1).square().sum(), x, create_graph=True)
@@ -256,6 +262,14 @@ class KeepsAtLeastOne(Base):
         return x * keep.sum()
 
 
+HIDDEN = np.random.default_rng(0)
+
+
+class NoiseOfAHiddenGenerator(Base):
+    def body(self, x: Tensor) -> Tensor:
+        return x * float(HIDDEN.random()) if self.training else x
+
+
 class DropsAsUsual(Base):
     def body(self, x: Tensor) -> Tensor:
         keep = x.new_empty(len(x), 1, 1, 1).bernoulli_(0.8) if self.training else 1
@@ -275,6 +289,7 @@ class DropsAsUsual(Base):
         BranchByPython,
         MaskedAtRandom,
         GradientPenalty,
+        SomeMinusInfinity,
         ScaledByWhatItSaw,
         ScaledByATensorItKeeps,
         CentredByAFunction,
@@ -316,6 +331,7 @@ def states_of_generators() -> tuple[object, list[int], int]:
         TwoViewsAgree,
         NoiseOfItsOwn,
         KeepsAtLeastOne,
+        NoiseOfAHiddenGenerator,
     ],
 )
 def test_dropout_keeps_no_channel_and_neither_does_what_cannot_be_compared(make: Callable[[], nn.Module]):

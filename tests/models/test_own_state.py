@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from passdeploy.models.own_state import OwnState
+
+
+class Meter:
+    value = 0.0
+
+    def update(self, value: float) -> None:
+        self.value = value
 
 
 class Keeps(nn.Module):
@@ -20,6 +28,7 @@ class Keeps(nn.Module):
         self.register_buffer("queue", torch.zeros(4))
         self.register_buffer("sparse", torch.eye(3).to_sparse())
         self.seen, self.table, self.kept, self.last, self.calls = list[int](), {"calls": 0}, torch.zeros(2), None, 0
+        self.meter, self.meters, self.counts = Meter(), [Meter()], np.zeros(3)
 
     def forward(self, x: Tensor) -> Tensor:
         self.change(self)
@@ -46,6 +55,9 @@ def has_changed(change: Callable[[Keeps], None]) -> bool:
         lambda net: setattr(net, "last", torch.zeros(())),
         lambda net: setattr(net, "calls", net.calls + 1),
         lambda net: setattr(net, "late", 1),
+        lambda net: net.meter.update(0.5),
+        lambda net: net.meters[0].update(0.5),
+        lambda net: net.counts.fill(1),
     ],
 )
 def test_a_change_is_seen(change: Callable[[Keeps], None]):

@@ -50,6 +50,8 @@ def by_python_and_numpy(x: Tensor) -> Tensor:
         lambda x: x.new_empty(x.shape).bernoulli_(x.new_full((2, 1, 1, 1), 0.5)),
         lambda x: x[torch.randperm(2)] + torch.randint(0, 9, (2, 1, 1, 1)),
         lambda x: x * torch.distributions.Beta(0.5, 0.5).sample((2, 1, 1, 1)),
+        lambda x: x * torch.zeros(x.shape, dtype=torch.bool).bernoulli_(torch.full(x.shape, 0.5)),
+        lambda x: torch.normal(x),
         dropped,
         latent,
         by_own_generator,
