@@ -56,19 +56,19 @@ lint: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[$(EXTRAS)]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(FLOOR)/installed: pyproject.toml
 	$(PYTHON_FLOOR) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip uv
-	$(FLOOR)/bin/uv pip install --quiet --python $(FLOOR)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]'
+	$(FLOOR)/bin/uv pip install --quiet --compile-bytecode --python $(FLOOR)/bin/python --resolution lowest-direct --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(TORCH_TRT)/installed: pyproject.toml
 	$(PYTHON) -m venv $(TORCH_TRT)
 	$(TORCH_TRT)/bin/python -m pip install --quiet --upgrade pip uv
-	$(TORCH_TRT)/bin/uv pip install --quiet --python $(TORCH_TRT)/bin/python --editable '.[torch-trt-rtx,cpu,timm]' 'pytest>=8'
+	$(TORCH_TRT)/bin/uv pip install --quiet --compile-bytecode --python $(TORCH_TRT)/bin/python --editable '.[torch-trt-rtx,cpu,timm]' 'pytest>=8'
 	touch $@
 
 $(AUDIT)/installed:
