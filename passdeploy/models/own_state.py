@@ -20,7 +20,7 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 
 class OwnState:
-    """What a network holds at one time: values of parameters and buffers, and the attributes of its modules."""
+    """State of a network at one time: values of parameters and buffers, and the attributes of its modules."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network

@@ -31,7 +31,7 @@ _MARGIN = 10  # by which errors may exceed those of weights that are off by thei
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How networks are run in training mode."""
+    """Inputs and surroundings of runs in training mode."""
 
     inputs: Sequence[Any]  # positional arguments
     choice: OutputChoice | None  # of the outputs, where those of training mode have them as well; None: all
