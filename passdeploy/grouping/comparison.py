@@ -26,14 +26,14 @@ from passdeploy.models.modes import evaluating, unfused_attention
 from passdeploy.models.outputs import comparable_in
 from passdeploy.models.same_draws import SameDraws
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.agreement import are_finite, copied, relative_error
+from passdeploy.slimming.agreement import are_finite, copied, have_finite_numbers, relative_error
 from passdeploy.slimming.float64 import MAX_FLOAT64_PARAMETERS, NarrowingWatch, in_float64, to_float64_
 from passdeploy.slimming.masked import masked_from
 from passdeploy.slimming.parts import PART_TOLERANCE, error_by_part, has_faint_parts
 from passdeploy.slimming.replay import DecisionLog, decides
 from passdeploy.slimming.slim import slim_from
 from passdeploy.slimming.tensors import groups_after, like
-from passdeploy.slimming.training_mode import TrainingRun, have_finite_numbers, train_alike
+from passdeploy.slimming.training_mode import TrainingRun, train_alike
 from passdeploy.tracing.trace import Trace
 
 FLOAT32_BOUNDS = 1e-5, 1e-2  # relative errors in float32: below the first outputs are equal, above the second not

@@ -35,7 +35,8 @@ def transcript_of(
         training: run in training mode. Both modes run without dropout, and record gradients.
 
     Returns:
-        A line for each operation, and one for the outputs; None if the network does not run so.
+        A line for each operation, one for draws outside of torch, and one for the outputs; None if the network does
+        not run so.
     """
     model = cloner.copy(lambda _, tensor: tensor if tensor.is_meta else tensor.clone())
     on_meta = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))

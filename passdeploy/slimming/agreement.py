@@ -123,3 +123,8 @@ def relative_error(expected: Tensor, found: Tensor, *, floor: float = 0.0) -> fl
 def are_finite(outputs: Sequence[Tensor]) -> bool:
     """True if all values of all outputs are finite."""
     return all(bool(output.isfinite().all()) for output in outputs)
+
+
+def have_finite_numbers(outputs: Sequence[Tensor]) -> bool:
+    """True if every output that is not empty has a finite number."""
+    return all(bool(output.isfinite().any()) or not output.numel() for output in outputs)

@@ -20,7 +20,7 @@ from passdeploy.models.same_draws import SameDraws, largest_over_chances
 from passdeploy.models.without_dropout import without_dropout
 from passdeploy.models.wrappers import calling_eagerly
 from passdeploy.runtime.seeds import generator
-from passdeploy.slimming.agreement import copied, largest_error
+from passdeploy.slimming.agreement import copied, have_finite_numbers, largest_error
 from passdeploy.slimming.float64 import NarrowingWatch, in_float64, is_large, to_float64_
 from passdeploy.slimming.replay import DecisionLog
 
@@ -141,11 +141,6 @@ def _error(reference: nn.Module, network: nn.Module, run: TrainingRun, *, enough
         return max(largest_error(expected, found, least=_LEAST_SHARE), decisions.error)
 
     return largest_over_chances(compare, enough=enough)
-
-
-def have_finite_numbers(outputs: Sequence[Tensor]) -> bool:
-    """True if every output that is not empty has a finite number."""
-    return all(bool(output.isfinite().any()) or not output.numel() for output in outputs)
 
 
 def _have_the_same_gaps(expected: Tensor, found: Tensor) -> bool:

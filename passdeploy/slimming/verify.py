@@ -310,8 +310,7 @@ _CONTAINERS = (list, dict, set, deque, defaultdict, OrderedDict)
 
 @contextmanager
 def _state_restored(model: nn.Module) -> Iterator[None]:
-    """Give a network back what it changes itself when it runs: values of parameters and buffers, attributes, and
-    what lists, dictionaries and sets among these hold."""
+    """Give a network back what it changes itself when it runs: parameters, buffers, attributes and what they hold."""
     saved = [(tensor, tensor.detach().clone()) for _, tensor in named_state(model) if tensor.layout == torch.strided]
     attributes = [vars(module) for module in model.modules()]
     containers = [one for held in attributes for one in held.values() if type(one) in _CONTAINERS]
