@@ -12,7 +12,7 @@ from passdeploy.commands.snapshots import read_snapshot
 from passdeploy.errors import RunError
 from passdeploy.runs.folder import RunFolder
 from passdeploy.runs.plan_file import plan_from_json
-from passdeploy.sparsity.learn import require_fitting_hypernetwork
+from passdeploy.sparsity.scorer import require_fitting_hypernetwork
 from passdeploy.sparsity.select import ReusedRun
 from passdeploy.sparsity.settings import PassSettings
 

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from passdeploy.channels.allocation import Budget
-from passdeploy.channels.blocks import Block
 from passdeploy.channels.costs import CostModel
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.channels.plan import Plan
-from passdeploy.errors import RunError, TrainingError, UsageError, clipped
+from passdeploy.errors import TrainingError, UsageError, clipped
 from passdeploy.grouping.find import map_channels
 from passdeploy.models.chosen_outputs import OutputChoice
 from passdeploy.models.prompt import VisualPrompt
@@ -39,10 +38,11 @@ from passdeploy.runtime.seeds import seeded_global_generators
 from passdeploy.sparsity.baselines import taylor_scores
 from passdeploy.sparsity.batch_loss import BatchLoss
 from passdeploy.sparsity.batches import Loss, Stream, first_batch, inputs_in, repeated
-from passdeploy.sparsity.hypernet import Hypernetwork, joined_state, weight_statistics
+from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
 from passdeploy.sparsity.importance import TaylorImportance
 from passdeploy.sparsity.learning_state import LearningState
 from passdeploy.sparsity.objective import MaskObjective
+from passdeploy.sparsity.scorer import load_hypernetwork_, make_scorer
 from passdeploy.sparsity.settings import PassSettings as PassSettings
 from passdeploy.sparsity.shrinking import ShrinkingNetwork
 from passdeploy.training.deferred import DeferredScalars, StepReport, steps_per_report
@@ -144,12 +144,12 @@ def learn_masks(
     importance = TaylorImportance(prior.to(next(model.parameters()).device), settings.memory)
     statistics = weight_statistics(model, prunable, channels.blocks)
     prompted = None if settings.prompt_kind == "none" else images
-    prompt, hypernetwork = _make_scorer(statistics, importance, prompted, settings)
+    prompt, hypernetwork = make_scorer(statistics, importance, prompted, settings)
     state = LearningState(objective, importance, prompt, hypernetwork)
     if saved is not None:
         state.load_state_dict(*saved)
     elif start is not None:
-        _load_hypernetwork_(hypernetwork, start)
+        load_hypernetwork_(hypernetwork, start)
         importance.load_logits_(hypernetwork.prior)
     on_way = _BudgetsOnTheWay(tuple(larger_budgets), on_larger_budget)
     with saving(checkpoint, processes) as saves:
@@ -286,87 +286,6 @@ def _require_convergence(problem: str | None, step: int, lr: float) -> None:
             "The dense network is as it was. Lower prune.optimizer.lr, or the rate of the weights (prune.weights_lr, "
             "without it finetune.optimizer.lr), or check the data."
         )
-
-
-def _make_scorer(
-    statistics: Sequence[Tensor], importance: TaylorImportance, images: Tensor | None, settings: PassSettings
-) -> tuple[VisualPrompt | None, Hypernetwork]:
-    """Make the prompt, where there are images for one, and the hypernetwork, untrained, where the importance is."""
-    device, prompt = importance.scores.device, None
-    if images is not None:
-        if images.ndim != 4:
-            raise UsageError(
-                f"a prompt is added to images (batch, channels, height, width); these inputs are {images.ndim}-d.\n"
-                "Leave it out of the settings (prompt_kind='none')."
-            )
-        channels, height, width = images.shape[1:]
-        prompt = VisualPrompt(settings.prompt_kind, (channels, height, width), settings.prompt_size).to(device)
-    prompt_channels = None if images is None else images.size(1)
-    hypernetwork = _make_hypernetwork(statistics, importance.logits(), settings, prompt_channels)
-    return prompt, hypernetwork.to(device)
-
-
-def _make_hypernetwork(
-    statistics: Sequence[Tensor], prior: Tensor, settings: PassSettings, prompt_channels: int | None
-) -> Hypernetwork:
-    with seeded_global_generators("hypernetwork", settings.seed, device=torch.device("cpu")):
-        return Hypernetwork(
-            [values.cpu() for values in statistics],
-            prior.cpu(),
-            hidden=settings.hidden,
-            kind=settings.hypernet_kind,
-            prompt_channels=prompt_channels,
-        )
-
-
-def require_fitting_hypernetwork(
-    start: Mapping[str, Tensor],
-    model: nn.Module,
-    groups: Sequence[ChannelGroup],
-    settings: PassSettings,
-    *,
-    blocks: Sequence[Block] = (),
-    image_channels: int = 3,
-) -> None:
-    """Check that mask learning of a network can start from a trained hypernetwork.
-
-    Args:
-        start: its `state_dict`.
-        model: the network.
-        groups: its prunable groups.
-        settings: of the mask learning.
-        blocks: that may be skipped.
-        image_channels: of the network's images, and so of the prompt.
-
-    Raises:
-        RunError: the hypernetwork is of another network, or was made with other settings.
-    """
-    statistics = weight_statistics(model, groups, blocks)
-    prompt_channels = None if settings.prompt_kind == "none" else image_channels
-    prior = torch.zeros(sum(map(len, statistics)))
-    _load_hypernetwork_(_make_hypernetwork(statistics, prior, settings, prompt_channels), start)
-
-
-def _load_hypernetwork_(hypernetwork: Hypernetwork, start: Mapping[str, Tensor]) -> None:
-    """Load trained tensors into a hypernetwork; the weight statistics stay those of its own network."""
-    trained, own = joined_state(start), hypernetwork.state_dict()
-    for state in (trained, own):
-        state.pop("statistics", None)
-    differing = sorted(
-        name for name in {*trained, *own} if name not in trained or name not in own or not _fits(trained, own, name)
-    )
-    if differing:
-        raise RunError(
-            f"the hypernetwork to start from does not fit: {len(differing)} tensors differ (first '{differing[0]}').\n"
-            "It must be of the same network, with the same prune.hypernet, prune.include and prune.exclude."
-        )
-    hypernetwork.load_state_dict(trained, strict=False)
-
-
-def _fits(trained: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> bool:
-    """True if a trained tensor has the shape of its counterpart; the widths of the groups must also be the same."""
-    one, other = trained[name], own[name]
-    return one.shape == other.shape and (name != "widths" or torch.equal(one.cpu(), other.cpu()))
 
 
 def _read_budget(budget: Mapping[str, float], costs: CostModel) -> Budget:

@@ -17,8 +17,9 @@ from passdeploy.grouping.find import map_channels
 from passdeploy.models.prompt import Prompted, VisualPrompt, state_with_prompt
 from passdeploy.sparsity.baselines import bn_scale_scores, magnitude_scores, random_scores, taylor_scores
 from passdeploy.sparsity.hypernet import Hypernetwork, weight_statistics
-from passdeploy.sparsity.learn import Learned, PassSettings, _load_hypernetwork_, learn_masks
+from passdeploy.sparsity.learn import Learned, PassSettings, learn_masks
 from passdeploy.sparsity.mask import batch_statistics_only
+from passdeploy.sparsity.scorer import load_hypernetwork_
 from tests import nets
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -260,7 +261,7 @@ def test_a_hypernetwork_saved_layer_by_layer_gives_the_scores_it_gave(kind: str)
     prior = [torch.randn(width, generator=draws) for width in widths]
     saved |= {f"prior{number}": values for number, values in enumerate(prior)}
     saved |= {f"statistics{number}": torch.zeros(width) for number, width in enumerate(widths)}
-    _load_hypernetwork_(net, saved)
+    load_hypernetwork_(net, saved)
 
     prompt = torch.randn(1, 3, 8, 8, generator=draws)
     if kind == "none":
@@ -284,10 +285,10 @@ def test_a_hypernetwork_of_other_groups_is_refused():
         Hypernetwork([torch.zeros(w) for w in widths], torch.zeros(5), hidden=4) for widths in ((2, 3), (3, 2))
     ]
     with pytest.raises(RunError, match=r"does not fit: 1 tensors differ \(first 'widths'\)"):
-        _load_hypernetwork_(nets_of_widths[0], nets_of_widths[1].state_dict())
+        load_hypernetwork_(nets_of_widths[0], nets_of_widths[1].state_dict())
     other = Hypernetwork([torch.zeros(2), torch.zeros(3)], torch.zeros(5), hidden=4, kind="mlp")
     with pytest.raises(RunError, match="does not fit"):
-        _load_hypernetwork_(nets_of_widths[0], other.state_dict())
+        load_hypernetwork_(nets_of_widths[0], other.state_dict())
 
 
 def test_learning_uses_and_never_stores_batch_statistics():
