@@ -33,13 +33,15 @@ def labels_around(failed: OpRecord, trace: Trace, model: nn.Module) -> Iterator[
 def _records_around(failed: OpRecord, op_log: Sequence[OpRecord], model: nn.Module) -> Iterator[list[OpRecord]]:
     """Yield operations from which the size that failed may come.
 
-    First the same line of code with the same shapes, then all that the modules around these do, then the same line
-    with any shapes, then all that modules of the same class do, then all that those of the enclosing classes do.
+    First the same line of code with the same shapes, then whatever else this line does (`q @ k / width**0.5` divides
+    what has no channels left), then all that the modules around these do, then the same line with any shapes, then all
+    that modules of the same class do, then all that those of the enclosing classes do.
     """
     same_line = [record for record in op_log if (record.op, record.source) == (failed.op, failed.source)]
     same_shapes = [record for record in same_line if _shapes_of(record) == _shapes_of(failed)]
     owners = {record.modules[-1] for record in same_shapes if record.modules}
     yield same_shapes
+    yield [record for record in op_log if record.source == failed.source and owners.intersection(record.modules[-1:])]
     yield [record for record in op_log if owners.intersection(record.modules)]
     yield same_line
     for depth in range(1, len(failed.modules) + 1):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from passdeploy.channels.groups import ChannelGroup
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.risk import required_check
-from passdeploy.grouping.transcript import operations_in, transcript_of
+from passdeploy.grouping.transcript import operations_of, transcript_of
 from passdeploy.models.cloning import ModelCloner
 from passdeploy.models.input_sizes import doubled, further_sizes, other_sizes, takes
 from passdeploy.runtime.seeds import generator
@@ -100,7 +100,7 @@ class TracedNetwork:
         return found
 
     def _operations_at(self, inputs: Sequence[Any]) -> list[str] | None:
-        return operations_in(transcript_of(self.trial_cloner, inputs))
+        return operations_of(self.trial_cloner, inputs)
 
     def _risks_at(self, inputs: Sequence[Any]) -> set[Any]:
         """Collect what the trace does not have: operations that must be checked, with their lines, and other groups."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,31 @@ def transcript_of(
         A line for each operation, one for draws outside of torch, and one for the outputs; None if the network does
         not run so.
     """
+    writer = _Writer()
+    if (ran := _run(cloner, inputs, writer, training=training)) is None:
+        return None
+    return [*writer.lines, ("draws from Python or NumPy", ran.drew), tuple(map(writer.numbered, ran.outputs))]
+
+
+def operations_of(cloner: ModelCloner[nn.Module], inputs: Sequence[Any]) -> list[str] | None:
+    """Run a copy as `transcript_of` does, and list the names of the operations alone.
+
+    They are the same at all sizes unless the code does something else.
+    """
+    names = _Names()
+    return None if _run(cloner, inputs, names) is None else names.names
+
+
+class _Ran(NamedTuple):
+    outputs: list[Tensor]
+    drew: bool  # random numbers from Python or NumPy
+
+
+def _run(
+    cloner: ModelCloner[nn.Module], inputs: Sequence[Any], mode: MetaMode, *, training: bool = False
+) -> _Ran | None:
     model = cloner.copy(lambda _, tensor: tensor if tensor.is_meta else tensor.clone())
     on_meta = tree_map(lambda leaf: to_meta(leaf) if isinstance(leaf, Tensor) else leaf, list(inputs))
-    writer = _Writer()
     try:
         with (
             torch.enable_grad(),
@@ -48,19 +70,31 @@ def transcript_of(
             torch.random.fork_rng(devices=[]),
             evaluating(model, training=training),
             without_dropout(model) if training else nullcontext(),
-            writer,
+            mode,
         ):
             drawn = states_of_python_and_numpy()
             outputs = model(*on_meta)
-            drew = states_of_python_and_numpy() != drawn
+            return _Ran(tensors_in(outputs), states_of_python_and_numpy() != drawn)
     except Exception:  # it may want targets, or other sizes
         return None
-    return [*writer.lines, ("draws from Python or NumPy", drew), tuple(map(writer.numbered, tensors_in(outputs)))]
 
 
-def operations_in(transcript: Transcript | None) -> list[str] | None:
-    """Return the names of the operations alone, which are the same at all sizes unless the code does something else."""
-    return None if transcript is None else [str(line[0]) for line in transcript[:-1]]
+class _Names(MetaMode):
+    """The mode that lists the names of operations, except those on whole numbers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and note its name."""
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        first = result[0] if isinstance(result, tuple | list) and result else result
+        if isinstance(first, Tensor) and first.is_meta and func is not torch.ops.aten.detach.default:
+            self.names.append(func.name())
+        return result
 
 
 class _Writer(MetaMode):

@@ -33,9 +33,10 @@ from passdeploy.grouping.shape_check import Stop
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
+from passdeploy.grouping.tracked_sizes import ComparisonLog, groups_of
 from passdeploy.grouping.trial_cut import END_CUTS, PlanKey, TrialCut
-from passdeploy.grouping.width_branches import compares_widths, reads_widths
-from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
+from passdeploy.grouping.width_comparisons import comparisons_in, log_of_sizes, turning_widths
+from passdeploy.grouping.width_reads import reads_widths
 from passdeploy.tracing.labels import Reason
 
 MAX_REPAIRS = 150  # changes of the constraints before the whole network is protected
@@ -75,11 +76,11 @@ class TrialSearch:
         self._has_settled_values = False
         self._trials_to_compare: dict[PlanKey, None] = {}  # cuts that ran other operations than the whole network
         self._turning: tuple[Constraints, list[PlanKey]] | None = None  # see `_turning_keys`
+        self._logged: tuple[Constraints, ComparisonLog] | None = None  # see `_log_of_sizes`
+        self._protect_looked_up()
         check = required_check(network.trace, network.class_of)
-        self._branches = check is not RequiredCheck.VALUES and (
-            bool(self._turning_keys) or (self._may_compare_sizes and network.is_riskier_at_other_size)
-        )
-        self._reads_widths = reads_widths(network.model)
+        self._branches = check is not RequiredCheck.VALUES and bool(self._turning_keys or network.noise_of_other_paths)
+        self._reads_widths = self._log_of_sizes.has_reads or reads_widths(network.model)
         self.required_check = RequiredCheck.VALUES if self._branches or self._reads_widths else check
 
     @property
@@ -104,6 +105,7 @@ class TrialSearch:
         """
         if not self.required_check:
             return
+        self._protect_looked_up()
         trial = self._run(self.constraints, 0)
         while True:
             if not trial.stop:
@@ -138,6 +140,14 @@ class TrialSearch:
                     self.constraints = self.constraints.with_protected(labels, reason)
             self._count_repair()
             self.settle_sizes()
+
+    def _protect_looked_up(self) -> None:
+        """Protect groups whose widths the code looks up in dictionaries or sets: other widths may be in there, too."""
+        for operand in self._log_of_sizes.looked_up:
+            for group in self._groups:
+                if group.is_prunable and group.name in groups_of(operand):
+                    reason = Reason("the code looks their number up", module=group.layers[0])
+                    self.constraints = self.constraints.with_protected(self.network.labels_of(group), reason)
 
     def _run(self, constraints: Constraints, key: PlanKey) -> TrialResult:
         trial = run_trial(TrialCut(self.network, constraints.labels, key), constraints)
@@ -247,7 +257,7 @@ class TrialSearch:
 
     def _find_failure(self) -> Failure | None:
         """Find groups without which the outputs of the cut network would equal those of the masked one."""
-        if not (self._may_differ or self.network.may_train_otherwise or self._noise_of_other_paths):
+        if not (self._may_differ or self.network.may_train_otherwise or self.network.noise_of_other_paths):
             return None
         network, groups = self.network, self._groups
         comparison = Comparison(network.cloner, network.noise, network.trace, groups)
@@ -271,7 +281,7 @@ class TrialSearch:
         """
         if self.network.may_train_otherwise:
             yield comparison.in_training(self.network.training_noise), IN_TRAINING
-        for inputs in self._noise_of_other_paths:
+        for inputs in self.network.noise_of_other_paths:
             if has_other_size and inputs is self.network.noise_of_other_size:
                 continue
             yield comparison.at(inputs).strict(), WITH_OTHER_INPUTS
@@ -300,36 +310,28 @@ class TrialSearch:
     @property
     def _turning_keys(self) -> list[PlanKey]:
         """Cuts after which comparisons of widths come out differently, under the present constraints."""
-        if not self._may_compare_widths(self.constraints):
-            return []
         if self._turning is None or self._turning[0] is not self.constraints:
             for key in [key for key in self._trials_to_compare if isinstance(key, tuple)]:
                 del self._trials_to_compare[key]
             widths = {group.name: group.width for group in self._groups}
             turned = dict.fromkeys(
                 tuple(sorted(turning.items()))
-                for comparison in width_comparisons(self.network, self.constraints)
+                for comparison in comparisons_in(self._log_of_sizes)
                 for turning in turning_widths(comparison, widths)
             )
             self._turning = self.constraints, list(turned)
         return self._turning[1]
 
-    def _may_compare_widths(self, constraints: Constraints) -> bool:
-        """True if the code compares sizes of tensors and layers, or attributes that were found to hold a width."""
-        return compares_widths(self.network.model, {size.attribute.attribute for size in constraints.size_attributes})
-
-    @cached_property
-    def _may_compare_sizes(self) -> bool:
-        """True if the code compares sizes of tensors and layers, or numbers of samples."""
-        return compares_widths(self.network.model, {"len"})
+    @property
+    def _log_of_sizes(self) -> ComparisonLog:
+        """What the code does with sizes that depend on widths, under the present constraints."""
+        if self._logged is None or self._logged[0] is not self.constraints:
+            self._logged = self.constraints, log_of_sizes(self.network, self.constraints)
+        return self._logged[1]
 
     @cached_property
     def _end_cuts(self) -> tuple[PlanKey, ...]:
         return END_CUTS if picks_channels(self.network.trace) else ()
-
-    @cached_property
-    def _noise_of_other_paths(self) -> list[tuple[Any, ...]]:
-        return self.network.noise_of_other_paths if self._may_compare_sizes else []
 
     @cached_property
     def _states_sizes(self) -> bool:

@@ -8,7 +8,12 @@ where they come from (tracked_sizes.py); each comparison that depends on widths 
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import chain, combinations, product
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -16,16 +21,25 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from passdeploy.channels.groups import SizeAttribute
 from passdeploy.grouping.constraints import Constraints
 from passdeploy.grouping.gather import GroupBuilder
 from passdeploy.grouping.traced_network import TracedNetwork
-from passdeploy.grouping.tracked_sizes import Formula, TrackedSize
+from passdeploy.grouping.tracked_sizes import (
+    ComparisonLog,
+    Formula,
+    TrackedNumber,
+    is_of_model,
+    operand_of,
+    plain,
+    track,
+)
 from passdeploy.models.modes import evaluating
 from passdeploy.runtime.seeds import generator
 from passdeploy.slimming.size_attributes import read_size_attribute, write_size_attribute_
-from passdeploy.tracing.dispatch import OpObserver
+from passdeploy.tracing.dispatch import OpObserver, owner_of
 from passdeploy.tracing.op_call import OpCall
 from passdeploy.tracing.trace import DimLabels, OpRecord
 from passdeploy.tracing.weak_tensors import WeakTensorDict
@@ -34,15 +48,14 @@ ATTEMPTS = 4  # draws of all widths of a comparison but one, which is then solve
 MAX_TURNS = 2  # of them, the widths that are returned
 
 
-def width_comparisons(network: TracedNetwork, constraints: Constraints) -> list[Formula]:
-    """List the comparisons that the whole network makes and that depend on widths, in order, each once.
+def log_of_sizes(network: TracedNetwork, constraints: Constraints) -> ComparisonLog:
+    """Run the whole network once, and log what its code does with sizes that depend on widths.
 
-    Their values are the outcomes at given widths. For an order of two sizes, whether they are equal is listed as well.
     Torch's own comparisons are left out, and those after an operation that the trace does not have in its place.
     """
     # Some networks change their buffers when they run.
     model = network.trial_cloner.copy(lambda _, old: old if isinstance(old, nn.Parameter) else old.clone())
-    log = dict[Formula, None]()
+    log = ComparisonLog()
     observer = _LabelObserver(network, model)
     sizes = _SizeTracker(observer, network.builder, constraints, log)
     for attribute, labels in _size_attributes(network, constraints):
@@ -54,8 +67,16 @@ def width_comparisons(network: TracedNetwork, constraints: Constraints) -> list[
             observer.run_model(model, network.trial_inputs)
     except Exception:  # noqa: S110 - code that expects plain integers may raise anything; what was recorded before counts
         pass
+    return log
+
+
+def comparisons_in(log: ComparisonLog) -> list[Formula]:
+    """List the comparisons that depend on widths, in order, each once.
+
+    Their values are the outcomes at given widths. For an order of two sizes, whether they are equal is listed as well.
+    """
     found = dict[Formula, None]()
-    for comparison in log:
+    for comparison in log.comparisons:
         found[comparison] = None
         if comparison.operation in _ORDERS:  # equal sizes are the border of both outcomes
             found[Formula(operator.eq, comparison.left, comparison.right)] = None
@@ -72,18 +93,22 @@ def turning_widths(comparison: Formula, widths: Mapping[str, int]) -> Iterator[d
         comparison: of sizes that depend on the widths of prunable groups.
         widths: group name -> full width.
     """
-    names, found, outcome = list(comparison.groups), 0, bool(comparison.value(widths))
+    names, found = list(comparison.groups), 0
+    with np.errstate(all="ignore"):
+        outcome = bool(comparison.value(widths))
     draws = generator("turn", *names)
     for attempt in range(ATTEMPTS):
         drawn = {name: int(torch.randint(1, widths[name] + 1, (), generator=draws)) for name in names}
         others = {name: widths[name] for name in names} if attempt == 0 else drawn
-        for place in torch.randperm(len(names), generator=draws).tolist():
-            name = names[place]
+        for number in torch.randperm(len(names), generator=draws).tolist():
+            name = names[number]
             with np.errstate(all="ignore"):  # a remainder of zero
                 outcomes = comparison.value({**others, name: np.arange(1, widths[name] + 1)})
             turned = np.flatnonzero(np.asarray(outcomes, bool) != outcome) + 1
             if len(turned):
-                yield {**others, name: int(turned[torch.randint(len(turned), (), generator=draws)])}
+                # The largest is on the border between outcomes, and leaves most to differ in.
+                place = len(turned) - 1 if attempt == 0 else int(torch.randint(len(turned), (), generator=draws))
+                yield {**others, name: int(turned[place])}
                 found += 1
                 break
         if found == MAX_TURNS:
@@ -127,36 +152,83 @@ class _SizeTracker(TorchFunctionMode):
     """
 
     def __init__(
-        self, observer: _LabelObserver, builder: GroupBuilder, constraints: Constraints, log: dict[Formula, None]
+        self, observer: _LabelObserver, builder: GroupBuilder, constraints: Constraints, log: ComparisonLog
     ) -> None:
         super().__init__()
         self._observer, self._builder, self._constraints, self._log = observer, builder, constraints, log
 
-    def tracked(self, size: int, labels: Tensor) -> int:
+    def tracked(self, size: int, labels: Tensor) -> Any:
         """Return the size of a dimension with these labels, tracked if it depends on widths."""
         with _disable_current_modes():  # looking labels up is no operation of the network
             factor = self._builder.size_of(self._constraints, labels)
-        return TrackedSize.of(size, factor, self._log) if factor.spans else size
+        return track(size, factor, self._log) if factor.spans else size
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run one torch function; track the sizes that it returns."""
-        result = func(*args, **(kwargs or {}))
-        if func not in _SIZES:
+        """Run one torch function; track the sizes that it returns, and those at which it fails."""
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(leaf, TrackedNumber) for leaf in leaves) and is_of_model(_calling_frame()):
+            self._log.has_reads = True
+        try:
+            result = func(*args, **(kwargs or {}))
+        except Exception:
+            self._log_failure(leaves)
+            raise
+        if func in _MAKING_TENSORS:
+            for number in leaves:
+                self._log_leaving(number)
+        if func not in _SIZES or not self._observer.labels(args[0]):
             return result
-        labels = self._observer.labels(args[0])
-        if not labels:
+        sizes = self._sizes_of(args[0])
+        if func is Tensor.__len__:
+            self._log_leaving(sizes[0])  # whatever is returned here, `len` makes it an integer
             return result
-        sizes = torch.Size(
-            [self.tracked(size, labels[dim]) if dim in labels else size for dim, size in enumerate(args[0].shape)]
-        )
         if isinstance(result, torch.Size):
-            return sizes
-        return sizes[0 if func is Tensor.__len__ else (kwargs or {}).get("dim", args[-1])]
+            return torch.Size(sizes)
+        if func in _NUMBERS_OF_ELEMENTS:
+            return reduce(operator.mul, sizes, 1)
+        return sizes[(kwargs or {}).get("dim", args[-1])]
+
+    def _sizes_of(self, tensor: Tensor) -> list[Any]:
+        labels = self._observer.labels(tensor)
+        return [self.tracked(size, labels[dim]) if dim in labels else size for dim, size in enumerate(tensor.shape)]
+
+    def _log_leaving(self, number: Any) -> None:
+        if isinstance(number, TrackedNumber):
+            number.leave(_calling_frame())
+
+    def _log_failure(self, leaves: Sequence[Any]) -> None:
+        """Log where the sizes of different arguments differ, and stated sizes: the code may catch the error.
+
+        `try: x = x + y` adds where the sizes fit, and only there.
+        """
+        shapes = [self._sizes_of(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        stated = [leaf for leaf in leaves if isinstance(leaf, int) and plain(leaf) > 1]
+        for one, other in combinations([*shapes, stated], 2):
+            for first, second in product(one, other):
+                if plain(first) != plain(second):
+                    self._log.add(Formula(operator.eq, operand_of(first), operand_of(second)))
+        for size, divisor in product(chain(*shapes), stated):  # `x.view(b, 8, -1)` fails for ten channels
+            if size % divisor:
+                remainder = Formula(operator.mod, operand_of(size), operand_of(divisor))
+                self._log.add(Formula(operator.eq, remainder, 0))
 
 
-_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__}  # type: ignore[attr-defined]
+def _calling_frame() -> FrameType:
+    """Return the frame that called the torch function which a mode handles, past the code that passes calls on."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and (
+        owner_of(frame.f_code.co_filename)[0] == "passdeploy"
+        or Path(frame.f_code.co_filename).name in ("_tensor.py", "overrides.py")
+    ):
+        frame = frame.f_back
+    return frame
+
+
+_MAKING_TENSORS = {torch.tensor, torch.as_tensor, torch.asarray}
+_NUMBERS_OF_ELEMENTS = {Tensor.numel, Tensor.nelement, torch.numel}
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.__len__, *_NUMBERS_OF_ELEMENTS}  # type: ignore[attr-defined]
 
 
 def _size_attributes(network: TracedNetwork, constraints: Constraints) -> Iterator[tuple[SizeAttribute, Tensor]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import passdeploy as pd
 from passdeploy.errors import EquivalenceError
-from passdeploy.grouping.width_branches import compares_widths, reads_widths
+from passdeploy.grouping.width_reads import reads_widths
 from passdeploy.slimming.verify import check_equivalence
 
 IMAGES = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -355,19 +355,6 @@ def test_a_flipped_branch_that_a_norm_hides_is_found():
     net = Comparing(doubled_and_normalised)
     groups = pd.find_groups(net.eval(), IMAGES)
     assert not next(group for group in groups if group.name == "wide").is_prunable
-
-
-def test_code_that_compares_widths_is_recognised():
-    class Asking(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if x.shape[1] == self.in_channels else x
-
-    class Plain(nn.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) if self.stride == (1, 1) else x
-
-    assert compares_widths(nn.Sequential(Asking(3, 4, 1)))
-    assert not compares_widths(nn.Sequential(Plain(3, 4, 1), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2)))
 
 
 class Reading(nn.Module):

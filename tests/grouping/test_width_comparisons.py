@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from passdeploy.channels.costs import Factor
 from passdeploy.grouping.constraints import Constraints
-from passdeploy.grouping.tracked_sizes import MAX_DEPTH, Formula, TrackedSize
-from passdeploy.grouping.width_comparisons import turning_widths, width_comparisons
+from passdeploy.grouping.tracked_sizes import MAX_DEPTH, ComparisonLog, Formula, TrackedSize, track
+from passdeploy.grouping.width_comparisons import comparisons_in, log_of_sizes, turning_widths
 from tests.grouping.test_trial_cut import traced
 
 FIRST, SECOND = Factor(0, (("first", 1),)), Factor(2, (("second", 3),))
@@ -19,10 +19,10 @@ WIDTHS = {"first": 20, "second": 5}
 
 
 def test_arithmetic_of_sizes_is_tracked():
-    log: dict[Formula, None] = {}
-    first, second = TrackedSize.of(20, FIRST, log), TrackedSize.of(17, SECOND, log)
+    log = ComparisonLog()
+    first, second = track(20, FIRST, log), track(17, SECOND, log)
     assert (2 * first - second // 4) % 5 == 1
-    (comparison,) = log
+    (comparison,) = log.comparisons
     assert comparison.value(WIDTHS)
     assert list(comparison.groups) == ["first", "second"]
     assert comparison.left.value({"first": 11, "second": 1}) == (2 * 11 - 5 // 4) % 5  # type: ignore[union-attr]
@@ -31,18 +31,18 @@ def test_arithmetic_of_sizes_is_tracked():
 
 
 def test_long_sums_of_sizes_end_as_plain_integers():
-    log: dict[Formula, None] = {}
-    total = sum((TrackedSize.of(20, FIRST, log) for _ in range(1000)), 0)
+    log = ComparisonLog()
+    total = sum((track(20, FIRST, log) for _ in range(1000)), 0)
     assert total == 20_000
     assert type(total) is not TrackedSize or total.depth <= MAX_DEPTH
-    assert all(comparison.value(WIDTHS) in (True, False) for comparison in log)
+    assert all(comparison.value(WIDTHS) in (True, False) for comparison in log.comparisons)
 
 
 def test_tuples_of_sizes_are_compared_one_by_one():
-    log: dict[Formula, None] = {}
-    shape, other = (2, TrackedSize.of(20, FIRST, log), 8), (2, TrackedSize.of(17, SECOND, log), 8)
+    log = ComparisonLog()
+    shape, other = (2, track(20, FIRST, log), 8), (2, track(17, SECOND, log), 8)
     assert shape != other
-    assert list(log) == [Formula(operator.eq, FIRST, SECOND)]
+    assert list(log.comparisons) == [Formula(operator.eq, FIRST, SECOND)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ class Asking(nn.Module):
 
 def test_comparisons_of_widths_are_found_in_the_code_of_a_network():
     network = traced(Asking())
-    found = width_comparisons(network, Constraints(network.trace.union_find))
+    found = comparisons_in(log_of_sizes(network, Constraints(network.trace.union_find)))
     width = Factor(0, (("conv", 1),))
     half = Formula(operator.floordiv, width, 2)
     assert found == [

@@ -1,14 +1,12 @@
-"""Search the code of a network for widths, with which it may do something else once channels are cut.
+"""Search the code of a network for reads of widths: what it does with one changes once channels are cut.
 
-A trace shows the operations that ran, not the branches that were not taken: `if self.conv.in_channels != x.shape[1]:`
-may be true in the whole network and false in a cut one. Nor does it show where a number comes from: a window of
-`x.shape[1] // 8` pixels becomes another one.
+A trace does not show where a number comes from: a window of `x.shape[1] // 8` pixels becomes another one. Nor does it
+show branches that were not taken, so their code is searched as well.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dis import Instruction, get_instructions
 from functools import cache
 from types import CodeType, FunctionType
@@ -20,29 +18,8 @@ _WIDTHS = {
     *("embedding_dim", "embed_dim", "hidden_size", "input_size", "normalized_shape", "shape", "size", "numel"),
 }
 _LOADS = {"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"}
-_INSTRUCTIONS_BEFORE = 10  # a comparison, in which its operands are loaded
 _PARAMETERS = {"weight", "bias", "running_mean", "running_var"}  # their first dimension is no batch
 _WITHOUT_EFFECT = {"CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL"}
-
-
-def compares_widths(model: nn.Module, attributes: Collection[str] = ()) -> bool:
-    """True if code of the network, other than torch's own, compares a size of a tensor or layer with anything.
-
-    Args:
-        model: the network.
-        attributes: names of attributes of modules that hold a width, beside those of torch's layers.
-    """
-    names = frozenset([*_WIDTHS, *attributes])
-    kinds = {functions_of(module) for module in model.modules()}
-    return any(_any_compares_widths(functions, names) for functions in kinds)
-
-
-@cache
-def _any_compares_widths(functions: tuple[FunctionType, ...], names: frozenset[str]) -> bool:
-    """True if one of the functions of a module compares an attribute of one of these names."""
-    comparing = {function.__name__ for function in functions if _compares_anything(function.__code__)}
-    comparing -= {"forward", "__call__"}  # are given tensors
-    return any(_compares_widths(function, names, frozenset(comparing)) for function in functions)
 
 
 def reads_widths(model: nn.Module) -> bool:
@@ -129,60 +106,5 @@ def _methods_of(classes: tuple[type, ...], called: frozenset[str]) -> tuple[Func
     return tuple(method for name in sorted(reached) for method in methods[name])
 
 
-@cache
-def _compares_widths(function: FunctionType, names: frozenset[str], comparing: frozenset[str]) -> bool:
-    """True if a function, or one of the same package that it calls, compares an attribute of one of these names.
-
-    Args:
-        function: a method, or a function that stands for one.
-        names: of attributes that hold a width.
-        comparing: names of methods that compare, and may be given a width.
-    """
-    seen, waiting = {function}, [function]
-    while waiting:
-        one = waiting.pop()
-        own = _helpers_of(one)
-        gives_to = comparing.union(other.__name__ for other in own if _compares_anything(other.__code__))
-        if _compares(one.__code__, names, gives_to):
-            return True
-        waiting += own - seen
-        seen |= own
-    return False
-
-
 def _is_of_torch(module: str) -> bool:
     return module.partition(".")[0] in ("torch", "builtins")
-
-
-@cache
-def _compares_anything(code: CodeType) -> bool:
-    return _compares(code, None)
-
-
-def _compares(code: CodeType, names: frozenset[str] | None, gives_to: Collection[str] = ()) -> bool:
-    """True if code compares an attribute of one of these names, or gives one to a function that compares.
-
-    Args:
-        code: of a function.
-        names: None: compares anything.
-        gives_to: names of functions that compare.
-    """
-    before: deque[str] = deque(maxlen=_INSTRUCTIONS_BEFORE)
-    variables, last = set[str](), ""  # local variables that were computed from sizes
-    for instruction in get_instructions(code):
-        # `if width % 8:` compares as well.
-        operation, loads_size = instruction.opname, names is None or not names.isdisjoint(before)
-        is_truth_of_number = last.startswith("BINARY_") and ("JUMP" in operation or operation == "UNARY_NOT")
-        if loads_size and (operation in ("COMPARE_OP", "CONTAINS_OP") or is_truth_of_number):
-            return True
-        if loads_size and operation.startswith("CALL") and not set(gives_to).isdisjoint(before):
-            return True
-        last = last if operation == "TO_BOOL" else operation
-        name = str(instruction.argval) if operation in _LOADS else ""
-        if operation == "STORE_FAST" and loads_size:
-            variables.add(instruction.argval)
-        elif operation == "LOAD_FAST" and instruction.argval in variables:
-            name = "size"
-        before.append(name)
-    constants = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return any(_compares(constant, names, gives_to) for constant in constants)
