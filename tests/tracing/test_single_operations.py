@@ -137,6 +137,16 @@ FOLLOWED: dict[str, tuple[Operation, int]] = {  # -> width of the group
     "by their norm": (lambda x: x / (1 + x.norm(dim=1, keepdim=True)), 8),
     "by the norm of all": (lambda x: x / x.norm(), 8),
     "softmax": (lambda x: x.softmax(1), 8),
+    "their spectrum": (lambda x: torch.fft.rfft2(x).abs(), 8),
+    "filtered by frequencies": (
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * torch.polar(torch.ones(8, 5), torch.ones(8, 5)), s=(8, 8)),
+        8,
+    ),
+    "real and imaginary parts as channels": (
+        lambda x: torch.view_as_real(torch.fft.fft(x, dim=-1).conj().resolve_conj()).movedim(-1, 2).flatten(1, 2),
+        8,
+    ),
+    "made complex": (lambda x: torch.complex(x, 2 * x).resolve_conj().imag, 8),
     "the sum of rows": (lambda x: x.sum(2), 8),
     "times their mean": (lambda x: x * x.mean(-3, keepdim=True), 8),
     "less their mean": (lambda x: x - torch.var_mean(x, 1, keepdim=True, correction=0)[1], 8),
@@ -278,6 +288,11 @@ PROTECTED: dict[str, tuple[Operation, str]] = {  # -> words of the reason
         "belongs to an input that cannot be cut",
     ),
     "added to a fixed vector": (lambda x: x + torch.ones(8, 1, 1), "meets a tensor whose size cannot change"),
+    "their spectrum along channels": (lambda x: torch.fft.fft2(x, dim=(1, 2)).real, "a Fourier transform mixes"),
+    "as complex numbers": (
+        lambda x: torch.view_as_complex(x.movedim(1, -1).unflatten(-1, (4, 2)).contiguous()).abs().movedim(-1, 1),
+        "",
+    ),
     "regions along channels": (lambda x: roi_align(x.permute(0, 2, 1, 3), BOXES, 3), "regions are taken along"),
 }
 

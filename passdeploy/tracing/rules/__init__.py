@@ -18,6 +18,7 @@ from passdeploy.tracing.rules import (
     attention_and_rnn,
     computed_weights,
     contractions,
+    fourier,
     movement,
     normalisation,
     reductions,
@@ -30,6 +31,7 @@ from passdeploy.tracing.tracer import Rule
 
 _REGISTERED = (
     contractions,
+    fourier,
     movement,
     normalisation,
     reductions,
