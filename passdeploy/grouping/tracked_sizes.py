@@ -88,6 +88,10 @@ class ComparisonLog:
         if len(self._left) < MAX_LEFT:
             self._left.append(operand)
 
+    def forget_frame(self) -> None:
+        """Let go of the last frame, whose variables may be large."""
+        self._frame, self._left = None, []
+
 
 class TrackedNumber:
     """A number that is used like any other.

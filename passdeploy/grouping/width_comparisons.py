@@ -67,6 +67,7 @@ def log_of_sizes(network: TracedNetwork, constraints: Constraints) -> Comparison
             observer.run_model(model, network.trial_inputs)
     except Exception:  # noqa: S110 - code that expects plain integers may raise anything; what was recorded before counts
         pass
+    log.forget_frame()
     return log
 
 
