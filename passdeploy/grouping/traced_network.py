@@ -75,11 +75,6 @@ class TracedNetwork:
             return True
         return there != transcript_of(cloner, inputs)
 
-    @property
-    def is_riskier_at_other_size(self) -> bool:
-        """True if at the other size the network has other groups, or runs other operations that must be checked."""
-        return self.noise_of_other_size is not None and bool(self._risks_at(self.noise_of_other_size))
-
     @cached_property
     def noise_of_other_paths(self) -> list[tuple[Any, ...]]:
         """Random inputs of other sizes, or of one sample, with each of which the network takes another risky path.

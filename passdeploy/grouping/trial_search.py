@@ -324,7 +324,7 @@ class TrialSearch:
 
     @property
     def _log_of_sizes(self) -> ComparisonLog:
-        """What the code does with sizes that depend on widths, under the present constraints."""
+        """The log of what the code does with sizes that depend on widths, under the present constraints."""
         if self._logged is None or self._logged[0] is not self.constraints:
             self._logged = self.constraints, log_of_sizes(self.network, self.constraints)
         return self._logged[1]

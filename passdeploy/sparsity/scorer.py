@@ -1,4 +1,4 @@
-"""What scores channels: the visual prompt and the hypernetwork, made untrained or with the tensors of a trained one."""
+"""The scorer of channels, a visual prompt and a hypernetwork: made untrained, or with the tensors of a trained one."""
 
 from __future__ import annotations
 
