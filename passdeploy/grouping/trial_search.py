@@ -30,12 +30,13 @@ from passdeploy.grouping.remedies import Remedies, Remedy
 from passdeploy.grouping.risk import RequiredCheck, picks_channels, required_check, states_sizes
 from passdeploy.grouping.run_trial import TrialResult, run_trial
 from passdeploy.grouping.shape_check import Stop
+from passdeploy.grouping.size_log import log_of_sizes
 from passdeploy.grouping.stale_sizes import AttributeFixes
 from passdeploy.grouping.tied_widths import width_equalities
 from passdeploy.grouping.traced_network import TracedNetwork
 from passdeploy.grouping.tracked_sizes import ComparisonLog, groups_of
 from passdeploy.grouping.trial_cut import END_CUTS, PlanKey, TrialCut
-from passdeploy.grouping.width_comparisons import comparisons_in, log_of_sizes, turning_widths
+from passdeploy.grouping.width_comparisons import comparisons_in, turning_widths
 from passdeploy.grouping.width_reads import reads_widths
 from passdeploy.tracing.labels import Reason
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from passdeploy.channels.costs import Factor
 from passdeploy.grouping.constraints import Constraints
+from passdeploy.grouping.size_log import log_of_sizes
 from passdeploy.grouping.tracked_sizes import MAX_DEPTH, ComparisonLog, Formula, TrackedSize, track
-from passdeploy.grouping.width_comparisons import comparisons_in, log_of_sizes, turning_widths
+from passdeploy.grouping.width_comparisons import comparisons_in, turning_widths
 from tests.grouping.test_trial_cut import traced
 
 FIRST, SECOND = Factor(0, (("first", 1),)), Factor(2, (("second", 3),))

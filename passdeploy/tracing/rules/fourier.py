@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from passdeploy.tracing.op_call import OpCall, aten
-from passdeploy.tracing.rules.elementwise import elementwise_rule
+from passdeploy.tracing.rules.elementwise import elementwise_rule, same_shape_rule
 from passdeploy.tracing.rules.registry import rule
 from passdeploy.tracing.tracer import ChannelTracer
 
 rule("complex", "polar")(elementwise_rule)
+rule("_conj", "conj_physical", "_neg_view", "resolve_conj", "resolve_neg")(same_shape_rule)
 
 
 @rule("_fft_r2c", "_fft_c2c", "_fft_c2r")
@@ -31,9 +32,3 @@ def complex_view_rule(tracer: ChannelTracer, call: OpCall) -> None:
     if parts in labels:
         tracer.protect(labels[parts], "real and imaginary parts")
     tracer.set_labels(call.results[0], {dim: vector for dim, vector in labels.items() if dim != parts})
-
-
-@rule("_conj", "conj_physical", "_neg_view", "resolve_conj", "resolve_neg")
-def conjugate_rule(tracer: ChannelTracer, call: OpCall) -> None:
-    """Copy the labels of a tensor to its conjugate."""
-    tracer.set_labels(call.results[0], dict(tracer.labels(call.tensors[0])))
